@@ -1,0 +1,1 @@
+//! The bellows command and the REST interface.

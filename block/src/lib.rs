@@ -1,0 +1,1 @@
+//! OCI images as content-addressed EROFS layers, and the disks that serve them.

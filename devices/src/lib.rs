@@ -1,0 +1,1 @@
+//! PCI, virtio-pci and the virtio devices of a Bellows VM.

@@ -1,0 +1,1 @@
+//! The versioned protocol between the monitor and the guest agent.

@@ -1,0 +1,1 @@
+//! Guest-physical layout, partitions, host mappings and discard.

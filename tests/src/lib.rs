@@ -1,0 +1,1 @@
+//! End-to-end tests, the lab they run in, and benchmarks.

@@ -1,0 +1,1 @@
+//! The embeddable Bellows microVM monitor.
