@@ -1,1 +1,10 @@
 //! PCI, virtio-pci and the virtio devices of a Bellows VM.
+//!
+//! A device is a [`virtio::VirtioDevice`]; [`pci`] puts it on the bus; [`event_loop`] runs its queues. Everything that a
+//! device needs of the monitor comes through the traits in [`interrupt`] and [`bus`], so that a whole device runs in a
+//! test without a VM.
+
+pub mod bus;
+pub mod event_loop;
+pub mod interrupt;
+pub mod virtio;

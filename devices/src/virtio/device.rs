@@ -1,0 +1,78 @@
+//! What every virtio device is to the transport.
+
+use std::sync::Arc;
+
+use bellows_memory::GuestView;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::event_loop::EventLoopHandle;
+use crate::interrupt::Interrupt;
+
+/// A virtio device, VIRTIO 1.2 section 2, without its transport.
+///
+/// The transport owns status, feature negotiation, queue set-up and interrupts; the device owns its configuration space
+/// and what happens in its queues. All calls come under the transport's lock, one at a time.
+pub trait VirtioDevice: Send {
+    /// Device type number (`VIRTIO_ID_*`).
+    fn device_type(&self) -> u16;
+
+    /// Largest size of each queue; its length is the number of queues. Powers of two.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Feature bits offered. The transport adds `VIRTIO_F_VERSION_1`, `RING_INDIRECT_DESC` and `RING_EVENT_IDX`.
+    fn features(&self) -> u64;
+
+    /// Reads device configuration at `offset`; bytes beyond it read as zeros.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device configuration; most devices have nothing that a driver may write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Starts the device: the driver has set `DRIVER_OK`. The device puts its queue handler on
+    /// [`Activation::event_loop`] and returns at once.
+    ///
+    /// # Errors
+    /// The device can't start; the transport sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the device: when this returns no request is being processed and guest memory is not touched any more.
+    /// A device that is not active has nothing to do.
+    fn reset(&mut self);
+}
+
+/// What a device is given when the driver is ready.
+pub struct Activation {
+    /// Guest memory as devices may see it.
+    pub memory: GuestView,
+    /// Every queue of the device, in order; `None` where the driver did not enable it.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// The way to the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Feature bits the driver accepted, all of them offered.
+    pub features: u64,
+    /// Where the device's queue handler runs.
+    pub event_loop: EventLoopHandle,
+}
+
+/// A queue that the driver set up and enabled, checked against guest memory.
+pub struct ActiveQueue {
+    /// The queue; addresses and size are fixed until reset.
+    pub queue: Queue,
+    /// Signalled when the driver made buffers available.
+    pub kick: EventFd,
+}
+
+/// Why a device could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver left out a queue that the device can't work without.
+    #[error("the driver did not enable queue {0}")]
+    MissingQueue(u16),
+    /// The event loop did not take the handler.
+    #[error("the event loop did not take the device's queues")]
+    EventLoop(#[source] event_manager::Error),
+    /// A descriptor or eventfd could not be made.
+    #[error("cannot set up the device's events")]
+    Events(#[source] std::io::Error),
+}

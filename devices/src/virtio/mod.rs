@@ -1,0 +1,5 @@
+//! Virtio devices and their transport.
+
+mod device;
+
+pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
