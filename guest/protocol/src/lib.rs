@@ -1,1 +1,27 @@
 //! The versioned protocol between the monitor and the guest agent.
+//!
+//! - [`agent`] holds the messages and [`agent_ttrpc`] the client and the server trait, both generated from
+//!   `proto/agent.proto`. They are spoken with ttrpc over vsock: the agent listens on [`AGENT_PORT`].
+//! - [`ready`] is the one line that the agent sends to the host when it can be called.
+//! - [`values`] checks the values that both sides exchange as strings. Each side checks what it receives.
+
+#[allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+pub mod ready;
+pub mod values;
+
+pub use generated::{agent, agent_ttrpc};
+
+/// Version of the protocol. The two sides compare theirs in `Hello` and in the ready line.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// vsock port on which the agent listens, in the guest.
+pub const AGENT_PORT: u32 = 1024;
+
+/// vsock port on the host (CID 2) that the agent connects to once it listens.
+///
+/// With the hybrid convention the host's end is the Unix socket `<uds_path>_<READY_PORT>`.
+pub const READY_PORT: u32 = 1025;

@@ -1,0 +1,229 @@
+//! Values that cross the wire as strings and numbers: each becomes a type of its own once, where it arrives.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// Longest instance or image identifier.
+pub const MAX_IDENTIFIER: usize = 64;
+/// Longest serial number of a block device: `VIRTIO_BLK_ID_BYTES` (VIRTIO 1.2 section 5.2.6).
+pub const MAX_SERIAL: usize = 20;
+/// Most layers of one image.
+pub const MAX_LAYERS: usize = 128;
+/// Most partitions' nodes: node numbers are below this.
+pub const MAX_NODES: u32 = 1024;
+/// Most data in one `ReadOutput` answer, in bytes.
+pub const MAX_OUTPUT_READ: u32 = 1 << 20;
+/// Most PCI functions in one request.
+pub const MAX_DEVICES: usize = 1024;
+/// Most bytes in an instance's arguments and environment together.
+pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
+
+/// Why a value is not acceptable.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ValueError {
+    /// Not `[a-z0-9-]{1,64}`, or it starts with `-`.
+    #[error("{0:?} is no identifier: 1 to {MAX_IDENTIFIER} of a-z, 0-9 and -, not starting with -")]
+    Identifier(String),
+    /// Not `dddd:bb:dd.f` in hexadecimal.
+    #[error("{0:?} is no PCI address: want domain:bus:device.function like 0000:01:04.0")]
+    PciAddress(String),
+    /// Not `[A-Za-z0-9._-]{1,20}`, or it starts with `.`.
+    #[error("{0:?} is no serial number: 1 to {MAX_SERIAL} of A-Z, a-z, 0-9, ., _ and -, not starting with .")]
+    Serial(String),
+    /// The node number is too large.
+    #[error("node {0} is not below {MAX_NODES}")]
+    Node(u32),
+    /// Not `NAME=value`, or it holds a NUL.
+    #[error("{0:?} is no environment variable: want NAME=value without NUL")]
+    Environment(String),
+    /// An argument holds a NUL.
+    #[error("argument {0:?} holds a NUL")]
+    Argument(String),
+    /// Nothing to run.
+    #[error("there are no arguments: nothing to run")]
+    NoArguments,
+    /// Too much of something.
+    #[error("{count} {what}: more than {limit}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Not an absolute path without NUL.
+    #[error("{0:?} is no absolute path")]
+    Path(String),
+}
+
+/// How an offending value appears in a message: not whole when it is long.
+fn excerpt(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+macro_rules! text_value {
+    ($(#[$doc:meta])* $name:ident, $variant:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text as it came.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ValueError;
+
+            fn from_str(text: &str) -> Result<Self, ValueError> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) { Ok(Self(text.to_owned())) } else { Err(ValueError::$variant(excerpt(text))) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn is_identifier(text: &str) -> bool {
+    (1..=MAX_IDENTIFIER).contains(&text.len())
+        && !text.starts_with('-')
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+fn is_serial(text: &str) -> bool {
+    (1..=MAX_SERIAL).contains(&text.len())
+        && !text.starts_with('.')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+fn is_pci_address(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let hex = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    bytes.len() == 12
+        && (bytes[4], bytes[7], bytes[10]) == (b':', b':', b'.')
+        && hex(0..4)
+        && hex(5..7)
+        && hex(8..10)
+        && u8::from_str_radix(&text[8..10], 16).is_ok_and(|device| device < 32)
+        && matches!(bytes[11], b'0'..=b'7')
+}
+
+text_value!(
+    /// Names an instance: `[a-z0-9-]{1,64}`, safe as a file name, a cgroup name and a host name.
+    InstanceId, Identifier, is_identifier
+);
+text_value!(
+    /// Names an image within a VM, under the same rule as an instance.
+    ImageId, Identifier, is_identifier
+);
+text_value!(
+    /// Serial number of a block device: `[A-Za-z0-9._-]{1,20}`, safe as a file name and in mount options.
+    Serial, Serial, is_serial
+);
+text_value!(
+    /// A PCI function as sysfs names it: `0000:01:04.0`, in lower case.
+    PciAddress, PciAddress, is_pci_address
+);
+
+/// A NUMA node of the guest; 0 is base memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node(u32);
+
+impl Node {
+    /// The node of base memory.
+    pub const BASE: Self = Self(0);
+
+    /// Its number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it is a partition's node.
+    pub fn is_partition(self) -> bool {
+        self != Self::BASE
+    }
+}
+
+impl TryFrom<u32> for Node {
+    type Error = ValueError;
+
+    fn try_from(number: u32) -> Result<Self, ValueError> {
+        if number < MAX_NODES { Ok(Self(number)) } else { Err(ValueError::Node(number)) }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Parses every one of `texts`, of which there may be at most `limit`.
+///
+/// # Errors
+/// The first value that is not acceptable, or [`ValueError::TooMany`].
+pub fn parse_all<T: FromStr<Err = ValueError>>(
+    texts: &[String],
+    what: &'static str,
+    limit: usize,
+) -> Result<Vec<T>, ValueError> {
+    if texts.len() > limit {
+        return Err(ValueError::TooMany { what, count: texts.len(), limit });
+    }
+    texts.iter().map(|text| text.parse()).collect()
+}
+
+/// Checks what an instance runs: arguments and environment fit an `execve`.
+///
+/// # Errors
+/// [`ValueError::NoArguments`], [`ValueError::Argument`], [`ValueError::Environment`] or [`ValueError::TooMany`].
+pub fn check_command(arguments: &[String], environment: &[String]) -> Result<(), ValueError> {
+    if arguments.first().is_none_or(String::is_empty) {
+        return Err(ValueError::NoArguments);
+    }
+    if let Some(argument) = arguments.iter().find(|argument| argument.contains('\0')) {
+        return Err(ValueError::Argument(excerpt(argument)));
+    }
+    let well_formed = |variable: &&String| {
+        !variable.contains('\0') && variable.split_once('=').is_some_and(|(name, _)| !name.is_empty())
+    };
+    if let Some(variable) = environment.iter().find(|variable| !well_formed(variable)) {
+        return Err(ValueError::Environment(excerpt(variable)));
+    }
+    let count = arguments.iter().chain(environment).map(|text| text.len().saturating_add(1)).sum();
+    if count > MAX_ARGUMENT_BYTES {
+        return Err(ValueError::TooMany {
+            what: "bytes of arguments and environment",
+            count,
+            limit: MAX_ARGUMENT_BYTES,
+        });
+    }
+    Ok(())
+}
+
+/// Checks a working directory: absolute; empty means `/`.
+///
+/// # Errors
+/// [`ValueError::Path`].
+pub fn check_working_directory(path: &str) -> Result<&str, ValueError> {
+    match path {
+        "" => Ok("/"),
+        path if path.starts_with('/') && !path.contains('\0') && path.len() < 4096 => Ok(path),
+        path => Err(ValueError::Path(excerpt(path))),
+    }
+}
+
+#[cfg(test)]
+#[path = "values_test.rs"]
+mod tests;
