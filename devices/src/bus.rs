@@ -1,5 +1,9 @@
 //! Address spaces that guest accesses are dispatched on: port I/O and memory-mapped I/O.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 /// Something that answers guest reads and writes in a range of an address space.
 ///
 /// `offset` counts from the start of the range. Accesses come from vCPU threads, several at once; `data` is 1, 2, 4 or 8
@@ -28,3 +32,172 @@ pub trait Doorbells: Send + Sync {
     /// Nothing was wired there.
     fn unwire(&self, address: u64, fd: &vmm_sys_util::eventfd::EventFd) -> std::io::Result<()>;
 }
+
+/// A range of addresses, never empty, never past the end of the address space.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AddressRange {
+    first: u64,
+    last: u64,
+}
+
+impl AddressRange {
+    /// `len` addresses from `base` on; `None` when that is none or too many.
+    #[must_use]
+    pub const fn new(base: u64, len: u64) -> Option<Self> {
+        if len == 0 {
+            return None;
+        }
+        match base.checked_add(len - 1) {
+            Some(last) => Some(Self { first: base, last }),
+            None => None,
+        }
+    }
+
+    /// The first address.
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.first
+    }
+
+    /// The last address.
+    #[must_use]
+    pub const fn last(self) -> u64 {
+        self.last
+    }
+
+    /// Whether all of `other` lies in this range.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
+    /// Whether any address is in both.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..={:#x}", self.first, self.last)
+    }
+}
+
+/// Why a device could not be put on a [`Bus`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BusError {
+    /// The range is empty or runs past the end of the address space.
+    #[error("{len} addresses from {base:#x} on are no range")]
+    NoRange {
+        /// First address asked for.
+        base: u64,
+        /// Number of addresses asked for.
+        len: u64,
+    },
+    /// Another device is there.
+    #[error("the range {wanted} overlaps {taken}, which is taken")]
+    Overlap {
+        /// The range asked for.
+        wanted: AddressRange,
+        /// The range of the device that is there.
+        taken: AddressRange,
+    },
+}
+
+/// One address space: which device answers at which addresses.
+///
+/// No lock is held while a device is called, so a device may insert and remove ranges, its own included, from within a
+/// write. A device removed meanwhile may therefore still see an access that had begun.
+#[derive(Default)]
+pub struct Bus {
+    /// By first address.
+    devices: RwLock<BTreeMap<u64, Mapping>>,
+}
+
+#[derive(Clone)]
+struct Mapping {
+    range: AddressRange,
+    device: Arc<dyn BusDevice>,
+}
+
+impl Bus {
+    /// An address space with nobody in it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets `device` answer the `len` addresses from `base` on.
+    ///
+    /// # Errors
+    /// The range is none, or it overlaps another device's; nothing changed.
+    pub fn insert(&self, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
+        let wanted = AddressRange::new(base, len).ok_or(BusError::NoRange { base, len })?;
+        let mut devices = self.write_lock();
+        // Ranges don't overlap each other, so only the last one that begins at or below our end can overlap.
+        if let Some((_, below)) = devices.range(..=wanted.last).next_back()
+            && below.range.overlaps(wanted)
+        {
+            return Err(BusError::Overlap { wanted, taken: below.range });
+        }
+        devices.insert(base, Mapping { range: wanted, device });
+        Ok(())
+    }
+
+    /// Takes the device off whose range begins at `base`.
+    pub fn remove(&self, base: u64) -> Option<Arc<dyn BusDevice>> {
+        self.write_lock().remove(&base).map(|mapping| mapping.device)
+    }
+
+    /// Reads at `address`. Where no device answers the whole access, `data` becomes all ones and the result is `false`.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        match self.find(address, data.len()) {
+            Some((offset, device)) => {
+                device.read(offset, data);
+                true
+            }
+            None => {
+                data.fill(0xff);
+                false
+            }
+        }
+    }
+
+    /// Writes at `address`; `false` where no device answers the whole access, which is then dropped.
+    pub fn write(&self, address: u64, data: &[u8]) -> bool {
+        match self.find(address, data.len()) {
+            Some((offset, device)) => {
+                device.write(offset, data);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn find(&self, address: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
+        let access = AddressRange::new(address, len as u64)?;
+        let devices = self.read_lock();
+        let (_, mapping) = devices.range(..=address).next_back()?;
+        mapping.range.contains(access).then(|| (address - mapping.range.first, mapping.device.clone()))
+    }
+
+    // The map is whole between any two operations, so a panic elsewhere while the lock was held can't have broken it.
+    fn read_lock(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Mapping>> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_lock(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Mapping>> {
+        self.devices.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.read_lock().values().map(|mapping| mapping.range.to_string())).finish()
+    }
+}
+
+#[cfg(test)]
+#[path = "bus_test.rs"]
+mod tests;

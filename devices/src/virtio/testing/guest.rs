@@ -1,0 +1,124 @@
+//! Guest memory and activation without a transport.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bellows_memory::{GuestMemory, GuestView};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
+
+use super::{DriverQueue, FakeInterrupt};
+use crate::event_loop::EventLoop;
+use crate::virtio::{ActivateError, Activation, VirtioDevice};
+
+/// A guest with memory and an event loop for the devices, but no CPU.
+pub struct FakeGuest {
+    view: GuestView,
+    event_loop: EventLoop,
+    next_free: AtomicU64,
+}
+
+/// A device's driver in a [`FakeGuest`].
+pub struct FakeDriver {
+    /// By queue number.
+    pub queues: Vec<DriverQueue>,
+    pub interrupt: Arc<FakeInterrupt>,
+    /// Features accepted.
+    pub features: u64,
+}
+
+impl FakeGuest {
+    /// Bytes of memory of [`FakeGuest::new`], from address 0 on.
+    pub const MEMORY: usize = 16 << 20;
+
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it has a thread")]
+    pub fn new() -> Self {
+        Self::with_memory(&[(GuestAddress(0), Self::MEMORY)])
+    }
+
+    /// A guest with these ranges of memory; what the driver allocates comes from the first.
+    #[must_use]
+    pub fn with_memory(ranges: &[(GuestAddress, usize)]) -> Self {
+        let memory = GuestMemory::from_ranges(ranges).unwrap();
+        Self {
+            view: GuestView::new(memory),
+            event_loop: EventLoop::spawn("devices", |error| panic!("{error}")).unwrap(),
+            next_free: AtomicU64::new(ranges[0].0.0 + 0x1000),
+        }
+    }
+
+    #[must_use]
+    pub fn view(&self) -> &GuestView {
+        &self.view
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> GuestMemoryLoadGuard<GuestMemory> {
+        self.view.memory()
+    }
+
+    #[must_use]
+    pub fn event_loop(&self) -> &EventLoop {
+        &self.event_loop
+    }
+
+    /// Page-aligned memory that nobody else got, zeroed.
+    pub fn allocate(&self, bytes: usize) -> GuestAddress {
+        let bytes = (bytes as u64).next_multiple_of(4096);
+        let address = GuestAddress(self.next_free.fetch_add(bytes, Ordering::Relaxed));
+        self.memory().write_slice(&vec![0; bytes as usize], address).expect("guest memory is used up");
+        address
+    }
+
+    /// Memory that holds `data`.
+    pub fn allocate_with(&self, data: &[u8]) -> GuestAddress {
+        let address = self.allocate(data.len());
+        self.memory().write_slice(data, address).unwrap();
+        address
+    }
+
+    #[must_use]
+    pub fn read(&self, address: GuestAddress, bytes: usize) -> Vec<u8> {
+        let mut data = vec![0; bytes];
+        self.memory().read_slice(&mut data, address).unwrap();
+        data
+    }
+
+    /// A queue in memory of its own, not yet known to any device.
+    pub fn queue(&self, index: u16, size: u16, interrupt: Arc<FakeInterrupt>) -> DriverQueue {
+        DriverQueue::new(self, index, size, interrupt)
+    }
+
+    /// Everything that the device and the transport offer.
+    #[must_use]
+    pub fn all_features(device: &dyn VirtioDevice) -> u64 {
+        device.features() | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    /// Activates `device` with every feature, every queue at its largest size.
+    pub fn activate(&self, device: &mut dyn VirtioDevice) -> FakeDriver {
+        let features = Self::all_features(device);
+        self.try_activate(device, features).unwrap()
+    }
+
+    /// Activates `device` with `features`, every queue at its largest size.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn try_activate(&self, device: &mut dyn VirtioDevice, features: u64) -> Result<FakeDriver, ActivateError> {
+        let interrupt = Arc::new(FakeInterrupt::new(device.queue_max_sizes().len()));
+        let sizes = device.queue_max_sizes().to_vec();
+        let queues: Vec<_> = (0..).zip(sizes).map(|(index, size)| self.queue(index, size, interrupt.clone())).collect();
+        let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        device.activate(Activation {
+            memory: self.view.clone(),
+            queues: queues.iter().map(|queue| Some(queue.device_side(event_idx))).collect(),
+            interrupt: interrupt.clone(),
+            features,
+            event_loop: self.event_loop.handle(),
+        })?;
+        Ok(FakeDriver { queues, interrupt, features })
+    }
+}

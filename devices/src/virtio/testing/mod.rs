@@ -1,0 +1,29 @@
+//! A guest's side of a device, for tests and fuzzing: memory, a driver's queues, interrupts that can be waited for.
+//!
+//! Two ways to drive a device. [`FakeGuest::activate`] hands it its queues as the transport would, without one:
+//!
+//! ```
+//! use bellows_devices::virtio::{Rng, testing::FakeGuest};
+//!
+//! let guest = FakeGuest::new();
+//! let mut device = Rng::new();
+//! let mut driver = guest.activate(&mut device);
+//! let done = driver.queues[0].request(&[], &[32]);
+//! assert_eq!(done.len, 32);
+//! ```
+//!
+//! [`pci::PciDriver`] does what a guest's kernel does through configuration space and BARs.
+
+// Whatever goes wrong in here is to fail the test that uses it.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod guest;
+mod interrupt;
+mod queue;
+
+pub use guest::{FakeDriver, FakeGuest};
+pub use interrupt::{FakeDoorbells, FakeInterrupt, FakeMsi, FakeMsiVector};
+pub use queue::{Completion, DriverQueue, Part, Used};
+
+/// How long something that has to happen is waited for before the test fails.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

@@ -1,0 +1,165 @@
+//! The part that queue handlers have in common: waking, budget, completion, interrupt.
+//!
+//! A device starts a [`QueueWorker`] for each of its queues when it is activated and drops it on reset. A device whose
+//! queues share state or that listens to more than kicks writes its own [`MutEventSubscriber`] and keeps it on the loop
+//! with [`OnLoop`].
+
+use std::sync::Arc;
+
+use bellows_memory::{GuestMemory, GuestView};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{ActivateError, Activation, ActiveQueue};
+use crate::event_loop::{EventLoopHandle, Handler};
+use crate::interrupt::Interrupt;
+
+/// One request of the driver: descriptors and the snapshot of guest memory that they are to be looked up in. Iteration
+/// ends by itself however the descriptors are linked; a chain that is malformed just ends early.
+pub type Chain = DescriptorChain<GuestMemoryLoadGuard<GuestMemory>>;
+
+/// Requests that one queue may have served before the other handlers on the loop get their turn.
+const BUDGET: u16 = 64;
+
+/// Serves the requests of one queue, one after the other.
+pub trait QueueHandler: Send + 'static {
+    /// Serves one request and says how many bytes it wrote to the chain's device-writable descriptors, from their start
+    /// on. The worker holds no snapshot of guest memory meanwhile.
+    fn handle(&mut self, chain: Chain) -> u32;
+}
+
+/// A handler on an event loop; dropping this takes it off, after which it is not running and never will again.
+///
+/// Not to be dropped on the loop's own thread.
+pub struct OnLoop {
+    event_loop: EventLoopHandle,
+    id: SubscriberId,
+}
+
+impl OnLoop {
+    /// Puts `handler` on `event_loop`.
+    ///
+    /// # Errors
+    /// The loop has ended.
+    pub fn start(event_loop: &EventLoopHandle, handler: Handler) -> Result<Self, ActivateError> {
+        let id = event_loop.add(handler).map_err(ActivateError::EventLoop)?;
+        Ok(Self { event_loop: event_loop.clone(), id })
+    }
+}
+
+impl Drop for OnLoop {
+    fn drop(&mut self) {
+        if let Err(error) = self.event_loop.remove(self.id) {
+            // The loop has ended and dropped its handlers: ours is not running either.
+            tracing::debug!(%error, "the event loop was gone before the handler");
+        }
+    }
+}
+
+/// A queue that is being served; dropping this ends that.
+pub struct QueueWorker {
+    _on_loop: OnLoop,
+}
+
+impl QueueWorker {
+    /// Takes queue `index` out of `activation` and serves it with `handler` from now on.
+    ///
+    /// # Errors
+    /// The driver did not enable that queue, or the event loop has ended.
+    pub fn start(activation: &mut Activation, index: u16, handler: impl QueueHandler) -> Result<Self, ActivateError> {
+        let queue = activation.queues.get_mut(usize::from(index)).and_then(Option::take);
+        let ActiveQueue { queue, kick } = queue.ok_or(ActivateError::MissingQueue(index))?;
+        let subscriber = Subscriber {
+            index,
+            queue,
+            kick,
+            memory: activation.memory.clone(),
+            interrupt: activation.interrupt.clone(),
+            handler,
+            broken: false,
+        };
+        Ok(Self { _on_loop: OnLoop::start(&activation.event_loop, Box::new(subscriber))? })
+    }
+}
+
+struct Subscriber<H> {
+    index: u16,
+    queue: Queue,
+    kick: EventFd,
+    memory: GuestView,
+    interrupt: Arc<dyn Interrupt>,
+    handler: H,
+    /// The driver broke the queue's rules; nothing more is served until it resets the device.
+    broken: bool,
+}
+
+impl<H: QueueHandler> Subscriber<H> {
+    /// Serves up to [`BUDGET`] requests; `true` if more may be waiting.
+    fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
+        self.queue.disable_notification(&*self.memory.memory())?;
+        let mut served = 0;
+        let more = loop {
+            if served == BUDGET {
+                break true;
+            }
+            let Some(chain) = next_chain(&mut self.queue, &self.memory)? else {
+                if self.queue.enable_notification(&*self.memory.memory())? {
+                    continue;
+                }
+                break false;
+            };
+            let head = chain.head_index();
+            let written = self.handler.handle(chain);
+            self.queue.add_used(&*self.memory.memory(), head, written)?;
+            served += 1;
+        };
+        if served > 0 && self.queue.needs_notification(&*self.memory.memory())? {
+            self.interrupt.queue(self.index);
+        }
+        Ok(more)
+    }
+}
+
+impl<H: QueueHandler> MutEventSubscriber for Subscriber<H> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        // The only error of a non-blocking eventfd is that it was not signalled after all.
+        let _ = self.kick.read();
+        if self.broken {
+            return;
+        }
+        match self.serve() {
+            Ok(false) => {}
+            Ok(true) => {
+                // Signalled already if this fails, which is all that's wanted.
+                let _ = self.kick.write(1);
+            }
+            Err(error) => {
+                tracing::warn!(queue = self.index, %error, "the driver broke the queue; it has to reset the device");
+                self.broken = true;
+                self.interrupt.needs_reset();
+            }
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.kick, EventSet::IN)) {
+            tracing::error!(queue = self.index, %error, "cannot listen to the queue");
+            self.interrupt.needs_reset();
+        }
+    }
+}
+
+/// The next request in `queue`, if there is one, with a snapshot of `memory` of its own.
+///
+/// # Errors
+/// The driver broke the queue's rules, or its rings are in memory that is not there any more.
+pub fn next_chain(queue: &mut Queue, memory: &GuestView) -> Result<Option<Chain>, virtio_queue::Error> {
+    use virtio_queue::QueueOwnedT;
+    Ok(queue.iter(memory.memory())?.next())
+}
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;
