@@ -1,0 +1,326 @@
+//! Where things lie in the guest's physical address space.
+//!
+//! ```text
+//! 0          low limit   hole end                                          2^address bits
+//! | low base | device hole | high base | gap | window 1 | window 2 | ... | 64-bit devices |
+//! ```
+//!
+//! Pure arithmetic; the caller brings the architecture's numbers.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+
+use crate::ByteSize;
+use crate::blocks::BLOCK;
+
+/// Most partitions that fit: Linux on x86-64 knows 1,024 nodes where it is built for that, 256 at worst in what we
+/// support, and base memory is one of them.
+pub const MAX_PARTITIONS: usize = 255;
+
+/// Least room that must be left for 64-bit device windows.
+const DEVICE_AREA_MIN: u64 = 16 << 30;
+/// Start of the 64-bit device area: BARs are aligned to their size, and few are larger than this.
+const DEVICE_AREA_ALIGN: u64 = 1 << 30;
+/// Linux's smallest memory block on x86-64 (`MIN_MEMORY_BLOCK_SIZE`).
+const MEMORY_BLOCK_MIN: u64 = 128 << 20;
+/// Linux's largest memory block on x86-64 (`MAX_BLOCK_SIZE`).
+const MEMORY_BLOCK_MAX: u64 = 2 << 30;
+/// From this end of boot memory on Linux may choose blocks larger than the smallest (`MEM_SIZE_FOR_LARGE_BLOCK`).
+const LARGE_BLOCKS_FROM: u64 = 64 << 30;
+
+/// A partition's number, from 1. Its ACPI proximity domain and the guest's NUMA node have the same number; 0 is base
+/// memory.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct PartitionId(u16);
+
+impl PartitionId {
+    /// Partition `number`; `None` unless it is in 1..=[`MAX_PARTITIONS`].
+    #[must_use]
+    pub const fn new(number: u16) -> Option<Self> {
+        if number >= 1 && number as usize <= MAX_PARTITIONS { Some(Self(number)) } else { None }
+    }
+
+    /// The number, which is also the proximity domain.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for PartitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<PartitionId> for u16 {
+    fn from(id: PartitionId) -> Self {
+        id.0
+    }
+}
+
+impl TryFrom<u16> for PartitionId {
+    type Error = LayoutError;
+
+    fn try_from(number: u16) -> Result<Self, LayoutError> {
+        Self::new(number).ok_or(LayoutError::PartitionNumber(number))
+    }
+}
+
+/// What a layout is made from.
+#[derive(Clone, Debug)]
+pub struct LayoutSpec {
+    /// Memory the VM boots with; a multiple of 2 MiB.
+    pub base: ByteSize,
+    /// Largest size of each partition, in order of their numbers.
+    pub windows: Vec<ByteSize>,
+    /// Where low RAM has to end (x86-64: 3 GiB); a multiple of 2 MiB.
+    pub low_limit: GuestAddress,
+    /// Where RAM goes on behind the device hole (x86-64: 4 GiB); a multiple of 2 MiB, above `low_limit`.
+    pub hole_end: GuestAddress,
+    /// Width of a guest-physical address.
+    pub address_bits: u8,
+}
+
+impl LayoutSpec {
+    /// The numbers of x86-64: RAM below 3 GiB and from 4 GiB on.
+    #[must_use]
+    pub fn x86_64(base: ByteSize, windows: Vec<ByteSize>, address_bits: u8) -> Self {
+        Self { base, windows, low_limit: GuestAddress(3 << 30), hole_end: GuestAddress(4 << 30), address_bits }
+    }
+}
+
+/// A range of guest-physical addresses, not empty.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AddressRange {
+    start: u64,
+    bytes: u64,
+}
+
+impl AddressRange {
+    /// First address.
+    #[must_use]
+    pub const fn start(self) -> GuestAddress {
+        GuestAddress(self.start)
+    }
+
+    /// The address behind the last.
+    #[must_use]
+    pub const fn end(self) -> GuestAddress {
+        GuestAddress(self.start + self.bytes)
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Where a partition lies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Window {
+    id: PartitionId,
+    range: AddressRange,
+    granule: u64,
+}
+
+impl Window {
+    /// The partition.
+    #[must_use]
+    pub const fn id(self) -> PartitionId {
+        self.id
+    }
+
+    /// Its addresses; aligned to [`Window::granule`] at both ends.
+    #[must_use]
+    pub const fn range(self) -> AddressRange {
+        self.range
+    }
+
+    /// The guest's memory-block size in bytes: the unit in which slots follow what is plugged.
+    #[must_use]
+    pub const fn granule(self) -> u64 {
+        self.granule
+    }
+}
+
+/// The guest-physical address space of one VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Layout {
+    low: AddressRange,
+    high: Option<AddressRange>,
+    memory_block: u64,
+    windows: Vec<Window>,
+    devices: AddressRange,
+}
+
+/// Why there is no layout for a specification.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum LayoutError {
+    /// No base memory.
+    #[error("base memory is 0 bytes: expected a multiple of {BLOCK}, large enough for a kernel")]
+    NoBase,
+    /// Base memory is not made of whole huge pages.
+    #[error("base memory is {0}: expected a multiple of {BLOCK}")]
+    UnalignedBase(ByteSize),
+    /// The device hole makes no sense.
+    #[error("RAM ends at {low_limit:#x} and goes on at {hole_end:#x}: expected multiples of {BLOCK}, in this order")]
+    Hole {
+        /// Where low RAM ends.
+        low_limit: u64,
+        /// Where high RAM starts.
+        hole_end: u64,
+    },
+    /// More partitions than the guest can have nodes for.
+    #[error("{0} partitions: expected at most {MAX_PARTITIONS}")]
+    TooManyPartitions(usize),
+    /// A partition number out of range.
+    #[error("partition {0} does not exist: partitions are numbered 1 to {MAX_PARTITIONS}")]
+    PartitionNumber(u16),
+    /// A partition that can never hold anything.
+    #[error("partition {0} has a window of 0 bytes: expected a multiple of {BLOCK}")]
+    EmptyWindow(PartitionId),
+    /// A partition that is not made of whole blocks.
+    #[error("partition {id} has a window of {window}: expected a multiple of {BLOCK}")]
+    UnalignedWindow {
+        /// The partition.
+        id: PartitionId,
+        /// Its window.
+        window: ByteSize,
+    },
+    /// An address width that no machine has.
+    #[error("physical addresses of {0} bits: expected 36 to 52")]
+    AddressBits(u8),
+    /// Too much memory for the addresses there are.
+    #[error(
+        "base memory of {base} and {partitions} partition windows of {windows} in all do not fit below {limit}, \
+         what {bits}-bit physical addresses reach, with room for devices"
+    )]
+    BeyondAddressBits {
+        /// Base memory.
+        base: ByteSize,
+        /// Number of partitions.
+        partitions: usize,
+        /// Sum of their windows, as far as it can be counted.
+        windows: ByteSize,
+        /// End of the address space.
+        limit: ByteSize,
+        /// Width of an address.
+        bits: u8,
+    },
+}
+
+impl Layout {
+    /// Lays out the address space.
+    ///
+    /// # Errors
+    /// The specification asks for what can't be; the error names the value and what was expected.
+    pub fn new(spec: &LayoutSpec) -> Result<Self, LayoutError> {
+        check(spec)?;
+        let beyond = || LayoutError::BeyondAddressBits {
+            base: spec.base,
+            partitions: spec.windows.len(),
+            windows: ByteSize::bytes(spec.windows.iter().fold(0, |sum, w| sum.saturating_add(w.get()))),
+            limit: ByteSize::bytes(1 << spec.address_bits),
+            bits: spec.address_bits,
+        };
+        let low = AddressRange { start: 0, bytes: spec.base.get().min(spec.low_limit.0) };
+        let rest = spec.base.get() - low.bytes;
+        let high = (rest != 0).then_some(AddressRange { start: spec.hole_end.0, bytes: rest });
+        let base_end = spec.hole_end.0.checked_add(rest).ok_or_else(beyond)?;
+
+        let memory_block = if base_end >= LARGE_BLOCKS_FROM { MEMORY_BLOCK_MAX } else { MEMORY_BLOCK_MIN };
+        // Linux reads up to a word past the last byte of a page (load_unaligned_zeropad): behind base memory that has to
+        // be nothing rather than somebody's partition.
+        let mut next =
+            base_end.checked_add(memory_block).and_then(|at| align_up(at, memory_block)).ok_or_else(beyond)?;
+        let mut windows = Vec::with_capacity(spec.windows.len());
+        for (window, id) in spec.windows.iter().zip(1..).map(|(window, number)| (window.get(), PartitionId(number))) {
+            let bytes = align_up(window, memory_block).ok_or_else(beyond)?;
+            windows.push(Window { id, range: AddressRange { start: next, bytes }, granule: memory_block });
+            next = next.checked_add(bytes).ok_or_else(beyond)?;
+        }
+
+        let limit = 1_u64 << spec.address_bits;
+        let start = align_up(next, DEVICE_AREA_ALIGN).ok_or_else(beyond)?;
+        let bytes = limit.checked_sub(start).filter(|&bytes| bytes >= DEVICE_AREA_MIN).ok_or_else(beyond)?;
+        Ok(Self { low, high, memory_block, windows, devices: AddressRange { start, bytes } })
+    }
+
+    /// Base memory below the device hole.
+    #[must_use]
+    pub const fn low(&self) -> AddressRange {
+        self.low
+    }
+
+    /// Base memory above the device hole, if there is that much.
+    #[must_use]
+    pub const fn high(&self) -> Option<AddressRange> {
+        self.high
+    }
+
+    /// All base memory, in order of address.
+    pub fn base(&self) -> impl Iterator<Item = AddressRange> {
+        std::iter::once(self.low).chain(self.high)
+    }
+
+    /// The largest memory block that Linux may choose with this much base memory, in bytes.
+    #[must_use]
+    pub const fn memory_block(&self) -> u64 {
+        self.memory_block
+    }
+
+    /// The partitions' windows, in order of number and address.
+    #[must_use]
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// Addresses above all memory, for 64-bit device windows.
+    #[must_use]
+    pub const fn devices(&self) -> AddressRange {
+        self.devices
+    }
+}
+
+fn check(spec: &LayoutSpec) -> Result<(), LayoutError> {
+    let (low_limit, hole_end) = (spec.low_limit.0, spec.hole_end.0);
+    let aligned = |address| ByteSize::bytes(address).is_multiple_of(BLOCK);
+    if !(36..=52).contains(&spec.address_bits) {
+        return Err(LayoutError::AddressBits(spec.address_bits));
+    }
+    if low_limit == 0 || low_limit > hole_end || !aligned(low_limit) || !aligned(hole_end) {
+        return Err(LayoutError::Hole { low_limit, hole_end });
+    }
+    if spec.base.get() == 0 {
+        return Err(LayoutError::NoBase);
+    }
+    if !spec.base.is_multiple_of(BLOCK) {
+        return Err(LayoutError::UnalignedBase(spec.base));
+    }
+    if spec.windows.len() > MAX_PARTITIONS {
+        return Err(LayoutError::TooManyPartitions(spec.windows.len()));
+    }
+    for (&window, id) in spec.windows.iter().zip((1..).map(PartitionId)) {
+        if window.get() == 0 {
+            return Err(LayoutError::EmptyWindow(id));
+        }
+        if !window.is_multiple_of(BLOCK) {
+            return Err(LayoutError::UnalignedWindow { id, window });
+        }
+    }
+    Ok(())
+}
+
+/// `value` rounded up to a multiple of `unit`, a power of two.
+fn align_up(value: u64, unit: u64) -> Option<u64> {
+    value.checked_next_multiple_of(unit)
+}
+
+#[cfg(test)]
+#[path = "layout_test.rs"]
+mod tests;

@@ -1,0 +1,432 @@
+//! What is plugged in one partition, and what has to happen around it.
+//!
+//! A block is `Unplugged -> Plugged -> Discarding -> Unplugged`:
+//!
+//! ```text
+//!               PLUG                    UNPLUG, UNPLUG_ALL                discard_done
+//!   Unplugged ---------> Plugged ---------------------------> Discarding --------------> Unplugged
+//! ```
+//!
+//! A PLUG that meets `Discarding` is answered BUSY: a discard that comes late must never destroy new data.
+//!
+//! The partition answers the guest's requests (VIRTIO 1.2 section 5.15.6) and says in [`Effect`]s what the shell around
+//! it has to do before the answer may be given. It touches nothing itself: to try an operation and drop it, clone.
+//!
+//! # Slots
+//!
+//! - A partition of which nothing is plugged has no slot. The first PLUG makes one that covers all that was admitted
+//!   ([`Partition::usable`]), so that filling a partition costs one slot.
+//! - While the host wants everything back (requested size 0) slots stay until the last block is gone, and then go as a
+//!   whole. UNPLUG_ALL and the last UNPLUG do the same whatever the requested size is.
+//! - [`Partition::settle`] makes slots follow granules (the guest's memory blocks) where the guest stopped halfway or keeps
+//!   a part: a granule without a plugged block loses its slot.
+//! - An unplugged block in a granule that is still partly plugged was discarded but can be touched again through the slot.
+//!   Whenever a slot goes, all of it is discarded once more, so nothing that was touched in between stays behind.
+
+use std::collections::VecDeque;
+
+use crate::ByteSize;
+use crate::blocks::{BLOCK, BlockRange, BlockSet};
+
+/// A request of the guest, with a range that has been parsed but not checked against the partition.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Request {
+    /// Make unplugged blocks usable.
+    Plug(BlockRange),
+    /// Take plugged blocks back.
+    Unplug(BlockRange),
+    /// Take everything back.
+    UnplugAll,
+    /// Say whether blocks are plugged.
+    State(BlockRange),
+}
+
+/// The answer to a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Answer {
+    /// Done; the state for [`Request::State`].
+    Ack(Option<BlockState>),
+    /// The host does not want this much plugged.
+    Nack,
+    /// Not now.
+    Busy,
+    /// The request makes no sense: blocks out of range or in the wrong state.
+    Error,
+}
+
+/// What [`Request::State`] answers about a range.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BlockState {
+    /// All are plugged.
+    Plugged,
+    /// None is plugged.
+    Unplugged,
+    /// Some are.
+    Mixed,
+}
+
+/// One thing for the shell to do. Effects are carried out in order, before the answer is given; only a discard is merely
+/// queued by then.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Give the blocks host memory, where the backing has to be reserved.
+    Back(BlockRange),
+    /// Let the guest reach the blocks.
+    AddSlot(BlockRange),
+    /// Let devices reach the blocks.
+    Reveal(BlockRange),
+    /// End the devices' access to the blocks, requests in flight included.
+    Revoke(BlockRange),
+    /// End the guest's access to the blocks, which are a slot as it was added.
+    DeleteSlot(BlockRange),
+    /// Replace a slot by parts of it, while no vCPU runs.
+    ReplaceSlot {
+        /// The slot as it was added.
+        old: BlockRange,
+        /// Its parts that stay.
+        new: Vec<BlockRange>,
+    },
+    /// Free the host memory of the blocks, in the order of these effects, then call [`Partition::discard_done`].
+    Discard(BlockRange),
+}
+
+/// An answer and what has to be done before it is given.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    /// What to answer.
+    pub answer: Answer,
+    /// What to do first, in order. Empty unless the answer is ACK.
+    pub effects: Vec<Effect>,
+}
+
+/// A requested size that a partition can't have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RequestedSizeError {
+    /// Not made of whole blocks.
+    #[error("requested size of {0}: expected a multiple of {BLOCK}")]
+    Unaligned(ByteSize),
+    /// Larger than the window.
+    #[error("requested size of {requested}: the partition's window is {window}")]
+    BeyondWindow {
+        /// What was asked for.
+        requested: ByteSize,
+        /// Size of the window.
+        window: ByteSize,
+    },
+}
+
+/// The state of one partition.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    /// Blocks of the window.
+    blocks: u32,
+    /// Blocks of a granule.
+    granule: u32,
+    plugged: BlockSet,
+    discarding: BlockSet,
+    /// Discards that were asked for and not yet done, in order. They may overlap.
+    pending: VecDeque<BlockRange>,
+    /// Disjoint, in order of address.
+    slots: Vec<BlockRange>,
+    /// Blocks that the host wants plugged.
+    requested: u32,
+    /// Blocks from the start of the window that the guest may plug.
+    usable: u32,
+}
+
+impl Partition {
+    /// A partition of `blocks` blocks with nothing plugged, whose slots follow granules of `granule` blocks (at least one).
+    #[must_use]
+    pub fn new(blocks: u32, granule: u32) -> Self {
+        Self {
+            blocks,
+            granule: granule.max(1),
+            plugged: BlockSet::new(blocks),
+            discarding: BlockSet::new(blocks),
+            pending: VecDeque::new(),
+            slots: Vec::new(),
+            requested: 0,
+            usable: 0,
+        }
+    }
+
+    /// Answers a request of the guest.
+    #[must_use]
+    pub fn request(&mut self, request: Request) -> Outcome {
+        match request {
+            Request::Plug(range) => self.plug(range),
+            Request::Unplug(range) => self.unplug(range),
+            Request::UnplugAll => self.unplug_all(),
+            Request::State(range) => self.state(range),
+        }
+    }
+
+    /// PLUG: all of `range` must be unplugged and usable, and no more plugged in the end than requested.
+    #[must_use]
+    pub fn plug(&mut self, range: BlockRange) -> Outcome {
+        if !self.is_usable(range) {
+            return answer(Answer::Error);
+        }
+        if range.count() > self.requested.saturating_sub(self.plugged.len()) {
+            return answer(Answer::Nack);
+        }
+        if self.plugged.any(range) {
+            return answer(Answer::Error);
+        }
+        if self.discarding.any(range) {
+            return answer(Answer::Busy);
+        }
+        let mut effects = vec![Effect::Back(range)];
+        self.plugged.insert(range);
+        self.add_slots(range, &mut effects);
+        effects.push(Effect::Reveal(range));
+        Outcome { answer: Answer::Ack(None), effects }
+    }
+
+    /// UNPLUG: all of `range` must be plugged.
+    #[must_use]
+    pub fn unplug(&mut self, range: BlockRange) -> Outcome {
+        if !self.is_usable(range) || !self.plugged.all(range) {
+            return answer(Answer::Error);
+        }
+        let mut effects = vec![Effect::Revoke(range)];
+        self.plugged.remove(range);
+        if self.plugged.is_empty() {
+            self.withdraw(&mut effects);
+        } else {
+            self.discard(range, &mut effects);
+        }
+        Outcome { answer: Answer::Ack(None), effects }
+    }
+
+    /// UNPLUG_ALL: whatever is plugged.
+    #[must_use]
+    pub fn unplug_all(&mut self) -> Outcome {
+        let mut effects: Vec<_> = self.plugged.runs().map(Effect::Revoke).collect();
+        self.plugged = BlockSet::new(self.blocks);
+        self.withdraw(&mut effects);
+        Outcome { answer: Answer::Ack(None), effects }
+    }
+
+    /// STATE of `range`. A block that waits for its discard is unplugged as far as the guest is concerned.
+    #[must_use]
+    pub fn state(&self, range: BlockRange) -> Outcome {
+        if !self.is_usable(range) {
+            return answer(Answer::Error);
+        }
+        let state = match self.plugged.count(range) {
+            0 => BlockState::Unplugged,
+            n if n == range.count() => BlockState::Plugged,
+            _ => BlockState::Mixed,
+        };
+        answer(Answer::Ack(Some(state)))
+    }
+
+    /// Sets how much the host wants plugged. Nothing happens until the guest asks.
+    ///
+    /// # Errors
+    /// `size` is not made of whole blocks or larger than the window; nothing changed.
+    pub fn set_requested(&mut self, size: ByteSize) -> Result<(), RequestedSizeError> {
+        let window = self.window();
+        if !size.is_multiple_of(BLOCK) {
+            return Err(RequestedSizeError::Unaligned(size));
+        }
+        self.requested = match u32::try_from(size.get() / BLOCK.get()) {
+            Ok(blocks) if blocks <= self.blocks => blocks,
+            _ => return Err(RequestedSizeError::BeyondWindow { requested: size, window }),
+        };
+        self.refit();
+        Ok(())
+    }
+
+    /// What [`Partition::usable`] would be with `size` requested, at most the window.
+    #[must_use]
+    pub fn usable_with(&self, size: ByteSize) -> ByteSize {
+        bytes(self.fit(u32::try_from(size.get().div_ceil(BLOCK.get())).unwrap_or(u32::MAX)))
+    }
+
+    /// Makes slots follow granules. Nothing to do unless [`Partition::is_unsettled`].
+    #[must_use]
+    pub fn settle(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut dropped = Vec::new();
+        let mut settled = Vec::with_capacity(self.slots.len());
+        for slot in std::mem::take(&mut self.slots) {
+            let kept = self.plugged_granules(slot);
+            if kept.as_slice() == [slot] {
+                settled.push(slot);
+                continue;
+            }
+            let mut at = slot.first();
+            for part in &kept {
+                dropped.extend(BlockRange::between(at, part.first()));
+                at = part.end();
+            }
+            dropped.extend(BlockRange::between(at, slot.end()));
+            effects.push(match kept.as_slice() {
+                [] => Effect::DeleteSlot(slot),
+                _ => Effect::ReplaceSlot { old: slot, new: kept.clone() },
+            });
+            settled.extend(kept);
+        }
+        self.slots = settled;
+        for range in dropped {
+            self.discard(range, &mut effects);
+        }
+        effects
+    }
+
+    /// Whether a granule has a slot but no plugged block.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        self.slots.iter().any(|&slot| self.plugged_granules(slot).as_slice() != [slot])
+    }
+
+    /// The oldest discard is done; it was of `range`.
+    ///
+    /// Returns false, and changes nothing, if it was not: discards are reported in the order they were asked for.
+    #[must_use]
+    pub fn discard_done(&mut self, range: BlockRange) -> bool {
+        if self.pending.front() != Some(&range) {
+            return false;
+        }
+        self.pending.pop_front();
+        self.discarding.remove(range);
+        for again in &self.pending {
+            if again.overlaps(range) {
+                self.discarding.insert(*again);
+            }
+        }
+        true
+    }
+
+    /// Size of the window.
+    #[must_use]
+    pub fn window(&self) -> ByteSize {
+        bytes(self.blocks)
+    }
+
+    /// How much the host wants plugged.
+    #[must_use]
+    pub fn requested(&self) -> ByteSize {
+        bytes(self.requested)
+    }
+
+    /// How far into the window the guest may plug: the largest size requested since nothing was plugged, rounded up to
+    /// whole granules. That is also the most that the guest can reach through slots, so admission counts this.
+    #[must_use]
+    pub fn usable(&self) -> ByteSize {
+        bytes(self.usable)
+    }
+
+    /// How much is plugged.
+    #[must_use]
+    pub fn plugged(&self) -> ByteSize {
+        bytes(self.plugged.len())
+    }
+
+    /// How much waits for its discard.
+    #[must_use]
+    pub fn discarding(&self) -> ByteSize {
+        bytes(self.discarding.len())
+    }
+
+    /// The slots there are, in order of address.
+    #[must_use]
+    pub fn slots(&self) -> &[BlockRange] {
+        &self.slots
+    }
+
+    /// What is plugged, in order of address.
+    pub fn plugged_runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.plugged.runs()
+    }
+
+    fn is_usable(&self, range: BlockRange) -> bool {
+        range.end() <= self.usable
+    }
+
+    /// All slots go, because nothing is plugged any more.
+    fn withdraw(&mut self, effects: &mut Vec<Effect>) {
+        let slots = std::mem::take(&mut self.slots);
+        effects.extend(slots.iter().copied().map(Effect::DeleteSlot));
+        for slot in slots {
+            self.discard(slot, effects);
+        }
+        self.refit();
+    }
+
+    fn discard(&mut self, range: BlockRange, effects: &mut Vec<Effect>) {
+        self.discarding.insert(range);
+        self.pending.push_back(range);
+        effects.push(Effect::Discard(range));
+    }
+
+    /// How far the usable region reaches with `requested` blocks: it grows with them and shrinks only when nothing is
+    /// plugged.
+    fn fit(&self, requested: u32) -> u32 {
+        let needed = requested.div_ceil(self.granule).saturating_mul(self.granule).min(self.blocks);
+        if self.plugged.is_empty() { needed } else { needed.max(self.usable) }
+    }
+
+    fn refit(&mut self) {
+        self.usable = self.fit(self.requested);
+    }
+
+    /// Gives slots to what of `range`, just plugged, has none.
+    fn add_slots(&mut self, range: BlockRange, effects: &mut Vec<Effect>) {
+        let wants_all = self.requested.div_ceil(self.granule).saturating_mul(self.granule) >= self.usable;
+        let mut added = Vec::new();
+        let mut start = 0;
+        let ends = self.slots.iter().map(|slot| (slot.first(), slot.end())).chain([(self.usable, self.usable)]);
+        for (end, next) in ends {
+            if let Some(gap) = BlockRange::between(start, end)
+                && gap.overlaps(range)
+            {
+                // All of the gap where the host wants it filled; else just the granules needed.
+                let (first, end) = if wants_all {
+                    (gap.first(), gap.end())
+                } else {
+                    let end = range.end().div_ceil(self.granule).saturating_mul(self.granule);
+                    (gap.first().max(range.first() / self.granule * self.granule), gap.end().min(end))
+                };
+                added.extend(BlockRange::between(first, end));
+            }
+            start = next;
+        }
+        effects.extend(added.iter().copied().map(Effect::AddSlot));
+        self.slots.extend(added);
+        self.slots.sort_unstable_by_key(|slot| slot.first());
+    }
+
+    /// The parts of `slot` whose granules have a plugged block, neighbours joined.
+    fn plugged_granules(&self, slot: BlockRange) -> Vec<BlockRange> {
+        let mut parts: Vec<BlockRange> = Vec::new();
+        let mut first = slot.first();
+        while first < slot.end() {
+            let end = (first / self.granule + 1).saturating_mul(self.granule).min(slot.end());
+            if let Some(granule) = BlockRange::between(first, end)
+                && self.plugged.any(granule)
+            {
+                match parts.last_mut() {
+                    Some(last) if last.end() == first => *last = last.join(granule),
+                    _ => parts.push(granule),
+                }
+            }
+            first = end;
+        }
+        parts
+    }
+}
+
+fn answer(answer: Answer) -> Outcome {
+    Outcome { answer, effects: Vec::new() }
+}
+
+fn bytes(blocks: u32) -> ByteSize {
+    ByteSize::bytes(u64::from(blocks) * BLOCK.get())
+}
+
+#[cfg(test)]
+#[path = "partition_test.rs"]
+mod tests;

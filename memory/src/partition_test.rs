@@ -1,0 +1,406 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Blocks of a granule in these tests.
+const GRANULE: u32 = 8;
+/// Blocks of the window.
+const BLOCKS: u32 = 64;
+
+fn range(first: u32, count: u32) -> BlockRange {
+    BlockRange::new(first, count).unwrap()
+}
+
+fn size(blocks: u32) -> ByteSize {
+    ByteSize::bytes(u64::from(blocks) * BLOCK.get())
+}
+
+/// A partition with `requested` blocks wanted and `plugged` of them plugged, granule by granule as Linux does it.
+fn partition(requested: u32, plugged: u32) -> Partition {
+    let mut partition = Partition::new(BLOCKS, GRANULE);
+    partition.set_requested(size(requested)).unwrap();
+    for first in (0..plugged).step_by(GRANULE as usize) {
+        let plug = range(first, GRANULE.min(plugged - first));
+        assert_eq!(partition.plug(plug).answer, Answer::Ack(None));
+    }
+    partition
+}
+
+fn ack(effects: Vec<Effect>) -> Outcome {
+    Outcome { answer: Answer::Ack(None), effects }
+}
+
+#[test]
+fn filling_a_partition_costs_one_slot() {
+    let mut partition = partition(20, 0);
+    let (first, second) = (range(0, 8), range(8, 8));
+    assert_eq!(
+        partition.plug(first),
+        ack(vec![Effect::Back(first), Effect::AddSlot(range(0, 24)), Effect::Reveal(first)]),
+        "the slot covers what was admitted: the requested size in whole granules"
+    );
+    assert_eq!(partition.plug(second), ack(vec![Effect::Back(second), Effect::Reveal(second)]));
+    assert_eq!((partition.plugged(), partition.usable()), (size(16), size(24)));
+}
+
+#[test]
+fn giving_everything_back_costs_one_deletion() {
+    let mut partition = partition(16, 16);
+    partition.set_requested(size(0)).unwrap();
+    let (first, second) = (range(0, 8), range(8, 8));
+    assert_eq!(partition.unplug(second), ack(vec![Effect::Revoke(second), Effect::Discard(second)]));
+    let whole = range(0, 16);
+    assert_eq!(
+        partition.unplug(first),
+        ack(vec![Effect::Revoke(first), Effect::DeleteSlot(whole), Effect::Discard(whole)]),
+        "what the guest touched of the second half meanwhile goes too"
+    );
+    assert_eq!((partition.slots(), partition.usable()), (&[][..], size(0)));
+    assert!(partition.discard_done(second));
+    assert_eq!(partition.discarding(), size(16), "the second half waits for its second discard");
+    assert!(partition.discard_done(whole));
+    assert_eq!(partition.discarding(), size(0));
+}
+
+#[test]
+fn unplug_all_takes_every_run_and_every_slot() {
+    let mut partition = partition(24, 24);
+    let _ = partition.unplug(range(8, 8));
+    let _ = partition.settle();
+    assert_eq!(partition.slots(), [range(0, 8), range(16, 8)]);
+    assert_eq!(
+        partition.unplug_all().effects,
+        [
+            Effect::Revoke(range(0, 8)),
+            Effect::Revoke(range(16, 8)),
+            Effect::DeleteSlot(range(0, 8)),
+            Effect::DeleteSlot(range(16, 8)),
+            Effect::Discard(range(0, 8)),
+            Effect::Discard(range(16, 8)),
+        ]
+    );
+    assert_eq!(partition.unplug_all(), ack(vec![]), "nothing plugged is fine");
+}
+
+#[test]
+fn settling_makes_slots_follow_granules() {
+    let mut partition = partition(32, 32);
+    let _ = partition.unplug(range(9, 10));
+    assert!(!partition.is_unsettled(), "every granule still has a plugged block");
+    let _ = partition.unplug(range(8, 1));
+    assert!(partition.is_unsettled());
+    assert_eq!(
+        partition.settle(),
+        [
+            Effect::ReplaceSlot { old: range(0, 32), new: vec![range(0, 8), range(16, 16)] },
+            Effect::Discard(range(8, 8)),
+        ]
+    );
+    assert!(!partition.is_unsettled());
+    assert_eq!(partition.settle(), []);
+}
+
+#[test]
+fn a_settled_partition_gets_back_only_the_granules_it_plugs() {
+    let mut partition = partition(32, 32);
+    partition.set_requested(size(16)).unwrap();
+    let _ = partition.unplug(range(8, 24));
+    let _ = partition.settle();
+    while let Some(&done) = partition.pending.front() {
+        assert!(partition.discard_done(done));
+    }
+    assert_eq!(partition.usable(), size(32), "it shrinks only when nothing is plugged");
+    let plug = range(18, 2);
+    assert_eq!(
+        partition.plug(plug),
+        ack(vec![Effect::Back(plug), Effect::AddSlot(range(16, 8)), Effect::Reveal(plug)])
+    );
+}
+
+#[test]
+fn raising_the_requested_size_adds_one_slot_for_the_rest() {
+    let mut partition = partition(16, 16);
+    partition.set_requested(size(40)).unwrap();
+    assert_eq!(partition.plug(range(16, 8)).effects[1], Effect::AddSlot(range(16, 24)));
+    assert_eq!(partition.slots(), [range(0, 16), range(16, 24)]);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_errors_and_change_nothing() {
+    let mut partition = partition(16, 8);
+    let before = format!("{partition:?}");
+    for (request, answer) in [
+        (Request::Plug(range(0, 1)), Answer::Error),
+        (Request::Plug(range(7, 2)), Answer::Error),
+        (Request::Plug(range(16, 1)), Answer::Error),
+        (Request::Plug(range(15, 2)), Answer::Error),
+        (Request::Plug(range(u32::MAX - 1, 1)), Answer::Error),
+        (Request::Plug(range(8, 8)), Answer::Ack(None)),
+        (Request::Unplug(range(8, 1)), Answer::Error),
+        (Request::Unplug(range(7, 2)), Answer::Error),
+        (Request::Unplug(range(63, 5)), Answer::Error),
+        (Request::State(range(15, 2)), Answer::Error),
+        (Request::State(range(0, 8)), Answer::Ack(Some(BlockState::Plugged))),
+        (Request::State(range(8, 8)), Answer::Ack(Some(BlockState::Unplugged))),
+        (Request::State(range(7, 2)), Answer::Ack(Some(BlockState::Mixed))),
+    ] {
+        let mut trial = partition.clone();
+        assert_eq!(trial.request(request).answer, answer, "{request:?}");
+        if answer != Answer::Ack(None) {
+            assert_eq!(format!("{trial:?}"), before, "{request:?}");
+        }
+    }
+    partition.set_requested(size(8)).unwrap();
+    assert_eq!(partition.plug(range(8, 1)).answer, Answer::Nack);
+}
+
+#[test]
+fn a_plug_that_meets_a_discard_is_busy() {
+    let mut partition = partition(16, 16);
+    let _ = partition.unplug(range(8, 8));
+    assert_eq!(partition.plug(range(15, 1)), Outcome { answer: Answer::Busy, effects: vec![] });
+    assert_eq!(partition.state(range(8, 8)).answer, Answer::Ack(Some(BlockState::Unplugged)));
+    assert!(!partition.discard_done(range(8, 4)), "no such discard");
+    assert!(partition.discard_done(range(8, 8)));
+    assert_eq!(partition.plug(range(15, 1)).answer, Answer::Ack(None));
+}
+
+#[test]
+fn requested_sizes_are_checked() {
+    let mut partition = partition(16, 0);
+    for (size, message) in [
+        (ByteSize::kib(4), "requested size of 4 KiB: expected a multiple of 2 MiB"),
+        (size(65), "requested size of 130 MiB: the partition's window is 128 MiB"),
+        (ByteSize::bytes(u64::MAX & !0x1f_ffff), "the partition's window is 128 MiB"),
+    ] {
+        let error = partition.set_requested(size).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    assert_eq!(partition.requested(), size(16));
+    assert_eq!(partition.usable_with(size(17)), size(24));
+    assert_eq!(partition.usable(), size(16));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Request(Request),
+    Requested(u32),
+    Settle,
+    DiscardDone,
+}
+
+fn any_range() -> impl Strategy<Value = BlockRange> {
+    (0..BLOCKS + 2, prop_oneof![1_u32..4, Just(GRANULE), 1..BLOCKS]).prop_map(|(first, count)| range(first, count))
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => any_range().prop_map(|range| Step::Request(Request::Plug(range))),
+        5 => any_range().prop_map(|range| Step::Request(Request::Unplug(range))),
+        1 => Just(Step::Request(Request::UnplugAll)),
+        1 => any_range().prop_map(|range| Step::Request(Request::State(range))),
+        3 => (0..=BLOCKS).prop_map(Step::Requested),
+        2 => Just(Step::Settle),
+        4 => Just(Step::DiscardDone),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Block {
+    Unplugged,
+    Plugged,
+    /// Number of discards outstanding.
+    Discarding(u32),
+}
+
+/// The same rules, block by block and the long way round.
+struct Model {
+    blocks: Vec<Block>,
+    /// The slot that a block lies in.
+    slot: Vec<Option<BlockRange>>,
+    visible: Vec<bool>,
+    discards: VecDeque<BlockRange>,
+    requested: u32,
+    usable: u32,
+}
+
+impl Model {
+    fn new() -> Self {
+        let n = BLOCKS as usize;
+        Self {
+            blocks: vec![Block::Unplugged; n],
+            slot: vec![None; n],
+            visible: vec![false; n],
+            discards: VecDeque::new(),
+            requested: 0,
+            usable: 0,
+        }
+    }
+
+    fn plugged(&self) -> u32 {
+        self.blocks.iter().filter(|&&block| block == Block::Plugged).count() as u32
+    }
+
+    fn refit(&mut self) {
+        let needed = self.requested.next_multiple_of(GRANULE);
+        self.usable = if self.plugged() == 0 { needed } else { needed.max(self.usable) };
+    }
+
+    /// What the specification says to `request`, and the new state of the blocks.
+    fn answer(&mut self, request: Request) -> Answer {
+        let usable = self.usable;
+        let (Request::Plug(range) | Request::Unplug(range) | Request::State(range)) = request else {
+            for block in self.blocks.iter_mut().filter(|block| **block == Block::Plugged) {
+                *block = Block::Unplugged;
+            }
+            self.refit();
+            return Answer::Ack(None);
+        };
+        if range.end() > usable {
+            return Answer::Error;
+        }
+        let plugged = self.plugged();
+        let blocks = &mut self.blocks[range.first() as usize..range.end() as usize];
+        let inside = blocks.iter().filter(|&&block| block == Block::Plugged).count() as u32;
+        match request {
+            Request::Plug(_) => {
+                if plugged + range.count() > self.requested {
+                    return Answer::Nack;
+                } else if inside != 0 {
+                    return Answer::Error;
+                } else if blocks.iter().any(|block| matches!(block, Block::Discarding(_))) {
+                    return Answer::Busy;
+                }
+                blocks.fill(Block::Plugged);
+            }
+            Request::Unplug(_) => {
+                if inside != range.count() {
+                    return Answer::Error;
+                }
+                blocks.fill(Block::Unplugged);
+            }
+            _ if inside == 0 => return Answer::Ack(Some(BlockState::Unplugged)),
+            _ if inside == range.count() => return Answer::Ack(Some(BlockState::Plugged)),
+            _ => return Answer::Ack(Some(BlockState::Mixed)),
+        }
+        self.refit();
+        Answer::Ack(None)
+    }
+
+    fn cells<T>(cells: &mut [T], range: BlockRange) -> &mut [T] {
+        &mut cells[range.first() as usize..range.end() as usize]
+    }
+
+    fn apply(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Back(range) => assert!(Self::cells(&mut self.blocks, *range).iter().all(|b| *b == Block::Plugged)),
+            Effect::AddSlot(range) => {
+                for slot in Self::cells(&mut self.slot, *range) {
+                    assert_eq!(slot.replace(*range), None, "slots overlap: {effect:?}");
+                }
+            }
+            Effect::DeleteSlot(range) => {
+                for slot in Self::cells(&mut self.slot, *range) {
+                    assert_eq!(slot.take(), Some(*range), "not a slot as added: {effect:?}");
+                }
+            }
+            Effect::ReplaceSlot { old, new } => {
+                self.apply(&Effect::DeleteSlot(*old));
+                for part in new {
+                    assert!(old.contains(*part));
+                    self.apply(&Effect::AddSlot(*part));
+                }
+            }
+            Effect::Reveal(range) => Self::cells(&mut self.visible, *range).fill(true),
+            Effect::Revoke(range) => {
+                assert!(
+                    Self::cells(&mut self.visible, *range).iter().all(|visible| *visible),
+                    "not visible: {effect:?}"
+                );
+                Self::cells(&mut self.visible, *range).fill(false);
+            }
+            Effect::Discard(range) => {
+                self.discards.push_back(*range);
+                for (block, visible) in
+                    Self::cells(&mut self.blocks, *range).iter_mut().zip(&self.visible[range.first() as usize..])
+                {
+                    assert!(!visible, "devices can still reach what is discarded: {effect:?}");
+                    *block = match *block {
+                        Block::Plugged => panic!("a plugged block is discarded: {effect:?}"),
+                        Block::Unplugged => Block::Discarding(1),
+                        Block::Discarding(n) => Block::Discarding(n + 1),
+                    };
+                }
+            }
+        }
+    }
+
+    fn discard_done(&mut self) -> Option<BlockRange> {
+        let range = self.discards.pop_front()?;
+        for block in Self::cells(&mut self.blocks, range) {
+            *block = match *block {
+                Block::Discarding(1) => Block::Unplugged,
+                Block::Discarding(n) => Block::Discarding(n - 1),
+                other => panic!("{other:?} was to be discarded in {range}"),
+            };
+        }
+        Some(range)
+    }
+
+    fn check(&self, partition: &Partition) -> Result<(), TestCaseError> {
+        let count = |wanted: fn(&Block) -> bool| size(self.blocks.iter().filter(|block| wanted(block)).count() as u32);
+        prop_assert_eq!(partition.plugged(), count(|block| *block == Block::Plugged));
+        prop_assert_eq!(partition.discarding(), count(|block| matches!(block, Block::Discarding(_))));
+        prop_assert_eq!((partition.requested(), partition.usable()), (size(self.requested), size(self.usable)));
+        for (index, block) in self.blocks.iter().enumerate() {
+            let plugged = *block == Block::Plugged;
+            prop_assert_eq!(self.visible[index], plugged, "devices see plugged blocks only: block {}", index);
+            prop_assert!(!plugged || self.slot[index].is_some(), "block {} has no slot", index);
+        }
+        let mut slots: Vec<_> = self.slot.iter().flatten().copied().collect();
+        slots.dedup();
+        prop_assert_eq!(partition.slots(), &slots[..]);
+        prop_assert!(partition.plugged().get() != 0 || slots.is_empty(), "nothing plugged, yet there are {:?}", slots);
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn behaves_like_the_model(steps in prop::collection::vec(any_step(), 1..80)) {
+        let (mut partition, mut model) = (Partition::new(BLOCKS, GRANULE), Model::new());
+        for step in steps {
+            match step {
+                Step::Request(request) => {
+                    let outcome = partition.request(request);
+                    prop_assert_eq!(outcome.answer, model.answer(request), "{:?}", request);
+                    prop_assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None));
+                    outcome.effects.iter().for_each(|effect| model.apply(effect));
+                }
+                Step::Requested(blocks) => {
+                    partition.set_requested(size(blocks)).unwrap();
+                    model.requested = blocks;
+                    model.refit();
+                }
+                Step::Settle => {
+                    partition.settle().iter().for_each(|effect| model.apply(effect));
+                    prop_assert!(!partition.is_unsettled());
+                    for (granule, blocks) in model.blocks.chunks(GRANULE as usize).enumerate() {
+                        let plugged = blocks.contains(&Block::Plugged);
+                        let slot = model.slot[granule * GRANULE as usize];
+                        prop_assert_eq!(slot.is_some(), plugged, "granule {}", granule);
+                    }
+                }
+                Step::DiscardDone => if let Some(range) = model.discard_done() {
+                    prop_assert!(partition.discard_done(range));
+                },
+            }
+            model.check(&partition)?;
+        }
+        while let Some(range) = model.discard_done() {
+            prop_assert!(partition.discard_done(range));
+        }
+        prop_assert_eq!(partition.discarding(), size(0));
+    }
+}
