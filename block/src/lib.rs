@@ -1,1 +1,23 @@
 //! OCI images as content-addressed EROFS layers, and the disks that serve them.
+//!
+//! From an image to a guest: [`oci`] reads and checks an image layout, [`import`] turns each layer's tar stream into an
+//! [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest.
+
+pub mod digest;
+pub mod disk;
+pub mod erofs;
+mod guest_io;
+pub mod import;
+mod mapped;
+pub mod oci;
+mod pread;
+mod raw;
+pub mod store;
+
+pub use digest::LayerDigest;
+pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};
+pub use mapped::MappedLayer;
+pub use oci::OciLayout;
+pub use pread::PreadLayer;
+pub use raw::RawDisk;
+pub use store::{Image, ImageName, Layer, Store, StoreError};

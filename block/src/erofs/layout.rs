@@ -1,0 +1,151 @@
+//! Where each inode and each directory goes in the metadata area. Pure: a function of the tree.
+
+use std::collections::VecDeque;
+
+use super::directory;
+use super::format::{BLOCK_SIZE, INODE_SIZE, MAX_NAME, MAX_XATTR_BYTES, SLOT_SIZE};
+use super::tree::{Content, InodeId, Tree};
+use super::xattr;
+
+/// A tree that EROFS can't hold.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A name of no or more than 255 bytes.
+    #[error("the name `{}` has {} bytes; a name has 1 to 255", .0.escape_ascii(), .0.len())]
+    Name(Box<[u8]>),
+    /// An attribute value, or all of an inode's together, too large.
+    #[error("an inode has {0} bytes of extended attributes; at most 65535 fit one, {MAX_XATTR_BYTES} fit together")]
+    Xattrs(u64),
+    /// The image is larger than 16 TiB.
+    #[error("the image has {0} blocks of 4 KiB; at most 2^32 fit")]
+    TooLarge(u64),
+}
+
+/// The place of one inode.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub id: InodeId,
+    pub parent: InodeId,
+    /// Byte offset in the metadata area.
+    pub offset: u64,
+    /// Length of the data of a directory or symbolic link; zero for others, whose data is elsewhere.
+    pub data_bytes: u64,
+    /// Whether the end of that data that fills no block follows the inode.
+    pub inline: bool,
+    /// Number, counted from the end of the inodes, of the first block with data of a directory or symbolic link.
+    pub block: u64,
+}
+
+impl Place {
+    /// The inode's number.
+    pub fn nid(&self) -> u64 {
+        self.offset / SLOT_SIZE
+    }
+
+    /// Bytes of data that lie in whole blocks.
+    pub fn block_bytes(&self) -> u64 {
+        if self.inline { self.data_bytes / BLOCK_SIZE * BLOCK_SIZE } else { self.data_bytes }
+    }
+}
+
+/// The metadata area: inodes first, then blocks of directories and symbolic links, each in the order of `places`.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub places: Vec<Place>,
+    /// By index of the inode: its index in `places`.
+    by_inode: Vec<Option<u32>>,
+    /// Names that lead to the inode, by its index; for directories what Linux counts: 2 and the subdirectories.
+    pub links: Vec<u32>,
+    /// Size of the inodes in blocks.
+    pub inode_blocks: u64,
+    /// Blocks of directories and symbolic links.
+    pub data_blocks: u64,
+}
+
+impl Layout {
+    /// Lays out what is reachable from the root of `tree`, breadth first by name, so that the root comes first: its number
+    /// must fit 16 bits.
+    pub fn new(tree: &Tree) -> Result<Self, LayoutError> {
+        let mut layout = Self {
+            places: Vec::with_capacity(tree.len()),
+            by_inode: vec![None; tree.len()],
+            links: vec![0; tree.len()],
+            inode_blocks: 0,
+            data_blocks: 0,
+        };
+        // Inode number 0 is left free: `readdir` takes it for a deleted entry.
+        let mut end = SLOT_SIZE;
+        let mut queue = VecDeque::from([(Tree::ROOT, Tree::ROOT)]);
+        layout.links[Tree::index(Tree::ROOT)] = 2;
+        while let Some((id, parent)) = queue.pop_front() {
+            if layout.by_inode[Tree::index(id)].is_some() {
+                continue;
+            }
+            let place = layout.place(tree, id, parent, &mut end)?;
+            #[allow(clippy::cast_possible_truncation, reason = "a tree of 2^32 inodes does not fit in memory")]
+            let number = layout.places.len() as u32;
+            layout.by_inode[Tree::index(id)] = Some(number);
+            layout.places.push(place);
+            let Some(directory) = tree.directory(id) else { continue };
+            for (name, child) in &directory.entries {
+                if name.is_empty() || name.len() > MAX_NAME {
+                    return Err(LayoutError::Name(name.clone()));
+                }
+                if tree.directory(*child).is_some() {
+                    layout.links[Tree::index(*child)] = 2;
+                    layout.links[Tree::index(id)] += 1;
+                } else {
+                    layout.links[Tree::index(*child)] += 1;
+                }
+                queue.push_back((*child, id));
+            }
+        }
+        layout.inode_blocks = end.div_ceil(BLOCK_SIZE);
+        Ok(layout)
+    }
+
+    /// The place of an inode that is reachable.
+    pub fn of(&self, id: InodeId) -> &Place {
+        #[allow(clippy::expect_used, reason = "`new` placed every inode that a directory names")]
+        let number = self.by_inode[Tree::index(id)].expect("a named inode has a place");
+        &self.places[number as usize]
+    }
+
+    fn place(&mut self, tree: &Tree, id: InodeId, parent: InodeId, end: &mut u64) -> Result<Place, LayoutError> {
+        let inode = tree.inode(id);
+        let xattrs = xattr::size(&inode.metadata.xattrs);
+        let longest = inode.metadata.xattrs.values().map(Vec::len).max().unwrap_or(0) as u64;
+        if longest > u64::from(u16::MAX) || xattrs > MAX_XATTR_BYTES {
+            return Err(LayoutError::Xattrs(xattrs));
+        }
+        let data_bytes = match &inode.content {
+            Content::Directory(directory) => directory::size(with_dots(directory.entries.keys().map(|n| &**n))),
+            Content::Symlink(target) => target.len() as u64,
+            _ => 0,
+        };
+        let tail = data_bytes % BLOCK_SIZE;
+        let head = INODE_SIZE + xattrs;
+        let inline = tail > 0 && head + tail <= BLOCK_SIZE;
+        let bytes = if inline { head + tail } else { head };
+        // An inline tail must lie in one block; where the whole inode fits in one, it does.
+        let mut offset = *end;
+        if bytes <= BLOCK_SIZE && offset % BLOCK_SIZE + bytes > BLOCK_SIZE {
+            offset = offset.next_multiple_of(BLOCK_SIZE);
+        }
+        *end = (offset + bytes).next_multiple_of(SLOT_SIZE);
+        let place = Place { id, parent, offset, data_bytes, inline, block: self.data_blocks };
+        self.data_blocks += place.block_bytes().div_ceil(BLOCK_SIZE);
+        Ok(place)
+    }
+}
+
+/// Merges `.` and `..` into sorted names: bytes below a full stop sort before them.
+pub(super) fn with_dots<'a>(names: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    let mut names = names.peekable();
+    let mut dots = [&b"."[..], b".."].into_iter().peekable();
+    std::iter::from_fn(move || match (names.peek(), dots.peek()) {
+        (Some(name), Some(dot)) if name < dot => names.next(),
+        (_, Some(_)) => dots.next(),
+        _ => names.next(),
+    })
+}

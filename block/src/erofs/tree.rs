@@ -1,0 +1,194 @@
+//! A file tree in memory: names and attributes, with file data somewhere else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::xattr::XattrName;
+
+/// Index of an inode in its [`Tree`].
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct InodeId(usize);
+
+/// Seconds and nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Timestamp {
+    /// Seconds, negative before 1970.
+    pub seconds: i64,
+    /// Nanoseconds to add, below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+/// Attributes that every inode has.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Metadata {
+    /// Permission bits with setuid, setgid and sticky: at most 0o7777.
+    pub permissions: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of last modification.
+    pub mtime: Timestamp,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<XattrName, Vec<u8>>,
+}
+
+/// Number of a device node.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Device {
+    /// At most 12 bits.
+    pub major: u32,
+    /// At most 20 bits.
+    pub minor: u32,
+}
+
+/// Where a regular file's data lies in the image.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Extent {
+    /// First block.
+    pub block: u32,
+    /// Length of the file.
+    pub bytes: u64,
+}
+
+/// A directory's names.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Directory {
+    /// Entries without `.` and `..`.
+    pub entries: BTreeMap<Box<[u8]>, InodeId>,
+    /// Names that hide what layers below have there.
+    pub whiteouts: BTreeSet<Box<[u8]>>,
+}
+
+/// What an inode is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Content {
+    /// A directory.
+    Directory(Directory),
+    /// A regular file.
+    File(Extent),
+    /// A symbolic link and where it points.
+    Symlink(Box<[u8]>),
+    /// A character device.
+    CharDevice(Device),
+    /// A block device.
+    BlockDevice(Device),
+    /// A named pipe.
+    Fifo,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Inode {
+    pub metadata: Metadata,
+    pub content: Content,
+}
+
+/// A tree of inodes under a root directory. Inodes that no name leads to any more stay behind unused.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    inodes: Vec<Inode>,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self { inodes: vec![Inode { metadata: Self::implied(), content: Content::Directory(Directory::default()) }] }
+    }
+}
+
+impl Tree {
+    /// The root directory.
+    pub const ROOT: InodeId = InodeId(0);
+
+    /// What a directory gets that nobody described: root's, with the usual permissions.
+    #[must_use]
+    pub fn implied() -> Metadata {
+        Metadata { permissions: 0o755, ..Metadata::default() }
+    }
+
+    /// Adds an inode without a name.
+    pub fn add(&mut self, metadata: Metadata, content: Content) -> InodeId {
+        self.inodes.push(Inode { metadata, content });
+        InodeId(self.inodes.len() - 1)
+    }
+
+    /// What `id` is.
+    #[must_use]
+    pub fn content(&self, id: InodeId) -> &Content {
+        &self.inodes[id.0].content
+    }
+
+    /// The attributes of `id`.
+    pub fn metadata_mut(&mut self, id: InodeId) -> &mut Metadata {
+        &mut self.inodes[id.0].metadata
+    }
+
+    /// The names in `id`, if that is a directory.
+    #[must_use]
+    pub fn directory(&self, id: InodeId) -> Option<&Directory> {
+        match self.content(id) {
+            Content::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The names in `id`, if that is a directory.
+    pub fn directory_mut(&mut self, id: InodeId) -> Option<&mut Directory> {
+        match &mut self.inodes[id.0].content {
+            Content::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// Follows names from the root; symbolic links are not followed.
+    #[must_use]
+    pub fn lookup<'a>(&self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<InodeId> {
+        names.into_iter().try_fold(Self::ROOT, |id, name| self.directory(id)?.entries.get(name).copied())
+    }
+
+    /// Turns whiteouts into what overlayfs reads: a character device 0:0 in the place of the hidden name; where this tree
+    /// has a directory of that name itself, the directory becomes opaque instead.
+    pub fn resolve_whiteouts(&mut self) {
+        for index in 0..self.inodes.len() {
+            let Some(directory) = self.directory_mut(InodeId(index)) else { continue };
+            for name in std::mem::take(&mut directory.whiteouts) {
+                let present = self.directory(InodeId(index)).and_then(|d| d.entries.get(&name).copied());
+                match present {
+                    Some(id) => {
+                        if self.directory(id).is_some() {
+                            self.set_opaque(id);
+                        }
+                    }
+                    None => {
+                        let hidden = self.add(Metadata::default(), Content::CharDevice(Device::default()));
+                        if let Some(directory) = self.directory_mut(InodeId(index)) {
+                            directory.entries.insert(name, hidden);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes the directory `id` hide the directory below it.
+    pub fn set_opaque(&mut self, id: InodeId) {
+        self.metadata_mut(id).xattrs.insert(XattrName::overlay_opaque(), b"y".to_vec());
+    }
+
+    /// Whether the directory `id` hides the directory below it.
+    #[must_use]
+    pub fn is_opaque(&self, id: InodeId) -> bool {
+        self.inodes[id.0].metadata.xattrs.contains_key(&XattrName::overlay_opaque())
+    }
+
+    /// Number of inodes, those without a name too.
+    pub(super) fn len(&self) -> usize {
+        self.inodes.len()
+    }
+
+    pub(super) fn inode(&self, id: InodeId) -> &Inode {
+        &self.inodes[id.0]
+    }
+
+    pub(super) fn index(id: InodeId) -> usize {
+        id.0
+    }
+}

@@ -1,0 +1,176 @@
+//! The JSON documents of the OCI image specification 1.1, as far as an import needs them.
+//!
+//! Unknown fields are ignored, as the specification demands; known ones must have the right type.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::LayerDigest;
+
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// How a layer's tar stream is packed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip, possibly of several members.
+    Gzip,
+    /// zstd, possibly of several frames.
+    Zstd,
+}
+
+impl Compression {
+    /// What a layer's media type says, or `None` for one that is no supported layer.
+    #[must_use]
+    pub fn of_media_type(media_type: &str) -> Option<Self> {
+        match media_type {
+            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+                Some(Self::None)
+            }
+            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                Some(Self::Gzip)
+            }
+            "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+                Some(Self::Zstd)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What an image was built for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+pub struct Platform {
+    /// Operating system, in Go's words: `linux`.
+    pub os: String,
+    /// Processor, in Go's words: `amd64`.
+    pub architecture: String,
+}
+
+impl Platform {
+    /// The platform of guests on this host.
+    #[must_use]
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned() }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    pub media_type: String,
+    pub digest: LayerDigest,
+    pub size: u64,
+    pub platform: Option<Platform>,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// The tag in an image layout's index.
+    pub fn reference(&self) -> Option<&str> {
+        self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LayoutFile {
+    pub image_layout_version: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Index {
+    pub schema_version: u32,
+    pub manifests: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Manifest {
+    pub schema_version: u32,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ConfigFile {
+    #[serde(flatten)]
+    pub platform: Platform,
+    pub config: Option<RawConfig>,
+    pub rootfs: RootFs,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RootFs {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub diff_ids: Vec<LayerDigest>,
+}
+
+/// Lists are `null` as often as they are missing: both mean empty.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct RawConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+}
+
+/// What an image says about running it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// First words of the command, which arguments don't replace.
+    pub entrypoint: Vec<String>,
+    /// The rest of the command unless the user gives another.
+    pub cmd: Vec<String>,
+    /// `NAME=value` pairs.
+    pub env: Vec<String>,
+    /// Directory the command starts in; empty means `/`.
+    pub working_dir: String,
+    /// `user`, `uid`, `user:group` or `uid:gid`; empty means root.
+    pub user: String,
+}
+
+impl ImageConfig {
+    /// The command to run: the entrypoint, then `arguments`, or the image's own where there are none.
+    #[must_use]
+    pub fn argv(&self, arguments: &[String]) -> Vec<String> {
+        let rest = if arguments.is_empty() { &self.cmd } else { arguments };
+        self.entrypoint.iter().chain(rest).cloned().collect()
+    }
+}
+
+impl From<RawConfig> for ImageConfig {
+    fn from(raw: RawConfig) -> Self {
+        Self {
+            entrypoint: raw.entrypoint.unwrap_or_default(),
+            cmd: raw.cmd.unwrap_or_default(),
+            env: raw.env.unwrap_or_default(),
+            working_dir: raw.working_dir.unwrap_or_default(),
+            user: raw.user.unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A writable disk in a plain file.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use vm_memory::VolatileSlice;
+
+use crate::digest::LayerDigest;
+use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE, check_file};
+use crate::guest_io::{read_file, write_file};
+
+/// A raw disk image. The file is locked for as long as it is a disk: exclusively where it is writable, so that two VMs never
+/// write to the same one.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+    id: DiskId,
+}
+
+impl RawDisk {
+    /// Opens the file at `path`; its size is the disk's.
+    ///
+    /// # Errors
+    /// It is missing, no regular file, not a multiple of a sector in size, or in use.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        use std::os::unix::ffi::OsStrExt as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let open = |source| DiskError::Open { path: path.to_owned(), source };
+        let mut options = File::options();
+        // A pipe in the file's place must not block.
+        options.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path).map_err(open)?;
+        let bytes = check_file(path, &file)?;
+        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DiskError::Busy { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(open(source)),
+        }
+        let id = DiskId::from(&LayerDigest::of(path.as_os_str().as_bytes()));
+        Ok(Self { file, bytes, read_only, id })
+    }
+}
+
+impl Disk for RawDisk {
+    fn sectors(&self) -> u64 {
+        self.bytes / SECTOR_SIZE
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn id(&self) -> DiskId {
+        self.id
+    }
+
+    fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        read_file(&self.file, offset, buffers)
+    }
+
+    fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        write_file(&self.file, offset, buffers)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}

@@ -1,0 +1,265 @@
+//! The layer store: a directory of EROFS layers and images, both named by digest.
+//!
+//! ```text
+//! format                  "bellows layer store 1"
+//! lock                    held shared by imports
+//! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id)
+//! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
+//! images/<name>.json      an image's layers and how to run it
+//! tmp/                    what imports are writing
+//! ```
+//!
+//! Files come into the store by a rename after their content has reached the disk, so a crash leaves the old state or the
+//! new one; of two imports of the same layer the later rename wins, with the same bytes.
+
+mod files;
+mod import;
+mod record;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::LayerDigest;
+use crate::import::LayerError;
+use crate::oci::OciError;
+use files::{io_error, open_lock, open_or_create_dir, write_atomically};
+
+pub use import::{Progress, ProgressKind};
+use record::LayerRecord;
+pub use record::{Image, ImageName, ParseImageNameError};
+
+const FORMAT: &str = "bellows layer store 1\n";
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The system refused something.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory of something else.
+    #[error("`{path}` is not empty and not a layer store")]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by another version.
+    #[error("the layer store `{path}` has the format `{actual}`; this version reads `{}`", FORMAT.trim_end())]
+    Format {
+        /// The store's directory.
+        path: PathBuf,
+        /// What its `format` file says.
+        actual: String,
+    },
+    /// A record that is no valid JSON or not what it should be.
+    #[error("the record `{path}` is damaged: {source}")]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// No such layer.
+    #[error("layer {digest} is not in the store `{path}`")]
+    NoLayer {
+        /// The layer.
+        digest: LayerDigest,
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// No such image.
+    #[error("image `{name}` is not in the store `{path}`")]
+    NoImage {
+        /// The image.
+        name: ImageName,
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// A stored layer of another size than its record says.
+    #[error("layer {digest}: `{path}` has {actual} bytes, its record says {expected}")]
+    Size {
+        /// The layer.
+        digest: LayerDigest,
+        /// Its file.
+        path: PathBuf,
+        /// Recorded size.
+        expected: u64,
+        /// The file's size.
+        actual: u64,
+    },
+    /// A stored layer with other content than its record says.
+    #[error("layer {digest}: `{path}` has the digest {actual}, its record says {expected}")]
+    Content {
+        /// The layer.
+        digest: LayerDigest,
+        /// Its file.
+        path: PathBuf,
+        /// Recorded digest of the file.
+        expected: LayerDigest,
+        /// The file's digest.
+        actual: LayerDigest,
+    },
+    /// The image's documents are wrong.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// A layer could not be imported.
+    #[error("cannot import the layer `{path}`")]
+    Layer {
+        /// The layer's blob.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: LayerError,
+    },
+}
+
+/// A layer in the store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Layer {
+    /// Digest of the layer's uncompressed archive: its name.
+    pub digest: LayerDigest,
+    /// Its EROFS image.
+    pub path: PathBuf,
+    /// Size of that file.
+    pub bytes: u64,
+}
+
+/// A layer store. Any number of processes may use the same one.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the store at `root`; an empty or missing directory becomes one.
+    ///
+    /// # Errors
+    /// It is no store, one of another format, or not accessible.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let store = Self { root: root.into() };
+        let format = store.root.join("format");
+        match fs::read_to_string(&format) {
+            Ok(text) if text == FORMAT => return Ok(store),
+            Ok(actual) => {
+                let actual = actual.trim_end().chars().take(100).collect();
+                return Err(StoreError::Format { path: store.root, actual });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("read", &format)(error)),
+        }
+        fs::create_dir_all(&store.root).map_err(io_error("create", &store.root))?;
+        for entry in fs::read_dir(&store.root).map_err(io_error("list", &store.root))? {
+            let name = entry.map_err(io_error("list", &store.root))?.file_name();
+            // Another process may be making the same store, or was interrupted when it did.
+            if !["layers", "images", "tmp", "lock", "format"].iter().any(|known| name == *known) {
+                return Err(StoreError::NotAStore { path: store.root });
+            }
+        }
+        // So that no import takes the files below for leftovers.
+        let path = store.root.join("lock");
+        let lock = open_lock(&path)?;
+        lock.lock_shared().map_err(io_error("lock", &path))?;
+        for directory in ["layers", "images", "tmp"] {
+            open_or_create_dir(&store.root.join(directory))?;
+        }
+        write_atomically(&store.tmp(), &format, FORMAT.as_bytes())?;
+        Ok(store)
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The image called `name`: the name it was imported under, or its manifest's digest.
+    ///
+    /// # Errors
+    /// There is none, or its record is damaged.
+    pub fn image(&self, name: &ImageName) -> Result<Image, StoreError> {
+        record::read(&self.image_path(name))?
+            .ok_or_else(|| StoreError::NoImage { name: name.clone(), path: self.root.clone() })
+    }
+
+    /// The layer `digest`.
+    ///
+    /// # Errors
+    /// It is not there, its record is damaged, or its file has another size than that says.
+    pub fn layer(&self, digest: &LayerDigest) -> Result<Layer, StoreError> {
+        self.checked_layer(digest).map(|(layer, _)| layer)
+    }
+
+    /// The layers of `image`, lowest first.
+    ///
+    /// # Errors
+    /// As [`Store::layer`].
+    pub fn layers(&self, image: &Image) -> Result<Vec<Layer>, StoreError> {
+        image.layers.iter().map(|digest| self.layer(digest)).collect()
+    }
+
+    /// Reads the whole file of a layer and compares it with its record.
+    ///
+    /// # Errors
+    /// As [`Store::layer`], or the content is another.
+    pub fn verify(&self, digest: &LayerDigest) -> Result<Layer, StoreError> {
+        let (layer, record) = self.checked_layer(digest)?;
+        let mut file = File::open(&layer.path).map_err(io_error("open", &layer.path))?;
+        let actual = file_digest(&mut file).map_err(io_error("read", &layer.path))?;
+        if actual != record.sha256 {
+            return Err(StoreError::Content { digest: *digest, path: layer.path, expected: record.sha256, actual });
+        }
+        Ok(layer)
+    }
+
+    fn checked_layer(&self, digest: &LayerDigest) -> Result<(Layer, LayerRecord), StoreError> {
+        let record: LayerRecord = record::read(&self.record_path(digest))?
+            .ok_or_else(|| StoreError::NoLayer { digest: *digest, path: self.root.clone() })?;
+        let path = self.layer_path(digest);
+        let actual = fs::metadata(&path).map_err(io_error("open", &path))?.len();
+        if actual != record.bytes {
+            return Err(StoreError::Size { digest: *digest, path, expected: record.bytes, actual });
+        }
+        Ok((Layer { digest: *digest, path, bytes: actual }, record))
+    }
+
+    fn layer_path(&self, digest: &LayerDigest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.erofs", digest.hex()))
+    }
+
+    fn record_path(&self, digest: &LayerDigest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.json", digest.hex()))
+    }
+
+    fn image_path(&self, name: &ImageName) -> PathBuf {
+        self.root.join("images").join(name.file_name())
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+}
+
+fn file_digest(file: &mut File) -> io::Result<LayerDigest> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match io::Read::read(file, &mut buffer)? {
+            0 => return Ok(LayerDigest::finish(hasher)),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "store_test.rs"]
+mod tests;
