@@ -1,1 +1,3 @@
 //! End-to-end tests, the lab they run in, and benchmarks.
+
+pub mod lab;

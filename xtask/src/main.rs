@@ -1,1 +1,100 @@
-fn main() {}
+//! Developer commands: `cargo xtask demo | lab | test | stress | bench | fuzz`.
+
+mod artefacts;
+mod cache;
+mod debian;
+mod error;
+mod fuzz;
+mod image;
+mod initramfs;
+mod kernel;
+mod lab;
+mod packages;
+mod progress;
+mod run;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use bellows_tests::lab::Host;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::artefacts::Artefacts;
+use crate::cache::Cache;
+use crate::error::{Error, Result};
+
+/// Developer commands of Bellows.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Options {
+    /// Refuse to install missing Debian packages; list them instead.
+    #[arg(long, global = true)]
+    no_install: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show all of it: a real container image's function in microVMs, and their memory returning to the host.
+    Demo {
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command in the emulated host.
+    Lab(lab::Options),
+    /// Build the artefacts that all others use, and print where they are.
+    Build,
+    /// Run all checks and tests.
+    Test,
+    /// Run the tests that take too long for `test`.
+    Stress,
+    /// Run a benchmark.
+    Bench {
+        /// Which.
+        what: Benchmark,
+    },
+    /// Run the fuzz targets.
+    Fuzz {
+        /// Time for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Benchmark {
+    /// Time from process start to a ready agent, and the monitor's memory.
+    Boot,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match execute(&options) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(options: &Options) -> Result<i32> {
+    let install = !options.no_install;
+    match &options.command {
+        Command::Lab(lab) => return lab::run(lab, install),
+        Command::Build => {
+            for (variable, path) in Artefacts::build(&Cache::open()?, Host::detect(), install)?.environment() {
+                println!("{variable}={path}");
+            }
+        }
+        Command::Test => test::run(install)?,
+        Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
+        Command::Demo { json: _ } => return Err(Error::other("demo: not there yet")),
+        Command::Stress => return Err(Error::other("stress: not there yet")),
+        Command::Bench { what: Benchmark::Boot } => return Err(Error::other("bench boot: not there yet")),
+    }
+    Ok(0)
+}

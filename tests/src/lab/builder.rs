@@ -1,0 +1,223 @@
+//! Describes a lab and makes its files: the initramfs and the disk.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::cpio::Writer;
+use super::machine::Hardware;
+use super::modules::ModuleTree;
+use super::{Error, Lab, program};
+
+/// Modules of the lab's kernel: KVM, the disk, what layers and containers need, and what other VMMs need as peers.
+const MODULES: &[&str] =
+    &["kvm_amd", "virtio_blk", "virtio_rng", "loop", "erofs", "overlay", "vhost_vsock", "vhost_net", "tun"];
+
+/// The files every lab is made of.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Debian's 6.12 cloud kernel (`bzImage`).
+    pub kernel: PathBuf,
+    /// Its modules, `lib/modules/<release>`.
+    pub modules: PathBuf,
+    /// The program `bellows-lab-init` of this crate.
+    pub init: PathBuf,
+}
+
+/// A lab to be booted.
+#[derive(Debug)]
+pub struct LabBuilder {
+    parts: Parts,
+    memory_mib: u64,
+    cpus: u32,
+    scratch: PathBuf,
+    files: Vec<(PathBuf, PathBuf)>,
+    programs: Vec<(PathBuf, PathBuf)>,
+    disk: Vec<(PathBuf, String)>,
+    disk_mib: u64,
+}
+
+impl LabBuilder {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            memory_mib: 8192,
+            cpus: 2,
+            scratch: std::env::temp_dir(),
+            files: Vec::new(),
+            programs: Vec::new(),
+            disk: Vec::new(),
+            disk_mib: 8192,
+        }
+    }
+
+    /// RAM of the emulated host, in MiB; 8192 by default. Only what is touched costs memory here.
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Where the lab's files lie while it runs; the directory for temporary files by default.
+    pub fn scratch(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.scratch = directory.into();
+        self
+    }
+
+    /// Puts a file, or a directory with all below it, in the lab's root, which is in memory.
+    pub fn file(mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
+        self.files.push((source.into(), target.into()));
+        self
+    }
+
+    /// Puts a program at `target` and its shared libraries where the dynamic linker looks for them.
+    pub fn program(mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
+        self.programs.push((source.into(), target.into()));
+        self
+    }
+
+    /// Puts a file or a directory on the lab's disk, as [`DISK`](super::DISK)`/name`.
+    pub fn on_disk(mut self, source: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        self.disk.push((source.into(), name.into()));
+        self
+    }
+
+    /// Size of the disk in MiB; 8192 by default. It is sparse.
+    pub fn disk_mib(mut self, mib: u64) -> Self {
+        self.disk_mib = mib;
+        self
+    }
+
+    /// Makes the files, starts the machine and waits until it answers.
+    pub fn boot(self) -> Result<Lab, Error> {
+        std::fs::create_dir_all(&self.scratch).map_err(Error::at(&self.scratch))?;
+        let scratch = tempfile::Builder::new()
+            .prefix("bellows-lab-")
+            .tempdir_in(&self.scratch)
+            .map_err(Error::at(&self.scratch))?;
+        let hardware = Hardware {
+            kernel: self.parts.kernel.clone(),
+            initramfs: self.write_initramfs(&scratch.path().join("initramfs.cpio"))?,
+            disk: Some(self.write_disk(scratch.path())?),
+            memory_mib: self.memory_mib,
+            cpus: self.cpus,
+            console: scratch.path().join("console.log"),
+            command_line: "console=ttyS0 panic=-1 quiet tsc=reliable".into(),
+        };
+        Lab::boot(&hardware, scratch)
+    }
+
+    fn write_initramfs(&self, path: &Path) -> Result<PathBuf, Error> {
+        let out = BufWriter::new(File::create(path).map_err(Error::at(path))?);
+        let mut root = Root { archive: Writer::new(out), path };
+        root.archive.char_device(Path::new("/dev/console"), 0o600, (5, 1)).map_err(Error::at(path))?;
+        root.program(&self.parts.init, Path::new("/init"))?;
+        root.busybox()?;
+        let mut order = String::new();
+        for module in ModuleTree::open(&self.parts.modules)?.load_order(MODULES)? {
+            let name = format!("/modules/{}.ko", module.name);
+            order.push_str(&format!("{name}\n"));
+            root.bytes(Path::new(&name), 0o644, &module.object)?;
+        }
+        root.bytes(Path::new("/modules/load"), 0o644, order.as_bytes())?;
+        root.bytes(Path::new("/etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
+        root.bytes(Path::new("/etc/group"), 0o644, b"root:x:0:\n")?;
+        root.bytes(Path::new("/etc/hosts"), 0o644, b"127.0.0.1 localhost\n")?;
+        root.archive.directory(Path::new("/root")).map_err(Error::at(path))?;
+        for (source, target) in &self.programs {
+            root.program(source, target)?;
+        }
+        for (source, target) in &self.files {
+            root.tree(source, target)?;
+        }
+        root.archive.finish().map_err(Error::at(path))?;
+        Ok(path.to_path_buf())
+    }
+
+    fn write_disk(&self, scratch: &Path) -> Result<PathBuf, Error> {
+        let content = scratch.join("disk");
+        std::fs::create_dir(&content).map_err(Error::at(&content))?;
+        for (source, name) in &self.disk {
+            let target = content.join(name);
+            if let Some(parent) = target.parent() {
+                std::fs::create_dir_all(parent).map_err(Error::at(parent))?;
+            }
+            tool("cp", Command::new("cp").args(["-aLT", "--reflink=auto"]).arg(source).arg(&target))?;
+        }
+        let image = scratch.join("disk.ext4");
+        let size = format!("{}M", self.disk_mib);
+        tool(
+            "mkfs.ext4",
+            Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,root_owner=0:0", "-d"])
+                .arg(&content)
+                .arg(&image)
+                .arg(size),
+        )?;
+        std::fs::remove_dir_all(&content).map_err(Error::at(&content))?;
+        Ok(image)
+    }
+}
+
+fn tool(name: &'static str, command: &mut Command) -> Result<(), Error> {
+    // mkfs.ext4 lies in /usr/sbin, which is not in an ordinary user's PATH.
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = command.env("PATH", format!("{path}:/usr/sbin:/sbin")).output().map_err(Error::at(Path::new(name)))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::Tool { tool: name, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}
+
+/// The lab's root file system while it's written.
+struct Root<'a> {
+    archive: Writer<BufWriter<File>>,
+    path: &'a Path,
+}
+
+impl Root<'_> {
+    fn bytes(&mut self, target: &Path, mode: u32, data: &[u8]) -> Result<(), Error> {
+        self.archive.file(target, mode, data).map_err(Error::at(self.path))
+    }
+
+    fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Error> {
+        let data = std::fs::read(source).map_err(Error::at(source))?;
+        let mode = std::fs::metadata(source).map_err(Error::at(source))?.permissions().mode();
+        self.bytes(target, mode, &data)
+    }
+
+    /// A file that comes twice, a library for one, just replaces itself when the kernel unpacks the archive.
+    fn program(&mut self, source: &Path, target: &Path) -> Result<(), Error> {
+        self.copy(source, target)?;
+        for library in program::with_libraries(source)?.iter().skip(1) {
+            self.copy(library, library)?;
+        }
+        Ok(())
+    }
+
+    fn busybox(&mut self) -> Result<(), Error> {
+        let busybox = Path::new("/bin/busybox");
+        self.copy(busybox, busybox)?;
+        let output = Command::new(busybox).arg("--list").output().map_err(Error::at(busybox))?;
+        for applet in String::from_utf8_lossy(&output.stdout).lines().filter(|name| *name != "busybox") {
+            self.archive
+                .symlink(&Path::new("/bin").join(applet), Path::new("busybox"))
+                .map_err(Error::at(self.path))?;
+        }
+        Ok(())
+    }
+
+    fn tree(&mut self, source: &Path, target: &Path) -> Result<(), Error> {
+        let kind = std::fs::metadata(source).map_err(Error::at(source))?;
+        if !kind.is_dir() {
+            return self.copy(source, target);
+        }
+        self.archive.directory(target).map_err(Error::at(self.path))?;
+        for entry in std::fs::read_dir(source).map_err(Error::at(source))? {
+            let entry = entry.map_err(Error::at(source))?;
+            self.tree(&entry.path(), &target.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+}

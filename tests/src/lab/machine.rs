@@ -1,0 +1,136 @@
+//! The QEMU process that emulates the lab's hardware.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{Error, wire};
+
+/// What the emulated host is made of.
+#[derive(Debug)]
+pub(super) struct Hardware {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub disk: Option<PathBuf>,
+    pub memory_mib: u64,
+    pub cpus: u32,
+    pub console: PathBuf,
+    pub command_line: String,
+}
+
+/// A running QEMU; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Machine {
+    stop: Option<Sender<()>>,
+    keeper: Option<JoinHandle<()>>,
+    ended: Receiver<io::Result<std::process::ExitStatus>>,
+}
+
+impl Machine {
+    /// Starts QEMU and returns it with the stream that leads to the lab's virtio-serial port.
+    pub fn start(hardware: &Hardware) -> Result<(Self, UnixStream), Error> {
+        let (ours, theirs) = UnixStream::pair().map_err(Error::Channel)?;
+        let mut command = qemu(hardware, theirs.as_raw_fd())?;
+        let (started, start_result) = mpsc::channel();
+        let (stop, stop_request) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        // The kernel sends the death signal when the *thread* that forked ends, so QEMU's thread lives as long as QEMU.
+        let keeper = std::thread::Builder::new()
+            .name("lab-machine".into())
+            .spawn(move || {
+                let spawned = command.spawn();
+                drop(theirs);
+                match spawned {
+                    Ok(child) => {
+                        let _ = started.send(Ok(()));
+                        let _ = end.send(keep(child, &stop_request));
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            })
+            .map_err(Error::Channel)?;
+        match start_result.recv() {
+            Ok(Ok(())) => Ok((Self { stop: Some(stop), keeper: Some(keeper), ended }, ours)),
+            Ok(Err(error)) => Err(Error::at(Path::new(QEMU))(error)),
+            Err(_) => Err(Error::Channel(io::Error::other("the thread that starts QEMU ended"))),
+        }
+    }
+
+    /// Waits for QEMU to end by itself. `false`: it still ran after `limit`.
+    pub fn wait(&self, limit: Duration) -> bool {
+        !matches!(self.ended.recv_timeout(limit), Err(RecvTimeoutError::Timeout))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+}
+
+const QEMU: &str = "qemu-system-x86_64";
+
+fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
+    let console = File::create(&hardware.console).map_err(Error::at(&hardware.console))?;
+    let log = console.try_clone().map_err(Error::at(&hardware.console))?;
+    let mut command = Command::new(QEMU);
+    command
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+        .args(["-smp", &hardware.cpus.to_string(), "-m", &format!("{}M", hardware.memory_mib)])
+        .args(["-serial", "stdio"])
+        .args(["-chardev", &format!("socket,id=lab,fd={port}")])
+        .args(["-device", "virtio-serial-pci"])
+        .args(["-device", &format!("virtserialport,chardev=lab,name={}", wire::PORT)])
+        .args(["-device", "virtio-rng-pci"])
+        .arg("-kernel")
+        .arg(&hardware.kernel)
+        .arg("-initrd")
+        .arg(&hardware.initramfs)
+        .args(["-append", &hardware.command_line]);
+    if let Some(disk) = &hardware.disk {
+        command
+            .args(["-object", "iothread,id=disk"])
+            .args(["-drive", &format!("if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file={}", disk.display())])
+            .args(["-device", "virtio-blk-pci,drive=disk,iothread=disk,serial=lab"]);
+    }
+    command.stdin(Stdio::null()).stdout(console).stderr(log);
+    // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, fcntl.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::fcntl(port, libc::F_SETFD, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    Ok(command)
+}
+
+fn keep(mut child: Child, stop: &Receiver<()>) -> io::Result<std::process::ExitStatus> {
+    loop {
+        match stop.recv_timeout(Duration::from_millis(50)) {
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(status) = child.try_wait()? {
+                    return Ok(status);
+                }
+            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                child.kill()?;
+                return child.wait();
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! All that a demo, a benchmark or an end-to-end test works on, built or found in the cache.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use bellows_tests::lab::{DISK, Host, LabBuilder};
+
+use crate::cache::Cache;
+use crate::error::Result;
+use crate::{debian, image, initramfs, kernel, packages, workspace};
+
+/// Programs of this machine that come along into the lab. Who uses which: layers are written by `mkfs.erofs`.
+const PROGRAMS: &[&str] = &["/usr/bin/mkfs.erofs", "/usr/bin/fsck.erofs", "/usr/bin/dump.erofs"];
+
+/// Paths on this machine.
+#[derive(Debug, Clone)]
+pub struct Artefacts {
+    /// The monitor.
+    pub bellows: PathBuf,
+    /// Our guest kernel, an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The initramfs for it.
+    pub initramfs: PathBuf,
+    /// Debian's cloud kernel as a guest, a `bzImage`.
+    pub debian_kernel: PathBuf,
+    /// The initramfs for that one, with modules.
+    pub debian_initramfs: PathBuf,
+    /// The demo's image, an OCI image layout.
+    pub image: PathBuf,
+}
+
+impl Artefacts {
+    /// Installs what is missing and builds everything.
+    pub fn build(cache: &Cache, host: Host, install: bool) -> Result<Self> {
+        let mut wanted = vec![packages::KERNEL, packages::IMAGE];
+        if host == Host::Lab {
+            wanted.push(packages::LAB);
+        }
+        packages::ensure(&wanted, install)?;
+        let debian = debian::cloud_kernel(cache)?;
+        let image = image::demo(cache)?;
+        let kernel = kernel::guest(cache)?;
+        let agent = workspace::agent()?;
+        Ok(Self {
+            bellows: workspace::bellows()?,
+            kernel,
+            initramfs: initramfs::built_in(cache, &agent)?,
+            debian_initramfs: initramfs::with_modules(cache, &agent, &debian)?,
+            debian_kernel: debian.image,
+            image,
+        })
+    }
+
+    /// Name of the environment variable and path, for the programs that use the artefacts.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
+        self.named().map(|(variable, _, path)| (variable, path.display().to_string()))
+    }
+
+    /// The same, for programs that run in the lab.
+    pub fn lab_environment(&self) -> [(&'static str, String); 6] {
+        self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
+    }
+
+    /// Puts all of it on the lab's disk; the monitor also where `PATH` finds it and with its libraries.
+    pub fn add_to(&self, mut lab: LabBuilder) -> LabBuilder {
+        for (_, name, path) in self.named() {
+            lab = lab.on_disk(path, name);
+        }
+        lab = lab.program(&self.bellows, "/usr/local/bin/bellows");
+        PROGRAMS.iter().fold(lab, |lab, program| lab.program(*program, *program))
+    }
+
+    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 6] {
+        [
+            ("BELLOWS_BINARY", "bellows", &self.bellows),
+            ("BELLOWS_KERNEL", "vmlinux", &self.kernel),
+            ("BELLOWS_INITRAMFS", "initramfs.cpio", &self.initramfs),
+            ("BELLOWS_DEBIAN_KERNEL", "debian-vmlinuz", &self.debian_kernel),
+            ("BELLOWS_DEBIAN_INITRAMFS", "debian-initramfs.cpio", &self.debian_initramfs),
+            ("BELLOWS_IMAGE", "image", &self.image),
+        ]
+    }
+}
+
+/// Runs a program where KVM is, with the artefacts' paths in its environment, and hands its output lines to `on_line`.
+/// Returns its exit code.
+pub fn run_where_kvm_is(
+    host: Host,
+    cache: &Cache,
+    artefacts: &Artefacts,
+    program: &std::path::Path,
+    arguments: &[&str],
+    mut on_line: impl FnMut(&str),
+) -> Result<i32> {
+    match host {
+        Host::Kvm => {
+            let mut command = Command::new(program);
+            command.args(arguments).envs(artefacts.environment());
+            Ok(crate::run::lines(&mut command, on_line)?.code().unwrap_or(-1))
+        }
+        Host::Lab => {
+            let target = "/usr/local/bin/payload";
+            let builder = artefacts.add_to(crate::lab::builder(cache)?).program(program, target).memory_mib(12 << 10);
+            let lab = crate::lab::boot(builder)?;
+            let mut job = bellows_tests::lab::Job::new(std::iter::once(target).chain(arguments.iter().copied()));
+            for (variable, path) in artefacts.lab_environment() {
+                job = job.env(variable, path);
+            }
+            let mut lines = Lines::default();
+            let code = lab.exec(&job.cwd(DISK), |event| match event {
+                bellows_tests::lab::Event::Stdout(bytes) | bellows_tests::lab::Event::Stderr(bytes) => {
+                    lines.feed(&bytes, &mut on_line);
+                }
+                bellows_tests::lab::Event::Exit(_) => {}
+            })?;
+            lines.feed(b"\n", &mut on_line);
+            lab.shutdown()?;
+            Ok(code)
+        }
+    }
+}
+
+/// Cuts a stream of bytes into lines.
+#[derive(Debug, Default)]
+struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn feed(&mut self, bytes: &[u8], mut on_line: impl FnMut(&str)) {
+        self.rest.extend(bytes);
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            on_line(String::from_utf8_lossy(&line[..end]).trim_end_matches('\r'));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_survive_any_cut() {
+        let mut lines = Lines::default();
+        let mut seen = Vec::new();
+        for chunk in ["on", "e\ntwo\r\nth", "ree", "\n"] {
+            lines.feed(chunk.as_bytes(), |line| seen.push(line.to_owned()));
+        }
+        assert_eq!(seen, ["one", "two", "three"]);
+    }
+}

@@ -1,0 +1,71 @@
+//! The guest's initramfs: the agent as `/init` and, for kernels that need them, modules in load order.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use bellows_tests::lab::cpio::Writer;
+use bellows_tests::lab::modules::{Module, ModuleTree};
+
+use crate::cache::{Cache, Key};
+use crate::debian::DebianKernel;
+use crate::error::{Error, Result};
+use crate::progress;
+
+/// What the agent needs of a kernel that has it as modules.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_mem",
+    "vmw_vsock_virtio_transport",
+    "virtio_rng",
+    "virtio_pmem",
+    "nd_pmem",
+    "erofs",
+    "overlay",
+];
+
+/// The initramfs for our own kernel, which has everything built in.
+pub fn built_in(cache: &Cache, agent: &Path) -> Result<PathBuf> {
+    make(cache, agent, Vec::new())
+}
+
+/// The initramfs for Debian's kernel: `/modules/<name>.ko`, and `/modules/load` with one path per line in load order.
+pub fn with_modules(cache: &Cache, agent: &Path, kernel: &DebianKernel) -> Result<PathBuf> {
+    make(cache, agent, ModuleTree::open(&kernel.modules)?.load_order(MODULES)?)
+}
+
+fn make(cache: &Cache, agent: &Path, modules: Vec<Module>) -> Result<PathBuf> {
+    let mut key = Key::default().with("recipe", "1").with_file(agent)?;
+    for module in &modules {
+        key = key.with(&module.name, &module.object);
+    }
+    let entry = cache.get("initramfs", &key, |place| {
+        progress::step("pack the guest's initramfs", |_| {
+            let path = place.join("initramfs.cpio");
+            write(&path, agent, &modules).map_err(Error::at(&path))
+        })
+    })?;
+    Ok(entry.join("initramfs.cpio"))
+}
+
+fn write(path: &Path, agent: &Path, modules: &[Module]) -> std::io::Result<()> {
+    let mut archive = Writer::new(BufWriter::new(File::create(path)?));
+    for directory in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
+        archive.directory(Path::new(directory))?;
+    }
+    archive.char_device(Path::new("/dev/console"), 0o600, (5, 1))?;
+    archive.file(Path::new("/init"), 0o755, &fs::read(agent)?)?;
+    let mut order = String::new();
+    for module in modules {
+        let name = format!("/modules/{}.ko", module.name);
+        archive.file(Path::new(&name), 0o644, &module.object)?;
+        order.push_str(&name);
+        order.push('\n');
+    }
+    if !modules.is_empty() {
+        archive.file(Path::new("/modules/load"), 0o644, order.as_bytes())?;
+    }
+    archive.finish()?;
+    Ok(())
+}

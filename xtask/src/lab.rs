@@ -1,0 +1,92 @@
+//! `cargo xtask lab -- CMD`: runs a command in the emulated host.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use bellows_tests::lab::{Event, Job, Lab, LabBuilder, Parts};
+
+use crate::cache::Cache;
+use crate::debian;
+use crate::error::{Error, Result};
+use crate::progress;
+use crate::{packages, workspace};
+
+/// What the command line says about the lab.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Memory of the emulated host, in MiB.
+    #[arg(long, default_value_t = 8192)]
+    pub memory_mib: u64,
+    /// A program of this machine to have in the lab, with its libraries: PATH or PATH:PATH_IN_LAB.
+    #[arg(long = "program", value_name = "PATH")]
+    pub programs: Vec<String>,
+    /// A file or directory of this machine to have on the lab's disk, below /work: PATH or PATH:NAME.
+    #[arg(long = "file", value_name = "PATH")]
+    pub files: Vec<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Boots a lab, runs one command in it and returns its exit code.
+pub fn run(options: &Options, install: bool) -> Result<i32> {
+    packages::ensure(&[packages::LAB], install)?;
+    let mut builder = builder(&Cache::open()?)?.memory_mib(options.memory_mib);
+    for program in &options.programs {
+        let (source, target) = program.split_once(':').unwrap_or((program, program));
+        builder = builder.program(absolute(source)?, target.to_owned());
+    }
+    for file in &options.files {
+        let source = absolute(file.split_once(':').map_or(file.as_str(), |(source, _)| source))?;
+        let name = match file.split_once(':') {
+            Some((_, name)) => name.to_owned(),
+            None => source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        };
+        builder = builder.on_disk(source, name);
+    }
+    let lab = boot(builder)?;
+    let code = forward(&lab, &Job::new(options.command.clone()))?;
+    lab.shutdown()?;
+    Ok(code)
+}
+
+/// A lab with nothing in it yet.
+pub fn builder(cache: &Cache) -> Result<LabBuilder> {
+    let kernel = debian::cloud_kernel(cache)?;
+    let parts = Parts { kernel: kernel.image, modules: kernel.modules, init: workspace::lab_init()? };
+    Ok(Lab::builder(parts).scratch(cache.scratch()))
+}
+
+/// Boots it, saying so.
+pub fn boot(builder: LabBuilder) -> Result<Lab> {
+    progress::step("boot the lab", |_| Ok(builder.boot()?))
+}
+
+/// Runs a job with this process's standard input, output and error.
+pub fn forward(lab: &Lab, job: &Job) -> Result<i32> {
+    let running = lab.start(job)?;
+    let stdin = running.stdin();
+    // It may wait for input when the job is long over; it ends with the process.
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = io::stdin().read(&mut buffer) {
+            stdin.write(&buffer[..length])?;
+        }
+        stdin.close()
+    });
+    Ok(running.wait(print)?)
+}
+
+/// Passes a job's output on at once. Who closed our output does not want it.
+pub fn print(event: Event) {
+    let _ = match event {
+        Event::Stdout(bytes) => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),
+        Event::Stderr(bytes) => io::stderr().write_all(&bytes),
+        Event::Exit(_) => Ok(()),
+    };
+}
+
+fn absolute(path: &str) -> Result<PathBuf> {
+    Path::new(path).canonicalize().map_err(Error::at(path))
+}

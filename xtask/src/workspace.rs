@@ -1,0 +1,87 @@
+//! The checkout, and what cargo builds from it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::progress;
+use crate::run;
+
+/// The root of the checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// A cargo command that runs at the root of the checkout.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// The monitor.
+pub fn bellows() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--release", "-p", "bellows", "--bin", "bellows"]);
+    build_one("build bellows", command, "bellows")
+}
+
+/// PID 1 of the guest: static, because an initramfs has no libraries.
+pub fn agent() -> Result<PathBuf> {
+    // Flags of its own in the common target directory would rebuild everything in turn.
+    let target = target_directory().join("static");
+    let mut command = cargo();
+    command
+        .args(["build", "--release", "-p", "bellows-agent", "--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+        .arg(target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    build_one("build the guest agent", command, "bellows-agent")
+}
+
+/// PID 1 of the lab.
+pub fn lab_init() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "-p", "bellows-tests", "--bin", "bellows-lab-init"]);
+    build_one("build the lab's init", command, "bellows-lab-init")
+}
+
+/// The end-to-end tests, a program that runs where KVM is.
+pub fn end_to_end_tests() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["test", "-p", "bellows-tests", "--test", "e2e", "--no-run"]);
+    build_one("build the end-to-end tests", command, "e2e")
+}
+
+/// Where cargo puts what it builds.
+pub fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn build_one(title: &str, mut command: Command, target: &str) -> Result<PathBuf> {
+    command.arg("--message-format=json-render-diagnostics");
+    let mut found = None;
+    let mut diagnostics = String::new();
+    let status = progress::step(title, |step| {
+        run::lines(&mut command, |line| match executable(line, target) {
+            Some(path) => found = Some(path),
+            None if line.starts_with('{') => {}
+            None => {
+                step.line(line);
+                diagnostics.push_str(line);
+                diagnostics.push('\n');
+            }
+        })
+    })?;
+    match found {
+        Some(path) if status.success() => Ok(path),
+        _ => Err(Error::other(format!("{title}: cargo failed\n{diagnostics}"))),
+    }
+}
+
+/// The path in cargo's message that `target` has been built.
+fn executable(line: &str, target: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    (message["reason"] == "compiler-artifact" && message["target"]["name"] == target)
+        .then(|| message["executable"].as_str().map(PathBuf::from))
+        .flatten()
+}
