@@ -53,6 +53,9 @@ pub fn whiteout(out: &mut Builder<Vec<u8>>, path: &Path) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut header = Header::new_gnu();
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(0);
     out.append_data(&mut header, path.with_file_name(format!(".wh.{name}")), io::empty())
 }
@@ -147,6 +150,9 @@ mod tests {
         for (path, content) in files {
             let mut header = Header::new_gnu();
             header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             if path.ends_with('/') {
                 header.set_entry_type(EntryType::Directory);
             }
