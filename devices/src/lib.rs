@@ -7,4 +7,5 @@
 pub mod bus;
 pub mod event_loop;
 pub mod interrupt;
+pub mod pci;
 pub mod virtio;

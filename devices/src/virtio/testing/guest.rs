@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bellows_memory::{GuestMemory, GuestView};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryLoadGuard};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory as _, GuestMemoryLoadGuard, Permissions};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{DriverQueue, FakeInterrupt};
+use super::{Bell, DriverQueue, FakeInterrupt};
 use crate::event_loop::EventLoop;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
@@ -29,8 +30,8 @@ pub struct FakeDriver {
 }
 
 impl FakeGuest {
-    /// Bytes of memory of [`FakeGuest::new`], from address 0 on.
-    pub const MEMORY: usize = 16 << 20;
+    /// Bytes of memory of [`FakeGuest::new`], from address 0 on; the host gives only what is touched.
+    pub const MEMORY: usize = 1 << 30;
 
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it has a thread")]
@@ -64,11 +65,12 @@ impl FakeGuest {
         &self.event_loop
     }
 
-    /// Page-aligned memory that nobody else got, zeroed.
+    /// Page-aligned memory that nobody else got; zeros.
     pub fn allocate(&self, bytes: usize) -> GuestAddress {
         let bytes = (bytes as u64).next_multiple_of(4096);
         let address = GuestAddress(self.next_free.fetch_add(bytes, Ordering::Relaxed));
-        self.memory().write_slice(&vec![0; bytes as usize], address).expect("guest memory is used up");
+        let memory = self.memory();
+        assert!(memory.check_range(address, bytes as usize, Permissions::Write), "guest memory is used up");
         address
     }
 
@@ -88,7 +90,8 @@ impl FakeGuest {
 
     /// A queue in memory of its own, not yet known to any device.
     pub fn queue(&self, index: u16, size: u16, interrupt: Arc<FakeInterrupt>) -> DriverQueue {
-        DriverQueue::new(self, index, size, interrupt)
+        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        DriverQueue::new(self, index, size, interrupt, Bell::Direct(kick))
     }
 
     /// Everything that the device and the transport offer.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::PATIENCE;
+use super::{PATIENCE, QueueInterrupts};
 use crate::bus::Doorbells;
 use crate::interrupt::{Interrupt, MsiController, MsiMessage, MsiVector};
 
@@ -50,20 +50,22 @@ impl FakeInterrupt {
 
     /// Waits until there were `count` interrupts for `queue` in all.
     pub fn wait_queue(&self, queue: u16, count: u64) {
-        self.wait(&format!("{count} interrupts of queue {queue}"), |counts| counts.queues[usize::from(queue)] >= count);
+        self.wait_for(&format!("{count} interrupts of queue {queue}"), |counts| {
+            counts.queues[usize::from(queue)] >= count
+        });
     }
 
     /// Waits until the configuration changed `count` times in all.
     pub fn wait_config(&self, count: u64) {
-        self.wait(&format!("{count} configuration changes"), |counts| counts.config >= count);
+        self.wait_for(&format!("{count} configuration changes"), |counts| counts.config >= count);
     }
 
     /// Waits until the device asked for a reset.
     pub fn wait_needs_reset(&self) {
-        self.wait("a request for a reset", |counts| counts.needs_reset > 0);
+        self.wait_for("a request for a reset", |counts| counts.needs_reset > 0);
     }
 
-    fn wait(&self, what: &str, enough: impl Fn(&Counts) -> bool) {
+    fn wait_for(&self, what: &str, enough: impl Fn(&Counts) -> bool) {
         let counts = self.counts.lock().unwrap();
         let (_guard, result) = self.changed.wait_timeout_while(counts, PATIENCE, |counts| !enough(counts)).unwrap();
         assert!(!result.timed_out(), "waited in vain for {what}");
@@ -86,6 +88,16 @@ impl Interrupt for FakeInterrupt {
 
     fn needs_reset(&self) {
         self.count(|counts| counts.needs_reset += 1);
+    }
+}
+
+impl QueueInterrupts for FakeInterrupt {
+    fn count(&self, queue: u16) -> u64 {
+        self.queue_count(queue)
+    }
+
+    fn wait(&self, queue: u16, count: u64) {
+        self.wait_queue(queue, count);
     }
 }
 

@@ -12,18 +12,20 @@
 //! assert_eq!(done.len, 32);
 //! ```
 //!
-//! [`pci::PciDriver`] does what a guest's kernel does through configuration space and BARs.
+//! [`PciMachine`] has a bus to plug it into, and [`PciDriver`] does what a guest's kernel does through configuration space and BARs.
 
 // Whatever goes wrong in here is to fail the test that uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod guest;
 mod interrupt;
+mod pci;
 mod queue;
 
 pub use guest::{FakeDriver, FakeGuest};
 pub use interrupt::{FakeDoorbells, FakeInterrupt, FakeMsi, FakeMsiVector};
-pub use queue::{Completion, DriverQueue, Part, Used};
+pub use pci::{PciDriver, PciMachine};
+pub use queue::{Bell, Completion, DriverQueue, Part, QueueInterrupts, Used};
 
 /// How long something that has to happen is waited for before the test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

@@ -9,9 +9,9 @@ use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::{FakeGuest, FakeInterrupt};
+use super::FakeGuest;
 use crate::virtio::ActiveQueue;
 
 /// One descriptor of a chain.
@@ -45,6 +45,22 @@ pub struct Completion {
     pub written: Vec<Vec<u8>>,
 }
 
+/// The interrupts of a device's queues, as a driver sees them.
+pub trait QueueInterrupts: Send + Sync {
+    /// Interrupts of `queue` so far.
+    fn count(&self, queue: u16) -> u64;
+    /// Waits until there were `count` of them.
+    fn wait(&self, queue: u16, count: u64);
+}
+
+/// How a driver tells the device.
+pub enum Bell {
+    /// The device's eventfd.
+    Direct(EventFd),
+    /// Whatever the transport has for it.
+    Transport(Box<dyn Fn() + Send + Sync>),
+}
+
 /// A virtqueue as its driver sees it.
 ///
 /// The queue's own buffers are a ring: a request's buffers stay valid until [`DriverQueue::BUFFERS`] bytes more were used.
@@ -54,9 +70,9 @@ pub struct DriverQueue {
     pub descriptors: GuestAddress,
     pub available: GuestAddress,
     pub used: GuestAddress,
-    pub kick: EventFd,
+    bell: Bell,
     view: GuestView,
-    interrupt: Arc<FakeInterrupt>,
+    interrupts: Arc<dyn QueueInterrupts>,
     buffers: GuestAddress,
     next_buffer: u64,
     next_descriptor: u16,
@@ -69,7 +85,7 @@ impl DriverQueue {
     pub const BUFFERS: usize = 1 << 20;
 
     /// A queue of `size` descriptors in memory of `guest`.
-    pub fn new(guest: &FakeGuest, index: u16, size: u16, interrupt: Arc<FakeInterrupt>) -> Self {
+    pub fn new(guest: &FakeGuest, index: u16, size: u16, interrupts: Arc<dyn QueueInterrupts>, bell: Bell) -> Self {
         let n = usize::from(size);
         Self {
             index,
@@ -77,9 +93,9 @@ impl DriverQueue {
             descriptors: guest.allocate(n * 16),
             available: guest.allocate(6 + n * 2),
             used: guest.allocate(6 + n * 8),
-            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap(),
+            bell,
             view: guest.view().clone(),
-            interrupt,
+            interrupts,
             buffers: guest.allocate(Self::BUFFERS),
             next_buffer: 0,
             next_descriptor: 0,
@@ -98,7 +114,8 @@ impl DriverQueue {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         assert!(queue.is_valid(&*self.view.memory()));
-        ActiveQueue { queue, kick: self.kick.try_clone().unwrap() }
+        let Bell::Direct(kick) = &self.bell else { panic!("the transport made the device's side") };
+        ActiveQueue { queue, kick: kick.try_clone().unwrap() }
     }
 
     /// Builds a chain of `parts` and makes it available, without a kick; the head's number.
@@ -148,7 +165,10 @@ impl DriverQueue {
 
     /// Tells the device.
     pub fn kick(&self) {
-        self.kick.write(1).unwrap();
+        match &self.bell {
+            Bell::Direct(kick) => kick.write(1).unwrap(),
+            Bell::Transport(ring) => ring(),
+        }
     }
 
     /// The next entry of the used ring, if the device added one.
@@ -168,11 +188,11 @@ impl DriverQueue {
     /// The next entry of the used ring, waiting for interrupts until there is one.
     pub fn wait_used(&mut self) -> Used {
         loop {
-            let seen = self.interrupt.queue_count(self.index);
+            let seen = self.interrupts.count(self.index);
             if let Some(used) = self.pop_used() {
                 return used;
             }
-            self.interrupt.wait_queue(self.index, seen + 1);
+            self.interrupts.wait(self.index, seen + 1);
         }
     }
 

@@ -1,0 +1,89 @@
+//! Where BARs go when a function is put on its bus.
+
+use std::collections::BTreeMap;
+
+use crate::bus::AddressRange;
+
+/// Hands out naturally aligned parts of a window, lowest first.
+#[derive(Clone, Debug)]
+pub struct BarAllocator {
+    window: AddressRange,
+    /// First address and length; disjoint.
+    taken: BTreeMap<u64, u64>,
+}
+
+impl BarAllocator {
+    /// All of `window` is free.
+    #[must_use]
+    pub const fn new(window: AddressRange) -> Self {
+        Self { window, taken: BTreeMap::new() }
+    }
+
+    /// The window.
+    #[must_use]
+    pub const fn window(&self) -> AddressRange {
+        self.window
+    }
+
+    /// Takes `bytes` (a power of two), aligned to their number; `None` if there is no such room.
+    pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
+        let mut at = self.window.first().checked_next_multiple_of(bytes)?;
+        for (&first, &len) in &self.taken {
+            if at.checked_add(bytes)? <= first {
+                break;
+            }
+            // Parts were checked to lie in the window, so their end doesn't overflow.
+            at = at.max((first + len).checked_next_multiple_of(bytes)?);
+        }
+        let range = AddressRange::new(at, bytes)?;
+        if !self.window.contains(range) {
+            return None;
+        }
+        self.taken.insert(at, bytes);
+        Some(at)
+    }
+
+    /// Gives back what [`BarAllocator::allocate`] handed out.
+    pub fn free(&mut self, address: u64) {
+        self.taken.remove(&address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn takes_the_lowest_aligned_room() {
+        let mut bars = BarAllocator::new(AddressRange::new(0xc000_1000, 0x1_f000).unwrap());
+        assert_eq!(bars.allocate(0x8000), Some(0xc000_8000));
+        assert_eq!(bars.allocate(0x1000), Some(0xc000_1000));
+        assert_eq!(bars.allocate(0x8000), Some(0xc001_0000));
+        assert_eq!(bars.allocate(0x8000), Some(0xc001_8000));
+        assert_eq!(bars.allocate(0x8000), None);
+        bars.free(0xc001_0000);
+        assert_eq!(bars.allocate(0x8000), Some(0xc001_0000));
+        assert_eq!(bars.allocate(1 << 63), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_overlaps(steps in prop::collection::vec((0u32..18, any::<prop::sample::Index>(), any::<bool>()), 1..80)) {
+            let window = AddressRange::new(0xffff_ffff_ffe0_0000, 0x20_0000).unwrap();
+            let mut bars = BarAllocator::new(window);
+            let mut held: Vec<AddressRange> = Vec::new();
+            for (shift, which, free) in steps {
+                if free && !held.is_empty() {
+                    bars.free(held.swap_remove(which.index(held.len())).first());
+                } else if let Some(at) = bars.allocate(1 << shift) {
+                    prop_assert!(at.is_multiple_of(1 << shift));
+                    let range = AddressRange::new(at, 1 << shift).unwrap();
+                    prop_assert!(window.contains(range));
+                    prop_assert!(held.iter().all(|other| !other.overlaps(range)));
+                    held.push(range);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! PCI: functions on root buses, their configuration space, BARs and MSI-X.
+//!
+//! A [`PciSegment`] is what the guest enumerates; a [`PciFunction`] is one device in it. [`config_space`] and [`msix`]
+//! are plain data that can be tested and fuzzed alone.
+
+mod access;
+mod address;
+pub mod bar;
+pub mod config_space;
+mod function;
+mod host_bridge;
+pub mod msix;
+mod root_bus;
+mod segment;
+mod vectors;
+
+pub use access::{CONFIG_PORTS, CONFIG_PORTS_LEN};
+pub use address::PciAddress;
+pub use function::{BarSize, PciFunction};
+pub use segment::{PciError, PciSegment, SegmentLayout};
+pub use vectors::MsixVectors;

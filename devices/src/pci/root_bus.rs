@@ -1,0 +1,180 @@
+//! One root bus: its slots, and its part of the MMIO window.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::bar::BarAllocator;
+use super::config_space::ConfigSpace;
+use super::{PciAddress, PciFunction};
+use crate::bus::{AddressRange, Bus, BusDevice};
+
+/// Device slots of a bus.
+const SLOTS: u8 = 32;
+
+pub(super) struct RootBus {
+    number: u8,
+    slots: [Option<Arc<Slot>>; SLOTS as usize],
+    bars: BarAllocator,
+}
+
+impl RootBus {
+    pub(super) const fn new(number: u8, window: AddressRange) -> Self {
+        Self { number, slots: [const { None }; SLOTS as usize], bars: BarAllocator::new(window) }
+    }
+
+    /// Puts `function` into the lowest free slot and its BARs into the window, decoding off; `None` if there is no room.
+    pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<PciAddress> {
+        let (device, free) = (0..SLOTS).zip(&mut self.slots).find(|(_, slot)| slot.is_none())?;
+        let address = PciAddress::new(self.number, device, 0)?;
+        let mut bars = Vec::new();
+        for size in function.bars() {
+            let Some(home) = self.bars.allocate(size.bytes) else {
+                bars.iter().for_each(|bar: &Bar| self.bars.free(bar.home));
+                return None;
+            };
+            bars.push(Bar { index: size.index, bytes: size.bytes, home, mapped: None });
+        }
+        for bar in &bars {
+            function.place_bar(bar.index, bar.home);
+        }
+        *free = Some(Arc::new(Slot {
+            address,
+            function: function.clone(),
+            window: self.bars.window(),
+            bars: Mutex::new(Bars { removed: false, list: bars }),
+            complained: AtomicBool::new(false),
+        }));
+        Some(address)
+    }
+
+    pub(super) fn slot(&self, address: PciAddress) -> Option<&Arc<Slot>> {
+        (address.function() == 0).then(|| self.slots[usize::from(address.device())].as_ref()).flatten()
+    }
+
+    /// Forgets a slot that was torn down, and frees its addresses.
+    pub(super) fn forget(&mut self, slot: &Slot) {
+        self.slots[usize::from(slot.address.device())] = None;
+        for bar in &slot.lock().list {
+            self.bars.free(bar.home);
+        }
+    }
+}
+
+/// A function on its bus.
+pub(super) struct Slot {
+    pub(super) address: PciAddress,
+    pub(super) function: Arc<dyn PciFunction>,
+    /// Where its BARs may be.
+    window: AddressRange,
+    bars: Mutex<Bars>,
+    /// Whether a BAR out of place has been logged.
+    complained: AtomicBool,
+}
+
+struct Bars {
+    removed: bool,
+    list: Vec<Bar>,
+}
+
+struct Bar {
+    index: u8,
+    bytes: u64,
+    /// The address it was given at first, kept for it for as long as it is there.
+    home: u64,
+    /// Where it is answered now.
+    mapped: Option<u64>,
+}
+
+impl Slot {
+    pub(super) fn write_config(&self, mmio: &Weak<Bus>, offset: u16, data: &[u8]) {
+        self.function.write_config(offset, data);
+        if ConfigSpace::touches_decoding(offset, data.len()) {
+            self.update_bars(mmio);
+        }
+    }
+
+    /// Lets BARs be answered where the registers say now. A BAR outside its bus's window or on top of something else is
+    /// answered nowhere.
+    fn update_bars(&self, mmio: &Weak<Bus>) {
+        let Some(mmio) = mmio.upgrade() else { return };
+        let mut bars = self.lock();
+        if bars.removed {
+            return;
+        }
+        // First everything leaves its old place, so that two BARs can change places.
+        for bar in &mut bars.list {
+            if bar.mapped.is_some() && bar.mapped != self.function.bar_address(bar.index) {
+                self.unmap(&mmio, bar);
+            }
+        }
+        for bar in &mut bars.list {
+            let Some(address) = self.function.bar_address(bar.index) else { continue };
+            if bar.mapped.is_none() && self.allows(bar, address) {
+                self.map(&mmio, bar, address);
+            }
+        }
+    }
+
+    fn allows(&self, bar: &Bar, address: u64) -> bool {
+        AddressRange::new(address, bar.bytes).is_some_and(|range| self.window.contains(range))
+    }
+
+    fn map(&self, mmio: &Bus, bar: &mut Bar, address: u64) {
+        let device = BarDevice { function: self.function.clone(), index: bar.index };
+        match mmio.insert(address, bar.bytes, Arc::new(device)) {
+            Ok(()) => {
+                bar.mapped = Some(address);
+                self.function.bar_mapped(bar.index, Some(address));
+            }
+            Err(error) => {
+                if !self.complained.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(function = %self.address, bar = bar.index, %error, "the guest misplaced a BAR");
+                }
+            }
+        }
+    }
+
+    fn unmap(&self, mmio: &Bus, bar: &mut Bar) {
+        if let Some(address) = bar.mapped.take() {
+            mmio.remove(address);
+            self.function.bar_mapped(bar.index, None);
+        }
+    }
+
+    /// Ends all access to the function and stops it; `false` if that was done before.
+    pub(super) fn tear_down(&self, mmio: &Weak<Bus>) -> bool {
+        let mut bars = self.lock();
+        if std::mem::replace(&mut bars.removed, true) {
+            return false;
+        }
+        if let Some(mmio) = mmio.upgrade() {
+            for bar in &mut bars.list {
+                self.unmap(&mmio, bar);
+            }
+        }
+        drop(bars);
+        self.function.removed();
+        true
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Bars> {
+        // Each BAR is consistent at any moment, whoever panicked.
+        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A BAR as the MMIO bus sees it.
+struct BarDevice {
+    function: Arc<dyn PciFunction>,
+    index: u8,
+}
+
+impl BusDevice for BarDevice {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.function.read_bar(self.index, offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.function.write_bar(self.index, offset, data);
+    }
+}

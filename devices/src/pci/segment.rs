@@ -1,0 +1,154 @@
+//! A PCI segment: several root buses, functions that come and go.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::host_bridge::HostBridge;
+use super::root_bus::{RootBus, Slot};
+use super::{PciAddress, PciFunction};
+use crate::bus::{AddressRange, Bus};
+
+/// What a segment consists of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SegmentLayout {
+    /// Root buses, numbered from 0 on; at least one.
+    pub buses: u8,
+    /// Where the buses' MMIO windows begin, one behind the other.
+    pub window_base: u64,
+    /// Bytes of each bus's MMIO window.
+    pub window_per_bus: u64,
+}
+
+impl SegmentLayout {
+    /// Bytes of the ECAM window.
+    #[must_use]
+    pub const fn ecam_bytes(&self) -> u64 {
+        (self.buses as u64) << 20
+    }
+
+    /// The MMIO window of `bus`; `None` if there is no such bus or the window is not below 4 GiB.
+    #[must_use]
+    pub fn window(&self, bus: u8) -> Option<AddressRange> {
+        let base = self.window_base.checked_add(u64::from(bus).checked_mul(self.window_per_bus)?)?;
+        let range = AddressRange::new(base, self.window_per_bus)?;
+        (bus < self.buses && range.last() <= u64::from(u32::MAX)).then_some(range)
+    }
+}
+
+/// Why a function could not be put on the segment or taken off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PciError {
+    /// A layout that can't be.
+    #[error("no PCI segment can have {0:x?}: it needs a bus, and windows below 4 GiB")]
+    Layout(SegmentLayout),
+    /// No bus has a slot and room in its window.
+    #[error("no slot is free on any of {buses} PCI buses")]
+    Full {
+        /// Number of buses.
+        buses: u8,
+    },
+    /// Nothing removable is there.
+    #[error("there is no removable PCI function at {0}")]
+    NotFound(PciAddress),
+}
+
+/// PCI segment 0. Functions are found through [`PciSegment::ecam`] or [`PciSegment::config_ports`]; BARs that the guest
+/// enables are put on the MMIO bus.
+///
+/// Bus 0 has a host bridge in its first slot; all other slots are for functions.
+pub struct PciSegment {
+    layout: SegmentLayout,
+    /// Weak because the bus holds the segment's ECAM window.
+    pub(super) mmio: Weak<Bus>,
+    buses: Vec<Mutex<RootBus>>,
+    /// The register at port 0xcf8.
+    pub(super) config_address: AtomicU32,
+}
+
+impl PciSegment {
+    /// A segment whose BARs appear on `mmio`.
+    ///
+    /// # Errors
+    /// The layout can't be.
+    pub fn new(layout: SegmentLayout, mmio: &Arc<Bus>) -> Result<Arc<Self>, PciError> {
+        let buses: Option<Vec<_>> =
+            (0..layout.buses).map(|number| Some(RootBus::new(number, layout.window(number)?))).collect();
+        let mut buses = buses.filter(|buses| !buses.is_empty()).ok_or(PciError::Layout(layout))?;
+        let bridge: Arc<dyn PciFunction> = Arc::new(HostBridge::new());
+        buses[0].add(&bridge).ok_or(PciError::Layout(layout))?;
+        Ok(Arc::new(Self {
+            layout,
+            mmio: Arc::downgrade(mmio),
+            buses: buses.into_iter().map(Mutex::new).collect(),
+            config_address: AtomicU32::new(0),
+        }))
+    }
+
+    /// What the segment consists of.
+    #[must_use]
+    pub fn layout(&self) -> SegmentLayout {
+        self.layout
+    }
+
+    /// Puts `function` on the first bus with room. Its BARs get valid addresses, decoding off; the guest finds it at its
+    /// next scan.
+    ///
+    /// # Errors
+    /// No bus has room.
+    pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<PciAddress, PciError> {
+        self.buses.iter().find_map(|bus| lock(bus).add(&function)).ok_or(PciError::Full { buses: self.layout.buses })
+    }
+
+    /// Takes the function at `address` away, however the guest uses it. When this returns it has stopped. Not to be called
+    /// on a thread that runs its queues.
+    ///
+    /// # Errors
+    /// Nothing removable is there.
+    pub fn remove(&self, address: PciAddress) -> Result<Arc<dyn PciFunction>, PciError> {
+        let not_found = PciError::NotFound(address);
+        let slot = self.slot(address).filter(|_| !is_host_bridge(address)).ok_or(not_found)?;
+        if !slot.tear_down(&self.mmio) {
+            return Err(not_found);
+        }
+        // Only now may another function take the slot and the addresses.
+        let bus = self.buses.get(usize::from(address.bus())).ok_or(not_found)?;
+        lock(bus).forget(&slot);
+        Ok(slot.function.clone())
+    }
+
+    /// The function at `address`.
+    #[must_use]
+    pub fn function(&self, address: PciAddress) -> Option<Arc<dyn PciFunction>> {
+        self.slot(address).map(|slot| slot.function.clone())
+    }
+
+    pub(super) fn slot(&self, address: PciAddress) -> Option<Arc<Slot>> {
+        lock(self.buses.get(usize::from(address.bus()))?).slot(address).cloned()
+    }
+}
+
+impl Drop for PciSegment {
+    fn drop(&mut self) {
+        for bus in &self.buses {
+            for device in 0..32 {
+                let slot = PciAddress::new(0, device, 0).and_then(|address| lock(bus).slot(address).cloned());
+                if let Some(slot) = slot {
+                    slot.tear_down(&self.mmio);
+                }
+            }
+        }
+    }
+}
+
+const fn is_host_bridge(address: PciAddress) -> bool {
+    address.bus() == 0 && address.device() == 0
+}
+
+fn lock(bus: &Mutex<RootBus>) -> MutexGuard<'_, RootBus> {
+    // Slots are set and cleared in one step each, whoever panicked.
+    bus.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "segment_test.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! A function's MSI-X vectors as device threads use them: without a lock.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::msix::Delivery;
+use crate::interrupt::{MsiController, MsiVector};
+
+/// Interrupts are dropped.
+const OFF: u8 = 1;
+/// Interrupts set [`PENDING`].
+const MASKED: u8 = 2;
+/// An interrupt came while masked and is sent when that ends.
+const PENDING: u8 = 4;
+
+/// The vectors of one function, all off at first.
+pub struct MsixVectors {
+    vectors: Box<[Vector]>,
+}
+
+struct Vector {
+    /// A set of the bits above; zero: interrupts are sent.
+    state: AtomicU8,
+    vector: Arc<dyn MsiVector>,
+}
+
+impl MsixVectors {
+    /// Takes `count` vectors from `msi`.
+    ///
+    /// # Errors
+    /// No vectors are left.
+    pub fn new(msi: &dyn MsiController, count: u16) -> io::Result<Self> {
+        let vectors = msi.allocate(count)?;
+        if vectors.len() != usize::from(count) {
+            return Err(io::Error::other(format!("{} vectors instead of {count}", vectors.len())));
+        }
+        let vectors = vectors.into_iter().map(|vector| Vector { state: AtomicU8::new(OFF), vector }).collect();
+        Ok(Self { vectors })
+    }
+
+    /// Sends vector `number`'s message, or remembers to. There is no such vector: nothing happens.
+    pub fn trigger(&self, number: u16) {
+        let Some(vector) = self.vectors.get(usize::from(number)) else { return };
+        if vector.state.load(Ordering::Acquire) == 0 {
+            return vector.send(number);
+        }
+        let held = vector.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+            0 => None,
+            state if state & OFF != 0 => Some(state),
+            state => Some(state | PENDING),
+        });
+        // It was unmasked between the two looks.
+        if held.is_err() {
+            vector.send(number);
+        }
+    }
+
+    /// Lets `delivery` hold for vector `number` from now on. Calls for one vector come one at a time.
+    pub fn set_delivery(&self, number: u16, delivery: Delivery) {
+        let Some(vector) = self.vectors.get(usize::from(number)) else { return };
+        match delivery {
+            Delivery::Off => {
+                vector.state.store(OFF, Ordering::Release);
+                vector.route(number, None);
+            }
+            Delivery::Masked => {
+                // The route stays until there is a new one: an interrupt that another thread is just sending must not
+                // get lost.
+                let _ = vector
+                    .state
+                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| Some(state & PENDING | MASKED));
+            }
+            Delivery::To(message) => {
+                vector.route(number, Some(message));
+                if vector.state.swap(0, Ordering::AcqRel) & PENDING != 0 {
+                    vector.send(number);
+                }
+            }
+        }
+    }
+
+    /// Reads the pending bit array at `offset`; what lies behind it reads as zeros.
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
+            let vectors = self.vectors.iter().skip(first).take(8).enumerate();
+            *byte = vectors.fold(0, |bits, (bit, vector)| {
+                let pending = vector.state.load(Ordering::Acquire) & PENDING != 0;
+                bits | u8::from(pending) << bit
+            });
+        }
+    }
+}
+
+impl Vector {
+    fn send(&self, number: u16) {
+        if let Err(error) = self.vector.trigger() {
+            tracing::warn!(vector = number, %error, "an interrupt was lost");
+        }
+    }
+
+    fn route(&self, number: u16, message: Option<crate::interrupt::MsiMessage>) {
+        if let Err(error) = self.vector.route(message) {
+            tracing::warn!(vector = number, ?message, %error, "an interrupt could not be routed");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "vectors_test.rs"]
+mod tests;

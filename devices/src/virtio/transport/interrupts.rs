@@ -1,0 +1,92 @@
+//! A device's interrupts over MSI-X: which vector for what, read by device threads without a lock.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+
+use super::common_config::{Live, NO_VECTOR};
+use crate::interrupt::{Interrupt, MsiController};
+use crate::pci::MsixVectors;
+
+/// ISR status: the configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// Shared by the transport, which sets it up, and the device's threads.
+pub(super) struct Interrupts {
+    pub(super) vectors: MsixVectors,
+    config_vector: AtomicU16,
+    queue_vectors: Box<[AtomicU16]>,
+    isr: AtomicU8,
+    generation: AtomicU8,
+    needs_reset: AtomicBool,
+}
+
+impl Interrupts {
+    /// For `queues` queues, with `vectors` vectors.
+    pub(super) fn new(msi: &dyn MsiController, queues: u16, vectors: u16) -> io::Result<Self> {
+        Ok(Self {
+            vectors: MsixVectors::new(msi, vectors)?,
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
+            needs_reset: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn set_config_vector(&self, vector: u16) {
+        self.config_vector.store(vector, Ordering::Release);
+    }
+
+    pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(vector, Ordering::Release);
+        }
+    }
+
+    /// Forgets what the driver set up. The generation goes on counting.
+    pub(super) fn reset(&self) {
+        self.set_config_vector(NO_VECTOR);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Release);
+        }
+        self.isr.store(0, Ordering::Release);
+        self.needs_reset.store(false, Ordering::Release);
+    }
+
+    pub(super) fn live(&self) -> Live {
+        Live {
+            generation: self.generation.load(Ordering::Acquire),
+            needs_reset: self.needs_reset.load(Ordering::Acquire),
+        }
+    }
+
+    /// Reads the ISR status, which clears it.
+    pub(super) fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    fn trigger(&self, vector: &AtomicU16) {
+        // NO_VECTOR is a vector that there is not.
+        self.vectors.trigger(vector.load(Ordering::Acquire));
+    }
+}
+
+impl Interrupt for Interrupts {
+    fn queue(&self, queue: u16) {
+        if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
+            self.trigger(vector);
+        }
+    }
+
+    fn config(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
+        self.trigger(&self.config_vector);
+    }
+
+    fn needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+        self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
+        self.trigger(&self.config_vector);
+    }
+}

@@ -1,0 +1,142 @@
+//! What is where: the function's only BAR, its capabilities and its identity.
+
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_VSOCK};
+
+use super::common_config;
+use crate::pci::config_space::{CAPABILITY_MSIX, CAPABILITY_VENDOR, ConfigSpace, Identity, LayoutError};
+use crate::pci::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL};
+
+/// Number of the BAR.
+pub(super) const BAR: u8 = 0;
+/// Its size.
+pub(super) const BAR_BYTES: u32 = 0x8000;
+
+/// Most queues a device can have, so that everything fits its place below.
+pub(super) const MAX_QUEUES: usize = 256;
+
+pub(super) const COMMON: u64 = 0x0000;
+pub(super) const ISR: u64 = 0x1000;
+pub(super) const DEVICE: u64 = 0x2000;
+pub(super) const NOTIFY: u64 = 0x3000;
+pub(super) const MSIX_TABLE: u64 = 0x4000;
+pub(super) const MSIX_PENDING: u64 = 0x6000;
+const PAGE: u64 = 0x1000;
+
+/// `notify_off_multiplier`: bytes from one queue's doorbell to the next.
+pub(super) const NOTIFY_MULTIPLIER: u64 = 4;
+
+/// A part of the BAR.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Region {
+    Common,
+    Isr,
+    Device,
+    Notify,
+    MsixTable,
+    MsixPending,
+}
+
+impl Region {
+    /// The region that `offset` of the BAR lies in, and the offset in there.
+    pub(super) const fn at(offset: u64) -> Option<(Self, u64)> {
+        let (region, base) = match offset {
+            COMMON..ISR => (Self::Common, COMMON),
+            ISR..DEVICE => (Self::Isr, ISR),
+            DEVICE..NOTIFY => (Self::Device, DEVICE),
+            NOTIFY..MSIX_TABLE => (Self::Notify, NOTIFY),
+            MSIX_TABLE..MSIX_PENDING => (Self::MsixTable, MSIX_TABLE),
+            MSIX_PENDING..0x7000 => (Self::MsixPending, MSIX_PENDING),
+            _ => return None,
+        };
+        Some((region, offset - base))
+    }
+}
+
+/// Offsets of the capabilities that the transport itself looks at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capabilities {
+    /// MSI-X.
+    pub(super) msix: u16,
+    /// `VIRTIO_PCI_CAP_PCI_CFG`.
+    pub(super) pci_cfg: u16,
+}
+
+/// Values of `cfg_type`, section 4.1.4.
+const TYPE_COMMON: u8 = 1;
+const TYPE_NOTIFY: u8 = 2;
+const TYPE_ISR: u8 = 3;
+const TYPE_DEVICE: u8 = 4;
+const TYPE_PCI: u8 = 5;
+
+/// The configuration space of a device of this type with that many queues and MSI-X vectors.
+pub(super) fn config_space(
+    device_type: u16,
+    queues: u16,
+    vectors: u16,
+) -> Result<(ConfigSpace, Capabilities), LayoutError> {
+    let mut space = ConfigSpace::new(identity(device_type));
+    space.add_memory_bar(BAR, BAR_BYTES)?;
+
+    let mut body = (vectors - 1).to_le_bytes().to_vec();
+    body.extend((MSIX_TABLE as u32 | u32::from(BAR)).to_le_bytes());
+    body.extend((MSIX_PENDING as u32 | u32::from(BAR)).to_le_bytes());
+    let msix = space.add_capability(CAPABILITY_MSIX, &body, &(CONTROL_ENABLE | CONTROL_MASK_ALL).to_le_bytes())?;
+
+    let mut add = |kind, at, len, extra: &[u8], writable: &[u8]| {
+        space.add_capability(CAPABILITY_VENDOR, &capability(kind, at, len, extra), writable)
+    };
+    let notify_bytes = u64::from(queues) * NOTIFY_MULTIPLIER;
+    add(TYPE_COMMON, COMMON, common_config::BYTES, &[], &[])?;
+    add(TYPE_ISR, ISR, 1, &[], &[])?;
+    add(TYPE_DEVICE, DEVICE, PAGE, &[], &[])?;
+    add(TYPE_NOTIFY, NOTIFY, notify_bytes, &(NOTIFY_MULTIPLIER as u32).to_le_bytes(), &[])?;
+    // The driver chooses BAR, offset and length, and moves data through the 4 bytes behind.
+    let mut writable = [0xff; 18];
+    writable[..2].fill(0);
+    writable[3..6].fill(0);
+    let pci_cfg = add(TYPE_PCI, 0, 0, &[0; 4], &writable)?;
+    Ok((space, Capabilities { msix, pci_cfg }))
+}
+
+/// The body of a `struct virtio_pci_cap`, behind ID and link.
+fn capability(kind: u8, offset: u64, len: u64, extra: &[u8]) -> Vec<u8> {
+    let mut body = vec![(16 + extra.len()) as u8, kind, BAR, 0, 0, 0];
+    body.extend((offset as u32).to_le_bytes());
+    body.extend((len as u32).to_le_bytes());
+    body.extend(extra);
+    body
+}
+
+fn identity(device_type: u16) -> Identity {
+    const VENDOR: u16 = 0x1af4;
+    let class = match u32::from(device_type) {
+        VIRTIO_ID_NET => [0x02, 0x00, 0x00],
+        VIRTIO_ID_BLOCK => [0x01, 0x80, 0x00],
+        VIRTIO_ID_VSOCK => [0x07, 0x80, 0x00],
+        VIRTIO_ID_MEM | VIRTIO_ID_BALLOON => [0x05, 0x80, 0x00],
+        _ => [0xff, 0x00, 0x00],
+    };
+    let device = 0x1040 + device_type;
+    // Revision 1 and a subsystem from 0x40 on say that this is no transitional device.
+    Identity { vendor: VENDOR, device, revision: 1, class, subsystem_vendor: VENDOR, subsystem: device }
+}
+
+/// The driver's window through configuration space, section 4.1.4.9.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Window {
+    pub(super) offset: u64,
+    pub(super) len: usize,
+}
+
+/// Offset of `pci_cfg_data` in its capability.
+pub(super) const WINDOW_DATA: u16 = 16;
+
+/// What the window is set to, if that is an access there can be.
+pub(super) fn window(space: &ConfigSpace, pci_cfg: u16) -> Option<Window> {
+    let mut bar = [0];
+    space.read(pci_cfg + 4, &mut bar);
+    let offset = space.u32_at(pci_cfg + 8);
+    let len = space.u32_at(pci_cfg + 12);
+    let fits = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len) && offset < BAR_BYTES;
+    (bar == [BAR] && fits).then_some(Window { offset: u64::from(offset), len: len as usize })
+}

@@ -1,0 +1,48 @@
+//! A queue's eventfd and the doorbell that rings it.
+
+use std::io;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::Doorbells;
+
+/// Wakes a queue's handler. While it is wired, guest writes do so by themselves; otherwise they come as writes to the BAR.
+pub(super) struct Notifier {
+    fd: EventFd,
+    wired: Option<u64>,
+}
+
+impl Notifier {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { fd: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, wired: None })
+    }
+
+    /// The handler's end.
+    pub(super) fn kick(&self) -> io::Result<EventFd> {
+        self.fd.try_clone()
+    }
+
+    pub(super) fn notify(&self) {
+        // A counter that can't take more is signalled.
+        let _ = self.fd.write(1);
+    }
+
+    /// Lets guest writes to `address` ring, and no others; `None` is no address.
+    pub(super) fn wire(&mut self, doorbells: &dyn Doorbells, address: Option<u64>) {
+        if self.wired == address {
+            return;
+        }
+        if let Some(old) = self.wired.take()
+            && let Err(error) = doorbells.unwire(old, &self.fd)
+        {
+            tracing::warn!(address = old, %error, "a doorbell could not be unwired");
+        }
+        if let Some(address) = address {
+            match doorbells.wire(address, &self.fd) {
+                Ok(()) => self.wired = Some(address),
+                // Slower, but every write to the BAR still arrives.
+                Err(error) => tracing::warn!(address, %error, "a doorbell could not be wired"),
+            }
+        }
+    }
+}

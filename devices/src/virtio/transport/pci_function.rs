@@ -1,0 +1,348 @@
+//! A virtio device as a PCI function.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bellows_memory::GuestView;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::GuestAddressSpace;
+
+use super::common_config::{CommonConfig, Effect, QueueError};
+use super::interrupts::Interrupts;
+use super::layout::{self, BAR, BAR_BYTES, Capabilities, MAX_QUEUES, NOTIFY, NOTIFY_MULTIPLIER, Region, WINDOW_DATA};
+use super::notifier::Notifier;
+use crate::bus::Doorbells;
+use crate::event_loop::EventLoopHandle;
+use crate::interrupt::{Interrupt, MsiController};
+use crate::pci::config_space::{ConfigSpace, LayoutError};
+use crate::pci::msix::{Delivery, MsixTable};
+use crate::pci::{BarSize, PciFunction};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+
+/// Why a device can't be put on PCI.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Too few or too many queues, or sizes that are no powers of two up to 32,768.
+    #[error("a device can't have queues of the sizes {0:?}")]
+    Queues(Vec<u16>),
+    /// A type number that has no PCI device ID.
+    #[error("{0} is no virtio device type")]
+    DeviceType(u16),
+    /// Configuration space is too small.
+    #[error("cannot lay out configuration space")]
+    Layout(#[from] LayoutError),
+    /// No MSI vectors are left.
+    #[error("cannot get {count} interrupt vectors")]
+    Vectors {
+        /// How many were needed.
+        count: u16,
+        /// What the controller answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A virtio device on PCI.
+///
+/// Locks: `space`, and `msix` within it; `state` alone. Device threads take none of them, they know only [`Interrupts`], so
+/// a device may wait for its threads while the transport holds `state`.
+pub struct VirtioPci {
+    capabilities: Capabilities,
+    space: Mutex<ConfigSpace>,
+    msix: Mutex<MsixTable>,
+    state: Mutex<State>,
+    interrupts: Arc<Interrupts>,
+    memory: GuestView,
+    doorbells: Arc<dyn Doorbells>,
+    event_loop: EventLoopHandle,
+}
+
+struct State {
+    device: Box<dyn VirtioDevice>,
+    common: CommonConfig,
+    /// One for each queue while the device is active, otherwise none.
+    notifiers: Vec<Notifier>,
+    /// Where the BAR is answered.
+    bar: Option<u64>,
+    /// Taken off the bus: nothing counts any more.
+    removed: bool,
+}
+
+impl VirtioPci {
+    /// `device` as a PCI function that is not on a bus yet. Its queues will run on `event_loop`, see `memory`, be woken
+    /// through `doorbells` and interrupt through vectors of `msi`: one for each queue, and one for the configuration.
+    ///
+    /// # Errors
+    /// The device is impossible, or no vectors are left.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestView,
+        msi: &dyn MsiController,
+        doorbells: Arc<dyn Doorbells>,
+        event_loop: EventLoopHandle,
+    ) -> Result<Arc<Self>, TransportError> {
+        const MAX_TYPE: u16 = 0x3f;
+        let sizes = device.queue_max_sizes();
+        let valid = |size: &u16| size.is_power_of_two() && *size <= 1 << 15;
+        if sizes.is_empty() || sizes.len() > MAX_QUEUES || !sizes.iter().all(valid) {
+            return Err(TransportError::Queues(sizes.to_vec()));
+        }
+        let device_type = device.device_type();
+        if device_type == 0 || device_type > MAX_TYPE {
+            return Err(TransportError::DeviceType(device_type));
+        }
+        let queues = sizes.len() as u16;
+        let vectors = queues + 1;
+        let offered = device.features()
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX;
+        let common = CommonConfig::new(offered, sizes, vectors);
+        let (space, capabilities) = layout::config_space(device_type, queues, vectors)?;
+        let interrupts = Interrupts::new(msi, queues, vectors)
+            .map_err(|source| TransportError::Vectors { count: vectors, source })?;
+        Ok(Arc::new(Self {
+            capabilities,
+            space: Mutex::new(space),
+            msix: Mutex::new(MsixTable::new(vectors)),
+            state: Mutex::new(State { device, common, notifiers: Vec::new(), bar: None, removed: false }),
+            interrupts: Arc::new(interrupts),
+            memory,
+            doorbells,
+            event_loop,
+        }))
+    }
+
+    fn read_region(&self, region: Region, offset: u64, data: &mut [u8]) {
+        match region {
+            Region::Common => lock(&self.state).common.read(offset, data, self.interrupts.live()),
+            Region::Device => {
+                data.fill(0);
+                lock(&self.state).device.read_config(offset, data);
+            }
+            Region::Isr => {
+                data.fill(0);
+                if let (0, Some(isr)) = (offset, data.first_mut()) {
+                    *isr = self.interrupts.take_isr();
+                }
+            }
+            Region::Notify => data.fill(0),
+            Region::MsixTable => lock(&self.msix).read(offset, data),
+            Region::MsixPending => self.interrupts.vectors.read_pending(offset, data),
+        }
+    }
+
+    fn write_region(&self, region: Region, offset: u64, data: &[u8]) {
+        match region {
+            Region::Common => self.write_common(offset, data),
+            Region::Device => {
+                let mut state = lock(&self.state);
+                if !state.removed {
+                    state.device.write_config(offset, data);
+                }
+            }
+            Region::Notify => {
+                if offset.is_multiple_of(NOTIFY_MULTIPLIER) {
+                    let state = lock(&self.state);
+                    let queue = usize::try_from(offset / NOTIFY_MULTIPLIER).unwrap_or(usize::MAX);
+                    state.notifiers.get(queue).inspect(|notifier| notifier.notify());
+                }
+            }
+            Region::MsixTable => {
+                let mut table = lock(&self.msix);
+                if let Some(vector) = table.write(offset, data) {
+                    self.interrupts.vectors.set_delivery(vector, table.delivery(vector));
+                }
+            }
+            Region::Isr | Region::MsixPending => {}
+        }
+    }
+
+    fn write_common(&self, offset: u64, data: &[u8]) {
+        let mut state = lock(&self.state);
+        if state.removed {
+            return;
+        }
+        match state.common.write(offset, data) {
+            Effect::None => {}
+            Effect::Reset => self.reset(&mut state),
+            Effect::ConfigVector(vector) => self.interrupts.set_config_vector(vector),
+            Effect::QueueVector { queue, vector } => self.interrupts.set_queue_vector(queue, vector),
+            Effect::Activate => {
+                if let Err(error) = self.activate(&mut state) {
+                    let device_type = state.device.device_type();
+                    tracing::warn!(device_type, error = &error as &dyn std::error::Error, "a device can't start");
+                    self.stop(&mut state);
+                    self.interrupts.needs_reset();
+                }
+            }
+        }
+    }
+
+    fn activate(&self, state: &mut State) -> Result<(), StartError> {
+        let queues = state.common.build_queues(&self.memory.memory())?;
+        let notifiers: Vec<_> =
+            queues.iter().map(|_| Notifier::new()).collect::<Result<_, _>>().map_err(ActivateError::Events)?;
+        let queues = queues
+            .into_iter()
+            .zip(&notifiers)
+            .map(|(queue, notifier)| queue.map(|queue| Ok(ActiveQueue { queue, kick: notifier.kick()? })).transpose())
+            .collect::<Result<_, io::Error>>()
+            .map_err(ActivateError::Events)?;
+        state.device.activate(Activation {
+            memory: self.memory.clone(),
+            queues,
+            interrupt: self.interrupts.clone(),
+            features: state.common.features(),
+            event_loop: self.event_loop.clone(),
+        })?;
+        state.notifiers = notifiers;
+        self.wire(state);
+        Ok(())
+    }
+
+    /// Wires the doorbells of an active device to where the BAR is now.
+    fn wire(&self, state: &mut State) {
+        let base = state.bar;
+        for (queue, notifier) in (0..).zip(&mut state.notifiers) {
+            // A BAR is below 4 GiB, so this does not overflow.
+            let address = base.map(|base| base + NOTIFY + queue * NOTIFY_MULTIPLIER);
+            notifier.wire(&*self.doorbells, address);
+        }
+    }
+
+    /// Stops the device: when this returns, nothing of it runs.
+    fn stop(&self, state: &mut State) {
+        for notifier in &mut state.notifiers {
+            notifier.wire(&*self.doorbells, None);
+        }
+        state.device.reset();
+        state.notifiers.clear();
+    }
+
+    fn reset(&self, state: &mut State) {
+        self.stop(state);
+        state.common.reset();
+        self.interrupts.reset();
+    }
+
+    /// Lets the driver's control word of the MSI-X capability take effect.
+    fn update_msix(&self, control: u16) {
+        let mut table = lock(&self.msix);
+        table.set_control(control);
+        for vector in 0..table.vectors() {
+            self.interrupts.vectors.set_delivery(vector, table.delivery(vector));
+        }
+    }
+
+    /// Whether an access of `len` bytes at `offset` of configuration space touches the `bytes` at `at`.
+    fn touches(offset: u16, len: usize, at: u16, bytes: usize) -> bool {
+        let (offset, at) = (usize::from(offset), usize::from(at));
+        offset < at + bytes && at < offset + len
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Device(#[from] ActivateError),
+}
+
+impl PciFunction for VirtioPci {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let window_data = self.capabilities.pci_cfg + WINDOW_DATA;
+        if Self::touches(offset, data.len(), window_data, 4) {
+            let window = layout::window(&lock(&self.space), self.capabilities.pci_cfg);
+            if let Some(window) = window {
+                let mut value = [0; 4];
+                self.read_bar(BAR, window.offset, &mut value[..window.len]);
+                lock(&self.space).set(window_data, &value);
+            }
+        }
+        lock(&self.space).read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) {
+        let mut space = lock(&self.space);
+        space.write(offset, data);
+        if Self::touches(offset, data.len(), self.capabilities.msix + 2, 2) {
+            // Held until it has taken effect, so that what two CPUs write doesn't take effect in another order.
+            self.update_msix(space.u16_at(self.capabilities.msix + 2));
+        }
+        let window_data = self.capabilities.pci_cfg + WINDOW_DATA;
+        if Self::touches(offset, data.len(), window_data, 4)
+            && let Some(window) = layout::window(&space, self.capabilities.pci_cfg)
+        {
+            let value = space.u32_at(window_data).to_le_bytes();
+            drop(space);
+            self.write_bar(BAR, window.offset, &value[..window.len]);
+        }
+    }
+
+    fn bars(&self) -> Vec<BarSize> {
+        vec![BarSize { index: BAR, bytes: u64::from(BAR_BYTES) }]
+    }
+
+    fn place_bar(&self, index: u8, address: u64) {
+        if let Ok(address) = u32::try_from(address) {
+            lock(&self.space).place_bar(index, address);
+        }
+    }
+
+    fn bar_address(&self, index: u8) -> Option<u64> {
+        lock(&self.space).bar_address(index).map(u64::from)
+    }
+
+    fn bar_mapped(&self, _index: u8, address: Option<u64>) {
+        let mut state = lock(&self.state);
+        state.bar = address;
+        self.wire(&mut state);
+    }
+
+    fn read_bar(&self, _index: u8, offset: u64, data: &mut [u8]) {
+        match Region::at(offset) {
+            Some((region, offset)) => self.read_region(region, offset, data),
+            None => data.fill(0),
+        }
+    }
+
+    fn write_bar(&self, _index: u8, offset: u64, data: &[u8]) {
+        if let Some((region, offset)) = Region::at(offset) {
+            self.write_region(region, offset, data);
+        }
+    }
+
+    fn removed(&self) {
+        let mut state = lock(&self.state);
+        state.removed = true;
+        self.reset(&mut state);
+        drop(state);
+        let mut table = lock(&self.msix);
+        *table = MsixTable::new(0);
+        for vector in 0..=MAX_QUEUES as u16 {
+            self.interrupts.vectors.set_delivery(vector, Delivery::Off);
+        }
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        // A function that never was on a bus, or whose bus went away with it.
+        self.removed();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Registers are plain values, valid in any combination; a device that panicked is reset like any other.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "hostile_test.rs"]
+mod hostile_tests;
+#[cfg(test)]
+#[path = "pci_function_test.rs"]
+mod tests;
