@@ -155,6 +155,12 @@ impl Connection {
         self.lingering
     }
 
+    /// What the host sends is of use to the guest.
+    #[must_use]
+    pub fn wants_host_data(&self) -> bool {
+        self.is_established() && !self.lingering && !self.host_shut.send && !self.guest_shut.receive
+    }
+
     /// The host end is gone and the guest has not said goodbye yet.
     #[must_use]
     pub const fn is_orphaned(&self) -> bool {
@@ -266,11 +272,7 @@ impl Connection {
     /// Bytes of host data that may go to the guest now, if the host socket may have any.
     #[must_use]
     pub fn sendable(&self) -> u32 {
-        if self.host_readable && self.is_established() && !self.host_shut.send && !self.guest_shut.receive {
-            self.send.available()
-        } else {
-            0
-        }
+        if self.host_readable && self.wants_host_data() { self.send.available() } else { 0 }
     }
 
     /// Counts `bytes` of host data as sent to the guest; no more than [`Self::sendable`].
@@ -341,8 +343,8 @@ impl Connection {
 
     /// A host that has data while the guest has no room asks once, in case the guest's update was lost in its driver.
     fn ask_for_credit(&mut self) {
-        let stalled = self.host_readable && !self.host_shut.send && !self.guest_shut.receive;
-        if stalled && self.is_established() && self.send.available() == 0 && !self.credit_requested {
+        let stalled = self.host_readable && self.wants_host_data() && self.send.available() == 0;
+        if stalled && !self.credit_requested {
             self.credit_request = true;
         }
     }

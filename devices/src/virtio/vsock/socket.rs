@@ -1,0 +1,117 @@
+//! System calls on Unix stream sockets that never block and never raise a signal.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Connects to the socket at `path` without waiting for a listener with a full backlog.
+///
+/// # Errors
+/// Nobody listens there, or its backlog is full.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: an all-zero `sockaddr_un` is a valid value.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len = mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is a valid `sockaddr_un` of `len` bytes, its path ended by a zero.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket.into())
+}
+
+/// Writes as much of `bytes` as `stream` takes: bytes written.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] if it takes none now; [`io::ErrorKind::BrokenPipe`] if nobody is going to read.
+pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are of one borrowed slice, which the kernel only reads.
+    retry(|| unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
+}
+
+/// Reads what has come to `stream`: bytes read, 0 at the end of file.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] if nothing has come.
+pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+    receive_with(stream, bytes, 0)
+}
+
+/// Like [`receive`], but leaves in the socket what it reads.
+///
+/// # Errors
+/// As [`receive`].
+pub fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+    receive_with(stream, bytes, libc::MSG_PEEK)
+}
+
+fn receive_with(stream: &UnixStream, bytes: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: the pointer and the length are of one exclusively borrowed slice.
+    retry(|| unsafe { libc::recv(stream.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) })
+}
+
+/// Like [`send`], from several places.
+///
+/// # Errors
+/// As [`send`].
+///
+/// # Safety
+/// Every entry of `iovecs` is memory that may be read.
+pub unsafe fn send_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+    let message = message(iovecs);
+    // SAFETY: the message has no address and no control data; its entries are the caller's promise.
+    retry(|| unsafe { libc::sendmsg(fd, &raw const message, SEND_FLAGS) })
+}
+
+/// Like [`receive`], to several places.
+///
+/// # Errors
+/// As [`receive`].
+///
+/// # Safety
+/// Every entry of `iovecs` is memory that may be written and that no reference points to.
+pub unsafe fn receive_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+    let mut message = message(iovecs);
+    // SAFETY: the message has no address and no control data; its entries are the caller's promise.
+    retry(|| unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) })
+}
+
+fn message(iovecs: &mut [libc::iovec]) -> libc::msghdr {
+    // SAFETY: an all-zero `msghdr` is a valid value.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = iovecs.as_mut_ptr();
+    message.msg_iovlen = iovecs.len() as _;
+    message
+}
+
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
