@@ -15,6 +15,9 @@ use super::{Error, Lab, program};
 const MODULES: &[&str] =
     &["kvm_amd", "virtio_blk", "virtio_rng", "loop", "erofs", "overlay", "vhost_vsock", "vhost_net", "tun"];
 
+/// What the directory of a lab's files is called: this, the number of its process, and something random.
+const SCRATCH_PREFIX: &str = "bellows-lab-";
+
 /// The files every lab is made of.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -92,8 +95,9 @@ impl LabBuilder {
     /// Makes the files, starts the machine and waits until it answers.
     pub fn boot(self) -> Result<Lab, Error> {
         std::fs::create_dir_all(&self.scratch).map_err(Error::at(&self.scratch))?;
+        remove_leftovers(&self.scratch);
         let scratch = tempfile::Builder::new()
-            .prefix("bellows-lab-")
+            .prefix(&format!("{SCRATCH_PREFIX}{}-", std::process::id()))
             .tempdir_in(&self.scratch)
             .map_err(Error::at(&self.scratch))?;
         let hardware = Hardware {
@@ -157,6 +161,18 @@ impl LabBuilder {
         )?;
         std::fs::remove_dir_all(&content).map_err(Error::at(&content))?;
         Ok(image)
+    }
+}
+
+/// A process that was killed could not remove its labs' files. Its number is in their names.
+fn remove_leftovers(scratch: &Path) {
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(SCRATCH_PREFIX)?.split_once('-'));
+        if owner.is_some_and(|(process, _)| !Path::new("/proc").join(process).exists()) {
+            // Somebody else may be removing it at the same time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
