@@ -3,16 +3,32 @@
 //! The pure parts ([`layout`], [`partition`]) know neither KVM nor virtio, so they can be tested and fuzzed alone; the
 //! shells around them reach KVM only through [`slots::SlotTable`].
 
+pub mod admission;
+pub mod base;
 pub mod blocks;
+pub mod discard;
+mod effects;
 pub mod layout;
+pub mod mapping;
 pub mod partition;
+pub mod partition_memory;
 pub mod size;
 pub mod slots;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod view;
+mod window_view;
 
+pub use admission::{Admission, AdmissionError, ProcMeminfo};
+pub use base::BaseMemory;
 pub use blocks::{BLOCK, BlockRange};
+pub use discard::Discarder;
+pub use effects::EffectError;
 pub use layout::{Layout, LayoutSpec, PartitionId, Window};
+pub use mapping::{Backing, HostMapping};
+pub use partition_memory::{PartitionMemory, PartitionSetup};
 pub use size::ByteSize;
 pub use view::{GuestMemory, GuestView};
+pub use window_view::ViewError;
 
 pub use vm_memory::GuestAddress;

@@ -1,0 +1,156 @@
+//! Whether memory may be plugged at all.
+//!
+//! Asked before the guest hears of a larger partition, so that a plug which can't be backed fails cleanly. Except with
+//! hugetlbfs it is no reservation: what the host has available may be gone when the guest touches it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::ByteSize;
+use crate::layout::PartitionId;
+use crate::mapping::Backing;
+
+/// What the host can give.
+pub trait HostMemory: Send + Sync {
+    /// How much memory of this kind the host has available right now.
+    ///
+    /// # Errors
+    /// It can't be found out.
+    fn available(&self, backing: Backing) -> io::Result<ByteSize>;
+}
+
+/// The host's memory according to `/proc/meminfo`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcMeminfo;
+
+/// One VM's account of what its partitions may use.
+pub struct Admission {
+    limit: Option<ByteSize>,
+    host: Box<dyn HostMemory>,
+    admitted: Mutex<u64>,
+}
+
+/// What one partition was admitted with; given back when dropped.
+pub struct Charge {
+    admission: Arc<Admission>,
+    id: PartitionId,
+    backing: Backing,
+    bytes: u64,
+}
+
+/// Why memory was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// The VM's own limit.
+    #[error(
+        "partition {id} can't grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit}"
+    )]
+    Limit {
+        /// The partition.
+        id: PartitionId,
+        /// What it should have had.
+        wanted: ByteSize,
+        /// What the VM's other partitions have.
+        others: ByteSize,
+        /// What all of them may have.
+        limit: ByteSize,
+    },
+    /// The host is too full.
+    #[error("partition {id} can't grow to {wanted}: it needs {more} more and the host has {available} available")]
+    Host {
+        /// The partition.
+        id: PartitionId,
+        /// What it should have had.
+        wanted: ByteSize,
+        /// What was missing to it.
+        more: ByteSize,
+        /// What the host has.
+        available: ByteSize,
+    },
+    /// The host's state is unknown.
+    #[error("cannot find out how much memory the host has available")]
+    Unknown(#[source] io::Error),
+}
+
+impl Admission {
+    /// An account with a limit to all partitions together, if any.
+    #[must_use]
+    pub fn new(limit: Option<ByteSize>, host: impl HostMemory + 'static) -> Arc<Self> {
+        Arc::new(Self { limit, host: Box::new(host), admitted: Mutex::new(0) })
+    }
+
+    /// What is admitted now, of all partitions.
+    #[must_use]
+    pub fn admitted(&self) -> ByteSize {
+        ByteSize::bytes(*self.admitted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Charge {
+    /// A charge of nothing for partition `id`.
+    #[must_use]
+    pub fn new(admission: Arc<Admission>, id: PartitionId, backing: Backing) -> Self {
+        Self { admission, id, backing, bytes: 0 }
+    }
+
+    /// Changes the charge. Making it smaller always works.
+    ///
+    /// # Errors
+    /// The VM's limit or the host can't back it; nothing changed.
+    pub fn resize(&mut self, wanted: ByteSize) -> Result<(), AdmissionError> {
+        let id = self.id;
+        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = admitted.saturating_sub(self.bytes);
+        if let Some(more) = wanted.get().checked_sub(self.bytes).filter(|&more| more != 0) {
+            if let Some(limit) = self.admission.limit
+                && others.saturating_add(wanted.get()) > limit.get()
+            {
+                return Err(AdmissionError::Limit { id, wanted, others: ByteSize::bytes(others), limit });
+            }
+            let available = self.admission.host.available(self.backing).map_err(AdmissionError::Unknown)?;
+            if more > available.get() {
+                return Err(AdmissionError::Host { id, wanted, more: ByteSize::bytes(more), available });
+            }
+        }
+        *admitted = others.saturating_add(wanted.get());
+        self.bytes = wanted.get();
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        *admitted = admitted.saturating_sub(self.bytes);
+    }
+}
+
+impl HostMemory for ProcMeminfo {
+    fn available(&self, backing: Backing) -> io::Result<ByteSize> {
+        parse_meminfo(&std::fs::read_to_string("/proc/meminfo")?, backing)
+    }
+}
+
+fn parse_meminfo(text: &str, backing: Backing) -> io::Result<ByteSize> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/meminfo has no {name}")))
+    };
+    match backing {
+        Backing::None | Backing::Thp => Ok(ByteSize::bytes(field("MemAvailable")?.saturating_mul(1024))),
+        Backing::Hugetlbfs => {
+            let page = field("Hugepagesize")?.saturating_mul(1024);
+            if page != crate::BLOCK.get() {
+                // The figures are of the default size only; another size is left to the reservation at plug.
+                return Ok(ByteSize::bytes(u64::MAX));
+            }
+            let free = field("HugePages_Free")?.saturating_sub(field("HugePages_Rsvd")?);
+            Ok(ByteSize::bytes(free.saturating_mul(page)))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "admission_test.rs"]
+mod tests;

@@ -1,0 +1,53 @@
+use super::*;
+
+struct Host(ByteSize);
+
+impl HostMemory for Host {
+    fn available(&self, _: Backing) -> io::Result<ByteSize> {
+        Ok(self.0)
+    }
+}
+
+fn charges(limit: Option<ByteSize>, host: ByteSize) -> (Arc<Admission>, Charge, Charge) {
+    let admission = Admission::new(limit, Host(host));
+    let charge = |number| Charge::new(admission.clone(), PartitionId::new(number).unwrap(), Backing::Thp);
+    let (one, two) = (charge(1), charge(2));
+    (admission, one, two)
+}
+
+#[test]
+fn partitions_share_the_limit_of_their_vm() {
+    let (admission, mut one, mut two) = charges(Some(ByteSize::gib(3)), ByteSize::gib(100));
+    one.resize(ByteSize::gib(2)).unwrap();
+    let error = two.resize(ByteSize::gib(2)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "partition 2 can't grow to 2 GiB: with 2 GiB in other partitions that is beyond the VM's limit of 3 GiB"
+    );
+    assert_eq!(admission.admitted(), ByteSize::gib(2), "nothing changed");
+    one.resize(ByteSize::gib(3)).unwrap();
+    one.resize(ByteSize::gib(1)).unwrap();
+    two.resize(ByteSize::gib(2)).unwrap();
+    drop(one);
+    assert_eq!(admission.admitted(), ByteSize::gib(2));
+}
+
+#[test]
+fn only_what_is_added_has_to_be_available() {
+    let (_, mut one, _) = charges(None, ByteSize::gib(1));
+    one.resize(ByteSize::gib(1)).unwrap();
+    one.resize(ByteSize::gib(2)).unwrap();
+    let error = one.resize(ByteSize::gib(4)).unwrap_err().to_string();
+    assert_eq!(error, "partition 1 can't grow to 4 GiB: it needs 2 GiB more and the host has 1 GiB available");
+}
+
+#[test]
+fn meminfo_is_read() {
+    let text = "MemTotal: 24 kB\nMemAvailable:   2048 kB\nHugePages_Total:      12\nHugePages_Free:       10\n\
+                HugePages_Rsvd:        4\nHugepagesize:       2048 kB\n";
+    assert_eq!(parse_meminfo(text, Backing::Thp).unwrap(), ByteSize::mib(2));
+    assert_eq!(parse_meminfo(text, Backing::Hugetlbfs).unwrap(), ByteSize::mib(12));
+    let error = parse_meminfo("MemTotal: 1 kB\nMemAvailable: many\n", Backing::None).unwrap_err();
+    assert_eq!(error.to_string(), "/proc/meminfo has no MemAvailable");
+    assert!(ProcMeminfo.available(Backing::None).unwrap().get() > 0);
+}

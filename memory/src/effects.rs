@@ -1,0 +1,167 @@
+//! Carries out what a partition's state machine says, or undoes it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::GuestAddress;
+
+use crate::GuestView;
+use crate::blocks::BlockRange;
+use crate::mapping::{HostMapping, MapError};
+use crate::partition::Effect;
+use crate::slots::{Slot, SlotError, SlotTable};
+use crate::window_view::{ViewError, WindowView};
+
+/// How long an unplug waits for device requests in flight before it is answered BUSY. They take microseconds; a cold
+/// read from a slow disk may take a while.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why the host could not do its part of a plug or unplug.
+#[derive(Debug, thiserror::Error)]
+pub enum EffectError {
+    /// No host memory.
+    #[error("cannot back {0} with host memory")]
+    Back(BlockRange, #[source] MapError),
+    /// The hypervisor refused.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The devices' view could not be changed.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A device holds on to memory.
+    #[error("a device still uses {0} after {DRAIN_LIMIT:?}")]
+    InFlight(BlockRange),
+}
+
+/// An operation that failed and was undone as far as it goes.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: EffectError,
+    /// It could not be undone.
+    pub(crate) slots_in_doubt: bool,
+}
+
+/// Time spent in effects.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    pub(crate) drain: Duration,
+    pub(crate) slots: Duration,
+}
+
+/// The hands of one partition: host memory, slots and view.
+pub(crate) struct Effects {
+    start: GuestAddress,
+    mapping: Arc<HostMapping>,
+    slots: Arc<dyn SlotTable>,
+    view: WindowView,
+}
+
+impl Effects {
+    pub(crate) fn new(
+        start: GuestAddress,
+        mapping: Arc<HostMapping>,
+        slots: Arc<dyn SlotTable>,
+        view: GuestView,
+    ) -> Self {
+        let view = WindowView::new(view, start, mapping.clone());
+        Self { start, mapping, slots, view }
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<HostMapping> {
+        &self.mapping
+    }
+
+    /// Carries out all but the discards, or nothing.
+    pub(crate) fn carry_out(&self, effects: &[Effect]) -> Result<Spent, Failure> {
+        let mut spent = Spent::default();
+        for (index, effect) in effects.iter().enumerate() {
+            if let Err(error) = self.apply(effect, &mut spent) {
+                let halfway = matches!(effect, Effect::ReplaceSlot { .. } | Effect::DeleteSlot(_));
+                let undone = self.undo(&effects[..index]);
+                return Err(Failure { error, slots_in_doubt: halfway || !undone });
+            }
+        }
+        Ok(spent)
+    }
+
+    fn apply(&self, effect: &Effect, spent: &mut Spent) -> Result<(), EffectError> {
+        let start = Instant::now();
+        match effect {
+            Effect::Back(blocks) => {
+                let backed = self.mapping.back(blocks.offset(), blocks.bytes());
+                backed.map_err(|source| EffectError::Back(*blocks, source))?;
+            }
+            Effect::AddSlot(blocks) => self.slots.set(self.slot(*blocks))?,
+            Effect::DeleteSlot(blocks) => self.slots.delete(self.slot(*blocks))?,
+            Effect::ReplaceSlot { old, new } => {
+                let new: Vec<_> = new.iter().map(|blocks| self.slot(*blocks)).collect();
+                self.slots.replace(self.slot(*old), &new)?;
+            }
+            Effect::Reveal(blocks) => self.view.reveal(*blocks)?,
+            Effect::Revoke(blocks) => {
+                self.view.revoke(*blocks)?;
+                if !self.view.drain(*blocks, DRAIN_LIMIT) {
+                    self.view.reveal(*blocks)?;
+                    return Err(EffectError::InFlight(*blocks));
+                }
+            }
+            // Queued by the caller, once the new state holds.
+            Effect::Discard(_) => {}
+        }
+        match effect {
+            Effect::Revoke(_) => spent.drain += start.elapsed(),
+            Effect::AddSlot(_) | Effect::DeleteSlot(_) | Effect::ReplaceSlot { .. } => spent.slots += start.elapsed(),
+            Effect::Back(_) | Effect::Reveal(_) | Effect::Discard(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Undoes effects that were carried out, the last one first; false if that can't be done.
+    fn undo(&self, effects: &[Effect]) -> bool {
+        let mut undone = true;
+        for effect in effects.iter().rev() {
+            let result = match effect {
+                Effect::AddSlot(blocks) => self.slots.delete(self.slot(*blocks)).map_err(EffectError::from),
+                Effect::DeleteSlot(blocks) => self.slots.set(self.slot(*blocks)).map_err(EffectError::from),
+                Effect::Reveal(blocks) => self.view.revoke(*blocks).map_err(EffectError::from),
+                Effect::Revoke(blocks) => self.view.reveal(*blocks).map_err(EffectError::from),
+                Effect::Back(blocks) => {
+                    if let Err(error) = self.mapping.discard(blocks.offset(), blocks.bytes()) {
+                        tracing::warn!(%blocks, error = ?error, "memory that is not plugged stays reserved");
+                    }
+                    Ok(())
+                }
+                Effect::Discard(_) => Ok(()),
+                Effect::ReplaceSlot { .. } => {
+                    undone = false;
+                    Ok(())
+                }
+            };
+            if let Err(error) = result {
+                tracing::error!(?effect, error = ?error, "cannot undo half an operation");
+                undone = false;
+            }
+        }
+        undone
+    }
+
+    /// Takes everything away at the end of the VM. Where a slot stays, its memory stays too.
+    pub(crate) fn tear_down(&self, slots: &[BlockRange]) {
+        self.view.revoke_all();
+        for &blocks in slots {
+            if let Err(error) = self.slots.delete(self.slot(blocks)) {
+                tracing::error!(%blocks, error = ?error, "a slot outlives its partition: its memory stays mapped");
+                std::mem::forget(self.mapping.clone());
+            }
+        }
+    }
+
+    fn slot(&self, blocks: BlockRange) -> Slot {
+        Slot {
+            guest: GuestAddress(self.start.0 + blocks.offset()),
+            host: self.mapping.host_address(blocks.offset()),
+            bytes: blocks.bytes(),
+            read_only: false,
+        }
+    }
+}

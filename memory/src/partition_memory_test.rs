@@ -1,0 +1,256 @@
+use std::sync::mpsc;
+use std::thread;
+
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+
+use super::*;
+use crate::testing::Fixture;
+
+const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::ZERO;
+
+fn mib(first: u32, count: u32) -> BlockRange {
+    BlockRange::new(first / 2, count / 2).unwrap()
+}
+
+/// A partition with a window of 512 MiB of which `size` MiB were requested and plugged, by 128 MiB each time.
+fn plugged(size: u32) -> Fixture {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    fixture.partition.request_size(ByteSize::mib(size.into())).unwrap();
+    for first in (0..size).step_by(128) {
+        ack(&fixture, Request::Plug(mib(first, 128)));
+    }
+    let _ = fixture.slots.calls();
+    fixture
+}
+
+fn ack(fixture: &Fixture, request: Request) {
+    assert_eq!(fixture.partition.handle(request), Handled::Answer(Answer::Ack(None)), "{request:?}");
+}
+
+fn write(fixture: &Fixture, offset: u64, value: u64) -> bool {
+    fixture.view.memory().write_obj(value, GuestAddress(fixture.start() + offset)).is_ok()
+}
+
+fn read(fixture: &Fixture, offset: u64) -> Option<u64> {
+    fixture.view.memory().read_obj(GuestAddress(fixture.start() + offset)).ok()
+}
+
+#[test]
+fn a_partition_comes_and_goes_as_a_whole() {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    let partition = &fixture.partition;
+    assert!(!write(&fixture, 0, 1), "devices see nothing of what is not plugged");
+    partition.request_size(ByteSize::mib(256)).unwrap();
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(256));
+    assert!(matches!(partition.wait_plugged(AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
+    ack(&fixture, Request::Plug(mib(0, 128)));
+    assert!(write(&fixture, 128 * MIB - 8, 1) && !write(&fixture, 128 * MIB - 4, 1) && !write(&fixture, 128 * MIB, 1));
+    ack(&fixture, Request::Plug(mib(128, 128)));
+    assert!(write(&fixture, 128 * MIB - 4, 1), "plugged neighbours are one region");
+    assert_eq!(fixture.view.memory().num_regions(), 2);
+    assert_eq!(partition.wait_plugged(AT_ONCE).unwrap().plugged, ByteSize::mib(256));
+    assert_eq!(fixture.slots.slots(), [(fixture.start(), 256 * MIB)]);
+    assert_eq!(fixture.slots.calls().len(), 1, "one slot, set once");
+
+    partition.request_size(ByteSize::bytes(0)).unwrap();
+    ack(&fixture, Request::Unplug(mib(128, 128)));
+    assert_eq!(fixture.slots.calls(), [""; 0], "slots stay while the guest gives everything back");
+    assert!(!write(&fixture, 128 * MIB, 1) && write(&fixture, 0, 1));
+    ack(&fixture, Request::Unplug(mib(0, 128)));
+    assert_eq!(fixture.slots.calls(), [format!("delete {:#x}+{:#x}", fixture.start(), 256 * MIB)]);
+    assert_eq!(fixture.view.memory().num_regions(), 1);
+
+    let report = partition.wait_discarded(SOON).unwrap();
+    assert_eq!((report.plugged, report.discarding, report.slots), (ByteSize::bytes(0), ByteSize::bytes(0), 0));
+    assert_eq!(report.unplugged, ByteSize::mib(256));
+    assert_eq!(report.discarded, ByteSize::kib(12), "three pages had been touched");
+    assert_eq!((report.phases.requests, report.phases.discarded), (2, ByteSize::kib(12)));
+    assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
+}
+
+#[test]
+fn what_was_plugged_again_is_zero() {
+    let fixture = plugged(256);
+    assert!(write(&fixture, 130 * MIB, 42));
+    ack(&fixture, Request::Unplug(mib(130, 2)));
+    fixture.partition.wait_discarded(SOON).unwrap();
+    ack(&fixture, Request::Plug(mib(130, 2)));
+    assert_eq!(read(&fixture, 130 * MIB), Some(0));
+}
+
+#[test]
+fn a_plug_is_busy_until_the_discard_is_done() {
+    let fixture = plugged(128);
+    let (release, held) = mpsc::channel::<()>();
+    fixture
+        .discarder
+        .queue()
+        .run(move || {
+            let _ = held.recv();
+        })
+        .unwrap();
+    assert!(write(&fixture, 0, 42));
+    ack(&fixture, Request::UnplugAll);
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Busy));
+    assert_eq!(fixture.partition.report().discarding, ByteSize::mib(128));
+    assert_eq!(fixture.partition.retire().unwrap_err().discarding, ByteSize::mib(128));
+    drop(release);
+    fixture.partition.wait_discarded(SOON).unwrap();
+    ack(&fixture, Request::Plug(mib(0, 2)));
+    assert!(write(&fixture, 0, 43));
+    assert_eq!(read(&fixture, 0), Some(43));
+}
+
+#[test]
+fn an_unplug_waits_for_requests_in_flight() {
+    let fixture = plugged(128);
+    let (start, partition) = (fixture.start(), fixture.partition.clone());
+    let in_flight = fixture.view.memory();
+    // A later snapshot has replaced the one that is in flight by the time the blocks are revoked.
+    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    ack(&fixture, Request::Plug(mib(128, 128)));
+    let _ = fixture.slots.calls();
+
+    let (sender, answered) = mpsc::channel();
+    let guest = thread::spawn(move || sender.send(partition.handle(Request::UnplugAll)).unwrap());
+    while fixture.view.memory().num_regions() != 1 {
+        thread::yield_now();
+    }
+    assert!(answered.try_recv().is_err(), "not answered while a device holds an old snapshot");
+    assert_eq!(fixture.slots.calls(), [""; 0], "and the slot is still there");
+    in_flight.write_obj(1_u64, GuestAddress(start)).unwrap();
+    drop(in_flight);
+    assert_eq!(answered.recv_timeout(SOON), Ok(Handled::Answer(Answer::Ack(None))));
+    guest.join().unwrap();
+    let report = fixture.partition.wait_discarded(SOON).unwrap();
+    assert_eq!(report.discarded, ByteSize::kib(4), "what was in flight was discarded, not left behind");
+}
+
+#[test]
+fn a_device_that_never_lets_go_makes_the_unplug_busy() {
+    let fixture = plugged(128);
+    assert!(write(&fixture, 0, 42));
+    let stuck = fixture.view.memory();
+    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    assert_eq!(read(&fixture, 0), Some(42), "everything is as before");
+    assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
+    let error = fixture.partition.wait_unplugged(SOON).unwrap_err();
+    assert!(matches!(&error, WaitError::Failed(_, cause) if matches!(**cause, EffectError::InFlight(_))), "{error:?}");
+    drop(stuck);
+    ack(&fixture, Request::UnplugAll);
+    fixture.partition.wait_unplugged(AT_ONCE).unwrap();
+}
+
+#[test]
+fn slots_follow_granules_where_the_guest_keeps_a_part() {
+    let fixture = plugged(384);
+    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    ack(&fixture, Request::Unplug(mib(128, 128)));
+    // The discard thread settles before it runs this.
+    let (sender, receiver) = mpsc::channel();
+    fixture.discarder.queue().run(move || sender.send(()).unwrap()).unwrap();
+    receiver.recv_timeout(SOON).unwrap();
+    assert_eq!(fixture.slots.calls(), [format!("replace {:#x}+{:#x}", fixture.start(), 384 * MIB)]);
+    let start = fixture.start();
+    assert_eq!(fixture.slots.slots(), [(start, 128 * MIB), (start + 256 * MIB, 128 * MIB)]);
+}
+
+#[test]
+fn settling_after_the_guest_stopped_halfway() {
+    let fixture = plugged(256);
+    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    ack(&fixture, Request::Unplug(mib(128, 128)));
+    assert!(matches!(fixture.partition.wait_unplugged(AT_ONCE), Err(WaitError::Timeout { .. })));
+    fixture.partition.settle().unwrap();
+    assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(256), "the guest could still touch what was admitted");
+    fixture.partition.settle().unwrap();
+}
+
+#[test]
+fn what_the_hypervisor_refuses_is_undone() {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    fixture.slots.fail(Some("set"));
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Busy));
+    assert_eq!(fixture.partition.report().plugged, ByteSize::bytes(0));
+    assert!(!write(&fixture, 0, 1));
+    let error = fixture.partition.wait_plugged(SOON).unwrap_err();
+    assert_eq!(error.to_string(), "partition 1: the guest's request failed");
+    fixture.slots.fail(None);
+    ack(&fixture, Request::Plug(mib(0, 128)));
+    fixture.partition.wait_plugged(AT_ONCE).unwrap();
+}
+
+#[test]
+fn a_slot_that_can_not_be_deleted_puts_the_partition_out_of_use() {
+    let fixture = plugged(128);
+    fixture.slots.fail(Some("delete"));
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    assert!(write(&fixture, 0, 1), "devices see what the guest may still use");
+    fixture.slots.fail(None);
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    let state = Handled::Answer(Answer::Ack(Some(crate::partition::BlockState::Plugged)));
+    assert_eq!(fixture.partition.handle(Request::State(mib(0, 128))), state);
+    assert!(matches!(fixture.partition.request_size(ByteSize::bytes(0)), Err(RequestError::Broken(_))));
+}
+
+#[test]
+fn a_request_that_meets_an_operation_is_put_off_and_figures_are_not() {
+    let fixture = plugged(256);
+    let waker = EventFd::new(0).unwrap();
+    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
+    let stuck = fixture.view.memory();
+    let partition = fixture.partition.clone();
+    let unplug = thread::spawn(move || partition.handle(Request::Unplug(mib(128, 128))));
+    while fixture.view.memory().last_addr().0 >= fixture.start() + 128 * MIB {
+        thread::yield_now();
+    }
+    assert_eq!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later);
+    assert_eq!(fixture.partition.report().plugged, ByteSize::mib(256), "nothing is given back before it is");
+    drop(stuck);
+    assert_eq!(waker.read().unwrap(), 1);
+    assert!(!matches!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later));
+    assert_eq!(unplug.join().unwrap(), Handled::Answer(Answer::Ack(None)));
+}
+
+#[test]
+fn sizes_that_can_not_be_are_refused_before_the_guest_hears_of_them() {
+    let fixture = plugged(128);
+    for (size, expected) in
+        [(ByteSize::mib(1), "partition 1 can't have the size"), (ByteSize::gib(1), "partition 1 can't have the size")]
+    {
+        assert_eq!(fixture.partition.request_size(size).unwrap_err().to_string(), expected);
+    }
+    let id = PartitionId::new(2).unwrap();
+    let mut other = crate::admission::Charge::new(fixture.admission.clone(), id, Backing::None);
+    other.resize(ByteSize::mib(384)).unwrap();
+    let error = fixture.partition.request_size(ByteSize::mib(256)).unwrap_err().to_string();
+    assert!(error.contains("beyond the VM's limit of 512 MiB"), "{error}");
+    assert_eq!(fixture.partition.report().requested, ByteSize::mib(128));
+}
+
+#[test]
+fn only_an_empty_partition_is_given_up() {
+    let fixture = plugged(128);
+    let error = fixture.partition.retire().unwrap_err();
+    assert_eq!(error.to_string(), "partition 1 can't be removed: 128 MiB are plugged and 0 bytes being discarded");
+    ack(&fixture, Request::UnplugAll);
+    fixture.partition.wait_discarded(SOON).unwrap();
+    fixture.partition.retire().unwrap();
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Error));
+    assert!(matches!(fixture.partition.request_size(ByteSize::mib(128)), Err(RequestError::Retired(_))));
+    assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
+}
+
+#[test]
+fn a_partition_takes_its_slots_and_its_view_along() {
+    let Fixture { partition, slots, view, base, discarder, .. } = plugged(256);
+    drop(partition);
+    assert_eq!(slots.slots(), []);
+    assert_eq!(view.memory().num_regions(), 1);
+    drop((discarder, base));
+}

@@ -1,0 +1,153 @@
+//! What tests need of a VM: slots that are only recorded, and a partition made of them.
+//!
+//! Panics freely: a fixture that can't be built is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::admission::{Admission, HostMemory};
+use crate::base::BaseMemory;
+use crate::discard::Discarder;
+use crate::layout::{Layout, LayoutSpec};
+use crate::mapping::Backing;
+use crate::partition_memory::{PartitionMemory, PartitionSetup};
+use crate::slots::{Slot, SlotError, SlotTable};
+use crate::{ByteSize, GuestView};
+
+/// A slot table that checks its contract and records what happens to it.
+#[derive(Debug, Default)]
+pub struct RecordedSlots {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: Vec<Slot>,
+    calls: Vec<String>,
+    fail: Option<&'static str>,
+}
+
+impl RecordedSlots {
+    /// The slots there are, by address, as (first guest address, bytes).
+    #[must_use]
+    pub fn slots(&self) -> Vec<(u64, u64)> {
+        let mut slots: Vec<_> = self.state().slots.iter().map(|slot| (slot.guest.0, slot.bytes)).collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    /// The calls so far, such as `set 0x0+0x200000`; forgotten by this.
+    #[must_use]
+    pub fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// Has every call of `action` ("set", "delete" or "replace") refused from now on, or none.
+    pub fn fail(&self, action: Option<&'static str>) {
+        self.state().fail = action;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl State {
+    fn call(&mut self, action: &'static str, slot: Slot) -> Result<(), SlotError> {
+        self.calls.push(format!("{action} {:#x}+{:#x}", slot.guest.0, slot.bytes));
+        if self.fail == Some(action) {
+            return Err(SlotError { action, slot, source: io::Error::other("refused by the test") });
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, slot: Slot) {
+        let apart =
+            |other: &Slot| slot.guest.0 + slot.bytes <= other.guest.0 || other.guest.0 + other.bytes <= slot.guest.0;
+        assert!(slot.bytes != 0 && self.slots.iter().all(apart), "{slot:?} overlaps one of {:?}", self.slots);
+        self.slots.push(slot);
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        let index = self.slots.iter().position(|other| *other == slot).expect("only slots that were set are deleted");
+        self.slots.remove(index);
+    }
+}
+
+impl SlotTable for RecordedSlots {
+    fn set(&self, slot: Slot) -> Result<(), SlotError> {
+        let mut state = self.state();
+        state.call("set", slot)?;
+        state.add(slot);
+        Ok(())
+    }
+
+    fn delete(&self, slot: Slot) -> Result<(), SlotError> {
+        let mut state = self.state();
+        state.call("delete", slot)?;
+        state.remove(slot);
+        Ok(())
+    }
+
+    fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {
+        let mut state = self.state();
+        state.call("replace", old)?;
+        state.remove(old);
+        new.iter().for_each(|slot| state.add(*slot));
+        Ok(())
+    }
+}
+
+/// A host with more memory than any test wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Boundless;
+
+impl HostMemory for Boundless {
+    fn available(&self, _: Backing) -> io::Result<ByteSize> {
+        Ok(ByteSize::bytes(u64::MAX))
+    }
+}
+
+/// Base memory of 64 MiB and one partition, with nothing plugged.
+pub struct Fixture {
+    /// The partition.
+    pub partition: Arc<PartitionMemory>,
+    /// Its slots.
+    pub slots: Arc<RecordedSlots>,
+    /// The VM's account.
+    pub admission: Arc<Admission>,
+    /// What devices see.
+    pub view: GuestView,
+    /// Base memory.
+    pub base: BaseMemory,
+    /// Where memory is discarded.
+    pub discarder: Discarder,
+}
+
+impl Fixture {
+    /// A partition whose window is `window`, a multiple of 128 MiB, of small pages.
+    #[must_use]
+    pub fn new(window: ByteSize) -> Self {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(64), vec![window], 40)).unwrap();
+        let base = BaseMemory::map(&layout, Backing::None).unwrap();
+        let slots = Arc::new(RecordedSlots::default());
+        let admission = Admission::new(Some(window), Boundless);
+        let discarder = Discarder::spawn().unwrap();
+        let partition = PartitionMemory::new(PartitionSetup {
+            window: layout.windows()[0],
+            backing: Backing::None,
+            view: base.view().clone(),
+            slots: slots.clone(),
+            admission: admission.clone(),
+            discards: discarder.queue(),
+        });
+        Self { partition: partition.unwrap(), slots, admission, view: base.view().clone(), base, discarder }
+    }
+
+    /// First address of the window.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.partition.window().range().start().0
+    }
+}
