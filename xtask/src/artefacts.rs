@@ -32,11 +32,7 @@ pub struct Artefacts {
 impl Artefacts {
     /// Installs what is missing and builds everything.
     pub fn build(cache: &Cache, host: Host, install: bool) -> Result<Self> {
-        let mut wanted = vec![packages::KERNEL, packages::IMAGE];
-        if host == Host::Lab {
-            wanted.push(packages::LAB);
-        }
-        packages::ensure(&wanted, install)?;
+        packages::ensure(&packages::all(host), install)?;
         let debian = debian::cloud_kernel(cache)?;
         let image = image::demo(cache)?;
         let kernel = kernel::guest(cache)?;

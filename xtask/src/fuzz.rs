@@ -17,16 +17,19 @@ pub fn build() -> Result<Vec<String>> {
     Ok(targets.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
 }
 
-/// Runs one target on its corpus for some time.
+/// Runs one target for some time, starting from its saved corpus. What it finds goes below the target directory, so that
+/// a run doesn't change the checkout.
 pub fn run_target(target: &str, seconds: u64) -> Result<()> {
+    let found = workspace::target_directory().join("fuzz-corpus").join(target);
+    std::fs::create_dir_all(&found).map_err(Error::at(&found))?;
+    let saved = workspace::root().join("fuzz/corpus").join(target);
     progress::step(&format!("fuzz {target}"), |step| {
         let mut command = cargo_fuzz("run");
-        command.arg(target).args([
-            "--",
-            &format!("-max_total_time={seconds}"),
-            "-rss_limit_mb=2048",
-            "-print_final_stats=1",
-        ]);
+        command.arg(target).arg(found);
+        if saved.exists() {
+            command.arg(saved);
+        }
+        command.args(["--", &format!("-max_total_time={seconds}"), "-rss_limit_mb=2048", "-print_final_stats=1"]);
         run::quiet(step, &mut command)
     })
 }
@@ -46,6 +49,6 @@ pub fn run_all(seconds: u64) -> Result<()> {
 /// Sanitizers are an unstable feature of the compiler; this lets the stable one have it.
 fn cargo_fuzz(subcommand: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["fuzz", subcommand, "--fuzz-dir", "fuzz"]).env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR");
+    command.args(["fuzz", subcommand, "--fuzz-dir", "fuzz"]).env("RUSTC_BOOTSTRAP", "1");
     command
 }

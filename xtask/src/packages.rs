@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use bellows_tests::lab::Host;
+
 use crate::error::{Error, Result};
 use crate::progress;
 use crate::run;
@@ -43,8 +45,17 @@ pub const LAB: &[Package] = &[
 /// What makes an image and imports it.
 pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
+    package("uidmap", "lets mmdebstrap work without root"),
     package("erofs-utils", "writes the layers of the layer store"),
 ];
+
+/// All that the artefacts and the tests need on this machine.
+pub fn all(host: Host) -> Vec<&'static [Package]> {
+    match host {
+        Host::Kvm => vec![KERNEL, IMAGE],
+        Host::Lab => vec![KERNEL, IMAGE, LAB],
+    }
+}
 
 /// Makes sure that all of `wanted` are installed. With `install` off, missing ones are an error that lists them.
 pub fn ensure(wanted: &[&[Package]], install: bool) -> Result<()> {

@@ -8,7 +8,7 @@ use bellows_tests::lab::Host;
 use crate::artefacts::{Artefacts, run_where_kvm_is};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::{fuzz, progress, run, workspace};
+use crate::{fuzz, packages, progress, run, workspace};
 
 /// Seconds each fuzz target gets here; `cargo xtask fuzz` is for more.
 const FUZZ_SECONDS: u64 = 5;
@@ -53,6 +53,8 @@ impl Tally {
 
 /// Runs all checks, whatever fails on the way.
 pub fn run(install: bool) -> Result<()> {
+    let host = Host::detect();
+    packages::ensure(&packages::all(host), install)?;
     let mut tally = Tally::default();
     check(&mut tally, "formatting", workspace::cargo().args(["fmt", "--all", "--check"]));
     check(
@@ -75,15 +77,14 @@ pub fn run(install: bool) -> Result<()> {
             tally.add(fuzz::run_target(&target, FUZZ_SECONDS));
         }
     }
-    end_to_end(&mut tally, install);
+    end_to_end(&mut tally, host, install);
 
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
 }
 
 /// The tests that need KVM, here or in the lab.
-fn end_to_end(tally: &mut Tally, install: bool) {
-    let host = Host::detect();
+fn end_to_end(tally: &mut Tally, host: Host, install: bool) {
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
         let program = workspace::end_to_end_tests()?;
