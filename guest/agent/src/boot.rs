@@ -1,0 +1,93 @@
+//! From the kernel's first call of `/init` to being callable.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use tracing::Level;
+
+use crate::cgroup::{self, Hierarchy};
+use crate::container::Launcher;
+use crate::error::{AgentError, Result};
+use crate::image::Images;
+use crate::instance::Instances;
+use crate::partition::MemoryInfo;
+use crate::pci::Sysfs;
+use crate::reaper::Reaper;
+use crate::server::{self, Service};
+use crate::statistics::Migrations;
+use crate::uevent::Uevents;
+use crate::{log, modules, mounts, settings, vsock};
+
+/// Where the container library keeps its state.
+const CONTAINERS: &str = "/run/containers";
+
+/// Brings the guest up and serves until the machine stops. What the guest can't do without ends it; the rest is logged.
+pub fn run() -> ExitCode {
+    let mounted = mounts::leave_initial_root().and_then(|()| mounts::mount_all());
+    open_standard_streams();
+    log::start(Level::INFO);
+    log::abort_on_panic();
+    let served = mounted.and_then(|()| bring_up());
+    match served {
+        Ok(_server) => loop {
+            std::thread::park();
+        },
+        Err(error) => {
+            // The kernel panics when its first process ends, and says so: the monitor sees that the VM failed.
+            tracing::error!(%error, "the guest cannot be brought up");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bring_up() -> Result<ttrpc::Server> {
+    // Before any device can appear.
+    let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
+    modules::load_listed(Path::new(modules::LIST));
+    settings::apply_all();
+    if let Err(error) = settings::bring_up_loopback() {
+        tracing::warn!(%error, "no loopback");
+    }
+    let hierarchy = Hierarchy::new(cgroup::ROOT);
+    hierarchy.confine_agent()?;
+
+    let reaper = Reaper::start().map_err(AgentError::system("clone"))?;
+    let images = Arc::new(Images::default());
+    let launcher = Launcher::new("/proc/self/exe", CONTAINERS, Arc::clone(&reaper));
+    let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), reaper);
+    let service = Arc::new(Service {
+        uevents,
+        sysfs: Sysfs::default(),
+        memory: MemoryInfo::default(),
+        images,
+        instances: Arc::new(instances),
+        migrations: LazyLock::new(Migrations::start),
+    });
+    let server = server::start(Arc::clone(&service)).map_err(|error| AgentError::Container(error.to_string()))?;
+    match vsock::signal_ready() {
+        Ok(()) => tracing::info!("ready"),
+        Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),
+    }
+    // After readiness: it is not what anybody waits for.
+    if let Err(error) = &*service.migrations {
+        tracing::warn!(%error, "migrations are not counted");
+    }
+    Ok(server)
+}
+
+/// A kernel without a console starts `/init` with none of them open, and the next files opened would take their places.
+fn open_standard_streams() {
+    for number in 0..3 {
+        // SAFETY: only asks whether the number is an open descriptor.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            match open("/dev/null", OFlag::O_RDWR, Mode::empty()) {
+                // Takes the lowest free number, which is this one.
+                Ok(null) => std::mem::forget(null),
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Control groups: the agent's own, and one per instance.
+//!
+//! ```text
+//! /agent               cpuset.mems=0: the agent's memory never lies in a partition
+//! /instances/<id>      cpuset.mems=0,<partition>: see below; memory.max, memory.oom.group, memory.swap.max, pids.max
+//! ```
+//!
+//! An instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
+//! from a movable zone (pipe buffers, for one), and they would fail. What *can* come from the partition is sent there by
+//! the task's memory policy.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bellows_protocol::values::{InstanceId, Node};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{AgentError, Result};
+use crate::files;
+
+/// Where the unified hierarchy is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+const AGENT: &str = "agent";
+const INSTANCES: &str = "instances";
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// Limits of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The partition's node, or [`Node::BASE`].
+    pub node: Node,
+    /// `memory.max` in bytes.
+    pub memory_max: Option<u64>,
+    /// `pids.max`.
+    pub pids_max: Option<u32>,
+}
+
+/// The unified hierarchy.
+#[derive(Debug, Clone)]
+pub struct Hierarchy {
+    root: PathBuf,
+}
+
+impl Hierarchy {
+    /// The hierarchy mounted at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Enables the controllers and moves this process, hence all it will start, to a cgroup that keeps it in base memory.
+    /// Kernel threads stay where they are: they cannot be confined for good.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]. A controller that the kernel lacks is logged: limits that need it fail where they are set.
+    pub fn confine_agent(&self) -> Result<()> {
+        enable_controllers(&self.root);
+        let agent = self.root.join(AGENT);
+        files::make_directory(&agent)?;
+        files::make_directory(self.root.join(INSTANCES))?;
+        enable_controllers(&self.root.join(INSTANCES));
+        if let Err(error) = files::write(agent.join("cpuset.mems"), "0") {
+            tracing::warn!(%error, "the agent is not kept out of partitions");
+        }
+        files::write(agent.join("cgroup.procs"), "0")
+    }
+
+    /// The path of an instance's cgroup within the hierarchy, as a container's configuration has it.
+    pub fn name(id: &InstanceId) -> String {
+        format!("/{INSTANCES}/{id}")
+    }
+
+    /// Creates an instance's cgroup with its limits set.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], or [`AgentError::NotAllowed`] where the kernel does not let it use the node.
+    pub fn create(&self, id: &InstanceId, limits: Limits) -> Result<Cgroup> {
+        let path = self.root.join(INSTANCES).join(id.as_str());
+        std::fs::create_dir(&path).map_err(AgentError::path("create", &path))?;
+        let cgroup = Cgroup { path };
+        match cgroup.limit(id, limits) {
+            Ok(()) => Ok(cgroup),
+            Err(error) => {
+                // Nothing is in it, so it can only fail to go for the same reason.
+                let _ = cgroup.remove();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn enable_controllers(path: &Path) {
+    for controller in CONTROLLERS {
+        if let Err(error) = files::write(path.join("cgroup.subtree_control"), &format!("+{controller}")) {
+            tracing::warn!(%error, controller, "no such cgroup controller");
+        }
+    }
+}
+
+/// One instance's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    fn limit(&self, id: &InstanceId, limits: Limits) -> Result<()> {
+        if limits.node.is_partition() {
+            files::write(self.path.join("cpuset.mems"), &format!("0,{}", limits.node))?;
+            let effective = files::read(self.path.join("cpuset.mems.effective"))?;
+            if !files::list_holds(&effective, limits.node.number()) {
+                return Err(AgentError::NotAllowed { cgroup: id.to_string(), effective, node: limits.node });
+            }
+        } else {
+            files::write(self.path.join("cpuset.mems"), "0")?;
+        }
+        if let Some(bytes) = limits.memory_max {
+            files::write(self.path.join("memory.max"), &bytes.to_string())?;
+        }
+        // A function that has lost one of its processes is of no use: all or nothing.
+        files::write(self.path.join("memory.oom.group"), "1")?;
+        // Absent where the kernel has no swap.
+        match files::write(self.path.join("memory.swap.max"), "0") {
+            Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+        if let Some(count) = limits.pids_max {
+            files::write(self.path.join("pids.max"), &count.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has killed a process of it for lack of memory.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn oom_killed(&self) -> Result<bool> {
+        let events = files::read(self.path.join("memory.events"))?;
+        Ok(flat_keyed(&events, "oom_kill").unwrap_or(0) > 0)
+    }
+
+    /// Kills all its processes and waits until the last one is gone; its address space is, then, too.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; [`AgentError::TimedOut`].
+    pub fn kill(&self, limit: Duration) -> Result<()> {
+        files::write(self.path.join("cgroup.kill"), "1")?;
+        let events = self.path.join("cgroup.events");
+        let mut file = File::open(&events).map_err(AgentError::path("open", &events))?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut text = String::new();
+            file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(AgentError::path("read", &events))?;
+            if flat_keyed(&text, "populated") == Some(0) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(AgentError::TimedOut {
+                    what: format!("end of all processes in {}", self.path.display()),
+                    after: limit,
+                });
+            }
+            // The kernel announces a change since the last read with POLLPRI.
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(AgentError::path("poll", &events)(error)),
+            }
+        }
+    }
+
+    /// Drops the page cache that its processes, now gone, brought in, so that it need not be migrated when the partition
+    /// leaves.
+    ///
+    /// `memory.reclaim` takes the pages that were charged to this cgroup, which are those that the instance's own reads
+    /// allocated, under its bind policy, in its partition. `drop_caches` would take the neighbours' cache as well. Asking
+    /// for more than there is makes the kernel try to the end, including pages in per-CPU batches; it then answers
+    /// `EAGAIN`, which is the expected end.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn drop_page_cache(&self) -> Result<()> {
+        let reclaim = self.path.join("memory.reclaim");
+        let bytes: u64 = files::read(self.path.join("memory.current"))?.parse().unwrap_or(0);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut result = files::write(&reclaim, &format!("{bytes} swappiness=0"));
+        if matches!(&result, Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EINVAL)) {
+            // Before Linux 6.8 it knows no swappiness; there is no swap anyway.
+            result = files::write(&reclaim, &bytes.to_string());
+        }
+        match result {
+            Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Bytes of files, tmpfs not counted, that are charged to it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn page_cache(&self) -> Result<u64> {
+        let stat = files::read(self.path.join("memory.stat"))?;
+        let of = |key| flat_keyed(&stat, key).unwrap_or(0);
+        Ok(of("file").saturating_sub(of("shmem")))
+    }
+
+    /// Removes it; its processes must be gone.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn remove(&self) -> Result<()> {
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(AgentError::path("remove", &self.path)),
+        }
+    }
+}
+
+/// The value of `key` in a flat keyed file: lines of `KEY VALUE`.
+pub fn flat_keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flat_keyed_files_are_read_by_whole_keys() {
+        let events = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(flat_keyed(events, "oom_kill"), Some(2));
+        assert_eq!(flat_keyed(events, "oom"), Some(1));
+        assert_eq!(flat_keyed(events, "group_kill"), None);
+        assert_eq!(flat_keyed("populated x\n", "populated"), None);
+        assert_eq!(flat_keyed("populated 1\nfrozen 0\n", "populated"), Some(1));
+    }
+
+    #[test]
+    fn an_instance_has_a_cgroup_of_its_own() {
+        assert_eq!(Hierarchy::name(&"f-1".parse().unwrap()), "/instances/f-1");
+    }
+}

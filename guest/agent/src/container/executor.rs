@@ -1,0 +1,144 @@
+//! The last steps of a container's first process before it becomes the instance's command.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+
+use super::Report;
+use crate::seccomp;
+
+/// Finds the command as a shell would, installs the filter of system calls, and becomes the command.
+#[derive(Debug, Clone)]
+pub(super) struct CommandExecutor {
+    /// Where a failure is reported; closed by a successful `exec`.
+    failures: Arc<File>,
+}
+
+impl CommandExecutor {
+    pub(super) fn new(failures: File) -> Self {
+        Self { failures: Arc::new(failures) }
+    }
+
+    fn report(&self, report: &Report) {
+        if let Ok(text) = serde_json::to_vec(report) {
+            // The helper then reports that the container ended.
+            let _ = (&*self.failures).write_all(&text);
+        }
+    }
+
+    fn execute(&self, spec: &Spec) -> Result<std::convert::Infallible, Report> {
+        let path = find_command(spec)?;
+        let failed = |what: &str, error: &dyn std::fmt::Display| Report::Failed(format!("{what}: {error}"));
+        let arguments = strings(command(spec)).map_err(|error| failed("arguments", &error))?;
+        let environment: Vec<CString> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                let mut variable = name.into_vec();
+                variable.push(b'=');
+                variable.extend(value.into_vec());
+                CString::new(variable).ok()
+            })
+            .collect();
+        let file = CString::new(path.into_os_string().into_vec()).map_err(|error| failed("command", &error))?;
+
+        // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
+        // SAFETY: the default action is no handler that could run code here.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(|error| failed("SIGPIPE", &error))?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+            .map_err(|error| failed("signal mask", &error))?;
+        seccomp::install().map_err(|error| failed("system call filter", &error))?;
+
+        let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
+        let message = format!("cannot execute {:?}: {error}", file.to_string_lossy());
+        Err(match error {
+            // The file is there; its interpreter is not.
+            Errno::ENOENT => Report::NotFound(format!("{message} (its interpreter is missing)")),
+            _ => Report::NotExecutable(message),
+        })
+    }
+}
+
+impl Executor for CommandExecutor {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        find_command(spec).map(drop).map_err(|report| {
+            self.report(&report);
+            ExecutorValidationError::ArgValidationError("the command cannot be run".into())
+        })
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let Err(report) = self.execute(spec);
+        self.report(&report);
+        Err(ExecutorError::Other("the command cannot be run".into()))
+    }
+}
+
+fn command(spec: &Spec) -> &[String] {
+    spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default()
+}
+
+fn strings(texts: &[String]) -> Result<Vec<CString>, std::ffi::NulError> {
+    texts.iter().map(|text| CString::new(text.as_str())).collect()
+}
+
+fn find_command(spec: &Spec) -> Result<PathBuf, Report> {
+    let name = command(spec).first().map(String::as_str).unwrap_or_default();
+    let environment = spec.process().as_ref().and_then(|process| process.env().as_deref()).unwrap_or_default();
+    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+    find(name, path.unwrap_or(super::spec::DEFAULT_PATH))
+}
+
+/// The file that `name` means: itself where it has a slash, else the first executable one in the folders of `path`.
+fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else {
+        path.split(':').map(|folder| Path::new(if folder.is_empty() { "." } else { folder }).join(name)).collect()
+    };
+    let mut found = None;
+    for candidate in candidates {
+        match std::fs::metadata(&candidate) {
+            Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => return Ok(candidate),
+            Ok(_) => found = found.or(Some(candidate)),
+            Err(_) => {}
+        }
+    }
+    match found {
+        Some(candidate) => Err(Report::NotExecutable(format!("{} is no executable file", candidate.display()))),
+        None if name.contains('/') => Err(Report::NotFound(format!("{name:?} is not in the image"))),
+        None => Err(Report::NotFound(format!("command {name:?} is in none of {path}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_found_as_a_shell_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let (empty, full) = (folder.path().join("empty"), folder.path().join("full"));
+        std::fs::create_dir_all(&empty).unwrap();
+        std::fs::create_dir_all(full.join("folder")).unwrap();
+        for (name, mode) in [("tool", 0o755), ("text", 0o644)] {
+            std::fs::write(full.join(name), "").unwrap();
+            std::fs::set_permissions(full.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let path = format!("{}:{}", empty.display(), full.display());
+        assert_eq!(find("tool", &path), Ok(full.join("tool")));
+        assert_eq!(find(full.join("tool").to_str().unwrap(), ""), Ok(full.join("tool")));
+        assert!(matches!(find("text", &path), Err(Report::NotExecutable(_))));
+        assert!(matches!(find("folder", &path), Err(Report::NotExecutable(_))));
+        let Err(Report::NotFound(message)) = find("none", &path) else { panic!("found") };
+        assert!(message.contains("none") && message.contains(&path), "{message}");
+        assert!(matches!(find("/no/such/tool", &path), Err(Report::NotFound(_))));
+    }
+}

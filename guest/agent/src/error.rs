@@ -1,0 +1,168 @@
+//! What can go wrong with a request, and the status that the monitor gets for it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bellows_protocol::values::{Node, ValueError};
+use thiserror::Error;
+use ttrpc::Code;
+
+/// Result of a request.
+pub type Result<T> = std::result::Result<T, AgentError>;
+
+/// Why a request failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The request holds a value that is not acceptable.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// An operation on a path failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("{call} failed: {source}")]
+    System {
+        /// Which one.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no such thing.
+    #[error("there is no {kind} {name:?}")]
+    Unknown {
+        /// Kind of thing.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// There is one already.
+    #[error("{kind} {name:?} is there already")]
+    Exists {
+        /// Kind of thing.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Someone still uses it.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// What is wanted.
+        what: String,
+        /// Who has it.
+        by: String,
+    },
+    /// It did not happen in time.
+    #[error("no {what} after {} ms", after.as_millis())]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// Memory of a partition is not on its node.
+    #[error(
+        "memory at {address:#x} is on node {found}, not on node {wanted}: does the SRAT cover all base memory and CPUs?"
+    )]
+    WrongNode {
+        /// First address of the memory block.
+        address: u64,
+        /// The node it should be on.
+        wanted: Node,
+        /// The node it is on.
+        found: u32,
+    },
+    /// Memory of a partition can hold pages that cannot move.
+    #[error("memory block {block} of node {node} is in zone {zone:?}, not in Movable")]
+    WrongZone {
+        /// Number of the memory block.
+        block: u64,
+        /// The partition's node.
+        node: Node,
+        /// The zone it is in.
+        zone: String,
+    },
+    /// A node has no memory.
+    #[error("node {0} has no memory: its partition is not plugged")]
+    NoMemory(Node),
+    /// The kernel did not take a cgroup's nodes.
+    #[error("cgroup {cgroup:?} may use nodes {effective:?}, not node {node}")]
+    NotAllowed {
+        /// Name of the cgroup.
+        cgroup: String,
+        /// What `cpuset.mems.effective` says.
+        effective: String,
+        /// The node it should have.
+        node: Node,
+    },
+    /// The instance's command is not in its root file system.
+    #[error("{0}")]
+    CommandNotFound(String),
+    /// The instance's command cannot be executed.
+    #[error("{0}")]
+    CommandNotExecutable(String),
+    /// The container could not be created.
+    #[error("cannot create the container: {0}")]
+    Container(String),
+    /// The kernel does not provide something.
+    #[error("this kernel has no {0}")]
+    Unsupported(&'static str),
+    /// The kernel said something that is not understood.
+    #[error("{what} holds {text:?}")]
+    Malformed {
+        /// Where it was read.
+        what: String,
+        /// What was read.
+        text: String,
+    },
+}
+
+impl AgentError {
+    /// For `map_err`: an operation on a path failed.
+    pub fn path<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Path { action, path, source: source.into() }
+    }
+
+    /// For `map_err`: a system call failed.
+    pub fn system<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { call, source: source.into() }
+    }
+
+    /// The status code that the monitor gets.
+    ///
+    /// `StartInstance` answers `NOT_FOUND` only where the command is missing (a shell would say 127) and
+    /// `PERMISSION_DENIED` only where it cannot be executed (126).
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Value(_) => Code::INVALID_ARGUMENT,
+            Self::CommandNotFound(_) => Code::NOT_FOUND,
+            Self::CommandNotExecutable(_) => Code::PERMISSION_DENIED,
+            Self::Exists { .. } => Code::ALREADY_EXISTS,
+            Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
+            Self::Unknown { .. } | Self::InUse { .. } | Self::NoMemory(_) => Code::FAILED_PRECONDITION,
+            Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::Path { .. }
+            | Self::System { .. }
+            | Self::WrongNode { .. }
+            | Self::WrongZone { .. }
+            | Self::NotAllowed { .. }
+            | Self::Container(_)
+            | Self::Malformed { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<AgentError> for ttrpc::Error {
+    fn from(error: AgentError) -> Self {
+        Self::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))
+    }
+}

@@ -1,0 +1,329 @@
+//! Instances: each a container with its own cgroup, root file system and partition.
+//!
+//! What an instance consists of is taken apart in the order that makes its partition cheap to give back: kill the cgroup,
+//! wait for its last process (anonymous memory is free then), unmount overlay and tmpfs (so is tmpfs memory), drop the
+//! page cache it brought in, remove the cgroup. Nothing is left in the partition that would have to be migrated.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use bellows_protocol::values::{ImageId, InstanceId, Node};
+use nix::sys::signal::Signal;
+
+use crate::cgroup::{Cgroup, Hierarchy, Limits};
+use crate::container::spec::{Workload, configuration};
+use crate::container::{Launcher, Process};
+use crate::error::{AgentError, Result};
+use crate::files;
+use crate::image::Images;
+use crate::partition::MemoryInfo;
+use crate::reaper::Reaper;
+use crate::rootfs::RootFs;
+
+/// Below this lie the instances' mounts.
+pub const FOLDER: &str = "/run/i";
+/// How long an instance's processes may take to end once killed.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// An instance's `memory.max` is at least this fraction below its partition's size, and at least this many bytes: its own
+/// limit must be met first, as the kernel's answer to a full node may hit a neighbour.
+const MARGIN_FRACTION: u64 = 64;
+const MARGIN_BYTES: u64 = 8 << 20;
+
+/// What is to be run.
+#[derive(Debug)]
+pub struct Request {
+    /// Its name.
+    pub id: InstanceId,
+    /// Its image.
+    pub image: ImageId,
+    /// Command and arguments.
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    /// Absolute path in the image.
+    pub working_directory: String,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Node of its partition.
+    pub node: Node,
+    /// Limit in bytes.
+    pub memory_max: Option<u64>,
+    /// Limit on processes and threads.
+    pub pids_max: Option<u32>,
+}
+
+/// An instance that has been started.
+#[derive(Debug)]
+pub struct Instance {
+    parts: Parts,
+    process: Process,
+    oom_killed: OnceLock<bool>,
+}
+
+impl Instance {
+    /// Its first process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Blocks until its first process has ended; answers its exit code, and whether the kernel killed for lack of memory.
+    pub fn wait(&self) -> (i32, bool) {
+        (self.process.exit.wait(), self.oom_killed())
+    }
+
+    fn oom_killed(&self) -> bool {
+        // Kept, because the cgroup may be gone when the next one asks.
+        *self
+            .oom_killed
+            .get_or_init(|| self.parts.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_killed().unwrap_or(false)))
+    }
+}
+
+/// What there is to take apart.
+#[derive(Debug)]
+struct Parts {
+    id: InstanceId,
+    image: ImageId,
+    folder: PathBuf,
+    cgroup: Option<Cgroup>,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// Being started or removed.
+    Busy,
+    Started(Arc<Instance>),
+}
+
+/// All instances.
+#[derive(Debug)]
+pub struct Instances {
+    table: Mutex<HashMap<InstanceId, Slot>>,
+    images: Arc<Images>,
+    hierarchy: Hierarchy,
+    launcher: Launcher,
+    memory: MemoryInfo,
+    reaper: Arc<Reaper>,
+}
+
+impl Instances {
+    /// No instances yet.
+    pub fn new(
+        images: Arc<Images>,
+        hierarchy: Hierarchy,
+        launcher: Launcher,
+        memory: MemoryInfo,
+        reaper: Arc<Reaper>,
+    ) -> Self {
+        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper }
+    }
+
+    /// Starts an instance; answers its first process's number.
+    ///
+    /// # Errors
+    /// [`AgentError::Exists`]; what any of its parts fails with. Nothing is left of it then.
+    pub fn start(&self, request: &Request) -> Result<u32> {
+        {
+            let mut table = self.lock();
+            if table.contains_key(&request.id) {
+                return Err(AgentError::Exists { kind: "instance", name: request.id.to_string() });
+            }
+            table.insert(request.id.clone(), Slot::Busy);
+        }
+        let started = self.build(request);
+        let mut table = self.lock();
+        match started {
+            Ok(instance) => {
+                let pid = instance.process.pid.as_raw().unsigned_abs();
+                table.insert(request.id.clone(), Slot::Started(Arc::new(instance)));
+                Ok(pid)
+            }
+            Err(error) => {
+                table.remove(&request.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// An instance that has been started.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`].
+    pub fn get(&self, id: &InstanceId) -> Result<Arc<Instance>> {
+        match self.lock().get(id) {
+            Some(Slot::Started(instance)) => Ok(Arc::clone(instance)),
+            Some(Slot::Busy) => Err(busy(id)),
+            None => Err(unknown(id)),
+        }
+    }
+
+    /// Sends a signal to an instance's first process.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::System`].
+    pub fn signal(&self, id: &InstanceId, signal: Signal) -> Result<()> {
+        let instance = self.get(id)?;
+        self.reaper.signal(instance.process.pid, signal).map_err(AgentError::system("kill"))
+    }
+
+    /// Ends an instance and takes it apart.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
+    pub fn remove(&self, id: &InstanceId) -> Result<()> {
+        let instance = {
+            let mut table = self.lock();
+            match table.get_mut(id) {
+                Some(slot @ Slot::Started(_)) => match std::mem::replace(slot, Slot::Busy) {
+                    Slot::Started(instance) => instance,
+                    Slot::Busy => return Err(busy(id)),
+                },
+                Some(Slot::Busy) => return Err(busy(id)),
+                None => return Err(unknown(id)),
+            }
+        };
+        let removed = instance.parts.kill().and_then(|()| {
+            instance.process.exit.wait_for(KILL_LIMIT);
+            instance.oom_killed();
+            self.dismantle(&instance.parts)
+        });
+        let mut table = self.lock();
+        match removed {
+            Ok(()) => {
+                table.remove(id);
+            }
+            Err(_) => {
+                table.insert(id.clone(), Slot::Started(instance));
+            }
+        }
+        removed
+    }
+
+    /// Ends all instances, as far as it goes.
+    pub fn remove_all(&self) {
+        let ids: Vec<InstanceId> = self.lock().keys().cloned().collect();
+        for id in ids {
+            if let Err(error) = self.remove(&id) {
+                tracing::warn!(%id, %error, "instance not removed");
+            }
+        }
+    }
+
+    fn build(&self, request: &Request) -> Result<Instance> {
+        let limits = self.limits(request)?;
+        let layers = self.images.begin_use(&request.image)?;
+        let mut parts = Parts {
+            id: request.id.clone(),
+            image: request.image.clone(),
+            folder: Path::new(FOLDER).join(request.id.as_str()),
+            cgroup: None,
+            rootfs: None,
+        };
+        match self.assemble(request, limits, &layers, &mut parts) {
+            Ok(process) => Ok(Instance { parts, process, oom_killed: OnceLock::new() }),
+            Err(error) => {
+                if let Err(cleanup) = parts.kill().and_then(|()| self.dismantle(&parts)) {
+                    tracing::error!(id = %request.id, error = %cleanup, "remains of an instance that did not start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(&self, request: &Request, limits: Limits, layers: &[PathBuf], parts: &mut Parts) -> Result<Process> {
+        files::make_directory(&parts.folder)?;
+        parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
+        let rootfs = parts.rootfs.insert(RootFs::mount(&parts.folder, layers, request.node, limits.memory_max)?);
+        let configuration = configuration(&Workload {
+            hostname: request.id.as_str(),
+            root: rootfs.root(),
+            cgroup: &Hierarchy::name(&request.id),
+            node: request.node,
+            arguments: &request.arguments,
+            environment: &request.environment,
+            working_directory: &request.working_directory,
+            uid: request.uid,
+            gid: request.gid,
+        });
+        let file = parts.folder.join("config.json");
+        std::fs::write(&file, configuration.to_string()).map_err(AgentError::path("write", &file))?;
+        self.launcher.launch(request.id.as_str(), &parts.folder)
+    }
+
+    fn limits(&self, request: &Request) -> Result<Limits> {
+        let mut memory_max = request.memory_max;
+        if request.node.is_partition() {
+            let total = self.memory.node(request.node)?.total_bytes;
+            if total == 0 {
+                return Err(AgentError::NoMemory(request.node));
+            }
+            memory_max = Some(below_partition(total, memory_max));
+        }
+        Ok(Limits { node: request.node, memory_max, pids_max: request.pids_max })
+    }
+
+    /// Takes apart what has no processes any more.
+    fn dismantle(&self, parts: &Parts) -> Result<()> {
+        if let Some(rootfs) = &parts.rootfs {
+            rootfs.unmount()?;
+        }
+        if let Some(cgroup) = &parts.cgroup {
+            match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
+                Ok(0) => {}
+                Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
+                Err(error) => tracing::warn!(id = %parts.id, %error, "page cache not dropped"),
+            }
+            cgroup.remove()?;
+        }
+        self.launcher.forget(parts.id.as_str());
+        if let Err(error) = std::fs::remove_dir_all(&parts.folder) {
+            tracing::warn!(path = %parts.folder.display(), %error, "folder stays");
+        }
+        self.images.end_use(&parts.image);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Slot>> {
+        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Parts {
+    fn kill(&self) -> Result<()> {
+        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill(KILL_LIMIT))
+    }
+}
+
+/// `memory.max` of an instance in a partition of `total` bytes.
+fn below_partition(total: u64, wanted: Option<u64>) -> u64 {
+    let most = total.saturating_sub((total / MARGIN_FRACTION).max(MARGIN_BYTES)).max(1);
+    wanted.map_or(most, |wanted| wanted.min(most))
+}
+
+fn busy(id: &InstanceId) -> AgentError {
+    AgentError::InUse { what: format!("instance {id}"), by: "its start or removal".into() }
+}
+
+fn unknown(id: &InstanceId) -> AgentError {
+    AgentError::Unknown { kind: "instance", name: id.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_met_before_the_partition_is_full() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(below_partition(GIB, None), GIB - (16 << 20));
+        assert_eq!(below_partition(GIB, Some(GIB)), GIB - (16 << 20));
+        assert_eq!(below_partition(GIB, Some(1 << 20)), 1 << 20);
+        assert_eq!(below_partition(128 << 20, None), 120 << 20);
+        assert_eq!(below_partition(1, None), 1);
+    }
+}

@@ -1,0 +1,36 @@
+//! The guest's PID 1.
+//!
+//! [`boot`] brings the guest up and signals readiness; [`server`] answers the monitor. What it answers with:
+//!
+//! | asked for | done by |
+//! |---|---|
+//! | devices come and go | [`pci`], told of progress by [`uevent`] |
+//! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
+//! | partitions | [`partition`]: is the memory there, where it should be, and who holds it |
+//! | instances | [`instance`], with [`container`] (an OCI container), [`cgroup`] (limits and the end of it), [`output`] |
+//! | exit codes | [`reaper`], the only place that waits for processes |
+//! | counters | [`statistics`] |
+//! | the end | [`shutdown`] |
+
+pub mod boot;
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod files;
+pub mod image;
+pub mod instance;
+pub mod log;
+pub mod modules;
+pub mod mounts;
+pub mod output;
+pub mod partition;
+pub mod pci;
+pub mod reaper;
+pub mod rootfs;
+pub mod seccomp;
+pub mod server;
+pub mod settings;
+pub mod shutdown;
+pub mod statistics;
+pub mod uevent;
+pub mod vsock;

@@ -1,0 +1,184 @@
+//! A partition's memory as the guest's kernel sees it: is it there, on its node, in a zone it can leave, and who uses it.
+
+mod meminfo;
+mod numa_maps;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bellows_protocol::values::Node;
+
+use crate::error::{AgentError, Result};
+use crate::files;
+use crate::uevent::Uevents;
+
+pub use meminfo::NodeMemory;
+
+/// Most holders in a report.
+const MAX_HOLDERS: usize = 64;
+/// Most processes that are looked at for a report.
+const MAX_PROCESSES: usize = 4096;
+/// A memory block that is already online can grow without an announcement; then this often is looked again.
+const SILENT_GROWTH: Duration = Duration::from_millis(100);
+
+/// A process with pages on a partition's node.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number in the guest's first PID namespace.
+    pub pid: u32,
+    /// Its name, at most 15 characters.
+    pub command: String,
+    /// How much of the node it maps; what several processes share counts for each.
+    pub bytes: u64,
+}
+
+/// sysfs and procfs, where the kernel reports on memory.
+#[derive(Debug, Clone)]
+pub struct MemoryInfo {
+    sys: PathBuf,
+    proc: PathBuf,
+}
+
+impl Default for MemoryInfo {
+    fn default() -> Self {
+        Self::new("/sys", "/proc")
+    }
+}
+
+impl MemoryInfo {
+    /// sysfs mounted at `sys`, procfs at `proc`.
+    pub fn new(sys: impl Into<PathBuf>, proc: impl Into<PathBuf>) -> Self {
+        Self { sys: sys.into(), proc: proc.into() }
+    }
+
+    fn node_folder(&self, node: Node) -> PathBuf {
+        self.sys.join(format!("devices/system/node/node{node}"))
+    }
+
+    /// Memory of a node; all zero while it has none.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn node(&self, node: Node) -> Result<NodeMemory> {
+        match files::read(self.node_folder(node).join("meminfo")) {
+            Ok(text) => Ok(meminfo::parse(&text)),
+            Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(NodeMemory::default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until `node` has at least `bytes` of memory, and checks that the memory at `address`, where the partition's
+    /// window starts, is the node's and that all of the node's memory is movable.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`]; [`AgentError::WrongNode`] and [`AgentError::WrongZone`], which no waiting mends.
+    pub fn await_memory(
+        &self,
+        uevents: &Uevents,
+        node: Node,
+        address: u64,
+        bytes: u64,
+        limit: Duration,
+    ) -> Result<NodeMemory> {
+        let deadline = std::time::Instant::now() + limit;
+        let block_bytes = self.block_bytes()?;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let what = || format!("{bytes} bytes of memory on node {node}");
+            let memory = uevents.wait_until(left.min(SILENT_GROWTH), what, || {
+                let first = address / block_bytes;
+                if !self.is_online(first) {
+                    return Ok(None);
+                }
+                self.check_node(first, first.saturating_mul(block_bytes), node)?;
+                let memory = self.node(node)?;
+                Ok((memory.total_bytes >= bytes).then_some(memory))
+            });
+            match memory {
+                Ok(memory) => {
+                    self.check_zones(node)?;
+                    return Ok(memory);
+                }
+                Err(AgentError::TimedOut { .. }) if left > SILENT_GROWTH => {}
+                Err(AgentError::TimedOut { what, .. }) => return Err(AgentError::TimedOut { what, after: limit }),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn block_bytes(&self) -> Result<u64> {
+        let path = self.sys.join("devices/system/memory/block_size_bytes");
+        let text = files::read(&path)?;
+        match u64::from_str_radix(&text, 16) {
+            Ok(bytes) if bytes > 0 => Ok(bytes),
+            _ => Err(AgentError::Malformed { what: path.display().to_string(), text }),
+        }
+    }
+
+    fn block(&self, number: u64) -> PathBuf {
+        self.sys.join(format!("devices/system/memory/memory{number}"))
+    }
+
+    fn is_online(&self, block: u64) -> bool {
+        files::read(self.block(block).join("state")).is_ok_and(|state| state == "online")
+    }
+
+    fn check_node(&self, block: u64, address: u64, wanted: Node) -> Result<()> {
+        match numbered(&self.block(block), "node").first() {
+            Some(&found) if found != u64::from(wanted.number()) => {
+                let found = u32::try_from(found).unwrap_or(u32::MAX);
+                Err(AgentError::WrongNode { address, wanted, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_zones(&self, node: Node) -> Result<()> {
+        for block in numbered(&self.node_folder(node), "memory") {
+            if !self.is_online(block) {
+                continue;
+            }
+            let zone = files::read(self.block(block).join("valid_zones"))?;
+            if zone != "Movable" {
+                return Err(AgentError::WrongZone { block, node, zone });
+            }
+        }
+        Ok(())
+    }
+
+    /// The processes that hold most of a node's memory, largest first.
+    pub fn holders(&self, node: Node) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = numbered(&self.proc, "")
+            .into_iter()
+            .take(MAX_PROCESSES)
+            .filter_map(|pid| {
+                // A process may end at any moment: then it holds nothing.
+                let folder = self.proc.join(pid.to_string());
+                let maps = files::read(folder.join("numa_maps")).ok()?;
+                let bytes = numa_maps::bytes_on(&maps, node.number());
+                let command = files::read(folder.join("comm")).unwrap_or_default();
+                (bytes > 0).then(|| Holder { pid: u32::try_from(pid).unwrap_or(u32::MAX), command, bytes })
+            })
+            .collect();
+        holders.sort_by_key(|holder| std::cmp::Reverse(holder.bytes));
+        holders.truncate(MAX_HOLDERS);
+        holders
+    }
+}
+
+/// The numbers of a folder's entries that are named `prefix` and a number, in order.
+fn numbered(folder: &Path, prefix: &str) -> Vec<u64> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut numbers: Vec<u64> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[cfg(test)]
+#[path = "partition_test.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+//! PCI functions that come and go at run time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bellows_protocol::values::PciAddress;
+
+use crate::error::{AgentError, Result};
+use crate::files;
+use crate::uevent::Uevents;
+
+/// `DRIVER_OK` of a virtio device's status (VIRTIO 1.2 section 2.1).
+const DRIVER_OK: u32 = 4;
+
+/// sysfs, below which devices appear.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    root: PathBuf,
+    dev: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::new("/sys", "/dev")
+    }
+}
+
+impl Sysfs {
+    /// sysfs mounted at `root`, device nodes in `dev`.
+    pub fn new(root: impl Into<PathBuf>, dev: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), dev: dev.into() }
+    }
+
+    fn function(&self, address: &PciAddress) -> PathBuf {
+        self.root.join("bus/pci/devices").join(address.as_str())
+    }
+
+    /// Rescans the buses and waits until a driver runs each of `addresses`.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; [`AgentError::TimedOut`] that says which function lacks what.
+    pub fn attach(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
+        files::write(self.root.join("bus/pci/rescan"), "1")?;
+        let mut missing = String::new();
+        uevents
+            .wait_until(
+                limit,
+                || "ready devices".to_owned(),
+                || {
+                    for address in addresses {
+                        if let Some(lack) = self.lack(address) {
+                            missing = format!("{lack} of {address}");
+                            return Ok(None);
+                        }
+                    }
+                    Ok(Some(()))
+                },
+            )
+            .map_err(|error| match error {
+                AgentError::TimedOut { after, .. } => AgentError::TimedOut { what: missing, after },
+                error => error,
+            })
+    }
+
+    /// What a function lacks to be usable: nothing once its virtio driver runs and its block device has a node.
+    fn lack(&self, address: &PciAddress) -> Option<&'static str> {
+        let function = self.function(address);
+        if !function.exists() {
+            return Some("PCI function");
+        }
+        let Some(virtio) = child_named(&function, "virtio") else { return Some("virtio device") };
+        // The link to the driver is there before the driver's probe has finished; the status is not.
+        let status = files::read(virtio.join("status")).ok().and_then(|text| parse_hexadecimal(&text));
+        if status.is_none_or(|status| status & DRIVER_OK == 0) {
+            return Some("running driver");
+        }
+        let is_block = fs::read_link(virtio.join("driver"))
+            .is_ok_and(|driver| driver.file_name().is_some_and(|name| name == "virtio_blk"));
+        if is_block {
+            let Some(name) = self.block_name(address) else { return Some("block device") };
+            if !self.dev.join(name).exists() {
+                return Some("device node");
+            }
+        }
+        None
+    }
+
+    /// Name of the block device on a function, like `vda`.
+    pub fn block_name(&self, address: &PciAddress) -> Option<String> {
+        let blocks = child_named(&self.function(address), "virtio")?.join("block");
+        let name = fs::read_dir(blocks).ok()?.flatten().next()?.file_name();
+        name.into_string().ok()
+    }
+
+    /// Removes functions; one that is not there is gone already.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; [`AgentError::InUse`] where it is still there afterwards.
+    pub fn detach(&self, addresses: &[PciAddress]) -> Result<()> {
+        for address in addresses {
+            let function = self.function(address);
+            if !function.exists() {
+                continue;
+            }
+            // The write returns when the driver has let go and the function is out of sysfs.
+            files::write(function.join("remove"), "1")?;
+            if function.exists() {
+                return Err(AgentError::InUse { what: format!("PCI function {address}"), by: "the kernel".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The block device with a serial number, by its node's path.
+    pub fn block_by_serial(&self, serial: &str) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.root.join("block")).ok()?;
+        let node = entries
+            .flatten()
+            .find(|entry| files::read(entry.path().join("serial")).is_ok_and(|text| text == serial))
+            .map(|entry| self.dev.join(entry.file_name()))?;
+        node.exists().then_some(node)
+    }
+}
+
+/// The first entry of `folder` whose name is `prefix` and a number.
+fn child_named(folder: &Path, prefix: &str) -> Option<PathBuf> {
+    let is_numbered = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.parse::<u32>().is_ok());
+    fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .find(|entry| entry.file_name().to_str().is_some_and(is_numbered))
+        .map(|entry| entry.path())
+}
+
+fn parse_hexadecimal(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+}
+
+#[cfg(test)]
+#[path = "pci_test.rs"]
+mod tests;

@@ -1,0 +1,82 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+const ADDRESS: &str = "0000:01:04.0";
+
+/// A sysfs with one PCI function and nothing on it.
+fn fixture() -> (tempfile::TempDir, Sysfs, PciAddress) {
+    let folder = tempfile::tempdir().unwrap();
+    let function = folder.path().join("sys/bus/pci/devices").join(ADDRESS);
+    fs::create_dir_all(&function).unwrap();
+    fs::create_dir_all(folder.path().join("dev")).unwrap();
+    fs::write(folder.path().join("sys/bus/pci/rescan"), "").unwrap();
+    let sysfs = Sysfs::new(folder.path().join("sys"), folder.path().join("dev"));
+    (folder, sysfs, ADDRESS.parse().unwrap())
+}
+
+#[test]
+fn a_block_function_is_ready_when_its_node_exists() {
+    let (folder, sysfs, address) = fixture();
+    let function = sysfs.function(&address);
+    assert_eq!(sysfs.lack(&"0000:01:05.0".parse().unwrap()), Some("PCI function"));
+    assert_eq!(sysfs.lack(&address), Some("virtio device"));
+
+    let virtio = function.join("virtio7");
+    fs::create_dir(&virtio).unwrap();
+    fs::write(virtio.join("status"), "0x00000003\n").unwrap();
+    symlink("../../virtio_blk", virtio.join("driver")).unwrap();
+    assert_eq!(sysfs.lack(&address), Some("running driver"));
+
+    fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
+    assert_eq!(sysfs.lack(&address), Some("block device"));
+    fs::create_dir_all(virtio.join("block/vdb")).unwrap();
+    assert_eq!(sysfs.lack(&address), Some("device node"));
+    fs::write(folder.path().join("dev/vdb"), "").unwrap();
+    assert_eq!(sysfs.lack(&address), None);
+    assert_eq!(sysfs.block_name(&address).as_deref(), Some("vdb"));
+}
+
+#[test]
+fn another_function_is_ready_when_its_driver_runs() {
+    let (_folder, sysfs, address) = fixture();
+    let virtio = sysfs.function(&address).join("virtio0");
+    fs::create_dir(&virtio).unwrap();
+    symlink("../../virtio_mem", virtio.join("driver")).unwrap();
+    fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
+    assert_eq!(sysfs.lack(&address), None);
+}
+
+#[test]
+fn a_time_out_says_what_is_missing() {
+    let (_folder, sysfs, address) = fixture();
+    let error = sysfs.attach(&Uevents::default(), &[address], Duration::from_millis(5)).unwrap_err();
+    assert_eq!(error.to_string(), "no virtio device of 0000:01:04.0 after 5 ms");
+}
+
+#[test]
+fn what_is_not_there_is_detached() {
+    let (_folder, sysfs, _) = fixture();
+    sysfs.detach(&["0000:02:00.0".parse().unwrap()]).unwrap();
+}
+
+#[test]
+fn what_stays_is_reported() {
+    let (_folder, sysfs, address) = fixture();
+    fs::write(sysfs.function(&address).join("remove"), "").unwrap();
+    assert!(matches!(sysfs.detach(&[address]), Err(AgentError::InUse { .. })));
+}
+
+#[test]
+fn block_devices_are_found_by_serial() {
+    let (folder, sysfs, _) = fixture();
+    for (name, serial) in [("vda", "layer-1"), ("vdb", "layer-10")] {
+        let block = folder.path().join("sys/block").join(name);
+        fs::create_dir_all(&block).unwrap();
+        fs::write(block.join("serial"), serial).unwrap();
+    }
+    assert_eq!(sysfs.block_by_serial("layer-1"), None, "its node is missing");
+    fs::write(folder.path().join("dev/vda"), "").unwrap();
+    assert_eq!(sysfs.block_by_serial("layer-1"), Some(folder.path().join("dev/vda")));
+    assert_eq!(sysfs.block_by_serial("layer"), None);
+}

@@ -1,0 +1,165 @@
+//! The only place that waits for processes.
+//!
+//! PID 1 inherits every orphan, so somebody has to wait for *any* child; but whoever waits for any child steals the exit
+//! status that other code waits for by number. Here one thread does all the waiting and hands statuses out by number.
+//!
+//! - It first only peeks (`WNOWAIT`), then takes the lock, then collects exactly the process it saw. [`Reaper::spawn`]
+//!   holds that lock, so a child whose `exec` failed is still there for the standard library to collect.
+//! - A process is collected under the lock, so its number stays its own while the lock is held: [`Reaper::signal`] cannot
+//!   hit a stranger.
+//! - With no child left there is nothing to block on; the thread then sleeps until the next [`Reaper::spawn`]. Orphans can
+//!   only come from a living descendant, hence while there is a child.
+
+use std::collections::HashMap;
+use std::io;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+/// How a process ended, once it has.
+#[derive(Debug, Default)]
+pub struct Exit {
+    code: Mutex<Option<i32>>,
+    changed: Condvar,
+}
+
+impl Exit {
+    /// The exit code, or 128 + the number of the signal that ended it; `None` while it runs.
+    pub fn get(&self) -> Option<i32> {
+        *lock(&self.code)
+    }
+
+    /// Blocks until it has ended.
+    pub fn wait(&self) -> i32 {
+        let mut code = lock(&self.code);
+        loop {
+            match *code {
+                Some(code) => return code,
+                None => code = self.changed.wait(code).unwrap_or_else(|poisoned| poisoned.into_inner()),
+            }
+        }
+    }
+
+    /// Blocks until it has ended, for at most `limit`.
+    pub fn wait_for(&self, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        let mut code = lock(&self.code);
+        while code.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            code = self.changed.wait_timeout(code, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        *code
+    }
+
+    fn set(&self, code: i32) {
+        *lock(&self.code) = Some(code);
+        self.changed.notify_all();
+    }
+}
+
+/// Waits for all children of this process.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    state: Mutex<State>,
+    spawned: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts children started here.
+    spawns: u64,
+    watched: HashMap<i32, Arc<Exit>>,
+}
+
+impl Reaper {
+    /// Starts the waiting thread. From now on nothing else in this process may wait for children.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start() -> io::Result<Arc<Self>> {
+        let reaper = Arc::new(Self::default());
+        let waiting = Arc::clone(&reaper);
+        std::thread::Builder::new().name("reaper".into()).spawn(move || waiting.run())?;
+        Ok(reaper)
+    }
+
+    /// Starts a child and watches it.
+    ///
+    /// # Errors
+    /// Those of [`Command::spawn`].
+    pub fn spawn(&self, command: &mut Command) -> io::Result<(Pid, Arc<Exit>)> {
+        let mut state = lock(&self.state);
+        let child = command.spawn();
+        state.spawns += 1;
+        self.spawned.notify_all();
+        let pid = i32::try_from(child?.id()).map_err(io::Error::other)?;
+        let exit = Arc::default();
+        state.watched.insert(pid, Arc::clone(&exit));
+        Ok((Pid::from_raw(pid), exit))
+    }
+
+    /// Watches a process that will become a child of this one, but cannot have yet: its parent still lives.
+    pub fn watch(&self, pid: Pid) -> Arc<Exit> {
+        let exit = Arc::default();
+        lock(&self.state).watched.insert(pid.as_raw(), Arc::clone(&exit));
+        exit
+    }
+
+    /// Sends a signal to a watched process; one that has ended ignores it.
+    ///
+    /// # Errors
+    /// Those of `kill(2)`.
+    pub fn signal(&self, pid: Pid, signal: Signal) -> nix::Result<()> {
+        let state = lock(&self.state);
+        if state.watched.contains_key(&pid.as_raw()) { kill(pid, signal) } else { Ok(()) }
+    }
+
+    fn run(&self) {
+        loop {
+            let spawns = lock(&self.state).spawns;
+            match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+                Ok(status) => {
+                    if let Some(pid) = status.pid() {
+                        self.collect(pid);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    if error != Errno::ECHILD {
+                        tracing::error!(%error, "waiting for children");
+                    }
+                    let mut state = lock(&self.state);
+                    while state.spawns == spawns {
+                        state = self.spawned.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                    }
+                }
+            }
+        }
+    }
+
+    fn collect(&self, pid: Pid) {
+        let mut state = lock(&self.state);
+        let code = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+            // Already collected: a child whose `exec` failed.
+            _ => return,
+        };
+        match state.watched.remove(&pid.as_raw()) {
+            Some(exit) => exit.set(code),
+            None => tracing::debug!(%pid, code, "orphan ended"),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

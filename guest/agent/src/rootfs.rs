@@ -1,0 +1,110 @@
+//! An instance's root file system: the image's layers, and above them a tmpfs in the instance's partition.
+
+use std::path::{Path, PathBuf};
+
+use bellows_protocol::values::Node;
+use nix::mount::MsFlags;
+
+use crate::error::{AgentError, Result};
+use crate::{files, mounts};
+
+/// Longest option string that `mount(2)` takes.
+const MAX_OPTIONS: usize = 4095;
+
+/// The mounts of one instance.
+#[derive(Debug)]
+pub struct RootFs {
+    scratch: PathBuf,
+    root: PathBuf,
+}
+
+impl RootFs {
+    /// Mounts a tmpfs of at most `bytes` whose pages lie on `node`, and over `layers`, lowest first, an overlay that
+    /// writes to it; both below `folder`.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; what was mounted is unmounted again.
+    pub fn mount(folder: &Path, layers: &[PathBuf], node: Node, bytes: Option<u64>) -> Result<Self> {
+        let rootfs = Self { scratch: folder.join("s"), root: folder.join("root") };
+        rootfs.mount_both(layers, node, bytes).inspect_err(|_| {
+            if let Err(error) = rootfs.unmount() {
+                tracing::error!(%error, "half a root file system stays mounted");
+            }
+        })?;
+        Ok(rootfs)
+    }
+
+    fn mount_both(&self, layers: &[PathBuf], node: Node, bytes: Option<u64>) -> Result<()> {
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(node, bytes))?;
+        let (upper, work) = (self.scratch.join("u"), self.scratch.join("w"));
+        files::make_directory(&upper)?;
+        files::make_directory(&work)?;
+        let options = overlay_options(layers, &upper, &work);
+        if options.len() > MAX_OPTIONS {
+            let source = std::io::Error::from_raw_os_error(libc::E2BIG);
+            return Err(AgentError::Path { action: "mount", path: self.root.clone(), source });
+        }
+        mounts::mount_at(Some("overlay"), &self.root, "overlay", flags, &options)
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Unmounts both; the tmpfs's pages are free afterwards.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn unmount(&self) -> Result<()> {
+        mounts::unmount(&self.root)?;
+        mounts::unmount(&self.scratch)
+    }
+}
+
+/// The policy belongs to the mount, so it holds for whoever writes, and `static` keeps it when cpusets change.
+fn scratch_options(node: Node, bytes: Option<u64>) -> String {
+    let mut options = "mode=0755".to_owned();
+    if node.is_partition() {
+        options.push_str(&format!(",mpol=bind=static:{node}"));
+    }
+    if let Some(bytes) = bytes {
+        options.push_str(&format!(",size={bytes}"));
+    }
+    options
+}
+
+/// Overlayfs wants the topmost lower folder first. `volatile`: there is nothing to keep on a tmpfs, so nothing to sync.
+fn overlay_options(layers: &[PathBuf], upper: &Path, work: &Path) -> String {
+    let lower: Vec<_> = layers.iter().rev().map(|layer| layer.to_string_lossy()).collect();
+    format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), upper.display(), work.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_protocol::values::{MAX_IDENTIFIER, MAX_LAYERS, MAX_SERIAL};
+
+    use super::*;
+
+    #[test]
+    fn the_topmost_layer_comes_first() {
+        let layers = [PathBuf::from("/run/l/base"), PathBuf::from("/run/l/top")];
+        let options = overlay_options(&layers, Path::new("/s/u"), Path::new("/s/w"));
+        assert_eq!(options, "lowerdir=/run/l/top:/run/l/base,upperdir=/s/u,workdir=/s/w,volatile");
+    }
+
+    #[test]
+    fn the_largest_image_fits_the_mount_options() {
+        let layers = vec![Path::new(crate::image::LAYERS).join("x".repeat(MAX_SERIAL)); MAX_LAYERS];
+        let scratch = Path::new(crate::instance::FOLDER).join("x".repeat(MAX_IDENTIFIER)).join("s");
+        assert!(overlay_options(&layers, &scratch.join("u"), &scratch.join("w")).len() <= MAX_OPTIONS);
+    }
+
+    #[test]
+    fn scratch_pages_lie_in_the_partition() {
+        let node = Node::try_from(3).unwrap();
+        assert_eq!(scratch_options(node, Some(4096)), "mode=0755,mpol=bind=static:3,size=4096");
+        assert_eq!(scratch_options(Node::BASE, None), "mode=0755");
+    }
+}

@@ -1,0 +1,76 @@
+use super::*;
+
+/// Just enough of classic BPF to run the filter on one system call.
+fn verdict(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
+    let mut data = Vec::new();
+    data.extend(number.to_ne_bytes());
+    data.extend(architecture.to_ne_bytes());
+    data.extend(0_u64.to_ne_bytes());
+    arguments.iter().for_each(|argument| data.extend(argument.to_ne_bytes()));
+    let (mut accumulator, mut at) = (0_u32, 0_usize);
+    loop {
+        let instruction = &program[at];
+        at += 1;
+        let code = u32::from(instruction.code);
+        let jump = |taken: bool| usize::from(if taken { instruction.jt } else { instruction.jf });
+        match code & 0x07 {
+            libc::BPF_LD => {
+                let offset = instruction.k as usize;
+                accumulator = u32::from_ne_bytes(data[offset..offset + 4].try_into().unwrap());
+            }
+            libc::BPF_ALU => {
+                assert_eq!(code & 0xf0, libc::BPF_AND);
+                accumulator &= instruction.k;
+            }
+            libc::BPF_JMP => {
+                at += match code & 0xf0 {
+                    libc::BPF_JA => instruction.k as usize,
+                    libc::BPF_JEQ => jump(accumulator == instruction.k),
+                    libc::BPF_JGE => jump(accumulator >= instruction.k),
+                    libc::BPF_JGT => jump(accumulator > instruction.k),
+                    other => panic!("jump {other:#x}"),
+                }
+            }
+            libc::BPF_RET => return instruction.k,
+            other => panic!("class {other:#x}"),
+        }
+    }
+}
+
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+const ABSENT: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+fn of(number: i64, first: u64) -> u32 {
+    verdict(&program().unwrap(), X86_64, number as u32, [first, 0, 0, 0, 0, 0])
+}
+
+#[test]
+fn memory_placement_is_refused() {
+    for call in [libc::SYS_set_mempolicy, libc::SYS_mbind, 450, libc::SYS_migrate_pages, libc::SYS_move_pages] {
+        assert_eq!(of(call, 0), REFUSED, "{call}");
+    }
+}
+
+#[test]
+fn ordinary_calls_are_allowed() {
+    for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_mmap, libc::SYS_clone, libc::SYS_fork, libc::SYS_ptrace] {
+        assert_eq!(of(call, libc::SIGCHLD as u64), libc::SECCOMP_RET_ALLOW, "{call}");
+    }
+}
+
+#[test]
+fn user_namespaces_are_refused() {
+    assert_eq!(of(libc::SYS_clone, libc::CLONE_NEWUSER as u64 | libc::SIGCHLD as u64), REFUSED);
+    assert_eq!(of(libc::SYS_unshare, 0), REFUSED);
+}
+
+#[test]
+fn ways_around_are_closed() {
+    assert_eq!(of(libc::SYS_clone3, 0), ABSENT);
+    assert_eq!(of(i64::from(X32_BIT) | libc::SYS_mbind, 0), ABSENT);
+    assert_eq!(of(i64::from(u32::MAX), 0), ABSENT);
+    let other = verdict(&program().unwrap(), I386, 4, [0; 6]);
+    assert_eq!(other, libc::SECCOMP_RET_KILL_PROCESS);
+}

@@ -1,0 +1,294 @@
+//! Answers the monitor's requests. Values are checked here, once; what is called has types that carry the rules.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bellows_protocol::agent::{
+    AwaitPartitionRequest, DevicesRequest, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
+    InspectPartitionRequest, InstanceRequest, MountImageRequest, PartitionMemory, ReadOutputRequest,
+    ReadOutputResponse, SignalInstanceRequest, StartInstanceRequest, StartInstanceResponse, StatisticsResponse, Stream,
+    UnmountImageRequest,
+};
+use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+use bellows_protocol::values::{
+    InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, Serial, ValueError, check_command, check_working_directory,
+    parse_all,
+};
+use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use nix::sys::signal::Signal;
+use ttrpc::TtrpcContext;
+
+use crate::error::{AgentError, Result};
+use crate::image::Images;
+use crate::instance::{Instances, Request};
+use crate::partition::{self, MemoryInfo, NodeMemory};
+use crate::pci::Sysfs;
+use crate::shutdown;
+use crate::statistics::{self, Migrations};
+use crate::uevent::Uevents;
+
+/// Time limit of a request that names none.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time limit that a request may name.
+const MAX_LIMIT: Duration = Duration::from_secs(600);
+
+/// Everything that requests act on.
+pub struct Service {
+    /// Announcements of devices.
+    pub uevents: Arc<Uevents>,
+    /// Devices.
+    pub sysfs: Sysfs,
+    /// Memory.
+    pub memory: MemoryInfo,
+    /// Images.
+    pub images: Arc<Images>,
+    /// Instances.
+    pub instances: Arc<Instances>,
+    /// Counter of migrations: started by whoever asks first.
+    pub migrations: LazyLock<Result<Arc<Migrations>>>,
+}
+
+/// Starts to answer requests.
+///
+/// The library keeps between `min` and `max` *idle* threads per connection and starts more whenever fewer than `min` are
+/// left, so requests that block for long (`WaitInstance`, `ReadOutput`) never hold up others.
+///
+/// # Errors
+/// There is no vsock.
+pub fn start(service: Arc<Service>) -> ttrpc::Result<ttrpc::Server> {
+    let mut server = ttrpc::Server::new()
+        .bind(&format!("vsock://-1:{AGENT_PORT}"))?
+        .register_service(create_agent(service))
+        .set_thread_count_min(2)
+        .set_thread_count_default(4)
+        .set_thread_count_max(16);
+    server.start()?;
+    Ok(server)
+}
+
+fn limit(milliseconds: u32) -> Duration {
+    match milliseconds {
+        0 => DEFAULT_LIMIT,
+        milliseconds => Duration::from_millis(milliseconds.into()).min(MAX_LIMIT),
+    }
+}
+
+fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
+    (value != T::default()).then_some(value)
+}
+
+fn partition_memory(node: Node, memory: NodeMemory, holders: Vec<partition::Holder>) -> PartitionMemory {
+    let holder = |holder: partition::Holder| Holder {
+        pid: holder.pid,
+        command: holder.command,
+        bytes: holder.bytes,
+        ..Default::default()
+    };
+    PartitionMemory {
+        node: node.number(),
+        total_bytes: memory.total_bytes,
+        free_bytes: memory.free_bytes,
+        anonymous_bytes: memory.anonymous_bytes,
+        file_bytes: memory.file_bytes,
+        holders: holders.into_iter().map(holder).collect(),
+        ..Default::default()
+    }
+}
+
+fn instance_request(request: StartInstanceRequest) -> Result<Request> {
+    check_command(&request.arguments, &request.environment)?;
+    Ok(Request {
+        id: request.instance_id.parse()?,
+        image: request.image_id.parse()?,
+        working_directory: check_working_directory(&request.working_directory)?.to_owned(),
+        arguments: request.arguments,
+        environment: request.environment,
+        uid: request.uid,
+        gid: request.gid,
+        node: request.node.try_into()?,
+        memory_max: none_if_zero(request.memory_max_bytes),
+        pids_max: none_if_zero(request.pids_max),
+    })
+}
+
+fn instance_id(text: &str) -> std::result::Result<InstanceId, ValueError> {
+    text.parse()
+}
+
+impl Service {
+    fn addresses(request: &DevicesRequest) -> Result<Vec<PciAddress>> {
+        Ok(parse_all(&request.pci_addresses, "PCI addresses", MAX_DEVICES)?)
+    }
+
+    fn do_mount_image(&self, request: &MountImageRequest) -> Result<()> {
+        let serials: Vec<Serial> = parse_all(&request.layer_serials, "layers", MAX_LAYERS)?;
+        if serials.is_empty() {
+            return Err(ValueError::Serial(String::new()).into());
+        }
+        self.images.mount(&self.sysfs, &self.uevents, &request.image_id.parse().map_err(AgentError::Value)?, serials)
+    }
+
+    fn do_read_output(&self, request: &ReadOutputRequest) -> Result<Vec<u8>> {
+        let instance = self.instances.get(&instance_id(&request.instance_id)?)?;
+        let stream = match request.stream.enum_value() {
+            Ok(Stream::STDOUT) => &instance.process().stdout,
+            Ok(Stream::STDERR) => &instance.process().stderr,
+            Err(number) => return Err(AgentError::Unknown { kind: "stream", name: number.to_string() }),
+        };
+        stream.read(request.max_bytes).map_err(AgentError::system("read of the instance's output"))
+    }
+
+    fn do_signal(&self, request: &SignalInstanceRequest) -> Result<()> {
+        let id = instance_id(&request.instance_id)?;
+        let signal = i32::try_from(request.signal)
+            .ok()
+            .and_then(|number| Signal::try_from(number).ok())
+            .ok_or_else(|| AgentError::Unknown { kind: "signal", name: request.signal.to_string() })?;
+        self.instances.signal(&id, signal)
+    }
+
+    fn do_statistics(&self) -> Result<StatisticsResponse> {
+        let migrations =
+            self.migrations.as_ref().map_err(|_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages"))?;
+        Ok(StatisticsResponse {
+            migrated_pages: migrations.pages()?,
+            cpu_ns: statistics::cpu_nanoseconds()?,
+            ..Default::default()
+        })
+    }
+}
+
+impl Agent for Service {
+    fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> ttrpc::Result<HelloResponse> {
+        if request.protocol_version != PROTOCOL_VERSION {
+            // The monitor decides: it is the one that can tell its user.
+            tracing::warn!(theirs = request.protocol_version, ours = PROTOCOL_VERSION, "protocol versions differ");
+        }
+        let name = nix::sys::utsname::uname().map_err(AgentError::system("uname"))?;
+        Ok(HelloResponse {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            kernel_release: name.release().to_string_lossy().into_owned(),
+            ..Default::default()
+        })
+    }
+
+    fn attach_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> ttrpc::Result<Empty> {
+        let addresses = Self::addresses(&request)?;
+        self.sysfs.attach(&self.uevents, &addresses, limit(request.timeout_ms))?;
+        Ok(Empty::new())
+    }
+
+    fn detach_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> ttrpc::Result<Empty> {
+        let addresses = Self::addresses(&request)?;
+        self.images.check_unused(&self.sysfs, &addresses)?;
+        self.sysfs.detach(&addresses)?;
+        Ok(Empty::new())
+    }
+
+    fn mount_image(&self, _: &TtrpcContext, request: MountImageRequest) -> ttrpc::Result<Empty> {
+        self.do_mount_image(&request)?;
+        Ok(Empty::new())
+    }
+
+    fn unmount_image(&self, _: &TtrpcContext, request: UnmountImageRequest) -> ttrpc::Result<Empty> {
+        self.images.unmount(&request.image_id.parse().map_err(AgentError::Value)?)?;
+        Ok(Empty::new())
+    }
+
+    fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<PartitionMemory> {
+        let node = Node::try_from(request.node).map_err(AgentError::Value)?;
+        let limit = limit(request.timeout_ms);
+        let memory = self.memory.await_memory(&self.uevents, node, request.address, request.bytes, limit)?;
+        Ok(partition_memory(node, memory, Vec::new()))
+    }
+
+    fn inspect_partition(&self, _: &TtrpcContext, request: InspectPartitionRequest) -> ttrpc::Result<PartitionMemory> {
+        let node = Node::try_from(request.node).map_err(AgentError::Value)?;
+        Ok(partition_memory(node, self.memory.node(node)?, self.memory.holders(node)))
+    }
+
+    fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartInstanceResponse> {
+        let pid = self.instances.start(&instance_request(request)?)?;
+        Ok(StartInstanceResponse { pid, ..Default::default() })
+    }
+
+    fn read_output(&self, _: &TtrpcContext, request: ReadOutputRequest) -> ttrpc::Result<ReadOutputResponse> {
+        Ok(ReadOutputResponse { data: self.do_read_output(&request)?, ..Default::default() })
+    }
+
+    fn wait_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<ExitStatus> {
+        let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
+        let (exit_code, oom_killed) = self.instances.get(&id)?.wait();
+        Ok(ExitStatus { exit_code, oom_killed, ..Default::default() })
+    }
+
+    fn signal_instance(&self, _: &TtrpcContext, request: SignalInstanceRequest) -> ttrpc::Result<Empty> {
+        self.do_signal(&request)?;
+        Ok(Empty::new())
+    }
+
+    fn remove_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<Empty> {
+        let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
+        self.instances.remove(&id)?;
+        Ok(Empty::new())
+    }
+
+    fn statistics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<StatisticsResponse> {
+        Ok(self.do_statistics()?)
+    }
+
+    fn shutdown(&self, context: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        shutdown::begin(context.fd, Arc::clone(&self.instances), Arc::clone(&self.images))
+            .map_err(AgentError::system("clone"))?;
+        Ok(Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> StartInstanceRequest {
+        StartInstanceRequest {
+            instance_id: "f-1".into(),
+            image_id: "python".into(),
+            arguments: vec!["sh".into()],
+            node: 2,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn zero_means_no_limit() {
+        let parsed = instance_request(request()).unwrap();
+        assert_eq!((parsed.memory_max, parsed.pids_max), (None, None));
+        assert_eq!(parsed.working_directory, "/");
+        let limited = StartInstanceRequest { memory_max_bytes: 5, pids_max: 6, ..request() };
+        let parsed = instance_request(limited).unwrap();
+        assert_eq!((parsed.memory_max, parsed.pids_max), (Some(5), Some(6)));
+    }
+
+    #[test]
+    fn what_the_host_sends_is_checked() {
+        let bad = [
+            StartInstanceRequest { instance_id: "../x".into(), ..request() },
+            StartInstanceRequest { image_id: String::new(), ..request() },
+            StartInstanceRequest { arguments: Vec::new(), ..request() },
+            StartInstanceRequest { environment: vec!["x".into()], ..request() },
+            StartInstanceRequest { working_directory: "tmp".into(), ..request() },
+            StartInstanceRequest { node: u32::MAX, ..request() },
+        ];
+        for request in bad {
+            let error = instance_request(request.clone()).unwrap_err();
+            assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn time_limits_are_bounded() {
+        assert_eq!(limit(0), DEFAULT_LIMIT);
+        assert_eq!(limit(5), Duration::from_millis(5));
+        assert_eq!(limit(u32::MAX), MAX_LIMIT);
+    }
+}

@@ -1,0 +1,68 @@
+//! What the agent sets in the kernel, each with its reason.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use crate::error::AgentError;
+use crate::files;
+
+/// A kernel file, what is written to it, and whether the guest cannot do its job without.
+struct Setting {
+    path: &'static str,
+    value: &'static str,
+    required: bool,
+}
+
+const fn optional(path: &'static str, value: &'static str) -> Setting {
+    Setting { path, value, required: false }
+}
+
+const SETTINGS: &[Setting] = &[
+    // A partition's memory must be able to leave: no unmovable page may ever settle there.
+    Setting { path: "/sys/devices/system/memory/auto_online_blocks", value: "online_movable", required: true },
+    // The agent's messages are few; without this the kernel drops some of them.
+    optional("/proc/sys/kernel/printk_devkmsg", "on"),
+    // Functions reserve much and touch little; what they touch is bounded by their cgroup.
+    optional("/proc/sys/vm/overcommit_memory", "1"),
+    // Percentages would be of all memory, partitions included, and change with every plug.
+    optional("/proc/sys/vm/dirty_bytes", "33554432"),
+    optional("/proc/sys/vm/dirty_background_bytes", "16777216"),
+    // These move or merge pages across partitions.
+    optional("/sys/kernel/mm/ksm/run", "0"),
+    optional("/proc/sys/kernel/numa_balancing", "0"),
+    optional("/proc/sys/vm/compaction_proactiveness", "0"),
+    optional("/sys/module/zswap/parameters/enabled", "N"),
+    optional("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
+    // An idle node that lies near must not be reclaimed for.
+    optional("/proc/sys/vm/zone_reclaim_mode", "0"),
+];
+
+/// Writes all settings; what the kernel does not have is skipped, what it refuses is logged.
+pub fn apply_all() {
+    for setting in SETTINGS {
+        match files::write(setting.path, setting.value) {
+            Ok(()) => {}
+            Err(AgentError::Path { source, .. }) if !setting.required && source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, value = setting.value, "not set"),
+        }
+    }
+}
+
+/// Brings up `lo` in this thread's network namespace.
+///
+/// # Errors
+/// Those of `socket(2)` and `ioctl(2)`.
+pub fn bring_up_loopback() -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all zero bytes are a valid `ifreq`: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which `request` is, and keeps no reference to it.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

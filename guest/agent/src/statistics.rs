@@ -1,0 +1,176 @@
+//! Counters of the guest's kernel.
+//!
+//! Migrated pages come from the tracepoint `migrate:mm_migrate_pages`: `pgmigrate_success` would also count compaction
+//! and everything else. A tracefs instance of its own keeps other users of tracing apart. Its buffer is emptied by a
+//! thread when something is in it, and once more for each question, so that an answer holds all that has happened before.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{AgentError, Result};
+use crate::files;
+
+const INSTANCE: &str = "/sys/kernel/tracing/instances/bellows";
+/// Per CPU: about a thousand events between two looks.
+const BUFFER_KIB: &str = "64";
+/// The reasons that memory's leaving has.
+const REASONS: [&str; 2] = ["memory_hotplug", "contig_range"];
+
+/// Counts pages migrated because memory leaves.
+#[derive(Debug)]
+pub struct Migrations {
+    pipe: File,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    pages: u64,
+    /// A line that has not ended yet.
+    rest: Vec<u8>,
+}
+
+impl Migrations {
+    /// Starts to count.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`] where the kernel has no such tracepoint.
+    pub fn start() -> Result<Arc<Self>> {
+        let instance = Path::new(INSTANCE);
+        files::make_directory(instance)?;
+        files::write(instance.join("buffer_size_kb"), BUFFER_KIB)?;
+        files::write(instance.join("events/migrate/mm_migrate_pages/enable"), "1")?;
+        let path = instance.join("trace_pipe");
+        let pipe = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(AgentError::path("open", &path))?;
+        let migrations = Arc::new(Self { pipe, tally: Mutex::default() });
+        let draining = Arc::clone(&migrations);
+        std::thread::Builder::new()
+            .name("migrations".into())
+            .spawn(move || draining.run())
+            .map_err(AgentError::system("clone"))?;
+        Ok(migrations)
+    }
+
+    fn run(&self) {
+        loop {
+            match poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return tracing::error!(%error, "migrations are counted only when asked for"),
+            }
+            if let Err(error) = self.pages() {
+                return tracing::error!(%error, "migrations are counted only when asked for");
+            }
+        }
+    }
+
+    /// Pages migrated since the start.
+    ///
+    /// # Errors
+    /// [`AgentError::System`].
+    pub fn pages(&self) -> Result<u64> {
+        let mut tally = self.tally.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            match (&self.pipe).read(&mut buffer) {
+                Ok(0) => return Ok(tally.pages),
+                Ok(count) => tally.add(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(tally.pages),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(AgentError::system("read of trace_pipe")(error)),
+            }
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, data: &[u8]) {
+        self.rest.extend_from_slice(data);
+        let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else { return };
+        let lines: Vec<u8> = self.rest.drain(..=end).collect();
+        for line in lines.split(|&byte| byte == b'\n') {
+            self.pages = self.pages.saturating_add(migrated(&String::from_utf8_lossy(line)));
+        }
+    }
+}
+
+/// Pages that a line of the trace says were migrated because memory leaves.
+fn migrated(line: &str) -> u64 {
+    let Some((_, event)) = line.split_once(" mm_migrate_pages: ") else { return 0 };
+    let value = |key: &str| event.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    if value("reason").is_some_and(|reason| REASONS.contains(&reason)) {
+        value("nr_succeeded").and_then(|pages| pages.parse().ok()).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+/// Nanoseconds that the CPUs have spent not idle since boot, without what the host took from them.
+///
+/// # Errors
+/// [`AgentError::Path`], [`AgentError::Malformed`].
+pub fn cpu_nanoseconds() -> Result<u64> {
+    let path = "/proc/stat";
+    let text = files::read(path)?;
+    let ticks = busy_ticks(&text)
+        .ok_or_else(|| AgentError::Malformed { what: path.into(), text: text.chars().take(80).collect() })?;
+    // The unit of /proc/stat is the same on all of Linux's configurations for an architecture: 100 a second.
+    const TICK_NANOSECONDS: u64 = 10_000_000;
+    Ok(ticks.saturating_mul(TICK_NANOSECONDS))
+}
+
+/// `cpu user nice system idle iowait irq softirq steal guest guest_nice`; guest time is in user time already.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let numbers: Vec<u64> = stat
+        .lines()
+        .next()?
+        .strip_prefix("cpu ")?
+        .split_ascii_whitespace()
+        .map_while(|word| word.parse().ok())
+        .collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = numbers[..] else { return None };
+    Some([user, nice, system, irq, softirq].into_iter().fold(0, u64::saturating_add))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "     kworker/0:1-9       [000] .....    12.345678: mm_migrate_pages: nr_succeeded=32 nr_failed=1 \
+                        nr_thp_succeeded=0 nr_thp_failed=0 nr_thp_split=0 nr_split=0 mode=MIGRATE_SYNC reason=";
+
+    #[test]
+    fn only_leaving_memory_counts() {
+        assert_eq!(migrated(&format!("{LINE}memory_hotplug")), 32);
+        assert_eq!(migrated(&format!("{LINE}contig_range")), 32);
+        assert_eq!(migrated(&format!("{LINE}compaction")), 0);
+        assert_eq!(migrated(""), 0);
+        assert_eq!(migrated("CPU:0 [LOST 12 EVENTS]"), 0);
+        assert_eq!(migrated(&LINE.replace("32", "x")), 0);
+    }
+
+    #[test]
+    fn lines_may_come_in_pieces() {
+        let text = format!("{LINE}contig_range\n{LINE}compaction\n{LINE}memory_hotplug\n");
+        let mut tally = Tally::default();
+        text.as_bytes().chunks(7).for_each(|piece| tally.add(piece));
+        assert_eq!(tally.pages, 64);
+        assert!(tally.rest.is_empty());
+    }
+
+    #[test]
+    fn idle_and_stolen_time_is_not_busy() {
+        assert_eq!(busy_ticks("cpu  10 20 30 4000 500 6 7 800 90 10\ncpu0 1 2"), Some(73));
+        assert_eq!(busy_ticks("cpu  10 20"), None);
+        assert_eq!(busy_ticks("intr 1"), None);
+    }
+}
