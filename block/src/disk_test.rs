@@ -1,1 +1,74 @@
+use std::fs;
 
+use super::*;
+use crate::{MappedLayer, RawDisk};
+
+fn layer(path: PathBuf, bytes: u64) -> Layer {
+    Layer { digest: LayerDigest::of(b"layer"), path, bytes }
+}
+
+fn messages(layer: &Layer) -> [String; 2] {
+    [PreadLayer::open(layer).unwrap_err().to_string(), MappedLayer::open(layer).unwrap_err().to_string()]
+}
+
+#[test]
+fn files_that_can_be_no_layer_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer.erofs");
+    let name = path.display().to_string();
+    for message in messages(&layer(path.clone(), 4096)) {
+        assert!(message.contains(&name), "{message}");
+    }
+    fs::write(&path, [0; 4608]).unwrap();
+    for message in messages(&layer(path.clone(), 4096)) {
+        assert!(message.contains(&name) && message.contains("4608") && message.contains("4096"), "{message}");
+    }
+    for bytes in [0, 700] {
+        fs::write(&path, vec![0; bytes]).unwrap();
+        for message in messages(&layer(path.clone(), bytes as u64)) {
+            assert!(message.contains(&name) && message.contains(&bytes.to_string()), "{message}");
+        }
+    }
+    for message in messages(&layer(directory.path().to_owned(), 4096)) {
+        assert!(message.contains("not a regular file"), "{message}");
+    }
+    let status = std::process::Command::new("mkfifo").arg(directory.path().join("pipe")).status().unwrap();
+    assert!(status.success());
+    for message in messages(&layer(directory.path().join("pipe"), 4096)) {
+        assert!(message.contains("not a regular file"), "{message}");
+    }
+}
+
+#[test]
+fn two_virtual_machines_never_write_one_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.raw");
+    fs::write(&path, [0; 4096]).unwrap();
+    let writer = RawDisk::open(&path, false).unwrap();
+    for read_only in [false, true] {
+        assert!(matches!(RawDisk::open(&path, read_only), Err(DiskError::Busy { .. })));
+    }
+    drop(writer);
+    let readers = [RawDisk::open(&path, true).unwrap(), RawDisk::open(&path, true).unwrap()];
+    assert!(matches!(RawDisk::open(&path, false), Err(DiskError::Busy { .. })));
+    assert!(readers[0].write_at(0, &[]).is_err());
+}
+
+#[test]
+fn reads_never_reach_beyond_a_mapping() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer.erofs");
+    fs::write(&path, [7; 8192]).unwrap();
+    let layer = layer(path, 8192);
+    let disks: [Box<dyn Disk>; 2] =
+        [Box::new(PreadLayer::open(&layer).unwrap()), Box::new(MappedLayer::open(&layer).unwrap())];
+    for disk in disks {
+        let mut buffer = [0; 4096];
+        let slices = [VolatileSlice::from(&mut buffer[..])];
+        assert!(disk.read_at(4096, &slices).is_ok());
+        for offset in [4608, 8192, 1 << 40, u64::MAX - 4095, u64::MAX] {
+            assert!(disk.read_at(offset, &slices).is_err(), "{offset:#x}");
+        }
+        assert_eq!(buffer, [7; 4096]);
+    }
+}

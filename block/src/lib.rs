@@ -13,6 +13,8 @@ pub mod oci;
 mod pread;
 mod raw;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 pub use digest::LayerDigest;
 pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};

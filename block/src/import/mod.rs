@@ -64,7 +64,7 @@ pub enum EntryProblem {
     /// The name or one of its components is too long, or has a zero byte.
     #[error("has a name that no file can have")]
     InvalidName,
-    /// A whiteout of nothing, or of `.` or `..`.
+    /// A whiteout of nothing, of `.` or `..`, or one with files below it.
     #[error("is a whiteout that names no file")]
     InvalidWhiteout,
     /// A component of the name is no directory.

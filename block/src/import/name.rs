@@ -69,8 +69,11 @@ pub(super) fn meaning(path: &[u8]) -> Result<Meaning<'_>, EntryProblem> {
     if name == OPAQUE {
         return Ok(Meaning::Opaque { directory: parent });
     }
-    if name.starts_with(AUFS_PREFIX) {
+    if parent.iter().any(|name| name.starts_with(AUFS_PREFIX)) || name.starts_with(AUFS_PREFIX) {
         return Ok(Meaning::Ignored);
+    }
+    if parent.iter().any(|name| name.starts_with(WHITEOUT_PREFIX)) {
+        return Err(EntryProblem::InvalidWhiteout);
     }
     match name.strip_prefix(WHITEOUT_PREFIX) {
         Some(b"" | b"." | b"..") => Err(EntryProblem::InvalidWhiteout),
@@ -117,6 +120,7 @@ mod tests {
             (b"a/.wh.", EntryProblem::InvalidWhiteout),
             (b"a/.wh..", EntryProblem::InvalidWhiteout),
             (b"a/.wh...", EntryProblem::InvalidWhiteout),
+            (b".wh.a/b", EntryProblem::InvalidWhiteout),
         ] {
             assert_eq!(meaning(path).unwrap_err(), problem, "{}", EntryName::new(path));
         }
@@ -129,6 +133,7 @@ mod tests {
         assert_eq!(meaning(b"a/.wh.b").unwrap(), Meaning::Whiteout { parent: vec![b"a"], name: b"b" });
         assert_eq!(meaning(b"a/.wh..wh..opq").unwrap(), Meaning::Opaque { directory: vec![b"a"] });
         assert_eq!(meaning(b".wh..wh.plnk").unwrap(), Meaning::Ignored);
+        assert_eq!(meaning(b".wh..wh.plnk/1.2").unwrap(), Meaning::Ignored);
         assert_eq!(meaning(b"a/..wh.b").unwrap(), Meaning::Present { parent: vec![b"a"], name: b"..wh.b" });
     }
 

@@ -130,7 +130,7 @@ mod tests {
     fn wrong_records_are_refused() {
         for bad in [
             &b"x"[..],
-            b"5 a=\n",
+            b"4 a=\n",
             b"99 a=b\n",
             b"6 a=bc",
             b"0 a=b\n",

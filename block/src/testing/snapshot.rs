@@ -1,0 +1,119 @@
+//! A file tree as the kernel shows it, and EROFS images as the kernel and erofs-utils read them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::digest::LayerDigest;
+
+/// All that can be seen of a file, but its inode number and what depends on the file system.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Node {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, i64),
+    pub links: u64,
+    pub device: u64,
+    /// Size of a regular file.
+    pub bytes: u64,
+    /// Digest of a regular file's data.
+    pub data: Option<LayerDigest>,
+    pub target: Option<Vec<u8>>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The first name of the same inode.
+    pub same_as: Vec<u8>,
+}
+
+/// Every file below `root`, which is the empty name, by its path.
+pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
+    let mut nodes = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    let mut pending = vec![PathBuf::new()];
+    let mut sorted = Vec::new();
+    while let Some(relative) = pending.pop() {
+        let path = root.join(&relative);
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| relative.join(entry.unwrap().file_name())));
+        }
+        sorted.push((relative.as_os_str().as_bytes().to_vec(), path, metadata));
+    }
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, path, metadata) in sorted {
+        let kind = metadata.file_type();
+        let same_as = names.entry(metadata.ino()).or_insert_with(|| name.clone()).clone();
+        let xattrs = xattr::list(&path).map(|list| {
+            list.map(|key| {
+                let value = xattr::get(&path, &key).unwrap().unwrap();
+                (key.as_bytes().to_vec(), value)
+            })
+            .collect()
+        });
+        let node = Node {
+            mode: metadata.mode(),
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            links: metadata.nlink(),
+            device: if kind.is_char_device() || kind.is_block_device() { metadata.rdev() } else { 0 },
+            bytes: if kind.is_file() { metadata.len() } else { 0 },
+            data: kind.is_file().then(|| LayerDigest::of(&fs::read(&path).unwrap())),
+            target: kind.is_symlink().then(|| fs::read_link(&path).unwrap().into_os_string().into_vec()),
+            xattrs: xattrs.unwrap_or_default(),
+            same_as,
+        };
+        nodes.insert(name, node);
+    }
+    nodes
+}
+
+/// An EROFS image, mounted for as long as this lives.
+pub struct Mount {
+    point: TempDir,
+}
+
+impl Mount {
+    /// Mounts with the kernel; `None` where that has no EROFS or the test no right to.
+    pub fn new(image: &Path) -> Option<Self> {
+        let point = tempfile::tempdir().unwrap();
+        let output =
+            Command::new("mount").args(["-t", "erofs", "-o", "ro,loop"]).args([image, point.path()]).output().unwrap();
+        if output.status.success() {
+            return Some(Self { point });
+        }
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let kernel_has_erofs = fs::read_to_string("/proc/filesystems").unwrap().contains("erofs");
+        let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+        assert!(!(kernel_has_erofs && root && Path::new("/dev/loop-control").exists()), "cannot mount: {message}");
+        eprintln!("not compared with the kernel's view: {message}");
+        None
+    }
+
+    pub fn path(&self) -> &Path {
+        self.point.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(self.point.path()).status();
+        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+/// Has erofs-utils read the whole image.
+pub fn check_with_fsck(image: &Path) {
+    let output = Command::new("fsck.erofs").arg("--extract").arg(image).output().expect("erofs-utils is installed");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

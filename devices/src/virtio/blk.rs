@@ -1,0 +1,275 @@
+//! virtio-blk, VIRTIO 1.2 section 5.2: a [`Disk`] for the guest.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+
+use bellows_block::Disk;
+use bellows_memory::GuestMemory;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::{Bytes, GuestMemoryBackend as _, VolatileSlice};
+
+use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, part, total};
+use super::worker::{Chain, QueueHandler, QueueWorker};
+use super::{ActivateError, Activation, VirtioDevice};
+
+const QUEUE_SIZE: u16 = 256;
+/// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Bytes of the configuration that are not zero at most: up to `num_queues`.
+const CONFIG_SIZE: usize = 36;
+
+/// A block device. Each of its queues blocks the event loop while a request runs, so it wants a loop of its own.
+pub struct Block {
+    disk: Arc<dyn Disk>,
+    queue_sizes: Vec<u16>,
+    workers: Vec<QueueWorker>,
+}
+
+impl Block {
+    /// A device with one queue.
+    #[must_use]
+    pub fn new(disk: impl Into<Arc<dyn Disk>>) -> Self {
+        Self::with_queues(disk, 1)
+    }
+
+    /// A device with `queues` queues; a driver need not use more than the first.
+    #[must_use]
+    pub fn with_queues(disk: impl Into<Arc<dyn Disk>>, queues: u16) -> Self {
+        Self { disk: disk.into(), queue_sizes: vec![QUEUE_SIZE; usize::from(queues.max(1))], workers: Vec::new() }
+    }
+
+    /// The configuration (VIRTIO 1.2, section 5.2.4). Blocks of 512 bytes may be addressed; 4 KiB are better.
+    fn config(&self) -> [u8; CONFIG_SIZE] {
+        let mut config = [0; CONFIG_SIZE];
+        config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
+        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
+        config[20..24].copy_from_slice(&512_u32.to_le_bytes());
+        // Topology: a physical block is 2^3 logical ones, none of them misaligned; that is the least and best transfer.
+        config[24] = 3;
+        config[26..28].copy_from_slice(&8_u16.to_le_bytes());
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
+        config[34..36].copy_from_slice(&queues.to_le_bytes());
+        config
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u16 {
+        VIRTIO_ID_BLOCK as u16
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> u64 {
+        let writable = if self.disk.read_only() { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
+        let queues = (self.queue_sizes.len() > 1).then_some(VIRTIO_BLK_F_MQ);
+        [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY, writable]
+            .into_iter()
+            .chain(queues)
+            .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        for (position, byte) in (offset..).zip(data) {
+            *byte = usize::try_from(position).ok().and_then(|position| config.get(position)).copied().unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        // Without FLUSH the driver takes a completed write for durable (section 5.2.6.2).
+        let write_through = activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+        let mut workers = Vec::with_capacity(self.queue_sizes.len());
+        for (index, _) in (0..).zip(&self.queue_sizes) {
+            let enabled = activation.queues.get(usize::from(index)).is_some_and(Option::is_some);
+            if enabled || index == 0 {
+                let handler = Requests::new(self.disk.clone(), write_through);
+                workers.push(QueueWorker::start(&mut activation, index, handler)?);
+            }
+        }
+        self.workers = workers;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.workers.clear();
+    }
+}
+
+/// Serves one queue. Its vectors keep their memory from request to request.
+struct Requests {
+    disk: Arc<dyn Disk>,
+    limits: Limits,
+    write_through: bool,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    /// Always empty between requests.
+    slices: Vec<VolatileSlice<'static>>,
+}
+
+impl Requests {
+    fn new(disk: Arc<dyn Disk>, write_through: bool) -> Self {
+        let limits = Limits { sectors: disk.sectors(), read_only: disk.read_only() };
+        let segments = usize::from(QUEUE_SIZE);
+        Self {
+            disk,
+            limits,
+            write_through,
+            readable: Vec::with_capacity(segments),
+            writable: Vec::with_capacity(segments),
+            slices: Vec::with_capacity(segments),
+        }
+    }
+
+    /// Sorts a chain's descriptors; `false` if it is malformed: too long, cut short, or readable after writable ones.
+    fn collect(&mut self, chain: Chain) -> bool {
+        self.readable.clear();
+        self.writable.clear();
+        let mut more = false;
+        for descriptor in chain {
+            let segment = Segment { address: descriptor.addr(), bytes: descriptor.len() };
+            if descriptor.is_write_only() {
+                self.writable.push(segment);
+            } else if self.writable.is_empty() {
+                self.readable.push(segment);
+            } else {
+                return false;
+            }
+            if self.readable.len() + self.writable.len() > usize::from(QUEUE_SIZE) {
+                return false;
+            }
+            more = descriptor.has_next();
+        }
+        !more
+    }
+
+    /// Carries a request out; how many bytes of data it wrote to guest memory.
+    fn serve(&mut self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
+        let mut header = [0; HEADER_SIZE];
+        let mut filled = 0;
+        for segment in part(&self.readable, 0, HEADER_SIZE as u64) {
+            let end = filled + segment.bytes as usize;
+            memory.read_slice(&mut header[filled..end], segment.address)?;
+            filled = end;
+        }
+        if filled < HEADER_SIZE {
+            return Err(Failure::Header(filled));
+        }
+        let readable = total(&self.readable) - HEADER_SIZE as u64;
+        match Request::parse(&header, readable, writable, self.limits)? {
+            Request::Read { offset, bytes } => {
+                let segments = part(&self.writable, 0, bytes);
+                let disk = &self.disk;
+                with_slices(&mut self.slices, memory, segments, |slices| disk.read_at(offset, slices))?;
+                Ok(bytes)
+            }
+            Request::Write { offset, bytes } => {
+                let segments = part(&self.readable, HEADER_SIZE as u64, bytes);
+                let disk = &self.disk;
+                with_slices(&mut self.slices, memory, segments, |slices| disk.write_at(offset, slices))?;
+                if self.write_through {
+                    self.disk.flush()?;
+                }
+                Ok(0)
+            }
+            Request::Flush => {
+                self.disk.flush()?;
+                Ok(0)
+            }
+            Request::GetId => {
+                let id = self.disk.id();
+                let mut left = &id.as_bytes()[..];
+                for segment in part(&self.writable, 0, ID_SIZE) {
+                    let (piece, rest) = left.split_at(segment.bytes as usize);
+                    memory.write_slice(piece, segment.address)?;
+                    left = rest;
+                }
+                Ok(ID_SIZE)
+            }
+        }
+    }
+}
+
+impl QueueHandler for Requests {
+    fn handle(&mut self, chain: Chain) -> u32 {
+        let memory = chain.memory();
+        if !self.collect(chain.clone()) {
+            tracing::debug!(head = chain.head_index(), "dropped a malformed descriptor chain");
+            return 0;
+        }
+        // The status is the last writable byte; where there is none, the driver can't be told anything.
+        let Some(writable) = total(&self.writable).checked_sub(1) else {
+            tracing::debug!(head = chain.head_index(), "dropped a request without a status byte");
+            return 0;
+        };
+        let (status, bytes) = match self.serve(memory, writable) {
+            Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
+            Err(failure) => {
+                tracing::debug!(%failure, "a block request failed");
+                (failure.status(), 0)
+            }
+        };
+        let written = part(&self.writable, writable, 1).next().map(|last| memory.write_obj(status, last.address));
+        match written {
+            Some(Ok(())) => u32::try_from(bytes + 1).unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("its header has {0} bytes")]
+    Header(usize),
+    #[error(transparent)]
+    Rejected(#[from] super::blk_request::Rejection),
+    #[error("it names memory that is not there: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("the disk failed: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl Failure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Rejected(rejection) => rejection.status(),
+            Self::Header(_) | Self::Memory(_) | Self::Disk(_) => VIRTIO_BLK_S_IOERR as u8,
+        }
+    }
+}
+
+/// Calls `transfer` with the guest memory that `segments` name. Uses the memory of `spare`, which stays empty.
+fn with_slices(
+    spare: &mut Vec<VolatileSlice<'static>>,
+    memory: &GuestMemory,
+    segments: impl Iterator<Item = Segment>,
+    transfer: impl FnOnce(&[VolatileSlice<'_>]) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let mut slices = recycle(mem::take(spare));
+    let result = segments
+        .flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize))
+        .try_for_each(|slice| slice.map(|slice| slices.push(slice)))
+        .map_err(Failure::from)
+        .and_then(|()| Ok(transfer(&slices)?));
+    *spare = recycle(slices);
+    result
+}
+
+/// The same vector, emptied, for slices of another lifetime. The standard library collects a vector's own iterator in
+/// place, so this allocates nothing.
+fn recycle<'to>(mut slices: Vec<VolatileSlice<'_>>) -> Vec<VolatileSlice<'to>> {
+    slices.clear();
+    slices.into_iter().filter_map(|_| None).collect()
+}
+
+#[cfg(test)]
+#[path = "blk_test.rs"]
+mod tests;
