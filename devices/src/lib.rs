@@ -7,5 +7,6 @@
 pub mod bus;
 pub mod event_loop;
 pub mod interrupt;
+pub mod legacy;
 pub mod pci;
 pub mod virtio;

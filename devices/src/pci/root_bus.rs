@@ -104,7 +104,7 @@ impl Slot {
         // First everything leaves its old place, so that two BARs can change places.
         for bar in &mut bars.list {
             if bar.mapped.is_some() && bar.mapped != self.function.bar_address(bar.index) {
-                self.unmap(&mmio, bar);
+                self.unmap(Some(&mmio), bar);
             }
         }
         for bar in &mut bars.list {
@@ -134,9 +134,10 @@ impl Slot {
         }
     }
 
-    fn unmap(&self, mmio: &Bus, bar: &mut Bar) {
+    /// `mmio` is `None` when the whole bus is gone.
+    fn unmap(&self, mmio: Option<&Bus>, bar: &mut Bar) {
         if let Some(address) = bar.mapped.take() {
-            mmio.remove(address);
+            mmio.and_then(|mmio| mmio.remove(address));
             self.function.bar_mapped(bar.index, None);
         }
     }
@@ -147,10 +148,9 @@ impl Slot {
         if std::mem::replace(&mut bars.removed, true) {
             return false;
         }
-        if let Some(mmio) = mmio.upgrade() {
-            for bar in &mut bars.list {
-                self.unmap(&mmio, bar);
-            }
+        let mmio = mmio.upgrade();
+        for bar in &mut bars.list {
+            self.unmap(mmio.as_deref(), bar);
         }
         drop(bars);
         self.function.removed();

@@ -82,8 +82,8 @@ impl MsixVectors {
 
     /// Reads the pending bit array at `offset`; what lies behind it reads as zeros.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
+        for (at, byte) in data.iter_mut().enumerate() {
+            let first = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(at).saturating_mul(8);
             let vectors = self.vectors.iter().skip(first).take(8).enumerate();
             *byte = vectors.fold(0, |bits, (bit, vector)| {
                 let pending = vector.state.load(Ordering::Acquire) & PENDING != 0;

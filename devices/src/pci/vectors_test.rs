@@ -1,1 +1,70 @@
+use std::sync::Barrier;
+
 use super::*;
+use crate::interrupt::MsiMessage;
+use crate::virtio::testing::FakeMsi;
+
+const MESSAGE: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x31 };
+
+fn pending(vectors: &MsixVectors) -> u8 {
+    let mut data = [0xaa];
+    vectors.read_pending(0, &mut data);
+    data[0]
+}
+
+#[test]
+fn off_drops_masked_keeps_and_on_sends() {
+    let msi = FakeMsi::new();
+    let vectors = MsixVectors::new(&msi, 2).unwrap();
+    vectors.trigger(0);
+    vectors.set_delivery(0, Delivery::Masked);
+    assert_eq!(pending(&vectors), 0);
+    vectors.trigger(0);
+    vectors.trigger(0);
+    assert_eq!(pending(&vectors), 1);
+    assert_eq!(msi.count(MESSAGE), 0);
+    vectors.set_delivery(0, Delivery::Masked);
+    assert_eq!(pending(&vectors), 1, "masking again forgets nothing");
+    vectors.set_delivery(0, Delivery::To(MESSAGE));
+    assert_eq!((pending(&vectors), msi.count(MESSAGE)), (0, 1));
+    vectors.trigger(0);
+    assert_eq!(msi.count(MESSAGE), 2);
+
+    vectors.set_delivery(0, Delivery::Masked);
+    vectors.trigger(0);
+    vectors.set_delivery(0, Delivery::Off);
+    vectors.set_delivery(0, Delivery::To(MESSAGE));
+    assert_eq!((pending(&vectors), msi.count(MESSAGE)), (0, 2), "switching off forgets");
+
+    vectors.trigger(2);
+    vectors.trigger(0xffff);
+    vectors.set_delivery(2, Delivery::To(MESSAGE));
+    vectors.read_pending(u64::MAX, &mut [0; 1]);
+    drop(vectors);
+    assert_eq!(msi.live(), 0);
+}
+
+#[test]
+fn no_interrupt_is_lost_while_the_mask_changes() {
+    const ROUNDS: u64 = 5_000;
+    let msi = FakeMsi::new();
+    let vectors = MsixVectors::new(&msi, 1).unwrap();
+    vectors.set_delivery(0, Delivery::To(MESSAGE));
+    let (start, end) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..ROUNDS {
+                start.wait();
+                vectors.trigger(0);
+                end.wait();
+            }
+        });
+        for round in 1..=ROUNDS {
+            start.wait();
+            vectors.set_delivery(0, Delivery::Masked);
+            vectors.set_delivery(0, Delivery::To(MESSAGE));
+            end.wait();
+            assert_eq!(msi.count(MESSAGE), round);
+        }
+    });
+}

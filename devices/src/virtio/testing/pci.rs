@@ -196,14 +196,19 @@ impl PciDriver {
     /// Acknowledges, accepts `features` and says whether the device does.
     pub fn negotiate(&self, features: u64) -> bool {
         self.reset();
+        self.accept(features);
+        self.status() & status::FEATURES_OK != 0
+    }
+
+    /// Acknowledges and accepts `features`, whatever the device says.
+    pub fn accept(&self, features: u64) {
         self.write_status(status::ACKNOWLEDGE);
         self.write_status(status::ACKNOWLEDGE | status::DRIVER);
         for (select, half) in [(0u32, features as u32), (1, (features >> 32) as u32)] {
             self.write(self.common + field::DRIVER_FEATURE_SELECT, &select.to_le_bytes());
             self.write(self.common + field::DRIVER_FEATURE, &half.to_le_bytes());
         }
-        self.write_status(self.status() | status::FEATURES_OK);
-        self.status() & status::FEATURES_OK != 0
+        self.write_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
     }
 
     /// The message of `vector`: different for every vector of every function.

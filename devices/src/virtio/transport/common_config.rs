@@ -186,8 +186,10 @@ impl CommonConfig {
     /// Reads at `offset`, at any width. What lies behind the structure reads as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8], live: Live) {
         let image = self.image(live);
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| image.get(at)).copied().unwrap_or(0);
+        data.fill(0);
+        let shown = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)).unwrap_or_default();
+        for (byte, &value) in data.iter_mut().zip(shown) {
+            *byte = value;
         }
     }
 

@@ -1,7 +1,6 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::interrupt::Interrupt;
 use crate::pci::config_space::register;
 use crate::virtio::Rng;
 use crate::virtio::testing::{FakeGuest, FakeMsi, Part, PciDriver, PciMachine};
@@ -132,8 +131,7 @@ fn the_device_gets_exactly_the_queues_that_were_enabled() {
 
 #[test]
 fn rings_outside_memory_need_a_reset() {
-    for (which, address) in
-        [(0, FakeGuest::MEMORY as u64), (1, !1), (2, FakeGuest::MEMORY as u64 - 8), (0, 8), (1, 0)]
+    for (which, address) in [(0, FakeGuest::MEMORY as u64), (1, !1), (2, FakeGuest::MEMORY as u64 - 8), (0, 8), (1, 0)]
     {
         let machine = PciMachine::new();
         let (device, activations, _resets) = idle(1);

@@ -1,0 +1,144 @@
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::bus::BusDevice;
+
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Screen {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const DATA: u64 = 0;
+const INTERRUPT_ENABLE: u64 = 1;
+const MODEM_CONTROL: u64 = 4;
+const LINE_STATUS: u64 = 5;
+
+fn read(device: &dyn BusDevice, offset: u64) -> u8 {
+    let mut data = [0];
+    device.read(offset, &mut data);
+    data[0]
+}
+
+fn serial() -> (SerialPort, Screen, EventFd) {
+    let (screen, interrupt) = (Screen::default(), EventFd::new(EFD_NONBLOCK).unwrap());
+    (SerialPort::new(Box::new(screen.clone()), interrupt.try_clone().unwrap()), screen, interrupt)
+}
+
+#[test]
+fn what_the_guest_prints_is_written() {
+    let (port, screen, _interrupt) = serial();
+    for byte in b"hello\n" {
+        assert_eq!(read(&port, LINE_STATUS) & 0x20, 0x20, "ready to send");
+        port.write(DATA, &[*byte]);
+    }
+    assert_eq!(*screen.0.lock().unwrap(), b"hello\n");
+}
+
+#[test]
+fn input_reaches_the_guest_in_order_with_an_interrupt() {
+    let (port, _screen, interrupt) = serial();
+    port.write(INTERRUPT_ENABLE, &[1]);
+    let input: Vec<u8> = (0..200).collect();
+    assert_eq!(port.enqueue(&input), 200);
+    interrupt.read().unwrap();
+    let mut got = Vec::new();
+    while read(&port, LINE_STATUS) & 1 != 0 {
+        got.push(read(&port, DATA));
+    }
+    assert_eq!(got, input);
+}
+
+#[test]
+fn input_that_nobody_reads_is_bounded() {
+    let (port, _screen, _interrupt) = serial();
+    let mut taken = 0;
+    for _ in 0..10 {
+        taken += port.enqueue(&[7; 1000]);
+    }
+    assert!((4096..5000).contains(&taken), "{taken}");
+    // In loopback mode the guest talks to itself.
+    port.write(MODEM_CONTROL, &[0x10]);
+    for _ in 0..5000 {
+        port.write(DATA, &[8]);
+        read(&port, DATA);
+    }
+    assert_eq!(port.enqueue(&[7]), 0);
+    port.write(MODEM_CONTROL, &[0]);
+    read(&port, DATA);
+    assert!(port.enqueue(&[7]) == 1, "there is room again");
+}
+
+#[test]
+fn a_failing_writer_does_not_fail_the_guest() {
+    struct Broken;
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from(io::ErrorKind::BrokenPipe))
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let port = SerialPort::new(Box::new(Broken), EventFd::new(EFD_NONBLOCK).unwrap());
+    for _ in 0..3 {
+        port.write(DATA, b"x");
+    }
+    assert_eq!(read(&port, LINE_STATUS) & 0x20, 0x20);
+}
+
+#[test]
+fn any_access_to_the_serial_port_is_survived() {
+    let (port, _screen, _interrupt) = serial();
+    for offset in 0..SerialPort::LEN {
+        for len in [1, 2, 4, 8] {
+            for value in [0, 0xff, 0x80] {
+                port.write(offset, &vec![value; len]);
+                port.read(offset, &mut vec![0; len]);
+            }
+        }
+    }
+}
+
+#[test]
+fn sleep_and_reset_registers_ask_for_what_they_mean() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let ports = PowerPorts::new(move |request| seen.lock().unwrap().push(request));
+    assert_eq!(read(&ports, PowerPorts::SLEEP_STATUS), 0);
+    // No SLP_EN; S3; not the reset value; two bytes at once; beside the registers.
+    ports.write(PowerPorts::SLEEP_CONTROL, &[5 << 2]);
+    ports.write(PowerPorts::SLEEP_CONTROL, &[3 << 2 | 1 << 5]);
+    ports.write(PowerPorts::RESET, &[2]);
+    ports.write(PowerPorts::RESET, &[1, 0]);
+    ports.write(PowerPorts::SLEEP_STATUS, &[1]);
+    assert!(asked.lock().unwrap().is_empty());
+
+    ports.write(PowerPorts::SLEEP_CONTROL, &[PowerPorts::SLEEP_TYPE_OFF << 2 | 1 << 5]);
+    ports.write(PowerPorts::RESET, &[PowerPorts::RESET_VALUE]);
+    assert_eq!(*asked.lock().unwrap(), [PowerRequest::Shutdown, PowerRequest::Reset]);
+}
+
+#[test]
+fn the_keyboard_controllers_reset_line_resets() {
+    let pulled = Arc::new(Mutex::new(0));
+    let seen = pulled.clone();
+    let controller = KeyboardController::new(move || *seen.lock().unwrap() += 1);
+    assert_eq!(read(&controller, 0), 0, "ready for a command");
+    controller.write(0, &[0xae]);
+    controller.write(0, &[0xfe, 0xfe]);
+    assert_eq!(*pulled.lock().unwrap(), 0);
+    controller.write(0, &[0xfe]);
+    assert_eq!(*pulled.lock().unwrap(), 1);
+}
