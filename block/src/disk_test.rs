@@ -40,6 +40,19 @@ fn files_that_can_be_no_layer_are_named() {
 }
 
 #[test]
+fn files_that_can_be_no_raw_disk_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("odd.raw");
+    for bytes in [0, 700] {
+        fs::write(&path, vec![0; bytes]).unwrap();
+        let message = RawDisk::open(&path, false).unwrap_err().to_string();
+        assert!(message.contains("odd.raw") && message.contains(&bytes.to_string()), "{message}");
+    }
+    let message = RawDisk::open(&directory.path().join("missing.raw"), false).unwrap_err().to_string();
+    assert!(message.contains("missing.raw"), "{message}");
+}
+
+#[test]
 fn two_virtual_machines_never_write_one_disk() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.raw");

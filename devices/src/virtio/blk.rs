@@ -1,7 +1,6 @@
 //! virtio-blk, VIRTIO 1.2 section 5.2: a [`Disk`] for the guest.
 
 use std::io;
-use std::mem;
 use std::sync::Arc;
 
 use bellows_block::Disk;
@@ -22,6 +21,9 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Bytes of the configuration that are not zero at most: up to `num_queues`.
 const CONFIG_SIZE: usize = 36;
+
+/// Pieces of guest memory given to the disk at once.
+const BATCH: usize = 64;
 
 /// A block device. Each of its queues blocks the event loop while a request runs, so it wants a loop of its own.
 pub struct Block {
@@ -78,9 +80,10 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.config();
-        for (position, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(position).ok().and_then(|position| config.get(position)).copied().unwrap_or(0);
-        }
+        let start = usize::try_from(offset).map_or(CONFIG_SIZE, |offset| offset.min(CONFIG_SIZE));
+        let known = data.len().min(CONFIG_SIZE - start);
+        data[..known].copy_from_slice(&config[start..start + known]);
+        data[known..].fill(0);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -110,8 +113,6 @@ struct Requests {
     write_through: bool,
     readable: Vec<Segment>,
     writable: Vec<Segment>,
-    /// Always empty between requests.
-    slices: Vec<VolatileSlice<'static>>,
 }
 
 impl Requests {
@@ -124,7 +125,6 @@ impl Requests {
             write_through,
             readable: Vec::with_capacity(segments),
             writable: Vec::with_capacity(segments),
-            slices: Vec::with_capacity(segments),
         }
     }
 
@@ -151,7 +151,7 @@ impl Requests {
     }
 
     /// Carries a request out; how many bytes of data it wrote to guest memory.
-    fn serve(&mut self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
+    fn serve(&self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
         let mut header = [0; HEADER_SIZE];
         let mut filled = 0;
         for segment in part(&self.readable, 0, HEADER_SIZE as u64) {
@@ -166,14 +166,12 @@ impl Requests {
         match Request::parse(&header, readable, writable, self.limits)? {
             Request::Read { offset, bytes } => {
                 let segments = part(&self.writable, 0, bytes);
-                let disk = &self.disk;
-                with_slices(&mut self.slices, memory, segments, |slices| disk.read_at(offset, slices))?;
+                transfer_batches(memory, segments, offset, |offset, slices| self.disk.read_at(offset, slices))?;
                 Ok(bytes)
             }
             Request::Write { offset, bytes } => {
                 let segments = part(&self.readable, HEADER_SIZE as u64, bytes);
-                let disk = &self.disk;
-                with_slices(&mut self.slices, memory, segments, |slices| disk.write_at(offset, slices))?;
+                transfer_batches(memory, segments, offset, |offset, slices| self.disk.write_at(offset, slices))?;
                 if self.write_through {
                     self.disk.flush()?;
                 }
@@ -246,28 +244,31 @@ impl Failure {
     }
 }
 
-/// Calls `transfer` with the guest memory that `segments` name. Uses the memory of `spare`, which stays empty.
-fn with_slices(
-    spare: &mut Vec<VolatileSlice<'static>>,
+/// Calls `transfer` with the guest memory that `segments` name and the position on the disk of each batch of it.
+fn transfer_batches(
     memory: &GuestMemory,
     segments: impl Iterator<Item = Segment>,
-    transfer: impl FnOnce(&[VolatileSlice<'_>]) -> io::Result<()>,
+    mut offset: u64,
+    transfer: impl Fn(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
 ) -> Result<(), Failure> {
-    let mut slices = recycle(mem::take(spare));
-    let result = segments
-        .flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize))
-        .try_for_each(|slice| slice.map(|slice| slices.push(slice)))
-        .map_err(Failure::from)
-        .and_then(|()| Ok(transfer(&slices)?));
-    *spare = recycle(slices);
-    result
-}
-
-/// The same vector, emptied, for slices of another lifetime. The standard library collects a vector's own iterator in
-/// place, so this allocates nothing.
-fn recycle<'to>(mut slices: Vec<VolatileSlice<'_>>) -> Vec<VolatileSlice<'to>> {
-    slices.clear();
-    slices.into_iter().filter_map(|_| None).collect()
+    let mut batch = [VolatileSlice::from(&mut [][..]); BATCH];
+    let mut filled = 0;
+    let mut bytes = 0;
+    for slice in segments.flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize)) {
+        let slice = slice?;
+        batch[filled] = slice;
+        filled += 1;
+        bytes += slice.len() as u64;
+        if filled == BATCH {
+            transfer(offset, &batch)?;
+            offset += bytes;
+            (filled, bytes) = (0, 0);
+        }
+    }
+    if filled > 0 {
+        transfer(offset, &batch[..filled])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use bellows_block::SECTOR_SIZE;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use vm_memory::GuestAddress;
 
@@ -28,10 +27,20 @@ pub struct Limits {
 /// A request that may be carried out. Positions and lengths are in bytes, whole sectors within the capacity.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Request {
-    /// Fill the data buffers from `offset`.
-    Read { offset: u64, bytes: u64 },
-    /// Write the data buffers to `offset`.
-    Write { offset: u64, bytes: u64 },
+    /// Fill the data buffers.
+    Read {
+        /// From here on the disk.
+        offset: u64,
+        /// Length of the data.
+        bytes: u64,
+    },
+    /// Write the data buffers.
+    Write {
+        /// To here on the disk.
+        offset: u64,
+        /// Length of the data.
+        bytes: u64,
+    },
     /// Make earlier writes durable.
     Flush,
     /// Put the serial number into the data buffer.
@@ -76,24 +85,14 @@ impl Request {
     ///
     /// # Errors
     /// It must not be carried out.
-    pub fn parse(
-        header: &[u8; HEADER_SIZE],
-        readable: u64,
-        writable: u64,
-        limits: Limits,
-    ) -> Result<Self, Rejection> {
-        let [kind, _reserved, sector_low, sector_high] = std::array::from_fn(|word| {
-            u32::from_le_bytes(std::array::from_fn(|byte| header[word * 4 + byte]))
-        });
+    pub fn parse(header: &[u8; HEADER_SIZE], readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
+        let [kind, _reserved, sector_low, sector_high] =
+            std::array::from_fn(|word| u32::from_le_bytes(std::array::from_fn(|byte| header[word * 4 + byte])));
         let sector = u64::from(sector_high) << 32 | u64::from(sector_low);
         match kind {
-            VIRTIO_BLK_T_IN => {
-                check(sector, writable, limits).map(|offset| Self::Read { offset, bytes: writable })
-            }
+            VIRTIO_BLK_T_IN => check(sector, writable, limits).map(|offset| Self::Read { offset, bytes: writable }),
             VIRTIO_BLK_T_OUT if limits.read_only => Err(Rejection::ReadOnly),
-            VIRTIO_BLK_T_OUT => {
-                check(sector, readable, limits).map(|offset| Self::Write { offset, bytes: readable })
-            }
+            VIRTIO_BLK_T_OUT => check(sector, readable, limits).map(|offset| Self::Write { offset, bytes: readable }),
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID if writable < ID_SIZE => Err(Rejection::Length(writable)),
             VIRTIO_BLK_T_GET_ID => Ok(Self::GetId),
