@@ -45,7 +45,7 @@ pub use self::wire::Job;
 pub const DISK: &str = "/work";
 
 /// Time from start to a usable lab that is surely too long; it takes a few seconds on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Why the lab did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -244,3 +244,9 @@ fn console_tail(path: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
+
+/// Threads share a lab.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Lab>();
+};

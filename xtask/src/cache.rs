@@ -67,7 +67,10 @@ impl Cache {
         }
         let lock_path = entry.with_extension("lock");
         let lock = File::create(&lock_path).map_err(Error::at(&lock_path))?;
-        lock.lock().map_err(Error::at(&lock_path))?;
+        if lock.try_lock().is_err() {
+            eprintln!("{name}: another process is making it; waiting");
+            lock.lock().map_err(Error::at(&lock_path))?;
+        }
         if entry.exists() {
             return Ok(entry);
         }

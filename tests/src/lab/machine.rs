@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Error, wire};
 
@@ -30,7 +30,6 @@ pub(super) struct Hardware {
 pub(super) struct Machine {
     stop: Option<Sender<()>>,
     keeper: Option<JoinHandle<()>>,
-    ended: Receiver<io::Result<std::process::ExitStatus>>,
 }
 
 impl Machine {
@@ -40,7 +39,6 @@ impl Machine {
         let mut command = qemu(hardware, theirs.as_raw_fd())?;
         let (started, start_result) = mpsc::channel();
         let (stop, stop_request) = mpsc::channel();
-        let (end, ended) = mpsc::channel();
         // The kernel sends the death signal when the *thread* that forked ends, so QEMU's thread lives as long as QEMU.
         let keeper = std::thread::Builder::new()
             .name("lab-machine".into())
@@ -50,7 +48,7 @@ impl Machine {
                 match spawned {
                     Ok(child) => {
                         let _ = started.send(Ok(()));
-                        let _ = end.send(keep(child, &stop_request));
+                        keep(child, &stop_request);
                     }
                     Err(error) => {
                         let _ = started.send(Err(error));
@@ -59,15 +57,18 @@ impl Machine {
             })
             .map_err(Error::Channel)?;
         match start_result.recv() {
-            Ok(Ok(())) => Ok((Self { stop: Some(stop), keeper: Some(keeper), ended }, ours)),
+            Ok(Ok(())) => Ok((Self { stop: Some(stop), keeper: Some(keeper) }, ours)),
             Ok(Err(error)) => Err(Error::at(Path::new(QEMU))(error)),
             Err(_) => Err(Error::Channel(io::Error::other("the thread that starts QEMU ended"))),
         }
     }
 
-    /// Waits for QEMU to end by itself. `false`: it still ran after `limit`.
-    pub fn wait(&self, limit: Duration) -> bool {
-        !matches!(self.ended.recv_timeout(limit), Err(RecvTimeoutError::Timeout))
+    /// Waits for QEMU to end by itself, for at most `limit`.
+    pub fn wait(&self, limit: Duration) {
+        let started = Instant::now();
+        while self.keeper.as_ref().is_some_and(|keeper| !keeper.is_finished()) && started.elapsed() < limit {
+            std::thread::sleep(POLL);
+        }
     }
 }
 
@@ -79,6 +80,9 @@ impl Drop for Machine {
         }
     }
 }
+
+/// How often to look whether QEMU still runs.
+const POLL: Duration = Duration::from_millis(50);
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -119,18 +123,14 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
     Ok(command)
 }
 
-fn keep(mut child: Child, stop: &Receiver<()>) -> io::Result<std::process::ExitStatus> {
-    loop {
-        match stop.recv_timeout(Duration::from_millis(50)) {
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(status) = child.try_wait()? {
-                    return Ok(status);
-                }
-            }
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                child.kill()?;
-                return child.wait();
-            }
+/// Returns when QEMU has ended, by itself or because it was told to.
+fn keep(mut child: Child, stop: &Receiver<()>) {
+    // An error of `try_wait` means that there is nothing left to wait for.
+    while matches!(stop.recv_timeout(POLL), Err(RecvTimeoutError::Timeout)) {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
         }
     }
+    let _ = child.kill();
+    let _ = child.wait();
 }
