@@ -55,6 +55,38 @@ fn an_image_of_twelve_layers() {
     assert_eq!((last.index, last.kind), (11, ProgressKind::Reading { bytes, total: bytes }));
 }
 
+/// Whiteouts do in the kernel's overlayfs what the image specification says.
+#[test]
+fn stacked_layers_hide_what_their_whiteouts_name() {
+    let mut builder = LayoutBuilder::new();
+    let base = ["a/file", "a/gone", "b/x", "b/y", "c/old", "d/old", "e"];
+    let add = |archive: Archive, name: &&str| archive.file(*name, *name);
+    builder.layer(&base.iter().fold(Archive::new(), add).finish(), Compression::Gzip);
+    let changes = Archive::new()
+        .file("a/.wh.gone", "")
+        .file(".wh.b", "")
+        .file("c/.wh..wh..opq", "")
+        .file("c/new", "")
+        .file(".wh.d", "")
+        .file("d/new", "")
+        .file("e", "changed");
+    builder.layer(&changes.finish(), Compression::Zstd);
+    builder.layer(&Archive::new().file("b/z", "").file("a/gone", "back").finish(), Compression::None);
+    let builder = builder.finish();
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let (layout, image) = open(&builder);
+    let stored = store.import(&layout, &image, None, &mut |_| {}).unwrap();
+    let layers = store.layers(&stored).unwrap();
+    let Some(mounts) = layers.iter().map(|layer| Mount::new(&layer.path)).collect::<Option<Vec<_>>>() else { return };
+    let Some(overlay) = Mount::overlay(&mounts) else { return };
+    let seen = snapshot(overlay.path());
+    let files: Vec<_> = seen.iter().filter(|(_, node)| node.data.is_some()).map(|(name, _)| name.as_slice()).collect();
+    assert_eq!(files, [&b"a/file"[..], b"a/gone", b"b/z", b"c/new", b"d/new", b"e"]);
+    assert_eq!(seen[&b"a/gone"[..]].data, Some(LayerDigest::of(b"back")));
+    assert_eq!(seen[&b"e"[..]].data, Some(LayerDigest::of(b"changed")));
+}
+
 #[test]
 fn layers_that_are_there_are_not_read_again() {
     let builder = twelve_layers();

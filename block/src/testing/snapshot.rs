@@ -46,6 +46,7 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
     }
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, path, metadata) in sorted {
+        assert_ne!(metadata.ino(), 0, "`readdir` hides what has inode number 0");
         let kind = metadata.file_type();
         let same_as = names.entry(metadata.ino()).or_insert_with(|| name.clone()).clone();
         let xattrs = xattr::list(&path).map(|list| {
@@ -73,7 +74,7 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
     nodes
 }
 
-/// An EROFS image, mounted for as long as this lives.
+/// A mount, there for as long as this lives.
 pub struct Mount {
     point: TempDir,
 }
@@ -81,16 +82,26 @@ pub struct Mount {
 impl Mount {
     /// Mounts with the kernel; `None` where that has no EROFS or the test no right to.
     pub fn new(image: &Path) -> Option<Self> {
+        Self::attach("erofs", "ro,loop", image)
+    }
+
+    /// Stacks mounts with overlayfs, lowest first.
+    pub fn overlay(layers: &[Self]) -> Option<Self> {
+        let lower: Vec<_> = layers.iter().rev().map(|layer| layer.path().to_str().unwrap()).collect();
+        Self::attach("overlay", &format!("ro,lowerdir={}", lower.join(":")), Path::new("overlay"))
+    }
+
+    fn attach(kind: &str, options: &str, source: &Path) -> Option<Self> {
         let point = tempfile::tempdir().unwrap();
-        let output =
-            Command::new("mount").args(["-t", "erofs", "-o", "ro,loop"]).args([image, point.path()]).output().unwrap();
+        let mut mount = Command::new("mount");
+        let output = mount.args(["-t", kind, "-o", options]).args([source, point.path()]).output().unwrap();
         if output.status.success() {
             return Some(Self { point });
         }
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        let kernel_has_erofs = fs::read_to_string("/proc/filesystems").unwrap().contains("erofs");
+        let known = fs::read_to_string("/proc/filesystems").unwrap().contains(kind);
         let root = fs::metadata("/proc/self").unwrap().uid() == 0;
-        assert!(!(kernel_has_erofs && root && Path::new("/dev/loop-control").exists()), "cannot mount: {message}");
+        assert!(!(known && root && Path::new("/dev/loop-control").exists()), "cannot mount: {message}");
         eprintln!("not compared with the kernel's view: {message}");
         None
     }
