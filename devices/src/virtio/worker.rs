@@ -5,10 +5,11 @@
 //! with [`OnLoop`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bellows_memory::{GuestMemory, GuestView};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -156,8 +157,18 @@ impl<H: QueueHandler> MutEventSubscriber for Subscriber<H> {
 /// # Errors
 /// The driver broke the queue's rules, or its rings are in memory that is not there any more.
 pub fn next_chain(queue: &mut Queue, memory: &GuestView) -> Result<Option<Chain>, virtio_queue::Error> {
-    use virtio_queue::QueueOwnedT;
-    Ok(queue.iter(memory.memory())?.next())
+    // The iterator also ends where the ring's entry can't be read: that must not look like an empty queue whose index has
+    // moved on, which callers try again at once.
+    for _ in 0..2 {
+        let snapshot = memory.memory();
+        if let Some(chain) = queue.iter(snapshot.clone())?.next() {
+            return Ok(Some(chain));
+        }
+        if queue.avail_idx(&*snapshot, Ordering::Acquire)?.0 == queue.next_avail() {
+            return Ok(None);
+        }
+    }
+    Err(virtio_queue::Error::InvalidChain)
 }
 
 #[cfg(test)]

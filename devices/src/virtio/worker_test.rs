@@ -162,6 +162,31 @@ fn descriptors_that_loop_come_to_an_end() {
 }
 
 #[test]
+fn a_ring_whose_end_is_gone_asks_for_a_reset() {
+    let goes = (GuestAddress(1 << 30), 1 << 20);
+    let guest = FakeGuest::with_memory(&[(GuestAddress(0), 1 << 30), goes]);
+    let (mut device, _served) = Echo::new();
+    let interrupt = Arc::new(crate::virtio::testing::FakeInterrupt::new(1));
+    let mut driver = guest.queue(0, 256, interrupt.clone());
+    // The index is in what stays, the entries are not.
+    driver.available = GuestAddress((1 << 30) - 4);
+    driver.set_available_index(1);
+    let activation = Activation {
+        memory: guest.view().clone(),
+        queues: vec![Some(driver.device_side(false))],
+        interrupt: interrupt.clone(),
+        features: 0,
+        event_loop: guest.event_loop().handle(),
+    };
+    let (rest, _) = guest.memory().remove_region(goes.0, goes.1 as u64).unwrap();
+    guest.view().lock().unwrap().replace(rest);
+    device.activate(activation).unwrap();
+    driver.kick();
+    interrupt.wait_needs_reset();
+    device.reset();
+}
+
+#[test]
 fn reset_waits_for_the_request_in_flight() {
     let guest = FakeGuest::new();
     let (mut device, served) = Echo::new();

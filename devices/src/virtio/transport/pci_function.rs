@@ -45,7 +45,7 @@ pub enum TransportError {
 
 /// A virtio device on PCI.
 ///
-/// Locks: `space`, and `msix` within it; `state` alone. Device threads take none of them, they know only [`Interrupts`], so
+/// Locks: `space`, and `msix` within it; `state` alone. Device threads take none of them, they know only the interrupts, so
 /// a device may wait for its threads while the transport holds `state`.
 pub struct VirtioPci {
     capabilities: Capabilities,
