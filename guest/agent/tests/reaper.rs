@@ -31,7 +31,7 @@ fn every_child_is_collected_and_no_status_is_lost() {
     reaper.signal(pid, Signal::SIGKILL).expect("one that has ended ignores it");
 
     // With no children left it sleeps; a new child wakes it.
-    let (pid, exit) = reaper.spawn(&mut shell("sleep 60")).unwrap();
+    let (pid, exit) = reaper.spawn(&mut shell("exec sleep 60")).unwrap();
     assert_eq!(exit.wait_for(Duration::from_millis(20)), None);
     reaper.signal(pid, Signal::SIGKILL).unwrap();
     assert_eq!(exit.wait(), 128 + 9);
