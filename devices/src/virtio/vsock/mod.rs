@@ -94,9 +94,10 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.guest_cid).to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+        let known = data.len().min(config.len() - start);
+        data[..known].copy_from_slice(&config[start..start + known]);
+        data[known..].fill(0);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
