@@ -1,0 +1,253 @@
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+use ttrpc::TtrpcContext;
+use ttrpc::proto::{MessageHeader, Request, Response};
+
+use super::*;
+use crate::end::VmEnd;
+
+/// A guest's agent, served by the ttrpc library behind a stand-in for the vsock device.
+#[derive(Default)]
+struct FakeAgent {
+    version: u32,
+    signals: Mutex<Vec<u32>>,
+}
+
+impl Agent for FakeAgent {
+    fn hello(&self, _: &TtrpcContext, _: agent::HelloRequest) -> ttrpc::Result<agent::HelloResponse> {
+        Ok(agent::HelloResponse {
+            protocol_version: self.version,
+            agent_version: "1.2\u{1b}[31m".into(),
+            kernel_release: "6.12".repeat(1000),
+            ..Default::default()
+        })
+    }
+
+    fn signal_instance(&self, _: &TtrpcContext, request: agent::SignalInstanceRequest) -> ttrpc::Result<agent::Empty> {
+        self.signals.lock().unwrap().push(request.signal);
+        Ok(agent::Empty::new())
+    }
+
+    fn attach_devices(&self, _: &TtrpcContext, request: agent::DevicesRequest) -> ttrpc::Result<agent::Empty> {
+        let message = format!("no driver for {:?}\n", request.pci_addresses);
+        Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, message)))
+    }
+
+    fn inspect_partition(
+        &self,
+        _: &TtrpcContext,
+        request: agent::InspectPartitionRequest,
+    ) -> ttrpc::Result<agent::PartitionMemory> {
+        Ok(agent::PartitionMemory { node: request.node + 1, ..Default::default() })
+    }
+
+    fn wait_instance(&self, _: &TtrpcContext, request: agent::InstanceRequest) -> ttrpc::Result<agent::ExitStatus> {
+        let exit_code = request.instance_id.parse().unwrap_or(0);
+        Ok(agent::ExitStatus { exit_code, oom_killed: true, ..Default::default() })
+    }
+}
+
+struct Fixture {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    end: Arc<EndSignal>,
+    device: Option<JoinHandle<()>>,
+}
+
+impl Fixture {
+    /// What answers `CONNECT` with `answer` and then does `serve`.
+    fn new(answer: &'static [u8], serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let device = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            assert_eq!(line, format!("CONNECT {AGENT_PORT}\n"));
+            stream.write_all(answer).unwrap();
+            serve(stream);
+        });
+        Self { _directory: directory, path, end: EndSignal::new().unwrap(), device: Some(device) }
+    }
+
+    fn with_agent(fake: Arc<FakeAgent>) -> Self {
+        Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
+    }
+
+    fn connect(&self) -> Result<AgentClient, AgentError> {
+        AgentClient::connect(&self.path, &self.end)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take()
+            && device.join().is_err()
+            && !thread::panicking()
+        {
+            panic!("the stand-in for the device failed");
+        }
+    }
+}
+
+/// Answers requests one by one, with the library's dispatch.
+fn serve(mut stream: &UnixStream, fake: Arc<FakeAgent>) {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}", directory.path().join("agent").display());
+    let mut server = ttrpc::Server::new().bind(&address).unwrap().register_service(create_agent(fake));
+    server.start().unwrap();
+    let mut agent = UnixStream::connect(directory.path().join("agent")).unwrap();
+    let mut answers = agent.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = io::copy(&mut answers, &mut &*stream);
+        });
+        let _ = io::copy(&mut stream, &mut agent);
+        agent.shutdown(Shutdown::Both).unwrap();
+    });
+    server.shutdown();
+}
+
+fn text(result: Result<impl Sized, AgentError>) -> String {
+    let error = result.err().expect("an error");
+    match std::error::Error::source(&error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[test]
+fn calls_reach_the_agent_and_its_text_is_made_printable() {
+    let fake = Arc::new(FakeAgent { version: PROTOCOL_VERSION, ..Default::default() });
+    let fixture = Fixture::with_agent(fake.clone());
+    let client = fixture.connect().unwrap();
+    let info = client.hello().unwrap();
+    assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
+    assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
+    client.signal_instance("a", 15).unwrap();
+    assert_eq!(*fake.signals.lock().unwrap(), [15]);
+    assert_eq!(client.wait_instance("137").unwrap(), ExitStatus { code: 137, oom_killed: true });
+    thread::scope(|scope| {
+        for code in 0..8_u8 {
+            let client = &client;
+            scope.spawn(move || assert_eq!(client.wait_instance(&code.to_string()).unwrap().code, code));
+        }
+    });
+}
+
+#[test]
+fn what_the_agent_refuses_or_gets_wrong_is_named() {
+    let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
+    let client = fixture.connect().unwrap();
+    let error = text(client.hello());
+    assert!(error.contains("protocol version 9") && error.contains(&format!("expected {PROTOCOL_VERSION}")), "{error}");
+    let error = text(client.attach(&[PciAddress::new(1, 2, 0).unwrap()], Duration::from_secs(9)));
+    assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
+    let error = text(client.inspect_partition(4));
+    assert!(error.contains("node 5") && error.contains("expected 4"), "{error}");
+    let error = text(client.wait_instance("300"));
+    assert!(error.contains("exit code 300"), "{error}");
+    let error = text(client.statistics());
+    assert!(error.contains("Statistics"), "{error}");
+}
+
+#[test]
+fn a_device_that_does_not_connect_is_named() {
+    let closes = Fixture::new(b"", drop);
+    let error = text(closes.connect());
+    assert!(error.contains(closes.path.to_str().unwrap()) && error.contains("nobody listens"), "{error}");
+    for answer in [&b"NO\n"[..], b"OK \n", b"OK 12x\n", b"OK 1111111111111111111111111111111111"] {
+        let babbles = Fixture::new(answer, drop);
+        assert!(text(babbles.connect()).contains("instead of `OK"), "{answer:?}");
+    }
+    let end = EndSignal::new().unwrap();
+    assert!(text(AgentClient::connect(Path::new("/nowhere/vsock"), &end)).contains("/nowhere/vsock"));
+}
+
+#[test]
+fn calls_end_with_their_time_the_peer_or_the_vm() {
+    // Says nothing until the stream ends.
+    let silent = || Fixture::new(b"OK 1\n", |mut stream| drop(io::copy(&mut stream, &mut io::sink())));
+    let fixture = silent();
+    let client = fixture.connect().unwrap();
+    let error = client.remove_instance("a", Duration::from_millis(5)).unwrap_err();
+    assert!(matches!(error, AgentError::Timeout { call: "RemoveInstance", .. }), "{error}");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| client.wait_instance("a"));
+        fixture.end.report(VmEnd::Reset);
+        assert!(matches!(waiter.join().unwrap(), Err(AgentError::Lost { .. })));
+    });
+    assert!(matches!(client.hello(), Err(AgentError::Lost { .. })));
+    drop(client);
+
+    // Stops talking, but goes on reading.
+    let half = Fixture::new(b"OK 1\n", |mut stream| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        let _ = io::copy(&mut stream, &mut io::sink());
+    });
+    let client = half.connect().unwrap();
+    assert!(matches!(client.wait_instance("a"), Err(AgentError::Lost { .. })));
+    assert!(matches!(client.wait_instance("a"), Err(AgentError::Lost { .. })));
+}
+
+/// Answers the first request with a header and body of its own.
+fn answering(answer: impl FnOnce(u32) -> Vec<u8> + Send + 'static) -> Fixture {
+    Fixture::new(b"OK 1\n", move |mut stream| {
+        let mut header = [0; 10];
+        stream.read_exact(&mut header).unwrap();
+        let header = MessageHeader::from(header);
+        let mut body = vec![0; header.length as usize];
+        stream.read_exact(&mut body).unwrap();
+        assert_eq!(Request::parse_from_bytes(&body).unwrap().service, SERVICE);
+        let _ = stream.write_all(&answer(header.stream_id));
+    })
+}
+
+#[test]
+fn malformed_answers_end_the_call() {
+    let frame = |stream, kind: u8, length: u32, body: &[u8]| {
+        let mut frame = Vec::from(MessageHeader { length, stream_id: stream, type_: kind, flags: 0 });
+        frame.extend(body);
+        frame
+    };
+    type Answer = Box<dyn FnOnce(u32) -> Vec<u8> + Send>;
+    let table: [(Answer, &str); 6] = [
+        (Box::new(move |id| frame(id, 2, u32::MAX, b"")), "4294967295 bytes"),
+        (Box::new(move |id| frame(id, 1, 0, b"")), "type 1"),
+        (Box::new(move |id| frame(id, 2, 100, b"short")), "end of file"),
+        (Box::new(move |id| frame(id, 2, 3, b"\xff\xff\xff")), "Hello"),
+        (Box::new(move |id| frame(id.wrapping_add(2), 2, 0, b"")), "fill whole buffer"),
+        (
+            Box::new(move |id| {
+                let body = Response { payload: vec![0xff; 9], ..Default::default() }.write_to_bytes().unwrap();
+                frame(id, 2, body.len() as u32, &body)
+            }),
+            "Hello",
+        ),
+    ];
+    for (answer, named) in table {
+        let fixture = answering(answer);
+        let client = fixture.connect().unwrap();
+        let error = text(client.hello());
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn more_output_than_was_asked_for_is_refused() {
+    let fixture = answering(|stream| {
+        let data = vec![0; READ_BYTES as usize + 1];
+        let payload = agent::ReadOutputResponse { data, ..Default::default() }.write_to_bytes().unwrap();
+        let body = Response { payload, ..Default::default() }.write_to_bytes().unwrap();
+        let mut frame = Vec::from(MessageHeader::new_response(stream, body.len() as u32));
+        frame.extend(body);
+        frame
+    });
+    let client = fixture.connect().unwrap();
+    assert!(text(client.read_output("a", Output::Stdout)).contains("65537"), "too much");
+}

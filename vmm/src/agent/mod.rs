@@ -1,0 +1,387 @@
+//! The monitor's side of the agent protocol: typed calls with time-outs.
+//!
+//! The guest is not trusted: what it answers is checked, what it says in an error is shortened and escaped, and every call
+//! ends, at the latest with the VM.
+
+mod connection;
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bellows_devices::pci::PciAddress;
+use bellows_protocol::agent::{self, Stream};
+use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use connection::{CallError, Connection};
+use protobuf::Message;
+
+use crate::end::EndSignal;
+
+/// Time limit of calls that only look something up.
+const SHORT: Duration = Duration::from_secs(30);
+/// What a call may take beyond the limit that the agent was told.
+const GRACE: Duration = Duration::from_secs(5);
+/// The service's name on the wire.
+const SERVICE: &str = "bellows.agent.v1.Agent";
+/// Longest answer to `CONNECT`.
+const MAX_OK_LINE: usize = 32;
+/// Longest excerpt of what the guest says.
+const MAX_TEXT: usize = 300;
+/// Most output in one answer, in bytes.
+const READ_BYTES: u32 = 64 << 10;
+/// Most holders of a partition that are kept.
+const MAX_HOLDERS: usize = 256;
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The vsock device's socket can't be reached, or nobody listens in the guest.
+    #[error("cannot connect to the guest's agent through `{path}`")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest's agent did not answer `{call}` within {limit:?}")]
+    Timeout {
+        /// The call.
+        call: &'static str,
+        /// How long it could have taken.
+        limit: Duration,
+    },
+    /// The agent refused.
+    #[error("the guest's agent refused `{call}`: {message}")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// What it says.
+        message: String,
+    },
+    /// The connection failed, or ended with the VM.
+    #[error("`{call}` failed on the way to the guest's agent: {message}")]
+    Lost {
+        /// The call.
+        call: &'static str,
+        /// What went wrong.
+        message: String,
+    },
+    /// The answer can't be true.
+    #[error("the guest's agent answered `{call}` with {what} {value}: expected {expected}")]
+    Answer {
+        /// The call.
+        call: &'static str,
+        /// What in the answer.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What it could have been.
+        expected: String,
+    },
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GuestInfo {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Release of the kernel, as `uname -r` shows it.
+    pub kernel_release: String,
+}
+
+/// What a partition's memory is used for, as the guest says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PartitionUse {
+    /// Memory of the node.
+    pub total_bytes: u64,
+    /// Free memory of the node.
+    pub free_bytes: u64,
+    /// Anonymous memory and shared memory.
+    pub anonymous_bytes: u64,
+    /// Page cache.
+    pub file_bytes: u64,
+    /// Processes with memory there.
+    pub holders: Vec<Holder>,
+}
+
+/// A process that has memory in a partition.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Holder {
+    /// Its number in the guest.
+    pub pid: u32,
+    /// Its command.
+    pub command: String,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ExitStatus {
+    /// As a shell gives it: the exit code, or 128 + the signal's number.
+    pub code: u8,
+    /// The kernel killed a process of the instance for lack of memory.
+    pub oom_killed: bool,
+}
+
+/// Counters of the guest's kernel since boot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct GuestStatistics {
+    /// Pages migrated because memory was unplugged or had to be contiguous.
+    pub migrated_pages: u64,
+    /// Time that the guest's CPUs were not idle.
+    pub cpu: Duration,
+}
+
+/// Which output of an instance.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Output {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A connection to the guest's agent. Any number of threads may call at once.
+pub(crate) struct AgentClient {
+    connection: Connection,
+}
+
+impl AgentClient {
+    /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
+    pub(crate) fn connect(uds_path: &Path, end: &EndSignal) -> Result<Self, AgentError> {
+        let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
+        let socket = handshake(uds_path, SHORT).map_err(failed)?;
+        let hook = socket.try_clone().map_err(failed)?;
+        let connection = Connection::new(socket).map_err(failed)?;
+        end.on_end(move || {
+            // It may be closed already.
+            let _ = hook.shutdown(Shutdown::Both);
+        });
+        Ok(Self { connection })
+    }
+
+    /// Calls without a limit end with the connection, which ends with the VM.
+    fn call<Answer: Message>(
+        &self,
+        call: &'static str,
+        limit: Option<Duration>,
+        request: &impl Message,
+    ) -> Result<Answer, AgentError> {
+        self.connection.call(SERVICE, call, request, limit).map_err(|error| match error {
+            CallError::Timeout => AgentError::Timeout { call, limit: limit.unwrap_or_default() },
+            CallError::Refused(message) => AgentError::Refused { call, message: shown(&message) },
+            CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
+        })
+    }
+
+    pub(crate) fn hello(&self) -> Result<GuestInfo, AgentError> {
+        const CALL: &str = "Hello";
+        let request = agent::HelloRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let answer: agent::HelloResponse = self.call(CALL, Some(SHORT), &request)?;
+        expect(CALL, "protocol version", answer.protocol_version, PROTOCOL_VERSION)?;
+        Ok(GuestInfo { agent_version: shown(&answer.agent_version), kernel_release: shown(&answer.kernel_release) })
+    }
+
+    /// Returns once a driver has bound all of `functions`.
+    pub(crate) fn attach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
+        let request = devices(functions, limit);
+        self.call::<agent::Empty>("AttachDevices", Some(limit.saturating_add(GRACE)), &request)?;
+        Ok(())
+    }
+
+    /// Returns once `functions` are gone from the guest's buses.
+    pub(crate) fn detach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
+        let request = devices(functions, limit);
+        self.call::<agent::Empty>("DetachDevices", Some(limit.saturating_add(GRACE)), &request)?;
+        Ok(())
+    }
+
+    /// Mounts the layers with these serial numbers, lowest first, as image `id`.
+    pub(crate) fn mount_image(&self, id: &str, serials: Vec<String>) -> Result<(), AgentError> {
+        let request = agent::MountImageRequest { image_id: id.into(), layer_serials: serials, ..Default::default() };
+        self.call::<agent::Empty>("MountImage", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    pub(crate) fn unmount_image(&self, id: &str) -> Result<(), AgentError> {
+        let request = agent::UnmountImageRequest { image_id: id.into(), ..Default::default() };
+        self.call::<agent::Empty>("UnmountImage", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    /// Returns once `bytes` of the window at `address` are online on `node`, where they should be.
+    pub(crate) fn await_partition(
+        &self,
+        node: u32,
+        bytes: u64,
+        address: u64,
+        limit: Duration,
+    ) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "AwaitPartition";
+        let request =
+            agent::AwaitPartitionRequest { node, bytes, address, timeout_ms: milliseconds(limit), ..Default::default() };
+        let answer =
+            self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
+        partition_use(CALL, node, answer)
+    }
+
+    pub(crate) fn inspect_partition(&self, node: u32) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "InspectPartition";
+        let request = agent::InspectPartitionRequest { node, ..Default::default() };
+        let answer = self.call(CALL, Some(SHORT), &request)?;
+        partition_use(CALL, node, answer)
+    }
+
+    /// Starts an instance; returns the number of its first process in the guest.
+    pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
+        const CALL: &str = "StartInstance";
+        let answer: agent::StartInstanceResponse = self.call(CALL, Some(SHORT), request)?;
+        if answer.pid == 0 {
+            return Err(answer_error(CALL, "process number", 0, "a process".into()));
+        }
+        Ok(answer.pid)
+    }
+
+    /// Waits for output; empty at its end.
+    pub(crate) fn read_output(&self, id: &str, output: Output) -> Result<Vec<u8>, AgentError> {
+        const CALL: &str = "ReadOutput";
+        let stream = match output {
+            Output::Stdout => Stream::STDOUT,
+            Output::Stderr => Stream::STDERR,
+        };
+        let request = agent::ReadOutputRequest {
+            instance_id: id.into(),
+            stream: stream.into(),
+            max_bytes: READ_BYTES,
+            ..Default::default()
+        };
+        let data = self.call::<agent::ReadOutputResponse>(CALL, None, &request)?.data;
+        if data.len() > READ_BYTES as usize {
+            return Err(answer_error(CALL, "bytes", data.len(), format!("at most {READ_BYTES}")));
+        }
+        Ok(data)
+    }
+
+    /// Waits for the end of the instance's first process.
+    pub(crate) fn wait_instance(&self, id: &str) -> Result<ExitStatus, AgentError> {
+        const CALL: &str = "WaitInstance";
+        let request = instance(id);
+        let answer: agent::ExitStatus = self.call(CALL, None, &request)?;
+        let code = u8::try_from(answer.exit_code)
+            .map_err(|_| answer_error(CALL, "exit code", answer.exit_code, "0 to 255".into()))?;
+        Ok(ExitStatus { code, oom_killed: answer.oom_killed })
+    }
+
+    pub(crate) fn signal_instance(&self, id: &str, signal: u32) -> Result<(), AgentError> {
+        let request = agent::SignalInstanceRequest { instance_id: id.into(), signal, ..Default::default() };
+        self.call::<agent::Empty>("SignalInstance", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    pub(crate) fn remove_instance(&self, id: &str, limit: Duration) -> Result<(), AgentError> {
+        let request = instance(id);
+        self.call::<agent::Empty>("RemoveInstance", Some(limit), &request)?;
+        Ok(())
+    }
+
+    pub(crate) fn statistics(&self) -> Result<GuestStatistics, AgentError> {
+        let answer = self.call::<agent::StatisticsResponse>("Statistics", Some(SHORT), &agent::Empty::new())?;
+        Ok(GuestStatistics { migrated_pages: answer.migrated_pages, cpu: Duration::from_nanos(answer.cpu_ns) })
+    }
+
+    pub(crate) fn shutdown(&self, limit: Duration) -> Result<(), AgentError> {
+        self.call::<agent::Empty>("Shutdown", Some(limit), &agent::Empty::new())?;
+        Ok(())
+    }
+}
+
+/// Asks the vsock device for a stream to the agent.
+fn handshake(uds_path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let mut socket = UnixStream::connect(uds_path)?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.set_write_timeout(Some(limit))?;
+    socket.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
+    // Byte by byte: what follows the line is the agent's.
+    let mut line = Vec::with_capacity(MAX_OK_LINE);
+    while line.last() != Some(&b'\n') && line.len() < MAX_OK_LINE {
+        let mut byte = [0];
+        if socket.read(&mut byte)? == 0 {
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
+        }
+        line.push(byte[0]);
+    }
+    let port = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
+    if !port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit)) {
+        let message = format!("`{}` instead of `OK <port>`", shown(&String::from_utf8_lossy(&line)));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(socket)
+}
+
+fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
+    agent::DevicesRequest {
+        pci_addresses: functions.iter().map(PciAddress::to_string).collect(),
+        timeout_ms: milliseconds(limit),
+        ..Default::default()
+    }
+}
+
+fn instance(id: &str) -> agent::InstanceRequest {
+    agent::InstanceRequest { instance_id: id.into(), ..Default::default() }
+}
+
+/// As the protocol counts time; at least 1, since 0 means the agent's own limit.
+fn milliseconds(limit: Duration) -> u32 {
+    u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+fn partition_use(
+    call: &'static str,
+    node: u32,
+    answer: agent::PartitionMemory,
+) -> Result<PartitionUse, AgentError> {
+    expect(call, "node", answer.node, node)?;
+    if answer.free_bytes > answer.total_bytes {
+        return Err(answer_error(call, "free bytes", answer.free_bytes, format!("at most {}", answer.total_bytes)));
+    }
+    let holder = |holder: agent::Holder| Holder { pid: holder.pid, command: shown(&holder.command), bytes: holder.bytes };
+    Ok(PartitionUse {
+        total_bytes: answer.total_bytes,
+        free_bytes: answer.free_bytes,
+        anonymous_bytes: answer.anonymous_bytes,
+        file_bytes: answer.file_bytes,
+        holders: answer.holders.into_iter().take(MAX_HOLDERS).map(holder).collect(),
+    })
+}
+
+fn expect(call: &'static str, what: &'static str, found: u32, expected: u32) -> Result<(), AgentError> {
+    if found == expected { Ok(()) } else { Err(answer_error(call, what, found, expected.to_string())) }
+}
+
+fn answer_error(call: &'static str, what: &'static str, value: impl ToString, expected: String) -> AgentError {
+    AgentError::Answer { call, what, value: value.to_string(), expected }
+}
+
+/// Text of the guest, fit to be printed.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(MAX_TEXT).flat_map(printable).collect();
+    if text.chars().nth(MAX_TEXT).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+fn printable(character: char) -> impl Iterator<Item = char> {
+    let escaped = character.is_control().then(|| character.escape_default());
+    let plain = (!character.is_control()).then_some(character);
+    escaped.into_iter().flatten().chain(plain)
+}
+
+#[cfg(test)]
+#[path = "agent_test.rs"]
+mod tests;

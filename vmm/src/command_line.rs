@@ -1,0 +1,69 @@
+//! The kernel parameters that every guest gets.
+
+use crate::config::{SerialOutput, VmConfig};
+use crate::machine::{CommandLine, CommandLineError};
+
+/// Name and value.
+const ALWAYS: &[(&str, &str)] = &[
+    // A panic ends the VM at once, and so does a reboot, by the reset register that ACPI names.
+    ("panic", "-1"),
+    ("reboot", "acpi"),
+    // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
+    ("swiotlb", "noforce"),
+    // A partition holds only what can leave it again.
+    ("memhp_default_state", "online_movable"),
+    // The clock comes from the hypervisor: nothing to measure against or to distrust.
+    ("tsc", "reliable"),
+    ("random.trust_cpu", "on"),
+];
+
+/// The command line of a guest built from `config`; the caller's own parameters come last, so that they win.
+pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLineError> {
+    let mut line = CommandLine::new();
+    for (name, value) in ALWAYS {
+        line.set(name, value)?;
+    }
+    line.flag("no_timer_check")?;
+    match config.serial {
+        // Probing for ports that are not there takes longer than the rest of the driver.
+        SerialOutput::Off => line.flag("quiet")?.set("8250.nr_uarts", "0")?,
+        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?.set("8250.nr_uarts", "1")?,
+    };
+    for parameter in &config.extra_command_line {
+        line.text(parameter)?;
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_memory::ByteSize;
+
+    use super::*;
+
+    fn rendered(config: &VmConfig) -> String {
+        command_line(config).unwrap().render(2047).unwrap()
+    }
+
+    #[test]
+    fn a_console_only_where_there_is_a_serial_port() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        config.extra_command_line = vec!["init_on_alloc=0".into()];
+        let silent = rendered(&config);
+        assert!(silent.contains("swiotlb=noforce") && silent.contains("quiet"), "{silent}");
+        assert!(!silent.contains("console="), "{silent}");
+        assert!(silent.ends_with(" init_on_alloc=0"), "{silent}");
+
+        config.serial = SerialOutput::Stdout;
+        let talking = rendered(&config);
+        assert!(talking.contains("swiotlb=noforce") && talking.contains("console=ttyS0"), "{talking}");
+        assert!(!talking.contains("quiet"), "{talking}");
+    }
+
+    #[test]
+    fn a_parameter_that_no_command_line_can_have_is_refused() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        config.extra_command_line = vec!["x=\"".into()];
+        assert!(command_line(&config).is_err());
+    }
+}

@@ -1,0 +1,319 @@
+//! What a VM is made of, as a caller or a JSON file says it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use bellows_block::{Layer, LayerDigest};
+use bellows_memory::layout::MAX_PARTITIONS;
+use bellows_memory::{BLOCK, Backing, ByteSize};
+use serde::{Deserialize, Serialize};
+
+/// Fewest and most vCPUs of a VM.
+pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
+/// Smallest base memory.
+pub const MIN_MEMORY: ByteSize = ByteSize::mib(32);
+/// Largest base memory with all partition windows: what leaves room in 46 bits of guest-physical address.
+pub const MAX_MEMORY: ByteSize = ByteSize::gib(32 << 10);
+/// Most block devices of a VM when it boots.
+pub const MAX_DISKS: usize = 200;
+/// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, but for the last one (`VMADDR_CID_ANY`).
+pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
+/// Longest path of a Unix socket on Linux, less the suffix `_<port>` of a listening socket beside it.
+const MAX_SOCKET_PATH: usize = 107 - "_4294967295".len();
+/// Longest kernel command line on x86 (`COMMAND_LINE_SIZE` less the final zero), less what the monitor adds itself.
+const MAX_EXTRA_COMMAND_LINE: usize = 1536;
+
+/// Everything that one VM is made of. Unknown fields are errors.
+///
+/// ```
+/// let config: bellows_vmm::VmConfig = serde_json::from_str(
+///     r#"{ "kernel": "vmlinux", "memory": "512M", "partitions": ["1G", "1G"],
+///          "drives": [{ "path": "scratch.img" }, { "path": "data.img", "read_only": true }] }"#,
+/// )?;
+/// config.validate()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// The guest kernel: an ELF `vmlinux` or a `bzImage`.
+    pub kernel: PathBuf,
+    /// The initial file system that holds the agent.
+    #[serde(default)]
+    pub initramfs: Option<PathBuf>,
+    /// Parameters added at the end of the kernel command line, each `name` or `name=value`.
+    #[serde(default)]
+    pub extra_command_line: Vec<String>,
+    /// Number of vCPUs.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u8,
+    /// Base memory.
+    pub memory: ByteSize,
+    /// What lies under guest memory on the host.
+    #[serde(default)]
+    pub backing: Backing,
+    /// Window sizes of the partitions: the largest size that each can be plugged with.
+    #[serde(default)]
+    pub partitions: Vec<ByteSize>,
+    /// Read-only image layers.
+    #[serde(default)]
+    pub layers: Vec<LayerConfig>,
+    /// Raw disks.
+    #[serde(default)]
+    pub drives: Vec<DriveConfig>,
+    /// The way between guest and host.
+    #[serde(default)]
+    pub vsock: VsockConfig,
+    /// Where the guest's serial console goes.
+    #[serde(default)]
+    pub serial: SerialOutput,
+}
+
+/// A read-only layer, in the guest a disk whose serial number is the start of the digest ([`crate::serial_of`]).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerConfig {
+    /// The layer's EROFS file.
+    pub path: PathBuf,
+    /// The digest it is known by.
+    pub digest: LayerDigest,
+    /// Size of the file; another size is an error.
+    pub bytes: u64,
+}
+
+impl From<&Layer> for LayerConfig {
+    fn from(layer: &Layer) -> Self {
+        Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
+    }
+}
+
+impl From<&LayerConfig> for Layer {
+    fn from(layer: &LayerConfig) -> Self {
+        Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
+    }
+}
+
+/// A raw disk.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveConfig {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Whether the guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// The vsock device.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// Context identifier of the guest.
+    #[serde(default = "default_cid")]
+    pub cid: u32,
+    /// Unix socket that takes `CONNECT <port>`; a socket in a private temporary directory when left out. Connections that the
+    /// guest opens to port P reach the socket `<uds_path>_<P>`.
+    #[serde(default)]
+    pub uds_path: Option<PathBuf>,
+}
+
+/// Where the guest's serial console goes.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialOutput {
+    /// There is no serial port.
+    #[default]
+    Off,
+    /// To this process's standard output.
+    Stdout,
+    /// To a file, which is emptied first.
+    File(PathBuf),
+}
+
+/// A value that the configuration can't have.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{field}` is {value}: expected {expected}")]
+pub struct ConfigError {
+    /// Where in the configuration, for example `layers[2].path`.
+    pub field: String,
+    /// What stands there.
+    pub value: String,
+    /// What may stand there.
+    pub expected: String,
+}
+
+impl VmConfig {
+    /// A VM with `kernel` and `memory` and the default of everything else.
+    #[must_use]
+    pub fn new(kernel: impl Into<PathBuf>, memory: ByteSize) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initramfs: None,
+            extra_command_line: Vec::new(),
+            vcpus: default_vcpus(),
+            memory,
+            backing: Backing::default(),
+            partitions: Vec::new(),
+            layers: Vec::new(),
+            drives: Vec::new(),
+            vsock: VsockConfig::default(),
+            serial: SerialOutput::default(),
+        }
+    }
+
+    /// Checks every value, by itself and against the others; touches no file.
+    ///
+    /// # Errors
+    /// The first value that can't be, with what it should have been.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_path("kernel", &self.kernel)?;
+        if let Some(path) = &self.initramfs {
+            check_path("initramfs", path)?;
+        }
+        check_extra_command_line(&self.extra_command_line)?;
+        if !VCPUS.contains(&self.vcpus) {
+            return Err(error("vcpus", self.vcpus, format!("{} to {}", VCPUS.start(), VCPUS.end())));
+        }
+        check_size("memory", self.memory, MIN_MEMORY)?;
+        if self.partitions.len() > MAX_PARTITIONS {
+            return Err(error("partitions", count(self.partitions.len()), format!("at most {MAX_PARTITIONS}")));
+        }
+        for (index, window) in self.partitions.iter().enumerate() {
+            check_size(&format!("partitions[{index}]"), *window, BLOCK)?;
+        }
+        let total = self.partitions.iter().map(|window| window.get()).sum::<u64>() + self.memory.get();
+        if total > MAX_MEMORY.get() {
+            let expected = format!("at most {MAX_MEMORY} with `memory` counted in");
+            return Err(error("partitions", format!("{} together", ByteSize::bytes(total)), expected));
+        }
+        self.check_disks()?;
+        self.vsock.check()?;
+        if let SerialOutput::File(path) = &self.serial {
+            check_path("serial", path)?;
+        }
+        self.check_written_files()
+    }
+
+    fn check_disks(&self) -> Result<(), ConfigError> {
+        let disks = self.layers.len() + self.drives.len();
+        if disks > MAX_DISKS {
+            return Err(error("layers", format!("{disks} with `drives` counted in"), format!("at most {MAX_DISKS}")));
+        }
+        let mut digests = HashMap::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            check_path(&format!("layers[{index}].path"), &layer.path)?;
+            if let Some(other) = digests.insert(layer.digest, index) {
+                let expected = format!("another digest than that of `layers[{other}]`");
+                return Err(error(format!("layers[{index}].digest"), format!("`{}`", layer.digest), expected));
+            }
+        }
+        for (index, drive) in self.drives.iter().enumerate() {
+            check_path(&format!("drives[{index}].path"), &drive.path)?;
+        }
+        Ok(())
+    }
+
+    /// A path may be read in several places (one layer in two VMs), but what is written has one use.
+    fn check_written_files(&self) -> Result<(), ConfigError> {
+        let mut uses: Vec<(String, &Path, bool)> = vec![("kernel".into(), &self.kernel, false)];
+        uses.extend(self.initramfs.iter().map(|path| ("initramfs".into(), path.as_path(), false)));
+        uses.extend(self.layers.iter().enumerate().map(|(i, l)| (format!("layers[{i}].path"), l.path.as_path(), false)));
+        let drives = self.drives.iter().enumerate();
+        uses.extend(drives.map(|(i, d)| (format!("drives[{i}].path"), d.path.as_path(), !d.read_only)));
+        if let SerialOutput::File(path) = &self.serial {
+            uses.push(("serial".into(), path, true));
+        }
+        uses.extend(self.vsock.uds_path.iter().map(|path| ("vsock.uds_path".into(), path.as_path(), true)));
+
+        let mut seen: HashMap<&Path, (&str, bool)> = HashMap::new();
+        for (field, path, written) in &uses {
+            // A layer twice in one VM is a mistake too, even though nothing would break.
+            let once = *written || field.starts_with("layers") || field.starts_with("drives");
+            if let Some((other, other_once)) = seen.insert(path, (field, once))
+                && (once || other_once)
+            {
+                return Err(error(field.as_str(), quoted(path), format!("another path than that of `{other}`")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VsockConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        if !GUEST_CIDS.contains(&self.cid) {
+            return Err(error("vsock.cid", self.cid, format!("{} to {}", GUEST_CIDS.start(), GUEST_CIDS.end())));
+        }
+        let Some(path) = &self.uds_path else { return Ok(()) };
+        check_path("vsock.uds_path", path)?;
+        let length = path.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            let value = format!("{} ({length} bytes)", quoted(path));
+            return Err(error("vsock.uds_path", value, format!("at most {MAX_SOCKET_PATH} bytes")));
+        }
+        Ok(())
+    }
+}
+
+impl Default for VsockConfig {
+    fn default() -> Self {
+        Self { cid: default_cid(), uds_path: None }
+    }
+}
+
+fn default_vcpus() -> u8 {
+    1
+}
+
+fn default_cid() -> u32 {
+    *GUEST_CIDS.start()
+}
+
+fn check_path(field: &str, path: &Path) -> Result<(), ConfigError> {
+    if path.as_os_str().is_empty() {
+        return Err(error(field, "empty", "a path"));
+    }
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(error(field, quoted(path), "a path without a zero byte"));
+    }
+    Ok(())
+}
+
+fn check_size(field: &str, size: ByteSize, min: ByteSize) -> Result<(), ConfigError> {
+    if size < min || size > MAX_MEMORY || !size.is_multiple_of(BLOCK) {
+        return Err(error(field, size, format!("a multiple of {BLOCK}, at least {min} and at most {MAX_MEMORY}")));
+    }
+    Ok(())
+}
+
+fn check_extra_command_line(parameters: &[String]) -> Result<(), ConfigError> {
+    for (index, parameter) in parameters.iter().enumerate() {
+        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let expected = "one parameter of printable ASCII without spaces, such as `name=value`";
+            return Err(error(format!("extra_command_line[{index}]"), format!("{parameter:?}"), expected));
+        }
+    }
+    let length: usize = parameters.iter().map(|parameter| parameter.len() + 1).sum();
+    if length > MAX_EXTRA_COMMAND_LINE {
+        let expected = format!("at most {MAX_EXTRA_COMMAND_LINE} bytes");
+        return Err(error("extra_command_line", format!("{length} bytes"), expected));
+    }
+    Ok(())
+}
+
+fn count(n: usize) -> String {
+    format!("{n} entries")
+}
+
+fn quoted(path: &Path) -> String {
+    format!("`{}`", path.display())
+}
+
+fn error(field: impl Into<String>, value: impl fmt::Display, expected: impl Into<String>) -> ConfigError {
+    ConfigError { field: field.into(), value: value.to_string(), expected: expected.into() }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+use super::*;
+
+fn sane() -> VmConfig {
+    let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+    config.initramfs = Some("initramfs.cpio".into());
+    config.partitions = vec![ByteSize::gib(1), ByteSize::mib(128)];
+    config.layers = (0..3).map(|i| layer(&format!("layer{i}.erofs"))).collect();
+    config.drives = vec![drive("data.img")];
+    config
+}
+
+fn layer(path: &str) -> LayerConfig {
+    LayerConfig { path: path.into(), digest: LayerDigest::of(path.as_bytes()), bytes: 4096 }
+}
+
+fn drive(path: &str) -> DriveConfig {
+    DriveConfig { path: path.into(), read_only: false }
+}
+
+#[test]
+fn a_sane_configuration_passes_and_survives_json() {
+    let config = sane();
+    config.validate().unwrap();
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<VmConfig>(&json).unwrap(), config);
+}
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let config: VmConfig = serde_json::from_str(r#"{"kernel": "k", "memory": 536870912}"#).unwrap();
+    assert_eq!(config, VmConfig::new("k", ByteSize::mib(512)));
+    assert_eq!(config.backing, Backing::Thp);
+    assert_eq!(config.vsock.cid, 3);
+}
+
+#[test]
+fn json_that_is_not_understood_is_named() {
+    for (json, named) in [
+        (r#"{"kernel": "k", "memory": "1G", "vcpu": 2}"#, "vcpu"),
+        (r#"{"kernel": "k", "memory": "1Q"}"#, "1Q"),
+        (r#"{"kernel": "k", "memory": -1}"#, "a size"),
+        (r#"{"kernel": "k"}"#, "memory"),
+        (r#"{"kernel": "k", "memory": "1G", "vcpus": 300}"#, "300"),
+        (r#"{"kernel": "k", "memory": "1G", "backing": "gold"}"#, "gold"),
+        (r#"{"kernel": "k", "memory": "1G", "serial": {"tape": "x"}}"#, "tape"),
+        (r#"{"kernel": "k", "memory": "1G", "vsock": {"cid": 3, "udspath": "x"}}"#, "udspath"),
+        (r#"{"kernel": "k", "memory": "1G", "layers": [{"path": "l", "digest": "md5:0", "bytes": 1}]}"#, "md5:0"),
+        (r#"{"kernel": "k", "memory": "1G", "drives": [{"path": "l", "readonly": true}]}"#, "readonly"),
+    ] {
+        let message = serde_json::from_str::<VmConfig>(json).unwrap_err().to_string();
+        assert!(message.contains(named), "{json}: {message}");
+    }
+}
+
+#[test]
+fn bad_values_are_named_with_their_field() {
+    type Change = fn(&mut VmConfig);
+    let table: &[(Change, &str, &str)] = &[
+        (|c| c.kernel = "".into(), "kernel", "empty"),
+        (|c| c.kernel = "a\0b".into(), "kernel", "a\0b"),
+        (|c| c.initramfs = Some("".into()), "initramfs", "empty"),
+        (|c| c.vcpus = 0, "vcpus", "0"),
+        (|c| c.vcpus = 33, "vcpus", "33"),
+        (|c| c.memory = ByteSize::bytes(0), "memory", "0 bytes"),
+        (|c| c.memory = ByteSize::mib(30), "memory", "30 MiB"),
+        (|c| c.memory = ByteSize::mib(33), "memory", "33 MiB"),
+        (|c| c.memory = ByteSize::bytes(u64::MAX), "memory", "18446744073709551615"),
+        (|c| c.memory = ByteSize::gib(1 << 20), "memory", "1024 TiB"),
+        (|c| c.partitions[1] = ByteSize::bytes(0), "partitions[1]", "0 bytes"),
+        (|c| c.partitions[1] = ByteSize::mib(129), "partitions[1]", "129 MiB"),
+        (|c| c.partitions = vec![ByteSize::gib(16 << 10); 2], "partitions", "together"),
+        (|c| c.partitions = vec![ByteSize::mib(128); 256], "partitions", "256 entries"),
+        (|c| c.extra_command_line = vec!["a b".into()], "extra_command_line[0]", "a b"),
+        (|c| c.extra_command_line = vec!["x".into(), "".into()], "extra_command_line[1]", "\"\""),
+        (|c| c.extra_command_line = vec!["x".repeat(1600)], "extra_command_line", "1601 bytes"),
+        (|c| c.layers[1].path = "layer0.erofs".into(), "layers[1].path", "layer0.erofs"),
+        (|c| c.layers[1].path = "".into(), "layers[1].path", "empty"),
+        (|c| c.layers[2].digest = LayerDigest::of(b"layer0.erofs"), "layers[2].digest", "sha256:"),
+        (|c| c.drives[0].path = "layer0.erofs".into(), "drives[0].path", "layer0.erofs"),
+        (|c| c.drives.push(drive("data.img")), "drives[1].path", "data.img"),
+        (|c| c.drives[0].path = "vmlinux".into(), "drives[0].path", "vmlinux"),
+        (|c| c.layers = (0..201).map(|i| layer(&format!("{i}"))).collect(), "layers", "202"),
+        (|c| c.serial = SerialOutput::File("data.img".into()), "serial", "data.img"),
+        (|c| c.serial = SerialOutput::File("".into()), "serial", "empty"),
+        (|c| c.vsock.cid = 2, "vsock.cid", "2"),
+        (|c| c.vsock.cid = u32::MAX, "vsock.cid", "4294967295"),
+        (|c| c.vsock.uds_path = Some("x".repeat(97).into()), "vsock.uds_path", "97 bytes"),
+        (|c| c.vsock.uds_path = Some("data.img".into()), "vsock.uds_path", "data.img"),
+    ];
+    for (index, (change, field, value)) in table.iter().enumerate() {
+        let mut config = sane();
+        change(&mut config);
+        let error = config.validate().expect_err(&format!("row {index} ({field})"));
+        assert_eq!(error.field, *field, "row {index}: {error}");
+        assert!(error.value.contains(value), "row {index}: {error}");
+        assert!(error.to_string().contains("expected"), "row {index}: {error}");
+    }
+}

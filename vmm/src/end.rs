@@ -1,0 +1,174 @@
+//! How a VM ends, told to everybody who waits.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::machine::ExitReason;
+
+/// How a VM ended.
+#[derive(Clone, Debug)]
+pub enum VmEnd {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// The guest asked for a reset, which is also how a panic of its kernel ends.
+    Reset,
+    /// The host stopped it.
+    Stopped,
+    /// A vCPU or a device failed.
+    Failed(Arc<dyn Error + Send + Sync>),
+}
+
+/// The guest's CPU gave up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a vCPU met a triple fault")]
+pub struct TripleFault;
+
+impl fmt::Display for VmEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest switched itself off"),
+            Self::Reset => f.write_str("the guest reset itself (its kernel may have panicked)"),
+            Self::Stopped => f.write_str("the host stopped it"),
+            Self::Failed(error) => {
+                write!(f, "{error}")?;
+                let mut source = error.source();
+                while let Some(cause) = source {
+                    write!(f, ": {cause}")?;
+                    source = cause.source();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl From<ExitReason> for VmEnd {
+    fn from(reason: ExitReason) -> Self {
+        match reason {
+            ExitReason::Shutdown => Self::PoweredOff,
+            ExitReason::Reset => Self::Reset,
+            ExitReason::TripleFault => Self::Failed(Arc::new(TripleFault)),
+            ExitReason::Error(error) => Self::Failed(error.into()),
+        }
+    }
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// The one place where the end of a VM is noted. The first end stands.
+pub(crate) struct EndSignal {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Readable for good once the VM has ended.
+    event: EventFd,
+}
+
+#[derive(Default)]
+struct State {
+    end: Option<VmEnd>,
+    hooks: Vec<Hook>,
+}
+
+impl EndSignal {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event }))
+    }
+
+    /// Notes the end and runs the hooks on this thread.
+    pub(crate) fn report(&self, end: VmEnd) {
+        let hooks = {
+            let mut state = self.state();
+            if state.end.is_some() {
+                return;
+            }
+            tracing::info!(%end, "the VM has ended");
+            state.end = Some(end);
+            std::mem::take(&mut state.hooks)
+        };
+        if let Err(error) = self.event.write(1) {
+            tracing::error!(%error, "cannot signal the end of the VM");
+        }
+        self.changed.notify_all();
+        hooks.into_iter().for_each(|hook| hook());
+    }
+
+    /// The end, once there was one.
+    pub(crate) fn ended(&self) -> Option<VmEnd> {
+        self.state().end.clone()
+    }
+
+    /// Waits for the end; `None` if there is none within `timeout`.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<VmEnd> {
+        let start = Instant::now();
+        let mut state = self.state();
+        while state.end.is_none() {
+            state = match timeout {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(timeout) => {
+                    let left = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        state.end.clone()
+    }
+
+    /// Runs `hook` at the end, or now if that was before. A hook must not block.
+    pub(crate) fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            state.hooks.push(Box::new(hook));
+        } else {
+            drop(state);
+            hook();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRawFd for EndSignal {
+    fn as_raw_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn the_first_end_stands_and_everybody_hears_of_it() {
+        let signal = EndSignal::new().unwrap();
+        assert!(signal.wait(Some(Duration::ZERO)).is_none());
+        let heard = Arc::new(AtomicU32::new(0));
+        let count = {
+            let heard = heard.clone();
+            move || {
+                heard.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        signal.on_end(count.clone());
+        let waiter = std::thread::spawn({
+            let signal = signal.clone();
+            move || signal.wait(None)
+        });
+        signal.report(ExitReason::TripleFault.into());
+        signal.report(VmEnd::Stopped);
+        assert!(matches!(waiter.join().unwrap(), Some(VmEnd::Failed(_))));
+        assert!(signal.ended().unwrap().to_string().contains("triple fault"));
+        signal.on_end(count);
+        assert_eq!(heard.load(Ordering::SeqCst), 2);
+    }
+}

@@ -1,0 +1,80 @@
+use std::io::Write;
+use std::thread;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    listener: ReadyListener,
+    end: std::sync::Arc<EndSignal>,
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = ReadyListener::bind(&directory.path().join("v")).unwrap();
+    Fixture { directory, listener, end: EndSignal::new().unwrap() }
+}
+
+impl Fixture {
+    fn guest_sends(&self, line: &[u8]) -> UnixStream {
+        let mut stream = UnixStream::connect(self.directory.path().join(format!("v_{READY_PORT}"))).unwrap();
+        stream.write_all(line).unwrap();
+        stream
+    }
+
+    fn wait(&self, timeout: Duration) -> Result<(), NotReady> {
+        self.listener.wait(timeout, &self.end)
+    }
+}
+
+#[test]
+fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
+    let early = fixture();
+    let _stream = early.guest_sends(b"ready 1\n");
+    early.wait(SOON).unwrap();
+
+    let late = fixture();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| late.wait(SOON));
+        let mut stream = late.guest_sends(b"rea");
+        stream.write_all(b"dy 1\n").unwrap();
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_guest_that_says_something_else_is_refused() {
+    for line in [&b"hello\n"[..], b"", b"ready", &[b'x'; 4096]] {
+        let fixture = fixture();
+        drop(fixture.guest_sends(line));
+        assert!(matches!(fixture.wait(SOON), Err(NotReady::Line(_))), "{line:?}");
+    }
+    let fixture = fixture();
+    drop(fixture.guest_sends(b"ready 77\n"));
+    assert!(matches!(fixture.wait(SOON), Err(NotReady::Version(77))));
+}
+
+#[test]
+fn silence_ends_with_the_time_or_with_the_vm() {
+    let fixture = fixture();
+    let _silent = fixture.guest_sends(b"");
+    assert!(matches!(fixture.wait(Duration::from_millis(5)), Err(NotReady::Timeout(_))));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| fixture.wait(SOON));
+        fixture.end.report(VmEnd::Reset);
+        assert!(matches!(waiter.join().unwrap(), Err(NotReady::Ended(VmEnd::Reset))));
+    });
+}
+
+#[test]
+fn the_socket_is_removed_and_a_taken_path_is_named() {
+    let fixture = fixture();
+    let path = fixture.listener.path.clone();
+    let taken = ReadyListener::bind(&fixture.directory.path().join("v")).unwrap_err();
+    assert!(taken.to_string().contains(path.to_str().unwrap()), "{taken}");
+    assert!(path.exists());
+    drop(fixture.listener);
+    assert!(!path.exists());
+}
