@@ -16,7 +16,10 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use bellows_devices::legacy::PowerPorts;
 use bellows_memory::layout::Layout;
+
+use super::platform;
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"BELLOW";
@@ -26,24 +29,6 @@ const OEM_REVISION: u32 = 1;
 
 /// Bytes of ECAM per bus: 32 devices of 8 functions, 4 KiB each (PCI Express base specification, 7.2.2).
 const ECAM_PER_BUS: u64 = 1 << 20;
-
-/// Ports that end the VM.
-#[derive(Clone, Copy, Debug)]
-pub struct PortRegisters {
-    /// Port where `reset_value` resets the machine.
-    pub reset: u16,
-    /// See `reset`.
-    pub reset_value: u8,
-    /// Sleep control register: [`SLEEP_POWER_OFF`] written here switches the machine off.
-    pub sleep_control: u16,
-    /// Sleep status register: reads as zero.
-    pub sleep_status: u16,
-}
-
-/// Sleep type of S5, "soft off".
-const SLEEP_TYPE_OFF: u8 = 5;
-/// What the guest writes to the sleep control register to switch itself off: `SLP_TYP` (bits 4:2) and `SLP_EN` (bit 5).
-pub const SLEEP_POWER_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 
 /// A PCI root bus and the addresses its devices can have.
 #[derive(Clone, Debug)]
@@ -67,8 +52,8 @@ pub struct Acpi<'a> {
     pub ecam: u64,
     /// The root buses, in order of their numbers, from 0 without a gap.
     pub buses: &'a [RootBus],
-    /// Ports that end the VM.
-    pub ports: PortRegisters,
+    /// First of the [`PowerPorts`].
+    pub power_port: u16,
     /// There is a serial port at [`super::platform::COM1_PORT`].
     pub serial: bool,
 }
@@ -97,6 +82,16 @@ pub enum AcpiError {
         /// End.
         end: u64,
     },
+    /// More than there is room for.
+    #[error(
+        "the ACPI tables have {bytes} bytes, and there is room for {room}: too many buses with too many partitions"
+    )]
+    TooLarge {
+        /// What the tables take.
+        bytes: usize,
+        /// What there is.
+        room: u64,
+    },
 }
 
 impl Acpi<'_> {
@@ -106,42 +101,33 @@ impl Acpi<'_> {
         self.ecam..self.ecam + ECAM_PER_BUS * self.buses.len() as u64
     }
 
-    /// Makes the tables, the RSDP first, and places them: `place` says where that many bytes go.
+    /// Makes the tables as they lie in [`platform::ACPI_TABLES`], the RSDP first.
     ///
     /// # Errors
     /// The description makes no sense; the error names the value.
-    pub(crate) fn build(&self, place: impl FnOnce(u64) -> u64) -> Result<(u64, Vec<u8>), AcpiError> {
+    pub(crate) fn build(&self) -> Result<Vec<u8>, AcpiError> {
         self.check()?;
-        let unlinked = [
+        let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
+        let dsdt = tables.push(&dsdt::build(self));
+        let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+        let named = [
+            self.fadt(dsdt),
             processors::madt(self.vcpus),
             self.mcfg(),
             memory_affinity::srat(self.vcpus, self.layout),
             memory_affinity::slit(self.layout),
         ];
-        let dsdt = dsdt::build(self);
-        let tables = unlinked.len() + 1;
-        let fixed = aligned(Rsdp::len()) + aligned(XSDT_HEADER + 8 * tables) + aligned(FADT_BYTES);
-        let bytes = fixed + unlinked.iter().chain([&dsdt]).map(|table| aligned(table.len())).sum::<usize>();
-        let at = place(bytes as u64);
-
-        // RSDP, XSDT, FADT, DSDT, the others: each at a multiple of 16.
-        let mut blob = Blob { at, bytes: Vec::with_capacity(bytes) };
-        let xsdt_at = at + aligned(Rsdp::len()) as u64;
-        blob.push(&serialise(&Rsdp::new(OEM, xsdt_at)));
-        let fadt_at = xsdt_at + aligned(XSDT_HEADER + 8 * tables) as u64;
-        let dsdt_at = fadt_at + aligned(FADT_BYTES) as u64;
-        let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-        xsdt.add_entry(fadt_at);
-        let mut next = dsdt_at + aligned(dsdt.len()) as u64;
-        for table in &unlinked {
-            xsdt.add_entry(next);
-            next += aligned(table.len()) as u64;
+        for table in named {
+            xsdt.add_entry(tables.push(&table));
         }
-        blob.push(&serialise(&xsdt));
-        blob.push(&self.fadt(dsdt_at));
-        blob.push(&dsdt);
-        unlinked.iter().for_each(|table| blob.push(table));
-        Ok((at, blob.bytes))
+        let xsdt = tables.push(&serialise(&xsdt));
+        let mut bytes = tables.bytes;
+        bytes[..Rsdp::len()].copy_from_slice(&serialise(&Rsdp::new(OEM, xsdt)));
+        let room = platform::ACPI_TABLES.end - platform::ACPI_TABLES.start;
+        if bytes.len() as u64 > room {
+            return Err(AcpiError::TooLarge { bytes: bytes.len(), room });
+        }
+        Ok(bytes)
     }
 
     fn check(&self) -> Result<(), AcpiError> {
@@ -166,7 +152,10 @@ impl Acpi<'_> {
     fn fadt(&self, dsdt: u64) -> Vec<u8> {
         /// No VGA, no PCI ASPM, no CMOS clock; without bits 0 and 1 there are no other legacy devices and no 8042 either.
         const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-        let register = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
+        let register = |offset: u64| {
+            let port = u64::from(self.power_port) + offset;
+            GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port)
+        };
         let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION).dsdt_64(dsdt);
         let flags = [
             Flags::HwReducedAcpi,
@@ -183,10 +172,10 @@ impl Acpi<'_> {
         }
         table = table.preferred_pm_profile(PmProfile::EnterpriseServer);
         table.iapc_boot_arch = BOOT_ARCHITECTURE.into();
-        table.reset_reg = register(self.ports.reset);
-        table.reset_value = self.ports.reset_value;
-        table.sleep_control_reg = register(self.ports.sleep_control);
-        table.sleep_status_reg = register(self.ports.sleep_status);
+        table.reset_reg = register(PowerPorts::RESET);
+        table.reset_value = PowerPorts::RESET_VALUE;
+        table.sleep_control_reg = register(PowerPorts::SLEEP_CONTROL);
+        table.sleep_status_reg = register(PowerPorts::SLEEP_STATUS);
         table.hypervisor_vendor_identity = u64::from_le_bytes(OEM_TABLE).into();
         serialise(&table.finalize())
     }
@@ -200,26 +189,19 @@ impl Acpi<'_> {
     }
 }
 
-/// Bytes of an XSDT without entries.
-const XSDT_HEADER: usize = 36;
-const FADT_BYTES: usize = 276;
-
-/// Tables one after another from address `at` on.
-struct Blob {
-    at: u64,
+/// Tables one after another, from the start of [`platform::ACPI_TABLES`] on.
+struct Tables {
     bytes: Vec<u8>,
 }
 
-impl Blob {
-    fn push(&mut self, table: &[u8]) {
+impl Tables {
+    /// Adds a table at a multiple of 16 and says at which address it is.
+    fn push(&mut self, table: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let at = platform::ACPI_TABLES.start + self.bytes.len() as u64;
         self.bytes.extend(table);
-        self.bytes.resize(aligned(self.bytes.len()), 0);
-        debug_assert!(self.at.is_multiple_of(16));
+        at
     }
-}
-
-fn aligned(bytes: usize) -> usize {
-    bytes.next_multiple_of(16)
 }
 
 fn serialise(table: &dyn Aml) -> Vec<u8> {

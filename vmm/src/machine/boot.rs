@@ -14,8 +14,8 @@ use super::acpi::{Acpi, AcpiError};
 use super::command_line::{CommandLine, CommandLineError};
 use super::kernel::{self, KernelError};
 use super::platform;
-use super::registers;
 use super::zero_page::{MemoryKind, MemoryMap, ZeroPage};
+use super::{registers, reset_vector};
 
 /// What to boot.
 #[derive(Clone, Copy, Debug)]
@@ -115,14 +115,10 @@ pub fn load(
     if low <= platform::HIGH_MEMORY + PAGE {
         return Err(BootError::TooLittleMemory { bytes: low });
     }
-    let place = |bytes: u64| place_tables(low, bytes);
-    let (tables_at, tables) = acpi.build(place)?;
-    let tables_range = tables_at..tables_at + tables.len() as u64;
-    let usable_end = if tables_at >= platform::HIGH_MEMORY { tables_at } else { low };
-
-    let kernel = kernel::load(memory, usable_end, source.kernel)?;
+    let tables = acpi.build()?;
+    let kernel = kernel::load(memory, low, source.kernel)?;
     let initramfs = match source.initramfs {
-        Some(path) => load_initramfs(memory, path, kernel.end, initramfs_end(usable_end, kernel.setup_header))?,
+        Some(path) => load_initramfs(memory, path, kernel.end, initramfs_end(low, kernel.setup_header))?,
         None => 0..0,
     };
     let line = source.command_line.render(command_line_max(kernel.setup_header))?;
@@ -131,10 +127,14 @@ pub fn load(
     memory.write_slice(line.as_bytes(), GuestAddress(platform::COMMAND_LINE)).map_err(written("command line"))?;
     let end = GuestAddress(platform::COMMAND_LINE + line.len() as u64);
     memory.write_obj(0u8, end).map_err(written("command line"))?;
+    let tables_at = platform::ACPI_TABLES.start;
     memory.write_slice(&tables, GuestAddress(tables_at)).map_err(written("ACPI tables"))?;
+    memory
+        .write_slice(&reset_vector::code(acpi.power_port), GuestAddress(platform::RESET_VECTOR))
+        .map_err(written("reset vector"))?;
     registers::write_boot_tables(memory).map_err(written("boot page tables"))?;
     let page = ZeroPage {
-        memory_map: &memory_map(layout, acpi.ecam(), tables_range),
+        memory_map: &memory_map(layout, acpi.ecam()),
         setup_header: kernel.setup_header,
         command_line: platform::COMMAND_LINE as u32,
         initramfs,
@@ -144,15 +144,9 @@ pub fn load(
     Ok(Loaded { entry: kernel.entry })
 }
 
-/// Where `bytes` of ACPI tables go: below 1 MiB, which costs the guest nothing, or else at the end of low memory.
-fn place_tables(low: u64, bytes: u64) -> u64 {
-    let range = platform::ACPI_LOW;
-    if bytes <= range.end - range.start { range.start } else { low.saturating_sub(bytes) & !(PAGE - 1) }
-}
-
-fn initramfs_end(usable_end: u64, header: Option<setup_header>) -> u64 {
+fn initramfs_end(low: u64, header: Option<setup_header>) -> u64 {
     let limit = header.map_or(INITRAMFS_END, |header| u64::from(header.initrd_addr_max) + 1);
-    usable_end.min(limit)
+    low.min(limit)
 }
 
 fn command_line_max(header: Option<setup_header>) -> usize {
@@ -186,23 +180,18 @@ fn load_initramfs(memory: &GuestMemory, path: &Path, start: u64, end: u64) -> Re
     Ok(range)
 }
 
-/// The memory map: base memory without what the tables take. Partition windows are no memory yet: the SRAT announces them.
-fn memory_map(layout: &Layout, ecam: Range<u64>, tables: Range<u64>) -> MemoryMap {
+/// The memory map. Partition windows are no memory yet: the SRAT announces them.
+fn memory_map(layout: &Layout, ecam: Range<u64>) -> MemoryMap {
     use MemoryKind::{Acpi, Reserved, Usable};
-    let low = layout.low().bytes();
-    let mut map = vec![(0..platform::LOW_MEMORY_END, Usable)];
-    if tables.start < platform::HIGH_MEMORY {
-        map.push((platform::LOW_MEMORY_END..tables.start, Reserved));
-        map.push((tables.start..platform::HIGH_MEMORY, Acpi));
-        map.push((platform::HIGH_MEMORY..low, Usable));
-    } else {
-        map.push((platform::LOW_MEMORY_END..platform::HIGH_MEMORY, Reserved));
-        map.push((platform::HIGH_MEMORY..tables.start, Usable));
-        map.push((tables.start..low, Acpi));
-    }
-    map.push((ecam, Reserved));
+    let tables = platform::ACPI_TABLES;
+    let mut map = vec![
+        (0..platform::LOW_MEMORY_END, Usable),
+        (platform::LOW_MEMORY_END..tables.start, Reserved),
+        (tables.start..platform::HIGH_MEMORY, Acpi),
+        (platform::HIGH_MEMORY..layout.low().bytes(), Usable),
+        (ecam, Reserved),
+    ];
     map.extend(layout.high().map(|high| (high.start().0..high.end().0, Usable)));
-    map.retain(|(range, _)| !range.is_empty());
     map.sort_by_key(|(range, _)| range.start);
     map
 }

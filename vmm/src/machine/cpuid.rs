@@ -35,6 +35,29 @@ const HYPERVISOR_FREQUENCY: u32 = 0x4000_0010;
 /// SVM, SEV, AMD's performance monitoring and extended topology.
 const DROPPED: [u32; 9] = [0x5, 0xa, 0x12, 0x14, 0x1f, 0x8000_000a, 0x8000_001f, 0x8000_0022, 0x8000_0026];
 
+/// Leaves that spell the CPU's name.
+const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+
+/// The host CPU's name as CPUID spells it, which KVM leaves out: 48 bytes, 16 a leaf.
+pub(crate) fn host_brand() -> Option<[[u32; 4]; 3]> {
+    let leaf = |function: u32| {
+        let result = std::arch::x86_64::__cpuid(function);
+        [result.eax, result.ebx, result.ecx, result.edx]
+    };
+    (leaf(0x8000_0000)[0] >= *BRAND.end()).then(|| [leaf(0x8000_0002), leaf(0x8000_0003), leaf(0x8000_0004)])
+}
+
+/// The table with the CPU's name in it.
+pub(crate) fn with_brand(mut supported: CpuId, brand: Option<[[u32; 4]; 3]>) -> CpuId {
+    let leaves = BRAND.zip(brand.into_iter().flatten());
+    for (function, values) in leaves {
+        for entry in supported.as_mut_slice().iter_mut().filter(|entry| entry.function == function) {
+            *entry = leaf(function, values);
+        }
+    }
+    supported
+}
+
 /// The table for one vCPU, made from what KVM supports.
 pub(crate) fn for_vcpu(supported: &CpuId, topology: Topology, clock: Clock) -> CpuId {
     let entries = filter(supported.as_slice(), topology, clock);

@@ -17,7 +17,8 @@ fn host(vendor: &[u8; 4]) -> Vec<kvm_cpuid_entry2> {
     for function in [5, 7, 0xa, 0xb, 0x12, 0x14, 0x15, 0x16, 0x1f, HYPERVISOR, 0x4000_0001] {
         entries.push(leaf(function, all));
     }
-    entries[entries.len() - 2].eax = 0x4000_0001;
+    let hypervisor = entries.len() - 2;
+    entries[hypervisor].eax = 0x4000_0001;
     for function in [0x8000_0001, 0x8000_0008, 0x8000_000a, 0x8000_001e, 0x8000_0022, 0x8000_0026] {
         entries.push(leaf(function, all));
     }
@@ -59,13 +60,16 @@ fn topology_is_one_package_with_a_core_per_vcpu() {
         for index in 0..count {
             let entries = vcpu(b"Genu", index, count);
             let features = find(&entries, 1, 0);
-            assert_eq!(features.ebx >> 24, index.into());
-            assert_eq!(features.ebx >> 16 & 0xff, count.into());
+            assert_eq!(features.ebx >> 24, u32::from(index));
+            assert_eq!(features.ebx >> 16 & 0xff, u32::from(count));
             assert_eq!(features.edx & 1 << 28 != 0, count > 1, "HTT with {count}");
             let threads = find(&entries, 0xb, 0);
-            assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, index.into()));
+            assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, u32::from(index)));
             let cores = find(&entries, 0xb, 1);
-            assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (width, count.into(), 0x201, index.into()));
+            assert_eq!(
+                (cores.eax, cores.ebx, cores.ecx, cores.edx),
+                (width, u32::from(count), 0x201, u32::from(index))
+            );
             let end = find(&entries, 0xb, 2);
             assert_eq!((end.eax, end.ebx, end.ecx), (0, 0, 2));
             let last_id = (1 << width) - 1;

@@ -88,7 +88,7 @@ fn number(data: &[u8], at: usize, bytes: usize) -> Result<u64, ElfError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn kernel(edit: impl Fn(&mut Vec<u8>)) -> Result<ElfKernel, ElfError> {

@@ -110,7 +110,7 @@ impl Host {
             }
         }
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|error| HostError::Cpuid(error.into()))?;
-        Ok(Self { kvm, cpuid })
+        Ok(Self { kvm, cpuid: super::cpuid::with_brand(cpuid, super::cpuid::host_brand()) })
     }
 
     /// The most vCPUs one VM can have on this host.
@@ -235,7 +235,7 @@ impl Machine {
     }
 }
 
-/// Deleting a slot drops the page tables of the whole VM unless this quirk is off (Linux 6.13 and later offer that).
+/// Deleting a slot drops the page tables of the whole VM unless this quirk is off (newer hosts offer that).
 fn keep_page_tables_of_other_slots(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     let offered = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
     let offered = u32::try_from(offered).unwrap_or(0);

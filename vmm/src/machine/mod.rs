@@ -19,13 +19,14 @@ pub mod msi;
 mod msrs;
 pub mod platform;
 mod registers;
+mod reset_vector;
 pub mod slots;
 pub mod statistics;
 pub mod vcpu;
 pub mod vcpu_pool;
 mod zero_page;
 
-pub use acpi::{Acpi, AcpiError, PortRegisters, RootBus};
+pub use acpi::{Acpi, AcpiError, RootBus};
 pub use boot::{BootError, BootSource, Loaded, load};
 pub use command_line::{CommandLine, CommandLineError};
 pub use doorbells::KvmDoorbells;

@@ -26,8 +26,10 @@ pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 pub(crate) const COMMAND_LINE_BYTES: usize = 0x1_0000;
 /// Conventional memory ends here.
 pub(crate) const LOW_MEMORY_END: u64 = 0xa_0000;
-/// Where ACPI tables go when they fit; the kernel never uses this range for anything else.
-pub(crate) const ACPI_LOW: Range<u64> = 0xe_0000..0x10_0000;
+/// Where ACPI tables lie, the RSDP first; kernels leave this range alone.
+pub(crate) const ACPI_TABLES: Range<u64> = 0xe_0000..RESET_VECTOR;
+/// Where a CPU goes on reset, in real mode. A kernel that can't reset the machine otherwise jumps here.
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where extended memory begins.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 

@@ -5,8 +5,9 @@ use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
     ResourceTemplate, Scope,
 };
+use bellows_devices::legacy::PowerPorts;
 
-use super::{Acpi, RootBus, SLEEP_TYPE_OFF, serialise};
+use super::{Acpi, RootBus, serialise};
 use crate::machine::platform;
 
 /// Ports of PCI's configuration mechanism 1.
@@ -19,7 +20,7 @@ pub(super) fn build(acpi: &Acpi<'_>) -> Vec<u8> {
         devices.extend(serial_port());
     }
     let mut body = Scope::raw("_SB_".into(), devices);
-    let off: [&dyn Aml; 4] = [&SLEEP_TYPE_OFF, &0_u8, &0_u8, &0_u8];
+    let off: [&dyn Aml; 4] = [&PowerPorts::SLEEP_TYPE_OFF, &0_u8, &0_u8, &0_u8];
     body.extend(serialise(&Name::new("_S5_".into(), &Package::new(off.to_vec()))));
     super::table(*b"DSDT", 2, &body)
 }
@@ -60,6 +61,8 @@ fn host_bridge(bus: &RootBus) -> Vec<u8> {
             &Name::new("_UID".into(), &number),
             &Name::new("_SEG".into(), &0_u8),
             &Name::new("_BBN".into(), &number),
+            // Node 0: where all vCPUs are.
+            &Name::new("_PXM".into(), &0_u8),
             &Name::new("_CRS".into(), &resources),
         ],
     ))

@@ -1,0 +1,24 @@
+//! Code at the reset vector. Where ACPI is hardware-reduced, kernels with EFI support reset through EFI, and, when there is
+//! none, by a jump to the BIOS: which is this.
+
+use bellows_devices::legacy::PowerPorts;
+
+/// Real-mode code that writes to the reset register; at most 16 bytes.
+pub(crate) fn code(power_port: u16) -> [u8; 9] {
+    let [low, high] = power_port.wrapping_add(PowerPorts::RESET as u16).to_le_bytes();
+    [
+        // mov dx, port
+        0xba,
+        low,
+        high,
+        // mov al, value
+        0xb0,
+        PowerPorts::RESET_VALUE,
+        // out dx, al
+        0xee,
+        // again: hlt; jmp again
+        0xf4,
+        0xeb,
+        0xfd,
+    ]
+}
