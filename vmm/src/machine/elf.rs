@@ -64,7 +64,7 @@ pub(crate) fn parse(head: &[u8]) -> Result<ElfKernel, ElfError> {
     let table = usize::try_from(field(32, 8)?).map_err(|_| ElfError::Short)?;
     let count = field(56, 2)? as usize;
 
-    let mut kernel = ElfKernel { entry, range: u64::MAX..0, file_bytes: 0 };
+    let mut kernel = ElfKernel { entry, range: entry..entry, file_bytes: 0 };
     let mut entry_is_loaded = false;
     for at in (0..count).map(|index| table.saturating_add(index * PROGRAM_HEADER_BYTES)) {
         if field(at, 4)? as u32 != LOAD {

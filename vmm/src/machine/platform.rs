@@ -7,7 +7,7 @@ use std::ops::Range;
 /// Global descriptor table of the boot vCPU.
 pub(crate) const GDT: u64 = 0x500;
 /// Interrupt descriptor table of the boot vCPU: one empty entry.
-pub(crate) const IDT: u64 = 0x520;
+pub(crate) const IDT: u64 = 0x540;
 /// `struct boot_params`, the "zero page".
 pub(crate) const ZERO_PAGE: u64 = 0x7000;
 /// Top of the boot stack; the kernel sets up its own at once.

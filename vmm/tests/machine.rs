@@ -1,0 +1,282 @@
+//! The machine with guests of a few instructions instead of a kernel. Needs `/dev/kvm`: run with `--ignored`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bellows_devices::bus::{Bus, BusDevice, Doorbells};
+use bellows_devices::interrupt::{MsiController, MsiMessage};
+use bellows_devices::legacy::{PowerPorts, PowerRequest};
+use bellows_memory::layout::{Layout, LayoutSpec};
+use bellows_memory::slots::{Slot, SlotTable};
+use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
+use bellows_vmm::machine::{
+    Acpi, BootSource, CommandLine, ExitCounts, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuPool, Vcpus, load,
+};
+use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const BASE: ByteSize = ByteSize::mib(32);
+const ENTRY: u64 = 0x100_0000;
+/// Where guests leave results.
+const RESULT: u64 = 0x180_0000;
+/// Above base memory, within what the boot page tables map.
+const OUTSIDE: u64 = 0x400_0000;
+const POWER_PORT: u16 = 0x600;
+/// Far more than any of this takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// mov edi, OUTSIDE
+const EDI_OUTSIDE: &[u8] = &[0xbf, 0, 0, 0, 4];
+/// mov esi, RESULT
+const ESI_RESULT: &[u8] = &[0xbe, 0, 0, 0x80, 1];
+/// Writes to the sleep control register: mov dx, 0x600; mov al, 0x34; out dx, al; again: jmp again
+const SWITCH_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
+
+struct Vm {
+    machine: Machine,
+    memory: GuestMemory,
+    pool: VcpuPool,
+    ended: Receiver<ExitReason>,
+}
+
+impl Vm {
+    /// A VM whose first vCPU runs `code`; more devices can be put on its buses by `devices`.
+    fn with(code: &[&[u8]], devices: impl FnOnce(&Bus, &Bus)) -> Self {
+        let host = Host::open().unwrap();
+        let machine = Machine::new(&host).unwrap();
+        let layout = Layout::new(&LayoutSpec::x86_64(BASE, vec![], host.physical_address_bits())).unwrap();
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), BASE.get() as usize)]).unwrap();
+        let base = memory.get_host_address(GuestAddress(0)).unwrap() as u64;
+        machine.slots().set(Slot { guest: GuestAddress(0), host: base, bytes: BASE.get(), read_only: false }).unwrap();
+
+        let mut kernel = tempfile::NamedTempFile::new().unwrap();
+        kernel.write_all(&elf(&code.concat())).unwrap();
+        let buses = [RootBus { number: 0, mmio32: 0xc000_0000..0xd000_0000, mmio64: None }];
+        let acpi =
+            Acpi { vcpus: 1, layout: &layout, ecam: 0xe000_0000, buses: &buses, power_port: POWER_PORT, serial: false };
+        let command_line = CommandLine::new();
+        let source = BootSource { kernel: kernel.path(), initramfs: None, command_line: &command_line };
+        let entry = load(&memory, &layout, &acpi, source).unwrap();
+
+        let (sender, ended) = mpsc::channel();
+        let notice = ExitNotice::new(machine.gate(), move |reason| sender.send(reason).unwrap());
+        let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let power = PowerPorts::new({
+            let notice = notice.clone();
+            move |request| {
+                notice.report(match request {
+                    PowerRequest::Shutdown => ExitReason::Shutdown,
+                    PowerRequest::Reset => ExitReason::Reset,
+                });
+            }
+        });
+        ports.insert(POWER_PORT.into(), PowerPorts::LEN, Arc::new(power)).unwrap();
+        devices(&ports, &mmio);
+        let pool = VcpuPool::new(&host, &machine, Vcpus { count: 1, entry, ports, mmio, notice }).unwrap();
+        Self { machine, memory, pool, ended }
+    }
+
+    fn new(code: &[&[u8]]) -> Self {
+        Self::with(code, |_, _| {})
+    }
+
+    /// Runs it to its end.
+    fn run(&self) -> ExitReason {
+        self.pool.start().unwrap();
+        let reason = self.ended.recv_timeout(LONG).unwrap();
+        self.pool.stop();
+        reason
+    }
+
+    fn counts(&self) -> ExitCounts {
+        self.pool.counts()[0]
+    }
+
+    fn result(&self) -> u64 {
+        self.memory.read_obj(GuestAddress(RESULT)).unwrap()
+    }
+}
+
+/// An ELF kernel that consists of `code`.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 64];
+    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (file[16], file[18], file[20], file[32], file[52], file[54], file[56]) = (2, 62, 1, 64, 64, 56, 1);
+    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for word in [0x1000, ENTRY, ENTRY, code.len() as u64, code.len() as u64, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.resize(0x1000, 0);
+    file.extend(code);
+    file
+}
+
+/// Memory of 4 MiB for a slot at [`OUTSIDE`], and the slot.
+fn outside() -> (MmapRegion, Slot) {
+    let memory = MmapRegion::new(4 << 20).unwrap();
+    let slot = Slot { guest: GuestAddress(OUTSIDE), host: memory.as_ptr() as u64, bytes: 4 << 20, read_only: false };
+    (memory, slot)
+}
+
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(u64, Vec<u8>)>>);
+
+impl BusDevice for Recorder {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0x10 + offset as u8);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.lock().unwrap().push((offset, data.to_vec()));
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_guest_switches_itself_off() {
+    assert!(matches!(Vm::new(&[SWITCH_OFF]).run(), ExitReason::Shutdown));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_triple_fault_ends_the_vm() {
+    // ud2, with no handler for it.
+    assert!(matches!(Vm::new(&[&[0x0f, 0x0b]]).run(), ExitReason::TripleFault));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn memory_without_a_slot_reads_ones_and_takes_nothing() {
+    // mov rax, [rdi]; mov [rsi], rax; mov [rdi], rax
+    let vm = Vm::new(&[EDI_OUTSIDE, ESI_RESULT, &[0x48, 0x8b, 0x07, 0x48, 0x89, 0x06, 0x48, 0x89, 0x07], SWITCH_OFF]);
+    assert!(matches!(vm.run(), ExitReason::Shutdown));
+    assert_eq!(vm.result(), u64::MAX);
+    let counts = vm.counts();
+    assert_eq!((counts.unclaimed_reads, counts.unclaimed_writes), (1, 1));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn an_instruction_that_can_not_be_emulated_ends_the_vm_and_says_where() {
+    // jmp rdi: there are no instructions to fetch.
+    let ExitReason::Error(error) = Vm::new(&[EDI_OUTSIDE, &[0xff, 0xe7]]).run() else { panic!("no error") };
+    assert!(error.to_string().contains("RIP 0x4000000"), "{error}");
+    println!("{error}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn ports_and_device_memory_reach_their_devices() {
+    let (ports, mmio) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
+    let code: &[&[u8]] = &[
+        EDI_OUTSIDE,
+        ESI_RESULT,
+        // mov eax, [rdi + 8]; mov [rsi], eax
+        &[0x8b, 0x47, 0x08, 0x89, 0x06],
+        // mov word [rdi + 2], 0x1234
+        &[0x66, 0xc7, 0x47, 0x02, 0x34, 0x12],
+        // mov dx, 0x701; in al, dx; mov [rsi + 4], al
+        &[0x66, 0xba, 0x01, 0x07, 0xec, 0x88, 0x46, 0x04],
+        // mov ecx, 3; rep outsw: three words from the result area
+        &[0xb9, 3, 0, 0, 0, 0xf3, 0x66, 0x6f],
+        SWITCH_OFF,
+    ];
+    let vm = Vm::with(code, |port_bus, mmio_bus| {
+        port_bus.insert(0x700, 4, ports.clone()).unwrap();
+        mmio_bus.insert(OUTSIDE, 0x1000, mmio.clone()).unwrap();
+    });
+    assert!(matches!(vm.run(), ExitReason::Shutdown));
+    assert_eq!(vm.result(), 0x11_1818_1818);
+    assert_eq!(*mmio.0.lock().unwrap(), [(2, vec![0x34, 0x12])]);
+    assert_eq!(*ports.0.lock().unwrap(), [(1, vec![0x18, 0x18]), (1, vec![0x18, 0x18]), (1, vec![0x11, 0])]);
+    assert_eq!(vm.counts().unclaimed_reads + vm.counts().unclaimed_writes, 0);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_doorbell_rings_without_an_exit() -> io::Result<()> {
+    // mov word [rdi], 7; mov word [rdi], 8
+    let vm = Vm::new(&[EDI_OUTSIDE, &[0x66, 0xc7, 0x07, 7, 0, 0x66, 0xc7, 0x07, 8, 0], SWITCH_OFF]);
+    let bell = EventFd::new(EFD_NONBLOCK)?;
+    vm.machine.doorbells().wire(OUTSIDE, &bell)?;
+    assert!(vm.machine.doorbells().wire(OUTSIDE, &bell).is_err());
+    assert!(matches!(vm.run(), ExitReason::Shutdown));
+    assert_eq!((bell.read()?, vm.counts().mmio_writes), (2, 0));
+    vm.machine.doorbells().unwire(OUTSIDE, &bell)?;
+    assert!(vm.machine.doorbells().unwire(OUTSIDE, &bell).is_err());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn kvm_takes_routes_and_gives_vectors_back() -> io::Result<()> {
+    let vm = Vm::new(&[SWITCH_OFF]);
+    for _ in 0..3 {
+        let vectors = vm.machine.msi().allocate(600)?;
+        for (vector, data) in vectors.iter().zip(0x20..) {
+            vector.route(Some(MsiMessage { address: 0xfee0_0000, data: data & 0xff }))?;
+        }
+        vectors[0].trigger()?;
+        vectors[599].trigger()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_slot_is_replaced_without_a_gap() {
+    // again: inc qword [rdi]; inc qword [rdi + 0x200000]; jmp again
+    let vm = Vm::new(&[EDI_OUTSIDE, &[0x48, 0xff, 0x07, 0x48, 0xff, 0x87, 0, 0, 0x20, 0, 0xeb, 0xf4]]);
+    let (memory, whole) = outside();
+    let half = Slot { bytes: 2 << 20, ..whole };
+    let other = Slot { guest: GuestAddress(OUTSIDE + (2 << 20)), host: half.host + (2 << 20), ..half };
+    let slots = vm.machine.slots();
+    slots.set(whole).unwrap();
+    vm.pool.start().unwrap();
+    let progress = || {
+        let counts = [0, 2 << 20].map(|at| memory.get_atomic_ref::<AtomicU64>(at).unwrap());
+        let before = counts.map(|count| count.load(Ordering::SeqCst));
+        while counts.iter().zip(before).any(|(count, before)| count.load(Ordering::SeqCst) == before) {
+            std::thread::yield_now();
+        }
+    };
+    for _ in 0..100 {
+        slots.replace(whole, &[whole]).unwrap();
+        progress();
+    }
+    slots.replace(whole, &[half, other]).unwrap();
+    progress();
+    let counts = vm.counts();
+    assert_eq!((counts.unclaimed_reads, counts.unclaimed_writes), (0, 0));
+    // What is deleted is gone at once, and the other half is still there.
+    slots.delete(half).unwrap();
+    let last = memory.get_atomic_ref::<AtomicU64>(0).unwrap().load(Ordering::SeqCst);
+    while vm.counts().unclaimed_writes < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(memory.get_atomic_ref::<AtomicU64>(0).unwrap().load(Ordering::SeqCst), last);
+    vm.pool.stop();
+    drop(memory);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_guest_in_a_loop_stops_at_once_and_two_vms_run_side_by_side() {
+    let looping = [Vm::new(&[&[0xeb, 0xfe]]), Vm::new(&[&[0xeb, 0xfe]])];
+    looping.iter().for_each(|vm| vm.pool.start().unwrap());
+    assert!(matches!(Vm::new(&[SWITCH_OFF]).run(), ExitReason::Shutdown));
+    for vm in &looping {
+        // Kicked out and let in again, many times.
+        for _ in 0..200 {
+            drop(vm.machine.gate().close());
+        }
+        vm.pool.stop();
+        assert!(vm.ended.try_recv().is_err(), "stopping is no end that the guest chose");
+    }
+}
