@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bellows_block::{Layer, LayerDigest};
+pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
-use bellows_memory::{BLOCK, Backing, ByteSize};
+use bellows_memory::{BLOCK, ByteSize};
 use serde::{Deserialize, Serialize};
 
 /// Fewest and most vCPUs of a VM.
@@ -218,7 +219,9 @@ impl VmConfig {
     fn check_written_files(&self) -> Result<(), ConfigError> {
         let mut uses: Vec<(String, &Path, bool)> = vec![("kernel".into(), &self.kernel, false)];
         uses.extend(self.initramfs.iter().map(|path| ("initramfs".into(), path.as_path(), false)));
-        uses.extend(self.layers.iter().enumerate().map(|(i, l)| (format!("layers[{i}].path"), l.path.as_path(), false)));
+        uses.extend(
+            self.layers.iter().enumerate().map(|(i, l)| (format!("layers[{i}].path"), l.path.as_path(), false)),
+        );
         let drives = self.drives.iter().enumerate();
         uses.extend(drives.map(|(i, d)| (format!("drives[{i}].path"), d.path.as_path(), !d.read_only)));
         if let SerialOutput::File(path) = &self.serial {

@@ -1,14 +1,38 @@
 //! The embeddable Bellows microVM monitor.
+//!
+//! What happens between "run this image" and "memory is back": a [`VmBuilder`] makes and starts a [`Vm`];
+//! [`Vm::wait_ready`] waits for the guest's agent; [`Vm::mount_image`] stacks layers; [`Vm::plug`] gives a partition
+//! memory; [`Vm::start_instance`] runs a function in it; [`Instance::remove`] takes it apart; [`Vm::unplug`] and
+//! [`Vm::await_discard`] give the memory back to the host. There is no global state: any number of VMs may run in a process.
 
 mod agent;
+mod builder;
 mod command_line;
 pub mod config;
 mod end;
+mod error;
+mod hotplug;
+mod instances;
 #[cfg(target_arch = "x86_64")]
 pub mod machine;
+mod partitions;
 mod ready;
+mod resident;
+mod virtio_bus;
+mod vm;
 
 pub use agent::{AgentError, ExitStatus, GuestInfo, GuestStatistics, Holder, Output, PartitionUse};
-pub use config::{ConfigError, DriveConfig, LayerConfig, SerialOutput, VmConfig, VsockConfig};
+pub use builder::VmBuilder;
+pub use config::{Backing, ConfigError, DriveConfig, LayerConfig, SerialOutput, VmConfig, VsockConfig};
 pub use end::{TripleFault, VmEnd};
+pub use error::BuildError;
+pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
+pub use instances::{DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, ParseUserError, User};
+pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
 pub use ready::NotReady;
+pub use virtio_bus::DeviceError;
+pub use vm::{NotRunning, ReadyError, StatisticsError, Vm};
+
+pub use bellows_devices::pci::PciAddress;
+pub use bellows_memory::{ByteSize, PartitionId};
+pub use bellows_protocol::values::{ImageId, InstanceId, ValueError};

@@ -14,7 +14,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protobuf::Message;
-use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response};
+use ttrpc::proto::{
+    Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response,
+};
 
 /// How long the peer may leave a request unread.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -115,6 +117,12 @@ impl Connection {
         }
     }
 
+    /// Ends the connection and all calls in progress.
+    pub(super) fn close(&self) {
+        // It may be closed already.
+        let _ = self.writer.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+    }
+
     fn send(&self, frame: &[u8]) -> Result<(), CallError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.write_all(frame).map_err(|error| {
@@ -127,9 +135,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // It may be closed already.
-        let _ = writer.shutdown(Shutdown::Both);
+        self.close();
         if let Some(reader) = self.reader.take()
             && reader.join().is_err()
         {

@@ -223,10 +223,14 @@ impl AgentClient {
         limit: Duration,
     ) -> Result<PartitionUse, AgentError> {
         const CALL: &str = "AwaitPartition";
-        let request =
-            agent::AwaitPartitionRequest { node, bytes, address, timeout_ms: milliseconds(limit), ..Default::default() };
-        let answer =
-            self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
+        let request = agent::AwaitPartitionRequest {
+            node,
+            bytes,
+            address,
+            timeout_ms: milliseconds(limit),
+            ..Default::default()
+        };
+        let answer = self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
         partition_use(CALL, node, answer)
     }
 
@@ -294,8 +298,10 @@ impl AgentClient {
         Ok(GuestStatistics { migrated_pages: answer.migrated_pages, cpu: Duration::from_nanos(answer.cpu_ns) })
     }
 
+    /// Has the guest end in good order. It does when this connection ends, which it does with this call.
     pub(crate) fn shutdown(&self, limit: Duration) -> Result<(), AgentError> {
         self.call::<agent::Empty>("Shutdown", Some(limit), &agent::Empty::new())?;
+        self.connection.close();
         Ok(())
     }
 }
@@ -340,16 +346,13 @@ fn milliseconds(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
-fn partition_use(
-    call: &'static str,
-    node: u32,
-    answer: agent::PartitionMemory,
-) -> Result<PartitionUse, AgentError> {
+fn partition_use(call: &'static str, node: u32, answer: agent::PartitionMemory) -> Result<PartitionUse, AgentError> {
     expect(call, "node", answer.node, node)?;
     if answer.free_bytes > answer.total_bytes {
         return Err(answer_error(call, "free bytes", answer.free_bytes, format!("at most {}", answer.total_bytes)));
     }
-    let holder = |holder: agent::Holder| Holder { pid: holder.pid, command: shown(&holder.command), bytes: holder.bytes };
+    let holder =
+        |holder: agent::Holder| Holder { pid: holder.pid, command: shown(&holder.command), bytes: holder.bytes };
     Ok(PartitionUse {
         total_bytes: answer.total_bytes,
         free_bytes: answer.free_bytes,

@@ -1,0 +1,292 @@
+//! From a configuration to a running VM.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+use bellows_devices::bus::{Bus, BusDevice};
+use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
+use bellows_devices::virtio::{Rng, Vsock};
+use bellows_memory::slots::SlotTable;
+use bellows_memory::{Admission, BaseMemory, ByteSize, Discarder, Layout, LayoutSpec, ProcMeminfo};
+use tempfile::TempDir;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::command_line::command_line;
+use crate::config::{Backing, DriveConfig, LayerConfig, SerialOutput, VmConfig, VsockConfig};
+use crate::end::{EndSignal, VmEnd};
+use crate::error::BuildError;
+use crate::hotplug::Disks;
+use crate::machine::platform::{COM1_GSI, COM1_PORT};
+use crate::machine::{Acpi, BootSource, ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus, load};
+use crate::partitions::{PartitionParts, Partitions};
+use crate::ready::ReadyListener;
+use crate::virtio_bus::{DeviceError, ECAM, VirtioBus};
+use crate::vm::Vm;
+
+/// First of the [`PowerPorts`].
+const POWER_PORT: u16 = 0x600;
+/// Devices that every VM has: entropy and vsock.
+const FIXED_DEVICES: usize = 2;
+
+/// Makes a VM.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use bellows_vmm::{ByteSize, InstanceSpec, Output, PartitionId, VmBuilder};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (image, layers) = ("python".parse()?, Vec::new());
+/// # let partition = PartitionId::new(1).ok_or("a number")?;
+/// let limit = Duration::from_secs(30);
+/// let vm = VmBuilder::new("vmlinux", ByteSize::mib(512))
+///     .initramfs("initramfs.cpio")
+///     .layers(layers)
+///     .partition(ByteSize::gib(1))
+///     .boot()?;
+/// vm.wait_ready(limit)?;
+///
+/// vm.plug(partition, ByteSize::gib(1), limit)?;
+/// let spec = InstanceSpec::new("first".parse()?, image, ["/usr/bin/python3", "-c", "print('hello')"]).in_partition(partition);
+/// let instance = vm.start_instance(&spec)?;
+/// let output = instance.forward(Output::Stdout, std::io::stdout())?;
+/// let status = instance.wait()?;
+/// output.join()?;
+/// instance.remove(limit)?;
+///
+/// let unplugged = vm.unplug(partition, limit)?;
+/// let discarded = vm.await_discard(partition, limit)?;
+/// println!("exit code {}, {} back after {:?}", status.code, discarded.discarded, unplugged.unplug);
+/// vm.shutdown(limit);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct VmBuilder {
+    config: VmConfig,
+}
+
+impl From<VmConfig> for VmBuilder {
+    fn from(config: VmConfig) -> Self {
+        Self { config }
+    }
+}
+
+impl VmBuilder {
+    /// A VM that boots `kernel` with `memory`.
+    #[must_use]
+    pub fn new(kernel: impl Into<PathBuf>, memory: ByteSize) -> Self {
+        VmConfig::new(kernel, memory).into()
+    }
+
+    /// Sets the initial file system, which holds the agent.
+    #[must_use]
+    pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.initramfs = Some(path.into());
+        self
+    }
+
+    /// Adds a parameter at the end of the kernel command line.
+    #[must_use]
+    pub fn kernel_parameter(mut self, parameter: impl Into<String>) -> Self {
+        self.config.extra_command_line.push(parameter.into());
+        self
+    }
+
+    /// Sets the number of vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.config.vcpus = count;
+        self
+    }
+
+    /// Sets what lies under guest memory on the host.
+    #[must_use]
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.config.backing = backing;
+        self
+    }
+
+    /// Adds a partition that can be plugged with up to `window`.
+    #[must_use]
+    pub fn partition(mut self, window: ByteSize) -> Self {
+        self.config.partitions.push(window);
+        self
+    }
+
+    /// Adds read-only layers.
+    #[must_use]
+    pub fn layers(mut self, layers: impl IntoIterator<Item = LayerConfig>) -> Self {
+        self.config.layers.extend(layers);
+        self
+    }
+
+    /// Adds a raw disk.
+    #[must_use]
+    pub fn drive(mut self, drive: DriveConfig) -> Self {
+        self.config.drives.push(drive);
+        self
+    }
+
+    /// Sets the vsock device.
+    #[must_use]
+    pub fn vsock(mut self, vsock: VsockConfig) -> Self {
+        self.config.vsock = vsock;
+        self
+    }
+
+    /// Sets where the serial console goes.
+    #[must_use]
+    pub fn serial(mut self, serial: SerialOutput) -> Self {
+        self.config.serial = serial;
+        self
+    }
+
+    /// Makes the VM and starts it.
+    ///
+    /// # Errors
+    /// Something in the configuration can't be, is missing, or the host refused it: the error names it, and nothing of the
+    /// VM is left.
+    pub fn boot(self) -> Result<Vm, BuildError> {
+        let started = Instant::now();
+        let config = self.config;
+        config.validate()?;
+        let host = Host::open()?;
+        let machine = Machine::new(&host)?;
+        let end = EndSignal::new().map_err(system("end signal"))?;
+        let notice = ExitNotice::new(machine.gate(), {
+            let end = end.clone();
+            move |reason| end.report(VmEnd::from(reason))
+        });
+
+        let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
+        let layout = Layout::new(&spec)?;
+        let base = BaseMemory::map(&layout, config.backing)?;
+        for &slot in base.slots() {
+            machine.slots().set(slot)?;
+        }
+        let discarder = Discarder::spawn().map_err(system("discard thread"))?;
+
+        let (mmio, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        add_power(&ports, &notice)?;
+        add_serial(&ports, &machine, &config.serial)?;
+        let functions = FIXED_DEVICES + config.layers.len() + config.drives.len() + config.partitions.len();
+        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, &mmio, &ports)?;
+        let event_loop = bus.event_loop("devices")?;
+        let disks = Disks::default();
+        disks.add_all(&bus, &config.layers, &config.drives)?;
+        let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
+        let vsock = Vsock::new(config.vsock.cid, &uds_path)?;
+        let ready = ReadyListener::bind(&uds_path)?;
+        bus.add("vsock", vsock, event_loop.handle())?;
+        bus.add("entropy source", Rng::new(), event_loop.handle())?;
+        let parts = PartitionParts {
+            backing: config.backing,
+            view: base.view().clone(),
+            slots: machine.slots(),
+            admission: Admission::new(None, ProcMeminfo),
+            discards: discarder.queue(),
+            event_loop: event_loop.handle(),
+        };
+        let partitions = Partitions::new(parts, layout.windows(), &bus)?;
+
+        let acpi = Acpi {
+            vcpus: config.vcpus.into(),
+            layout: &layout,
+            ecam: ECAM,
+            buses: &bus.root_buses(),
+            power_port: POWER_PORT,
+            serial: config.serial != SerialOutput::Off,
+        };
+        let source = BootSource {
+            kernel: &config.kernel,
+            initramfs: config.initramfs.as_deref(),
+            command_line: &command_line(&config)?,
+        };
+        let entry = load(&base.view().memory(), &layout, &acpi, source)?;
+        let vcpus = Vcpus { count: config.vcpus.into(), entry, ports: ports.clone(), mmio: mmio.clone(), notice };
+        let vm = Vm {
+            vcpus: VcpuPool::new(&host, &machine, vcpus)?,
+            _mmio: mmio,
+            _ports: ports,
+            bus,
+            disks,
+            partitions,
+            _event_loop: event_loop,
+            _discarder: discarder,
+            _machine: machine,
+            base,
+            ready: Mutex::new(Some(ready)),
+            agent: OnceLock::new(),
+            end,
+            uds_path,
+            _directory: directory,
+            config,
+            started,
+        };
+        vm.vcpus.start()?;
+        tracing::info!(after = ?started.elapsed(), vcpus = vm.config.vcpus, "the VM runs");
+        Ok(vm)
+    }
+}
+
+fn add_power(ports: &Bus, notice: &ExitNotice) -> Result<(), DeviceError> {
+    let power = PowerPorts::new({
+        let notice = notice.clone();
+        move |request| {
+            notice.report(match request {
+                PowerRequest::Shutdown => ExitReason::Shutdown,
+                PowerRequest::Reset => ExitReason::Reset,
+            });
+        }
+    });
+    add_port(ports, "power registers", POWER_PORT.into(), PowerPorts::LEN, power)?;
+    let notice = notice.clone();
+    let keyboard = KeyboardController::new(move || notice.report(ExitReason::Reset));
+    add_port(ports, "keyboard controller", KeyboardController::PORT, KeyboardController::LEN, keyboard)
+}
+
+fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<(), BuildError> {
+    let output: Box<dyn io::Write + Send> = match output {
+        SerialOutput::Off => return Ok(()),
+        SerialOutput::Stdout => Box::new(io::stdout()),
+        SerialOutput::File(path) => {
+            let failed = |source| BuildError::SerialFile { path: path.clone(), source };
+            Box::new(File::create(path).map_err(failed)?)
+        }
+    };
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("serial port"))?;
+    machine.wire_line(&interrupt, COM1_GSI).map_err(system("serial port's interrupt"))?;
+    let port = SerialPort::new(output, interrupt);
+    Ok(add_port(ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)?)
+}
+
+fn add_port(
+    ports: &Bus,
+    name: &'static str,
+    base: u64,
+    len: u64,
+    device: impl BusDevice + 'static,
+) -> Result<(), DeviceError> {
+    ports.insert(base, len, Arc::new(device)).map_err(|source| DeviceError::Bus { device: name, source })
+}
+
+/// The vsock device's socket: the caller's, or one in a directory of our own that goes with the VM.
+fn socket_path(wanted: Option<&Path>) -> Result<(PathBuf, Option<TempDir>), BuildError> {
+    if let Some(path) = wanted {
+        return Ok((path.to_owned(), None));
+    }
+    let directory = tempfile::Builder::new().prefix("bellows-").tempdir().map_err(system("socket directory"))?;
+    Ok((directory.path().join("vsock"), Some(directory)))
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::System { what, source }
+}
+
+#[cfg(test)]
+#[path = "builder_test.rs"]
+mod tests;

@@ -1,0 +1,81 @@
+//! Why a VM could not be made.
+
+use std::io;
+use std::path::PathBuf;
+
+use bellows_block::DiskError;
+use bellows_devices::virtio::vsock::VsockError;
+use bellows_memory::layout::LayoutError;
+use bellows_memory::mapping::MapError;
+use bellows_memory::slots::SlotError;
+
+use crate::config::ConfigError;
+use crate::hotplug::DuplicateDisk;
+use crate::machine::{BootError, CommandLineError, HostError, MachineError, VcpuPoolError};
+use crate::ready::NotReady;
+use crate::virtio_bus::DeviceError;
+
+/// Why a VM could not be made. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// This host can't run VMs.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// KVM refused a VM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Memory does not fit into the guest's address space.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The host has no memory for it.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// KVM refused the memory.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// A layer or drive can't be a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Two disks that the guest could not tell apart.
+    #[error(transparent)]
+    DuplicateDisk(#[from] DuplicateDisk),
+    /// The vsock device could not be made.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// A device could not be put in place.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel command line can't be.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// Kernel or initramfs can't be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The vCPUs could not be made.
+    #[error(transparent)]
+    Vcpus(#[from] VcpuPoolError),
+    /// The socket for the agent could not be made.
+    #[error(transparent)]
+    Ready(#[from] NotReady),
+    /// The file for the serial console can't be written.
+    #[error("cannot write the serial console to `{path}`")]
+    SerialFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The system refused something else.
+    #[error("cannot make the VM's {what}")]
+    System {
+        /// What was being made.
+        what: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}

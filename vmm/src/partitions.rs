@@ -1,0 +1,411 @@
+//! Partitions of a VM: plugged for an instance, unplugged and discarded after it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bellows_devices::event_loop::EventLoopHandle;
+use bellows_devices::pci::PciAddress;
+use bellows_devices::virtio::{Mem, MemHandle, PlugError, UnplugError};
+use bellows_memory::discard::DiscardQueue;
+use bellows_memory::mapping::MapError;
+use bellows_memory::partition_memory::{Report, StillInUse, WaitError};
+use bellows_memory::slots::SlotTable;
+use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
+
+use crate::agent::{AgentClient, AgentError, PartitionUse};
+use crate::error::BuildError;
+use crate::virtio_bus::{DeviceError, VirtioBus};
+use crate::vm::{NotRunning, Vm};
+
+/// How long the guest may take to give back memory that came up in the wrong place.
+const UNDO_LIMIT: Duration = Duration::from_secs(10);
+
+/// What plugging a partition took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PlugReport {
+    /// What is plugged.
+    pub bytes: ByteSize,
+    /// Until the guest had accepted all of it.
+    pub accepted: Duration,
+    /// Until the agent had found it online, on the partition's node and in the movable zone.
+    pub usable: Duration,
+}
+
+/// What unplugging a partition took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct UnplugReport {
+    /// Until the guest had given back what it does give back.
+    pub unplug: Duration,
+    /// Of that, changing memory slots.
+    pub slots: Duration,
+    /// Of that, waiting for device requests in flight.
+    pub drain: Duration,
+    /// What the guest kept.
+    pub left: ByteSize,
+    /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    pub migrated_pages: Option<u64>,
+}
+
+/// What freeing a partition's memory on the host took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DiscardReport {
+    /// Time in which memory was freed, on a thread of its own.
+    pub discard: Duration,
+    /// Bytes that had pages and went back to the host.
+    pub discarded: ByteSize,
+}
+
+/// A partition of a VM.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PartitionInfo {
+    /// Its memory.
+    pub memory: Report,
+    /// First guest-physical address of its window.
+    pub address: u64,
+    /// Its device.
+    pub device: PciAddress,
+    /// Whether a driver has bound, as far as is known.
+    pub attached: bool,
+}
+
+/// Why something could not be done with a partition.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    /// There is no such partition.
+    #[error("the VM has no partition {id}: it has {count}, numbered from 1")]
+    NoPartition {
+        /// The number.
+        id: PartitionId,
+        /// How many there are.
+        count: usize,
+    },
+    /// Its device was removed.
+    #[error("partition {0} has no device: it was removed")]
+    NoDevice(PartitionId),
+    /// Its device is there already.
+    #[error("partition {0} has a device already")]
+    HasDevice(PartitionId),
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// Memory was not plugged.
+    #[error("cannot plug partition {id} with {size}")]
+    Plug {
+        /// The partition.
+        id: PartitionId,
+        /// The size it should have had.
+        size: ByteSize,
+        /// Why.
+        #[source]
+        source: PlugError,
+    },
+    /// The memory is not where it should be in the guest, or not online. It was asked back.
+    #[error("the guest does not use {size} in partition {id} as it should")]
+    NotUsable {
+        /// The partition.
+        id: PartitionId,
+        /// The size it has.
+        size: ByteSize,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// Memory was not unplugged.
+    #[error("cannot unplug partition {id}")]
+    Unplug {
+        /// The partition.
+        id: PartitionId,
+        /// Why.
+        #[source]
+        source: UnplugError,
+    },
+    /// Memory has not gone back to the host.
+    #[error("partition {id} was not discarded")]
+    Discard {
+        /// The partition.
+        id: PartitionId,
+        /// Why.
+        #[source]
+        source: WaitError,
+    },
+    /// The agent can't say.
+    #[error("cannot look into partition {id}")]
+    Inspect {
+        /// The partition.
+        id: PartitionId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The partition holds memory, so its device stays.
+    #[error(transparent)]
+    StillInUse(#[from] StillInUse),
+    /// The guest's driver did not bind, or did not let go. The device stays on the bus.
+    #[error("the guest has not {action} the device of partition {id} at {address}")]
+    Guest {
+        /// "bound" or "released".
+        action: &'static str,
+        /// The partition.
+        id: PartitionId,
+        /// Where its device is.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The device could not be put on the bus or taken off.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The host has no room for the window.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// What partitions are made with.
+pub(crate) struct PartitionParts {
+    pub(crate) backing: Backing,
+    pub(crate) view: GuestView,
+    pub(crate) slots: Arc<dyn SlotTable>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) discards: DiscardQueue,
+    pub(crate) event_loop: EventLoopHandle,
+}
+
+/// All partitions of a VM.
+pub(crate) struct Partitions {
+    parts: PartitionParts,
+    windows: Vec<Window>,
+    /// Held through a whole change of devices; changes wait for the guest.
+    change: Mutex<()>,
+    /// Those with a device.
+    table: Mutex<BTreeMap<PartitionId, Entry>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    handle: MemHandle,
+    device: PciAddress,
+    attached: bool,
+}
+
+impl Partitions {
+    /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots.
+    pub(crate) fn new(parts: PartitionParts, windows: &[Window], bus: &VirtioBus) -> Result<Self, BuildError> {
+        let partitions = Self { parts, windows: windows.to_vec(), change: Mutex::new(()), table: Mutex::default() };
+        for &window in windows {
+            partitions.add(window, bus, true).map_err(|error| match error {
+                AddError::Map(error) => BuildError::from(error),
+                AddError::Device(error) => BuildError::from(error),
+            })?;
+        }
+        Ok(partitions)
+    }
+
+    fn add(&self, window: Window, bus: &VirtioBus, attached: bool) -> Result<Entry, AddError> {
+        let memory = PartitionMemory::new(PartitionSetup {
+            window,
+            backing: self.parts.backing,
+            view: self.parts.view.clone(),
+            slots: self.parts.slots.clone(),
+            admission: self.parts.admission.clone(),
+            discards: self.parts.discards.clone(),
+        })?;
+        let (device, handle) = Mem::new(memory);
+        let device = bus.add(&format!("partition {}", window.id()), device, self.parts.event_loop.clone())?;
+        let entry = Entry { handle, device, attached };
+        self.table().insert(window.id(), entry.clone());
+        Ok(entry)
+    }
+
+    fn window(&self, id: PartitionId) -> Result<Window, PartitionError> {
+        let window = self.windows.iter().copied().find(|window| window.id() == id);
+        window.ok_or(PartitionError::NoPartition { id, count: self.windows.len() })
+    }
+
+    fn entry(&self, id: PartitionId) -> Result<Entry, PartitionError> {
+        self.window(id)?;
+        self.table().get(&id).cloned().ok_or(PartitionError::NoDevice(id))
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What [`Partitions::add`] can meet.
+enum AddError {
+    Map(MapError),
+    Device(DeviceError),
+}
+
+impl From<MapError> for AddError {
+    fn from(error: MapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+impl From<DeviceError> for AddError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl From<AddError> for PartitionError {
+    fn from(error: AddError) -> Self {
+        match error {
+            AddError::Map(error) => error.into(),
+            AddError::Device(error) => error.into(),
+        }
+    }
+}
+
+impl Vm {
+    /// Plugs partition `id` with `size` and waits until an instance can use it. What was unplugged before and is still
+    /// being discarded is waited for.
+    ///
+    /// # Errors
+    /// It was not admitted, the guest did not take all of it in time, or the agent found it in the wrong node or zone. What
+    /// was plugged is asked back.
+    pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
+        let entry = self.partitions.entry(id)?;
+        let agent = self.agent()?;
+        let start = Instant::now();
+        let report = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
+        let accepted = start.elapsed();
+        let address = entry.handle.memory().window().range().start().0;
+        let left = timeout.saturating_sub(accepted);
+        if let Err(source) = agent.await_partition(id.get().into(), size.get(), address, left) {
+            if let Err(error) = entry.handle.unplug(UNDO_LIMIT) {
+                tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
+            }
+            return Err(PartitionError::NotUsable { id, size, source });
+        }
+        Ok(PlugReport { bytes: report.plugged, accepted, usable: start.elapsed() })
+    }
+
+    /// Has the guest give back all of partition `id`. It does not wait until the host has freed the memory
+    /// ([`Vm::await_discard`]). What the guest keeps after `timeout` is in the report, and stays asked for.
+    ///
+    /// # Errors
+    /// The partition is out of use, or the host could not do its part.
+    pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
+        let entry = self.partitions.entry(id)?;
+        let agent = self.agent()?;
+        let before = migrated_pages(agent);
+        let start = Instant::now();
+        let result = entry.handle.unplug(timeout);
+        let unplug = start.elapsed();
+        let report = match result {
+            Ok(report) => report,
+            Err(UnplugError::Incomplete(WaitError::Timeout { report, .. })) => *report,
+            Err(source) => return Err(PartitionError::Unplug { id, source }),
+        };
+        let after = migrated_pages(agent);
+        Ok(UnplugReport {
+            unplug,
+            slots: report.phases.slots,
+            drain: report.phases.drain,
+            left: report.plugged,
+            migrated_pages: before.zip(after).map(|(before, after)| after.saturating_sub(before)),
+        })
+    }
+
+    /// Waits until all that was unplugged of partition `id` has gone back to the host. Figures are of the last unplug.
+    ///
+    /// # Errors
+    /// It has not after `timeout`.
+    pub fn await_discard(&self, id: PartitionId, timeout: Duration) -> Result<DiscardReport, PartitionError> {
+        let entry = self.partitions.entry(id)?;
+        let report =
+            entry.handle.memory().wait_discarded(timeout).map_err(|source| PartitionError::Discard { id, source })?;
+        Ok(DiscardReport { discard: report.phases.discard, discarded: report.phases.discarded })
+    }
+
+    /// What partition `id` is used for in the guest, and by which processes.
+    ///
+    /// # Errors
+    /// The agent can't say: for example because nothing is plugged, so that the guest has no such node.
+    pub fn inspect(&self, id: PartitionId) -> Result<PartitionUse, PartitionError> {
+        self.partitions.window(id)?;
+        self.agent()?.inspect_partition(id.get().into()).map_err(|source| PartitionError::Inspect { id, source })
+    }
+
+    /// How much is plugged in partition `id`.
+    pub(crate) fn plugged(&self, id: PartitionId) -> Result<ByteSize, PartitionError> {
+        Ok(self.partitions.entry(id)?.handle.memory().report().plugged)
+    }
+
+    /// The partitions that have a device, in order.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<PartitionInfo> {
+        let info = |entry: &Entry| PartitionInfo {
+            memory: entry.handle.memory().report(),
+            address: entry.handle.memory().window().range().start().0,
+            device: entry.device,
+            attached: entry.attached,
+        };
+        self.partitions.table().values().map(info).collect()
+    }
+
+    /// Removes the device of partition `id`. The guest's driver could not refuse, so the host does while anything is
+    /// plugged or not yet discarded.
+    ///
+    /// # Errors
+    /// The partition is in use, and goes on as before; or the guest did not let go in time: then it can't be plugged any
+    /// more, and this can be called again.
+    pub fn detach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
+        let agent = self.agent()?;
+        let _change = self.partitions.change();
+        let entry = self.partitions.entry(id)?;
+        entry.handle.retire()?;
+        agent.detach(&[entry.device], timeout).map_err(|source| PartitionError::Guest {
+            action: "released",
+            id,
+            address: entry.device,
+            source,
+        })?;
+        self.bus.remove(&format!("partition {id}"), entry.device)?;
+        self.partitions.table().remove(&id);
+        Ok(())
+    }
+
+    /// Gives partition `id` a device again after [`Vm::detach_partition`]; returns once a driver has bound.
+    ///
+    /// # Errors
+    /// It has a device, or the guest's driver did not bind in time: the device stays on the bus then.
+    pub fn attach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
+        let window = self.partitions.window(id)?;
+        let agent = self.agent()?;
+        let _change = self.partitions.change();
+        if self.partitions.table().contains_key(&id) {
+            return Err(PartitionError::HasDevice(id));
+        }
+        let entry = self.partitions.add(window, &self.bus, false)?;
+        let address = entry.device;
+        agent.attach(&[address], timeout).map_err(|source| PartitionError::Guest {
+            action: "bound",
+            id,
+            address,
+            source,
+        })?;
+        if let Some(entry) = self.partitions.table().get_mut(&id) {
+            entry.attached = true;
+        }
+        Ok(())
+    }
+}
+
+fn migrated_pages(agent: &AgentClient) -> Option<u64> {
+    match agent.statistics() {
+        Ok(statistics) => Some(statistics.migrated_pages),
+        Err(error) => {
+            tracing::debug!(%error, "the guest does not count migrated pages");
+            None
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The bus that virtio devices come to and go from, and what every device on it is given.
+
+use std::sync::Arc;
+
+use bellows_devices::bus::{Bus, BusError, Doorbells};
+use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
+use bellows_devices::interrupt::MsiController;
+use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError, PciSegment, SegmentLayout};
+use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
+use bellows_memory::GuestView;
+
+use crate::machine::{ExitNotice, ExitReason, Machine, RootBus};
+
+/// First address of the configuration spaces of all buses.
+pub(crate) const ECAM: u64 = 0xe000_0000;
+/// Where BARs go, right above the memory below 4 GiB.
+const WINDOW: u64 = 0xc000_0000;
+const WINDOW_PER_BUS: u64 = 16 << 20;
+/// Fewest root buses: 247 functions.
+const MIN_BUSES: u8 = 8;
+/// Most root buses: what fits below [`ECAM`], and more functions than a configuration may have.
+const MAX_BUSES: u8 = 16;
+/// Functions that fit on each bus.
+const PER_BUS: usize = 31;
+
+/// Why a device could not be put on the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The device is impossible, or interrupts ran out.
+    #[error("cannot make the PCI function of the {device}")]
+    Transport {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        #[source]
+        source: TransportError,
+    },
+    /// There is no room, or nothing to remove.
+    #[error("cannot change the PCI bus for the {device}")]
+    Pci {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        #[source]
+        source: PciError,
+    },
+    /// An address range is taken.
+    #[error("cannot put the {device} where it belongs")]
+    Bus {
+        /// The device.
+        device: &'static str,
+        /// What is wrong.
+        #[source]
+        source: BusError,
+    },
+    /// No thread.
+    #[error("cannot start the thread of the {device}")]
+    EventLoop {
+        /// The device.
+        device: String,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The PCI segment and what its functions need of the machine.
+pub(crate) struct VirtioBus {
+    segment: Arc<PciSegment>,
+    msi: Arc<dyn MsiController>,
+    doorbells: Arc<dyn Doorbells>,
+    memory: GuestView,
+    notice: ExitNotice,
+}
+
+impl VirtioBus {
+    /// Puts a segment with room for `functions`, and as many again on a bus of their own, on the machine's address spaces.
+    pub(crate) fn new(
+        machine: &Machine,
+        memory: GuestView,
+        notice: ExitNotice,
+        functions: usize,
+        mmio: &Arc<Bus>,
+        ports: &Bus,
+    ) -> Result<Self, DeviceError> {
+        let buses = u8::try_from(functions / PER_BUS + 2).unwrap_or(MAX_BUSES).clamp(MIN_BUSES, MAX_BUSES);
+        let layout = SegmentLayout { buses, window_base: WINDOW, window_per_bus: WINDOW_PER_BUS };
+        let segment = PciSegment::new(layout, mmio)
+            .map_err(|source| DeviceError::Pci { device: "host bridge".into(), source })?;
+        mmio.insert(ECAM, layout.ecam_bytes(), segment.ecam())
+            .map_err(|source| DeviceError::Bus { device: "PCI configuration space", source })?;
+        ports
+            .insert(CONFIG_PORTS, CONFIG_PORTS_LEN, segment.config_ports())
+            .map_err(|source| DeviceError::Bus { device: "PCI configuration ports", source })?;
+        Ok(Self { segment, msi: machine.msi(), doorbells: machine.doorbells(), memory, notice })
+    }
+
+    /// The buses, as the firmware tables describe them.
+    pub(crate) fn root_buses(&self) -> Vec<RootBus> {
+        let layout = self.segment.layout();
+        let window = |number| {
+            let range = layout.window(number)?;
+            // An end of exactly 4 GiB would not fit; the windows end far below.
+            let mmio32 = u32::try_from(range.first()).ok()?..u32::try_from(range.last()).ok()?.checked_add(1)?;
+            Some(RootBus { number, mmio32, mmio64: None })
+        };
+        (0..layout.buses).filter_map(window).collect()
+    }
+
+    /// A thread for queues whose failure ends the VM.
+    pub(crate) fn event_loop(&self, name: &str) -> Result<EventLoop, DeviceError> {
+        let notice = self.notice.clone();
+        EventLoop::spawn(name, move |error| notice.report(ExitReason::Error(Box::new(error))))
+            .map_err(|source| DeviceError::EventLoop { device: name.to_owned(), source })
+    }
+
+    /// Puts `device`, called `name` in errors, on the bus.
+    pub(crate) fn add(
+        &self,
+        name: &str,
+        device: impl VirtioDevice + 'static,
+        event_loop: EventLoopHandle,
+    ) -> Result<PciAddress, DeviceError> {
+        let device: Box<dyn VirtioDevice> = Box::new(device);
+        let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
+        let function = VirtioPci::new(device, memory, &*self.msi, doorbells, event_loop)
+            .map_err(|source| DeviceError::Transport { device: name.to_owned(), source })?;
+        let address =
+            self.segment.add(function).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
+        tracing::debug!(device = name, %address, "a device is on the bus");
+        Ok(address)
+    }
+
+    /// Takes the device at `address` off the bus; it has stopped when this returns.
+    pub(crate) fn remove(&self, name: &str, address: PciAddress) -> Result<(), DeviceError> {
+        self.segment.remove(address).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
+        tracing::debug!(device = name, %address, "a device has left the bus");
+        Ok(())
+    }
+}

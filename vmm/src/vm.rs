@@ -1,0 +1,179 @@
+//! A running VM.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bellows_devices::bus::Bus;
+use bellows_devices::event_loop::EventLoop;
+use bellows_memory::{BaseMemory, Discarder};
+use tempfile::TempDir;
+
+use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics};
+use crate::config::VmConfig;
+use crate::end::{EndSignal, VmEnd};
+use crate::hotplug::Disks;
+use crate::machine::{ExitCounts, Machine, VcpuPool};
+use crate::partitions::Partitions;
+use crate::ready::{NotReady, ReadyListener};
+use crate::resident::resident_bytes;
+use crate::virtio_bus::VirtioBus;
+
+/// There is nobody in the guest to ask.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRunning {
+    /// [`Vm::wait_ready`] has not returned yet.
+    #[error("the guest's agent is not ready yet")]
+    NotReady,
+    /// The VM is over.
+    #[error("the VM has ended: {0}")]
+    Ended(VmEnd),
+}
+
+/// Why the guest can't be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadyError {
+    /// The agent did not say that it is ready.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// The agent said so, but can't be called.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// A running VM, made by [`VmBuilder`](crate::VmBuilder). All methods may be called from any thread. Dropping it stops it
+/// and removes the sockets that it made.
+pub struct Vm {
+    // Dropped from the top: first what runs, then what it runs on.
+    pub(crate) vcpus: VcpuPool,
+    pub(crate) _mmio: Arc<Bus>,
+    pub(crate) _ports: Arc<Bus>,
+    pub(crate) bus: VirtioBus,
+    pub(crate) disks: Disks,
+    pub(crate) partitions: Partitions,
+    pub(crate) _event_loop: EventLoop,
+    pub(crate) _discarder: Discarder,
+    pub(crate) _machine: Machine,
+    pub(crate) base: BaseMemory,
+    pub(crate) ready: Mutex<Option<ReadyListener>>,
+    pub(crate) agent: OnceLock<Arc<AgentClient>>,
+    pub(crate) end: Arc<EndSignal>,
+    pub(crate) uds_path: PathBuf,
+    pub(crate) _directory: Option<TempDir>,
+    pub(crate) config: VmConfig,
+    pub(crate) started: Instant,
+}
+
+impl Vm {
+    /// Waits until the guest's agent can be called. Anything that asks the guest comes after this.
+    ///
+    /// # Errors
+    /// The agent was not ready in time, the VM ended, or the agent is of another version.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listener) = &*ready {
+            listener.wait(timeout, &self.end)?;
+            tracing::info!(after = ?self.started.elapsed(), "the guest's agent is ready");
+            let agent = AgentClient::connect(&self.uds_path, &self.end)?;
+            // Nobody else in the guest has anything to say on that port.
+            *ready = None;
+            let _ = self.agent.set(Arc::new(agent));
+        }
+        let Some(agent) = self.agent.get() else { return Err(NotReady::Timeout(timeout).into()) };
+        Ok(agent.hello()?)
+    }
+
+    /// Waits until the VM ends by itself.
+    #[must_use]
+    pub fn wait(&self) -> VmEnd {
+        // Without a time-out there is an end.
+        self.end.wait(None).unwrap_or(VmEnd::Stopped)
+    }
+
+    /// Waits until the VM ends by itself; `None` if it still runs after `timeout`.
+    #[must_use]
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<VmEnd> {
+        self.end.wait(Some(timeout))
+    }
+
+    /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Says how it ended: anything but
+    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] was no good order.
+    pub fn shutdown(&self, timeout: Duration) -> VmEnd {
+        let start = Instant::now();
+        if let Ok(agent) = self.agent()
+            && let Err(error) = agent.shutdown(timeout)
+        {
+            tracing::warn!(%error, "the guest does not end by itself");
+        } else if self.agent.get().is_some() {
+            self.end.wait(Some(timeout.saturating_sub(start.elapsed())));
+        }
+        self.stop()
+    }
+
+    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before.
+    pub fn stop(&self) -> VmEnd {
+        self.end.report(VmEnd::Stopped);
+        self.vcpus.stop();
+        self.end.ended().unwrap_or(VmEnd::Stopped)
+    }
+
+    /// What the VM was made from.
+    #[must_use]
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// The Unix socket through which the host reaches ports of the guest, and beside which the guest reaches the host's.
+    #[must_use]
+    pub fn vsock_path(&self) -> &Path {
+        &self.uds_path
+    }
+
+    /// Counters of the guest's kernel.
+    ///
+    /// # Errors
+    /// The guest can't say.
+    pub fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
+        Ok(self.agent()?.statistics()?)
+    }
+
+    /// What made the vCPUs leave the guest so far, by vCPU.
+    #[must_use]
+    pub fn exits(&self) -> Vec<ExitCounts> {
+        self.vcpus.counts()
+    }
+
+    /// Bytes of host memory under guest memory: base memory and what is plugged. Asks the kernel page by page, for about
+    /// 20 ms where 8 GiB are there in small pages; an unplug may wait that long.
+    ///
+    /// # Errors
+    /// The kernel can't tell.
+    pub fn resident_bytes(&self) -> std::io::Result<u64> {
+        resident_bytes(self.base.view())
+    }
+
+    pub(crate) fn agent(&self) -> Result<&Arc<AgentClient>, NotRunning> {
+        match (self.end.ended(), self.agent.get()) {
+            (Some(end), _) => Err(NotRunning::Ended(end)),
+            (None, None) => Err(NotRunning::NotReady),
+            (None, Some(agent)) => Ok(agent),
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Why there are no counters.
+#[derive(Debug, thiserror::Error)]
+pub enum StatisticsError {
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// The agent can't say.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
