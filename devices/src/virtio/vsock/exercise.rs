@@ -10,6 +10,9 @@ use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
 /// The guest's context identifier in [`exercise`].
 pub const GUEST_CID: u64 = 3;
 
+/// What a guest mostly sends, and what it never should.
+const OPERATIONS: [u16; 16] = [1, 2, 5, 5, 5, 5, 5, 5, 6, 6, 7, 4, 3, 0, 8, 2];
+
 /// Takes `bytes` as a sequence of guest packets, host socket events and turns of the guest's receive queue.
 ///
 /// # Panics
@@ -82,16 +85,34 @@ impl World<'_> {
             src_port,
             dst_port,
             kind: TYPE_STREAM,
-            op: u16::from(self.byte() % 9),
+            op: OPERATIONS[usize::from(self.byte()) % OPERATIONS.len()],
             flags: u32::from(self.byte() % 4),
-            len: self.number() % (300 << 10),
+            len: self.payload_len(ids.get(usize::from(choice) % (ids.len() + 1))),
             buf_alloc: self.number() % (64 << 10),
-            fwd_cnt: match self.byte() % 2 {
-                0 => 0,
-                _ => self.number(),
+            fwd_cnt: match (self.byte() % 8, ids.get(usize::from(choice) % (ids.len() + 1))) {
+                (0, _) => self.number(),
+                (1..=3, Some(id)) => self.streams[id].sent_to_guest,
+                (_, Some(id)) => self.streams[id].guest_fwd_cnt,
+                (_, None) => 0,
             },
         };
         self.receive(header);
+    }
+
+    /// Any length, or one around what the connection has room for, by what the guest knows and by what is true.
+    fn payload_len(&mut self, id: Option<&ConnectionId>) -> u32 {
+        let choice = self.byte() % 8;
+        let known = id.and_then(|id| Some((self.muxer.get(*id)?, &self.streams[id])));
+        match known {
+            Some((connection, stream)) if choice < 2 => {
+                let in_flight = stream.sent_by_guest.wrapping_sub(stream.told_fwd_cnt);
+                connection.buf_alloc().saturating_sub(in_flight) + u32::from(choice)
+            }
+            Some((connection, _)) if choice < 4 => {
+                connection.buf_alloc() - connection.backlog().len() as u32 + u32::from(choice - 2)
+            }
+            _ => self.number() % (300 << 10),
+        }
     }
 
     fn raw_packet(&mut self) {
@@ -174,7 +195,7 @@ impl World<'_> {
     /// Writes some of the payload at once and stores the rest; bytes are numbered, so that order can be checked.
     fn payload(&mut self, id: ConnectionId, len: u32) {
         let empty = self.muxer.get(id).is_some_and(|connection| connection.backlog().is_empty());
-        let direct = if empty { self.number().min(len) } else { 0 };
+        let direct = if empty { self.number() % (len + 1) } else { 0 };
         let stream = self.stream(id);
         stream.delivered = stream.delivered.wrapping_add(direct);
         let first = stream.sent_by_guest.wrapping_add(direct);
@@ -228,7 +249,7 @@ impl World<'_> {
         let count = self.number() as usize;
         let Some(connection) = self.muxer.get(id) else { return };
         let front = connection.backlog().front();
-        let count = count.min(front.len());
+        let count = count % (front.len() + 1);
         let delivered = self.streams[&id].delivered;
         for (number, byte) in (0..).zip(&front[..count]) {
             assert_eq!(*byte, delivered.wrapping_add(number) as u8, "bytes were lost or changed places");

@@ -206,10 +206,10 @@ impl Handler {
 
     /// Hands `len` bytes of accepted payload to the host socket, or keeps them for it.
     fn payload(&mut self, id: ConnectionId, len: usize, segments: &Segments<'_>, ops: &mut EventOps) {
-        let behind = self.muxer.get(id).is_some_and(|connection| !connection.backlog().is_empty());
         let Some(stream) = self.host.stream(id) else { return };
         let mut done = 0;
-        while done < len && stream.writable && !behind {
+        // Nothing overtakes the backlog: while there is one, the socket is not writable.
+        while done < len && stream.writable {
             match segments.send_payload(&stream.socket, done, len - done) {
                 Ok(sent) => done += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable = false,
@@ -361,6 +361,7 @@ impl Handler {
     /// Drops every connection and stops taking new ones.
     fn give_up(&mut self, ops: &mut EventOps) {
         self.broken = true;
+        self.muxer.clear();
         self.host.clear(ops);
         if let Err(error) = ops.remove(Events::empty(&*self.listener)) {
             tracing::warn!(%error, "cannot stop watching the vsock listener");

@@ -158,6 +158,10 @@ fn packets_that_are_none_are_dropped() {
     for chain in chains {
         machine.transmit(chain);
     }
+    let pieces = vec![Part::Readable(&header[..1]); 600];
+    machine.driver.queues[1].add_indirect(&pieces);
+    machine.driver.queues[1].kick();
+    assert_eq!(machine.driver.queues[1].wait_used().len, 0);
     // A chain that goes round in circles.
     let address = machine.guest.allocate_with(&header);
     machine.driver.queues[1].set_descriptor(200, address, 44, 1, 201);

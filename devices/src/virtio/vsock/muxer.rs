@@ -154,6 +154,11 @@ impl Muxer {
         }
     }
 
+    /// Forgets every connection and everything that waits for the guest.
+    pub fn clear(&mut self) {
+        *self = Self { refused: self.refused, ..Self::new(self.guest_cid) };
+    }
+
     /// The connection `id`, if it is open.
     #[must_use]
     pub fn get(&self, id: ConnectionId) -> Option<&Connection> {

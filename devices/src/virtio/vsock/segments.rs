@@ -159,7 +159,3 @@ impl<'a> Segments<'a> {
         })
     }
 }
-
-#[cfg(test)]
-#[path = "segments_test.rs"]
-mod tests;
