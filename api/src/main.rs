@@ -1,1 +1,7 @@
-fn main() {}
+//! The `bellows` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bellows::main()
+}

@@ -1,0 +1,205 @@
+//! The command line.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bellows_memory::ByteSize;
+use bellows_vmm::SerialOutput;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// MicroVMs for functions: shared layers, and memory that goes back.
+#[derive(Debug, Parser)]
+#[command(name = "bellows", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a VM, run one instance of an image in it, and give its memory back
+    Run(RunArgs),
+    /// Images in the layer store
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Run the demonstration: two VMs from the same layers, two instances each
+    #[command(hide = true)]
+    Demo(DemoArgs),
+}
+
+/// Where the guest comes from.
+#[derive(Args, Debug)]
+pub struct GuestArgs {
+    /// Guest kernel: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial file system, which holds the agent
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<u8>,
+    /// Memory that the VM boots with, such as 512M
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Parameter for the end of the kernel command line
+    #[arg(long = "kernel-parameter", value_name = "NAME[=VALUE]")]
+    pub kernel_parameters: Vec<String>,
+    /// Seconds that the guest may take for each step
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// `bellows run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// OCI image layout, which is imported where it is not in the store yet; or the name of an image in the store
+    #[arg(long, value_name = "OCI_LAYOUT")]
+    pub image: Option<PathBuf>,
+    /// Tag of the image in its layout
+    #[arg(long, value_name = "TAG")]
+    pub reference: Option<String>,
+    /// Window of a partition; the first one holds the instance, which otherwise runs in base memory
+    #[arg(long = "partition", value_name = "SIZE")]
+    pub partitions: Vec<ByteSize>,
+    /// Layer store [default: $XDG_DATA_HOME/bellows/store]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// EROFS file to stack above the image's layers
+    #[arg(long = "layer", value_name = "FILE")]
+    pub layers: Vec<PathBuf>,
+    /// Environment variable, which wins over the image's
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Directory that the command starts in, instead of the image's
+    #[arg(long, value_name = "PATH")]
+    pub cwd: Option<String>,
+    /// Who the command runs as, `uid` or `uid:gid`, instead of the image's
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// VM configuration in JSON; other arguments win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print a report in JSON; the command's own output goes to standard error then
+    #[arg(long)]
+    pub json: bool,
+    /// Where the guest's console goes: a file, or - for standard output
+    #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(|text| serial(&text)))]
+    pub serial: Option<SerialOutput>,
+    /// The command; the image's own where there is none
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// `bellows image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Import an OCI image layout to the store
+    Import {
+        /// The layout's directory.
+        #[arg(value_name = "SRC")]
+        source: PathBuf,
+        /// Tag of the image in its layout.
+        #[arg(long, value_name = "TAG")]
+        reference: Option<String>,
+        /// Name for the image in the store, beside its digest.
+        #[arg(long)]
+        name: Option<String>,
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// List the images in the store
+    Ls {
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Read all layers of images and compare them with their records
+    Verify {
+        /// Names or digests; all images where there is none.
+        #[arg(value_name = "IMAGE")]
+        images: Vec<String>,
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+}
+
+/// Which store, and how to print.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    /// Layer store [default: $XDG_DATA_HOME/bellows/store]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bellows demo`.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// OCI image layout of the demonstration's image
+    #[arg(long, value_name = "OCI_LAYOUT")]
+    pub image: PathBuf,
+    /// Layer store [default: $XDG_DATA_HOME/bellows/store]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Size of each instance's partition
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub partition: ByteSize,
+    /// MiB of data that each function builds
+    #[arg(long, value_name = "MIB", default_value = "320")]
+    pub mib: u32,
+    /// Seconds that the second function of each VM keeps its memory after its work
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    pub hold: u32,
+    /// Where this runs; goes into the report
+    #[arg(long, default_value = "kvm")]
+    pub host: Host,
+    /// Directory for the guests' consoles; none where it is left out
+    #[arg(long, value_name = "DIR")]
+    pub serial: Option<PathBuf>,
+    /// File for the report in JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Print the report in JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What kind of host a report is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Host {
+    /// A machine with hardware-backed KVM.
+    Kvm,
+    /// The emulated host.
+    Lab,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err("expected a whole number of seconds, at least 1".into()),
+    }
+}
+
+fn serial(text: &OsStr) -> SerialOutput {
+    if text == "-" { SerialOutput::Stdout } else { SerialOutput::File(text.into()) }
+}
+
+#[cfg(test)]
+#[path = "cli_test.rs"]
+mod tests;

@@ -1,0 +1,390 @@
+//! The demonstration: two VMs from the same layers, two instances in each, every instance in a partition of its own. In
+//! each VM one instance ends while the other keeps running, and its memory goes back to the host.
+
+mod function;
+mod report;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bellows_block::{Image, Layer};
+use bellows_vmm::{
+    ImageId, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm, VmBuilder, VmConfig, VmEnd,
+    serial_of,
+};
+
+use self::function::expected_result;
+use self::report::{DiskReport, InstanceReport, LayerReport, Report, VmReport};
+use crate::cli::DemoArgs;
+use crate::error::{CliError, io_error};
+use crate::interrupt::Interrupts;
+use crate::measure::{Disk, evict, process_rss, resident_bytes};
+use crate::run::{PartitionReport, from_guest_args, give_back, image_id, milliseconds};
+use crate::store;
+
+const VMS: usize = 2;
+/// Least data of the function, in MiB: what it samples.
+const MIN_MIB: u32 = 8;
+/// Most output of an instance that is looked at.
+const MAX_OUTPUT: usize = 64 << 10;
+
+/// Runs the demonstration; returns the exit code.
+///
+/// # Errors
+/// See [`CliError`].
+pub fn run(args: &DemoArgs) -> Result<u8, CliError> {
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
+    if args.mib < MIN_MIB {
+        return Err(CliError::Conflict(format!("--mib is {}: expected at least {MIN_MIB}", args.mib)));
+    }
+    let result = demonstrate(args, &interrupts);
+    let report = match (result, interrupts.received()) {
+        // What failed then failed because the VMs were stopped.
+        (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
+        (result, _) => result?,
+    };
+    let json = serde_json::to_string_pretty(&report)
+        .map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?;
+    if let Some(path) = &args.report {
+        write_report(path, &json)?;
+    }
+    if args.json {
+        println!("{json}");
+    } else {
+        print!("{report}");
+    }
+    if report.is_good() { Ok(0) } else { Err(CliError::Unexpected("the report shows what should not be".into())) }
+}
+
+fn write_report(path: &Path, json: &str) -> Result<(), CliError> {
+    let mut file = File::create(path).map_err(io_error("create the report", path))?;
+    writeln!(file, "{json}").map_err(io_error("write the report", path))
+}
+
+fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliError> {
+    let store = store::open(args.store.as_deref())?;
+    let image = store::find_image(&store, &args.image, None)?;
+    let layers = store.layers(&image)?;
+    let cold = Cold::new(&layers)?;
+
+    let mut vms = Vec::with_capacity(VMS);
+    let mut read_by_boot = Vec::new();
+    let mut read_before = cold.disk_bytes_read()?;
+    for number in 1..=VMS {
+        say(args, &format!("booting VM {number} of {VMS}"));
+        vms.push(Booted::new(args, &image, &layers, number, interrupts)?);
+        let read = cold.disk_bytes_read()?;
+        read_by_boot.extend(read.zip(read_before).map(|(now, before)| now.saturating_sub(before)));
+        read_before = read;
+    }
+    say(args, "running two instances in each VM");
+    let guest_kernel = vms.first().map(|vm| vm.kernel.clone()).unwrap_or_default();
+    let reports = thread::scope(|scope| {
+        let runs: Vec<_> = vms.iter().map(|vm| scope.spawn(|| vm.demonstrate(args, &image))).collect();
+        let join = |run: thread::ScopedJoinHandle<'_, Result<VmReport, CliError>>| {
+            run.join().unwrap_or_else(|_| Err(CliError::Unexpected("a thread of the demonstration panicked".into())))
+        };
+        runs.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+    })?;
+    let process_rss_bytes = process_rss().map_err(io_error("read", "/proc/self/statm"))?;
+    let report = Report {
+        host: args.host,
+        guest_kernel,
+        vms: reports,
+        layers: cold.layers()?,
+        disk: cold.disk(read_by_boot)?,
+        process_rss_bytes,
+    };
+    for vm in vms {
+        match vm.vm.shutdown(args.guest.timeout) {
+            VmEnd::PoweredOff | VmEnd::Reset => {}
+            other => return Err(CliError::End(other)),
+        }
+    }
+    Ok(report)
+}
+
+/// One line of what is going on, for whoever waits.
+fn say(args: &DemoArgs, what: &str) {
+    if !args.json {
+        eprintln!("{what} ...");
+    }
+}
+
+/// Layers whose files were dropped from the page cache, and the disk under them.
+struct Cold {
+    layers: Vec<(Layer, u64)>,
+    disk: Option<(Disk, u64)>,
+}
+
+impl Cold {
+    fn new(layers: &[Layer]) -> Result<Self, CliError> {
+        let drop_cache = |layer: &Layer| {
+            let path = &layer.path;
+            evict(path).map_err(io_error("drop the page cache of", path))?;
+            let left = resident_bytes(path).map_err(io_error("look into the page cache of", path))?;
+            Ok((layer.clone(), left))
+        };
+        let disk = match layers.first() {
+            Some(layer) => Disk::of(&layer.path).map_err(io_error("find the disk of", &layer.path))?,
+            None => None,
+        };
+        let layers = layers.iter().map(drop_cache).collect::<Result<_, CliError>>()?;
+        let disk = match disk {
+            Some(disk) => {
+                let read = disk.bytes_read().map_err(io_error("read the counters of", &disk.name))?;
+                Some((disk, read))
+            }
+            None => None,
+        };
+        Ok(Self { layers, disk })
+    }
+
+    /// Bytes read from the disk since then.
+    fn disk_bytes_read(&self) -> Result<Option<u64>, CliError> {
+        let Some((disk, before)) = &self.disk else { return Ok(None) };
+        let now = disk.bytes_read().map_err(io_error("read the counters of", &disk.name))?;
+        Ok(Some(now.saturating_sub(*before)))
+    }
+
+    fn disk(&self, bytes_read_by_boot: Vec<u64>) -> Result<Option<DiskReport>, CliError> {
+        let bytes_read = self.disk_bytes_read()?;
+        let report = |(disk, _): &(Disk, u64), bytes_read| DiskReport {
+            name: disk.name.clone(),
+            bytes_read,
+            bytes_read_by_boot,
+        };
+        Ok(self.disk.as_ref().zip(bytes_read).map(|(disk, bytes_read)| report(disk, bytes_read)))
+    }
+
+    fn layers(&self) -> Result<Vec<LayerReport>, CliError> {
+        let report = |(layer, before): &(Layer, u64)| {
+            let resident = resident_bytes(&layer.path).map_err(io_error("look into the page cache of", &layer.path))?;
+            Ok(LayerReport {
+                digest: layer.digest.to_string(),
+                bytes: layer.bytes,
+                disk_bytes_read: self.disk.is_some().then(|| resident.saturating_sub(*before)),
+                resident_bytes: resident,
+            })
+        };
+        self.layers.iter().map(report).collect()
+    }
+}
+
+/// A VM that is ready, with its image mounted.
+struct Booted {
+    vm: Arc<Vm>,
+    image: ImageId,
+    kernel: String,
+    boot: Duration,
+}
+
+impl Booted {
+    fn new(
+        args: &DemoArgs,
+        image: &Image,
+        layers: &[Layer],
+        number: usize,
+        interrupts: &Interrupts,
+    ) -> Result<Self, CliError> {
+        let mut config: VmConfig = from_guest_args(&args.guest)?;
+        config.layers = layers.iter().map(Into::into).collect();
+        config.partitions = vec![args.partition; 2];
+        if let Some(directory) = &args.serial {
+            fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+            config.serial = SerialOutput::File(directory.join(format!("vm{number}.log")));
+        }
+        let start = Instant::now();
+        let vm = interrupts.boot(VmBuilder::from(config))?;
+        let guest = vm.wait_ready(args.guest.timeout)?;
+        let boot = start.elapsed();
+        let image = image_id(image)?;
+        vm.mount_image(&image, layers.iter().map(|layer| serial_of(&layer.digest)).collect())?;
+        Ok(Self { vm, image, kernel: guest.kernel_release, boot })
+    }
+
+    fn demonstrate(&self, args: &DemoArgs, image: &Image) -> Result<VmReport, CliError> {
+        let limit = args.guest.timeout;
+        let (first, second) = (partition(1)?, partition(2)?);
+        let first_plug = self.vm.plug(first, args.partition, limit)?;
+        let second_plug = self.vm.plug(second, args.partition, limit)?;
+        let first_run = self.start(args, image, "first", first, 0)?;
+        let second_run = self.start(args, image, "second", second, args.hold)?;
+        let ended = &AtomicBool::new(false);
+        thread::scope(|scope| {
+            let second_run = scope.spawn(move || {
+                let report = second_run.finish(args, limit);
+                ended.store(true, Ordering::SeqCst);
+                report
+            });
+            let mut reports = self.first_ends(args, first_run, first, &first_plug).inspect_err(|_| {
+                // Nobody waits for the second one any more.
+                self.vm.stop();
+            })?;
+            if ended.load(Ordering::SeqCst) {
+                let hold = args.hold;
+                let message =
+                    format!("the second instance ended before the first one's memory was back: --hold is {hold}");
+                return Err(CliError::Unexpected(message));
+            }
+            let second_run = second_run
+                .join()
+                .unwrap_or_else(|_| Err(CliError::Unexpected("a thread of the demonstration panicked".into())))?;
+            reports.instances.push(second_run);
+            reports.partitions.push(give_back(&self.vm, second, &second_plug, limit)?);
+            Ok(reports)
+        })
+    }
+
+    /// Waits for the first instance, and gives its partition back while the second keeps running.
+    fn first_ends(
+        &self,
+        args: &DemoArgs,
+        run: Running,
+        partition: PartitionId,
+        plug: &PlugReport,
+    ) -> Result<VmReport, CliError> {
+        let limit = args.guest.timeout;
+        let resident = || self.vm.resident_bytes().map_err(io_error("count the pages of", "guest memory"));
+        let waited = run.wait()?;
+        let rss_bytes = resident()?;
+        let instance = waited.remove(args, limit)?;
+        let partition: PartitionReport = give_back(&self.vm, partition, plug, limit)?;
+        Ok(VmReport {
+            boot_ms: milliseconds(self.boot),
+            rss_bytes,
+            rss_after_discard_bytes: resident()?,
+            instances: vec![instance],
+            partitions: vec![partition],
+        })
+    }
+
+    fn start(
+        &self,
+        args: &DemoArgs,
+        image: &Image,
+        id: &str,
+        partition: PartitionId,
+        hold: u32,
+    ) -> Result<Running, CliError> {
+        let mut argv = image.config.argv(&[]);
+        argv.extend([args.mib.to_string(), hold.to_string()]);
+        let mut spec = InstanceSpec::new(id.parse()?, self.image.clone(), argv).in_partition(partition);
+        spec.env.clone_from(&image.config.env);
+        spec.cwd.clone_from(&image.config.working_dir);
+        spec.user = image.config.user.parse()?;
+        let start = Instant::now();
+        let instance = self.vm.start_instance(&spec)?;
+        let output = Captured::default();
+        let stdout = instance.forward(Output::Stdout, output.clone())?;
+        let stderr = instance.forward(Output::Stderr, io::stderr())?;
+        Ok(Running { instance, start, output, forwarding: [stdout, stderr] })
+    }
+}
+
+fn partition(number: u16) -> Result<PartitionId, CliError> {
+    PartitionId::new(number).ok_or(CliError::PartitionNumber(number.into()))
+}
+
+/// An instance that runs.
+struct Running {
+    instance: Instance,
+    start: Instant,
+    output: Captured,
+    forwarding: [bellows_vmm::Forwarding; 2],
+}
+
+/// An instance whose process has ended.
+struct Ended {
+    instance: Instance,
+    exit_code: u8,
+    run: Duration,
+    output: Vec<u8>,
+}
+
+impl Running {
+    fn wait(self) -> Result<Ended, CliError> {
+        let status = self.instance.wait()?;
+        let run = self.start.elapsed();
+        for forwarding in self.forwarding {
+            forwarding.join()?;
+        }
+        Ok(Ended { instance: self.instance, exit_code: status.code, run, output: self.output.take() })
+    }
+
+    fn finish(self, args: &DemoArgs, limit: Duration) -> Result<InstanceReport, CliError> {
+        self.wait()?.remove(args, limit)
+    }
+}
+
+impl Ended {
+    fn remove(self, args: &DemoArgs, limit: Duration) -> Result<InstanceReport, CliError> {
+        let report = InstanceReport {
+            id: self.instance.id().to_string(),
+            exit_code: self.exit_code,
+            output_ok: is_right(&self.output, args.mib),
+            run_ms: milliseconds(self.run),
+        };
+        if !report.output_ok {
+            eprintln!("bellows: instance {} printed {:?}", report.id, String::from_utf8_lossy(&self.output));
+        }
+        self.instance.remove(limit)?;
+        Ok(report)
+    }
+}
+
+fn is_right(output: &[u8], mib: u32) -> bool {
+    let expected = expected_result(mib);
+    String::from_utf8_lossy(output).lines().any(|line| line.starts_with(&expected))
+}
+
+/// The beginning of what an instance wrote.
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Write for Captured {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MAX_OUTPUT - captured.len();
+        captured.extend(&data[..data.len().min(room)]);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_right_result_is_right() {
+        let good = format!("hello\n{}peak_rss_mib=30\n", expected_result(16));
+        assert!(is_right(good.as_bytes(), 16));
+        assert!(!is_right(good.as_bytes(), 17));
+        assert!(!is_right(good.replace("sha256=", "sha256=0").as_bytes(), 16));
+        assert!(!is_right(b"", 16));
+    }
+
+    #[test]
+    fn output_is_captured_up_to_a_bound() {
+        let captured = Captured::default();
+        captured.clone().write_all(&vec![7; MAX_OUTPUT - 1]).unwrap();
+        captured.clone().write_all(b"ab").unwrap();
+        let taken = captured.take();
+        assert_eq!((taken.len(), taken.last()), (MAX_OUTPUT, Some(&b'a')));
+    }
+}

@@ -1,0 +1,197 @@
+//! What the demonstration found, for machines and for people.
+
+use std::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::cli::Host;
+use crate::run::{PartitionReport, shown};
+
+/// The whole report. Every number was measured in this run; `null` is what this host or guest can't tell.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) host: Host,
+    pub(super) guest_kernel: String,
+    pub(super) vms: Vec<VmReport>,
+    pub(super) layers: Vec<LayerReport>,
+    pub(super) disk: Option<DiskReport>,
+    /// Resident memory of the process that ran both VMs, while all partitions of finished instances were back.
+    pub(super) process_rss_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct VmReport {
+    /// From the first step of making the VM until the guest's agent answered.
+    pub(super) boot_ms: f64,
+    /// Host memory under this VM's guest memory while one instance had ended and the other held its memory.
+    pub(super) rss_bytes: u64,
+    /// The same after the first instance's partition was discarded.
+    pub(super) rss_after_discard_bytes: u64,
+    pub(super) instances: Vec<InstanceReport>,
+    pub(super) partitions: Vec<PartitionReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct InstanceReport {
+    pub(super) id: String,
+    pub(super) exit_code: u8,
+    /// It printed the result that was computed on the host.
+    pub(super) output_ok: bool,
+    pub(super) run_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LayerReport {
+    pub(super) digest: String,
+    pub(super) bytes: u64,
+    /// The file was dropped from the page cache before the first VM booted: what is in it beyond that was read from the disk
+    /// since, once. Pages that were dropped again meanwhile are missing here, but not in `disk`.
+    pub(super) disk_bytes_read: Option<u64>,
+    pub(super) resident_bytes: u64,
+}
+
+/// The disk under the layers, by its own counter: reads of everybody on the host.
+#[derive(Debug, Serialize)]
+pub(super) struct DiskReport {
+    pub(super) name: String,
+    pub(super) bytes_read: u64,
+    /// Of that, until each VM was ready and had its image mounted.
+    pub(super) bytes_read_by_boot: Vec<u64>,
+}
+
+impl Report {
+    /// Whether everything was as it should be.
+    pub(super) fn is_good(&self) -> bool {
+        let instances = self.vms.iter().flat_map(|vm| &vm.instances);
+        let mut partitions = self.vms.iter().flat_map(|vm| &vm.partitions);
+        instances.into_iter().all(|instance| instance.exit_code == 0 && instance.output_ok)
+            && partitions.all(|partition| partition.left_bytes == 0)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.host {
+            Host::Kvm => "on this machine's KVM",
+            Host::Lab => "in the lab (an emulated host: ratios and counts mean something, times do not)",
+        };
+        writeln!(f, "{} VMs {place}, guest kernel {}\n", self.vms.len(), self.guest_kernel)?;
+        for (number, vm) in (1..).zip(&self.vms) {
+            writeln!(f, "VM {number}  ready after {}", time(vm.boot_ms))?;
+            for (instance, partition) in vm.instances.iter().zip(&vm.partitions) {
+                let verdict = if instance.output_ok { "the right result" } else { "A WRONG RESULT" };
+                let (id, code, run) = (&instance.id, instance.exit_code, time(instance.run_ms));
+                writeln!(f, "  {id}: exit code {code}, {verdict}, after {run}")?;
+                writeln!(f, "      {}", partition_line(partition))?;
+            }
+            let (before, after) = (shown(vm.rss_bytes), shown(vm.rss_after_discard_bytes));
+            writeln!(f, "  host memory: {before} when the first had ended, {after} with its partition back\n")?;
+        }
+        writeln!(f, "Layers, each one file that all VMs read")?;
+        for layer in &self.layers {
+            let read = layer.disk_bytes_read.map_or_else(|| "?".into(), shown);
+            let (bytes, resident) = (shown(layer.bytes), shown(layer.resident_bytes));
+            let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
+            writeln!(f, "  {digest}  {bytes:>10}, read from disk {read:>10}, in page cache {resident:>10}")?;
+        }
+        match &self.disk {
+            Some(disk) => {
+                let boots: Vec<_> = disk.bytes_read_by_boot.iter().copied().map(shown).collect();
+                let (name, all) = (&disk.name, shown(disk.bytes_read));
+                writeln!(f, "  disk {name} read {all} in all; for the VMs' boots, in order: {}", boots.join(", "))
+            }
+            None => writeln!(f, "  the layers lie on no disk that counts"),
+        }
+    }
+}
+
+fn partition_line(partition: &PartitionReport) -> String {
+    let mut line = format!(
+        "partition of {}: plugged in {}, unplugged in {}, {} discarded in {}",
+        shown(partition.bytes),
+        time(partition.plug_ms),
+        time(partition.unplug_ms),
+        shown(partition.discarded_bytes),
+        time(partition.discard_ms),
+    );
+    let migrated = match partition.migrated_pages {
+        Some(pages) => format!(", {pages} pages migrated"),
+        None => String::new(),
+    };
+    line.push_str(&migrated);
+    if partition.left_bytes != 0 {
+        // Writing to a string can't fail.
+        let _ = write!(line, ", {} NOT GIVEN BACK", shown(partition.left_bytes));
+    }
+    line
+}
+
+fn time(milliseconds: f64) -> String {
+    match milliseconds {
+        0.0..10.0 => format!("{milliseconds:.2} ms"),
+        10.0..10_000.0 => format!("{milliseconds:.0} ms"),
+        _ => format!("{:.1} s", milliseconds / 1000.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let partition = PartitionReport {
+            bytes: 1 << 30,
+            plug_ms: 12.0,
+            unplug_ms: 1.25,
+            discard_ms: 20_000.0,
+            migrated_pages: Some(0),
+            discarded_bytes: 400 << 20,
+            left_bytes: 0,
+        };
+        let instance = |id: &str| InstanceReport { id: id.into(), exit_code: 0, output_ok: true, run_ms: 900.0 };
+        let vm = || VmReport {
+            boot_ms: 100.0,
+            rss_bytes: 900 << 20,
+            rss_after_discard_bytes: 500 << 20,
+            instances: vec![instance("first"), instance("second")],
+            partitions: vec![partition.clone(), partition.clone()],
+        };
+        Report {
+            host: Host::Lab,
+            guest_kernel: "6.12.1".into(),
+            vms: vec![vm(), vm()],
+            layers: vec![LayerReport {
+                digest: "sha256:0123456789abcdef".into(),
+                bytes: 60 << 20,
+                disk_bytes_read: Some(20 << 20),
+                resident_bytes: 20 << 20,
+            }],
+            disk: Some(DiskReport { name: "vda".into(), bytes_read: 21 << 20, bytes_read_by_boot: vec![20 << 20, 0] }),
+            process_rss_bytes: 1 << 30,
+        }
+    }
+
+    #[test]
+    fn a_machine_finds_every_field() {
+        let json = serde_json::to_value(report()).unwrap();
+        assert_eq!(json["host"], "lab");
+        assert_eq!(json["vms"][1]["instances"][0]["output_ok"], true);
+        assert_eq!(json["vms"][0]["partitions"][1]["unplug_ms"], 1.25);
+        assert_eq!(json["vms"][0]["partitions"][1]["migrated_pages"], 0);
+        assert_eq!(json["layers"][0]["disk_bytes_read"], 20 << 20);
+    }
+
+    #[test]
+    fn a_person_reads_what_went_wrong() {
+        let mut report = report();
+        assert!(report.is_good());
+        let text = report.to_string();
+        assert!(text.contains("in the lab") && text.contains("400.0 MiB discarded in 20.0 s"), "{text}");
+        assert!(!text.contains("NOT") && !text.contains("WRONG"), "{text}");
+        report.vms[0].instances[1].output_ok = false;
+        assert!(!report.is_good() && report.to_string().contains("A WRONG RESULT"));
+        report.vms[0].instances[1].output_ok = true;
+        report.vms[1].partitions[0].left_bytes = 2 << 20;
+        assert!(!report.is_good() && report.to_string().contains("2.0 MiB NOT GIVEN BACK"));
+    }
+}

@@ -1,0 +1,168 @@
+//! Errors of the command: what is printed, and with which exit code it ends.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use bellows_block::StoreError;
+use bellows_block::oci::OciError;
+use bellows_block::store::ParseImageNameError;
+use bellows_vmm::{
+    BuildError, ConfigError, InstanceError, ParseUserError, PartitionError, ReadyError, ValueError, VmEnd,
+};
+
+/// Exit code where something went wrong.
+pub const RUNTIME: u8 = 1;
+/// Exit code where arguments or configuration can't be.
+pub const USAGE: u8 = 2;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The VM's configuration can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration file is no JSON, or says what is not understood.
+    #[error("cannot understand the configuration `{path}`")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Something that is needed was not given.
+    #[error("{0} is missing: give {1}")]
+    Missing(&'static str, &'static str),
+    /// Two things that exclude each other.
+    #[error("{0}")]
+    Conflict(String),
+    /// Neither an image layout nor the name of an image.
+    #[error("`{image}` is neither a directory with an OCI image layout nor the name of an image in a store")]
+    NoImage {
+        /// What was given.
+        image: PathBuf,
+        /// Why it is no name.
+        #[source]
+        source: Option<ParseImageNameError>,
+    },
+    /// The image wants a user that only the image knows.
+    #[error(transparent)]
+    User(#[from] ParseUserError),
+    /// A value that the guest would not take.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// A partition number that can't be.
+    #[error("there are no partitions beyond {0}")]
+    PartitionNumber(usize),
+    /// The image layout is not what it should be.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// The layer store failed.
+    #[error(transparent)]
+    Store(Box<StoreError>),
+    /// The VM could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The guest can't be worked with.
+    #[error(transparent)]
+    Ready(#[from] ReadyError),
+    /// A partition failed.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// An instance failed.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The VM was to end in good order and did not.
+    #[error("the VM did not shut down: {0}")]
+    End(VmEnd),
+    /// The demo found what should not be.
+    #[error("{0}")]
+    Unexpected(String),
+    /// The system refused something.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A signal ended it.
+    #[error("ended by signal {0}")]
+    Interrupted(u8),
+    /// Layers are damaged, each of which was named.
+    #[error("{damaged} of {layers} layers are damaged")]
+    Damaged {
+        /// How many are.
+        damaged: usize,
+        /// How many there are.
+        layers: usize,
+    },
+}
+
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+impl CliError {
+    /// The exit code: 1 for what went wrong, 2 for what can't be, as a shell has it for signals.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::Json { .. }
+            | Self::Missing(..)
+            | Self::Conflict(_)
+            | Self::NoImage { .. }
+            | Self::User(_)
+            | Self::Value(_)
+            | Self::PartitionNumber(_)
+            | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))
+            | Self::Instance(InstanceError::Spec { .. }) => USAGE,
+            Self::Interrupted(signal) => 128_u8.saturating_add(*signal),
+            _ => RUNTIME,
+        }
+    }
+
+    /// The error and what caused it, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let next = error.to_string();
+            // Some errors show their cause themselves.
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = error.source();
+        }
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+pub(crate) fn io_error(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> CliError {
+    let path = path.into();
+    move |source| CliError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_names_its_causes_once() {
+        let error = io_error("open", "/nowhere")(std::io::Error::other("a\nb"));
+        assert_eq!(error.chain(), "cannot open `/nowhere`: a b");
+        assert_eq!(error.exit_code(), RUNTIME);
+        let source = serde_json::from_str::<bellows_vmm::VmConfig>("{").unwrap_err();
+        let error = CliError::Json { path: "vm.json".into(), source };
+        assert!(error.chain().starts_with("cannot understand the configuration `vm.json`: EOF"), "{}", error.chain());
+        assert_eq!(error.exit_code(), USAGE);
+        assert_eq!(CliError::Interrupted(15).exit_code(), 143);
+    }
+}

@@ -1,0 +1,291 @@
+//! `bellows run`: boots one VM, runs one instance in it, gives its memory back.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bellows_block::{Image, LayerDigest, Store};
+use bellows_memory::ByteSize;
+use bellows_vmm::{
+    DiscardReport, ExitStatus, ImageId, InstanceSpec, LayerConfig, Output, PartitionId, PlugReport, UnplugReport, Vm,
+    VmBuilder, VmConfig, VmEnd, serial_of,
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::cli::{GuestArgs, RunArgs};
+use crate::error::{CliError, io_error};
+use crate::interrupt::Interrupts;
+use crate::store;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct RunReport {
+    exit_code: u8,
+    oom_killed: bool,
+    guest_kernel: String,
+    boot_ms: f64,
+    run_ms: f64,
+    partition: Option<PartitionReport>,
+}
+
+/// What became of a partition.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartitionReport {
+    pub(crate) bytes: u64,
+    pub(crate) plug_ms: f64,
+    pub(crate) unplug_ms: f64,
+    pub(crate) discard_ms: f64,
+    pub(crate) migrated_pages: Option<u64>,
+    pub(crate) discarded_bytes: u64,
+    pub(crate) left_bytes: u64,
+}
+
+impl PartitionReport {
+    pub(crate) fn new(plug: &PlugReport, unplug: &UnplugReport, discard: &DiscardReport) -> Self {
+        Self {
+            bytes: plug.bytes.get(),
+            plug_ms: milliseconds(plug.usable),
+            unplug_ms: milliseconds(unplug.unplug),
+            discard_ms: milliseconds(discard.discard),
+            migrated_pages: unplug.migrated_pages,
+            discarded_bytes: discard.discarded.get(),
+            left_bytes: unplug.left.get(),
+        }
+    }
+}
+
+/// Milliseconds, to the microsecond.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
+
+/// Runs the command; returns the instance's exit code.
+///
+/// # Errors
+/// See [`CliError`].
+pub fn run(args: &RunArgs) -> Result<u8, CliError> {
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
+    let mut config = configuration(args)?;
+    let spec = prepare(args, &mut config)?;
+    config.validate()?;
+    let result = in_vm(args, config, spec, &interrupts);
+    match (result, interrupts.received()) {
+        // What failed then failed because the VM was stopped.
+        (Err(_), Some(signal)) => Err(CliError::Interrupted(signal)),
+        (result, _) => result,
+    }
+}
+
+fn in_vm(
+    args: &RunArgs,
+    config: VmConfig,
+    spec: Option<InstanceSpec>,
+    interrupts: &Interrupts,
+) -> Result<u8, CliError> {
+    let limit = args.guest.timeout;
+    let serials = config.layers.iter().map(|layer| serial_of(&layer.digest)).collect();
+    let window = config.partitions.first().copied();
+    let start = Instant::now();
+    let vm = interrupts.boot(VmBuilder::from(config))?;
+    let guest = vm.wait_ready(limit)?;
+    let boot = start.elapsed();
+    let Some(spec) = spec else {
+        // Without an image the VM runs until it ends by itself.
+        return end(vm.wait());
+    };
+    vm.mount_image(&spec.image, serials)?;
+    let plug = match (spec.partition, window) {
+        (Some(partition), Some(window)) => Some((partition, vm.plug(partition, window, limit)?)),
+        _ => None,
+    };
+    let start = Instant::now();
+    let status = run_instance(&vm, &spec, args.json, limit)?;
+    let run = start.elapsed();
+    let partition = match plug {
+        Some((partition, plug)) => Some(give_back(&vm, partition, &plug, limit)?),
+        None => None,
+    };
+    if args.json {
+        let report = RunReport {
+            exit_code: status.code,
+            oom_killed: status.oom_killed,
+            guest_kernel: guest.kernel_release,
+            boot_ms: milliseconds(boot),
+            run_ms: milliseconds(run),
+            partition,
+        };
+        let text = serde_json::to_string(&report);
+        println!("{}", text.map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?);
+    } else if status.oom_killed {
+        eprintln!("bellows: the kernel killed a process of the instance for lack of memory");
+    }
+    match vm.shutdown(limit) {
+        VmEnd::PoweredOff | VmEnd::Reset => Ok(status.code),
+        other => Err(CliError::End(other)),
+    }
+}
+
+fn end(end: VmEnd) -> Result<u8, CliError> {
+    match end {
+        VmEnd::PoweredOff => Ok(0),
+        other => Err(CliError::End(other)),
+    }
+}
+
+fn run_instance(vm: &Vm, spec: &InstanceSpec, json: bool, limit: Duration) -> Result<ExitStatus, CliError> {
+    let instance = vm.start_instance(spec)?;
+    let stderr = instance.forward(Output::Stderr, io::stderr())?;
+    let stdout = if json {
+        instance.forward(Output::Stdout, io::stderr())?
+    } else {
+        instance.forward(Output::Stdout, io::stdout())?
+    };
+    let status = instance.wait()?;
+    // Its other processes ended with the first one, so nothing holds the output open.
+    stdout.join()?;
+    stderr.join()?;
+    instance.remove(limit)?;
+    Ok(status)
+}
+
+/// Unplugs a partition and waits until its memory is the host's again.
+pub(crate) fn give_back(
+    vm: &Vm,
+    partition: PartitionId,
+    plug: &PlugReport,
+    limit: Duration,
+) -> Result<PartitionReport, CliError> {
+    let unplug = vm.unplug(partition, limit)?;
+    let discard = vm.await_discard(partition, limit)?;
+    if unplug.left.get() != 0 {
+        eprintln!("bellows: the guest keeps {} of partition {partition}", unplug.left);
+    }
+    Ok(PartitionReport::new(plug, &unplug, &discard))
+}
+
+/// The VM's configuration: the file's, with the arguments put over it.
+fn configuration(args: &RunArgs) -> Result<VmConfig, CliError> {
+    let mut config = match &args.config {
+        Some(path) => read_configuration(path)?,
+        None => from_guest_args(&args.guest)?,
+    };
+    apply_guest_args(&mut config, &args.guest);
+    config.partitions.extend(&args.partitions);
+    if let Some(serial) = &args.serial {
+        config.serial = serial.clone();
+    }
+    Ok(config)
+}
+
+fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {
+    let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
+    serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.to_owned(), source })
+}
+
+/// A configuration from arguments alone.
+pub(crate) fn from_guest_args(args: &GuestArgs) -> Result<VmConfig, CliError> {
+    let kernel = args.kernel.as_deref().ok_or(CliError::Missing("the guest's kernel", "--kernel or --config"))?;
+    let memory = args.memory.ok_or(CliError::Missing("the size of base memory", "--memory or --config"))?;
+    let mut config = VmConfig::new(kernel, memory);
+    apply_guest_args(&mut config, args);
+    Ok(config)
+}
+
+fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
+    if let Some(kernel) = &args.kernel {
+        config.kernel.clone_from(kernel);
+    }
+    if let Some(initramfs) = &args.initramfs {
+        config.initramfs = Some(initramfs.clone());
+    }
+    if let Some(vcpus) = args.vcpus {
+        config.vcpus = vcpus;
+    }
+    if let Some(memory) = args.memory {
+        config.memory = memory;
+    }
+    if config.extra_command_line.is_empty() {
+        config.extra_command_line.clone_from(&args.kernel_parameters);
+    }
+}
+
+/// Adds the image's layers to the configuration; says what to run, if there is anything to run it in.
+fn prepare(args: &RunArgs, config: &mut VmConfig) -> Result<Option<InstanceSpec>, CliError> {
+    let mut image = None;
+    if let Some(path) = &args.image {
+        let store = store::open(args.store.as_deref())?;
+        let found = store::find_image(&store, path, args.reference.as_deref())?;
+        config.layers.extend(layers(&store, &found)?);
+        image = Some(found);
+    }
+    for path in &args.layers {
+        config.layers.push(layer_of_file(path)?);
+    }
+    if config.layers.is_empty() {
+        let needs_layers = !args.command.is_empty() || !args.partitions.is_empty();
+        return if needs_layers { Err(CliError::Missing("what to run", "--image or --layer")) } else { Ok(None) };
+    }
+    let id = image.as_ref().map_or_else(|| Ok("layers".parse()?), image_id)?;
+    let defaults = image.map(|image| image.config).unwrap_or_default();
+    let mut spec = InstanceSpec::new("main".parse()?, id, defaults.argv(&args.command));
+    if spec.argv.is_empty() {
+        return Err(CliError::Missing("the command", "-- CMD: the image has none of its own"));
+    }
+    spec.env = environment(&defaults.env, &args.env);
+    spec.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
+    spec.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
+    if !config.partitions.is_empty() {
+        spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
+    }
+    Ok(Some(spec))
+}
+
+/// The layers of an image, as disks of a VM, lowest first.
+pub(crate) fn layers(store: &Store, image: &Image) -> Result<Vec<LayerConfig>, CliError> {
+    Ok(store.layers(image)?.iter().map(LayerConfig::from).collect())
+}
+
+/// What an image is called in the guest.
+pub(crate) fn image_id(image: &Image) -> Result<ImageId, CliError> {
+    Ok(image.digest.hex().parse()?)
+}
+
+/// A layer that is in no store, named by its content.
+fn layer_of_file(path: &Path) -> Result<LayerConfig, CliError> {
+    let mut file = File::open(path).map_err(io_error("open the layer", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut buffer).map_err(io_error("read the layer", path))? {
+            0 => break,
+            count => {
+                hasher.update(&buffer[..count]);
+                bytes += count as u64;
+            }
+        }
+    }
+    Ok(LayerConfig { path: path.to_owned(), digest: LayerDigest::finish(hasher), bytes })
+}
+
+/// `defaults` with `wanted` put over it, by name.
+fn environment(defaults: &[String], wanted: &[String]) -> Vec<String> {
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    let overridden: Vec<_> = wanted.iter().map(|variable| name(variable)).collect();
+    let kept = defaults.iter().filter(|variable| !overridden.contains(&name(variable)));
+    kept.chain(wanted).cloned().collect()
+}
+
+/// What `bytes` are to a person.
+pub(crate) fn shown(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => ByteSize::bytes(bytes).to_string(),
+        _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+    }
+}
+
+#[cfg(test)]
+#[path = "run_test.rs"]
+mod tests;

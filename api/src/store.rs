@@ -1,0 +1,116 @@
+//! The layer store that a command works on, and what it holds.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bellows_block::oci::Platform;
+use bellows_block::{Image, ImageName, LayerDigest, OciLayout, Store};
+
+use crate::error::{CliError, io_error};
+use crate::progress::ImportProgress;
+
+/// Opens the store at `path`, or the user's own.
+pub(crate) fn open(path: Option<&Path>) -> Result<Store, CliError> {
+    let path = match path {
+        Some(path) => path.to_owned(),
+        None => default_path(env::var_os("XDG_DATA_HOME").map(PathBuf::from), env::var_os("HOME").map(PathBuf::from))?,
+    };
+    Ok(Store::open(path)?)
+}
+
+/// Where the user's own store is (XDG base directory specification: a path that is not absolute counts as none).
+fn default_path(data_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf, CliError> {
+    let data = data_home.filter(|path| path.is_absolute());
+    let data = data.or_else(|| home.filter(|path| path.is_absolute()).map(|home| home.join(".local/share")));
+    let data = data.ok_or(CliError::Missing("a place for the layer store", "--store, or set HOME"))?;
+    Ok(data.join("bellows/store"))
+}
+
+/// Brings the image of an OCI layout into the store, and shows how far that is.
+pub(crate) fn import(
+    store: &Store,
+    source: &Path,
+    reference: Option<&str>,
+    name: Option<&ImageName>,
+) -> Result<Image, CliError> {
+    let layout = OciLayout::open(source)?;
+    let image = layout.image(&Platform::host(), reference)?;
+    let mut progress = ImportProgress::new();
+    let stored = store.import(&layout, &image, name, &mut |step| progress.show(step))?;
+    Ok(stored)
+}
+
+/// The image that `--image` means: an OCI layout, imported where it is not there yet, or one in the store.
+pub(crate) fn find_image(store: &Store, image: &Path, reference: Option<&str>) -> Result<Image, CliError> {
+    if image.is_dir() {
+        return import(store, image, reference, None);
+    }
+    let no_image = |source| CliError::NoImage { image: image.to_owned(), source };
+    let name: ImageName = image.to_str().ok_or_else(|| no_image(None))?.parse().map_err(|e| no_image(Some(e)))?;
+    // What looks like a path was meant as one.
+    if image.is_absolute() || image.exists() || image.starts_with("..") {
+        return Err(no_image(None));
+    }
+    if reference.is_some() {
+        return Err(CliError::Conflict(format!("--reference is for image layouts, and `{name}` is not one")));
+    }
+    Ok(store.image(&name)?)
+}
+
+/// An image of the store with all its names.
+pub(crate) struct Listed {
+    pub(crate) image: Image,
+    pub(crate) names: Vec<String>,
+}
+
+/// All images of the store, by digest.
+pub(crate) fn list(store: &Store) -> Result<Vec<Listed>, CliError> {
+    let folder = store.path().join("images");
+    let mut images: BTreeMap<LayerDigest, Listed> = BTreeMap::new();
+    for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
+        let file = entry.map_err(io_error("list", &folder))?.file_name();
+        let Some(name) = file.to_str().and_then(image_name) else { continue };
+        let image = store.image(&name)?;
+        let name = name.to_string();
+        let is_digest = name == image.digest.to_string();
+        let listed = images.entry(image.digest).or_insert_with(|| Listed { image, names: Vec::new() });
+        if !is_digest {
+            listed.names.push(name);
+        }
+    }
+    images.values_mut().for_each(|listed| listed.names.sort());
+    Ok(images.into_values().collect())
+}
+
+/// The name that a record's file name stands for.
+fn image_name(file: &str) -> Option<ImageName> {
+    file.strip_suffix(".json")?.replace('%', "/").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_own_store_follows_the_specification() {
+        let path = |data: Option<&str>, home: Option<&str>| default_path(data.map(Into::into), home.map(Into::into));
+        assert_eq!(path(Some("/d"), Some("/h")).unwrap(), Path::new("/d/bellows/store"));
+        assert_eq!(path(None, Some("/h")).unwrap(), Path::new("/h/.local/share/bellows/store"));
+        assert_eq!(path(Some("rel"), Some("/h")).unwrap(), Path::new("/h/.local/share/bellows/store"));
+        assert!(path(Some("rel"), None).unwrap_err().to_string().contains("--store"));
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path().join("store")).unwrap();
+        for (image, code) in [("/nowhere/image", 2), ("..", 1), ("a b", 2), ("missing:tag", 1)] {
+            let error = find_image(&store, Path::new(image), None).unwrap_err();
+            assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
+            assert!(error.chain().contains(image), "{image}: {}", error.chain());
+        }
+        assert!(list(&store).unwrap().is_empty());
+    }
+}
