@@ -1,10 +1,10 @@
 //! SIGINT and SIGTERM: the VM that runs is stopped, and what it made goes with it.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use bellows_vmm::{BuildError, Vm, VmBuilder};
+use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
 use nix::sys::signal::{SigSet, Signal};
 
 /// What a signal ends.
@@ -17,7 +17,7 @@ pub(crate) struct Interrupts {
 struct State {
     /// VMs are being made or run: they have to be ended first.
     booting: usize,
-    vms: Vec<Weak<Vm>>,
+    vms: Vec<VmStopper>,
     received: Option<u8>,
 }
 
@@ -49,17 +49,17 @@ impl Interrupts {
     }
 
     /// Boots a VM that a signal will stop.
-    pub(crate) fn boot(&self, builder: VmBuilder) -> Result<Arc<Vm>, BuildError> {
+    pub(crate) fn boot(&self, builder: VmBuilder) -> Result<Vm, BuildError> {
         self.state().booting += 1;
-        let vm = builder.boot().map(Arc::new);
+        let vm = builder.boot();
         let mut state = self.state();
         state.booting -= 1;
         if let Ok(vm) = &vm {
-            state.vms.push(Arc::downgrade(vm));
+            let stopper = vm.stopper();
             if state.received.is_some() {
-                drop(state);
-                vm.stop();
+                stopper.stop();
             }
+            state.vms.push(stopper);
         }
         vm
     }
@@ -71,14 +71,13 @@ impl Interrupts {
 
     fn receive(&self, signal: u8) {
         let mut state = self.state();
-        let vms: Vec<_> = state.vms.iter().filter_map(Weak::upgrade).collect();
         // Nothing to end, or somebody who does not want to wait for it.
-        if (vms.is_empty() && state.booting == 0) || state.received.is_some() {
+        if (state.vms.is_empty() && state.booting == 0) || state.received.is_some() {
             std::process::exit(128 + i32::from(signal));
         }
         state.received = Some(signal);
-        drop(state);
-        vms.iter().for_each(|vm| drop(vm.stop()));
+        // Who waits for the guest now fails, and takes the VMs down.
+        state.vms.iter().for_each(VmStopper::stop);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

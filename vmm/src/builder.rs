@@ -217,7 +217,7 @@ impl VmBuilder {
             partitions,
             _event_loop: event_loop,
             _discarder: discarder,
-            _machine: machine,
+            machine,
             base,
             ready: Mutex::new(Some(ready)),
             agent: OnceLock::new(),

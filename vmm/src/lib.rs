@@ -31,7 +31,7 @@ pub use instances::{DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, Insta
 pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
 pub use ready::NotReady;
 pub use virtio_bus::DeviceError;
-pub use vm::{NotRunning, ReadyError, StatisticsError, Vm};
+pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
 
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_memory::{ByteSize, PartitionId};

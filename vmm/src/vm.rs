@@ -13,7 +13,7 @@ use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics};
 use crate::config::VmConfig;
 use crate::end::{EndSignal, VmEnd};
 use crate::hotplug::Disks;
-use crate::machine::{ExitCounts, Machine, VcpuPool};
+use crate::machine::{ExitCounts, Gate, Machine, VcpuPool};
 use crate::partitions::Partitions;
 use crate::ready::{NotReady, ReadyListener};
 use crate::resident::resident_bytes;
@@ -53,7 +53,7 @@ pub struct Vm {
     pub(crate) partitions: Partitions,
     pub(crate) _event_loop: EventLoop,
     pub(crate) _discarder: Discarder,
-    pub(crate) _machine: Machine,
+    pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
     pub(crate) ready: Mutex<Option<ReadyListener>>,
     pub(crate) agent: OnceLock<Arc<AgentClient>>,
@@ -117,6 +117,12 @@ impl Vm {
         self.end.ended().unwrap_or(VmEnd::Stopped)
     }
 
+    /// Something that stops the VM, for whoever must not keep it: a thread that waits for signals, for example.
+    #[must_use]
+    pub fn stopper(&self) -> VmStopper {
+        VmStopper { end: self.end.clone(), gate: self.machine.gate() }
+    }
+
     /// What the VM was made from.
     #[must_use]
     pub fn config(&self) -> &VmConfig {
@@ -158,6 +164,21 @@ impl Vm {
             (None, None) => Err(NotRunning::NotReady),
             (None, Some(agent)) => Ok(agent),
         }
+    }
+}
+
+/// Stops a VM without keeping it: once the VM is dropped there is nothing left to stop.
+#[derive(Clone)]
+pub struct VmStopper {
+    end: Arc<EndSignal>,
+    gate: Arc<Gate>,
+}
+
+impl VmStopper {
+    /// Stops the VM and does not wait for that. All that waits for the guest ends with an error.
+    pub fn stop(&self) {
+        self.end.report(VmEnd::Stopped);
+        self.gate.stop();
     }
 }
 

@@ -178,7 +178,7 @@ impl Cold {
 
 /// A VM that is ready, with its image mounted.
 struct Booted {
-    vm: Arc<Vm>,
+    vm: Vm,
     image: ImageId,
     kernel: String,
     boot: Duration,
