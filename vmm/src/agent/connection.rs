@@ -65,9 +65,9 @@ impl Connection {
             let shared = shared.clone();
             move || {
                 let error = read_answers(&mut input, &shared);
+                shared.end(error.to_string());
                 // The peer must not believe that anybody listens.
                 let _ = input.shutdown(Shutdown::Both);
-                shared.end(error.to_string());
             }
         })?;
         Ok(Self { shared, writer: Mutex::new(stream), reader: Some(reader) })
@@ -97,14 +97,14 @@ impl Connection {
         let stream = self.shared.open(sender)?;
         let mut frame = Vec::from(MessageHeader::new_request(stream, length));
         frame.extend(body);
-        self.send(&frame)?;
+        self.send(&frame).map_err(|error| self.shared.give_up(stream).unwrap_or(error))?;
 
         let answer = match limit {
             None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(limit) => receiver.recv_timeout(limit),
         };
         let answer = answer.unwrap_or_else(|error| {
-            self.shared.lock().waiting.remove(&stream);
+            self.shared.give_up(stream);
             Err(match error {
                 RecvTimeoutError::Timeout => CallError::Timeout,
                 RecvTimeoutError::Disconnected => CallError::Lost("the connection has ended".into()),
@@ -155,6 +155,13 @@ impl Shared {
         state.last_stream = stream;
         state.waiting.insert(stream, sender);
         Ok(stream)
+    }
+
+    /// Expects no answer any more; says why there can't be one if that is known.
+    fn give_up(&self, stream: u32) -> Option<CallError> {
+        let mut state = self.lock();
+        state.waiting.remove(&stream);
+        state.lost.clone().map(CallError::Lost)
     }
 
     fn end(&self, error: String) {
