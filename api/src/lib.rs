@@ -11,7 +11,7 @@ mod measure;
 mod progress;
 mod store;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,7 +33,8 @@ pub fn main() -> ExitCode {
     // `BELLOWS_LOG=debug` shows more; warnings are for everybody.
     let wanted = std::env::var("BELLOWS_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = wanted.unwrap_or(LevelFilter::WARN);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr).init();
     let result = match cli.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Image(command) => image::run(&command),

@@ -98,7 +98,8 @@ impl fmt::Display for Report {
             Some(disk) => {
                 let boots: Vec<_> = disk.bytes_read_by_boot.iter().copied().map(shown).collect();
                 let (name, all) = (&disk.name, shown(disk.bytes_read));
-                writeln!(f, "  disk {name} read {all} in all; for the VMs' boots, in order: {}", boots.join(", "))
+                writeln!(f, "  disk {name}: {all} read, whatever else lies on it included (guest kernel, initramfs)")?;
+                writeln!(f, "  of that until each VM was ready, in order: {}", boots.join(", "))
             }
             None => writeln!(f, "  the layers lie on no disk that counts"),
         }
