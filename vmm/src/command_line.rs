@@ -24,10 +24,12 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         line.set(name, value)?;
     }
     line.flag("no_timer_check")?;
+    // More ports than there are would be probed in vain. Without any the guest has no console, and then its kernel starts
+    // the agent with closed standard descriptors, which a Rust program does not survive before `/dev/null` is there.
+    line.set("8250.nr_uarts", "1")?;
     match config.serial {
-        // Probing for ports that are not there takes longer than the rest of the driver.
-        SerialOutput::Off => line.flag("quiet")?.set("8250.nr_uarts", "0")?,
-        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?.set("8250.nr_uarts", "1")?,
+        SerialOutput::Off => line.flag("quiet")?,
+        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?,
     };
     for parameter in &config.extra_command_line {
         line.text(parameter)?;
