@@ -100,23 +100,23 @@ impl<H: QueueHandler> Subscriber<H> {
     /// Serves up to [`BUDGET`] requests; `true` if more may be waiting.
     fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
         self.queue.disable_notification(&*self.memory.memory())?;
-        let mut served = 0;
-        let more = loop {
-            if served == BUDGET {
-                break true;
-            }
+        let mut served = false;
+        let mut more = true;
+        // Looking at the ring counts too: a driver can move its index back and forth.
+        for _ in 0..BUDGET {
             let Some(chain) = next_chain(&mut self.queue, &self.memory)? else {
                 if self.queue.enable_notification(&*self.memory.memory())? {
                     continue;
                 }
-                break false;
+                more = false;
+                break;
             };
             let head = chain.head_index();
             let written = self.handler.handle(chain);
             self.queue.add_used(&*self.memory.memory(), head, written)?;
-            served += 1;
-        };
-        if served > 0 && self.queue.needs_notification(&*self.memory.memory())? {
+            served = true;
+        }
+        if served && self.queue.needs_notification(&*self.memory.memory())? {
             self.interrupt.queue(self.index);
         }
         Ok(more)
