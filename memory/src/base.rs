@@ -60,3 +60,25 @@ impl BaseMemory {
         &self.mapping
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+
+    use super::*;
+    use crate::{ByteSize, LayoutSpec};
+
+    #[test]
+    fn base_memory_lies_around_the_hole_and_is_one_mapping() {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(4), vec![], 40)).unwrap();
+        let base = BaseMemory::map(&layout, Backing::None).unwrap();
+        let slots: Vec<_> = base.slots().iter().map(|slot| (slot.guest.0, slot.bytes)).collect();
+        assert_eq!(slots, [(0, 3 << 30), (4 << 30, 1 << 30)]);
+        assert_eq!(base.slots()[1].host, base.slots()[0].host + (3 << 30));
+        let memory = base.view().memory();
+        assert_eq!(memory.num_regions(), 2);
+        memory.write_obj(7_u32, GuestAddress((5 << 30) - 4)).unwrap();
+        assert!(memory.write_obj(7_u32, GuestAddress(3 << 30)).is_err());
+        assert_eq!(base.mapping().resident(3 << 30, 1 << 30).unwrap(), 4096);
+    }
+}

@@ -243,7 +243,8 @@ impl PartitionMemory {
         if matches!(answer, Answer::Ack(_)) {
             inner.phases.requests = inner.phases.requests.saturating_add(1);
             // While the host wants everything back the slots go at the end, all at once.
-            if inner.partition.requested().get() != 0 && inner.partition.is_unsettled() && !inner.settling {
+            let gave_a_part = matches!(request, Request::Unplug(_)) && inner.partition.requested().get() != 0;
+            if gave_a_part && inner.partition.is_unsettled() && !inner.settling {
                 let this = self.this.clone();
                 let settle = move || {
                     if let Some(this) = this.upgrade() {
@@ -332,7 +333,7 @@ impl PartitionMemory {
     /// # Errors
     /// It is not after `timeout`, or the host could not do its part.
     pub fn wait_plugged(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("plugged", timeout, |report| report.plugged >= report.requested)
+        self.wait("plugged", timeout, true, |report| report.plugged >= report.requested)
     }
 
     /// Waits until no more than requested is plugged.
@@ -340,18 +341,24 @@ impl PartitionMemory {
     /// # Errors
     /// There still is after `timeout`, or the host could not do its part.
     pub fn wait_unplugged(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("unplugged", timeout, |report| report.plugged <= report.requested)
+        self.wait("unplugged", timeout, true, |report| report.plugged <= report.requested)
     }
 
     /// Waits until everything that was unplugged has gone back to the host.
     ///
     /// # Errors
-    /// It has not after `timeout`, or the host could not do its part.
+    /// It has not after `timeout`.
     pub fn wait_discarded(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("discarded", timeout, |report| report.discarding.get() == 0)
+        self.wait("discarded", timeout, false, |report| report.discarding.get() == 0)
     }
 
-    fn wait(&self, goal: &'static str, timeout: Duration, reached: fn(&Report) -> bool) -> Result<Report, WaitError> {
+    fn wait(
+        &self,
+        goal: &'static str,
+        timeout: Duration,
+        heed_faults: bool,
+        reached: fn(&Report) -> bool,
+    ) -> Result<Report, WaitError> {
         let start = Instant::now();
         let mut inner = self.lock();
         loop {
@@ -361,7 +368,7 @@ impl PartitionMemory {
                 if reached(&report) {
                     return Ok(report);
                 }
-                if let Some(fault) = &inner.fault {
+                if let Some(fault) = inner.fault.as_ref().filter(|_| heed_faults) {
                     return Err(WaitError::Failed(self.window.id(), fault.clone()));
                 }
             }

@@ -248,9 +248,8 @@ fn only_an_empty_partition_is_given_up() {
 
 #[test]
 fn a_partition_takes_its_slots_and_its_view_along() {
-    let Fixture { partition, slots, view, base, discarder, .. } = plugged(256);
+    let Fixture { partition, slots, view, .. } = plugged(256);
     drop(partition);
     assert_eq!(slots.slots(), []);
     assert_eq!(view.memory().num_regions(), 1);
-    drop((discarder, base));
 }

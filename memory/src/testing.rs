@@ -6,14 +6,15 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use vm_memory::GuestAddress;
+
 use crate::admission::{Admission, HostMemory};
-use crate::base::BaseMemory;
 use crate::discard::Discarder;
 use crate::layout::{Layout, LayoutSpec};
 use crate::mapping::Backing;
 use crate::partition_memory::{PartitionMemory, PartitionSetup};
 use crate::slots::{Slot, SlotError, SlotTable};
-use crate::{ByteSize, GuestView};
+use crate::{ByteSize, GuestMemory, GuestView};
 
 /// A slot table that checks its contract and records what happens to it.
 #[derive(Debug, Default)]
@@ -109,40 +110,44 @@ impl HostMemory for Boundless {
     }
 }
 
-/// Base memory of 64 MiB and one partition, with nothing plugged.
+/// One partition with nothing plugged, in a VM that is not there.
 pub struct Fixture {
     /// The partition.
     pub partition: Arc<PartitionMemory>,
     /// Its slots.
     pub slots: Arc<RecordedSlots>,
-    /// The VM's account.
+    /// The VM's account, with the window's size for a limit.
     pub admission: Arc<Admission>,
     /// What devices see.
     pub view: GuestView,
-    /// Base memory.
-    pub base: BaseMemory,
     /// Where memory is discarded.
     pub discarder: Discarder,
 }
 
 impl Fixture {
-    /// A partition whose window is `window`, a multiple of 128 MiB, of small pages.
+    /// A partition whose window is `window`, a multiple of 128 MiB, beside 64 MiB of base memory.
     #[must_use]
     pub fn new(window: ByteSize) -> Self {
-        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(64), vec![window], 40)).unwrap();
-        let base = BaseMemory::map(&layout, Backing::None).unwrap();
+        let base = GuestMemory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+        Self::in_view(GuestView::new(base), window)
+    }
+
+    /// Such a partition in a view of up to 3 GiB of base memory.
+    #[must_use]
+    pub fn in_view(view: GuestView, window: ByteSize) -> Self {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(3), vec![window], 40)).unwrap();
         let slots = Arc::new(RecordedSlots::default());
         let admission = Admission::new(Some(window), Boundless);
         let discarder = Discarder::spawn().unwrap();
         let partition = PartitionMemory::new(PartitionSetup {
             window: layout.windows()[0],
             backing: Backing::None,
-            view: base.view().clone(),
+            view: view.clone(),
             slots: slots.clone(),
             admission: admission.clone(),
             discards: discarder.queue(),
         });
-        Self { partition: partition.unwrap(), slots, admission, view: base.view().clone(), base, discarder }
+        Self { partition: partition.unwrap(), slots, admission, view, discarder }
     }
 
     /// First address of the window.

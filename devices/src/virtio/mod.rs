@@ -3,6 +3,8 @@
 mod blk;
 pub mod blk_request;
 mod device;
+mod mem;
+pub mod mem_request;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -12,6 +14,7 @@ pub mod worker;
 
 pub use blk::Block;
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+pub use mem::{Mem, MemHandle, PlugError, UnplugError};
 pub use rng::Rng;
 pub use transport::{TransportError, VirtioPci};
 pub use vsock::Vsock;

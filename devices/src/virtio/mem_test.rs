@@ -1,0 +1,336 @@
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use bellows_memory::BLOCK;
+use bellows_memory::testing::Fixture;
+use vm_memory::GuestMemoryBackend;
+
+use super::*;
+use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, PATIENCE, Part};
+
+const MIB: u64 = 1 << 20;
+const AT_ONCE: Duration = Duration::ZERO;
+
+const PLUG: u16 = 0;
+const UNPLUG: u16 = 1;
+const UNPLUG_ALL: u16 = 2;
+const STATE: u16 = 3;
+
+const ACK: u8 = 0;
+const NACK: u8 = 1;
+const BUSY: u8 = 2;
+const ERROR: u8 = 3;
+
+/// A guest with a memory device whose window is 512 MiB, and its driver.
+struct Bench {
+    guest: FakeGuest,
+    fixture: Fixture,
+    device: Mem,
+    handle: MemHandle,
+    driver: FakeDriver,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let guest = FakeGuest::new();
+        let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(512));
+        let (mut device, handle) = Mem::new(fixture.partition.clone());
+        let driver = guest.activate(&mut device);
+        Self { guest, fixture, device, handle, driver }
+    }
+
+    /// Sends a request about `blocks` blocks from `offset` bytes into the window on: type and state of the answer.
+    fn ask(&mut self, kind: u16, offset: u64, blocks: u16) -> (u8, u8) {
+        let request = request(kind, self.fixture.start().wrapping_add(offset), blocks);
+        let done = self.driver.queues[0].request(&[&request], &[10]);
+        assert_eq!(done.len, 10);
+        (done.written[0][0], done.written[0][8])
+    }
+}
+
+fn request(kind: u16, address: u64, blocks: u16) -> [u8; REQUEST_SIZE] {
+    let mut bytes = [0; REQUEST_SIZE];
+    bytes[..2].copy_from_slice(&kind.to_le_bytes());
+    bytes[8..16].copy_from_slice(&address.to_le_bytes());
+    bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
+    bytes
+}
+
+/// The 64-bit field at `offset` of the configuration.
+fn field(device: &Mem, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    device.read_config(offset, &mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// Does what Linux's driver does, a memory block of 128 MiB at a time, for the next `changes` of the configuration: follows
+/// the requested size.
+fn drive(mut bench: Bench, changes: u64) -> JoinHandle<Bench> {
+    thread::spawn(move || {
+        for change in 1..=changes {
+            bench.driver.interrupt.wait_config(change);
+            loop {
+                let (plugged, requested) = (field(&bench.device, 40), field(&bench.device, 48));
+                match plugged.cmp(&requested) {
+                    std::cmp::Ordering::Less => assert_eq!(bench.ask(PLUG, plugged, 64).0, ACK),
+                    std::cmp::Ordering::Greater => assert_eq!(bench.ask(UNPLUG, plugged - 128 * MIB, 64).0, ACK),
+                    std::cmp::Ordering::Equal => break,
+                }
+            }
+        }
+        bench
+    })
+}
+
+#[test]
+fn the_configuration_describes_the_partition() {
+    let bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(130)).unwrap();
+    let device = &bench.device;
+    let fields: Vec<u64> = (0..8).map(|n| field(device, n * 8)).collect();
+    let start = bench.fixture.start();
+    assert_eq!(fields, [BLOCK.get(), 1, start, 512 * MIB, 256 * MIB, 0, 130 * MIB, 0]);
+    assert_eq!(field(device, 11), start << 40, "any offset, any width");
+    assert_eq!((field(device, 52), field(device, 56), field(device, u64::MAX - 3)), (0, 0, 0));
+    assert_eq!((device.device_type(), device.features()), (24, 3));
+}
+
+#[test]
+fn the_host_plugs_and_unplugs_and_the_guest_follows() {
+    let bench = Bench::new();
+    let handle = bench.handle.clone();
+    let guest = drive(bench, 4);
+    assert_eq!(handle.plug(ByteSize::mib(512), PATIENCE).unwrap().plugged, ByteSize::mib(512));
+    assert_eq!(handle.retire().unwrap_err().plugged, ByteSize::mib(512));
+    let report = handle.unplug(PATIENCE).unwrap();
+    assert_eq!((report.plugged, report.slots), (ByteSize::bytes(0), 0));
+    // At once, whether or not the discard is done.
+    assert_eq!(handle.plug(ByteSize::mib(128), PATIENCE).unwrap().plugged, ByteSize::mib(128));
+    handle.unplug(PATIENCE).unwrap();
+    let bench = guest.join().unwrap();
+    handle.memory().wait_discarded(PATIENCE).unwrap();
+    let start = bench.fixture.start();
+    let one = |action: &str, bytes: u64| format!("{action} {start:#x}+{bytes:#x}");
+    let expected = [one("set", 512 * MIB), one("delete", 512 * MIB), one("set", 128 * MIB), one("delete", 128 * MIB)];
+    assert_eq!(bench.fixture.slots.calls(), expected);
+    handle.retire().unwrap();
+    assert!(matches!(handle.plug(ByteSize::mib(128), PATIENCE), Err(PlugError::Refused(RequestError::Retired(_)))));
+}
+
+#[test]
+fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
+    let mut bench = Bench::new();
+    let error = bench.handle.plug(ByteSize::mib(256), AT_ONCE).unwrap_err();
+    assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { goal: "plugged", .. })), "{error}");
+    assert_eq!(field(&bench.device, 48), 0, "the size is requested no longer");
+    assert_eq!(bench.driver.interrupt.config_count(), 2);
+    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
+    let _ = bench.fixture.slots.calls();
+
+    let handle = bench.handle.clone();
+    let host = thread::spawn(move || handle.unplug(Duration::from_millis(300)));
+    bench.driver.interrupt.wait_config(3);
+    assert_eq!(bench.ask(UNPLUG, 128 * MIB, 64).0, ACK);
+    let error = host.join().unwrap().unwrap_err();
+    assert!(matches!(error, UnplugError::Incomplete(_)), "{error}");
+    assert_eq!(bench.fixture.slots.slots(), [(bench.fixture.start(), 128 * MIB)], "slots follow what the guest kept");
+    assert_eq!(bench.ask(UNPLUG, 0, 64).0, ACK);
+    bench.handle.memory().wait_unplugged(AT_ONCE).unwrap();
+}
+
+#[test]
+fn requests_are_answered_as_the_specification_says() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    for (kind, offset, blocks, answer) in [
+        (STATE, 0, 128, (ACK, 1)),
+        (PLUG, 0, 129, (ERROR, 0)),
+        (PLUG, 0, 64, (ACK, 0)),
+        (STATE, 0, 64, (ACK, 0)),
+        (STATE, 126 * MIB, 2, (ACK, 2)),
+        (PLUG, 126 * MIB, 2, (ERROR, 0)),
+        (UNPLUG, 126 * MIB, 2, (ERROR, 0)),
+        (PLUG, 0, 0, (ERROR, 0)),
+        (PLUG, 129 * MIB, 1, (ERROR, 0)),
+        (PLUG, 0_u64.wrapping_sub(2 * MIB), 1, (ERROR, 0)),
+        (PLUG, !0x1f_ffff, u16::MAX, (ERROR, 0)),
+        (STATE, 512 * MIB, 1, (ERROR, 0)),
+        (9, 0, 1, (ERROR, 0)),
+        (UNPLUG_ALL, 0, 0, (ACK, 0)),
+    ] {
+        assert_eq!(bench.ask(kind, offset, blocks), answer, "{kind} {offset:#x} {blocks}");
+    }
+    bench.handle.memory().wait_discarded(PATIENCE).unwrap();
+    bench.fixture.partition.request_size(ByteSize::mib(2)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 2), (NACK, 0));
+}
+
+#[test]
+fn a_plug_that_comes_before_the_discard_is_busy_and_one_of_the_host_waits() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
+    let address = GuestAddress(bench.fixture.start());
+    bench.guest.memory().write_obj(42_u64, address).unwrap();
+    let (release, held) = mpsc::channel::<()>();
+    let hold = move || {
+        let _ = held.recv();
+    };
+    bench.fixture.discarder.queue().run(hold).unwrap();
+    assert_eq!(bench.ask(UNPLUG_ALL, 0, 0).0, ACK);
+    assert_eq!(bench.ask(PLUG, 0, 64).0, BUSY);
+    let error = bench.handle.plug(ByteSize::mib(128), AT_ONCE).unwrap_err();
+    assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { goal: "discarded", .. })), "{error}");
+    assert_eq!(bench.driver.interrupt.config_count(), 0, "the guest has not been told");
+    drop(release);
+    bench.handle.memory().wait_discarded(PATIENCE).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
+    assert_eq!(bench.guest.memory().read_obj::<u64>(address).unwrap(), 0);
+}
+
+#[test]
+fn any_framing_will_do() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    let plug = request(PLUG, bench.fixture.start(), 64);
+    let queue = &mut bench.driver.queues[0];
+    let done = queue.request(&[&plug[..3], &[], &plug[3..17], &plug[17..]], &[1, 0, 8, 5]);
+    assert_eq!((done.len, done.written[0][0]), (10, ACK));
+    let longer = [&request(STATE, bench.fixture.start(), 64)[..], &[0xff; 40]].concat();
+    let done = queue.request(&[&longer], &[64]);
+    assert_eq!((done.len, done.written[0][0]), (10, ACK));
+    queue.add_indirect(&[Part::Readable(&plug), Part::Writable(10)]);
+    queue.kick();
+    assert_eq!(queue.wait_used().len, 10);
+}
+
+#[test]
+fn chains_that_are_no_requests_are_used_and_do_no_harm() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    let plug = request(PLUG, bench.fixture.start(), 64);
+    let nowhere = GuestAddress(FakeGuest::MEMORY as u64 - 4);
+    let queue = &mut bench.driver.queues[0];
+    for (parts, len) in [
+        (&[Part::Readable(&plug)][..], 0),
+        (&[Part::Readable(&plug), Part::Writable(9)], 0),
+        (&[Part::Readable(&plug[..23]), Part::Writable(10)], 10),
+        (&[Part::Writable(10)], 10),
+        (&[Part::Writable(10), Part::Readable(&plug)], 10),
+        (&[Part::ReadableAt(nowhere, 24), Part::Writable(10)], 10),
+        (&[Part::ReadableAt(GuestAddress(bench.fixture.start()), 24), Part::Writable(10)], 10),
+        (&[Part::ReadableAt(GuestAddress(u64::MAX), u32::MAX - 10), Part::Writable(10)], 10),
+        // More than 4 GiB in all ends the chain.
+        (&[Part::ReadableAt(GuestAddress(u64::MAX), u32::MAX), Part::Writable(10)], 0),
+        (
+            &[
+                Part::Readable(&plug),
+                Part::Writable(4),
+                Part::WritableAt(GuestAddress(u64::MAX), 6),
+                Part::Readable(b""),
+            ],
+            4,
+        ),
+        (&[Part::Readable(b""); 20], 0),
+    ] {
+        let done = queue.request_parts(parts);
+        assert_eq!(done.len, len, "{parts:?}");
+        if len == 10 {
+            assert!(done.written.iter().any(|answer| answer[0] == ERROR), "{parts:?}");
+        }
+    }
+    // A readable descriptor that is its own successor, and a chain that goes on behind the table.
+    for next in [0, 1000] {
+        let buffer = bench.guest.allocate_with(&plug);
+        queue.set_descriptor(0, buffer, 24, 1, next);
+        queue.publish(0);
+        queue.kick();
+        assert_eq!(queue.wait_used().len, 0, "next {next}");
+    }
+    assert_eq!(bench.handle.memory().report().plugged, ByteSize::bytes(0));
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK, "it still works");
+}
+
+#[test]
+fn an_answer_into_memory_that_is_being_unplugged_is_dropped() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
+    let unplug = request(UNPLUG_ALL, 0, 0);
+    let answer = Part::WritableAt(GuestAddress(bench.fixture.start()), 10);
+    let done = bench.driver.queues[0].request_parts(&[Part::Readable(&unplug), answer]);
+    assert_eq!(done.len, 0);
+    let report = bench.handle.memory().wait_discarded(PATIENCE).unwrap();
+    assert_eq!((report.plugged, report.discarded), (ByteSize::bytes(0), ByteSize::bytes(0)));
+}
+
+#[test]
+fn a_ring_that_makes_no_sense_needs_a_reset_which_leaves_memory_plugged() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
+    bench.driver.queues[0].set_available_index(5000);
+    bench.driver.queues[0].kick();
+    bench.driver.interrupt.wait_needs_reset();
+    bench.device.reset();
+    bench.driver = bench.guest.activate(&mut bench.device);
+    assert_eq!(field(&bench.device, 40), 128 * MIB);
+    assert_eq!(bench.ask(UNPLUG_ALL, 0, 0).0, ACK);
+    assert_eq!(field(&bench.device, 40), 0);
+}
+
+#[test]
+fn many_requests_at_once_are_all_served() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    let queue = &mut bench.driver.queues[0];
+    for block in 0..32 {
+        let plug = request(PLUG, bench.fixture.start() + block * 2 * MIB, 1);
+        queue.add(&[Part::Readable(&plug), Part::Writable(10)]);
+    }
+    queue.kick();
+    for _ in 0..32 {
+        assert_eq!(queue.wait_used().len, 10);
+    }
+    assert_eq!(bench.handle.memory().report().plugged, ByteSize::mib(64));
+    assert_eq!(bench.guest.memory().num_regions(), 2);
+}
+
+#[test]
+fn a_request_that_meets_an_operation_of_the_host_is_answered_later() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
+    // An unplug on another thread that has to wait for this snapshot stands for any long operation.
+    let held = bench.guest.memory();
+    let partition = bench.fixture.partition.clone();
+    let blocks = bellows_memory::BlockRange::new(64, 64).unwrap();
+    let operation = thread::spawn(move || partition.handle(Request::Unplug(blocks)));
+    while bench.guest.memory().last_addr().0 >= bench.fixture.start() + 128 * MIB {
+        thread::yield_now();
+    }
+    let state = request(STATE, bench.fixture.start() + 128 * MIB, 64);
+    let queue = &mut bench.driver.queues[0];
+    queue.add(&[Part::Readable(&state), Part::Writable(10)]);
+    queue.kick();
+    assert_eq!(queue.pop_used(), None);
+    drop(held);
+    assert_eq!(queue.wait_used().len, 10);
+    assert_eq!(operation.join().unwrap(), Handled::Answer(Answer::Ack(None)));
+}
+
+#[test]
+fn a_queue_that_was_not_enabled_is_missed() {
+    let fixture = Fixture::new(ByteSize::mib(128));
+    let guest = FakeGuest::new();
+    let (mut device, _) = Mem::new(fixture.partition.clone());
+    let error = device.activate(Activation {
+        memory: guest.view().clone(),
+        queues: vec![None],
+        interrupt: Arc::new(FakeInterrupt::new(1)),
+        features: 0,
+        event_loop: guest.event_loop().handle(),
+    });
+    assert!(matches!(error, Err(ActivateError::MissingQueue(0))));
+}
