@@ -37,6 +37,13 @@ fn read(fixture: &Fixture, offset: u64) -> Option<u64> {
     fixture.view.memory().read_obj(GuestAddress(fixture.start() + offset)).ok()
 }
 
+/// Returns when all that was queued so far is done, a settlement included.
+fn let_the_discard_thread_catch_up(fixture: &Fixture) {
+    let (sender, receiver) = mpsc::channel();
+    fixture.discarder.queue().run(move || sender.send(()).unwrap()).unwrap();
+    receiver.recv_timeout(SOON).unwrap();
+}
+
 #[test]
 fn a_partition_comes_and_goes_as_a_whole() {
     let fixture = Fixture::new(ByteSize::mib(512));
@@ -47,6 +54,7 @@ fn a_partition_comes_and_goes_as_a_whole() {
     assert!(matches!(partition.wait_plugged(AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
     ack(&fixture, Request::Plug(mib(0, 128)));
     assert!(write(&fixture, 128 * MIB - 8, 1) && !write(&fixture, 128 * MIB - 4, 1) && !write(&fixture, 128 * MIB, 1));
+    let_the_discard_thread_catch_up(&fixture);
     ack(&fixture, Request::Plug(mib(128, 128)));
     assert!(write(&fixture, 128 * MIB - 4, 1), "plugged neighbours are one region");
     assert_eq!(fixture.view.memory().num_regions(), 2);
@@ -149,10 +157,7 @@ fn slots_follow_granules_where_the_guest_keeps_a_part() {
     let fixture = plugged(384);
     fixture.partition.request_size(ByteSize::mib(256)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
-    // The discard thread settles before it runs this.
-    let (sender, receiver) = mpsc::channel();
-    fixture.discarder.queue().run(move || sender.send(()).unwrap()).unwrap();
-    receiver.recv_timeout(SOON).unwrap();
+    let_the_discard_thread_catch_up(&fixture);
     assert_eq!(fixture.slots.calls(), [format!("replace {:#x}+{:#x}", fixture.start(), 384 * MIB)]);
     let start = fixture.start();
     assert_eq!(fixture.slots.slots(), [(start, 128 * MIB), (start + 256 * MIB, 128 * MIB)]);
