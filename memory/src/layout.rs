@@ -15,8 +15,7 @@ use vm_memory::GuestAddress;
 use crate::ByteSize;
 use crate::blocks::BLOCK;
 
-/// Most partitions that fit: Linux on x86-64 knows 1,024 nodes where it is built for that, 256 at worst in what we
-/// support, and base memory is one of them.
+/// Most partitions: a guest kernel built for 256 nodes (`CONFIG_NODES_SHIFT=8`) has one of them for base memory.
 pub const MAX_PARTITIONS: usize = 255;
 
 /// Least room that must be left for 64-bit device windows.
