@@ -46,8 +46,9 @@ pub fn run() -> ExitCode {
 fn bring_up() -> Result<ttrpc::Server> {
     // Before any device can appear.
     let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
-    modules::load_listed(Path::new(modules::LIST));
+    // Before the driver that brings a partition's memory: memory that is online already keeps its zone.
     settings::apply_all();
+    modules::load_listed(Path::new(modules::LIST));
     if let Err(error) = settings::bring_up_loopback() {
         tracing::warn!(%error, "no loopback");
     }

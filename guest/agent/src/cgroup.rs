@@ -146,7 +146,11 @@ impl Cgroup {
     /// # Errors
     /// [`AgentError::Path`]; [`AgentError::TimedOut`].
     pub fn kill(&self, limit: Duration) -> Result<()> {
-        files::write(self.path.join("cgroup.kill"), "1")?;
+        match files::write(self.path.join("cgroup.kill"), "1") {
+            // Gone: the container library removes it where it could not create the container.
+            Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result?,
+        }
         let events = self.path.join("cgroup.events");
         let mut file = File::open(&events).map_err(AgentError::path("open", &events))?;
         let deadline = Instant::now() + limit;
@@ -207,6 +211,11 @@ impl Cgroup {
         let stat = files::read(self.path.join("memory.stat"))?;
         let of = |key| flat_keyed(&stat, key).unwrap_or(0);
         Ok(of("file").saturating_sub(of("shmem")))
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        self.path.exists()
     }
 
     /// Removes it; its processes must be gone.

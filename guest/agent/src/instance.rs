@@ -272,7 +272,8 @@ impl Instances {
         if let Some(rootfs) = &parts.rootfs {
             rootfs.unmount()?;
         }
-        if let Some(cgroup) = &parts.cgroup {
+        // The container library removes the cgroup of a container that it could not create.
+        if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
                 Ok(0) => {}
                 Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),

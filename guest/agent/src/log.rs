@@ -14,6 +14,7 @@ pub fn start(level: Level) {
         .without_time()
         .with_ansi(false)
         .with_target(false)
+        .with_level(false)
         .with_writer(KernelLog::open());
     // A second call, in one process, keeps the first subscriber.
     let _ = subscriber.try_init();
@@ -79,7 +80,7 @@ impl Write for Line<'_> {
 const MAX_MESSAGE: usize = 900;
 
 fn record(priority: u8, text: &[u8]) -> Vec<u8> {
-    let text = text.trim_ascii_end();
+    let text = text.trim_ascii();
     let text = &text[..text.len().min(MAX_MESSAGE)];
     let mut record = format!("<{priority}>agent: ").into_bytes();
     record.extend(text.iter().map(|&byte| if byte == b'\n' { b' ' } else { byte }));

@@ -23,7 +23,8 @@ const SETTINGS: &[Setting] = &[
     // A partition's memory must be able to leave: no unmovable page may ever settle there.
     Setting { path: "/sys/devices/system/memory/auto_online_blocks", value: "online_movable", required: true },
     // The agent's messages are few; without this the kernel drops some of them.
-    optional("/proc/sys/kernel/printk_devkmsg", "on"),
+    // (It takes the word only as a line.)
+    optional("/proc/sys/kernel/printk_devkmsg", "on\n"),
     // Functions reserve much and touch little; what they touch is bounded by their cgroup.
     optional("/proc/sys/vm/overcommit_memory", "1"),
     // Percentages would be of all memory, partitions included, and change with every plug.

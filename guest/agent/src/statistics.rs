@@ -98,7 +98,11 @@ impl Tally {
         let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else { return };
         let lines: Vec<u8> = self.rest.drain(..=end).collect();
         for line in lines.split(|&byte| byte == b'\n') {
-            self.pages = self.pages.saturating_add(migrated(&String::from_utf8_lossy(line)));
+            let line = String::from_utf8_lossy(line);
+            if line.contains("[LOST ") {
+                tracing::warn!(%line, "migrations missed: the count is too low");
+            }
+            self.pages = self.pages.saturating_add(migrated(&line));
         }
     }
 }
