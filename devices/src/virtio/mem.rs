@@ -24,7 +24,7 @@ use crate::interrupt::Interrupt;
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 
-/// Requests served before the other handlers on the loop get their turn.
+/// Requests that may be served before the other handlers on the loop get their turn.
 const BUDGET: u16 = 16;
 /// Descriptors of a chain at most. Drivers use two; the framing is theirs, but not without a bound.
 const MAX_DESCRIPTORS: usize = 8;
@@ -227,32 +227,35 @@ impl Requests {
     /// Serves up to [`BUDGET`] requests; `true` if more may be waiting.
     fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
         self.queue.disable_notification(&*self.view.memory())?;
-        let mut served = 0;
-        let more = loop {
-            if served == BUDGET {
-                break true;
-            }
+        let mut served = false;
+        let mut more = true;
+        // Looking at the ring counts too: a driver can move its index back and forth.
+        for _ in 0..BUDGET {
             let taken = match self.put_off.take() {
                 Some(taken) => taken,
                 None => match next_chain(&mut self.queue, &self.view)? {
                     Some(chain) => self.take(chain),
                     None if self.queue.enable_notification(&*self.view.memory())? => continue,
-                    None => break false,
+                    None => {
+                        more = false;
+                        break;
+                    }
                 },
             };
             let answer = match taken.request.map(|request| self.memory.handle(request)) {
                 Some(Handled::Answer(answer)) => answer,
                 Some(Handled::Later) => {
                     self.put_off = Some(taken);
-                    break false;
+                    more = false;
+                    break;
                 }
                 None => Answer::Error,
             };
             let written = respond(&self.view.memory(), &taken.response, answer);
             self.queue.add_used(&*self.view.memory(), taken.head, written)?;
-            served += 1;
-        };
-        if served > 0 && self.queue.needs_notification(&*self.view.memory())? {
+            served = true;
+        }
+        if served && self.queue.needs_notification(&*self.view.memory())? {
             self.interrupt.queue(REQUESTS);
         }
         Ok(more)

@@ -4,6 +4,7 @@
 //! queues share state or that listens to more than kicks writes its own [`MutEventSubscriber`] and keeps it on the loop
 //! with [`OnLoop`].
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -157,14 +158,24 @@ impl<H: QueueHandler> MutEventSubscriber for Subscriber<H> {
 /// # Errors
 /// The driver broke the queue's rules, or its rings are in memory that is not there any more.
 pub fn next_chain(queue: &mut Queue, memory: &GuestView) -> Result<Option<Chain>, virtio_queue::Error> {
+    next_chain_in(queue, memory.memory())
+}
+
+/// Like [`next_chain`], in a snapshot of guest memory that the caller has.
+///
+/// # Errors
+/// As for [`next_chain`].
+pub fn next_chain_in<M>(queue: &mut Queue, memory: M) -> Result<Option<DescriptorChain<M>>, virtio_queue::Error>
+where
+    M: Clone + Deref<Target = GuestMemory>,
+{
     // The iterator also ends where the ring's entry can't be read: that must not look like an empty queue whose index has
     // moved on, which callers try again at once.
     for _ in 0..2 {
-        let snapshot = memory.memory();
-        if let Some(chain) = queue.iter(snapshot.clone())?.next() {
+        if let Some(chain) = queue.iter(memory.clone())?.next() {
             return Ok(Some(chain));
         }
-        if queue.avail_idx(&*snapshot, Ordering::Acquire)?.0 == queue.next_avail() {
+        if queue.avail_idx(&*memory, Ordering::Acquire)?.0 == queue.next_avail() {
             return Ok(None);
         }
     }

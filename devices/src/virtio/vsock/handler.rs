@@ -23,6 +23,7 @@ use super::socket;
 use super::{RX, TX};
 use crate::interrupt::Interrupt;
 use crate::virtio::ActiveQueue;
+use crate::virtio::worker::next_chain_in;
 
 /// Packets of each direction that are moved before the other handlers on the loop get their turn.
 const BUDGET: usize = 64;
@@ -153,7 +154,7 @@ impl Handler {
         let mut used = false;
         let mut more = true;
         for _ in 0..BUDGET {
-            let Some(chain) = self.tx.queue.iter(memory)?.next() else {
+            let Some(chain) = next_chain_in(&mut self.tx.queue, memory)? else {
                 if self.tx.queue.enable_notification(memory)? {
                     continue;
                 }
@@ -272,7 +273,7 @@ impl Handler {
                 more = false;
                 break;
             }
-            let Some(chain) = self.rx.queue.iter(memory)?.next() else {
+            let Some(chain) = next_chain_in(&mut self.rx.queue, memory)? else {
                 if self.rx.queue.enable_notification(memory)? {
                     continue;
                 }

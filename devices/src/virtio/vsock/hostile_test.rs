@@ -229,6 +229,38 @@ fn an_impossible_ring_needs_a_reset() {
 }
 
 #[test]
+fn a_ring_whose_end_is_gone_needs_a_reset() {
+    let goes = (GuestAddress(1 << 30), 1 << 20);
+    for broken in [RX, TX] {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = FakeGuest::with_memory(&[(GuestAddress(0), 1 << 30), goes]);
+        let mut device = Vsock::new(CID, &dir.path().join("v")).unwrap();
+        let interrupt = std::sync::Arc::new(FakeInterrupt::new(QUEUE_SIZES.len()));
+        let mut queues: Vec<_> = [RX, TX].map(|index| guest.queue(index, 256, interrupt.clone())).into();
+        // The index is in what stays, the entries are not.
+        let queue = &mut queues[usize::from(broken)];
+        queue.available = GuestAddress((1 << 30) - 4);
+        queue.set_available_index(1);
+        let activation = Activation {
+            memory: guest.view().clone(),
+            queues: queues.iter().map(|queue| Some(queue.device_side(false))).collect(),
+            interrupt: interrupt.clone(),
+            features: 0,
+            event_loop: guest.event_loop().handle(),
+        };
+        let (rest, _) = guest.memory().remove_region(goes.0, goes.1 as u64).unwrap();
+        guest.view().lock().unwrap().replace(rest);
+        device.activate(activation).unwrap();
+        // Something to receive; too late if the device has seen the ring already.
+        let mut client = UnixStream::connect(dir.path().join("v")).unwrap();
+        let _ = client.write_all(b"CONNECT 52\n");
+        queues[usize::from(broken)].kick();
+        interrupt.wait_needs_reset();
+        device.reset();
+    }
+}
+
+#[test]
 fn floods_are_answered_as_far_as_there_is_room() {
     let mut machine = Machine::without_rx_buffers();
     for guest in 0..3000 {

@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 use super::connection::Ports;
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM};
 use super::*;
-use crate::virtio::testing::{FakeDriver, FakeGuest, Part, Used};
+use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, Part, Used};
 
 #[path = "hostile_test.rs"]
 mod hostile;
