@@ -3,6 +3,7 @@
 mod artefacts;
 mod cache;
 mod debian;
+mod demo;
 mod error;
 mod fuzz;
 mod image;
@@ -85,6 +86,7 @@ fn execute(options: &Options) -> Result<i32> {
     let install = !options.no_install;
     match &options.command {
         Command::Lab(lab) => return lab::run(lab, install),
+        Command::Demo { json } => return demo::run(*json, install),
         Command::Build => {
             for (variable, path) in Artefacts::build(&Cache::open()?, Host::detect(), install)?.environment() {
                 println!("{variable}={path}");
@@ -92,7 +94,6 @@ fn execute(options: &Options) -> Result<i32> {
         }
         Command::Test => test::run(install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
-        Command::Demo { json: _ } => return Err(Error::other("demo: not there yet")),
         Command::Stress => return Err(Error::other("stress: not there yet")),
         Command::Bench { what: Benchmark::Boot } => return Err(Error::other("bench boot: not there yet")),
     }

@@ -10,7 +10,7 @@ use std::thread;
 use crate::error::{Error, Result};
 use crate::progress::Step;
 
-const KEPT_LINES: usize = 60;
+const KEPT_LINES: usize = 200;
 
 /// Runs a program, showing each line it prints as the step's progress.
 pub fn quiet(step: &Step, command: &mut Command) -> Result<()> {

@@ -1,5 +1,11 @@
 //! End-to-end tests: each boots real microVMs. They run where KVM is, on this machine or in the lab.
 
+mod boot;
+mod command;
+mod disks;
+mod fixture;
+mod partitions;
+
 use bellows_tests::lab::Host;
 
 #[test]

@@ -1,0 +1,26 @@
+//! Layers that come and go while others are read.
+
+use std::fs;
+
+use bellows_vmm::DriveConfig;
+
+use crate::fixture::{Guest, PATIENCE};
+
+#[test]
+fn a_disk_comes_and_goes_while_layers_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    fs::write(&path, vec![7; 4 << 20]).unwrap();
+    let guest = Guest::ours().vcpus(2).boot();
+    let reader = guest.start("reader", "echo reads; cat /usr/bin/* /usr/lib/python3*/*.py | md5sum; echo done", None);
+    reader.wait_for("reads");
+    for _ in 0..3 {
+        let drive = DriveConfig { path: path.clone(), read_only: true };
+        let disk = guest.vm.attach_drive(&drive, PATIENCE).unwrap();
+        guest.vm.detach_disk(&disk.serial, PATIENCE).unwrap();
+    }
+    let (status, output) = reader.finish();
+    assert!(status.code == 0 && output.contains("done"), "{output}");
+    assert_eq!(guest.vm.disks().len(), crate::fixture::layers().len());
+    guest.shutdown();
+}

@@ -1,0 +1,194 @@
+//! What the tests are written in: `Guest::ours().partition(512).boot()`, then instances that run shell lines.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
+
+use bellows_block::oci::{OciLayout, Platform};
+use bellows_block::{Image, Layer, Store};
+use bellows_vmm::{
+    ByteSize, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId, SerialOutput,
+    Vm, VmBuilder, VmEnd, serial_of,
+};
+
+/// How long anything may take, on an emulated CPU as well.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// An artefact's path, from the environment that the test command sets.
+pub fn artefact(variable: &str) -> PathBuf {
+    env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`")).into()
+}
+
+/// The demo's image, imported once for all tests.
+pub fn layers() -> &'static [Layer] {
+    static LAYERS: OnceLock<(Store, Image, Vec<Layer>)> = OnceLock::new();
+    let (_, _, layers) = LAYERS.get_or_init(|| {
+        let store = Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap();
+        let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
+        let oci = layout.image(&Platform::host(), None).unwrap();
+        let image = store.import(&layout, &oci, None, &mut |_| {}).unwrap();
+        let layers = store.layers(&image).unwrap();
+        (store, image, layers)
+    });
+    layers
+}
+
+/// A VM to be.
+pub struct Guest {
+    builder: VmBuilder,
+    console: PathBuf,
+}
+
+/// A VM whose agent is ready, with the demo's image mounted.
+pub struct Running {
+    pub vm: Vm,
+    pub kernel: String,
+    console: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Guest {
+    /// With the kernel that the project configures.
+    pub fn ours() -> Self {
+        Self::new("BELLOWS_KERNEL", "BELLOWS_INITRAMFS")
+    }
+
+    /// With Debian's cloud kernel.
+    pub fn debian() -> Self {
+        Self::new("BELLOWS_DEBIAN_KERNEL", "BELLOWS_DEBIAN_INITRAMFS")
+    }
+
+    fn new(kernel: &str, initramfs: &str) -> Self {
+        let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
+        // Zeroing what is freed or given away says nothing here and costs an emulated CPU most of the time.
+        Self { builder: builder.kernel_parameter("init_on_alloc=0"), console: PathBuf::new() }
+    }
+
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.builder = self.builder.vcpus(count);
+        self
+    }
+
+    /// Adds a partition with a window of that many MiB.
+    pub fn partition(mut self, mib: u64) -> Self {
+        self.builder = self.builder.partition(ByteSize::mib(mib));
+        self
+    }
+
+    pub fn boot(mut self) -> Running {
+        let directory = tempfile::tempdir().unwrap();
+        self.console = directory.path().join("console");
+        let configs = layers().iter().map(LayerConfig::from);
+        let vm = self.builder.layers(configs).serial(SerialOutput::File(self.console.clone())).boot().unwrap();
+        let ready = vm.wait_ready(PATIENCE);
+        let console = || std::fs::read_to_string(&self.console).unwrap_or_default();
+        let guest = ready.unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
+        let serials = layers().iter().map(|layer| serial_of(&layer.digest)).collect();
+        vm.mount_image(&image(), serials).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
+        Running { vm, kernel: guest.kernel_release, console: self.console, _directory: directory }
+    }
+}
+
+impl Running {
+    /// Plugs all of a partition.
+    pub fn plug(&self, number: u16, mib: u64) {
+        let plugged = self.vm.plug(partition(number), ByteSize::mib(mib), PATIENCE);
+        plugged.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
+    }
+
+    /// Unplugs it, waits for the discard and returns the pages migrated for it.
+    pub fn unplug(&self, number: u16) -> u64 {
+        let report = self.vm.unplug(partition(number), PATIENCE);
+        let report = report.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
+        self.vm.await_discard(partition(number), PATIENCE).unwrap();
+        assert_eq!(report.left, ByteSize::bytes(0));
+        report.migrated_pages.expect("the guest counts what it migrates")
+    }
+
+    /// Starts a shell line.
+    pub fn start(&self, id: &str, line: &str, in_partition: Option<u16>) -> Job {
+        let spec = InstanceSpec::new(id.parse().unwrap(), image(), ["/bin/sh", "-c", line]);
+        let spec = match in_partition {
+            Some(number) => spec.in_partition(partition(number)),
+            None => spec,
+        };
+        let instance = self.vm.start_instance(&spec);
+        let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
+        let output = Printed::default();
+        let forward = |stream| instance.forward(stream, output.clone()).unwrap();
+        let forwarding = [Output::Stdout, Output::Stderr].map(forward).into();
+        Job { instance, output, forwarding }
+    }
+
+    /// Runs a shell line in base memory to its end and returns what it printed.
+    pub fn shell(&self, id: &str, line: &str) -> String {
+        let job = self.start(id, line, None);
+        let (status, output) = job.finish();
+        assert_eq!(status.code, 0, "{line}: {output}\n{}", self.console());
+        output
+    }
+
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Has the guest switch itself off.
+    pub fn shutdown(self) {
+        let end = self.vm.shutdown(PATIENCE);
+        assert!(matches!(end, VmEnd::PoweredOff | VmEnd::Reset), "{end}\n{}", self.console());
+    }
+}
+
+/// A running instance and what it has printed so far.
+pub struct Job {
+    pub instance: Instance,
+    output: Printed,
+    forwarding: Vec<Forwarding>,
+}
+
+impl Job {
+    /// Waits until it has printed `text`.
+    pub fn wait_for(&self, text: &str) {
+        let (bytes, changed) = &*self.output.0;
+        let missing = |bytes: &mut Vec<u8>| !String::from_utf8_lossy(bytes).contains(text);
+        let (bytes, wait) = changed.wait_timeout_while(bytes.lock().unwrap(), PATIENCE, missing).unwrap();
+        assert!(!wait.timed_out(), "waited for {text:?}, got {:?}", String::from_utf8_lossy(&bytes));
+    }
+
+    /// Waits for its end, removes it and returns its status and output.
+    pub fn finish(self) -> (ExitStatus, String) {
+        let status = self.instance.wait().unwrap();
+        for stream in self.forwarding {
+            stream.join().unwrap();
+        }
+        self.instance.remove(PATIENCE).unwrap();
+        let text = String::from_utf8_lossy(&self.output.0.0.lock().unwrap()).into_owned();
+        (status, text)
+    }
+}
+
+/// What an instance printed, on either stream.
+#[derive(Clone, Default)]
+struct Printed(Arc<(Mutex<Vec<u8>>, Condvar)>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.1.notify_all();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub fn partition(number: u16) -> PartitionId {
+    PartitionId::new(number).unwrap()
+}
+
+pub fn image() -> ImageId {
+    "demo".parse().unwrap()
+}

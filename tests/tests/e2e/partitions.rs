@@ -1,0 +1,67 @@
+//! Memory that comes and goes.
+
+use bellows_vmm::ByteSize;
+
+use crate::fixture::{Guest, PATIENCE, partition};
+
+/// Keeps MiB of memory that must not be merged away, says so, and sleeps.
+fn hold(mib: u32) -> String {
+    format!(
+        "exec python3 -c 'import time; b = bytearray(b\"x\") * ({mib} << 20); print(\"holds\", flush=True); time.sleep(3600)'"
+    )
+}
+
+#[test]
+fn a_killed_instance_gives_all_back_while_its_neighbour_runs() {
+    let guest = Guest::ours().vcpus(2).partition(256).partition(256).boot();
+    guest.plug(1, 256);
+    guest.plug(2, 256);
+    let killed = guest.start("killed", &hold(128), Some(1));
+    let neighbour = guest.start("neighbour", &hold(128), Some(2));
+    killed.wait_for("holds");
+    neighbour.wait_for("holds");
+    let usage = guest.vm.inspect(partition(1)).unwrap();
+    assert!(usage.anonymous_bytes >= 128 << 20, "the memory is in the partition: {usage:?}");
+    killed.instance.signal(9).unwrap();
+    assert_eq!(killed.finish().0.code, 128 + 9);
+    assert_eq!(guest.unplug(1), 0, "pages were migrated");
+    let usage = guest.vm.inspect(partition(2)).unwrap();
+    assert!(usage.anonymous_bytes >= 128 << 20, "the neighbour keeps its memory: {usage:?}");
+    neighbour.instance.signal(9).unwrap();
+    neighbour.finish();
+    assert_eq!(guest.unplug(2), 0, "pages were migrated");
+    guest.shutdown();
+}
+
+#[test]
+fn an_instance_that_exceeds_its_partition_is_killed_and_its_neighbour_is_not() {
+    let guest = Guest::ours().vcpus(2).partition(128).partition(128).boot();
+    guest.plug(1, 128);
+    guest.plug(2, 128);
+    let neighbour = guest.start("neighbour", &hold(48), Some(2));
+    neighbour.wait_for("holds");
+    let (status, _) = guest.start("greedy", &hold(256), Some(1)).finish();
+    assert_eq!((status.code, status.oom_killed), (128 + 9, true));
+    neighbour.instance.signal(15).unwrap();
+    assert_eq!(neighbour.finish().0.code, 128 + 15, "the neighbour lived until it was told to end");
+    guest.shutdown();
+}
+
+#[test]
+fn plugs_and_unplugs_100_times_with_data_intact() {
+    let guest = Guest::ours().partition(128).boot();
+    for _ in 0..100 {
+        // The next plug meets the discard of the last unplug: it waits, and a late discard would destroy its data.
+        guest.vm.plug(partition(1), ByteSize::mib(128), PATIENCE).unwrap();
+        guest.vm.unplug(partition(1), PATIENCE).unwrap();
+    }
+    guest.plug(1, 128);
+    let check = "import hashlib\nb = bytes(range(256)) * (32 << 12)\nprint(hashlib.md5(b).hexdigest() == \
+                 hashlib.md5(bytes(range(256)) * (32 << 12)).hexdigest())";
+    let (status, output) = guest.start("check", &format!("python3 -c '{check}'"), Some(1)).finish();
+    assert_eq!((status.code, output.trim()), (0, "True"));
+    guest.unplug(1);
+    let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
+    assert_eq!(info.memory.plugged, ByteSize::bytes(0));
+    guest.shutdown();
+}
