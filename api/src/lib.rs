@@ -48,3 +48,8 @@ pub fn main() -> ExitCode {
         }
     }
 }
+
+/// The README's example has to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
