@@ -1,0 +1,240 @@
+//! virtio-mem requests, turns of the host and late discards, against a partition kept block by block.
+#![no_main]
+
+use std::collections::VecDeque;
+
+use bellows_devices::virtio::mem_request::{self, REQUEST_SIZE};
+use bellows_fuzz::Input;
+use bellows_memory::partition::{Answer, BlockState, Effect, Partition, Request};
+use bellows_memory::{BLOCK, BlockRange, ByteSize, Layout, LayoutSpec, Window};
+use libfuzzer_sys::fuzz_target;
+
+/// Blocks of the window: some words of a set of them.
+const BLOCKS: u16 = 192;
+
+/// The window of a partition of [`BLOCKS`].
+fn window() -> Window {
+    let size = ByteSize::bytes(u64::from(BLOCKS) * BLOCK.get());
+    let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![size], 40)).expect("it fits");
+    layout.windows()[0]
+}
+
+/// What is known of a block from answers and effects.
+#[derive(Clone, Copy, Default)]
+struct Block {
+    plugged: bool,
+    /// Devices reach it.
+    visible: bool,
+    /// The slot it lies in.
+    slot: Option<BlockRange>,
+    /// May have host memory.
+    touched: bool,
+    /// Discards that wait.
+    discards: u32,
+}
+
+struct Model {
+    blocks: Vec<Block>,
+    discards: VecDeque<BlockRange>,
+}
+
+impl Model {
+    fn at(&mut self, range: BlockRange) -> &mut [Block] {
+        &mut self.blocks[range.first() as usize..range.end() as usize]
+    }
+
+    fn plugged(&self) -> u64 {
+        self.blocks.iter().filter(|block| block.plugged).count() as u64
+    }
+
+    /// What a request has to be answered, and what it makes of the blocks.
+    fn answer(&mut self, request: Request, partition: &Partition) -> Answer {
+        let plugged = self.plugged();
+        let (Request::Plug(range) | Request::Unplug(range) | Request::State(range)) = request else {
+            self.blocks.iter_mut().for_each(|block| block.plugged = false);
+            return Answer::Ack(None);
+        };
+        if u64::from(range.end()) * BLOCK.get() > partition.usable().get() {
+            return Answer::Error;
+        }
+        let blocks = self.at(range);
+        let inside = blocks.iter().filter(|block| block.plugged).count();
+        match request {
+            Request::Plug(_) => {
+                if (plugged + blocks.len() as u64) * BLOCK.get() > partition.requested().get() {
+                    return Answer::Nack;
+                }
+                if inside != 0 {
+                    return Answer::Error;
+                }
+                if blocks.iter().any(|block| block.discards != 0) {
+                    return Answer::Busy;
+                }
+                blocks.iter_mut().for_each(|block| block.plugged = true);
+            }
+            Request::Unplug(_) if inside != blocks.len() => return Answer::Error,
+            Request::Unplug(_) => blocks.iter_mut().for_each(|block| block.plugged = false),
+            _ if inside == blocks.len() => return Answer::Ack(Some(BlockState::Plugged)),
+            _ if inside == 0 => return Answer::Ack(Some(BlockState::Unplugged)),
+            _ => return Answer::Ack(Some(BlockState::Mixed)),
+        }
+        Answer::Ack(None)
+    }
+
+    fn apply(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Back(range) => self.at(*range).iter_mut().for_each(|block| block.touched = true),
+                Effect::AddSlot(range) => self.add_slot(*range),
+                Effect::DeleteSlot(range) => self.delete_slot(*range),
+                Effect::ReplaceSlot { old, new } => {
+                    self.delete_slot(*old);
+                    for part in new {
+                        assert!(old.contains(*part), "{effect:?}");
+                        self.add_slot(*part);
+                    }
+                }
+                Effect::Reveal(range) => {
+                    for block in self.at(*range) {
+                        assert!(!block.visible && block.plugged && block.slot.is_some(), "{effect:?}");
+                        block.visible = true;
+                    }
+                }
+                Effect::Revoke(range) => {
+                    for block in self.at(*range) {
+                        assert!(block.visible, "{effect:?}");
+                        block.visible = false;
+                    }
+                }
+                Effect::Discard(range) => {
+                    self.discards.push_back(*range);
+                    for block in self.at(*range) {
+                        assert!(!block.plugged && !block.visible, "{effect:?}");
+                        block.discards += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_slot(&mut self, range: BlockRange) {
+        for block in self.at(range) {
+            assert_eq!(block.slot.replace(range), None, "slots overlap: {range}");
+            block.touched = true;
+        }
+    }
+
+    fn delete_slot(&mut self, range: BlockRange) {
+        for block in self.at(range) {
+            assert_eq!(block.slot.take(), Some(range), "not a slot as it was added");
+        }
+    }
+
+    /// The oldest discard is carried out.
+    fn discard(&mut self, partition: &mut Partition) {
+        let Some(range) = self.discards.pop_front() else { return };
+        if let Some(other) = BlockRange::new(range.first(), range.count() + 1) {
+            assert!(!partition.discard_done(other), "not what was asked for: {other}");
+        }
+        assert!(partition.discard_done(range), "{range}");
+        for block in self.at(range) {
+            assert!(!block.plugged, "{range} was plugged again before its discard");
+            block.discards -= 1;
+            block.touched = block.slot.is_some();
+        }
+    }
+
+    fn check(&self, partition: &Partition) {
+        assert!(partition.plugged() <= partition.usable() && partition.requested() <= partition.usable());
+        assert!(partition.usable() <= partition.window());
+        assert_eq!(partition.plugged().get(), self.plugged() * BLOCK.get());
+        let discarding = self.blocks.iter().filter(|block| block.discards != 0).count() as u64;
+        assert_eq!(partition.discarding().get(), discarding * BLOCK.get());
+
+        let mut plugged = vec![false; self.blocks.len()];
+        for run in partition.plugged_runs() {
+            plugged[run.first() as usize..run.end() as usize].fill(true);
+        }
+        let mut slots = vec![None; self.blocks.len()];
+        let mut end = 0;
+        for &slot in partition.slots() {
+            assert!(end <= slot.first(), "slots overlap or are out of order: {slot}");
+            assert!(u64::from(slot.end()) * BLOCK.get() <= partition.usable().get(), "more than admitted: {slot}");
+            slots[slot.first() as usize..slot.end() as usize].fill(Some(slot));
+            end = slot.end();
+        }
+        for ((block, plugged), slot) in self.blocks.iter().zip(plugged).zip(slots) {
+            assert!(block.plugged == plugged && block.visible == plugged && block.slot == slot);
+            assert!(!block.plugged || block.slot.is_some(), "plugged, but the guest can't reach it");
+            assert!(!block.touched || block.slot.is_some() || block.discards != 0, "host memory is left behind");
+        }
+    }
+}
+
+/// A request as a driver writes it, mostly about the window.
+fn request(input: &mut Input, window: Window) -> [u8; REQUEST_SIZE] {
+    let mut bytes = [0; REQUEST_SIZE];
+    let kind = input.byte();
+    if kind >= 0xf0 {
+        let raw = input.bytes(REQUEST_SIZE);
+        bytes[..raw.len()].copy_from_slice(raw);
+        return bytes;
+    }
+    let address = window.range().start().0 + u64::from(input.byte()) * BLOCK.get();
+    bytes[0] = kind % 5;
+    bytes[8..16].copy_from_slice(&address.to_le_bytes());
+    bytes[16] = input.byte();
+    bytes
+}
+
+fuzz_target!(|data: &[u8]| {
+    let window = window();
+    let mut input = Input::new(data);
+    let granule = [64, 8, 1, 5][usize::from(input.byte() % 4)];
+    let mut partition = Partition::new(BLOCKS.into(), granule);
+    let mut model = Model { blocks: vec![Block::default(); BLOCKS.into()], discards: VecDeque::new() };
+    while !input.is_empty() {
+        match input.byte() % 8 {
+            0..=3 => {
+                let Ok(request) = mem_request::parse(&request(&mut input, window), window) else { continue };
+                let expected = model.answer(request, &partition);
+                let outcome = partition.request(request);
+                assert_eq!(outcome.answer, expected, "{request:?}");
+                assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None), "{request:?}");
+                if matches!(request, Request::Plug(_)) && outcome.answer == Answer::Ack(None) {
+                    assert!(partition.plugged() <= partition.requested(), "{request:?}");
+                }
+                let _ = mem_request::encode(outcome.answer);
+                model.apply(&outcome.effects);
+            }
+            4 => {
+                let size = ByteSize::bytes(u64::from(input.byte()) * BLOCK.get());
+                let usable = partition.usable_with(size);
+                match partition.set_requested(size) {
+                    Ok(()) => assert_eq!((partition.requested(), partition.usable()), (size, usable)),
+                    Err(_) => assert!(size > partition.window()),
+                }
+            }
+            5 => _ = partition.set_requested(ByteSize::bytes(input.u64())),
+            6 => {
+                let unsettled = partition.is_unsettled();
+                let effects = partition.settle();
+                assert!(!partition.is_unsettled() && unsettled != effects.is_empty(), "{effects:?}");
+                model.apply(&effects);
+            }
+            _ => model.discard(&mut partition),
+        }
+        model.check(&partition);
+    }
+
+    // However it stands, the host gets everything back.
+    partition.set_requested(ByteSize::bytes(0)).expect("nothing fits everywhere");
+    let _ = model.answer(Request::UnplugAll, &partition);
+    model.apply(&partition.unplug_all().effects);
+    while !model.discards.is_empty() {
+        model.discard(&mut partition);
+    }
+    model.check(&partition);
+    assert!(partition.slots().is_empty() && partition.usable() == ByteSize::bytes(0));
+    assert!(model.blocks.iter().all(|block| !block.touched));
+});
