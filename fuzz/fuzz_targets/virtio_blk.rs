@@ -47,7 +47,9 @@ impl Disk for Pattern {
 impl Pattern {
     fn check(&self, offset: u64, buffers: &[VolatileSlice<'_>]) {
         let bytes: usize = buffers.iter().map(VolatileSlice::len).sum();
-        assert!(offset % 512 == 0 && bytes % 512 == 0 && offset + bytes as u64 <= self.sectors() * 512);
+        assert!(
+            offset.is_multiple_of(512) && bytes.is_multiple_of(512) && offset + bytes as u64 <= self.sectors() * 512
+        );
     }
 }
 
@@ -64,7 +66,7 @@ fuzz_target!(|data: &[u8]| {
         let mut header = [0; 16];
         header[0] = input.byte() % 14;
         header[8..16].copy_from_slice(&(input.u64() >> (input.byte() % 64)).to_le_bytes());
-        let header = if input.byte() % 8 == 0 { input.bytes(20).to_vec() } else { header.to_vec() };
+        let header = if input.byte().is_multiple_of(8) { input.bytes(20).to_vec() } else { header.to_vec() };
         let (first, second) = header.split_at(usize::from(input.byte()).min(header.len()));
         let mut parts = vec![Part::Readable(first), Part::Readable(second)];
         for _ in 0..input.byte() % 4 {
@@ -76,10 +78,10 @@ fuzz_target!(|data: &[u8]| {
                 _ => Part::WritableAt(GuestAddress(input.u64() | 0x100_0000), len),
             });
         }
-        if input.byte() % 8 != 0 {
+        if !input.byte().is_multiple_of(8) {
             parts.push(Part::Writable(1));
         }
-        if input.byte() % 4 == 0 {
+        if input.byte().is_multiple_of(4) {
             queue.add_indirect(&parts)
         } else {
             queue.add(&parts)
