@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | lab | test | stress | bench | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | test | fuzz`.
 
 mod artefacts;
 mod cache;
@@ -19,11 +19,11 @@ mod workspace;
 use std::process::ExitCode;
 
 use bellows_tests::lab::Host;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Developer commands of Bellows.
 #[derive(Debug, Parser)]
@@ -50,25 +50,12 @@ enum Command {
     Build,
     /// Run all checks and tests.
     Test,
-    /// Run the tests that take too long for `test`.
-    Stress,
-    /// Run a benchmark.
-    Bench {
-        /// Which.
-        what: Benchmark,
-    },
     /// Run the fuzz targets.
     Fuzz {
         /// Time for each target.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Benchmark {
-    /// Time from process start to a ready agent, and the monitor's memory.
-    Boot,
 }
 
 fn main() -> ExitCode {
@@ -94,8 +81,6 @@ fn execute(options: &Options) -> Result<i32> {
         }
         Command::Test => test::run(install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
-        Command::Stress => return Err(Error::other("stress: not there yet")),
-        Command::Bench { what: Benchmark::Boot } => return Err(Error::other("bench boot: not there yet")),
     }
     Ok(0)
 }

@@ -62,6 +62,12 @@ pub fn run(install: bool) -> Result<()> {
         "clippy",
         workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     );
+    // Not among all targets, because only KVM runs it.
+    check(
+        &mut tally,
+        "clippy of the end-to-end tests",
+        workspace::cargo().args(["clippy", "-p", "bellows-tests", "--test", "e2e", "--", "-D", "warnings"]),
+    );
     rust_tests(
         &mut tally,
         "unit, property and device tests",

@@ -24,3 +24,18 @@ fn a_disk_comes_and_goes_while_layers_are_read() {
     assert_eq!(guest.vm.disks().len(), crate::fixture::layers().len());
     guest.shutdown();
 }
+
+#[test]
+fn layers_and_64_more_disks_attach() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut guest = Guest::ours().vcpus(2);
+    for number in 0..64 {
+        let path = directory.path().join(format!("disk-{number}"));
+        fs::write(&path, vec![number; 4096]).unwrap();
+        guest = guest.drive(DriveConfig { path, read_only: true });
+    }
+    let guest = guest.boot();
+    let count = guest.shell("count", "ls /sys/block | grep -c ^vd");
+    assert_eq!(count.trim().parse(), Ok(64 + crate::fixture::layers().len()));
+    guest.shutdown();
+}

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, Layer, Store};
 use bellows_vmm::{
-    ByteSize, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId, SerialOutput,
-    Vm, VmBuilder, VmEnd, serial_of,
+    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId,
+    SerialOutput, Vm, VmBuilder, VmEnd, serial_of,
 };
 
 /// How long anything may take, on an emulated CPU as well.
@@ -74,6 +74,11 @@ impl Guest {
     /// Adds a partition with a window of that many MiB.
     pub fn partition(mut self, mib: u64) -> Self {
         self.builder = self.builder.partition(ByteSize::mib(mib));
+        self
+    }
+
+    pub fn drive(mut self, drive: DriveConfig) -> Self {
+        self.builder = self.builder.drive(drive);
         self
     }
 

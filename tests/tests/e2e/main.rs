@@ -1,10 +1,14 @@
 //! End-to-end tests: each boots real microVMs. They run where KVM is, on this machine or in the lab.
 
+// What goes wrong in a fixture is to fail the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod boot;
 mod command;
 mod disks;
 mod fixture;
 mod partitions;
+mod vsock;
 
 use bellows_tests::lab::Host;
 
