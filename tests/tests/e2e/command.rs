@@ -9,7 +9,11 @@ use crate::fixture::artefact;
 
 fn run(store: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(artefact("BELLOWS_BINARY"));
-    command.arg("run").arg("--store").arg(store).args(arguments).env("TMPDIR", store.parent().unwrap());
+    command.arg("run");
+    if !arguments.contains(&"--image") {
+        command.arg("--image").arg(artefact("BELLOWS_IMAGE"));
+    }
+    command.arg("--store").arg(store).args(arguments).env("TMPDIR", store.parent().unwrap());
     command.output().unwrap()
 }
 

@@ -1,8 +1,6 @@
 //! Memory that comes and goes.
 
-use bellows_vmm::ByteSize;
-
-use crate::fixture::{Guest, PATIENCE, partition};
+use crate::fixture::{Guest, partition};
 
 /// Keeps MiB of memory that must not be merged away, says so, and sleeps.
 fn hold(mib: u32) -> String {
@@ -45,24 +43,5 @@ fn an_instance_that_exceeds_its_partition_is_killed_and_its_neighbour_is_not() {
     neighbour.instance.signal(9).unwrap();
     let (status, _) = neighbour.finish();
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "it lived until it was told to end");
-    guest.shutdown();
-}
-
-#[test]
-fn plugs_and_unplugs_100_times_with_data_intact() {
-    let guest = Guest::ours().partition(128).boot();
-    for _ in 0..100 {
-        // The next plug meets the discard of the last unplug: it waits, and a late discard would destroy its data.
-        guest.vm.plug(partition(1), ByteSize::mib(128), PATIENCE).unwrap();
-        guest.vm.unplug(partition(1), PATIENCE).unwrap();
-    }
-    guest.plug(1, 128);
-    let check = "import hashlib\nb = bytes(range(256)) * (32 << 12)\nprint(hashlib.md5(b).hexdigest() == \
-                 hashlib.md5(bytes(range(256)) * (32 << 12)).hexdigest())";
-    let (status, output) = guest.start("check", &format!("python3 -c '{check}'"), Some(1)).finish();
-    assert_eq!((status.code, output.trim()), (0, "True"));
-    guest.unplug(1);
-    let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
-    assert_eq!(info.memory.plugged, ByteSize::bytes(0));
     guest.shutdown();
 }

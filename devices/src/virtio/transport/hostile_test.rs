@@ -32,12 +32,18 @@ impl Victim {
 
     /// The device works again after a reset, and the other one still does.
     fn recovers(&mut self) {
+        self.restarts();
+        assert_eq!(self.bystander[0].request(&[], &[16]).len, 16);
+    }
+
+    /// Less than [`Victim::recovers`], for drivers that may have had the device write over the bystander's rings: all memory is
+    /// the guest's own to spoil.
+    fn restarts(&mut self) {
         self.driver.move_bar(self.home);
         self.driver.write_config(register::COMMAND, &[6, 0]);
         self.queues = self.driver.start(&self.machine);
         assert_eq!(self.driver.status(), 15);
         assert_eq!(self.queues[0].request(&[], &[16]).len, 16);
-        assert_eq!(self.bystander[0].request(&[], &[16]).len, 16);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -270,7 +276,7 @@ proptest! {
         for step in steps {
             victim.take(step);
         }
-        victim.recovers();
+        victim.restarts();
         let address: PciAddress = victim.driver.address;
         victim.machine.segment.remove(address).unwrap();
         prop_assert_eq!(victim.machine.doorbells.addresses().len(), 1);
