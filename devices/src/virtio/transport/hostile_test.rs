@@ -19,6 +19,7 @@ struct Victim {
     driver: PciDriver,
     queues: Vec<DriverQueue>,
     home: u32,
+    bystander_driver: PciDriver,
     bystander: Vec<DriverQueue>,
 }
 
@@ -26,24 +27,25 @@ impl Victim {
     fn new() -> Self {
         let machine = PciMachine::new();
         let (driver, queues) = machine.start(Box::new(Rng::new()));
-        let (_, bystander) = machine.start(Box::new(Rng::new()));
-        Self { home: driver.bar as u32, machine, driver, queues, bystander }
+        let (bystander_driver, bystander) = machine.start(Box::new(Rng::new()));
+        Self { home: driver.bar as u32, machine, driver, queues, bystander_driver, bystander }
     }
 
     /// The device works again after a reset, and the other one still does.
     fn recovers(&mut self) {
-        self.restarts();
-        assert_eq!(self.bystander[0].request(&[], &[16]).len, 16);
-    }
-
-    /// Less than [`Victim::recovers`], for drivers that may have had the device write over the bystander's rings: all memory is
-    /// the guest's own to spoil.
-    fn restarts(&mut self) {
         self.driver.move_bar(self.home);
         self.driver.write_config(register::COMMAND, &[6, 0]);
         self.queues = self.driver.start(&self.machine);
         assert_eq!(self.driver.status(), 15);
         assert_eq!(self.queues[0].request(&[], &[16]).len, 16);
+        assert_eq!(self.bystander[0].request(&[], &[16]).len, 16);
+    }
+
+    /// For drivers that may have written to the bystander's registers, where they took their own BAR to be.
+    fn both_recover(&mut self) {
+        self.driver.move_bar(self.home);
+        self.bystander = self.bystander_driver.start(&self.machine);
+        self.recovers();
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
@@ -276,7 +278,7 @@ proptest! {
         for step in steps {
             victim.take(step);
         }
-        victim.restarts();
+        victim.both_recover();
         let address: PciAddress = victim.driver.address;
         victim.machine.segment.remove(address).unwrap();
         prop_assert_eq!(victim.machine.doorbells.addresses().len(), 1);
