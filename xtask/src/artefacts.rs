@@ -9,9 +9,6 @@ use crate::cache::Cache;
 use crate::error::Result;
 use crate::{debian, image, initramfs, kernel, packages, workspace};
 
-/// Programs of this machine that come along into the lab. Who uses which: layers are written by `mkfs.erofs`.
-const PROGRAMS: &[&str] = &["/usr/bin/mkfs.erofs", "/usr/bin/fsck.erofs", "/usr/bin/dump.erofs"];
-
 /// Paths on this machine.
 #[derive(Debug, Clone)]
 pub struct Artefacts {
@@ -62,8 +59,7 @@ impl Artefacts {
         for (_, name, path) in self.named() {
             lab = lab.on_disk(path, name);
         }
-        lab = lab.program(&self.bellows, "/usr/local/bin/bellows");
-        PROGRAMS.iter().fold(lab, |lab, program| lab.program(*program, *program))
+        lab.program(&self.bellows, "/usr/local/bin/bellows")
     }
 
     fn named(&self) -> [(&'static str, &'static str, &PathBuf); 6] {

@@ -46,7 +46,7 @@ pub const LAB: &[Package] = &[
 pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
     package("uidmap", "lets mmdebstrap work without root"),
-    package("erofs-utils", "writes the layers of the layer store"),
+    package("erofs-utils", "checks what the layer store writes"),
 ];
 
 /// All that the artefacts and the tests need on this machine.

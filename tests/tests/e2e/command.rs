@@ -7,6 +7,15 @@ use std::process::{Command, Output, Stdio};
 
 use crate::fixture::artefact;
 
+/// A subcommand with our kernel, the demo's image and the store that all tests share.
+fn with_guest(subcommand: &str) -> Command {
+    let mut command = Command::new(artefact("BELLOWS_BINARY"));
+    command.args([subcommand, "--timeout=300", "--memory=512M", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
+    command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--image").arg(artefact("BELLOWS_IMAGE"));
+    command.arg("--store").arg(artefact("BELLOWS_IMAGE").with_file_name("e2e-store"));
+    command
+}
+
 fn run(store: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(artefact("BELLOWS_BINARY"));
     command.arg("run");
@@ -19,11 +28,8 @@ fn run(store: &Path, arguments: &[&str]) -> Output {
 
 #[test]
 fn a_commands_output_and_exit_code_come_through() {
-    let store = artefact("BELLOWS_IMAGE").with_file_name("e2e-store");
-    let mut command = Command::new(artefact("BELLOWS_BINARY"));
-    command.args(["run", "--timeout", "300", "--memory", "512M", "--partition", "256M", "--kernel"]);
-    command.arg(artefact("BELLOWS_KERNEL")).arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS"));
-    command.arg("--image").arg(artefact("BELLOWS_IMAGE")).arg("--store").arg(store);
+    let mut command = with_guest("run");
+    command.arg("--partition=256M");
     let output = command.args(["--", "/bin/sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(7), &b"out\n"[..]), "{text}");
@@ -33,12 +39,9 @@ fn a_commands_output_and_exit_code_come_through() {
 /// A monitor that is killed can't clean up: its VM and its listening sockets go all the same.
 #[test]
 fn a_killed_monitor_leaves_only_files() {
-    let store = artefact("BELLOWS_IMAGE").with_file_name("e2e-store");
     let directory = tempfile::tempdir().unwrap();
-    let mut command = Command::new(artefact("BELLOWS_BINARY"));
-    command.args(["run", "--timeout", "300", "--memory", "512M", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
-    command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--image").arg(artefact("BELLOWS_IMAGE"));
-    command.arg("--store").arg(store).env("TMPDIR", directory.path()).stdout(Stdio::piped());
+    let mut command = with_guest("run");
+    command.env("TMPDIR", directory.path()).stdout(Stdio::piped());
     let mut monitor = command.args(["--", "/bin/sh", "-c", "echo up; exec sleep 3600"]).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(monitor.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -55,12 +58,9 @@ fn a_killed_monitor_leaves_only_files() {
 fn the_demonstration_reports_what_it_should() {
     let directory = tempfile::tempdir().unwrap();
     let report = directory.path().join("report.json");
-    let store = artefact("BELLOWS_IMAGE").with_file_name("e2e-store");
-    let mut command = Command::new(artefact("BELLOWS_BINARY"));
-    command.args(["demo", "--timeout=300", "--memory=512M", "--partition=256M", "--mib=64", "--hold=20"]);
-    command.args(["--kernel-parameter=init_on_alloc=0", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
-    command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--image").arg(artefact("BELLOWS_IMAGE"));
-    let output = command.arg("--store").arg(store).arg("--report").arg(&report).output().unwrap();
+    let mut command = with_guest("demo");
+    command.args(["--partition=256M", "--mib=64", "--hold=20", "--kernel-parameter=init_on_alloc=0", "--report"]);
+    let output = command.arg(&report).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     assert_eq!(report["vms"].as_array().map(Vec::len), Some(2), "{report:#}");
