@@ -13,8 +13,8 @@ pub mod oci;
 mod pread;
 mod raw;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use digest::LayerDigest;
 pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};

@@ -1,4 +1,4 @@
-//! The machine with guests of a few instructions instead of a kernel. Needs `/dev/kvm`: run with `--ignored`.
+//! The machine with guests of a few instructions instead of a kernel. They run where KVM is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -138,20 +138,17 @@ impl BusDevice for Recorder {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn a_guest_switches_itself_off() {
     assert!(matches!(Vm::new(&[SWITCH_OFF]).run(), ExitReason::Shutdown));
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn a_triple_fault_ends_the_vm() {
     // ud2, with no handler for it.
     assert!(matches!(Vm::new(&[&[0x0f, 0x0b]]).run(), ExitReason::TripleFault));
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn memory_without_a_slot_reads_ones_and_takes_nothing() {
     // mov rax, [rdi]; mov [rsi], rax; mov [rdi], rax
     let vm = Vm::new(&[EDI_OUTSIDE, ESI_RESULT, &[0x48, 0x8b, 0x07, 0x48, 0x89, 0x06, 0x48, 0x89, 0x07], SWITCH_OFF]);
@@ -162,7 +159,6 @@ fn memory_without_a_slot_reads_ones_and_takes_nothing() {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn an_instruction_that_can_not_be_emulated_ends_the_vm_and_says_where() {
     // jmp rdi: there are no instructions to fetch.
     let ExitReason::Error(error) = Vm::new(&[EDI_OUTSIDE, &[0xff, 0xe7]]).run() else { panic!("no error") };
@@ -171,7 +167,6 @@ fn an_instruction_that_can_not_be_emulated_ends_the_vm_and_says_where() {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn ports_and_device_memory_reach_their_devices() {
     let (ports, mmio) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
     let code: &[&[u8]] = &[
@@ -199,7 +194,6 @@ fn ports_and_device_memory_reach_their_devices() {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn a_doorbell_rings_without_an_exit() -> io::Result<()> {
     // mov word [rdi], 7; mov word [rdi], 8
     let vm = Vm::new(&[EDI_OUTSIDE, &[0x66, 0xc7, 0x07, 7, 0, 0x66, 0xc7, 0x07, 8, 0], SWITCH_OFF]);
@@ -214,7 +208,6 @@ fn a_doorbell_rings_without_an_exit() -> io::Result<()> {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn kvm_takes_routes_and_gives_vectors_back() -> io::Result<()> {
     let vm = Vm::new(&[SWITCH_OFF]);
     for _ in 0..3 {
@@ -229,7 +222,6 @@ fn kvm_takes_routes_and_gives_vectors_back() -> io::Result<()> {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn a_slot_is_replaced_without_a_gap() {
     // again: inc qword [rdi]; inc qword [rdi + 0x200000]; jmp again
     let vm = Vm::new(&[EDI_OUTSIDE, &[0x48, 0xff, 0x07, 0x48, 0xff, 0x87, 0, 0, 0x20, 0, 0xeb, 0xf4]]);
@@ -266,7 +258,6 @@ fn a_slot_is_replaced_without_a_gap() {
 }
 
 #[test]
-#[ignore = "needs /dev/kvm"]
 fn a_guest_in_a_loop_stops_at_once_and_two_vms_run_side_by_side() {
     let looping = [Vm::new(&[&[0xeb, 0xfe]]), Vm::new(&[&[0xeb, 0xfe]])];
     looping.iter().for_each(|vm| vm.pool.start().unwrap());

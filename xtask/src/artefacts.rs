@@ -1,7 +1,6 @@
 //! All that a demo, a benchmark or an end-to-end test works on, built or found in the cache.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use bellows_tests::lab::{DISK, Host, LabBuilder};
 
@@ -71,74 +70,5 @@ impl Artefacts {
             ("BELLOWS_DEBIAN_INITRAMFS", "debian-initramfs.cpio", &self.debian_initramfs),
             ("BELLOWS_IMAGE", "image", &self.image),
         ]
-    }
-}
-
-/// Runs a program where KVM is, with the artefacts' paths in its environment, and hands its output lines to `on_line`.
-/// Returns its exit code.
-pub fn run_where_kvm_is(
-    host: Host,
-    cache: &Cache,
-    artefacts: &Artefacts,
-    program: &std::path::Path,
-    arguments: &[&str],
-    mut on_line: impl FnMut(&str),
-) -> Result<i32> {
-    match host {
-        Host::Kvm => {
-            let mut command = Command::new(program);
-            command.args(arguments).envs(artefacts.environment());
-            Ok(crate::run::lines(&mut command, on_line)?.code().unwrap_or(-1))
-        }
-        Host::Lab => {
-            let target = "/usr/local/bin/payload";
-            let builder = artefacts.add_to(crate::lab::builder(cache)?).program(program, target).memory_mib(12 << 10);
-            let lab = crate::lab::boot(builder)?;
-            let mut job = bellows_tests::lab::Job::new(std::iter::once(target).chain(arguments.iter().copied()));
-            for (variable, path) in artefacts.lab_environment() {
-                job = job.env(variable, path);
-            }
-            let mut lines = Lines::default();
-            let code = lab.exec(&job.cwd(DISK), |event| match event {
-                bellows_tests::lab::Event::Stdout(bytes) | bellows_tests::lab::Event::Stderr(bytes) => {
-                    lines.feed(&bytes, &mut on_line);
-                }
-                bellows_tests::lab::Event::Exit(_) => {}
-            })?;
-            lines.feed(b"\n", &mut on_line);
-            lab.shutdown()?;
-            Ok(code)
-        }
-    }
-}
-
-/// Cuts a stream of bytes into lines.
-#[derive(Debug, Default)]
-struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn feed(&mut self, bytes: &[u8], mut on_line: impl FnMut(&str)) {
-        self.rest.extend(bytes);
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            on_line(String::from_utf8_lossy(&line[..end]).trim_end_matches('\r'));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_survive_any_cut() {
-        let mut lines = Lines::default();
-        let mut seen = Vec::new();
-        for chunk in ["on", "e\ntwo\r\nth", "ree", "\n"] {
-            lines.feed(chunk.as_bytes(), |line| seen.push(line.to_owned()));
-        }
-        assert_eq!(seen, ["one", "two", "three"]);
     }
 }

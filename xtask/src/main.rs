@@ -9,6 +9,7 @@ mod fuzz;
 mod image;
 mod initramfs;
 mod kernel;
+mod kvm_host;
 mod lab;
 mod packages;
 mod progress;

@@ -1,9 +1,12 @@
 //! The Debian packages that a command needs: says what is missing and why, then installs it.
 
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
 use bellows_tests::lab::Host;
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 use crate::progress;
@@ -13,11 +16,13 @@ use crate::run;
 #[derive(Debug, Clone, Copy)]
 pub struct Package {
     name: &'static str,
+    /// Oldest version that will do, where not every one does.
+    at_least: Option<&'static str>,
     why: &'static str,
 }
 
 const fn package(name: &'static str, why: &'static str) -> Package {
-    Package { name, why }
+    Package { name, at_least: None, why }
 }
 
 /// What makes the guest kernel.
@@ -36,7 +41,13 @@ pub const KERNEL: &[Package] = &[
 
 /// What the emulated host is made of.
 pub const LAB: &[Package] = &[
-    package("qemu-system-x86", "emulates a host with AMD-V, because this machine has no usable KVM"),
+    // Before 8.1 its translator could miss that one processor rewrites the code another one is about to run, which
+    // Linux does all the time: the emulated host crashed now and then, or its guest did.
+    Package {
+        name: "qemu-system-x86",
+        at_least: Some("1:8.1"),
+        why: "emulates a host with AMD-V, because this machine has no usable KVM",
+    },
     package("busybox-static", "user space of the emulated host"),
     package("e2fsprogs", "makes the emulated host's disk"),
     package("xz-utils", "unpacks kernel modules"),
@@ -58,19 +69,22 @@ pub fn all(host: Host) -> Vec<&'static [Package]> {
 }
 
 /// Makes sure that all of `wanted` are installed. With `install` off, missing ones are an error that lists them.
+///
+/// What the release has only in too old a version comes from its backports, which stay out of the system's list of
+/// sources.
 pub fn ensure(wanted: &[&[Package]], install: bool) -> Result<()> {
     let mut missing: Vec<Package> = Vec::new();
     for package in wanted.iter().copied().flatten() {
-        if !is_installed(package.name) && missing.iter().all(|known| known.name != package.name) {
+        if !is_installed(package) && missing.iter().all(|known| known.name != package.name) {
             missing.push(*package);
         }
     }
     if missing.is_empty() {
         return Ok(());
     }
-    let list: String = missing.iter().map(|package| format!("  {:<20} {}\n", package.name, package.why)).collect();
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let list: String = missing.iter().map(describe).collect();
     if !install {
+        let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
         return Err(Error::other(format!(
             "missing Debian packages:\n{list}install: apt-get install {}",
             names.join(" ")
@@ -78,14 +92,84 @@ pub fn ensure(wanted: &[&[Package]], install: bool) -> Result<()> {
     }
     eprint!("These Debian packages are missing and get installed now:\n{list}");
     progress::step("update the package lists", |step| run::quiet(step, apt_get()?.arg("update")))?;
-    progress::step("install packages", |step| {
-        run::quiet(step, apt_get()?.args(["install", "-y", "--no-install-recommends"]).args(&names))
-    })
+    let (in_release, too_old): (Vec<_>, Vec<_>) = missing.into_iter().partition(candidate_will_do);
+    if !in_release.is_empty() {
+        progress::step("install packages", |step| {
+            run::quiet(step, apt_get()?.args(INSTALL).args(in_release.iter().map(|package| package.name)))
+        })?;
+    }
+    if !too_old.is_empty() {
+        let backports = Backports::find()?;
+        progress::step(&format!("install packages from {}", backports.suite), |step| {
+            run::quiet(step, backports.apt_get()?.arg("update"))?;
+            let names = too_old.iter().map(|package| format!("{}/{}", package.name, backports.suite));
+            run::quiet(step, backports.apt_get()?.args(INSTALL).args(names))
+        })?;
+    }
+    Ok(())
 }
 
-fn is_installed(name: &str) -> bool {
-    let status = run::capture(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", name]));
-    status.is_ok_and(|status| status == "installed")
+const INSTALL: [&str; 3] = ["install", "-y", "--no-install-recommends"];
+
+fn describe(package: &Package) -> String {
+    let version = package.at_least.map(|version| format!(" ({version} or newer)")).unwrap_or_default();
+    format!("  {:<20} {}{version}\n", package.name, package.why)
+}
+
+fn is_installed(package: &Package) -> bool {
+    let format = "${db:Status-Status} ${Version}";
+    let known = run::capture(Command::new("dpkg-query").args(["-W", "-f", format, package.name]));
+    let version = known.as_deref().unwrap_or_default().strip_prefix("installed ");
+    version.is_some_and(|version| will_do(package, version))
+}
+
+/// Whether the version that apt would install is new enough.
+fn candidate_will_do(package: &Package) -> bool {
+    let policy = run::capture(Command::new("apt-cache").args(["policy", package.name])).unwrap_or_default();
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    package.at_least.is_none() || candidate.is_some_and(|version| will_do(package, version))
+}
+
+fn will_do(package: &Package, version: &str) -> bool {
+    let is_newer =
+        |least| run::capture(Command::new("dpkg").args(["--compare-versions", version, "ge", least])).is_ok();
+    package.at_least.is_none_or(is_newer)
+}
+
+/// The release's backports, as a list of sources for single commands.
+struct Backports {
+    suite: String,
+    sources: NamedTempFile,
+}
+
+impl Backports {
+    /// On the mirror that the system already uses for its release.
+    fn find() -> Result<Self> {
+        let os_release = Path::new("/etc/os-release");
+        let release = fs::read_to_string(os_release).map_err(Error::at(os_release))?;
+        let codename = release
+            .lines()
+            .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+            .ok_or_else(|| Error::other("/etc/os-release: no VERSION_CODENAME"))?;
+        let format = "$(CREATED_BY) $(CODENAME) $(COMPONENT) $(REPO_URI)";
+        let targets = run::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
+        let mirror = targets
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("Packages {codename} main ")))
+            .ok_or_else(|| Error::other(format!("apt has no source for {codename}")))?;
+        let suite = format!("{codename}-backports");
+        let mut sources = NamedTempFile::new().map_err(Error::at(std::env::temp_dir()))?;
+        // This file takes the place of sources.list; what is in sources.list.d counts all the same.
+        let system = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+        write!(sources, "{system}\ndeb {mirror} {suite} main\n").map_err(Error::at(sources.path()))?;
+        Ok(Self { suite, sources })
+    }
+
+    fn apt_get(&self) -> Result<Command> {
+        let mut command = apt_get()?;
+        command.arg("-o").arg(format!("Dir::Etc::SourceList={}", self.sources.path().display()));
+        Ok(command)
+    }
 }
 
 fn apt_get() -> Result<Command> {

@@ -1,17 +1,21 @@
 //! `cargo xtask test`: everything that must pass, in one command that ends with a count.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use bellows_tests::lab::Host;
 
-use crate::artefacts::{Artefacts, run_where_kvm_is};
+use crate::artefacts::Artefacts;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::kvm_host::KvmHost;
 use crate::{fuzz, packages, progress, run, workspace};
 
 /// Seconds each fuzz target gets here; `cargo xtask fuzz` is for more.
 const FUZZ_SECONDS: u64 = 5;
+
+/// Test programs that need KVM, by package.
+const WITH_KVM: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-tests", "e2e")];
 
 /// How many checks passed and failed so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +66,13 @@ pub fn run(install: bool) -> Result<()> {
         "clippy",
         workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     );
-    // Not among all targets, because only KVM runs it.
-    check(
-        &mut tally,
-        "clippy of the end-to-end tests",
-        workspace::cargo().args(["clippy", "-p", "bellows-tests", "--test", "e2e", "--", "-D", "warnings"]),
-    );
+    // They are not among all targets, because only KVM runs them.
+    let mut clippy = workspace::cargo();
+    clippy.arg("clippy");
+    for (package, name) in WITH_KVM {
+        clippy.args(["-p", package, "--test", name]);
+    }
+    check(&mut tally, "clippy of the tests that need KVM", clippy.args(["--", "-D", "warnings"]));
     rust_tests(
         &mut tally,
         "unit, property and device tests",
@@ -83,40 +88,48 @@ pub fn run(install: bool) -> Result<()> {
             tally.add(fuzz::run_target(&target, FUZZ_SECONDS));
         }
     }
-    end_to_end(&mut tally, host, install);
+    with_kvm(&mut tally, host, install);
 
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
 }
 
 /// The tests that need KVM, here or in the lab.
-fn end_to_end(tally: &mut Tally, host: Host, install: bool) {
+fn with_kvm(tally: &mut Tally, host: Host, install: bool) {
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
-        let program = workspace::end_to_end_tests()?;
-        Ok((cache, artefacts, program))
+        let build = |(package, name)| workspace::test_program(package, name);
+        let programs = WITH_KVM.into_iter().map(build).collect::<Result<Vec<_>>>()?;
+        Ok((cache, artefacts, programs))
     });
-    let Some((cache, artefacts, program)) = tally.add(prepared) else { return };
-    eprintln!("end-to-end tests, host: {host}");
-    let result = run_end_to_end(tally, host, &cache, &artefacts, &program);
-    if let Err(error) = result {
+    let Some((cache, artefacts, programs)) = tally.add(prepared) else { return };
+    eprintln!("tests that need KVM, host: {host}");
+    if let Err(error) = run_with_kvm(tally, host, &cache, &artefacts, &programs) {
         tally.add::<()>(Err(error));
     }
 }
 
-fn run_end_to_end(tally: &mut Tally, host: Host, cache: &Cache, artefacts: &Artefacts, program: &Path) -> Result<()> {
-    // Nested guests share two emulated processors: tests that run beside each other would only time out.
-    let arguments = ["--test-threads=1"];
-    let before = *tally;
-    let code = run_where_kvm_is(host, cache, artefacts, program, &arguments, |line| {
-        eprintln!("{line}");
-        tally.add_line(line);
-    })?;
-    // A program that died says nothing of failed tests.
-    if code != 0 && tally.failed == before.failed {
-        return Err(Error::other(format!("end-to-end tests ended with exit code {code}")));
+fn run_with_kvm(
+    tally: &mut Tally,
+    host: Host,
+    cache: &Cache,
+    artefacts: &Artefacts,
+    programs: &[PathBuf],
+) -> Result<()> {
+    let host = KvmHost::start(host, cache, artefacts, programs)?;
+    for program in programs {
+        let before = *tally;
+        // Nested guests share two emulated processors: tests that run beside each other would only time out.
+        let code = host.run(program, &["--test-threads=1"], |line| {
+            eprintln!("{line}");
+            tally.add_line(line);
+        })?;
+        // A program that died says nothing of failed tests.
+        if code != 0 && tally.failed == before.failed {
+            tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
+        }
     }
-    Ok(())
+    host.stop()
 }
 
 fn check(tally: &mut Tally, title: &str, command: &mut Command) {

@@ -45,11 +45,11 @@ pub fn lab_init() -> Result<PathBuf> {
     build_one("build the lab's init", command, "bellows-lab-init")
 }
 
-/// The end-to-end tests, a program that runs where KVM is.
-pub fn end_to_end_tests() -> Result<PathBuf> {
+/// A test program that runs where KVM is.
+pub fn test_program(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["test", "-p", "bellows-tests", "--test", "e2e", "--no-run"]);
-    build_one("build the end-to-end tests", command, "e2e")
+    command.args(["test", "-p", package, "--test", name, "--no-run"]);
+    build_one(&format!("build the test program {name}"), command, name)
 }
 
 /// Where cargo puts what it builds.

@@ -16,7 +16,14 @@ pub struct LayoutBuilder {
     diff_ids: Vec<LayerDigest>,
 }
 
+impl Default for LayoutBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LayoutBuilder {
+    /// One without layers.
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
@@ -24,16 +31,19 @@ impl LayoutBuilder {
         Self { directory, layers: Vec::new(), diff_ids: Vec::new() }
     }
 
+    /// Its directory.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
+    /// Adds a blob; its digest.
     pub fn blob(&self, data: &[u8]) -> LayerDigest {
         let digest = LayerDigest::of(data);
         fs::write(self.blob_path(&digest), data).unwrap();
         digest
     }
 
+    /// Where a blob is.
     pub fn blob_path(&self, digest: &LayerDigest) -> PathBuf {
         self.path().join("blobs/sha256").join(digest.hex())
     }
@@ -48,6 +58,7 @@ impl LayoutBuilder {
         self.blob_layer(&compress(archive, compression), LayerDigest::of(archive), media_type)
     }
 
+    /// Adds a layer whose blob and media type need not fit; the digest of its blob.
     pub fn blob_layer(&mut self, blob: &[u8], diff_id: LayerDigest, media_type: &str) -> LayerDigest {
         let digest = self.blob(blob);
         self.layers.push(json!({"mediaType": media_type, "digest": digest, "size": blob.len()}));
@@ -75,10 +86,12 @@ impl LayoutBuilder {
         descriptor(self, &manifest, "application/vnd.oci.image.manifest.v1+json")
     }
 
+    /// Adds a document; its descriptor.
     pub fn document(&self, document: &Value, media_type: &str) -> Value {
         descriptor(self, document, media_type)
     }
 
+    /// Writes the index.
     pub fn index(&self, manifests: &[Value]) {
         let index = json!({"schemaVersion": 2, "manifests": manifests});
         fs::write(self.path().join("index.json"), index.to_string()).unwrap();
@@ -97,6 +110,7 @@ fn descriptor(layout: &LayoutBuilder, document: &Value, media_type: &str) -> Val
     json!({"mediaType": media_type, "digest": layout.blob(text.as_bytes()), "size": text.len()})
 }
 
+/// Compresses as a layer says it is.
 pub fn compress(data: &[u8], compression: Compression) -> Vec<u8> {
     use std::io::Write as _;
     match compression {

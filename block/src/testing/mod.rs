@@ -3,10 +3,12 @@
 // Whatever goes wrong in here is to fail the test that uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(test)]
 mod archive;
 mod layout;
 mod snapshot;
 
+#[cfg(test)]
 pub use archive::{Archive, Entry};
 pub use layout::{LayoutBuilder, compress};
 pub use snapshot::{Mount, Node, check_with_fsck, snapshot};

@@ -14,17 +14,25 @@ use crate::digest::LayerDigest;
 /// All that can be seen of a file, but its inode number and what depends on the file system.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Node {
+    /// Type and permissions, as `stat` gives them.
     pub mode: u32,
+    /// Owner.
     pub uid: u32,
+    /// Group.
     pub gid: u32,
+    /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
+    /// Number of names.
     pub links: u64,
+    /// Number of the device that a device file stands for.
     pub device: u64,
     /// Size of a regular file.
     pub bytes: u64,
     /// Digest of a regular file's data.
     pub data: Option<LayerDigest>,
+    /// Target of a symbolic link.
     pub target: Option<Vec<u8>>,
+    /// Extended attributes.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The first name of the same inode.
     pub same_as: Vec<u8>,
@@ -106,6 +114,7 @@ impl Mount {
         None
     }
 
+    /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.point.path()
     }

@@ -38,6 +38,7 @@ pub fn layers() -> &'static [Layer] {
 /// A VM to be.
 pub struct Guest {
     builder: VmBuilder,
+    layers: Vec<Layer>,
     console: PathBuf,
 }
 
@@ -63,7 +64,8 @@ impl Guest {
     fn new(kernel: &str, initramfs: &str) -> Self {
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
         // Zeroing what is freed or given away says nothing here and costs an emulated CPU most of the time.
-        Self { builder: builder.kernel_parameter("init_on_alloc=0"), console: PathBuf::new() }
+        let builder = builder.kernel_parameter("init_on_alloc=0");
+        Self { builder, layers: layers().to_vec(), console: PathBuf::new() }
     }
 
     pub fn vcpus(mut self, count: u8) -> Self {
@@ -77,6 +79,12 @@ impl Guest {
         self
     }
 
+    /// Other layers than the demo's image.
+    pub fn layers(mut self, layers: &[Layer]) -> Self {
+        self.layers = layers.to_vec();
+        self
+    }
+
     pub fn drive(mut self, drive: DriveConfig) -> Self {
         self.builder = self.builder.drive(drive);
         self
@@ -85,12 +93,12 @@ impl Guest {
     pub fn boot(mut self) -> Running {
         let directory = tempfile::tempdir().unwrap();
         self.console = directory.path().join("console");
-        let configs = layers().iter().map(LayerConfig::from);
+        let configs = self.layers.iter().map(LayerConfig::from);
         let vm = self.builder.layers(configs).serial(SerialOutput::File(self.console.clone())).boot().unwrap();
         let ready = vm.wait_ready(PATIENCE);
         let console = || std::fs::read_to_string(&self.console).unwrap_or_default();
         let guest = ready.unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
-        let serials = layers().iter().map(|layer| serial_of(&layer.digest)).collect();
+        let serials = self.layers.iter().map(|layer| serial_of(&layer.digest)).collect();
         vm.mount_image(&image(), serials).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
         Running { vm, kernel: guest.kernel_release, console: self.console, _directory: directory }
     }

@@ -7,6 +7,7 @@ mod boot;
 mod command;
 mod disks;
 mod fixture;
+mod layers;
 mod partitions;
 mod vsock;
 

@@ -1,6 +1,8 @@
 //! Memory that comes and goes.
 
-use crate::fixture::{Guest, partition};
+use bellows_vmm::ByteSize;
+
+use crate::fixture::{Guest, PATIENCE, partition};
 
 /// Keeps MiB of memory that must not be merged away, says so, and sleeps.
 fn hold(mib: u32) -> String {
@@ -43,5 +45,27 @@ fn an_instance_that_exceeds_its_partition_is_killed_and_its_neighbour_is_not() {
     neighbour.instance.signal(9).unwrap();
     let (status, _) = neighbour.finish();
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "it lived until it was told to end");
+    guest.shutdown();
+}
+
+/// Each plug but the first comes before the last unplug's memory has been discarded: it waits, for a late discard would
+/// destroy what an instance keeps there.
+#[test]
+fn plugs_and_unplugs_100_times_with_data_intact() {
+    let guest = Guest::ours().vcpus(2).partition(128).boot();
+    let fill = "exec python3 -c 'b = bytes(range(256)) * (32 << 12)\nprint(b == bytes(range(256)) * (32 << 12))'";
+    for round in 0..100 {
+        guest.plug(1, 128);
+        if round % 10 == 9 {
+            let (status, output) = guest.start(&format!("check-{round}"), fill, Some(1)).finish();
+            assert_eq!((status.code, output.trim()), (0, "True"), "round {round}");
+        }
+        let report = guest.vm.unplug(partition(1), PATIENCE).unwrap();
+        assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)), "round {round}");
+    }
+    guest.vm.await_discard(partition(1), PATIENCE).unwrap();
+    let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
+    assert_eq!((info.memory.plugged, info.memory.discarding), (ByteSize::bytes(0), ByteSize::bytes(0)));
+    assert_eq!(info.memory.unplugged, ByteSize::mib(128 * 100));
     guest.shutdown();
 }

@@ -1,0 +1,259 @@
+//! What the guest sees of an image, file by file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bellows_block::oci::{Compression, OciLayer, OciLayout, Platform};
+use bellows_block::testing::{LayoutBuilder, Node, snapshot};
+use bellows_block::{Image, Layer, Store};
+use flate2::read::GzDecoder;
+
+use crate::fixture::{Guest, artefact};
+
+/// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
+const CHANGES: [&str; 9] = [
+    // One of everything.
+    r#"
+    mkdir -p t/a/b/c t/many t/empty t/opaque/old t/gone; : > t/a/empty; head -c 4096 /dev/urandom > t/a/block
+    head -c 4097 /dev/urandom > t/a/more; head -c 3000000 /dev/urandom > t/large; : > t/opaque/old/file; : > t/gone/file
+    ln t/a/more t/a/b/hard; ln t/a/more t/hard; ln -s ../nowhere t/a/sym; ln -s "$(printf 'x%.0s' $(seq 4000))" t/long
+    mknod t/a/char c 5 1; mknod t/a/disk b 259 70000; mkfifo t/a/fifo
+    for i in $(seq 300); do echo $i > t/many/file-with-a-rather-long-name-$i; done
+    mkdir "t/$(printf 'd%.0s' $(seq 255))"; : > "t/$(printf 'f%.0s' $(seq 255))"; : > "t/$(printf 'a\377\001b')"
+    d=t/deep; for i in $(seq 20); do d=$d/0123456789012345678901234567890123456789; done; mkdir -p $d; echo deep > $d/file
+    echo file > t/to-directory; mkdir t/to-file; echo below > t/to-file/below
+    chown 1234:4294967293 t/a/more; chown 100000:100000 t/a/fifo
+    chmod 4755 t/a/block; chmod 2775 t/a; chmod 1777 t/empty; chmod 0 t/a/empty
+    touch -d '2001-02-03 04:05:06' t/a/more; touch -d '1901-01-01 00:00:00' t/empty
+    "#,
+    // Whiteouts of a file, of a directory, and of all that was in a directory that gets something new.
+    "mkdir -p t/opaque t/many; : > t/many/.wh.file-with-a-rather-long-name-7; : > t/.wh.gone; : > t/opaque/.wh..wh..opq; echo new > t/opaque/new",
+    // Files become directories and the reverse.
+    "mkdir -p t/to-directory; echo below > t/to-directory/below; echo file > t/to-file",
+    // What was removed comes back as something else; attributes change alone.
+    "mkdir -p t/gone t/many; echo again > t/gone/other; ln -s target t/many/file-with-a-rather-long-name-7; mkdir -p t/a; chmod 711 t/a; chown 5:6 t/a",
+    // The files that Debian brought.
+    "mkdir -p usr/share etc; : > usr/share/.wh.doc; : > etc/.wh.issue; mkdir -p usr/share/common-licenses; : > usr/share/common-licenses/.wh..wh..opq",
+    "mkdir -p t/layer-9; echo 9 > t/layer-9/file",
+    "mkdir -p t/layer-10; echo 10 > t/layer-10/file; mkdir -p t/layer-9; : > t/layer-9/.wh.file",
+    "mkdir -p t/layer-9; echo 11 > t/layer-9/file",
+    "mkdir -p t; : > t/.wh.layer-10",
+];
+
+/// Prints a line for each file below `/`, in the form that [`line`] gives.
+const WALK: &str = r#"
+import hashlib, os, stat
+root = os.lstat(b"/").st_dev
+found = []
+def walk(path):
+    found.append(path)
+    for name in sorted(os.listdir(path)):
+        child = path.rstrip(b"/") + b"/" + name
+        status = os.lstat(child)
+        if not stat.S_ISDIR(status.st_mode):
+            found.append(child)
+        elif status.st_dev == root:
+            walk(child)
+walk(b"/")
+names = {}
+for path in sorted(path[1:] for path in found):
+    full = b"/" + path
+    status = os.lstat(full)
+    same_as = names.setdefault((status.st_dev, status.st_ino), path)
+    kind = stat.S_IFMT(status.st_mode)
+    data = hashlib.sha256(open(full, "rb").read()).hexdigest() if kind == stat.S_IFREG else "-"
+    target = os.readlink(full).hex() if kind == stat.S_IFLNK else "-"
+    keys = sorted(key.encode() for key in os.listxattr(full, follow_symlinks=False))
+    xattrs = [key.hex() + "=" + os.getxattr(full, key, follow_symlinks=False).hex() for key in keys]
+    print(path.hex(), oct(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns,
+          0 if kind == stat.S_IFDIR else status.st_nlink, status.st_rdev,
+          status.st_size if kind == stat.S_IFREG else 0, data, target, ",".join(xattrs) or "-", same_as.hex())
+"#;
+
+fn line(name: &[u8], node: &Node) -> String {
+    let xattr = |(key, value): (&Vec<u8>, &Vec<u8>)| format!("{}={}", hex::encode(key), hex::encode(value));
+    let xattrs = node.xattrs.iter().map(xattr).collect::<Vec<_>>().join(",");
+    let is_directory = node.mode & libc::S_IFMT == libc::S_IFDIR;
+    format!(
+        "{} 0o{:o} {} {} {} {} {} {} {} {} {} {}",
+        hex::encode(name),
+        node.mode,
+        node.uid,
+        node.gid,
+        i128::from(node.mtime.0) * 1_000_000_000 + i128::from(node.mtime.1),
+        if is_directory { 0 } else { node.links },
+        node.device,
+        node.bytes,
+        node.data.map_or_else(|| "-".to_owned(), |digest| digest.hex()),
+        node.target.as_ref().map_or_else(|| "-".to_owned(), hex::encode),
+        if xattrs.is_empty() { "-" } else { &xattrs },
+        hex::encode(&node.same_as),
+    )
+}
+
+/// Twelve layers: every file is in the guest what it is where the same archives are unpacked.
+#[test]
+fn the_guest_sees_the_files_that_unpacking_gives() {
+    let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
+    let archives = [demo_archives(directory.path()), made_archives(directory.path())].concat();
+    let (_layout, _store, layers) = import(directory.path(), &archives);
+    assert_eq!(layers.len(), 12);
+    let unpacked = directory.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    for archive in &archives {
+        unpack(archive, &unpacked);
+    }
+    let expected: BTreeMap<_, _> =
+        snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
+    assert!(expected.len() > 3000, "{} files", expected.len());
+
+    let guest = Guest::ours().vcpus(2).layers(&layers).boot();
+    let seen = guest.shell("walk", &format!("exec python3 -c '{WALK}'"));
+    let seen: BTreeMap<Vec<u8>, &str> =
+        seen.lines().map(|line| (hex::decode(line.split(' ').next().unwrap()).unwrap(), line)).collect();
+    let mut wrong = Vec::new();
+    for name in expected.keys().chain(seen.keys().filter(|name| !expected.contains_key(*name))) {
+        let (expected, seen) =
+            (expected.get(name).map_or("nothing", String::as_str), seen.get(name).unwrap_or(&"nothing"));
+        if expected != *seen && !is_the_containers(name) {
+            wrong.push(format!("{}:\n  unpacked {expected}\n  guest    {seen}", name.escape_ascii()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ, for example\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    guest.shutdown();
+}
+
+/// Where the guest mounts what every container has, which are directories of the image too.
+fn is_the_containers(name: &[u8]) -> bool {
+    [&b"dev"[..], b"proc", b"sys"]
+        .iter()
+        .any(|mount| name.strip_prefix(*mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/'))
+}
+
+/// The layers of the demo's image as plain archives, lowest first.
+fn demo_archives(directory: &Path) -> Vec<PathBuf> {
+    let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
+    let image = layout.image(&Platform::host(), None).unwrap();
+    let unpack = |layer: &OciLayer| {
+        let blob = fs::File::open(artefact("BELLOWS_IMAGE").join("blobs/sha256").join(layer.blob.hex())).unwrap();
+        let mut reader: Box<dyn Read> = match layer.compression {
+            Compression::None => Box::new(blob),
+            Compression::Gzip => Box::new(GzDecoder::new(blob)),
+            Compression::Zstd => Box::new(zstd::Decoder::new(blob).unwrap()),
+        };
+        let archive = directory.join(format!("{}.tar", layer.blob.hex()));
+        std::io::copy(&mut reader, &mut fs::File::create(&archive).unwrap()).unwrap();
+        archive
+    };
+    image.layers.iter().map(unpack).collect()
+}
+
+fn made_archives(directory: &Path) -> Vec<PathBuf> {
+    CHANGES
+        .iter()
+        .enumerate()
+        .map(|(number, script)| {
+            let source = directory.join(format!("source-{number}"));
+            fs::create_dir(&source).unwrap();
+            let made = Command::new("/bin/sh").args(["-e", "-c", script]).current_dir(&source).status().unwrap();
+            assert!(made.success(), "{script}");
+            if number == 0 {
+                set_xattrs(&source.join("t"));
+            }
+            let archive = directory.join(format!("{number}.tar"));
+            let names = fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().file_name());
+            tar(
+                Command::new("tar")
+                    .args(["-c", "--format=pax", "--numeric-owner"])
+                    .args(XATTRS)
+                    .arg("-f")
+                    .arg(&archive)
+                    .args(names),
+                &source,
+            );
+            archive
+        })
+        .collect()
+}
+
+fn set_xattrs(root: &Path) {
+    let capability = b"\x01\0\0\x02\0\x04\x0a\0\x0a\0\0\0\0\0\0\0\0\0\0\0";
+    let acl = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x05\0\x0a\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
+        \x10\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
+    for (name, key, value) in [
+        ("a/more", "user.text", &b"value\n\0=7 x\n"[..]),
+        ("a/more", "user.long", &[b'v'; 2500]),
+        ("a/block", "security.capability", capability),
+        ("empty", "user.on-directory", b""),
+        ("a/b", "system.posix_acl_access", acl),
+    ] {
+        xattr::set(root.join(name), key, value).unwrap();
+    }
+}
+
+const XATTRS: [&str; 2] = ["--xattrs", "--xattrs-include=*"];
+
+fn tar(command: &mut Command, directory: &Path) -> Vec<u8> {
+    let output = command.current_dir(directory).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Unpacks a layer over those below it as the OCI image specification says, with GNU tar.
+fn unpack(archive: &Path, root: &Path) {
+    let listing = tar(Command::new("tar").args(["-t", "--quoting-style=literal", "--null", "-f"]).arg(archive), root);
+    for name in listing.split(|byte| *byte == b'\n') {
+        let path = Path::new(OsStr::from_bytes(name));
+        let Some(file_name) = path.file_name().map(OsStrExt::as_bytes) else { continue };
+        let target = root.join(path);
+        match file_name.strip_prefix(b".wh.") {
+            Some(b".wh..opq") => {
+                for entry in fs::read_dir(target.parent().unwrap()).unwrap() {
+                    remove(&entry.unwrap().path());
+                }
+            }
+            Some(hidden) => remove(&target.with_file_name(OsStr::from_bytes(hidden))),
+            // tar merges directories, and replaces what is none by what it has; but it keeps a directory that is in the way.
+            None if !name.ends_with(b"/") && target.symlink_metadata().is_ok_and(|found| found.is_dir()) => {
+                remove(&target)
+            }
+            None => {}
+        }
+    }
+    tar(
+        Command::new("tar")
+            .args(["-x", "-p", "--same-owner", "--numeric-owner", "--unlink-first", "--exclude=.wh.*"])
+            .args(XATTRS)
+            .arg("-f")
+            .arg(archive),
+        root,
+    );
+}
+
+fn remove(path: &Path) {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path).unwrap(),
+        Ok(_) => fs::remove_file(path).unwrap(),
+        Err(_) => {}
+    }
+}
+
+/// An image of the archives, imported to a store of its own.
+fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, Vec<Layer>) {
+    let mut layout = LayoutBuilder::new();
+    for archive in archives {
+        layout.layer(&fs::read(archive).unwrap(), Compression::None);
+    }
+    let layout = layout.finish();
+    let store = Store::open(directory.join("store")).unwrap();
+    let opened = OciLayout::open(layout.path()).unwrap();
+    let oci = opened.image(&Platform::host(), None).unwrap();
+    let image: Image = store.import(&opened, &oci, None, &mut |_| {}).unwrap();
+    let layers = store.layers(&image).unwrap();
+    (layout, store, layers)
+}
