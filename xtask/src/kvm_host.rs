@@ -17,6 +17,7 @@ const LAB_MEMORY_MIB: u64 = 12 << 10;
 pub struct KvmHost<'a> {
     artefacts: &'a Artefacts,
     lab: Option<Lab>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl<'a> KvmHost<'a> {
@@ -34,7 +35,13 @@ impl<'a> KvmHost<'a> {
                 Some(lab::boot(builder)?)
             }
         };
-        Ok(Self { artefacts, lab })
+        Ok(Self { artefacts, lab, environment: Vec::new() })
+    }
+
+    /// Gives all programs that run from now on one more variable.
+    pub fn env(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((variable, value.into()));
+        self
     }
 
     /// Runs one of the programs with the artefacts' paths in its environment, and hands each line it prints to `on_line`.
@@ -42,11 +49,11 @@ impl<'a> KvmHost<'a> {
     pub fn run(&self, program: &Path, arguments: &[&str], mut on_line: impl FnMut(&str)) -> Result<i32> {
         let Some(lab) = &self.lab else {
             let mut command = Command::new(program);
-            command.args(arguments).envs(self.artefacts.environment());
+            command.args(arguments).envs(self.artefacts.environment()).envs(self.environment.iter().cloned());
             return Ok(run::lines(&mut command, on_line)?.code().unwrap_or(-1));
         };
         let mut job = Job::new(std::iter::once(in_lab(program).as_str()).chain(arguments.iter().copied()));
-        for (variable, path) in self.artefacts.lab_environment() {
+        for (variable, path) in self.artefacts.lab_environment().into_iter().chain(self.environment.iter().cloned()) {
             job = job.env(variable, path);
         }
         let mut lines = Lines::default();

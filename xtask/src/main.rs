@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | lab | test | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | build | test | stress | fuzz`.
 
 mod artefacts;
 mod cache;
@@ -51,6 +51,12 @@ enum Command {
     Build,
     /// Run all checks and tests.
     Test,
+    /// Run the end-to-end tests that are too long for every run.
+    Stress {
+        /// How long partitions, instances and disks come and go by chance.
+        #[arg(long, default_value_t = 5)]
+        minutes: u32,
+    },
     /// Run the fuzz targets.
     Fuzz {
         /// Time for each target.
@@ -81,6 +87,7 @@ fn execute(options: &Options) -> Result<i32> {
             }
         }
         Command::Test => test::run(install)?,
+        Command::Stress { minutes } => test::stress(*minutes, install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
     }
     Ok(0)

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must pass, in one command that ends with a count.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bellows_tests::lab::Host;
@@ -15,7 +15,8 @@ use crate::{fuzz, packages, progress, run, workspace};
 const FUZZ_SECONDS: u64 = 5;
 
 /// Test programs that need KVM, by package.
-const WITH_KVM: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-tests", "e2e")];
+const WITH_KVM: [(&str, &str); 2] = [("bellows-vmm", "machine"), END_TO_END];
+const END_TO_END: (&str, &str) = ("bellows-tests", "e2e");
 
 /// How many checks passed and failed so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -119,17 +120,37 @@ fn run_with_kvm(
     let host = KvmHost::start(host, cache, artefacts, programs)?;
     for program in programs {
         let before = *tally;
-        // Nested guests share two emulated processors: tests that run beside each other would only time out.
-        let code = host.run(program, &["--test-threads=1"], |line| {
-            eprintln!("{line}");
-            tally.add_line(line);
-        })?;
+        let code = run_tests(tally, &host, program, &["--skip=stress::"])?;
         // A program that died says nothing of failed tests.
         if code != 0 && tally.failed == before.failed {
             tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
         }
     }
     host.stop()
+}
+
+/// Runs a test program one test at a time: guests share two processors where they are emulated, and tests that run beside
+/// each other would only time out.
+fn run_tests(tally: &mut Tally, host: &KvmHost, program: &Path, filter: &[&str]) -> Result<i32> {
+    let arguments: Vec<&str> = ["--test-threads=1"].into_iter().chain(filter.iter().copied()).collect();
+    host.run(program, &arguments, |line| {
+        eprintln!("{line}");
+        tally.add_line(line);
+    })
+}
+
+/// Runs what is too long for [`run`]: end-to-end tests of some minutes each.
+pub fn stress(minutes: u32, install: bool) -> Result<()> {
+    let (cache, host) = (Cache::open()?, Host::detect());
+    let artefacts = Artefacts::build(&cache, host, install)?;
+    let program = workspace::test_program(END_TO_END.0, END_TO_END.1)?;
+    let host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program))?;
+    let host = host.env("BELLOWS_STRESS_MINUTES", minutes.to_string());
+    let mut tally = Tally::default();
+    let code = run_tests(&mut tally, &host, &program, &["--nocapture", "stress::"])?;
+    host.stop()?;
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if code == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
 }
 
 fn check(tally: &mut Tally, title: &str, command: &mut Command) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::fixture::artefact;
+use crate::layers::{import, tar};
 
 /// A subcommand with our kernel, the demo's image and the store that all tests share.
 fn with_guest(subcommand: &str) -> Command {
@@ -22,7 +23,10 @@ fn run(store: &Path, arguments: &[&str]) -> Output {
     if !arguments.contains(&"--image") {
         command.arg("--image").arg(artefact("BELLOWS_IMAGE"));
     }
-    command.arg("--store").arg(store).args(arguments).env("TMPDIR", store.parent().unwrap());
+    if !arguments.contains(&"--store") {
+        command.arg("--store").arg(store);
+    }
+    command.args(arguments).env("TMPDIR", store.parent().unwrap());
     command.output().unwrap()
 }
 
@@ -90,6 +94,7 @@ fn wrong_input_is_named() {
     let kernel = artefact("BELLOWS_KERNEL").display().to_string();
     let missing = directory.path().join("missing").display().to_string();
     let damaged = damaged_layout(directory.path()).display().to_string();
+    let (store, truncated) = truncated_layer(directory.path());
     let cases: &[(&[&str], &str)] = &[
         (&["--kernel", &no_kernel, "--memory", "256M"], "no-kernel"),
         (&["--kernel", &missing, "--memory", "256M"], "missing"),
@@ -101,6 +106,9 @@ fn wrong_input_is_named() {
         (&["--kernel", &kernel, "--memory", "256M", "--initramfs", &missing], "missing"),
         (&["--kernel", &kernel, "--memory", "256M", "--image", &missing], "missing"),
         (&["--kernel", &kernel, "--memory", "256M", "--image", &damaged], "sha256:"),
+        (&["--kernel", &kernel, "--memory", "256M", "--image", &truncated, "--store", &store], "1024 bytes"),
+        (&["--kernel", &kernel, "--memory", "256M", "--partition", "200T"], "200"),
+        (&["--kernel", &kernel, "--memory", "3G", "--partition", "3G", "--partition", "900T"], "900"),
         (&["--config", &config], "colour"),
         (&["--config", &missing], "missing"),
     ];
@@ -128,6 +136,20 @@ fn damaged_layout(directory: &Path) -> PathBuf {
     manifest[last] = b' ';
     fs::write(to.join("blobs/sha256").join(digest), manifest).unwrap();
     to
+}
+
+/// A store with an image whose layer was cut short after the import, and the image's name.
+fn truncated_layer(directory: &Path) -> (String, String) {
+    let directory = directory.join("truncated");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("file"), [1; 9000]).unwrap();
+    let archive = directory.join("file.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("file"), &directory);
+    let (_layout, _store, layers) = import(&directory, &[archive]);
+    fs::OpenOptions::new().write(true).open(&layers[0].path).unwrap().set_len(1024).unwrap();
+    let images = fs::read_dir(directory.join("store/images")).unwrap();
+    let names = images.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
+    (directory.join("store").display().to_string(), names.last().unwrap())
 }
 
 /// Unix sockets bound below a directory.

@@ -128,6 +128,25 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
     guest.shutdown();
 }
 
+/// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
+#[test]
+fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
+    let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
+    let archive = directory.path().join("large.tar");
+    let large = directory.path().join("large");
+    fs::write(&large, vec![7; 8 << 20]).unwrap();
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
+    let (_layout, _store, extra) = import(directory.path(), &[archive]);
+    let all = [crate::fixture::layers(), &extra].concat();
+    let guest = Guest::ours().layers(&all).boot();
+    let layer = fs::OpenOptions::new().write(true).open(&extra[0].path).unwrap();
+    layer.set_len(1 << 20).unwrap();
+    let output = guest.shell("read", "cat /large >/dev/null; echo code $?");
+    assert!(output.contains("error") && output.contains("code 1"), "{output}");
+    assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
+    guest.shutdown();
+}
+
 /// Where the guest mounts what every container has, which are directories of the image too.
 fn is_the_containers(name: &[u8]) -> bool {
     [&b"dev"[..], b"proc", b"sys"]
@@ -198,7 +217,8 @@ fn set_xattrs(root: &Path) {
 
 const XATTRS: [&str; 2] = ["--xattrs", "--xattrs-include=*"];
 
-fn tar(command: &mut Command, directory: &Path) -> Vec<u8> {
+/// Runs GNU tar in a directory.
+pub fn tar(command: &mut Command, directory: &Path) -> Vec<u8> {
     let output = command.current_dir(directory).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
@@ -244,7 +264,7 @@ fn remove(path: &Path) {
 }
 
 /// An image of the archives, imported to a store of its own.
-fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, Vec<Layer>) {
+pub fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, Vec<Layer>) {
     let mut layout = LayoutBuilder::new();
     for archive in archives {
         layout.layer(&fs::read(archive).unwrap(), Compression::None);

@@ -9,6 +9,7 @@ mod disks;
 mod fixture;
 mod layers;
 mod partitions;
+mod stress;
 mod vsock;
 
 use bellows_tests::lab::Host;
