@@ -294,11 +294,20 @@ impl Vm {
     /// # Errors
     /// The partition is out of use, or the host could not do its part.
     pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
+        self.shrink(id, ByteSize::bytes(0), timeout)
+    }
+
+    /// Has the guest give back what partition `id` has beyond `size`, block by block, for partitions that several instances
+    /// share. Otherwise like [`Vm::unplug`]; what is left is at most `size` unless the time ran out.
+    ///
+    /// # Errors
+    /// As for [`Vm::unplug`], or the partition can't have that size.
+    pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;
         let before = migrated_pages(agent);
         let start = Instant::now();
-        let result = entry.handle.unplug(timeout);
+        let result = entry.handle.shrink(size, timeout);
         let unplug = start.elapsed();
         let report = match result {
             Ok(report) => report,

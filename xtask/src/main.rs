@@ -50,7 +50,11 @@ enum Command {
     /// Build the artefacts that all others use, and print where they are.
     Build,
     /// Run all checks and tests.
-    Test,
+    Test {
+        /// Run nothing but the tests that need KVM whose names contain this.
+        #[arg(value_name = "NAME")]
+        only: Option<String>,
+    },
     /// Run the end-to-end tests that are too long for every run.
     Stress {
         /// How long partitions, instances and disks come and go by chance.
@@ -86,8 +90,11 @@ fn execute(options: &Options) -> Result<i32> {
                 println!("{variable}={path}");
             }
         }
-        Command::Test => test::run(install)?,
-        Command::Stress { minutes } => test::stress(*minutes, install)?,
+        Command::Test { only: None } => test::run(install)?,
+        Command::Test { only: Some(name) } => test::run_with_kvm(&[], name, install)?,
+        Command::Stress { minutes } => {
+            test::run_with_kvm(&[("BELLOWS_STRESS_MINUTES", minutes.to_string())], "stress::", install)?;
+        }
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
     }
     Ok(0)

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must pass, in one command that ends with a count.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use bellows_tests::lab::Host;
@@ -38,6 +38,12 @@ impl Tally {
                 _ => {}
             }
         }
+    }
+
+    /// Says how many there were.
+    fn conclude(self) -> Result<()> {
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
     }
 
     /// Adds one check that is not a Rust test.
@@ -89,14 +95,20 @@ pub fn run(install: bool) -> Result<()> {
             tally.add(fuzz::run_target(&target, FUZZ_SECONDS));
         }
     }
-    with_kvm(&mut tally, host, install);
-
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    if tally.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
+    with_kvm(&mut tally, &[], &["--skip=stress::"], install);
+    tally.conclude()
 }
 
-/// The tests that need KVM, here or in the lab.
-fn with_kvm(tally: &mut Tally, host: Host, install: bool) {
+/// Runs the tests that need KVM whose names contain `name`, with these variables in their environment.
+pub fn run_with_kvm(environment: &[(&'static str, String)], name: &str, install: bool) -> Result<()> {
+    let mut tally = Tally::default();
+    with_kvm(&mut tally, environment, &["--nocapture", name], install);
+    tally.conclude()
+}
+
+/// The tests that need KVM, here or in the lab. `arguments` go to each test program.
+fn with_kvm(tally: &mut Tally, environment: &[(&'static str, String)], arguments: &[&str], install: bool) {
+    let host = Host::detect();
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
         let build = |(package, name)| workspace::test_program(package, name);
@@ -105,52 +117,32 @@ fn with_kvm(tally: &mut Tally, host: Host, install: bool) {
     });
     let Some((cache, artefacts, programs)) = tally.add(prepared) else { return };
     eprintln!("tests that need KVM, host: {host}");
-    if let Err(error) = run_with_kvm(tally, host, &cache, &artefacts, &programs) {
+    let result = KvmHost::start(host, &cache, &artefacts, &programs).and_then(|host| {
+        let host = environment.iter().fold(host, |host, (variable, value)| host.env(variable, value));
+        for program in &programs {
+            run_program(tally, &host, program, arguments)?;
+        }
+        host.stop()
+    });
+    if let Err(error) = result {
         tally.add::<()>(Err(error));
     }
 }
 
-fn run_with_kvm(
-    tally: &mut Tally,
-    host: Host,
-    cache: &Cache,
-    artefacts: &Artefacts,
-    programs: &[PathBuf],
-) -> Result<()> {
-    let host = KvmHost::start(host, cache, artefacts, programs)?;
-    for program in programs {
-        let before = *tally;
-        let code = run_tests(tally, &host, program, &["--skip=stress::"])?;
-        // A program that died says nothing of failed tests.
-        if code != 0 && tally.failed == before.failed {
-            tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
-        }
-    }
-    host.stop()
-}
-
-/// Runs a test program one test at a time: guests share two processors where they are emulated, and tests that run beside
-/// each other would only time out.
-fn run_tests(tally: &mut Tally, host: &KvmHost, program: &Path, filter: &[&str]) -> Result<i32> {
-    let arguments: Vec<&str> = ["--test-threads=1"].into_iter().chain(filter.iter().copied()).collect();
-    host.run(program, &arguments, |line| {
+/// One test at a time: guests share two processors where they are emulated, and tests that run beside each other would only
+/// time out.
+fn run_program(tally: &mut Tally, host: &KvmHost, program: &Path, arguments: &[&str]) -> Result<()> {
+    let before = *tally;
+    let arguments: Vec<&str> = ["--test-threads=1"].into_iter().chain(arguments.iter().copied()).collect();
+    let code = host.run(program, &arguments, |line| {
         eprintln!("{line}");
         tally.add_line(line);
-    })
-}
-
-/// Runs what is too long for [`run`]: end-to-end tests of some minutes each.
-pub fn stress(minutes: u32, install: bool) -> Result<()> {
-    let (cache, host) = (Cache::open()?, Host::detect());
-    let artefacts = Artefacts::build(&cache, host, install)?;
-    let program = workspace::test_program(END_TO_END.0, END_TO_END.1)?;
-    let host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program))?;
-    let host = host.env("BELLOWS_STRESS_MINUTES", minutes.to_string());
-    let mut tally = Tally::default();
-    let code = run_tests(&mut tally, &host, &program, &["--nocapture", "stress::"])?;
-    host.stop()?;
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    if code == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
+    })?;
+    // A program that died says nothing of failed tests.
+    if code != 0 && tally.failed == before.failed {
+        tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
+    }
+    Ok(())
 }
 
 fn check(tally: &mut Tally, title: &str, command: &mut Command) {

@@ -164,7 +164,15 @@ impl MemHandle {
     /// # Errors
     /// Something is still plugged after `timeout`.
     pub fn unplug(&self, timeout: Duration) -> Result<Report, UnplugError> {
-        self.request(ByteSize::bytes(0))?;
+        self.shrink(ByteSize::bytes(0), timeout)
+    }
+
+    /// Has the guest give back what is beyond `size`; which blocks is its choice. See [`MemHandle::unplug`].
+    ///
+    /// # Errors
+    /// More is still plugged after `timeout`.
+    pub fn shrink(&self, size: ByteSize, timeout: Duration) -> Result<Report, UnplugError> {
+        self.request(size)?;
         self.memory.wait_unplugged(timeout).map_err(|error| match self.memory.settle() {
             Ok(()) => UnplugError::Incomplete(error),
             Err(error) => UnplugError::Unsettled(error),

@@ -247,7 +247,7 @@ fn unpack(archive: &Path, root: &Path) {
     }
     tar(
         Command::new("tar")
-            .args(["-x", "-p", "--same-owner", "--numeric-owner", "--unlink-first", "--exclude=.wh.*"])
+            .args(["-x", "-p", "--same-owner", "--numeric-owner", "--exclude=.wh.*"])
             .args(XATTRS)
             .arg("-f")
             .arg(archive),
