@@ -220,6 +220,7 @@ impl VmBuilder {
             machine,
             base,
             ready: Mutex::new(Some(ready)),
+            boot_times: OnceLock::new(),
             agent: OnceLock::new(),
             end,
             uds_path,

@@ -35,4 +35,5 @@ pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
 
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_memory::{ByteSize, PartitionId};
+pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::values::{ImageId, InstanceId, ValueError};

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bellows_protocol::ready::{MAX_READY_LINE, ReadyError, parse_ready_line};
+use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, ReadyError, parse_ready_line};
 use bellows_protocol::{PROTOCOL_VERSION, READY_PORT};
 
 use crate::end::{EndSignal, VmEnd};
@@ -63,7 +63,7 @@ impl ReadyListener {
     }
 
     /// Waits for the agent's line, for the end of the VM, or until `timeout` is over.
-    pub(crate) fn wait(&self, timeout: Duration, end: &EndSignal) -> Result<(), NotReady> {
+    pub(crate) fn wait(&self, timeout: Duration, end: &EndSignal) -> Result<BootTimes, NotReady> {
         let wait = Wait { start: Instant::now(), timeout, end };
         let mut stream = loop {
             wait.readable(&self.listener)?;
@@ -75,10 +75,10 @@ impl ReadyListener {
         };
         stream.set_nonblocking(true).map_err(NotReady::Read)?;
         let line = read_line(&mut stream, &wait)?;
-        match parse_ready_line(&line).map_err(NotReady::Line)? {
-            PROTOCOL_VERSION => Ok(()),
-            other => Err(NotReady::Version(other)),
-        }
+        parse_ready_line(&line).map_err(|error| match error {
+            ReadyError::Version(version) => NotReady::Version(version),
+            other => NotReady::Line(other),
+        })
     }
 }
 

@@ -24,7 +24,7 @@ impl Fixture {
         stream
     }
 
-    fn wait(&self, timeout: Duration) -> Result<(), NotReady> {
+    fn wait(&self, timeout: Duration) -> Result<BootTimes, NotReady> {
         self.listener.wait(timeout, &self.end)
     }
 }
@@ -32,14 +32,15 @@ impl Fixture {
 #[test]
 fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
     let early = fixture();
-    let _stream = early.guest_sends(b"ready 1\n");
-    early.wait(SOON).unwrap();
+    let _stream = early.guest_sends(b"ready 1 2 3\n");
+    let times = BootTimes { init: Duration::from_micros(2), ready: Duration::from_micros(3) };
+    assert_eq!(early.wait(SOON).unwrap(), times);
 
     let late = fixture();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| late.wait(SOON));
         let mut stream = late.guest_sends(b"rea");
-        stream.write_all(b"dy 1\n").unwrap();
+        stream.write_all(b"dy 1 0 0\n").unwrap();
         waiter.join().unwrap().unwrap();
     });
 }

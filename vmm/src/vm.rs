@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bellows_devices::bus::Bus;
 use bellows_devices::event_loop::EventLoop;
 use bellows_memory::{BaseMemory, Discarder};
+use bellows_protocol::ready::BootTimes;
 use tempfile::TempDir;
 
 use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics};
@@ -56,6 +57,7 @@ pub struct Vm {
     pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
     pub(crate) ready: Mutex<Option<ReadyListener>>,
+    pub(crate) boot_times: OnceLock<BootTimes>,
     pub(crate) agent: OnceLock<Arc<AgentClient>>,
     pub(crate) end: Arc<EndSignal>,
     pub(crate) uds_path: PathBuf,
@@ -72,8 +74,9 @@ impl Vm {
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(listener) = &*ready {
-            listener.wait(timeout, &self.end)?;
-            tracing::info!(after = ?self.started.elapsed(), "the guest's agent is ready");
+            let times = listener.wait(timeout, &self.end)?;
+            tracing::info!(after = ?self.started.elapsed(), ?times, "the guest's agent is ready");
+            let _ = self.boot_times.set(times);
             let agent = AgentClient::connect(&self.uds_path, &self.end)?;
             // Nobody else in the guest has anything to say on that port.
             *ready = None;
@@ -147,6 +150,12 @@ impl Vm {
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
         self.vcpus.counts()
+    }
+
+    /// How the guest's clock stood when its kernel and its agent were done; `None` before [`Vm::wait_ready`].
+    #[must_use]
+    pub fn boot_times(&self) -> Option<BootTimes> {
+        self.boot_times.get().copied()
     }
 
     /// Bytes of host memory under guest memory: base memory and what is plugged. Asks the kernel page by page, for about

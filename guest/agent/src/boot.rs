@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -26,11 +27,12 @@ const CONTAINERS: &str = "/run/containers";
 
 /// Brings the guest up and serves until the machine stops. What the guest can't do without ends it; the rest is logged.
 pub fn run() -> ExitCode {
+    let init = vsock::kernel_clock();
     let mounted = mounts::leave_initial_root().and_then(|()| mounts::mount_all());
     open_standard_streams();
     log::start(Level::INFO);
     log::abort_on_panic();
-    let served = mounted.and_then(|()| bring_up());
+    let served = mounted.and_then(|()| bring_up(init));
     match served {
         Ok(_server) => loop {
             std::thread::park();
@@ -43,7 +45,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn bring_up() -> Result<ttrpc::Server> {
+fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     // Before any device can appear.
     let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
     // Before the driver that brings a partition's memory: memory that is online already keeps its zone.
@@ -68,7 +70,7 @@ fn bring_up() -> Result<ttrpc::Server> {
         migrations: LazyLock::new(Migrations::start),
     });
     let server = server::start(Arc::clone(&service)).map_err(|error| AgentError::Container(error.to_string()))?;
-    match vsock::signal_ready() {
+    match vsock::signal_ready(init) {
         Ok(()) => tracing::info!("ready"),
         Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),
     }
