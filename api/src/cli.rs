@@ -87,7 +87,8 @@ pub struct RunArgs {
     /// VM configuration in JSON; other arguments win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print a report in JSON; the command's own output goes to standard error then
+    /// Print a report in JSON, when the command has ended or, without an image, when the guest is ready; the command's own output
+    /// goes to standard error then
     #[arg(long)]
     pub json: bool,
     /// Where the guest's console goes: a file, or - for standard output

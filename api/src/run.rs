@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bellows_block::{Image, LayerDigest, Store};
 use bellows_memory::ByteSize;
+use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
     DiscardReport, ExitStatus, ImageId, InstanceSpec, LayerConfig, Output, PartitionId, PlugReport, UnplugReport, Vm,
     VmBuilder, VmConfig, VmEnd, serial_of,
@@ -28,6 +29,31 @@ struct RunReport {
     boot_ms: f64,
     run_ms: f64,
     partition: Option<PartitionReport>,
+}
+
+/// What `--json` prints, without an image, as soon as the guest can be called.
+#[derive(Debug, Serialize)]
+struct ReadyReport {
+    guest_kernel: String,
+    boot_ms: f64,
+    /// By the guest's clock: when its kernel was done, and when its agent was.
+    init_ms: f64,
+    ready_ms: f64,
+    /// Exits that reached the monitor.
+    exits: ExitCounts,
+}
+
+impl ReadyReport {
+    fn new(guest_kernel: String, boot: Duration, vm: &Vm) -> Self {
+        let times = vm.boot_times().unwrap_or_default();
+        Self {
+            guest_kernel,
+            boot_ms: milliseconds(boot),
+            init_ms: milliseconds(times.init),
+            ready_ms: milliseconds(times.ready),
+            exits: vm.exits().into_iter().sum(),
+        }
+    }
 }
 
 /// What became of a partition.
@@ -92,6 +118,9 @@ fn in_vm(
     let guest = vm.wait_ready(limit)?;
     let boot = start.elapsed();
     let Some(spec) = spec else {
+        if args.json {
+            print_json(&ReadyReport::new(guest.kernel_release, boot, &vm))?;
+        }
         // Without an image the VM runs until it ends by itself.
         return end(vm.wait());
     };
@@ -116,8 +145,7 @@ fn in_vm(
             run_ms: milliseconds(run),
             partition,
         };
-        let text = serde_json::to_string(&report);
-        println!("{}", text.map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?);
+        print_json(&report)?;
     } else if status.oom_killed {
         eprintln!("bellows: the kernel killed a process of the instance for lack of memory");
     }
@@ -125,6 +153,13 @@ fn in_vm(
         VmEnd::PoweredOff | VmEnd::Reset => Ok(status.code),
         other => Err(CliError::End(other)),
     }
+}
+
+fn print_json(report: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(report)
+        .map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?;
+    println!("{text}");
+    Ok(())
 }
 
 fn end(end: VmEnd) -> Result<u8, CliError> {
