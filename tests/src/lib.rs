@@ -1,3 +1,4 @@
 //! End-to-end tests, the lab they run in, and benchmarks.
 
+pub mod bench;
 pub mod lab;

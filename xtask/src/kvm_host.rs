@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bellows_tests::lab::{DISK, Event, Host, Job, Lab};
+use bellows_tests::lab::{DISK, Event, Host, Job, Lab, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
@@ -21,18 +21,22 @@ pub struct KvmHost<'a> {
 }
 
 impl<'a> KvmHost<'a> {
-    /// Makes it ready to run `programs`.
-    pub fn start(host: Host, cache: &Cache, artefacts: &'a Artefacts, programs: &[PathBuf]) -> Result<Self> {
+    /// Makes it ready to run `programs`. Where it is the lab, `furnish` puts in it what they need beside the artefacts.
+    pub fn start(
+        host: Host,
+        cache: &Cache,
+        artefacts: &'a Artefacts,
+        programs: &[PathBuf],
+        furnish: impl FnOnce(LabBuilder) -> LabBuilder,
+    ) -> Result<Self> {
         let lab = match host {
             Host::Kvm => None,
             Host::Lab => {
                 let mut builder = artefacts.add_to(lab::builder(cache)?).memory_mib(LAB_MEMORY_MIB);
-                // The tests compare with what GNU tar does; busybox's knows no extended attributes.
-                builder = builder.program("/usr/bin/tar", "/usr/local/bin/tar");
                 for program in programs {
                     builder = builder.program(program, in_lab(program));
                 }
-                Some(lab::boot(builder)?)
+                Some(lab::boot(furnish(builder))?)
             }
         };
         Ok(Self { artefacts, lab, environment: Vec::new() })

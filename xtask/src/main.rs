@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask demo | lab | build | test | stress | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | build | test | stress | bench | fuzz`.
 
 mod artefacts;
+mod bench;
 mod cache;
 mod debian;
 mod demo;
@@ -61,6 +62,9 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         minutes: u32,
     },
+    /// Compare with other monitors, both sides in one run.
+    #[command(subcommand)]
+    Bench(bench::Benchmark),
     /// Run the fuzz targets.
     Fuzz {
         /// Time for each target.
@@ -95,6 +99,7 @@ fn execute(options: &Options) -> Result<i32> {
         Command::Stress { minutes } => {
             test::run_with_kvm(&[("BELLOWS_STRESS_MINUTES", minutes.to_string())], "stress::", install)?;
         }
+        Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
     }
     Ok(0)

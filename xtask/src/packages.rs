@@ -60,6 +60,9 @@ pub const IMAGE: &[Package] = &[
     package("erofs-utils", "checks what the layer store writes"),
 ];
 
+/// What Bellows is measured against.
+pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
+
 /// All that the artefacts and the tests need on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {
     match host {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use bellows_tests::lab::Host;
+use bellows_tests::lab::{Host, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
@@ -117,7 +117,7 @@ fn with_kvm(tally: &mut Tally, environment: &[(&'static str, String)], arguments
     });
     let Some((cache, artefacts, programs)) = tally.add(prepared) else { return };
     eprintln!("tests that need KVM, host: {host}");
-    let result = KvmHost::start(host, &cache, &artefacts, &programs).and_then(|host| {
+    let result = KvmHost::start(host, &cache, &artefacts, &programs, furnish).and_then(|host| {
         let host = environment.iter().fold(host, |host, (variable, value)| host.env(variable, value));
         for program in &programs {
             run_program(tally, &host, program, arguments)?;
@@ -143,6 +143,11 @@ fn run_program(tally: &mut Tally, host: &KvmHost, program: &Path, arguments: &[&
         tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
     }
     Ok(())
+}
+
+/// The tests compare with what GNU tar does; busybox's knows no extended attributes.
+fn furnish(lab: LabBuilder) -> LabBuilder {
+    lab.program("/usr/bin/tar", "/usr/local/bin/tar")
 }
 
 fn check(tally: &mut Tally, title: &str, command: &mut Command) {

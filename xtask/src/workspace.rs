@@ -52,6 +52,13 @@ pub fn test_program(package: &str, name: &str) -> Result<PathBuf> {
     build_one(&format!("build the test program {name}"), command, name)
 }
 
+/// What boots guests for `bench boot`, a program that runs where KVM is. Not optimised: it only waits.
+pub fn boot_benchmark() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["test", "-p", "bellows-tests", "--bench", "boot", "--no-run"]);
+    build_one("build the benchmark", command, "boot")
+}
+
 /// Where cargo puts what it builds.
 pub fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)

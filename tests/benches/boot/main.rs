@@ -1,0 +1,69 @@
+//! Boots the same guest under Bellows and under QEMU, in turn, and prints a JSON object a line: see [`bellows_tests::bench`].
+//! `cargo xtask bench boot` runs it where KVM is.
+
+mod launch;
+mod trace;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use bellows_tests::bench::{Boot, Line, Monitor, Overhead, Traced, exits};
+
+use crate::launch::{Guest, Launcher};
+use crate::trace::Tracer;
+
+/// Boots of each monitor under the tracer.
+const TRACED: usize = 3;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench boot: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let rounds = std::env::args().nth(1).ok_or("expected the number of rounds")?;
+    let rounds: usize = rounds.parse().map_err(|error| format!("{rounds:?} rounds: {error}"))?;
+    let launcher = Launcher::new(Guest::from_environment()?)?;
+    // Not counted: these read the files from the disk.
+    for monitor in Monitor::ALL {
+        launcher.boot(monitor)?.end()?;
+    }
+    for _ in 0..rounds {
+        for turn in 0..2 {
+            for monitor in Monitor::ALL {
+                let mut booted = launcher.boot(monitor)?;
+                let overhead = Overhead::parse(&booted.smaps()?, launch::MEMORY)?;
+                booted.end()?;
+                print(&Line::Boot(Boot { monitor, turn, time: booted.time(), overhead }))?;
+            }
+        }
+    }
+    let Some(tracer) = Tracer::open()? else {
+        eprintln!("no phases: the kernel's tracer is not to be had (it needs root and tracefs)");
+        return Ok(());
+    };
+    for _ in 0..TRACED {
+        for monitor in Monitor::ALL {
+            tracer.start()?;
+            let mut booted = launcher.boot(monitor)?;
+            tracer.stop()?;
+            booted.end()?;
+            print(&Line::Traced(Traced { monitor, phases: exits::phases(&tracer.exits()?, booted.moments) }))?;
+        }
+    }
+    Ok(())
+}
+
+fn print(line: &Line) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, line)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
