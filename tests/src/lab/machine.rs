@@ -87,8 +87,9 @@ const POLL: Duration = Duration::from_millis(50);
 const QEMU: &str = "qemu-system-x86_64";
 
 /// With AMD-V and nested paging. XSETBV does not leave the nested guest in this emulation, so that guests would find the XSAVE
-/// state inconsistent and complain: they get none.
-const CPU: &str = "max,+svm,+npt,-xsave";
+/// state inconsistent and complain: they get none. Fast string instructions (ERMS, FSRM) are anything but: they are emulated
+/// byte by byte, and kernels that don't see them copy and clear memory by words.
+const CPU: &str = "max,+svm,+npt,-xsave,-erms,-fsrm";
 
 fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
     let console = File::create(&hardware.console).map_err(Error::at(&hardware.console))?;
