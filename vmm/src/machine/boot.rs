@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use bellows_memory::GuestMemory;
 use bellows_memory::layout::Layout;
@@ -12,7 +14,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::acpi::{Acpi, AcpiError};
 use super::command_line::{CommandLine, CommandLineError};
-use super::kernel::{self, KernelError};
+use super::kernel::{KernelError, KernelImage};
 use super::platform;
 use super::zero_page::{MemoryKind, MemoryMap, ZeroPage};
 use super::{registers, reset_vector};
@@ -116,11 +118,15 @@ pub fn load(
         return Err(BootError::TooLittleMemory { bytes: low });
     }
     let tables = acpi.build()?;
-    let kernel = kernel::load(memory, low, source.kernel)?;
-    let initramfs = match source.initramfs {
-        Some(path) => load_initramfs(memory, path, kernel.end, initramfs_end(low, kernel.setup_header))?,
-        None => 0..0,
-    };
+    let image = KernelImage::open(source.kernel, low)?;
+    let room = image.end()..initramfs_end(low, image.initramfs_max());
+    let (kernel, initramfs) = thread::scope(|scope| {
+        // Copying these is most of what there is to do before the guest runs.
+        let initramfs = source.initramfs.map(|path| scope.spawn(|| load_initramfs(memory, path, room)));
+        let kernel = image.load(memory);
+        let initramfs = initramfs.map_or(Ok(0..0), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        Ok::<_, BootError>((kernel?, initramfs?))
+    })?;
     let line = source.command_line.render(command_line_max(kernel.setup_header))?;
 
     let written = |what| move |source| BootError::Memory { what, source };
@@ -144,8 +150,8 @@ pub fn load(
     Ok(Loaded { entry: kernel.entry })
 }
 
-fn initramfs_end(low: u64, header: Option<setup_header>) -> u64 {
-    let limit = header.map_or(INITRAMFS_END, |header| u64::from(header.initrd_addr_max) + 1);
+fn initramfs_end(low: u64, max: Option<u32>) -> u64 {
+    let limit = max.map_or(INITRAMFS_END, |max| u64::from(max) + 1);
     low.min(limit)
 }
 
@@ -154,8 +160,9 @@ fn command_line_max(header: Option<setup_header>) -> usize {
     max.min(platform::COMMAND_LINE_BYTES - 1)
 }
 
-/// Puts an initramfs as high as it goes between `start` and `end`.
-fn load_initramfs(memory: &GuestMemory, path: &Path, start: u64, end: u64) -> Result<Range<u32>, BootError> {
+/// Puts an initramfs as high as it goes in `room`.
+fn load_initramfs(memory: &GuestMemory, path: &Path, room: Range<u64>) -> Result<Range<u32>, BootError> {
+    let Range { start, end } = room;
     let read = |source| BootError::ReadInitramfs { path: path.to_owned(), source };
     let wrong = |found| BootError::NoInitramfs { path: path.to_owned(), found };
     let mut file = File::open(path).map_err(read)?;

@@ -91,8 +91,6 @@ pub enum KernelError {
 pub(crate) struct Kernel {
     /// Where a vCPU in 64-bit mode enters it.
     pub entry: GuestAddress,
-    /// End of the memory that it occupies, or will while it starts.
-    pub end: u64,
     /// The setup header to hand on: a bzImage's own.
     pub setup_header: Option<setup_header>,
 }
@@ -105,34 +103,61 @@ const BZIMAGE_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// A bzImage's 64-bit entry, from where it is loaded.
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 
-/// Loads the kernel in `path` into low memory, which ends at `memory_end`.
-///
-/// # Errors
-/// The file is no kernel for this machine, not whole, or doesn't fit.
-pub(crate) fn load(memory: &GuestMemory, memory_end: u64, path: &Path) -> Result<Kernel, KernelError> {
-    let read = |source| KernelError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
-    if !metadata.is_file() {
-        return Err(KernelError::NotAKernel { path: path.to_owned(), found: "no regular file".to_owned() });
-    }
-    let mut head = Vec::new();
-    file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
-    let plan = plan(path, &head, metadata.len())?;
+/// A kernel that fits into guest memory, but is not in there yet.
+#[derive(Debug)]
+pub(crate) struct KernelImage<'a> {
+    path: &'a Path,
+    file: File,
+    plan: Plan,
+}
 
-    let memory_end = memory_end.min(platform::BOOT_MAPPED);
-    if plan.start < platform::HIGH_MEMORY || plan.end > memory_end {
-        let Plan { start, end, .. } = plan;
-        return Err(KernelError::NoRoom { path: path.to_owned(), start, end, to: memory_end });
+impl<'a> KernelImage<'a> {
+    /// Looks at the kernel in `path`, for low memory that ends at `memory_end`.
+    ///
+    /// # Errors
+    /// The file is no kernel for this machine, not whole, or doesn't fit.
+    pub(crate) fn open(path: &'a Path, memory_end: u64) -> Result<Self, KernelError> {
+        let read = |source| KernelError::Read { path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        if !metadata.is_file() {
+            return Err(KernelError::NotAKernel { path: path.to_owned(), found: "no regular file".to_owned() });
+        }
+        let mut head = Vec::new();
+        file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
+        let plan = plan(path, &head, metadata.len())?;
+
+        let memory_end = memory_end.min(platform::BOOT_MAPPED);
+        if plan.start < platform::HIGH_MEMORY || plan.end > memory_end {
+            let Plan { start, end, .. } = plan;
+            return Err(KernelError::NoRoom { path: path.to_owned(), start, end, to: memory_end });
+        }
+        Ok(Self { path, file, plan })
     }
-    let high_memory = Some(GuestAddress(platform::HIGH_MEMORY));
-    let result = match plan.format {
-        Format::Elf => Elf::load(memory, None, &mut file, high_memory),
-        Format::BzImage => BzImage::load(memory, None, &mut file, high_memory),
-    };
-    let loaded = result.map_err(|source| KernelError::Load { path: path.to_owned(), source })?;
-    let setup_header = loaded.setup_header;
-    Ok(Kernel { entry: GuestAddress(plan.entry), end: plan.end.max(loaded.kernel_end), setup_header })
+
+    /// End of the memory that the kernel occupies, or will while it starts.
+    pub(crate) fn end(&self) -> u64 {
+        self.plan.end
+    }
+
+    /// Highest address that an initramfs may have, where the kernel says so.
+    pub(crate) fn initramfs_max(&self) -> Option<u32> {
+        self.plan.initramfs_max
+    }
+
+    /// Puts it into memory.
+    ///
+    /// # Errors
+    /// The loader fails all the same.
+    pub(crate) fn load(mut self, memory: &GuestMemory) -> Result<Kernel, KernelError> {
+        let high_memory = Some(GuestAddress(platform::HIGH_MEMORY));
+        let result = match self.plan.format {
+            Format::Elf => Elf::load(memory, None, &mut self.file, high_memory),
+            Format::BzImage => BzImage::load(memory, None, &mut self.file, high_memory),
+        };
+        let loaded = result.map_err(|source| KernelError::Load { path: self.path.to_owned(), source })?;
+        Ok(Kernel { entry: GuestAddress(self.plan.entry), setup_header: loaded.setup_header })
+    }
 }
 
 #[derive(Debug, Eq, PartialEq)]
@@ -148,6 +173,7 @@ struct Plan {
     entry: u64,
     start: u64,
     end: u64,
+    initramfs_max: Option<u32>,
 }
 
 /// Reads the first bytes of a file of `length` bytes.
@@ -162,7 +188,7 @@ fn plan(path: &Path, head: &[u8], length: u64) -> Result<Plan, KernelError> {
         let kernel = elf::parse(head).map_err(|source| KernelError::Elf { path: path.to_owned(), source })?;
         whole(kernel.file_bytes)?;
         let (start, end) = (kernel.range.start, kernel.range.end);
-        return Ok(Plan { format: Format::Elf, entry: kernel.entry, start, end });
+        return Ok(Plan { format: Format::Elf, entry: kernel.entry, start, end, initramfs_max: None });
     }
     let Some(header) = bzimage_header(head) else {
         return Err(KernelError::NotAKernel { path: path.to_owned(), found: describe(head) });
@@ -181,7 +207,8 @@ fn plan(path: &Path, head: &[u8], length: u64) -> Result<Plan, KernelError> {
     // It unpacks itself to where it prefers to be, or where it is, whichever is higher.
     let unpacked = header.pref_address.max(start).saturating_add(header.init_size.into());
     let end = unpacked.max(start.saturating_add(length - setup_bytes));
-    Ok(Plan { format: Format::BzImage, entry: start + BZIMAGE_ENTRY_64, start, end })
+    let initramfs_max = Some(header.initrd_addr_max);
+    Ok(Plan { format: Format::BzImage, entry: start + BZIMAGE_ENTRY_64, start, end, initramfs_max })
 }
 
 fn bzimage_header(head: &[u8]) -> Option<setup_header> {

@@ -10,12 +10,19 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_END as usize)]).unwrap()
 }
 
-fn load_bytes(bytes: &[u8]) -> Result<(Kernel, GuestMemory), String> {
+fn load(memory: &GuestMemory, path: &Path) -> Result<(Kernel, u64), KernelError> {
+    let image = KernelImage::open(path, MEMORY_END)?;
+    let end = image.end();
+    Ok((image.load(memory)?, end))
+}
+
+/// The kernel, the end of the memory that it needs, and guest memory.
+fn load_bytes(bytes: &[u8]) -> Result<(Kernel, u64, GuestMemory), String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     let memory = memory();
-    match load(&memory, MEMORY_END, file.path()) {
-        Ok(kernel) => Ok((kernel, memory)),
+    match load(&memory, file.path()) {
+        Ok((kernel, end)) => Ok((kernel, end, memory)),
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains(&file.path().display().to_string()), "names the file: {text}");
@@ -53,14 +60,14 @@ fn bzimage(edit: impl Fn(&mut setup_header)) -> Vec<u8> {
 
 #[test]
 fn both_formats_load() {
-    let (kernel, memory) = load_bytes(&elf(|_| {})).unwrap();
-    assert_eq!((kernel.entry.0, kernel.end), (0x100_0010, 0x120_0000));
+    let (kernel, end, memory) = load_bytes(&elf(|_| {})).unwrap();
+    assert_eq!((kernel.entry.0, end), (0x100_0010, 0x120_0000));
     assert!(kernel.setup_header.is_none());
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x100_07f8)).unwrap(), 0xaaaa_aaaa_aaaa_aaaa);
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x100_0800)).unwrap(), 0);
 
-    let (kernel, memory) = load_bytes(&bzimage(|_| {})).unwrap();
-    assert_eq!((kernel.entry.0, kernel.end), (0x10_0200, 0x120_0000));
+    let (kernel, end, memory) = load_bytes(&bzimage(|_| {})).unwrap();
+    assert_eq!((kernel.entry.0, end), (0x10_0200, 0x120_0000));
     assert!(kernel.setup_header.is_some());
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_0ff8)).unwrap(), 0xbbbb_bbbb_bbbb_bbbb);
 }
@@ -80,9 +87,9 @@ fn what_is_no_kernel_is_refused_by_name() {
     expect(&elf(|file| file.truncate(40)), "is no x86-64 kernel");
     expect(&bzimage(|header| header.version = 0x20b), "no 64-bit entry");
     expect(&bzimage(|header| header.xloadflags = 2), "no 64-bit entry");
-    let directory = load(&memory(), MEMORY_END, Path::new("/proc")).unwrap_err().to_string();
+    let directory = load(&memory(), Path::new("/proc")).unwrap_err().to_string();
     assert!(directory.contains("no regular file"), "{directory}");
-    let missing = load(&memory(), MEMORY_END, Path::new("/nowhere/vmlinux")).unwrap_err().to_string();
+    let missing = load(&memory(), Path::new("/nowhere/vmlinux")).unwrap_err().to_string();
     assert!(missing.contains("cannot read the kernel `/nowhere/vmlinux`"), "{missing}");
 }
 
