@@ -32,7 +32,16 @@ pub fn agent() -> Result<PathBuf> {
     let target = target_directory().join("static");
     let mut command = cargo();
     command
-        .args(["build", "--release", "-p", "bellows-agent", "--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+        .args([
+            "build",
+            "--profile",
+            "guest",
+            "-p",
+            "bellows-agent",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+            "--target-dir",
+        ])
         .arg(target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     build_one("build the guest agent", command, "bellows-agent")
