@@ -147,11 +147,10 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
     guest.shutdown();
 }
 
-/// Where the guest mounts what every container has, which are directories of the image too.
+/// The root itself, whose time no layer sets, and where the guest mounts what every container has.
 fn is_the_containers(name: &[u8]) -> bool {
-    [&b"dev"[..], b"proc", b"sys"]
-        .iter()
-        .any(|mount| name.strip_prefix(*mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/'))
+    let is_below = |mount: &[u8]| name.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+    name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below)
 }
 
 /// The layers of the demo's image as plain archives, lowest first.
