@@ -36,14 +36,20 @@ pub enum CliError {
     /// Two things that exclude each other.
     #[error("{0}")]
     Conflict(String),
-    /// Neither an image layout nor the name of an image.
-    #[error("`{image}` is neither a directory with an OCI image layout nor the name of an image in a store")]
+    /// Neither a file with an image nor the name of an image.
+    #[error("`{image}` is neither a file or directory with an image nor the name of an image in a store")]
     NoImage {
         /// What was given.
         image: PathBuf,
         /// Why it is no name.
         #[source]
         source: Option<ParseImageNameError>,
+    },
+    /// A root file system where an image is meant.
+    #[error("`{path}` has no image in it; `bellows image import` takes it as a root file system")]
+    RootFs {
+        /// The file or directory.
+        path: PathBuf,
     },
     /// The image wants a user that only the image knows.
     #[error(transparent)]
@@ -118,6 +124,7 @@ impl CliError {
             | Self::Missing(..)
             | Self::Conflict(_)
             | Self::NoImage { .. }
+            | Self::RootFs { .. }
             | Self::User(_)
             | Self::Value(_)
             | Self::PartitionNumber(_)

@@ -7,8 +7,9 @@ use bellows_block::{Image, ImageName, LayerDigest, Store};
 use serde::Serialize;
 
 use crate::cli::{ImageCommand, StoreArgs};
-use crate::error::CliError;
-use crate::store;
+use crate::error::{CliError, io_error};
+use crate::interrupt::Interrupts;
+use crate::store::{self, Wanted};
 
 /// An image as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -32,18 +33,25 @@ struct LayerReport {
 /// See [`CliError`].
 pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
     match command {
-        ImageCommand::Import { source, reference, name, store } => {
-            import(source, reference.as_deref(), name.as_deref(), store)
+        ImageCommand::Import { source, reference, platform, name, store } => {
+            let wanted = Wanted { reference: reference.as_deref(), platform: platform.as_ref() };
+            import(source, wanted, name.as_deref(), store)
         }
         ImageCommand::Ls { store } => list(store),
         ImageCommand::Verify { images, store } => verify(images, store),
     }
 }
 
-fn import(source: &Path, reference: Option<&str>, name: Option<&str>, args: &StoreArgs) -> Result<u8, CliError> {
+fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArgs) -> Result<u8, CliError> {
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
     let name = name.map(parse_name).transpose()?;
     let store = store::open(args.store.as_deref())?;
-    let image = store::import(&store, source, reference, name.as_ref())?;
+    let image = store::import(&store, source, wanted, name.as_ref(), &interrupts);
+    let image = match (image, interrupts.received()) {
+        // Nothing of it is left, but layers that were complete.
+        (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
+        (image, _) => image?,
+    };
     let report = report(&store, &image, name.iter().map(ImageName::to_string).collect())?;
     if args.json {
         print_json(&report)

@@ -15,6 +15,7 @@
 mod files;
 mod import;
 mod record;
+mod verity;
 
 use std::fs::{self, File};
 use std::io;
@@ -27,7 +28,7 @@ use crate::import::LayerError;
 use crate::oci::OciError;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
-pub use import::{Progress, ProgressKind};
+pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
 pub use record::{Image, ImageName, ParseImageNameError};
 
@@ -112,6 +113,9 @@ pub enum StoreError {
     /// The image's documents are wrong.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// Somebody wanted it to end.
+    #[error("it was cancelled")]
+    Cancelled,
     /// A layer could not be imported.
     #[error("cannot import the layer `{path}`")]
     Layer {

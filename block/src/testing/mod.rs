@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod archive;
+mod independent;
 mod layout;
 mod snapshot;
 
 pub use archive::{Archive, Entry};
+pub use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
-pub use snapshot::{Mount, Node, check_with_fsck, snapshot};
+pub use snapshot::{Mount, Node, check_with_fsck, difference, snapshot};

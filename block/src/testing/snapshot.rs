@@ -74,6 +74,12 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
     nodes
 }
 
+/// The first file that two trees differ in.
+pub fn difference(a: &BTreeMap<Vec<u8>, Node>, b: &BTreeMap<Vec<u8>, Node>) -> Option<String> {
+    let name = a.keys().chain(b.keys()).find(|name| a.get(*name) != b.get(*name))?;
+    Some(format!("{}: {:?} and {:?}", name.escape_ascii(), a.get(name), b.get(name)))
+}
+
 /// A mount, there for as long as this lives.
 pub struct Mount {
     point: TempDir,
@@ -113,8 +119,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.point.path()).status();
-        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
+        let unmounted = || Command::new("umount").arg(self.point.path()).output().is_ok_and(|o| o.status.success());
+        // A child that another test is starting may still hold a file of it open for a moment.
+        let patience = std::iter::repeat_n(std::time::Duration::from_millis(20), 200);
+        let done = unmounted() || patience.inspect(|pause| std::thread::sleep(*pause)).any(|_| unmounted());
+        assert!(done || std::thread::panicking());
     }
 }
 

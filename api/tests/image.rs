@@ -1,0 +1,83 @@
+//! `bellows image` as a person types it.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong is to fail the test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn bellows(store: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bellows"));
+    command.arg("image").args(arguments).arg("--store").arg(store);
+    command
+}
+
+fn run(store: &Path, arguments: &[&str]) -> Output {
+    bellows(store, arguments).output().unwrap()
+}
+
+fn succeed(store: &Path, arguments: &[&str]) -> String {
+    let output = run(store, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fail(store: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = run(store, arguments);
+    assert!(!output.status.success(), "{arguments:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// A small root file system and an archive of it.
+fn root_file_system(directory: &Path) -> (String, String) {
+    let (root, archive) = (directory.join("root"), directory.join("root.tar.gz"));
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::write(root.join("bin/sh"), "shell").unwrap();
+    let tar = Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&root).arg(".").status().unwrap();
+    assert!(tar.success());
+    (root.to_str().unwrap().to_owned(), archive.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn import_list_and_verify() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, archive) = root_file_system(directory.path());
+    let digest = succeed(&store, &["import", &root, "--name", "root:1"]).lines().next().unwrap().to_owned();
+    succeed(&store, &["import", &archive, "--platform", "linux/arm64/v8"]);
+    let listed = succeed(&store, &["ls"]);
+    assert!(listed.contains(&format!("{digest} root:1\n")), "{listed}");
+    assert_eq!(succeed(&store, &["verify"]).matches(" ok\n").count(), 2);
+
+    let (code, message) = fail(&store, &["import", "/nowhere"]);
+    assert!(code == 1 && message.contains("cannot read `/nowhere`"), "{code}: {message}");
+    let (code, message) = fail(&store, &["import", &root, "--platform", "linux"]);
+    assert!(code == 2 && message.contains("`linux` is not a platform"), "{code}: {message}");
+}
+
+#[test]
+fn an_interrupted_import_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let root = directory.path().join("root");
+    fs::create_dir(&root).unwrap();
+    // Large enough that nobody sees its end.
+    let file = fs::File::create(root.join("large")).unwrap();
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 4 << 30).unwrap();
+    let arguments = ["import", root.to_str().unwrap()];
+    let mut child = bellows(&store, &arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let limit = Instant::now() + Duration::from_secs(60);
+    let files = |name: &str| fs::read_dir(store.join(name)).map_or(0, Iterator::count);
+    while files("tmp") == 0 {
+        assert!(Instant::now() < limit && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(["tmp", "layers", "images"].map(files), [0; 3]);
+}
