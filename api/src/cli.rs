@@ -127,15 +127,38 @@ pub enum ImageCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Read all layers of images and compare them with their records
-    Verify {
-        /// Names or digests; all images where there is none.
-        #[arg(value_name = "IMAGE")]
+    /// Say all that the store knows of images
+    Inspect(ImagesArgs),
+    /// Say how much of images' layers is in the host's page cache, and which processes use them
+    Stat(ImagesArgs),
+    /// Remove names of images; an image goes with its last name, or with its digest
+    Rm {
+        /// Names or digests.
+        #[arg(value_name = "IMAGE", required = true)]
         images: Vec<String>,
         /// The store.
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Remove the layers that no image has and no VM uses
+    Gc {
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Read all layers of images and compare them with their records
+    Verify(ImagesArgs),
+}
+
+/// Which images.
+#[derive(Args, Debug)]
+pub struct ImagesArgs {
+    /// Names or digests; all images where there is none
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// Which store, and how to print.

@@ -10,6 +10,7 @@ mod interrupt;
 mod measure;
 mod progress;
 mod store;
+mod usage;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;

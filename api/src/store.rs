@@ -1,14 +1,12 @@
 //! The layer store that a command works on, and what it holds.
 
-use std::collections::BTreeMap;
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use bellows_block::oci::Platform;
-use bellows_block::{Image, ImageName, ImageSource, ImportOptions, LayerDigest, Store};
+use bellows_block::{Image, ImageName, ImageSource, ImportOptions, Store};
 
-use crate::error::{CliError, io_error};
+use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::progress::ImportProgress;
 
@@ -95,36 +93,6 @@ pub(crate) fn find_image(
     Ok(store.image(&name)?)
 }
 
-/// An image of the store with all its names.
-pub(crate) struct Listed {
-    pub(crate) image: Image,
-    pub(crate) names: Vec<String>,
-}
-
-/// All images of the store, by digest.
-pub(crate) fn list(store: &Store) -> Result<Vec<Listed>, CliError> {
-    let folder = store.path().join("images");
-    let mut images: BTreeMap<LayerDigest, Listed> = BTreeMap::new();
-    for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
-        let file = entry.map_err(io_error("list", &folder))?.file_name();
-        let Some(name) = file.to_str().and_then(image_name) else { continue };
-        let image = store.image(&name)?;
-        let name = name.to_string();
-        let is_digest = name == image.digest.to_string();
-        let listed = images.entry(image.digest).or_insert_with(|| Listed { image, names: Vec::new() });
-        if !is_digest {
-            listed.names.push(name);
-        }
-    }
-    images.values_mut().for_each(|listed| listed.names.sort());
-    Ok(images.into_values().collect())
-}
-
-/// The name that a record's file name stands for.
-fn image_name(file: &str) -> Option<ImageName> {
-    file.strip_suffix(".json")?.replace('%', "/").parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +115,6 @@ mod tests {
             assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
             assert!(error.chain().contains(image), "{image}: {}", error.chain());
         }
-        assert!(list(&store).unwrap().is_empty());
+        assert!(store.images().unwrap().is_empty());
     }
 }

@@ -81,3 +81,44 @@ fn an_interrupted_import_leaves_nothing() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(["tmp", "layers", "images"].map(files), [0; 3]);
 }
+
+#[test]
+fn inspect_stat_remove_and_collect() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, _) = root_file_system(directory.path());
+    let digest = succeed(&store, &["import", &root, "--name", "root:1"]).lines().next().unwrap().to_owned();
+    succeed(&store, &["import", &root, "--name", "root:2"]);
+    let json = |arguments: &[&str]| serde_json::from_str::<serde_json::Value>(&succeed(&store, arguments)).unwrap();
+
+    let inspected = json(&["inspect", "root:1"]);
+    let image = &inspected[0];
+    assert_eq!(
+        (&image["digest"], &image["names"]),
+        (&digest.as_str().into(), &serde_json::json!(["root:1", "root:2"]))
+    );
+    assert!(image["config"].is_object());
+    let layer = &image["layers"][0];
+    let path = layer["path"].as_str().unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), layer["bytes"]);
+    assert!(layer.get("verity").is_some());
+
+    // It was just written, so it is all in memory; who holds a lock uses it.
+    let file = fs::File::open(path).unwrap();
+    file.lock_shared().unwrap();
+    let usage = &json(&["stat", "root:2", "--json"])[0]["layers"][0];
+    assert_eq!(usage["resident_bytes"], usage["bytes"]);
+    assert_eq!(usage["users"], serde_json::json!([std::process::id()]));
+    let text = succeed(&store, &["stat"]);
+    assert!(text.contains(&format!("VMs {}", std::process::id())), "{text}");
+
+    assert_eq!(succeed(&store, &["rm", "root:2"]), "root:2: name removed\n");
+    assert_eq!(succeed(&store, &["rm", &digest]), format!("{digest}: image removed\n"));
+    let (code, message) = fail(&store, &["rm", "root:1"]);
+    assert!(code == 1 && message.contains("`root:1` is not in the store"), "{message}");
+    assert!(succeed(&store, &["gc"]).contains("is in use\n0 bytes freed"));
+    drop(file);
+    let collected = json(&["gc", "--json"]);
+    assert_eq!((&collected["bytes"], &collected["layers"][0]), (&layer["bytes"], &layer["digest"]));
+    assert_eq!(fs::read_dir(store.join("layers")).unwrap().count(), 0);
+}

@@ -26,4 +26,4 @@ pub use mapped::MappedLayer;
 pub use oci::{ImageSource, OciLayout};
 pub use pread::PreadLayer;
 pub use raw::RawDisk;
-pub use store::{Image, ImageName, ImportOptions, Layer, Store, StoreError};
+pub use store::{Image, ImageName, ImportOptions, Layer, NamedImage, Store, StoreError};

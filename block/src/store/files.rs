@@ -44,6 +44,15 @@ pub(super) fn publish(
     flush_directory(path)
 }
 
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
+    match fs::remove_file(path) {
+        Ok(()) => flush_directory(path).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("remove", path)(error)),
+    }
+}
+
 /// Brings the change of the name `path` to the disk.
 fn flush_directory(path: &Path) -> Result<(), StoreError> {
     match path.parent() {

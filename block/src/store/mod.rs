@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! format                  "bellows layer store 1"
-//! lock                    held shared by imports
+//! lock                    held shared by imports, alone by who removes
 //! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id)
 //! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
 //! images/<name>.json      an image's layers and how to run it
@@ -10,9 +10,12 @@
 //! ```
 //!
 //! Files come into the store by a rename after their content has reached the disk, so a crash leaves the old state or the
-//! new one; of two imports of the same layer the later rename wins, with the same bytes.
+//! new one; of two imports of the same layer the later rename wins, with the same bytes. Files are read-only and, where the
+//! file system has it, sealed with fs-verity. Who uses a layer holds a shared lock on its file, and a locked file is not
+//! removed.
 
 mod files;
+mod images;
 mod import;
 mod record;
 mod verity;
@@ -28,6 +31,7 @@ use crate::import::LayerError;
 use crate::oci::OciError;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
+pub use images::{Collected, NamedImage};
 pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
 pub use record::{Image, ImageName, ParseImageNameError};
@@ -113,6 +117,12 @@ pub enum StoreError {
     /// The image's documents are wrong.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// Somebody else works on the store.
+    #[error("an import to the layer store `{path}` is running")]
+    Busy {
+        /// The store's directory.
+        path: PathBuf,
+    },
     /// Somebody wanted it to end.
     #[error("it was cancelled")]
     Cancelled,
@@ -136,6 +146,19 @@ pub struct Layer {
     pub path: PathBuf,
     /// Size of that file.
     pub bytes: u64,
+}
+
+/// All that the store knows of a layer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LayerDetails {
+    /// The layer.
+    pub layer: Layer,
+    /// Digest of its file.
+    pub sha256: LayerDigest,
+    /// It hides everything below it.
+    pub opaque_root: bool,
+    /// The digest of fs-verity that the file system holds the file to, where it does.
+    pub verity: Option<LayerDigest>,
 }
 
 /// A layer store. Any number of processes may use the same one.
@@ -225,6 +248,17 @@ impl Store {
         Ok(layer)
     }
 
+    /// All that is known of a layer without reading it.
+    ///
+    /// # Errors
+    /// As [`Store::layer`].
+    pub fn inspect(&self, digest: &LayerDigest) -> Result<LayerDetails, StoreError> {
+        let (layer, record) = self.checked_layer(digest)?;
+        let verity = File::open(&layer.path).and_then(|file| verity::measure(&file));
+        let verity = verity.map_err(io_error("open", &layer.path))?;
+        Ok(LayerDetails { layer, sha256: record.sha256, opaque_root: record.opaque_root, verity })
+    }
+
     fn checked_layer(&self, digest: &LayerDigest) -> Result<(Layer, LayerRecord), StoreError> {
         let record: LayerRecord = record::read(&self.record_path(digest))?
             .ok_or_else(|| StoreError::NoLayer { digest: *digest, path: self.root.clone() })?;
@@ -267,3 +301,7 @@ fn file_digest(file: &mut File) -> io::Result<LayerDigest> {
 #[cfg(test)]
 #[path = "store_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "crash_test.rs"]
+mod crash_tests;
