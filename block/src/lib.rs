@@ -1,7 +1,8 @@
 //! OCI images as content-addressed EROFS layers, and the disks that serve them.
 //!
 //! From an image to a guest: [`oci`] finds an image in whatever it comes as and checks its documents, [`import`] turns each
-//! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest.
+//! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest, or a [`flat`]
+//! image of all of them.
 
 pub mod archive;
 mod cancel;
@@ -9,6 +10,7 @@ mod compression;
 pub mod digest;
 pub mod disk;
 pub mod erofs;
+pub mod flat;
 mod guest_io;
 pub mod import;
 mod mapped;
@@ -22,6 +24,7 @@ mod testing;
 pub use cancel::Cancel;
 pub use digest::LayerDigest;
 pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};
+pub use flat::{FlatDisk, FlatImage};
 pub use mapped::MappedLayer;
 pub use oci::{ImageSource, OciLayout};
 pub use pread::PreadLayer;

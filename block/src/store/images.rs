@@ -1,12 +1,14 @@
 //! What the store holds: listing it, removing from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tracing::info;
 
 use super::files::{io_error, open_lock, remove};
+use super::flat::flat_digest;
 use super::record::{Image, ImageName};
 use super::{Store, StoreError};
 use crate::digest::LayerDigest;
@@ -93,24 +95,22 @@ impl Store {
         let images = self.images()?;
         let needed: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
         let mut collected = Collected::default();
-        let folder = self.root.join("layers");
-        let names = list(&folder)?;
-        let digest = |name: &std::ffi::OsString| {
-            let stem = Path::new(name).file_stem()?.to_str()?;
-            format!("sha256:{stem}").parse::<LayerDigest>().ok()
-        };
-        for layer in names.iter().filter_map(digest).collect::<BTreeSet<_>>() {
-            if needed.contains(&layer) {
-                continue;
-            }
-            match remove_unused(&self.layer_path(&layer), &self.record_path(&layer))? {
+        for layer in digests(&self.root.join("layers"))?.difference(&needed) {
+            match remove_unused(&self.layer_path(layer), &self.record_path(layer))? {
                 Some(bytes) => {
                     info!(%layer, bytes, "removed a layer");
-                    collected.layers.push(layer);
+                    collected.layers.push(*layer);
                     collected.bytes += bytes;
                 }
-                None => collected.in_use.push(layer),
+                None => collected.in_use.push(*layer),
             }
+        }
+        let needed: BTreeSet<_> = images.iter().map(|named| flat_digest(&named.image)).collect();
+        let flat = self.root.join("flat");
+        let flat = if flat.exists() { digests(&flat)? } else { BTreeSet::new() };
+        for image in flat.difference(&needed) {
+            // Who uses it uses its layers, and is counted there.
+            collected.bytes += remove_unused(&self.flat_path(image), &self.flat_record_path(image))?.unwrap_or(0);
         }
         Ok(collected)
     }
@@ -138,8 +138,17 @@ fn remove_unused(file: &Path, record: &Path) -> Result<Option<u64>, StoreError> 
     Ok(Some(bytes))
 }
 
+/// What the files in a folder are called by.
+fn digests(folder: &Path) -> Result<BTreeSet<LayerDigest>, StoreError> {
+    let digest = |name: &OsString| {
+        let stem = Path::new(name).file_stem()?.to_str()?;
+        format!("sha256:{stem}").parse::<LayerDigest>().ok()
+    };
+    Ok(list(folder)?.iter().filter_map(digest).collect())
+}
+
 /// The names of the files in a folder.
-fn list(folder: &PathBuf) -> Result<Vec<std::ffi::OsString>, StoreError> {
+fn list(folder: &Path) -> Result<Vec<OsString>, StoreError> {
     let entries = fs::read_dir(folder).map_err(io_error("list", folder))?;
     let names = entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>();
     names.map_err(io_error("list", folder))

@@ -6,6 +6,8 @@
 //! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id)
 //! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
 //! images/<name>.json      an image's layers and how to run it
+//! flat/<hex>.erofs        metadata of a flat image, named by a digest of its layers' digests; made again where it is missing
+//! flat/<hex>.json         its record
 //! tmp/                    what imports are writing
 //! ```
 //!
@@ -15,6 +17,7 @@
 //! removed.
 
 mod files;
+mod flat;
 mod images;
 mod import;
 mod record;
@@ -31,6 +34,7 @@ use crate::import::LayerError;
 use crate::oci::OciError;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
+pub use flat::FlatError;
 pub use images::{Collected, NamedImage};
 pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
@@ -117,6 +121,15 @@ pub enum StoreError {
     /// The image's documents are wrong.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A flat image could not be made.
+    #[error("cannot make the flat image {digest}")]
+    Flat {
+        /// What it would be known by.
+        digest: LayerDigest,
+        /// What is wrong.
+        #[source]
+        source: FlatError,
+    },
     /// Somebody else works on the store.
     #[error("an import to the layer store `{path}` is running")]
     Busy {
@@ -188,7 +201,7 @@ impl Store {
         for entry in fs::read_dir(&store.root).map_err(io_error("list", &store.root))? {
             let name = entry.map_err(io_error("list", &store.root))?.file_name();
             // Another process may be making the same store, or was interrupted when it did.
-            if !["layers", "images", "tmp", "lock", "format"].iter().any(|known| name == *known) {
+            if !["layers", "images", "flat", "tmp", "lock", "format"].iter().any(|known| name == *known) {
                 return Err(StoreError::NotAStore { path: store.root });
             }
         }
