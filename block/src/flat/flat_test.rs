@@ -12,7 +12,9 @@ use super::*;
 use crate::compression::Compression;
 use crate::disk::Disk as _;
 use crate::store::{Image, ImportOptions, Store, StoreError};
-use crate::testing::{Archive, Entry, LayoutBuilder, Mount, Node, difference, read_independently, snapshot};
+use crate::testing::{
+    Archive, Entry, LayoutBuilder, LoopDevice, Mount, Node, difference, read_independently, snapshot,
+};
 use crate::{OciLayout, oci::Platform};
 
 struct Flattened {
@@ -149,6 +151,17 @@ fn a_flat_image_shows_what_overlayfs_shows() {
     assert!(seen.values().all(|node| (node.mode & libc::S_IFMT, node.device) != (libc::S_IFCHR, 0)));
     if let Some(overlay) = flattened.overlay() {
         assert_eq!(difference(&comparable(seen), &comparable(overlay)), None);
+    }
+}
+
+/// The same metadata serves who has a device for each layer, as a host that mounts the image has.
+#[test]
+fn metadata_and_a_device_for_each_layer_do_as_well() {
+    let flattened = flatten(&torture());
+    let devices = flattened.flat.layers.iter().map(|(_, layer)| LoopDevice::new(&layer.path));
+    let Some(devices) = devices.collect::<Option<Vec<_>>>() else { return };
+    if let Some(mount) = Mount::with_devices(&flattened.flat.path, &devices.iter().collect::<Vec<_>>()) {
+        assert_eq!(difference(&snapshot(mount.path()), &flattened.snapshot()), None);
     }
 }
 

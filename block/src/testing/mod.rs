@@ -11,4 +11,4 @@ mod snapshot;
 pub use archive::{Archive, Entry};
 pub use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
-pub use snapshot::{Mount, Node, check_with_fsck, difference, snapshot};
+pub use snapshot::{LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};
