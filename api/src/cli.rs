@@ -131,6 +131,23 @@ pub enum ImageCommand {
     Inspect(ImagesArgs),
     /// Say how much of images' layers is in the host's page cache, and which processes use them
     Stat(ImagesArgs),
+    /// Mount an image on this host, read-only, with nothing unpacked
+    Mount {
+        /// Name or digest.
+        image: String,
+        /// Where.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Undo what mount did
+    Umount {
+        /// Where.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Remove names of images; an image goes with its last name, or with its digest
     Rm {
         /// Names or digests.

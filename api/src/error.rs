@@ -95,6 +95,16 @@ pub enum CliError {
         #[source]
         source: std::io::Error,
     },
+    /// A program of the system failed.
+    #[error("`{program}` failed ({status}): {message}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it said.
+        message: String,
+    },
     /// A signal ended it.
     #[error("ended by signal {0}")]
     Interrupted(u8),

@@ -11,6 +11,7 @@ use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::measure::resident_bytes;
+use crate::mount;
 use crate::store::{self, Wanted};
 use crate::usage::users;
 
@@ -78,6 +79,13 @@ pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
         ImageCommand::Ls { store } => list(store),
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Stat(args) => stat(args),
+        ImageCommand::Mount { image, directory, store } => {
+            let store = store::open(store.store.as_deref())?;
+            let image = store.image(&parse_name(image)?)?;
+            mount::mount(&store.flat(&image)?, directory)?;
+            Ok(0)
+        }
+        ImageCommand::Umount { directory } => mount::unmount(directory).map(|()| 0),
         ImageCommand::Rm { images, store } => remove(images, store),
         ImageCommand::Gc { store } => collect(store),
         ImageCommand::Verify(args) => verify(args),

@@ -8,6 +8,7 @@ pub mod run;
 
 mod interrupt;
 mod measure;
+mod mount;
 mod progress;
 mod store;
 mod usage;

@@ -122,3 +122,34 @@ fn inspect_stat_remove_and_collect() {
     assert_eq!((&collected["bytes"], &collected["layers"][0]), (&layer["bytes"], &layer["digest"]));
     assert_eq!(fs::read_dir(store.join("layers")).unwrap().count(), 0);
 }
+
+#[test]
+fn mount_and_umount() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, _) = root_file_system(directory.path());
+    succeed(&store, &["import", &root, "--name", "root"]);
+    let point = directory.path().join("mount");
+    fs::create_dir(&point).unwrap();
+    let point = point.to_str().unwrap();
+    let (code, message) = fail(&store, &["mount", "root", "/nowhere/at/all"]);
+    assert!(code == 1 && (message.contains("`mount` failed") || message.contains("`losetup` failed")), "{message}");
+    if nix::unistd::geteuid().is_root() && fs::read_to_string("/proc/filesystems").unwrap().contains("erofs") {
+        succeed(&store, &["mount", "root", point]);
+        assert_eq!(fs::read(Path::new(point).join("bin/sh")).unwrap(), b"shell");
+        assert!(fs::write(Path::new(point).join("new"), "").is_err());
+        let umount = Command::new(env!("CARGO_BIN_EXE_bellows")).args(["image", "umount", point]).status().unwrap();
+        assert!(umount.success());
+        assert!(!Path::new(point).join("bin").exists());
+    }
+    // The kernel's list of loop devices names their files.
+    let devices = || Command::new("losetup").arg("--all").output().unwrap().stdout;
+    let held = || String::from_utf8_lossy(&devices()).contains(store.to_str().unwrap());
+    let free = (0..100).any(|_| {
+        !held() || {
+            std::thread::sleep(Duration::from_millis(20));
+            false
+        }
+    });
+    assert!(free, "{}", String::from_utf8_lossy(&devices()));
+}
