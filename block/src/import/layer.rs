@@ -96,3 +96,7 @@ fn read_archive<R: Read>(
 #[cfg(test)]
 #[path = "layer_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "hostile_test.rs"]
+mod hostile_tests;

@@ -55,10 +55,12 @@ impl Store {
     pub fn flat(&self, image: &Image) -> Result<FlatImage, StoreError> {
         let digest = flat_digest(image);
         let layers = self.layers(image)?;
-        let _lock = self.lock_for_import()?;
         let record = match self.stored_flat(&digest, layers.len())? {
             Some(record) => record,
-            None => self.make_flat(&digest, &layers)?,
+            None => {
+                let _lock = self.lock_for_import()?;
+                self.make_flat(&digest, &layers)?
+            }
         };
         let starts = record.mapped.into_iter().map(|block| u64::from(block) * BLOCK_SIZE);
         let layers = starts.zip(layers).collect();
