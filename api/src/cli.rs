@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
 use bellows_vmm::SerialOutput;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -60,8 +61,8 @@ pub struct RunArgs {
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
-    /// OCI image layout, which is imported where it is not in the store yet; or the name of an image in the store
-    #[arg(long, value_name = "OCI_LAYOUT")]
+    /// Image layout or archive, which is imported where it is not in the store yet; or the name of an image in the store
+    #[arg(long, value_name = "IMAGE")]
     pub image: Option<PathBuf>,
     /// Tag of the image in its layout
     #[arg(long, value_name = "TAG")]
@@ -102,14 +103,18 @@ pub struct RunArgs {
 /// `bellows image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Import an OCI image layout to the store
+    /// Import an image to the store
     Import {
-        /// The layout's directory.
+        /// An OCI image layout (a directory or an archive), an archive of docker save, or a root file system (a directory or
+        /// an archive); archives may be compressed with gzip or zstd
         #[arg(value_name = "SRC")]
         source: PathBuf,
-        /// Tag of the image in its layout.
+        /// Tag of the image, where there are several.
         #[arg(long, value_name = "TAG")]
         reference: Option<String>,
+        /// Platform of the image, such as linux/arm64, instead of the host's.
+        #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+        platform: Option<Platform>,
         /// Name for the image in the store, beside its digest.
         #[arg(long)]
         name: Option<String>,
@@ -123,15 +128,55 @@ pub enum ImageCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Read all layers of images and compare them with their records
-    Verify {
-        /// Names or digests; all images where there is none.
-        #[arg(value_name = "IMAGE")]
+    /// Say all that the store knows of images
+    Inspect(ImagesArgs),
+    /// Say how much of images' layers is in the host's page cache, and which processes use them
+    Stat(ImagesArgs),
+    /// Mount an image on this host, read-only, with nothing unpacked
+    Mount {
+        /// Name or digest.
+        image: String,
+        /// Where.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Undo what mount did
+    Umount {
+        /// Where.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Remove names of images; an image goes with its last name, or with its digest
+    Rm {
+        /// Names or digests.
+        #[arg(value_name = "IMAGE", required = true)]
         images: Vec<String>,
         /// The store.
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Remove the layers that no image has and no VM uses
+    Gc {
+        /// The store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Read all layers of images and compare them with their records
+    Verify(ImagesArgs),
+}
+
+/// Which images.
+#[derive(Args, Debug)]
+pub struct ImagesArgs {
+    /// Names or digests; all images where there is none
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// Which store, and how to print.

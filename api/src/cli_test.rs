@@ -48,6 +48,9 @@ fn what_can_not_be_is_named_and_ends_with_2() {
         ("run python3", "python3"),
         ("image import", "SRC"),
         ("image ls --store", "--store"),
+        ("image rm", "IMAGE"),
+        ("image gc x", "x"),
+        ("image import x --platform linux", "linux"),
         ("demo --image x --host moon", "moon"),
     ] {
         let error = parse(line).unwrap_err();
@@ -58,7 +61,7 @@ fn what_can_not_be_is_named_and_ends_with_2() {
 
 #[test]
 fn image_commands_name_their_store() {
-    let Command::Image(ImageCommand::Verify { images, store }) =
+    let Command::Image(ImageCommand::Verify(ImagesArgs { images, store })) =
         parse("image verify a b --store s --json").unwrap().command
     else {
         panic!("not verify");

@@ -36,14 +36,20 @@ pub enum CliError {
     /// Two things that exclude each other.
     #[error("{0}")]
     Conflict(String),
-    /// Neither an image layout nor the name of an image.
-    #[error("`{image}` is neither a directory with an OCI image layout nor the name of an image in a store")]
+    /// Neither a file with an image nor the name of an image.
+    #[error("`{image}` is neither a file or directory with an image nor the name of an image in a store")]
     NoImage {
         /// What was given.
         image: PathBuf,
         /// Why it is no name.
         #[source]
         source: Option<ParseImageNameError>,
+    },
+    /// A root file system where an image is meant.
+    #[error("`{path}` has no image in it; `bellows image import` takes it as a root file system")]
+    RootFs {
+        /// The file or directory.
+        path: PathBuf,
     },
     /// The image wants a user that only the image knows.
     #[error(transparent)]
@@ -89,6 +95,16 @@ pub enum CliError {
         #[source]
         source: std::io::Error,
     },
+    /// A program of the system failed.
+    #[error("`{program}` failed ({status}): {message}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it said.
+        message: String,
+    },
     /// A signal ended it.
     #[error("ended by signal {0}")]
     Interrupted(u8),
@@ -118,6 +134,7 @@ impl CliError {
             | Self::Missing(..)
             | Self::Conflict(_)
             | Self::NoImage { .. }
+            | Self::RootFs { .. }
             | Self::User(_)
             | Self::Value(_)
             | Self::PartitionNumber(_)

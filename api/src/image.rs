@@ -1,21 +1,28 @@
 //! `bellows image`: what is in the layer store.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use bellows_block::{Image, ImageName, LayerDigest, Store};
+use bellows_block::oci::ImageConfig;
+use bellows_block::{ImageName, LayerDigest, NamedImage, Store};
 use serde::Serialize;
 
-use crate::cli::{ImageCommand, StoreArgs};
-use crate::error::CliError;
-use crate::store;
+use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
+use crate::error::{CliError, io_error};
+use crate::interrupt::Interrupts;
+use crate::measure::resident_bytes;
+use crate::mount;
+use crate::store::{self, Wanted};
+use crate::usage::users;
 
-/// An image as `--json` prints it.
+/// An image as `--json` prints it, with what there is to say of each layer.
 #[derive(Debug, Serialize)]
-struct ImageReport {
+struct ImageReport<L> {
     digest: LayerDigest,
-    names: Vec<String>,
-    layers: Vec<LayerReport>,
+    names: Vec<ImageName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<ImageConfig>,
+    layers: Vec<L>,
 }
 
 #[derive(Debug, Serialize)]
@@ -26,60 +33,169 @@ struct LayerReport {
     error: Option<String>,
 }
 
+#[derive(Debug, Serialize)]
+struct DetailsReport {
+    digest: LayerDigest,
+    path: PathBuf,
+    bytes: u64,
+    sha256: LayerDigest,
+    /// `null` where the file system has none.
+    verity: Option<LayerDigest>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct UsageReport {
+    digest: LayerDigest,
+    bytes: u64,
+    resident_bytes: u64,
+    /// Processes, each of which is a VM.
+    users: BTreeSet<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct RemovedReport {
+    name: ImageName,
+    /// Nothing is left of the image but its layers.
+    image_removed: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct CollectedReport {
+    layers: Vec<LayerDigest>,
+    in_use: Vec<LayerDigest>,
+    bytes: u64,
+}
+
 /// Does what `command` says; returns the exit code.
 ///
 /// # Errors
 /// See [`CliError`].
 pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
     match command {
-        ImageCommand::Import { source, reference, name, store } => {
-            import(source, reference.as_deref(), name.as_deref(), store)
+        ImageCommand::Import { source, reference, platform, name, store } => {
+            let wanted = Wanted { reference: reference.as_deref(), platform: platform.as_ref() };
+            import(source, wanted, name.as_deref(), store)
         }
         ImageCommand::Ls { store } => list(store),
-        ImageCommand::Verify { images, store } => verify(images, store),
+        ImageCommand::Inspect(args) => inspect(args),
+        ImageCommand::Stat(args) => stat(args),
+        ImageCommand::Mount { image, directory, store } => {
+            let store = store::open(store.store.as_deref())?;
+            let image = store.image(&parse_name(image)?)?;
+            mount::mount(&store.flat(&image)?, directory)?;
+            Ok(0)
+        }
+        ImageCommand::Umount { directory } => mount::unmount(directory).map(|()| 0),
+        ImageCommand::Rm { images, store } => remove(images, store),
+        ImageCommand::Gc { store } => collect(store),
+        ImageCommand::Verify(args) => verify(args),
     }
 }
 
-fn import(source: &Path, reference: Option<&str>, name: Option<&str>, args: &StoreArgs) -> Result<u8, CliError> {
+fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArgs) -> Result<u8, CliError> {
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
     let name = name.map(parse_name).transpose()?;
     let store = store::open(args.store.as_deref())?;
-    let image = store::import(&store, source, reference, name.as_ref())?;
-    let report = report(&store, &image, name.iter().map(ImageName::to_string).collect())?;
+    let image = store::import(&store, source, wanted, name.as_ref(), &interrupts);
+    let image = match (image, interrupts.received()) {
+        // Nothing of it is left, but layers that were complete.
+        (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
+        (image, _) => image?,
+    };
+    let report = report(NamedImage { image, names: name.into_iter().collect() }, |digest| sizes(&store, digest))?;
     if args.json {
         print_json(&report)
     } else {
-        println!("{}", image.digest);
-        print_layers(&report);
+        println!("{}", report.digest);
+        print_sizes(&report);
         Ok(0)
     }
 }
 
 fn list(args: &StoreArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.as_deref())?;
-    let listed = store::list(&store)?;
-    let reports = listed.into_iter().map(|listed| report(&store, &listed.image, listed.names));
-    let reports = reports.collect::<Result<Vec<_>, _>>()?;
+    print_reports(reports(store.images()?, |digest| sizes(&store, digest))?, args.json, print_sizes)
+}
+
+fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.store.as_deref())?;
+    let details = |digest: &LayerDigest| {
+        let details = store.inspect(digest)?;
+        let (path, bytes) = (details.layer.path, details.layer.bytes);
+        Ok(DetailsReport { digest: *digest, path, bytes, sha256: details.sha256, verity: details.verity })
+    };
+    let images = chosen(&store, &args.images)?;
+    let configs: Vec<_> = images.iter().map(|named| named.image.config.clone()).collect();
+    let mut reports = reports(images, details)?;
+    for (report, config) in reports.iter_mut().zip(configs) {
+        report.config = Some(config);
+    }
+    // There is no shorter form that says it all.
+    print_json(&reports)
+}
+
+fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.store.as_deref())?;
+    // Images share layers.
+    let mut known = BTreeMap::new();
+    let mut usage = |digest: &LayerDigest| {
+        if let Some(known) = known.get(digest) {
+            return Ok(UsageReport::clone(known));
+        }
+        let layer = store.layer(digest)?;
+        let resident_bytes = resident_bytes(&layer.path).map_err(io_error("map", &layer.path))?;
+        let users = users(&layer.path).map_err(io_error("find the users of", &layer.path))?;
+        let report = UsageReport { digest: *digest, bytes: layer.bytes, resident_bytes, users };
+        known.insert(*digest, report.clone());
+        Ok(report)
+    };
+    let reports = reports(chosen(&store, &args.images)?, &mut usage)?;
+    print_reports(reports, args.store.json, |report| {
+        for layer in &report.layers {
+            let users: Vec<_> = layer.users.iter().map(u32::to_string).collect();
+            let users = if users.is_empty() { "no VM".to_owned() } else { format!("VMs {}", users.join(" ")) };
+            println!("  {} {:>12} bytes {:>12} cached, {users}", layer.digest, layer.bytes, layer.resident_bytes);
+        }
+    })
+}
+
+fn remove(names: &[String], args: &StoreArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.as_deref())?;
+    let names = names.iter().map(|name| parse_name(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut removed = Vec::new();
+    for name in names {
+        let image_removed = store.remove(&name)?;
+        if !args.json {
+            println!("{name}: {}", if image_removed { "image removed" } else { "name removed" });
+        }
+        removed.push(RemovedReport { name, image_removed });
+    }
+    if args.json { print_json(&removed) } else { Ok(0) }
+}
+
+fn collect(args: &StoreArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.as_deref())?;
+    let collected = store.collect()?;
     if args.json {
-        return print_json(&reports);
+        let (layers, in_use, bytes) = (collected.layers, collected.in_use, collected.bytes);
+        return print_json(&CollectedReport { layers, in_use, bytes });
     }
-    for report in &reports {
-        println!("{} {}", report.digest, report.names.join(" "));
-        print_layers(report);
+    for digest in &collected.layers {
+        println!("{digest} removed");
     }
+    for digest in &collected.in_use {
+        println!("{digest} is in use");
+    }
+    println!("{} bytes freed", collected.bytes);
     Ok(0)
 }
 
-fn verify(names: &[String], args: &StoreArgs) -> Result<u8, CliError> {
-    let store = store::open(args.store.as_deref())?;
-    let images = if names.is_empty() {
-        store::list(&store)?.into_iter().map(|listed| listed.image).collect()
-    } else {
-        let image = |name: &String| Ok(store.image(&parse_name(name)?)?);
-        names.iter().map(image).collect::<Result<Vec<_>, CliError>>()?
-    };
-    let digests: BTreeSet<_> = images.iter().flat_map(|image| &image.layers).copied().collect();
+fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.store.as_deref())?;
+    let images = chosen(&store, &args.images)?;
+    let digests: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
     let layers: Vec<_> = digests.iter().map(|digest| checked(&store, digest)).collect();
-    if args.json {
+    if args.store.json {
         print_json(&layers)?;
     } else {
         for layer in &layers {
@@ -99,17 +215,58 @@ fn checked(store: &Store, digest: &LayerDigest) -> LayerReport {
     }
 }
 
-fn report(store: &Store, image: &Image, names: Vec<String>) -> Result<ImageReport, CliError> {
-    let layers = store.layers(image)?;
-    let layers = layers.iter().map(|layer| LayerReport { digest: layer.digest, bytes: layer.bytes, error: None });
-    Ok(ImageReport { digest: image.digest, names, layers: layers.collect() })
+/// The images that `names` name, or all of them.
+fn chosen(store: &Store, names: &[String]) -> Result<Vec<NamedImage>, CliError> {
+    let all = store.images()?;
+    if names.is_empty() {
+        return Ok(all);
+    }
+    let digests = names.iter().map(|name| Ok(store.image(&parse_name(name)?)?.digest));
+    let digests = digests.collect::<Result<BTreeSet<_>, CliError>>()?;
+    Ok(all.into_iter().filter(|named| digests.contains(&named.image.digest)).collect())
+}
+
+fn sizes(store: &Store, digest: &LayerDigest) -> Result<LayerReport, CliError> {
+    let layer = store.layer(digest)?;
+    Ok(LayerReport { digest: layer.digest, bytes: layer.bytes, error: None })
+}
+
+fn reports<L>(
+    images: Vec<NamedImage>,
+    mut layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
+) -> Result<Vec<ImageReport<L>>, CliError> {
+    images.into_iter().map(|named| report(named, &mut layer)).collect()
+}
+
+fn report<L>(
+    named: NamedImage,
+    layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
+) -> Result<ImageReport<L>, CliError> {
+    let layers = named.image.layers.iter().map(layer).collect::<Result<_, _>>()?;
+    Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers })
 }
 
 fn parse_name(name: &str) -> Result<ImageName, CliError> {
     name.parse().map_err(|source| CliError::NoImage { image: name.into(), source: Some(source) })
 }
 
-fn print_layers(report: &ImageReport) {
+fn print_reports<L: Serialize>(
+    reports: Vec<ImageReport<L>>,
+    json: bool,
+    print_layers: impl Fn(&ImageReport<L>),
+) -> Result<u8, CliError> {
+    if json {
+        return print_json(&reports);
+    }
+    for report in &reports {
+        let names: Vec<_> = report.names.iter().map(ImageName::to_string).collect();
+        println!("{} {}", report.digest, names.join(" "));
+        print_layers(report);
+    }
+    Ok(0)
+}
+
+fn print_sizes(report: &ImageReport<LayerReport>) {
     for layer in &report.layers {
         println!("  {} {:>12} bytes", layer.digest, layer.bytes);
     }

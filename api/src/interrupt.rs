@@ -1,9 +1,10 @@
-//! SIGINT and SIGTERM: the VM that runs is stopped, and what it made goes with it.
+//! SIGINT and SIGTERM: the VM that runs is stopped and what it made goes with it; an import ends and leaves nothing behind.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use bellows_block::Cancel;
 use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -18,6 +19,8 @@ struct State {
     /// VMs are being made or run: they have to be ended first.
     booting: usize,
     vms: Vec<VmStopper>,
+    /// Ends what is being imported.
+    import: Option<Cancel>,
     received: Option<u8>,
 }
 
@@ -64,6 +67,15 @@ impl Interrupts {
         vm
     }
 
+    /// Does what a signal will end through the [`Cancel`].
+    pub(crate) fn import<T>(&self, import: impl FnOnce(Cancel) -> T) -> T {
+        let cancel = Cancel::default();
+        self.state().import = Some(cancel.clone());
+        let result = import(cancel);
+        self.state().import = None;
+        result
+    }
+
     /// The signal that came, if one did.
     pub(crate) fn received(&self) -> Option<u8> {
         self.state().received
@@ -72,10 +84,12 @@ impl Interrupts {
     fn receive(&self, signal: u8) {
         let mut state = self.state();
         // Nothing to end, or somebody who does not want to wait for it.
-        if (state.vms.is_empty() && state.booting == 0) || state.received.is_some() {
+        let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none();
+        if idle || state.received.is_some() {
             std::process::exit(128 + i32::from(signal));
         }
         state.received = Some(signal);
+        state.import.iter().for_each(Cancel::cancel);
         // Who waits for the guest now fails, and takes the VMs down.
         state.vms.iter().for_each(VmStopper::stop);
     }

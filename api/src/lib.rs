@@ -8,8 +8,10 @@ pub mod run;
 
 mod interrupt;
 mod measure;
+mod mount;
 mod progress;
 mod store;
+mod usage;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;

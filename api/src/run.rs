@@ -93,15 +93,19 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
 /// See [`CliError`].
 pub fn run(args: &RunArgs) -> Result<u8, CliError> {
     let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
-    let mut config = configuration(args)?;
-    let spec = prepare(args, &mut config)?;
-    config.validate()?;
-    let result = in_vm(args, config, spec, &interrupts);
+    let result = prepare_and_run(args, &interrupts);
     match (result, interrupts.received()) {
-        // What failed then failed because the VM was stopped.
+        // What failed then failed because it was stopped.
         (Err(_), Some(signal)) => Err(CliError::Interrupted(signal)),
         (result, _) => result,
     }
+}
+
+fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts) -> Result<u8, CliError> {
+    let mut config = configuration(args)?;
+    let spec = prepare(args, &mut config, interrupts)?;
+    config.validate()?;
+    in_vm(args, config, spec, interrupts)
 }
 
 fn in_vm(
@@ -247,11 +251,11 @@ fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
 }
 
 /// Adds the image's layers to the configuration; says what to run, if there is anything to run it in.
-fn prepare(args: &RunArgs, config: &mut VmConfig) -> Result<Option<InstanceSpec>, CliError> {
+fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Result<Option<InstanceSpec>, CliError> {
     let mut image = None;
     if let Some(path) = &args.image {
         let store = store::open(args.store.as_deref())?;
-        let found = store::find_image(&store, path, args.reference.as_deref())?;
+        let found = store::find_image(&store, path, args.reference.as_deref(), interrupts)?;
         config.layers.extend(layers(&store, &found)?);
         image = Some(found);
     }

@@ -50,7 +50,7 @@ fn bad_input_is_named_with_its_exit_code() {
         (format!("{kernel} -- true"), 2, "--image"),
         (format!("{kernel} --partition 1G"), 2, "--image"),
         (format!("{kernel} {store} --image /nowhere/image"), 2, "/nowhere/image"),
-        (format!("{kernel} {store} --image {}", directory.path().display()), 1, "oci-layout"),
+        (format!("{kernel} {store} --image {}", directory.path().display()), 2, "has no image in it"),
         (format!("{kernel} --layer /nowhere/layer -- true"), 1, "/nowhere/layer"),
         (format!("{kernel} --layer {broken}"), 2, "-- CMD"),
         (format!("{kernel} --layer {broken} --user nobody -- true"), 2, "nobody"),
@@ -59,7 +59,7 @@ fn bad_input_is_named_with_its_exit_code() {
     ] {
         let args = args(&line);
         let result = configuration(&args).and_then(|mut config| {
-            prepare(&args, &mut config)?;
+            prepare(&args, &mut config, &Interrupts::default())?;
             Ok(config.validate()?)
         });
         let error = result.expect_err(&line);
@@ -79,7 +79,7 @@ fn an_instance_is_the_images_with_the_users_changes() {
     );
     let args = args(&line);
     let mut config = configuration(&args).unwrap();
-    let spec = prepare(&args, &mut config).unwrap().unwrap();
+    let spec = prepare(&args, &mut config, &Interrupts::default()).unwrap().unwrap();
     assert_eq!(spec.argv, ["sh", "-c", "true"]);
     assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "7:8"));
     assert_eq!(spec.partition, PartitionId::new(1));

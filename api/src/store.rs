@@ -1,14 +1,13 @@
 //! The layer store that a command works on, and what it holds.
 
-use std::collections::BTreeMap;
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use bellows_block::oci::Platform;
-use bellows_block::{Image, ImageName, LayerDigest, OciLayout, Store};
+use bellows_block::{Image, ImageName, ImageSource, ImportOptions, Store};
 
-use crate::error::{CliError, io_error};
+use crate::error::CliError;
+use crate::interrupt::Interrupts;
 use crate::progress::ImportProgress;
 
 /// Opens the store at `path`, or the user's own.
@@ -28,24 +27,59 @@ fn default_path(data_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<Pat
     Ok(data.join("bellows/store"))
 }
 
-/// Brings the image of an OCI layout into the store, and shows how far that is.
-pub(crate) fn import(
-    store: &Store,
-    source: &Path,
-    reference: Option<&str>,
-    name: Option<&ImageName>,
-) -> Result<Image, CliError> {
-    let layout = OciLayout::open(source)?;
-    let image = layout.image(&Platform::host(), reference)?;
-    let mut progress = ImportProgress::new();
-    let stored = store.import(&layout, &image, name, &mut |step| progress.show(step))?;
-    Ok(stored)
+/// Which of a source's images is meant.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) reference: Option<&'a str>,
+    /// The host's where it is left out.
+    pub(crate) platform: Option<&'a Platform>,
 }
 
-/// The image that `--image` means: an OCI layout, imported where it is not there yet, or one in the store.
-pub(crate) fn find_image(store: &Store, image: &Path, reference: Option<&str>) -> Result<Image, CliError> {
-    if image.is_dir() {
-        return import(store, image, reference, None);
+/// Brings an image into the store, and shows how far that is.
+pub(crate) fn import(
+    store: &Store,
+    path: &Path,
+    wanted: Wanted<'_>,
+    name: Option<&ImageName>,
+    interrupts: &Interrupts,
+) -> Result<Image, CliError> {
+    interrupts.import(|cancel| {
+        let progress = ImportProgress::default();
+        let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
+        let source = store.open_source(path, &options)?;
+        import_source(store, &source, wanted, name, &options)
+    })
+}
+
+fn import_source(
+    store: &Store,
+    source: &ImageSource,
+    wanted: Wanted<'_>,
+    name: Option<&ImageName>,
+    options: &ImportOptions<'_>,
+) -> Result<Image, CliError> {
+    let image = source.image(wanted.platform.unwrap_or(&Platform::host()), wanted.reference)?;
+    Ok(store.import(&image, name, options)?)
+}
+
+/// The image that `--image` means: a file or directory with one, imported where it is not there yet, or one in the store.
+pub(crate) fn find_image(
+    store: &Store,
+    image: &Path,
+    reference: Option<&str>,
+    interrupts: &Interrupts,
+) -> Result<Image, CliError> {
+    if image.is_dir() || image.is_file() {
+        return interrupts.import(|cancel| {
+            let progress = ImportProgress::default();
+            let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
+            let source = store.open_source(image, &options)?;
+            if let ImageSource::RootFs(path) = &source {
+                // Any directory could be one: that has to be said.
+                return Err(CliError::RootFs { path: path.clone() });
+            }
+            import_source(store, &source, Wanted { reference, platform: None }, None, &options)
+        });
     }
     let no_image = |source| CliError::NoImage { image: image.to_owned(), source };
     let name: ImageName = image.to_str().ok_or_else(|| no_image(None))?.parse().map_err(|e| no_image(Some(e)))?;
@@ -54,39 +88,9 @@ pub(crate) fn find_image(store: &Store, image: &Path, reference: Option<&str>) -
         return Err(no_image(None));
     }
     if reference.is_some() {
-        return Err(CliError::Conflict(format!("--reference is for image layouts, and `{name}` is not one")));
+        return Err(CliError::Conflict(format!("--reference is for files with images, and `{name}` is not one")));
     }
     Ok(store.image(&name)?)
-}
-
-/// An image of the store with all its names.
-pub(crate) struct Listed {
-    pub(crate) image: Image,
-    pub(crate) names: Vec<String>,
-}
-
-/// All images of the store, by digest.
-pub(crate) fn list(store: &Store) -> Result<Vec<Listed>, CliError> {
-    let folder = store.path().join("images");
-    let mut images: BTreeMap<LayerDigest, Listed> = BTreeMap::new();
-    for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
-        let file = entry.map_err(io_error("list", &folder))?.file_name();
-        let Some(name) = file.to_str().and_then(image_name) else { continue };
-        let image = store.image(&name)?;
-        let name = name.to_string();
-        let is_digest = name == image.digest.to_string();
-        let listed = images.entry(image.digest).or_insert_with(|| Listed { image, names: Vec::new() });
-        if !is_digest {
-            listed.names.push(name);
-        }
-    }
-    images.values_mut().for_each(|listed| listed.names.sort());
-    Ok(images.into_values().collect())
-}
-
-/// The name that a record's file name stands for.
-fn image_name(file: &str) -> Option<ImageName> {
-    file.strip_suffix(".json")?.replace('%', "/").parse().ok()
 }
 
 #[cfg(test)]
@@ -106,11 +110,11 @@ mod tests {
     fn what_is_no_image_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("store")).unwrap();
-        for (image, code) in [("/nowhere/image", 2), ("..", 1), ("a b", 2), ("missing:tag", 1)] {
-            let error = find_image(&store, Path::new(image), None).unwrap_err();
+        for (image, code) in [("/nowhere/image", 2), ("..", 2), ("a b", 2), ("missing:tag", 1)] {
+            let error = find_image(&store, Path::new(image), None, &Interrupts::default()).unwrap_err();
             assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
             assert!(error.chain().contains(image), "{image}: {}", error.chain());
         }
-        assert!(list(&store).unwrap().is_empty());
+        assert!(store.images().unwrap().is_empty());
     }
 }

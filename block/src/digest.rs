@@ -43,6 +43,12 @@ impl LayerDigest {
     }
 }
 
+impl From<[u8; 32]> for LayerDigest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Display for LayerDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;

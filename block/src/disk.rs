@@ -1,8 +1,11 @@
 //! What a block device reads and writes.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use vm_memory::VolatileSlice;
 
@@ -114,6 +117,12 @@ pub enum DiskError {
         /// Size of the file.
         actual: u64,
     },
+    /// The store no longer has it.
+    #[error("the layer `{path}` was removed from the store")]
+    Removed {
+        /// The file.
+        path: PathBuf,
+    },
     /// In use.
     #[error("the disk `{path}` is in use by another VM")]
     Busy {
@@ -135,7 +144,12 @@ pub(crate) fn check_file(path: &Path, file: &File) -> Result<u64, DiskError> {
     Ok(actual)
 }
 
-/// Opens a layer's file and checks its size.
+/// How often a layer's lock is tried for: who removes layers holds it for the time of that only.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Opens a layer's file and checks its size. The file is locked, shared with others, for as long as it is open: that is how
+/// the store knows that it is in use.
 pub(crate) fn open_layer_file(layer: &Layer) -> Result<File, DiskError> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = &layer.path;
@@ -146,10 +160,29 @@ pub(crate) fn open_layer_file(layer: &Layer) -> Result<File, DiskError> {
         .open(path)
         .map_err(|source| DiskError::Open { path: path.clone(), source })?;
     let actual = check_file(path, &file)?;
+    lock_layer(path, &file)?;
     if actual != layer.bytes {
         return Err(DiskError::Size { path: path.clone(), expected: layer.bytes, actual });
     }
     Ok(file)
+}
+
+fn lock_layer(path: &Path, file: &File) -> Result<(), DiskError> {
+    for attempt in 1.. {
+        match file.try_lock_shared() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if attempt < LOCK_ATTEMPTS => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(DiskError::Busy { path: path.to_owned() }),
+            // A file system without locks: the store finds that too, and removes nothing.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => break,
+            Err(TryLockError::Error(source)) => return Err(DiskError::Open { path: path.to_owned(), source }),
+        }
+    }
+    let metadata = file.metadata().map_err(|source| DiskError::Open { path: path.to_owned(), source })?;
+    if metadata.nlink() == 0 {
+        return Err(DiskError::Removed { path: path.to_owned() });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,11 +1,16 @@
 //! OCI images as content-addressed EROFS layers, and the disks that serve them.
 //!
-//! From an image to a guest: [`oci`] reads and checks an image layout, [`import`] turns each layer's tar stream into an
-//! [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest.
+//! From an image to a guest: [`oci`] finds an image in whatever it comes as and checks its documents, [`import`] turns each
+//! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest, or a [`flat`]
+//! image of all of them.
 
+pub mod archive;
+mod cancel;
+mod compression;
 pub mod digest;
 pub mod disk;
 pub mod erofs;
+pub mod flat;
 mod guest_io;
 pub mod import;
 mod mapped;
@@ -16,10 +21,12 @@ pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use cancel::Cancel;
 pub use digest::LayerDigest;
 pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};
+pub use flat::{FlatDisk, FlatImage};
 pub use mapped::MappedLayer;
-pub use oci::OciLayout;
+pub use oci::{ImageSource, OciLayout};
 pub use pread::PreadLayer;
 pub use raw::RawDisk;
-pub use store::{Image, ImageName, Layer, Store, StoreError};
+pub use store::{Image, ImageName, ImportOptions, Layer, NamedImage, Store, StoreError};

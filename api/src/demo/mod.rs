@@ -68,7 +68,7 @@ fn write_report(path: &Path, json: &str) -> Result<(), CliError> {
 
 fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliError> {
     let store = store::open(args.store.as_deref())?;
-    let image = store::find_image(&store, &args.image, None)?;
+    let image = store::find_image(&store, &args.image, None, interrupts)?;
     let layers = store.layers(&image)?;
     let cold = Cold::new(&layers)?;
 

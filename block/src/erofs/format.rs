@@ -1,5 +1,7 @@
 //! On-disk structures of EROFS as plain types (Linux, `fs/erofs/erofs_fs.h`). All numbers are little-endian.
 
+use super::tree::{Device, Timestamp};
+
 /// Block size in bytes.
 pub const BLOCK_SIZE: u64 = 4096;
 /// log2 of [`BLOCK_SIZE`].
@@ -19,43 +21,115 @@ pub(super) const XATTR_HEADER_SIZE: usize = 12;
 /// Size of an extended attribute's header before name and value.
 pub(super) const XATTR_ENTRY_SIZE: usize = 4;
 
-const MAGIC: u32 = 0xe0f5_e1e2;
+/// Size of an inode in its short form.
+pub(super) const COMPACT_INODE_SIZE: u64 = 32;
+/// Where the table of further devices begins, right behind the superblock.
+pub(super) const DEVICE_TABLE_OFFSET: usize = SUPERBLOCK_OFFSET + 128;
+/// Size of an entry of that table.
+pub(super) const DEVICE_SLOT_SIZE: usize = 128;
+/// In a list of chunks, one that has no data.
+pub(super) const HOLE: u32 = u32::MAX;
+/// Bits of the number that says how large chunks are.
+pub(super) const CHUNK_BITS_MASK: u32 = 0x1f;
+
+pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
 const COMPAT_CHECKSUM: u32 = 1 << 0;
 const COMPAT_MTIME: u32 = 1 << 1;
+/// Some files are lists of chunks.
+pub(super) const INCOMPAT_CHUNKED: u32 = 1 << 2;
+/// Data lies on further devices.
+pub(super) const INCOMPAT_DEVICES: u32 = 1 << 3;
 
 /// The superblock. Fields that are always zero here are left out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Superblock {
     /// Inode number of the root directory.
     pub root: u16,
     /// Number of inodes.
     pub inodes: u64,
-    /// Number of blocks of the whole image.
+    /// The time of inodes in the short form.
+    pub time: Timestamp,
+    /// Number of blocks of the image itself.
     pub blocks: u32,
     /// First block of the metadata area.
     pub metadata_block: u32,
+    /// First block of the shared extended attributes.
+    pub xattr_block: u32,
     /// Identity of the file system.
     pub uuid: [u8; 16],
+    /// Features without which an image can't be read.
+    pub incompatible: u32,
+}
+
+/// A further device whose blocks are mapped behind the image's own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DeviceSlot {
+    /// What it is known by; nothing reads that but people and tools.
+    pub tag: [u8; 64],
+    /// Its size in blocks.
+    pub blocks: u32,
+    /// Number of its first block where image and devices are one.
+    pub mapped_block: u32,
 }
 
 impl Superblock {
-    /// The first block of the image, with its checksum.
-    pub fn encode(&self) -> [u8; BLOCK_SIZE as usize] {
-        let mut block = [0; BLOCK_SIZE as usize];
-        let superblock = &mut block[SUPERBLOCK_OFFSET..];
+    /// The superblock's blocks, with its checksum and the table of `devices`.
+    pub fn encode(&self, devices: &[DeviceSlot]) -> Vec<u8> {
+        let mut blocks = vec![0; header_bytes(devices.len())];
+        let superblock = &mut blocks[SUPERBLOCK_OFFSET..];
         put(superblock, 0, &MAGIC.to_le_bytes());
         put(superblock, 8, &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
         superblock[12] = BLOCK_BITS;
         put(superblock, 14, &self.root.to_le_bytes());
         put(superblock, 16, &self.inodes.to_le_bytes());
+        put(superblock, 24, &self.time.seconds.to_le_bytes());
+        put(superblock, 32, &self.time.nanoseconds.to_le_bytes());
         put(superblock, 36, &self.blocks.to_le_bytes());
         put(superblock, 40, &self.metadata_block.to_le_bytes());
+        put(superblock, 44, &self.xattr_block.to_le_bytes());
         put(superblock, 48, &self.uuid);
+        put(superblock, 80, &self.incompatible.to_le_bytes());
+        if !devices.is_empty() {
+            #[allow(clippy::cast_possible_truncation, reason = "the number of devices is checked by the writer")]
+            put(superblock, 86, &(devices.len() as u16).to_le_bytes());
+            put(superblock, 88, &((DEVICE_TABLE_OFFSET / DEVICE_SLOT_SIZE) as u16).to_le_bytes());
+        }
+        for (device, slot) in devices.iter().zip(blocks[DEVICE_TABLE_OFFSET..].chunks_exact_mut(DEVICE_SLOT_SIZE)) {
+            put(slot, 0, &device.tag);
+            put(slot, 64, &device.blocks.to_le_bytes());
+            put(slot, 68, &device.mapped_block.to_le_bytes());
+        }
         // Over the rest of the block with the checksum itself as zero.
-        let checksum = crc32c(superblock);
-        put(superblock, 4, &checksum.to_le_bytes());
-        block
+        let checksum = crc32c(&blocks[SUPERBLOCK_OFFSET..BLOCK_SIZE as usize]);
+        put(&mut blocks, SUPERBLOCK_OFFSET + 4, &checksum.to_le_bytes());
+        blocks
     }
+
+    /// Reads the first block of an image; `None` if that is not one of this module's making, or damaged.
+    pub fn decode(block: &[u8; BLOCK_SIZE as usize]) -> Option<Self> {
+        let superblock = &block[SUPERBLOCK_OFFSET..];
+        let mut unsigned = superblock.to_owned();
+        put(&mut unsigned, 4, &[0; 4]);
+        let valid = get_u32(superblock, 0)? == MAGIC
+            && superblock[12] == BLOCK_BITS
+            && get_u32(superblock, 4)? == crc32c(&unsigned);
+        valid.then_some(())?;
+        Some(Self {
+            root: get_u16(superblock, 14)?,
+            inodes: get_u64(superblock, 16)?,
+            time: Timestamp { seconds: get_u64(superblock, 24)?.cast_signed(), nanoseconds: get_u32(superblock, 32)? },
+            blocks: get_u32(superblock, 36)?,
+            metadata_block: get_u32(superblock, 40)?,
+            xattr_block: get_u32(superblock, 44)?,
+            uuid: superblock[48..64].try_into().ok()?,
+            incompatible: get_u32(superblock, 80)?,
+        })
+    }
+}
+
+/// Bytes of the blocks with the superblock and a table of so many devices.
+pub(super) const fn header_bytes(devices: usize) -> usize {
+    (DEVICE_TABLE_OFFSET + devices * DEVICE_SLOT_SIZE).next_multiple_of(BLOCK_SIZE as usize)
 }
 
 /// Where an inode's data lies.
@@ -65,43 +139,116 @@ pub(super) enum DataLayout {
     Plain = 0,
     /// The same, but the last, incomplete block follows the inode. Never used for regular files.
     Inline = 2,
+    /// In chunks of one size; the number of each one's first block follows the inode.
+    Chunks = 4,
 }
 
-/// An extended inode.
-#[derive(Clone, Copy, Debug)]
+/// An inode.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct InodeHeader {
+    /// In the short form, which has no time and only small numbers.
+    pub compact: bool,
     pub layout: DataLayout,
     /// Size of the extended attributes behind the inode: zero or what [`super::xattr`] says.
     pub xattr_bytes: u64,
     /// File type and permissions.
     pub mode: u16,
     pub size: u64,
-    /// First data block, or the device number of a device node.
+    /// First data block, the device number of a device node, or the form of the list of chunks.
     pub block_or_device: u32,
     pub serial: u32,
     pub uid: u32,
     pub gid: u32,
-    pub mtime_seconds: i64,
-    pub mtime_nanoseconds: u32,
+    pub time: Timestamp,
     pub links: u32,
 }
 
 impl InodeHeader {
-    pub fn encode(&self) -> [u8; INODE_SIZE as usize] {
+    /// Appends it.
+    #[allow(clippy::cast_possible_truncation, reason = "the layout chooses the short form where all fields fit it")]
+    pub fn encode(&self, into: &mut Vec<u8>) {
         const EXTENDED: u16 = 1;
-        let mut inode = [0; INODE_SIZE as usize];
-        put(&mut inode, 0, &(EXTENDED | (self.layout as u16) << 1).to_le_bytes());
-        put(&mut inode, 2, &xattr_count(self.xattr_bytes).to_le_bytes());
-        put(&mut inode, 4, &self.mode.to_le_bytes());
-        put(&mut inode, 8, &self.size.to_le_bytes());
-        put(&mut inode, 16, &self.block_or_device.to_le_bytes());
-        put(&mut inode, 20, &self.serial.to_le_bytes());
-        put(&mut inode, 24, &self.uid.to_le_bytes());
-        put(&mut inode, 28, &self.gid.to_le_bytes());
-        put(&mut inode, 32, &self.mtime_seconds.to_le_bytes());
-        put(&mut inode, 40, &self.mtime_nanoseconds.to_le_bytes());
-        put(&mut inode, 44, &self.links.to_le_bytes());
-        inode
+        let start = into.len();
+        let format = (self.layout as u16) << 1;
+        if self.compact {
+            into.resize(start + COMPACT_INODE_SIZE as usize, 0);
+            let inode = &mut into[start..];
+            put(inode, 0, &format.to_le_bytes());
+            put(inode, 2, &xattr_count(self.xattr_bytes).to_le_bytes());
+            put(inode, 4, &self.mode.to_le_bytes());
+            put(inode, 6, &(self.links as u16).to_le_bytes());
+            put(inode, 8, &(self.size as u32).to_le_bytes());
+            put(inode, 16, &self.block_or_device.to_le_bytes());
+            put(inode, 20, &self.serial.to_le_bytes());
+            put(inode, 24, &(self.uid as u16).to_le_bytes());
+            put(inode, 26, &(self.gid as u16).to_le_bytes());
+            return;
+        }
+        into.resize(start + INODE_SIZE as usize, 0);
+        let inode = &mut into[start..];
+        put(inode, 0, &(EXTENDED | format).to_le_bytes());
+        put(inode, 2, &xattr_count(self.xattr_bytes).to_le_bytes());
+        put(inode, 4, &self.mode.to_le_bytes());
+        put(inode, 8, &self.size.to_le_bytes());
+        put(inode, 16, &self.block_or_device.to_le_bytes());
+        put(inode, 20, &self.serial.to_le_bytes());
+        put(inode, 24, &self.uid.to_le_bytes());
+        put(inode, 28, &self.gid.to_le_bytes());
+        put(inode, 32, &self.time.seconds.to_le_bytes());
+        put(inode, 40, &self.time.nanoseconds.to_le_bytes());
+        put(inode, 44, &self.links.to_le_bytes());
+    }
+
+    /// Reads the inode at the start of `bytes`; `time` is the superblock's.
+    pub fn decode(bytes: &[u8], time: Timestamp) -> Option<Self> {
+        let format = get_u16(bytes, 0)?;
+        let layout = match format >> 1 {
+            0 => DataLayout::Plain,
+            2 => DataLayout::Inline,
+            4 => DataLayout::Chunks,
+            _ => return None,
+        };
+        let xattr_bytes = match u64::from(get_u16(bytes, 2)?) {
+            0 => 0,
+            count => XATTR_HEADER_SIZE as u64 + (count - 1) * XATTR_ENTRY_SIZE as u64,
+        };
+        let compact = format & 1 == 0;
+        let (mode, block_or_device, serial) = (get_u16(bytes, 4)?, get_u32(bytes, 16)?, get_u32(bytes, 20)?);
+        Some(if compact {
+            Self {
+                compact,
+                layout,
+                xattr_bytes,
+                mode,
+                size: get_u32(bytes, 8)?.into(),
+                block_or_device,
+                serial,
+                uid: get_u16(bytes, 24)?.into(),
+                gid: get_u16(bytes, 26)?.into(),
+                time,
+                links: get_u16(bytes, 6)?.into(),
+            }
+        } else {
+            let time = Timestamp { seconds: get_u64(bytes, 32)?.cast_signed(), nanoseconds: get_u32(bytes, 40)? };
+            Self {
+                compact,
+                layout,
+                xattr_bytes,
+                mode,
+                size: get_u64(bytes, 8)?,
+                block_or_device,
+                serial,
+                uid: get_u32(bytes, 24)?,
+                gid: get_u32(bytes, 28)?,
+                time,
+                links: get_u32(bytes, 44)?,
+            }
+        })
+    }
+
+    /// Bytes that it takes.
+    pub const fn bytes(&self) -> u64 {
+        if self.compact { COMPACT_INODE_SIZE } else { INODE_SIZE }
     }
 }
 
@@ -124,8 +271,25 @@ pub(super) fn encode_dirent(nid: u64, name_offset: u16, file_type: u8) -> [u8; D
 }
 
 /// Linux's 32-bit encoding of a device number (`new_encode_dev`).
-pub(super) const fn encode_device(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+pub(super) const fn encode_device(device: Device) -> u32 {
+    (device.minor & 0xff) | (device.major << 8) | ((device.minor & !0xff) << 12)
+}
+
+/// The device number that [`encode_device`] made.
+pub(super) const fn decode_device(encoded: u32) -> Device {
+    Device { major: (encoded >> 8) & 0xfff, minor: (encoded & 0xff) | (encoded >> 12 & !0xff) }
+}
+
+pub(super) fn get_u16(from: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*from.get(offset..)?.first_chunk()?))
+}
+
+pub(super) fn get_u32(from: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*from.get(offset..)?.first_chunk()?))
+}
+
+pub(super) fn get_u64(from: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*from.get(offset..)?.first_chunk()?))
 }
 
 fn put(into: &mut [u8], offset: usize, bytes: &[u8]) {
@@ -150,7 +314,9 @@ mod tests {
 
     #[test]
     fn devices_beyond_eight_bits_of_minor() {
-        assert_eq!(encode_device(8, 1), 0x801);
-        assert_eq!(encode_device(259, 0x1_2345), 0x1231_0345);
+        for (major, minor, encoded) in [(8, 1, 0x801), (259, 0x1_2345, 0x1231_0345), (0xfff, 0xf_ffff, u32::MAX)] {
+            assert_eq!(encode_device(Device { major, minor }), encoded);
+            assert_eq!(decode_device(encoded), Device { major, minor });
+        }
     }
 }

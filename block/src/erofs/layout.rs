@@ -1,11 +1,14 @@
 //! Where each inode and each directory goes in the metadata area. Pure: a function of the tree.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::directory;
-use super::format::{BLOCK_SIZE, INODE_SIZE, MAX_NAME, MAX_XATTR_BYTES, SLOT_SIZE};
-use super::tree::{Content, InodeId, Tree};
-use super::xattr;
+use super::format::{BLOCK_SIZE, COMPACT_INODE_SIZE, INODE_SIZE, MAX_NAME, MAX_XATTR_BYTES, SLOT_SIZE};
+use super::tree::{Blocks, Content, InodeId, Timestamp, Tree};
+use super::xattr::SharedXattrs;
+
+/// Bytes of an entry in a file's list of chunks.
+const CHUNK_SIZE: u64 = 4;
 
 /// A tree that EROFS can't hold.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,8 @@ pub(super) struct Place {
     pub parent: InodeId,
     /// Byte offset in the metadata area.
     pub offset: u64,
+    /// In the short form.
+    pub compact: bool,
     /// Length of the data of a directory or symbolic link; zero for others, whose data is elsewhere.
     pub data_bytes: u64,
     /// Whether the end of that data that fills no block follows the inode.
@@ -48,57 +53,49 @@ impl Place {
     }
 }
 
-/// The metadata area: inodes first, then blocks of directories and symbolic links, each in the order of `places`.
+/// The metadata area: inodes first, then blocks of directories and symbolic links, each in the order of `places`; last the
+/// shared extended attributes.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct Layout<'a> {
     pub places: Vec<Place>,
     /// By index of the inode: its index in `places`.
     by_inode: Vec<Option<u32>>,
     /// Names that lead to the inode, by its index; for directories what Linux counts: 2 and the subdirectories.
     pub links: Vec<u32>,
+    /// The time of inodes in the short form.
+    pub time: Timestamp,
+    pub xattrs: SharedXattrs<'a>,
+    /// Some files are lists of chunks.
+    pub chunked: bool,
     /// Size of the inodes in blocks.
     pub inode_blocks: u64,
     /// Blocks of directories and symbolic links.
     pub data_blocks: u64,
 }
 
-impl Layout {
+impl<'a> Layout<'a> {
     /// Lays out what is reachable from the root of `tree`, breadth first by name, so that the root comes first: its number
     /// must fit 16 bits.
-    pub fn new(tree: &Tree) -> Result<Self, LayoutError> {
+    pub fn new(tree: &'a Tree) -> Result<Self, LayoutError> {
+        let mut links = vec![0; tree.len()];
+        let order = walk(tree, &mut links)?;
+        let metadata = || order.iter().map(|(id, _)| tree.metadata(*id));
         let mut layout = Self {
-            places: Vec::with_capacity(tree.len()),
+            places: Vec::with_capacity(order.len()),
             by_inode: vec![None; tree.len()],
-            links: vec![0; tree.len()],
+            links,
+            time: most_frequent(metadata().map(|metadata| metadata.mtime)),
+            xattrs: SharedXattrs::new(metadata().map(|metadata| &metadata.xattrs)),
+            chunked: false,
             inode_blocks: 0,
             data_blocks: 0,
         };
         // Inode number 0 is left free: `readdir` takes it for a deleted entry.
         let mut end = SLOT_SIZE;
-        let mut queue = VecDeque::from([(Tree::ROOT, Tree::ROOT)]);
-        layout.links[Tree::index(Tree::ROOT)] = 2;
-        while let Some((id, parent)) = queue.pop_front() {
-            if layout.by_inode[Tree::index(id)].is_some() {
-                continue;
-            }
+        for (number, (id, parent)) in (0..).zip(order) {
             let place = layout.place(tree, id, parent, &mut end)?;
-            #[allow(clippy::cast_possible_truncation, reason = "a tree of 2^32 inodes does not fit in memory")]
-            let number = layout.places.len() as u32;
             layout.by_inode[Tree::index(id)] = Some(number);
             layout.places.push(place);
-            let Some(directory) = tree.directory(id) else { continue };
-            for (name, child) in &directory.entries {
-                if name.is_empty() || name.len() > MAX_NAME {
-                    return Err(LayoutError::Name(name.clone()));
-                }
-                if tree.directory(*child).is_some() {
-                    layout.links[Tree::index(*child)] = 2;
-                    layout.links[Tree::index(id)] += 1;
-                } else {
-                    layout.links[Tree::index(*child)] += 1;
-                }
-                queue.push_back((*child, id));
-            }
         }
         layout.inode_blocks = end.div_ceil(BLOCK_SIZE);
         Ok(layout)
@@ -111,32 +108,94 @@ impl Layout {
         &self.places[number as usize]
     }
 
+    /// Blocks of the metadata area.
+    pub fn blocks(&self) -> u64 {
+        self.inode_blocks + self.data_blocks + (self.xattrs.area.len() as u64).div_ceil(BLOCK_SIZE)
+    }
+
     fn place(&mut self, tree: &Tree, id: InodeId, parent: InodeId, end: &mut u64) -> Result<Place, LayoutError> {
-        let inode = tree.inode(id);
-        let xattrs = xattr::size(&inode.metadata.xattrs);
-        let longest = inode.metadata.xattrs.values().map(Vec::len).max().unwrap_or(0) as u64;
+        let (metadata, content) = (tree.metadata(id), tree.content(id));
+        let xattrs = self.xattrs.size(&metadata.xattrs);
+        let longest = metadata.xattrs.values().map(Vec::len).max().unwrap_or(0) as u64;
         if longest > u64::from(u16::MAX) || xattrs > MAX_XATTR_BYTES {
-            return Err(LayoutError::Xattrs(xattrs));
+            return Err(LayoutError::Xattrs(xattrs.max(longest)));
         }
-        let data_bytes = match &inode.content {
-            Content::Directory(directory) => directory::size(with_dots(directory.entries.keys().map(|n| &**n))),
-            Content::Symlink(target) => target.len() as u64,
-            _ => 0,
-        };
+        let (mut data_bytes, mut size, mut chunks) = (0, 0, 0);
+        match content {
+            Content::Directory(directory) => {
+                data_bytes = directory::size(with_dots(directory.entries.keys().map(|n| &**n)));
+            }
+            Content::Symlink(target) => data_bytes = target.len() as u64,
+            Content::File(data) => {
+                size = data.bytes;
+                if let Blocks::Chunks { first, .. } = &data.blocks {
+                    self.chunked = true;
+                    chunks = CHUNK_SIZE * first.len() as u64;
+                }
+            }
+            _ => {}
+        }
+        let small = |number: u32| number <= u16::MAX.into();
+        let compact = metadata.mtime == self.time
+            && small(metadata.uid)
+            && small(metadata.gid)
+            && small(self.links[Tree::index(id)])
+            && u32::try_from(size.max(data_bytes)).is_ok();
+        let head = if compact { COMPACT_INODE_SIZE } else { INODE_SIZE } + xattrs;
         let tail = data_bytes % BLOCK_SIZE;
-        let head = INODE_SIZE + xattrs;
         let inline = tail > 0 && head + tail <= BLOCK_SIZE;
-        let bytes = if inline { head + tail } else { head };
+        let bytes = head + chunks + if inline { tail } else { 0 };
         // An inline tail must lie in one block; where the whole inode fits in one, it does.
         let mut offset = *end;
         if bytes <= BLOCK_SIZE && offset % BLOCK_SIZE + bytes > BLOCK_SIZE {
             offset = offset.next_multiple_of(BLOCK_SIZE);
         }
         *end = (offset + bytes).next_multiple_of(SLOT_SIZE);
-        let place = Place { id, parent, offset, data_bytes, inline, block: self.data_blocks };
+        let place = Place { id, parent, offset, compact, data_bytes, inline, block: self.data_blocks };
         self.data_blocks += place.block_bytes().div_ceil(BLOCK_SIZE);
         Ok(place)
     }
+}
+
+/// Every inode that a name leads to with the first directory that has it, breadth first by name; counts the names.
+fn walk(tree: &Tree, links: &mut [u32]) -> Result<Vec<(InodeId, InodeId)>, LayoutError> {
+    let mut order = Vec::with_capacity(tree.len());
+    let mut seen = vec![false; tree.len()];
+    let mut queue = VecDeque::from([(Tree::ROOT, Tree::ROOT)]);
+    links[Tree::index(Tree::ROOT)] = 2;
+    while let Some((id, parent)) = queue.pop_front() {
+        if std::mem::replace(&mut seen[Tree::index(id)], true) {
+            continue;
+        }
+        order.push((id, parent));
+        let Some(directory) = tree.directory(id) else { continue };
+        for (name, child) in &directory.entries {
+            if name.is_empty() || name.len() > MAX_NAME {
+                return Err(LayoutError::Name(name.clone()));
+            }
+            if tree.directory(*child).is_some() {
+                links[Tree::index(*child)] = 2;
+                links[Tree::index(id)] += 1;
+            } else {
+                links[Tree::index(*child)] += 1;
+            }
+            queue.push_back((*child, id));
+        }
+    }
+    Ok(order)
+}
+
+/// The most frequent time, of several the earliest.
+fn most_frequent(times: impl Iterator<Item = Timestamp>) -> Timestamp {
+    let mut counts: BTreeMap<(i64, u32), u32> = BTreeMap::new();
+    for time in times {
+        *counts.entry((time.seconds, time.nanoseconds)).or_default() += 1;
+    }
+    let best = counts.iter().rev().max_by_key(|(_, count)| **count);
+    best.map_or_else(Timestamp::default, |((seconds, nanoseconds), _)| Timestamp {
+        seconds: *seconds,
+        nanoseconds: *nanoseconds,
+    })
 }
 
 /// Merges `.` and `..` into sorted names: bytes below a full stop sort before them.

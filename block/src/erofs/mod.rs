@@ -1,18 +1,24 @@
 //! EROFS images, written the one way that suits layers: uncompressed, 4 KiB blocks, file data plain and block-aligned
 //! (so that a guest may map it with DAX), the same bytes for the same input.
 //!
+//! Files with holes are lists of chunks; data may also lie on further devices, behind the image itself (a flat image).
+//!
 //! An image is written front to back: one block for the superblock, file data as it comes, then all metadata. So a layer
 //! streams through, and only its tree of names and attributes is held in memory.
 
 mod directory;
 mod format;
 mod layout;
+mod reader;
+mod sparse;
 mod tree;
 mod writer;
 mod xattr;
 
 pub use format::BLOCK_SIZE;
 pub use layout::LayoutError;
-pub use tree::{Content, Device, Directory, Extent, InodeId, Metadata, Timestamp, Tree};
-pub use writer::{ImageWriter, WriteError};
+pub use reader::{ReadError, read_tree};
+pub use sparse::SparseMap;
+pub use tree::{Blocks, Content, Device, Directory, FileData, InodeId, Metadata, Timestamp, Tree, WHITEOUT};
+pub use writer::{ExtraDevice, ImageWriter, WriteError, Written};
 pub use xattr::XattrName;

@@ -30,6 +30,8 @@ pub struct Metadata {
     pub mtime: Timestamp,
     /// Extended attributes.
     pub xattrs: BTreeMap<XattrName, Vec<u8>>,
+    /// Nobody described this directory: it is only there because something below it is.
+    pub implied: bool,
 }
 
 /// Number of a device node.
@@ -41,13 +43,35 @@ pub struct Device {
     pub minor: u32,
 }
 
-/// Where a regular file's data lies in the image.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Extent {
-    /// First block.
-    pub block: u32,
+/// A regular file's data.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct FileData {
     /// Length of the file.
     pub bytes: u64,
+    /// Which of the image's further devices it lies on, counted from 1; 0 for the image itself.
+    pub device: u16,
+    /// Where.
+    pub blocks: Blocks,
+}
+
+/// Which blocks a file's data fills.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Blocks {
+    /// Consecutive ones from this; any where the file is empty.
+    Contiguous(u32),
+    /// Consecutive ones for each chunk of the file.
+    Chunks {
+        /// log2 of the blocks of a chunk.
+        bits: u8,
+        /// Each chunk's first block; `None` for zeros that are stored nowhere.
+        first: Box<[Option<u32>]>,
+    },
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Self::Contiguous(0)
+    }
 }
 
 /// A directory's names.
@@ -65,7 +89,7 @@ pub enum Content {
     /// A directory.
     Directory(Directory),
     /// A regular file.
-    File(Extent),
+    File(FileData),
     /// A symbolic link and where it points.
     Symlink(Box<[u8]>),
     /// A character device.
@@ -74,7 +98,12 @@ pub enum Content {
     BlockDevice(Device),
     /// A named pipe.
     Fifo,
+    /// A Unix domain socket.
+    Socket,
 }
+
+/// What hides a name of a layer below from overlayfs.
+pub const WHITEOUT: Content = Content::CharDevice(Device { major: 0, minor: 0 });
 
 #[derive(Clone, Debug)]
 pub(super) struct Inode {
@@ -101,7 +130,7 @@ impl Tree {
     /// What a directory gets that nobody described: root's, with the usual permissions.
     #[must_use]
     pub fn implied() -> Metadata {
-        Metadata { permissions: 0o755, ..Metadata::default() }
+        Metadata { permissions: 0o755, implied: true, ..Metadata::default() }
     }
 
     /// Adds an inode without a name.
@@ -114,6 +143,12 @@ impl Tree {
     #[must_use]
     pub fn content(&self, id: InodeId) -> &Content {
         &self.inodes[id.0].content
+    }
+
+    /// The attributes of `id`.
+    #[must_use]
+    pub fn metadata(&self, id: InodeId) -> &Metadata {
+        &self.inodes[id.0].metadata
     }
 
     /// The attributes of `id`.
@@ -158,7 +193,7 @@ impl Tree {
                         }
                     }
                     None => {
-                        let hidden = self.add(Metadata::default(), Content::CharDevice(Device::default()));
+                        let hidden = self.add(Metadata::default(), WHITEOUT);
                         if let Some(directory) = self.directory_mut(InodeId(index)) {
                             directory.entries.insert(name, hidden);
                         }
@@ -180,12 +215,10 @@ impl Tree {
     }
 
     /// Number of inodes, those without a name too.
-    pub(super) fn len(&self) -> usize {
+    #[allow(clippy::len_without_is_empty, reason = "there is always the root")]
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.inodes.len()
-    }
-
-    pub(super) fn inode(&self, id: InodeId) -> &Inode {
-        &self.inodes[id.0]
     }
 
     pub(super) fn index(id: InodeId) -> usize {

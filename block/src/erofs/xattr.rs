@@ -1,8 +1,8 @@
-//! Extended attributes, stored behind their inode.
+//! Extended attributes: those of one inode behind it, those of several in an area of their own.
 
 use std::collections::BTreeMap;
 
-use super::format::{XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE};
+use super::format::{XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE, get_u16};
 
 /// Name of an extended attribute that EROFS can store: a known prefix by its number, and the rest.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -31,6 +31,13 @@ impl XattrName {
         })
     }
 
+    /// The full name.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let prefix = PREFIXES.iter().find(|(_, number, _)| *number == self.prefix).map_or(&b""[..], |(text, ..)| text);
+        [prefix, &self.suffix].concat()
+    }
+
     /// What marks a directory that hides the one below it (overlayfs, `trusted.overlay.opaque`).
     #[must_use]
     pub fn overlay_opaque() -> Self {
@@ -44,34 +51,116 @@ impl XattrName {
     }
 }
 
-/// Size in bytes of the area behind the inode that `xattrs` need.
-pub(super) fn size(xattrs: &BTreeMap<XattrName, Vec<u8>>) -> u64 {
-    if xattrs.is_empty() {
-        return 0;
-    }
-    let entries = xattrs.iter().map(|(name, value)| entry_size(name, value) as u64).sum::<u64>();
-    XATTR_HEADER_SIZE as u64 + entries
+/// An attribute with its value.
+type Pair<'a> = (&'a XattrName, &'a [u8]);
+
+/// Attributes that several inodes have, stored once.
+#[derive(Debug, Default)]
+pub(super) struct SharedXattrs<'a> {
+    /// Where each is in the area, in units of four bytes.
+    places: BTreeMap<Pair<'a>, u32>,
+    /// The area.
+    pub area: Vec<u8>,
 }
 
-/// Appends the area; values are at most 65,535 bytes long, which the layout has checked.
+impl<'a> SharedXattrs<'a> {
+    /// Finds what inodes with these attributes have in common.
+    pub fn new(inodes: impl Iterator<Item = &'a BTreeMap<XattrName, Vec<u8>>>) -> Self {
+        let mut counts: BTreeMap<Pair<'a>, u32> = BTreeMap::new();
+        for (name, value) in inodes.flatten() {
+            *counts.entry((name, value)).or_default() += 1;
+        }
+        let mut shared = Self::default();
+        for (pair, _) in counts.into_iter().filter(|(_, count)| *count > 1) {
+            // Beyond what a place can say they are simply not shared.
+            let Ok(place) = u32::try_from(shared.area.len() / XATTR_ENTRY_SIZE) else { break };
+            encode_entry(pair, &mut shared.area);
+            shared.places.insert(pair, place);
+        }
+        shared
+    }
+
+    /// Sorts an inode's attributes into those that are shared, by place, and those that are its own.
+    fn split<'b>(&self, xattrs: &'b BTreeMap<XattrName, Vec<u8>>) -> (Vec<u32>, Vec<Pair<'b>>) {
+        let mut places = Vec::new();
+        let mut own = Vec::new();
+        for (name, value) in xattrs {
+            match self.places.get(&(name, value.as_slice())) {
+                Some(place) if places.len() < usize::from(u8::MAX) => places.push(*place),
+                _ => own.push((name, value.as_slice())),
+            }
+        }
+        (places, own)
+    }
+
+    /// Size in bytes of the area behind the inode that `xattrs` need.
+    pub fn size(&self, xattrs: &BTreeMap<XattrName, Vec<u8>>) -> u64 {
+        if xattrs.is_empty() {
+            return 0;
+        }
+        let (places, own) = self.split(xattrs);
+        let entries = own.into_iter().map(|pair| entry_size(pair) as u64).sum::<u64>();
+        (XATTR_HEADER_SIZE + XATTR_ENTRY_SIZE * places.len()) as u64 + entries
+    }
+
+    /// Appends the area behind the inode; values are at most 65,535 bytes long, which the layout has checked.
+    pub fn encode(&self, xattrs: &BTreeMap<XattrName, Vec<u8>>, into: &mut Vec<u8>) {
+        if xattrs.is_empty() {
+            return;
+        }
+        let (places, own) = self.split(xattrs);
+        let mut header = [0; XATTR_HEADER_SIZE];
+        #[allow(clippy::cast_possible_truncation, reason = "`split` shares no more than fit one byte")]
+        (header[4] = places.len() as u8);
+        into.extend(header);
+        places.iter().for_each(|place| into.extend(place.to_le_bytes()));
+        own.into_iter().for_each(|pair| encode_entry(pair, into));
+    }
+}
+
+/// Reads the area behind an inode; `shared` is the image from its shared attributes on. `None` if it is damaged.
+pub(super) fn decode(mut area: &[u8], shared: &[u8]) -> Option<BTreeMap<XattrName, Vec<u8>>> {
+    let mut xattrs = BTreeMap::new();
+    if area.is_empty() {
+        return Some(xattrs);
+    }
+    let count = usize::from(*area.get(4)?);
+    let (places, own) = area.get(XATTR_HEADER_SIZE..)?.split_at_checked(count * XATTR_ENTRY_SIZE)?;
+    for place in places.as_chunks::<XATTR_ENTRY_SIZE>().0 {
+        let offset = usize::try_from(u32::from_le_bytes(*place)).ok()?.checked_mul(XATTR_ENTRY_SIZE)?;
+        let (name, value, _) = decode_entry(shared.get(offset..)?)?;
+        xattrs.insert(name, value);
+    }
+    area = own;
+    while !area.is_empty() {
+        let (name, value, size) = decode_entry(area)?;
+        xattrs.insert(name, value);
+        area = area.get(size..)?;
+    }
+    Some(xattrs)
+}
+
 #[allow(clippy::cast_possible_truncation, reason = "XattrName and the layout limit both lengths")]
-pub(super) fn encode(xattrs: &BTreeMap<XattrName, Vec<u8>>, into: &mut Vec<u8>) {
-    if xattrs.is_empty() {
-        return;
-    }
-    into.extend([0; XATTR_HEADER_SIZE]);
-    for (name, value) in xattrs {
-        let end = into.len() + entry_size(name, value);
-        into.push(name.suffix.len() as u8);
-        into.push(name.prefix);
-        into.extend((value.len() as u16).to_le_bytes());
-        into.extend(&*name.suffix);
-        into.extend(value);
-        into.resize(end, 0);
-    }
+fn encode_entry((name, value): Pair<'_>, into: &mut Vec<u8>) {
+    let end = into.len() + entry_size((name, value));
+    into.push(name.suffix.len() as u8);
+    into.push(name.prefix);
+    into.extend((value.len() as u16).to_le_bytes());
+    into.extend(&*name.suffix);
+    into.extend(value);
+    into.resize(end, 0);
 }
 
-fn entry_size(name: &XattrName, value: &[u8]) -> usize {
+fn decode_entry(entry: &[u8]) -> Option<(XattrName, Vec<u8>, usize)> {
+    let (suffix, prefix, value) = (usize::from(*entry.first()?), *entry.get(1)?, usize::from(get_u16(entry, 2)?));
+    let (suffix, rest) = entry.get(XATTR_ENTRY_SIZE..)?.split_at_checked(suffix)?;
+    let name = XattrName { prefix, suffix: suffix.into() };
+    let value = rest.get(..value)?;
+    let size = entry_size((&name, value));
+    Some((name, value.to_owned(), size))
+}
+
+fn entry_size((name, value): Pair<'_>) -> usize {
     (XATTR_ENTRY_SIZE + name.suffix.len() + value.len()).next_multiple_of(4)
 }
 

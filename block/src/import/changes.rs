@@ -4,31 +4,50 @@ use std::collections::BTreeMap;
 
 use tracing::debug;
 
-use super::name::{Meaning, components, meaning};
-use super::tar_stream::{TarEntry, TarKind};
-use super::{EntryName, EntryProblem, LayerError};
-use crate::erofs::{Content, Directory, Extent, InodeId, Metadata, Tree, XattrName};
+use super::LayerError;
+use crate::archive::{ArchiveError, EntryName, EntryProblem, Limits, Meaning, TarEntry, TarKind, components, meaning};
+use crate::erofs::{Content, Directory, FileData, InodeId, Metadata, Tree, XattrName};
+
+/// What an inode and its name take in memory beside the name's and the attributes' own bytes.
+const INODE_COST: u64 = 256;
 
 /// The tree of a layer while its archive is read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Changes {
     tree: Tree,
+    limits: Limits,
+    entries: u64,
+    metadata_bytes: u64,
 }
 
 impl Changes {
-    /// Adds an entry. `extent` is asked for where a regular file's data was put; it is not asked for other entries.
+    pub fn new(limits: Limits) -> Self {
+        Self { tree: Tree::default(), limits, entries: 0, metadata_bytes: 0 }
+    }
+
+    /// Adds an entry. `data` is asked for where a regular file's data was put; it is not asked for other entries.
     pub fn apply(
         &mut self,
         entry: &TarEntry,
-        extent: impl FnOnce() -> Result<Extent, LayerError>,
+        data: impl FnOnce() -> Result<FileData, LayerError>,
     ) -> Result<(), LayerError> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(entry.error(EntryProblem::Count(self.limits.entries)).into());
+        }
+        let link = match &entry.kind {
+            TarKind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let attributes = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        self.charge(entry, (entry.name.len() + link + attributes) as u64)?;
         match meaning(&entry.name).map_err(|problem| entry.error(problem))? {
             Meaning::Ignored => Ok(()),
             Meaning::Root if entry.kind == TarKind::Directory => {
                 *self.tree.metadata_mut(Tree::ROOT) = self.metadata(entry, self.tree.is_opaque(Tree::ROOT));
                 Ok(())
             }
-            Meaning::Root => Err(entry.error(EntryProblem::Root)),
+            Meaning::Root => Err(entry.error(EntryProblem::Root).into()),
             Meaning::Opaque { directory } => {
                 let directory = self.directory(entry, &directory)?;
                 self.tree.set_opaque(directory);
@@ -43,7 +62,7 @@ impl Changes {
             }
             Meaning::Present { parent, name } => {
                 let parent = self.directory(entry, &parent)?;
-                self.present(entry, parent, name, extent)
+                self.present(entry, parent, name, data)
             }
         }
     }
@@ -59,7 +78,7 @@ impl Changes {
         entry: &TarEntry,
         parent: InodeId,
         name: &[u8],
-        extent: impl FnOnce() -> Result<Extent, LayerError>,
+        data: impl FnOnce() -> Result<FileData, LayerError>,
     ) -> Result<(), LayerError> {
         let earlier = self.tree.directory(parent).and_then(|directory| directory.entries.get(name).copied());
         let content = match &entry.kind {
@@ -77,14 +96,24 @@ impl Changes {
                 self.name(parent, name, id);
                 return Ok(());
             }
-            TarKind::File => Content::File(extent()?),
+            TarKind::File(_) => Content::File(data()?),
             TarKind::Symlink(target) => Content::Symlink(target.as_slice().into()),
             TarKind::CharDevice(device) => Content::CharDevice(*device),
             TarKind::BlockDevice(device) => Content::BlockDevice(*device),
             TarKind::Fifo => Content::Fifo,
+            TarKind::Socket => Content::Socket,
         };
         let id = self.tree.add(self.metadata(entry, false), content);
         self.name(parent, name, id);
+        Ok(())
+    }
+
+    /// Counts the memory of an inode with `bytes` bytes of names and attributes.
+    fn charge(&mut self, entry: &TarEntry, bytes: u64) -> Result<(), ArchiveError> {
+        self.metadata_bytes += INODE_COST + bytes;
+        if self.metadata_bytes > self.limits.metadata_bytes {
+            return Err(entry.error(EntryProblem::Metadata(self.limits.metadata_bytes)));
+        }
         Ok(())
     }
 
@@ -96,7 +125,7 @@ impl Changes {
 
     /// Follows `names` from the root and makes the directories that are missing. Symbolic links are not followed: where
     /// they lead depends on layers that are not here.
-    fn directory(&mut self, entry: &TarEntry, names: &[&[u8]]) -> Result<InodeId, LayerError> {
+    fn directory(&mut self, entry: &TarEntry, names: &[&[u8]]) -> Result<InodeId, ArchiveError> {
         let mut id = Tree::ROOT;
         for (depth, name) in names.iter().enumerate() {
             let not_directory = || {
@@ -107,6 +136,7 @@ impl Changes {
             id = match directory.entries.get(*name) {
                 Some(id) => *id,
                 None => {
+                    self.charge(entry, name.len() as u64)?;
                     let child = self.tree.add(Tree::implied(), Content::Directory(Directory::default()));
                     self.name(id, name, child);
                     child
@@ -137,6 +167,7 @@ impl Changes {
         if opaque {
             xattrs.insert(XattrName::overlay_opaque(), b"y".to_vec());
         }
-        Metadata { permissions: entry.permissions, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs }
+        let TarEntry { permissions, uid, gid, mtime, .. } = *entry;
+        Metadata { permissions, uid, gid, mtime, xattrs, implied: false }
     }
 }

@@ -3,32 +3,42 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use flate2::bufread::MultiGzDecoder;
-
 use super::LayerError;
 use super::changes::Changes;
-use super::tar_stream::TarStream;
+use crate::archive::{ArchiveError, Bounded, Counted, EntryName, Limits, TarKind, TarStream};
+use crate::compression::unpack;
+use crate::digest::LayerDigest;
 use crate::erofs::{ImageWriter, Tree, WriteError};
-use crate::oci::{BlobError, Compression, OciLayer, VerifyingReader};
+use crate::oci::{BlobError, Digests, HashingReader};
 
 /// What came of importing a layer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ImportedLayer {
+    /// Digest of the uncompressed archive.
+    pub diff_id: LayerDigest,
     /// Size of the image in bytes.
     pub bytes: u64,
     /// The layer hides everything below it.
     pub opaque_root: bool,
 }
 
-/// Reads the blob of `layer` and writes its EROFS image to the empty file `image`. The blob's digest and its `diff_id` are
-/// checked on the way; where this fails `image` holds nothing of use.
+/// Reads a layer's blob, plain or compressed, and writes its EROFS image to the empty file `image`. What is known of its
+/// digests is checked on the way; where this fails `image` holds nothing of use.
+///
+/// Memory use depends on the number of names in the layer and not on its size; `limits` bounds both.
 ///
 /// # Errors
-/// The blob is damaged or no archive, the archive has an entry that a layer can't have, or writing failed.
-pub fn import_layer(blob: impl Read, layer: &OciLayer, image: &File) -> Result<ImportedLayer, LayerError> {
-    let mut blob = VerifyingReader::new(blob, layer.blob);
-    let result = unpack(&mut blob, layer, image);
-    match (result, blob.finish()) {
+/// The blob is damaged or no archive, the archive has an entry that a layer can't have or goes beyond a limit, or writing
+/// failed.
+pub fn import_layer(
+    blob: impl Read,
+    digests: Digests,
+    limits: Limits,
+    image: &File,
+) -> Result<ImportedLayer, LayerError> {
+    let mut blob = HashingReader::new(blob);
+    let result = convert(&mut blob, digests, limits, image);
+    match (result, blob.finish().and_then(|actual| BlobError::check(digests.blob, actual))) {
         // A damaged blob fails in many ways: the damage is the cause.
         (_, Err(error @ BlobError::Digest { .. })) => Err(LayerError::Blob(error)),
         (Err(error), _) => Err(error),
@@ -37,43 +47,46 @@ pub fn import_layer(blob: impl Read, layer: &OciLayer, image: &File) -> Result<I
     }
 }
 
-fn unpack(blob: &mut dyn Read, layer: &OciLayer, image: &File) -> Result<ImportedLayer, LayerError> {
-    let blob = BufReader::with_capacity(128 << 10, blob);
-    let plain: Box<dyn Read + '_> = match layer.compression {
-        Compression::None => Box::new(blob),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
-        Compression::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(blob);
-            Box::new(decoder.map_err(|source| LayerError::Read { offset: 0, source })?)
-        }
-    };
-    let mut plain = VerifyingReader::new(plain, layer.diff_id);
+fn convert(blob: &mut dyn Read, digests: Digests, limits: Limits, image: &File) -> Result<ImportedLayer, LayerError> {
+    let (blob, packed) = Counted::new(blob);
+    let (_, plain) = unpack(blob).map_err(|source| ArchiveError::Read { offset: 0, entry: None, source })?;
+    let mut plain = HashingReader::new(Bounded::new(plain, limits, packed));
     // Reads of single headers would otherwise all reach the decompressor.
     let mut archive = TarStream::new(BufReader::with_capacity(128 << 10, &mut plain));
-    let mut writer = ImageWriter::new(image).map_err(LayerError::Write)?;
-    let tree = read_archive(&mut archive, &mut writer)?;
+    let writer = ImageWriter::new(image).map_err(|source| LayerError::Write { entry: None, source })?;
+    let mut writer = writer.limit(limits.unpacked_bytes);
+    let tree = read_archive(&mut archive, &mut writer, limits)?;
     // What follows the archive's end belongs to the layer's digest too.
     let offset = archive.offset();
     drop(archive);
-    plain.finish().map_err(|error| match error {
-        BlobError::Read(source) => LayerError::Read { offset, source },
-        other => LayerError::DiffId(other),
-    })?;
+    let diff_id = match plain.finish() {
+        Err(BlobError::Read(source)) => Err(ArchiveError::Read { offset, entry: None, source }.into()),
+        other => other.map_err(LayerError::DiffId),
+    }?;
+    BlobError::check(digests.diff_id, diff_id).map_err(LayerError::DiffId)?;
 
     let opaque_root = tree.is_opaque(Tree::ROOT);
     let mut uuid = [0; 16];
-    uuid.copy_from_slice(&layer.diff_id.as_bytes()[..16]);
-    let (_, bytes) = writer.finish(&tree, uuid).map_err(LayerError::Write)?;
-    Ok(ImportedLayer { bytes, opaque_root })
+    uuid.copy_from_slice(&diff_id.as_bytes()[..16]);
+    let written = writer.finish(&tree, uuid).map_err(|source| LayerError::Write { entry: None, source })?;
+    Ok(ImportedLayer { diff_id, bytes: written.bytes, opaque_root })
 }
 
-fn read_archive<R: Read>(archive: &mut TarStream<R>, writer: &mut ImageWriter<&File>) -> Result<Tree, LayerError> {
-    let mut changes = Changes::default();
+fn read_archive<R: Read>(
+    archive: &mut TarStream<R>,
+    writer: &mut ImageWriter<&File>,
+    limits: Limits,
+) -> Result<Tree, LayerError> {
+    let mut changes = Changes::new(limits);
     while let Some(entry) = archive.next()? {
         changes.apply(&entry, || {
-            writer.append(archive).map_err(|error| match error {
-                WriteError::Read(source) => LayerError::Read { offset: archive.offset(), source },
-                other => LayerError::Write(other),
+            let data = match &entry.kind {
+                TarKind::File(Some(map)) => writer.append_sparse(map, archive),
+                _ => writer.append(archive),
+            };
+            data.map_err(|error| match error {
+                WriteError::Read(source) => archive.read_error(source).into(),
+                source => LayerError::Write { entry: Some(EntryName::new(&entry.name)), source },
             })
         })?;
     }
@@ -83,3 +96,7 @@ fn read_archive<R: Read>(archive: &mut TarStream<R>, writer: &mut ImageWriter<&F
 #[cfg(test)]
 #[path = "layer_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "hostile_test.rs"]
+mod hostile_tests;

@@ -7,11 +7,15 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::*;
+use crate::archive::DirectoryArchive;
+use crate::compression::Compression;
 use crate::digest::LayerDigest;
-use crate::testing::{Archive, Entry, Mount, Node, check_with_fsck, compress, snapshot};
+use crate::testing::{
+    Archive, Entry, Mount, Node, check_with_fsck, compress, difference, read_independently, snapshot,
+};
 
-fn layer_of(archive: &[u8], blob: &[u8], compression: Compression) -> OciLayer {
-    OciLayer { blob: LayerDigest::of(blob), bytes: blob.len() as u64, compression, diff_id: LayerDigest::of(archive) }
+fn digests(archive: &[u8], blob: &[u8]) -> Digests {
+    Digests { blob: Some(LayerDigest::of(blob)), diff_id: Some(LayerDigest::of(archive)) }
 }
 
 struct Imported {
@@ -28,25 +32,39 @@ impl Imported {
         fs::read(self.path()).unwrap()
     }
 
-    /// The files as the kernel sees them, where it can.
-    fn snapshot(&self) -> Option<BTreeMap<Vec<u8>, Node>> {
-        Mount::new(&self.path()).map(|mount| snapshot(mount.path()))
+    /// The files as the kernel sees them, where it can, and as another reader does: the same.
+    fn snapshot(&self) -> BTreeMap<Vec<u8>, Node> {
+        let read = read_independently(&self.path(), &[]);
+        if let Some(mount) = Mount::new(&self.path()) {
+            assert_eq!(difference(&snapshot(mount.path()), &read), None);
+        }
+        read
     }
 }
 
 fn import(archive: &[u8]) -> Result<Imported, LayerError> {
-    import_blob(archive, &layer_of(archive, archive, Compression::None))
+    import_blob(archive, digests(archive, archive))
 }
 
-fn import_blob(blob: &[u8], layer: &OciLayer) -> Result<Imported, LayerError> {
+fn import_blob(blob: &[u8], digests: Digests) -> Result<Imported, LayerError> {
     let directory = tempfile::tempdir().unwrap();
     let file = File::create(directory.path().join("layer.erofs")).unwrap();
-    let layer = import_layer(blob, layer, &file)?;
+    let layer = import_layer(blob, digests, Limits::default(), &file)?;
     let imported = Imported { directory, layer };
     assert_eq!(fs::metadata(imported.path()).unwrap().len(), layer.bytes);
     assert!(layer.bytes.is_multiple_of(4096));
     check_with_fsck(&imported.path());
     Ok(imported)
+}
+
+fn import_directory(root: &Path) -> Imported {
+    let directory = tempfile::tempdir().unwrap();
+    let file = File::create(directory.path().join("layer.erofs")).unwrap();
+    let archive = DirectoryArchive::new(root.to_owned());
+    let layer = import_layer(archive, Digests::default(), Limits::default(), &file).unwrap();
+    let imported = Imported { directory, layer };
+    check_with_fsck(&imported.path());
+    imported
 }
 
 fn refused(archive: &[u8]) -> String {
@@ -87,6 +105,8 @@ fn a_tree_comes_through_as_it_was() {
         mkdir "$(printf 'd%.0s' $(seq 255))"; : > "$(printf 'f%.0s' $(seq 255))"; : > "$(printf 'a\377\001b')"; : > '!first'; : > '..second'
         d=deep; for i in $(seq 30); do d=$d/0123456789012345678901234567890123456789; done; mkdir -p $d; echo deep > $d/file
         chmod 4755 a/block; chmod 2775 a; chmod 1777 empty; chmod 0 a/empty; chown 1234:4294967293 a/more; chown -h 7:8 a/sym; chown 100000:100000 a/fifo
+        head -c 5000 /dev/urandom > holes; truncate -s 9000000 holes; head -c 5000 /dev/urandom | dd of=holes seek=6000 bs=1000 conv=notrunc status=none
+        truncate -s 30000000 hole
         touch -h -d '1969-12-31T23:59:58.25Z' a/sym; touch -d '2038-01-20T00:00:00.123456789Z' a/more; touch -d '1901-01-01T00:00:00Z' empty
     "#;
     let made = Command::new("sh").args(["-c", script]).current_dir(root).status().unwrap();
@@ -106,16 +126,19 @@ fn a_tree_comes_through_as_it_was() {
     }
     let expected = snapshot(root);
     assert!(expected.len() > 640);
+    let directory = import_directory(root);
+    assert!(directory.bytes().len() < 7_000_000, "holes are not stored");
+    assert_eq!(difference(&directory.snapshot(), &expected), None);
     for format in ["pax", "gnu"] {
         let mut tar = Command::new("tar");
-        tar.args(["-c", "--sort=none", "--numeric-owner", "--format", format]).current_dir(root);
+        tar.args(["-cS", "--sort=none", "--numeric-owner", "--format", format]).current_dir(root);
         if format == "pax" {
             tar.args(["--xattrs", "--xattrs-include=*"]);
         }
         let output = tar.arg(".").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let imported = import(&output.stdout).unwrap();
-        let Some(actual) = imported.snapshot() else { continue };
+        let actual = imported.snapshot();
         assert_eq!(actual.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         for (name, expected) in &expected {
             let mut expected = expected.clone();
@@ -136,7 +159,7 @@ fn the_same_input_gives_the_same_bytes() {
     assert!(first == import(&archive).unwrap().bytes());
     for compression in [Compression::Gzip, Compression::Zstd] {
         let blob = compress(&archive, compression);
-        let imported = import_blob(&blob, &layer_of(&archive, &blob, compression)).unwrap();
+        let imported = import_blob(&blob, digests(&archive, &blob)).unwrap();
         assert!(first == imported.bytes(), "{compression:?}");
     }
 }
@@ -173,7 +196,7 @@ fn whiteouts_become_what_overlayfs_reads() {
         .finish();
     let imported = import(&archive).unwrap();
     assert!(!imported.layer.opaque_root);
-    let Some(snapshot) = imported.snapshot() else { return };
+    let snapshot = imported.snapshot();
     let names = [
         "at-root",
         "d",
@@ -210,7 +233,7 @@ fn an_image_gives_overlayfs_no_instructions() {
         .pax("SCHILY.xattr.trusted.overlay.opaque", "y")
         .pax("SCHILY.xattr.user.kept", "1");
     let imported = import(&Archive::new().add(entry).finish()).unwrap();
-    let Some(snapshot) = imported.snapshot() else { return };
+    let snapshot = imported.snapshot();
     let names: Vec<_> = snapshot[&b"d"[..]].xattrs.keys().cloned().collect();
     assert_eq!(names, [b"user.kept".to_vec()]);
 }
@@ -233,7 +256,7 @@ fn the_last_of_several_entries_wins() {
         .hard_link("other-name", "other-name")
         .finish();
     let imported = import(&archive).unwrap();
-    let Some(snapshot) = imported.snapshot() else { return };
+    let snapshot = imported.snapshot();
     let names = ["file", "kept", "kept/below", "other-name", "to-directory", "to-directory/below", "to-file"];
     assert_eq!(files(&snapshot), names);
     let node = |name: &str| &snapshot[name.as_bytes()];
@@ -273,7 +296,11 @@ fn hostile_entries_are_refused_by_name() {
         (Archive::new().add(Entry::new("x", EntryType::Regular).pax("mtime", "soon")).finish(), ["`mtime`", "`soon`"]),
         (
             Archive::new().add(Entry::new("x", EntryType::Regular).pax("GNU.sparse.major", "1")).finish(),
-            ["`x`", "sparse"],
+            ["`x`", "invalid map of holes"],
+        ),
+        (
+            Archive::new().add(Entry::new("x", EntryType::Regular).pax("SCHILY.acl.access", "user:joe:rwx")).finish(),
+            ["`x`", "invalid access control list"],
         ),
     ] {
         let message = refused(&archive);
@@ -292,7 +319,7 @@ fn pax_records_override_the_header() {
         .pax("mtime", "-1.5")
         .pax("size", "3000");
     let imported = import(&Archive::new().add(entry).file("after", "x").finish()).unwrap();
-    let Some(snapshot) = imported.snapshot() else { return };
+    let snapshot = imported.snapshot();
     let node = &snapshot[long.as_bytes()];
     assert_eq!((node.uid, node.mtime, node.bytes), (3_000_000_000, (-2, 500_000_000), 3000));
     assert!(snapshot.contains_key(&b"after"[..]));
@@ -302,30 +329,35 @@ fn pax_records_override_the_header() {
 fn damaged_blobs_are_told_apart() {
     let archive = Archive::new().file("a", vec![1; 100_000]).finish();
     let blob = compress(&archive, Compression::Gzip);
-    let good = layer_of(&archive, &blob, Compression::Gzip);
-    let fail = |blob: &[u8], layer: &OciLayer| chain(&import_blob(blob, layer).err().expect("it was imported"));
+    let good = digests(&archive, &blob);
+    let fail = |blob: &[u8], layer: Digests| chain(&import_blob(blob, layer).err().expect("it was imported"));
 
     // Damage that breaks decompression is still reported as damage.
     let mut damaged = blob.clone();
     damaged[40] ^= 0xff;
-    let message = fail(&damaged, &good);
-    assert!(message.contains(&good.blob.to_string()) && message.contains(&LayerDigest::of(&damaged).to_string()));
+    let message = fail(&damaged, good);
+    assert!(
+        message.contains(&good.blob.unwrap().to_string()) && message.contains(&LayerDigest::of(&damaged).to_string())
+    );
 
     // A blob that was cut short before its digest was taken.
     let cut = &blob[..blob.len() - 20];
-    let message = fail(cut, &layer_of(&archive, cut, Compression::Gzip));
+    let message = fail(cut, digests(&archive, cut));
     assert!(message.contains("cannot unpack the archive after"), "{message}");
 
-    let other = OciLayer { diff_id: LayerDigest::of(b"other"), ..good };
-    let message = fail(&blob, &other);
-    assert!(message.contains(&other.diff_id.to_string()) && message.contains(&good.diff_id.to_string()), "{message}");
+    let other = Digests { diff_id: Some(LayerDigest::of(b"other")), ..good };
+    let message = fail(&blob, other);
+    assert!(
+        message.contains(&other.diff_id.unwrap().to_string()) && message.contains(&good.diff_id.unwrap().to_string()),
+        "{message}"
+    );
 
     for length in [1, 511, 513, 60_000] {
         let cut = &archive[..length];
-        let message = fail(cut, &layer_of(cut, cut, Compression::None));
+        let message = fail(cut, digests(cut, cut));
         assert!(message.contains(&format!("after {length} bytes")), "{message}");
     }
-    let message = fail(&[b'x'; 2048], &layer_of(&[b'x'; 2048], &[b'x'; 2048], Compression::None));
+    let message = fail(&[b'x'; 2048], digests(&[b'x'; 2048], &[b'x'; 2048]));
     assert!(message.contains("header at byte 0"), "{message}");
 }
 
@@ -333,10 +365,9 @@ fn damaged_blobs_are_told_apart() {
 fn an_empty_layer_is_an_empty_directory() {
     for archive in [Archive::new().finish(), Vec::new()] {
         let imported = import(&archive).unwrap();
-        if let Some(snapshot) = imported.snapshot() {
-            assert_eq!(snapshot.len(), 1);
-            assert_eq!(snapshot[&b""[..]].mode, libc::S_IFDIR | 0o755);
-        }
+        let snapshot = imported.snapshot();
+        assert_eq!(snapshot.len(), 1);
+        assert_eq!(snapshot[&b""[..]].mode, libc::S_IFDIR | 0o755);
     }
 }
 
@@ -361,4 +392,134 @@ fn extraction_by_erofs_utils_gives_the_same_files() {
     assert!(data.chunks(4).zip(0..).all(|(bytes, n)| bytes == u32::to_le_bytes(n)) && data.len() == 800_000);
     assert_eq!(fs::read_link(target.join("d/link")).unwrap(), Path::new("large"));
     assert_eq!(fs::read(target.join("d/empty")).unwrap(), b"");
+}
+
+/// All four ways in which GNU tar writes files with holes.
+#[test]
+fn holes_stay_holes() {
+    let source = tempfile::tempdir().unwrap();
+    let root = source.path();
+    let script = r#"
+        set -e
+        truncate -s 20000000 all; truncate -s 1 one
+        for i in $(seq 0 40); do echo $i | dd of=many seek=$((i * 300)) bs=4096 conv=notrunc status=none; done
+        echo start > start; truncate -s 50000 start; truncate -s 50000 end; echo end >> end
+    "#;
+    assert!(Command::new("sh").args(["-ec", script]).current_dir(root).status().unwrap().success());
+    let expected = snapshot(root);
+    for arguments in
+        ["--format=gnu", "--format=pax --sparse-version=0.0", "--format=pax --sparse-version=0.1", "--format=pax"]
+    {
+        let mut tar = Command::new("tar");
+        let output = tar.arg("-cS").args(arguments.split(' ')).arg(".").current_dir(root).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let imported = import(&output.stdout).unwrap();
+        assert!(imported.layer.bytes < 1 << 20, "{arguments}: {} bytes", imported.layer.bytes);
+        let seen = imported.snapshot();
+        for (name, node) in &expected {
+            let actual = &seen[name];
+            assert_eq!((actual.bytes, actual.data), (node.bytes, node.data), "{arguments}: {}", name.escape_ascii());
+        }
+    }
+}
+
+#[test]
+fn sockets_come_from_directories() {
+    let source = tempfile::tempdir().unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(source.path().join("socket")).unwrap();
+    let expected = snapshot(source.path());
+    assert_eq!(difference(&import_directory(source.path()).snapshot(), &expected), None);
+}
+
+#[test]
+fn attributes_that_inodes_share_are_stored_once() {
+    let archive = |count: usize| {
+        (0..count).fold(Archive::new(), |archive, n| {
+            let entry = Entry::new(format!("f{n}"), EntryType::Directory);
+            archive.add(entry.pax("SCHILY.xattr.user.common", [b'v'; 3000]).pax("SCHILY.xattr.user.own", n.to_string()))
+        })
+    };
+    let imported = import(&archive(100).finish()).unwrap();
+    assert!(imported.layer.bytes < 40_000, "{}", imported.layer.bytes);
+    let seen = imported.snapshot();
+    assert_eq!(seen[&b"f7"[..]].xattrs[&b"user.own"[..]], b"7");
+    assert_eq!(seen[&b"f99"[..]].xattrs[&b"user.common"[..]], [b'v'; 3000]);
+}
+
+#[test]
+fn access_control_lists_in_text() {
+    let text = "user::rwx,user:10:r-x,group::r-x,mask::r-x,other::r-x";
+    let entry = Entry::new("d", EntryType::Directory).mode(0o755);
+    let entry = entry.pax("SCHILY.acl.access", text).pax("SCHILY.acl.default", "default:user::rwx,mask::rwx");
+    let plain = Entry::new("f", EntryType::Regular).pax("SCHILY.acl.access", "user::rw-,group::r--,other::r--");
+    let seen = import(&Archive::new().add(entry).add(plain).finish()).unwrap().snapshot();
+    assert_eq!(seen[&b"d"[..]].xattrs[&b"system.posix_acl_access"[..]].len(), 44);
+    assert_eq!(seen[&b"d"[..]].xattrs[&b"system.posix_acl_default"[..]].len(), 20);
+    assert!(seen[&b"f"[..]].xattrs.is_empty());
+}
+
+fn limited(archive: &[u8], compression: Compression, limits: Limits) -> String {
+    let blob = compress(archive, compression);
+    let file = tempfile::tempfile().unwrap();
+    let error = import_layer(&blob[..], Digests::default(), limits, &file).expect_err("the archive was imported");
+    assert!(file.metadata().unwrap().len() < 20 << 20);
+    chain(&error)
+}
+
+#[test]
+fn bombs_are_refused_by_name() {
+    let default = Limits::default();
+    let zeros = Archive::new().file("small", "x").file("bomb", vec![0; 16 << 20]).finish();
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let message = limited(&zeros, compression, Limits { unpacked_bytes: 1 << 20, ratio: 100_000, ..default });
+        assert!(message.contains("`bomb`") && message.contains("1048576 bytes"), "{message}");
+        let message = limited(&zeros, compression, Limits { unpacked_bytes: 32 << 20, ratio: 20, ..default });
+        assert!(message.contains("`bomb`") && message.contains("more than 20 times"), "{message}");
+    }
+    let message = limited(&zeros, Compression::None, Limits { unpacked_bytes: 1 << 20, ratio: 100_000, ..default });
+    assert!(message.contains("`bomb`") && message.contains("1048576 bytes"), "{message}");
+
+    // Stored densely this file would take an exbibyte.
+    let sparse = |map: String, size: u64, data: &str| {
+        let entry = Entry { data: data.into(), ..Entry::new("vast", EntryType::Regular) };
+        let entry = entry.pax("GNU.sparse.size", size.to_string()).pax("GNU.sparse.map", map);
+        Archive::new().add(entry).finish()
+    };
+    let spread: Vec<_> = (0..60_u64).map(|n| format!("{},1", n << 54)).collect();
+    let message = limited(&sparse(spread.join(","), 60 << 54, &"x".repeat(60)), Compression::None, default);
+    assert!(message.contains("`vast`") && message.contains("too large"), "{message}");
+    let message = limited(&sparse("5,1,3,1".into(), 10, "xx"), Compression::None, default);
+    assert!(message.contains("`vast`") && message.contains("map of holes"), "{message}");
+    let message = limited(&sparse("5,1".into(), 10, "xx"), Compression::None, default);
+    assert!(message.contains("`vast`") && message.contains("map of holes"), "{message}");
+}
+
+#[test]
+fn too_many_names_are_refused_by_name() {
+    let default = Limits::default();
+    let many = (0..2000).fold(Archive::new(), |archive, n| archive.file(format!("f{n}"), "")).finish();
+    let message = limited(&many, Compression::Gzip, Limits { entries: 1000, ..default });
+    assert!(message.contains("`f1000`") && message.contains("limit of 1000 entries"), "{message}");
+    let message = limited(&many, Compression::Gzip, Limits { metadata_bytes: 100_000, ..default });
+    assert!(message.contains("`f38") && message.contains("limit of 100000 bytes of names"), "{message}");
+    // One name of many components makes many directories.
+    let deep = Archive::new().file(b"a/".repeat(2000), "").finish();
+    let message = limited(&deep, Compression::None, Limits { metadata_bytes: 100_000, ..default });
+    assert!(message.contains("`a/a/a/") && message.contains("limit of 100000 bytes"), "{message}");
+}
+
+#[test]
+fn other_compressions_are_named() {
+    for (magic, name) in [(&b"\xfd7zXZ\0"[..], "xz"), (b"BZh91AY", "bzip2"), (b"\x04\x22\x4d\x18aa", "lz4")] {
+        let message = chain(&import_blob(magic, digests(magic, magic)).err().unwrap());
+        assert!(message.contains(&format!("compressed with {name}, which is not supported")), "{message}");
+    }
+}
+
+#[test]
+fn damaged_data_is_named_by_its_entry() {
+    let archive = Archive::new().file("first", "x").file("second", vec![7; 100_000]).finish();
+    let cut = &archive[..archive.len() - 60_000];
+    let message = chain(&import_blob(cut, digests(cut, cut)).err().unwrap());
+    assert!(message.contains("at entry `second`"), "{message}");
 }

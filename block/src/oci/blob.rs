@@ -6,6 +6,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::LayerDigest;
 
+/// What a layer is known to be before it is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Digests {
+    /// Digest of the blob as it is stored.
+    pub blob: Option<LayerDigest>,
+    /// Digest of the uncompressed archive.
+    pub diff_id: Option<LayerDigest>,
+}
+
 /// Content that is not what its descriptor says.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -22,32 +31,42 @@ pub enum BlobError {
     },
 }
 
-/// Passes a stream through and computes its digest; nothing read from it is to be trusted before
-/// [`VerifyingReader::finish`] said so.
-pub struct VerifyingReader<R> {
-    inner: R,
-    hasher: Sha256,
-    expected: LayerDigest,
-}
-
-impl<R: Read> VerifyingReader<R> {
-    /// Reads `inner`, whose whole content should have the digest `expected`.
-    pub fn new(inner: R, expected: LayerDigest) -> Self {
-        Self { inner, hasher: Sha256::new(), expected }
-    }
-
-    /// Reads what is left and compares.
+impl BlobError {
+    /// Compares a digest with the one that is expected, if one is.
     ///
     /// # Errors
-    /// Reading failed or the digest is another.
-    pub fn finish(mut self) -> Result<(), BlobError> {
-        io::copy(&mut self, &mut io::sink()).map_err(BlobError::Read)?;
-        let actual = LayerDigest::finish(self.hasher);
-        if actual == self.expected { Ok(()) } else { Err(BlobError::Digest { expected: self.expected, actual }) }
+    /// It is another.
+    pub fn check(expected: Option<LayerDigest>, actual: LayerDigest) -> Result<(), Self> {
+        match expected {
+            Some(expected) if expected != actual => Err(Self::Digest { expected, actual }),
+            _ => Ok(()),
+        }
     }
 }
 
-impl<R: Read> Read for VerifyingReader<R> {
+/// Passes a stream through and computes its digest; nothing read from it is to be trusted before that was compared.
+pub struct HashingReader<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> HashingReader<R> {
+    /// Reads `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hasher: Sha256::new() }
+    }
+
+    /// Reads what is left; the digest of all.
+    ///
+    /// # Errors
+    /// Reading failed.
+    pub fn finish(mut self) -> Result<LayerDigest, BlobError> {
+        io::copy(&mut self, &mut io::sink()).map_err(BlobError::Read)?;
+        Ok(LayerDigest::finish(self.hasher))
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let bytes = self.inner.read(into)?;
         self.hasher.update(&into[..bytes]);

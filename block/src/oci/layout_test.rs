@@ -1,17 +1,20 @@
+use std::fs::{self, File};
+
 use serde_json::json;
 
 use super::*;
+use crate::compression::Compression;
 use crate::testing::{Archive, LayoutBuilder};
 
 fn host() -> Platform {
-    Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() }
+    "linux/amd64".parse().unwrap()
 }
 
 fn layer(builder: &mut LayoutBuilder, compression: Compression, name: &str) -> LayerDigest {
     builder.layer(&Archive::new().file(name, name).finish(), compression)
 }
 
-fn image(builder: &LayoutBuilder, reference: Option<&str>) -> Result<OciImage, OciError> {
+fn image(builder: &LayoutBuilder, reference: Option<&str>) -> Result<SourceImage, OciError> {
     OciLayout::open(builder.path())?.image(&host(), reference)
 }
 
@@ -28,8 +31,7 @@ fn layers_and_configuration_of_an_image() {
         .collect();
     let builder = builder.finish();
     let image = image(&builder, None).unwrap();
-    assert_eq!(image.layers.iter().map(|layer| layer.blob).collect::<Vec<_>>(), blobs);
-    assert_eq!(image.layers[1].compression, Compression::Gzip);
+    assert_eq!(image.layers.iter().map(|layer| layer.digests.blob.unwrap()).collect::<Vec<_>>(), blobs);
     assert_eq!(image.config.argv(&[]), ["sh"]);
     assert_eq!(image.config.argv(&["ls".to_owned()]), ["ls"]);
     assert_eq!(
@@ -51,7 +53,7 @@ fn the_hosts_platform_is_chosen() {
         platform(arm64.clone(), "arm64"), platform(amd64.clone(), "amd64"), platform(arm64.clone(), "unknown")]});
     let nested = builder.document(&list, "application/vnd.docker.distribution.manifest.list.v2+json");
     builder.index(&[nested]);
-    assert_eq!(json!(image(&builder, None).unwrap().manifest), amd64["digest"]);
+    assert_eq!(json!(image(&builder, None).unwrap().digest.unwrap()), amd64["digest"]);
 
     builder.index(&[platform(arm64.clone(), "arm64")]);
     let message = refused(&builder);
@@ -78,7 +80,7 @@ fn one_of_several_images_is_named() {
     builder.index(&[first, second.clone()]);
     let message = refused(&builder);
     assert!(message.contains("`one`") && message.contains("`two`"), "{message}");
-    assert_eq!(json!(image(&builder, Some("two")).unwrap().manifest), second["digest"]);
+    assert_eq!(json!(image(&builder, Some("two")).unwrap().digest.unwrap()), second["digest"]);
     let message = image(&builder, Some("three")).unwrap_err().to_string();
     assert!(message.contains("`three`") && message.contains("`one`"), "{message}");
 }
@@ -118,7 +120,7 @@ fn what_is_wrong_is_named() {
 
     // A manifest that is missing, has another size, or other content.
     let builder = good();
-    let digest = image(&builder, None).unwrap().manifest;
+    let digest = image(&builder, None).unwrap().digest.unwrap();
     let path = builder.blob_path(&digest);
     let mut data = fs::read(&path).unwrap();
     data[3] ^= 1;
@@ -150,10 +152,47 @@ fn a_layer_blob_of_another_size_is_refused_before_it_is_read() {
     let mut builder = LayoutBuilder::new();
     let digest = layer(&mut builder, Compression::None, "x");
     let builder = builder.finish();
-    let layout = OciLayout::open(builder.path()).unwrap();
-    let layer = layout.image(&host(), None).unwrap().layers[0];
-    assert!(layout.open_blob(&layer.blob, layer.bytes).is_ok());
+    let layer = image(&builder, None).unwrap().layers.remove(0);
+    let bytes = layer.open().unwrap().0.unwrap();
     File::options().write(true).open(builder.blob_path(&digest)).unwrap().set_len(700).unwrap();
-    let message = layout.open_blob(&layer.blob, layer.bytes).unwrap_err().to_string();
-    assert!(message.contains("700") && message.contains(&layer.bytes.to_string()), "{message}");
+    let message = layer.open().err().unwrap().to_string();
+    assert!(message.contains("700") && message.contains(&bytes.to_string()), "{message}");
+}
+
+#[test]
+fn another_platform_and_its_variants() {
+    let mut builder = LayoutBuilder::new();
+    layer(&mut builder, Compression::None, "x");
+    let arm = builder.manifest("arm");
+    layer(&mut builder, Compression::None, "y");
+    let arm64 = builder.manifest("arm64");
+    let platform = |mut descriptor: serde_json::Value, architecture: &str, variant: &str| {
+        descriptor["platform"] = json!({"os": "linux", "architecture": architecture, "variant": variant});
+        descriptor
+    };
+    let v6 = builder.document(&json!({"schemaVersion": 2, "manifests": []}), INDEX);
+    builder.index(&[
+        platform(v6, "arm", "v6"),
+        platform(arm.clone(), "arm", "v7"),
+        platform(arm64.clone(), "arm64", "v8"),
+    ]);
+    let layout = OciLayout::open(builder.path()).unwrap();
+    let digest = |text: &str| {
+        let platform: Platform = text.parse().unwrap();
+        assert_eq!(platform.to_string(), text);
+        layout.image(&platform, None).map(|image| json!(image.digest))
+    };
+    for (wanted, expected) in
+        [("linux/arm", &arm), ("linux/arm/v7", &arm), ("linux/arm64", &arm64), ("linux/arm64/v8", &arm64)]
+    {
+        assert_eq!(digest(wanted).unwrap(), expected["digest"], "{wanted}");
+    }
+    for wanted in ["linux/arm64/v9", "linux/386", "windows/arm64"] {
+        let message = digest(wanted).unwrap_err().to_string();
+        assert!(message.contains(wanted) && message.contains("linux/arm64/v8"), "{message}");
+    }
+    for bad in ["", "linux", "linux/", "/arm", "a/b/c/d", "linux/a m"] {
+        let message = bad.parse::<Platform>().unwrap_err().to_string();
+        assert!(message.contains(bad) && message.contains("linux/arm64"), "{message}");
+    }
 }

@@ -3,9 +3,13 @@
 //! Unknown fields are ignored, as the specification demands; known ones must have the right type.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::OciError;
+use super::layout::expect_field;
 use crate::digest::LayerDigest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -15,44 +19,35 @@ pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.ma
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// How a layer's tar stream is packed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// gzip, possibly of several members.
-    Gzip,
-    /// zstd, possibly of several frames.
-    Zstd,
+/// Whether a media type is that of a layer that can be read. How it is packed its first bytes tell.
+pub(super) fn is_layer(media_type: &str) -> bool {
+    [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    ]
+    .contains(&media_type)
 }
 
-impl Compression {
-    /// What a layer's media type says, or `None` for one that is no supported layer.
-    #[must_use]
-    pub fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
-                Some(Self::None)
-            }
-            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-                Some(Self::Gzip)
-            }
-            "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
-                Some(Self::Zstd)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// What an image was built for.
+/// What an image was built for, written `linux/amd64` or `linux/arm/v7`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 pub struct Platform {
     /// Operating system, in Go's words: `linux`.
     pub os: String,
     /// Processor, in Go's words: `amd64`.
     pub architecture: String,
+    /// Which one of its kind: `v7`.
+    #[serde(default)]
+    pub variant: Option<String>,
 }
+
+/// A text that is no platform.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is not a platform: expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64")]
+pub struct ParsePlatformError(String);
 
 impl Platform {
     /// The platform of guests on this host.
@@ -63,13 +58,52 @@ impl Platform {
             "aarch64" => "arm64",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned() }
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
+    /// How well an image for `offered` fits who wants this platform: not at all, or the less the better.
+    pub(super) fn rank(&self, offered: &Self) -> Option<u8> {
+        if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
+            return None;
+        }
+        let usual = match self.architecture.as_str() {
+            "amd64" => Some("v1"),
+            "arm" => Some("v7"),
+            "arm64" => Some("v8"),
+            _ => None,
+        };
+        match (self.variant.as_deref(), offered.variant.as_deref()) {
+            (wanted, offered) if wanted.or(usual) == offered.or(usual) => Some(0),
+            (None, _) => Some(1),
+            (Some(_), _) => None,
+        }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = ParsePlatformError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePlatformError> {
+        let words: Vec<_> = text.split('/').collect();
+        let valid = |word: &&str| {
+            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
+        let (os, architecture, variant) = match words[..] {
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
+            _ => ("", "", None),
+        };
+        if words.iter().all(valid) && !os.is_empty() {
+            return Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant });
+        }
+        Err(ParsePlatformError(text.chars().take(100).collect()))
     }
 }
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
 }
 
@@ -118,6 +152,27 @@ pub(super) struct ConfigFile {
     pub platform: Platform,
     pub config: Option<RawConfig>,
     pub rootfs: RootFs,
+}
+
+impl ConfigFile {
+    /// Checks it against what was asked for; the digests of the layers' archives.
+    pub fn check(
+        &self,
+        path: &Path,
+        platform: &Platform,
+        image: LayerDigest,
+        layers: usize,
+    ) -> Result<&[LayerDigest], OciError> {
+        if platform.rank(&self.platform).is_none() {
+            expect_field(path, "platform", &self.platform, &platform.to_string())?;
+        }
+        expect_field(path, "rootfs.type", &self.rootfs.kind, "layers")?;
+        let diff_ids = self.rootfs.diff_ids.len();
+        if layers != diff_ids {
+            return Err(OciError::LayerCount { manifest: image, layers, diff_ids });
+        }
+        Ok(&self.rootfs.diff_ids)
+    }
 }
 
 #[derive(Debug, Deserialize)]

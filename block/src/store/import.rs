@@ -1,24 +1,50 @@
 //! Imports into the store.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek as _};
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use tempfile::NamedTempFile;
 use tracing::info;
 
 use super::files::{io_error, open_lock, publish, write_atomically};
 use super::record::{self, Image, ImageName, LayerRecord};
-use super::{Store, StoreError, file_digest};
+use super::{Store, StoreError, file_digest, verity};
+use crate::archive::Limits;
+use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 use crate::import::import_layer;
-use crate::oci::{OciImage, OciLayer, OciLayout};
+use crate::oci::{ImageSource, SourceImage, SourceLayer};
+
+/// How an import goes about it.
+#[derive(Clone)]
+pub struct ImportOptions<'a> {
+    /// Is told how far the import is, by several threads.
+    pub progress: &'a (dyn Fn(Progress) + Sync),
+    /// Ends the import early.
+    pub cancel: Cancel,
+    /// What each layer may cost.
+    pub limits: Limits,
+    /// Most layers read at a time.
+    pub threads: NonZero<usize>,
+}
+
+impl Default for ImportOptions<'_> {
+    fn default() -> Self {
+        let threads = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        Self { progress: &|_| {}, cancel: Cancel::default(), limits: Limits::default(), threads }
+    }
+}
 
 /// How far an import is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Progress {
-    /// The layer it is about.
-    pub layer: LayerDigest,
-    /// Which layer of the image that is, from 0.
+    /// Which layer of the image it is about, from 0.
     pub index: usize,
     /// How many layers the image has.
     pub layers: usize,
@@ -35,89 +61,153 @@ pub enum ProgressKind {
     Reading {
         /// Bytes read.
         bytes: u64,
-        /// Size of the blob.
-        total: u64,
+        /// Size of the blob, if that is known.
+        total: Option<u64>,
     },
     /// It is in the store now.
     Done,
 }
 
+/// A layer that the store has.
+type Stored = (LayerDigest, LayerRecord);
+
 impl Store {
-    /// Brings an image into the store, under the digest of its manifest and, if given, under `name`. Layers that are there
-    /// already are not read. A repeat after a failure goes on where that left off.
+    /// Finds out what is at `path`; see [`ImageSource::open`].
     ///
     /// # Errors
-    /// A layer is missing or damaged, or the store can't be written. Layers imported before that stay; the image does not
-    /// appear.
+    /// There is nothing that images can be imported from.
+    pub fn open_source(&self, path: &Path, options: &ImportOptions<'_>) -> Result<ImageSource, StoreError> {
+        let source = ImageSource::open(path, &self.tmp(), options.limits, &options.cancel);
+        source.map_err(|error| if options.cancel.is_cancelled() { StoreError::Cancelled } else { error.into() })
+    }
+
+    /// Brings an image into the store, under its digest and, if given, under `name`. Layers that are there already are not
+    /// read; several are read at a time. A repeat after a failure goes on where that left off.
+    ///
+    /// # Errors
+    /// A layer is missing or damaged, the store can't be written, or the import was cancelled. Layers imported before that
+    /// stay; the image does not appear, and nothing of an incomplete layer is left.
     pub fn import(
         &self,
-        layout: &OciLayout,
-        image: &OciImage,
+        image: &SourceImage,
         name: Option<&ImageName>,
-        progress: &mut dyn FnMut(Progress),
+        options: &ImportOptions<'_>,
     ) -> Result<Image, StoreError> {
         let _lock = self.lock_for_import()?;
         let mut layers = Vec::with_capacity(image.layers.len());
-        for (index, layer) in image.layers.iter().enumerate() {
-            let mut report =
-                |kind| progress(Progress { layer: layer.diff_id, index, layers: image.layers.len(), kind });
-            let record = match self.checked_layer(&layer.diff_id) {
-                Ok((_, record)) => {
-                    report(ProgressKind::Present);
-                    record
-                }
-                Err(_) => {
-                    let record = self.import_layer(layout, layer, &mut report)?;
-                    report(ProgressKind::Done);
-                    record
-                }
-            };
+        for (digest, record) in self.import_layers(&image.layers, options)? {
             if record.opaque_root {
                 layers.clear();
             }
-            layers.push(layer.diff_id);
+            layers.push(digest);
         }
-        let stored = Image { digest: image.manifest, layers, config: image.config.clone() };
-        for name in [Some(&ImageName::from(&image.manifest)), name].into_iter().flatten() {
+        let digest = image.digest.unwrap_or_else(|| {
+            let text: Vec<_> = layers.iter().map(LayerDigest::to_string).collect();
+            LayerDigest::of(text.join("\n").as_bytes())
+        });
+        let stored = Image { digest, layers, config: image.config.clone() };
+        for name in [Some(&ImageName::from(&digest)), name].into_iter().flatten() {
             let path = self.image_path(name);
             write_atomically(&self.tmp(), &path, &record::encode(&path, &stored)?)?;
         }
         Ok(stored)
     }
 
-    fn import_layer(
+    /// Imports what is missing of `layers`, several at a time.
+    fn import_layers(&self, layers: &[SourceLayer], options: &ImportOptions<'_>) -> Result<Vec<Stored>, StoreError> {
+        // An image may have the same layer twice.
+        let mut seen = BTreeMap::new();
+        let first = |(index, layer): (usize, &SourceLayer)| match layer.digests.diff_id {
+            Some(digest) => *seen.entry(digest).or_insert(index),
+            None => index,
+        };
+        let first: Vec<_> = layers.iter().enumerate().map(first).collect();
+        let distinct: Vec<_> = first.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let results: Vec<_> = layers.iter().map(|_| Mutex::new(None)).collect();
+        let next = AtomicUsize::new(0);
+        // One failure ends all; the cause is the one that is told.
+        let failed = Cancel::default();
+        let work = || {
+            while let Some(&index) = distinct.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if options.cancel.is_cancelled() || failed.is_cancelled() {
+                    return;
+                }
+                let result = self.import_one(&layers[index], index, layers.len(), options, &failed);
+                if result.is_err() && failed.is_cancelled() {
+                    return;
+                }
+                if result.is_err() {
+                    failed.cancel();
+                }
+                *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            }
+        };
+        let threads = options.threads.get().min(distinct.len());
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if options.cancel.is_cancelled() {
+            return Err(StoreError::Cancelled);
+        }
+        let mut stored = BTreeMap::new();
+        let mut results = results.into_iter().map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut error = None;
+        for (index, result) in results.by_ref().enumerate() {
+            match result {
+                Some(Ok(layer)) => drop(stored.insert(index, layer)),
+                Some(Err(failure)) => error = error.or(Some(failure)),
+                None => {}
+            }
+        }
+        match error {
+            Some(error) => Err(error),
+            None => first.iter().map(|index| stored.get(index).copied().ok_or(StoreError::Cancelled)).collect(),
+        }
+    }
+
+    fn import_one(
         &self,
-        layout: &OciLayout,
-        layer: &OciLayer,
-        report: &mut dyn FnMut(ProgressKind),
-    ) -> Result<LayerRecord, StoreError> {
-        let blob = layout.open_blob(&layer.blob, layer.bytes)?;
-        let mut counted = Counted { inner: blob, bytes: 0, total: layer.bytes, report };
+        layer: &SourceLayer,
+        index: usize,
+        layers: usize,
+        options: &ImportOptions<'_>,
+        failed: &Cancel,
+    ) -> Result<Stored, StoreError> {
+        let report = |kind| (options.progress)(Progress { index, layers, kind });
+        if let Some(digest) = layer.digests.diff_id
+            && let Ok((_, record)) = self.checked_layer(&digest)
+        {
+            report(ProgressKind::Present);
+            return Ok((digest, record));
+        }
+        let (total, blob) = layer.open()?;
+        let blob = Counted { inner: failed.reader(options.cancel.reader(blob)), bytes: 0, total, report: &report };
         let tmp = self.tmp();
         let mut image = NamedTempFile::new_in(&tmp).map_err(io_error("create a file in", &tmp))?;
-        let imported = import_layer(&mut counted, layer, image.as_file())
-            .map_err(|source| StoreError::Layer { path: layout.blob_path(&layer.blob), source })?;
+        let imported = import_layer(blob, layer.digests, options.limits, image.as_file())
+            .map_err(|source| StoreError::Layer { path: layer.path(), source })?;
+        let digest = imported.diff_id;
         let file = image.as_file_mut();
         let sha256 = file.rewind().and_then(|()| file_digest(file)).map_err(io_error("read", image.path()))?;
-        publish(image, &self.layer_path(&layer.diff_id))?;
+        publish(image, &self.layer_path(&digest), verity::enable)?;
         let record = LayerRecord { bytes: imported.bytes, sha256, opaque_root: imported.opaque_root };
-        let path = self.record_path(&layer.diff_id);
+        let path = self.record_path(&digest);
         write_atomically(&tmp, &path, &record::encode(&path, &record)?)?;
-        info!(layer = %layer.diff_id, bytes = record.bytes, "imported a layer");
-        Ok(record)
+        info!(layer = %digest, bytes = record.bytes, "imported a layer");
+        report(ProgressKind::Done);
+        Ok((digest, record))
     }
 
     /// Joins the imports that run. The first one removes what interrupted ones left behind.
-    fn lock_for_import(&self) -> Result<File, StoreError> {
+    pub(super) fn lock_for_import(&self) -> Result<File, StoreError> {
         let path = self.root.join("lock");
         let lock = open_lock(&path)?;
         match lock.try_lock() {
             Ok(()) => {
-                let tmp = self.tmp();
-                for entry in fs::read_dir(&tmp).map_err(io_error("list", &tmp))? {
-                    let path = entry.map_err(io_error("list", &tmp))?.path();
-                    fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                }
+                self.remove_leftovers()?;
                 lock.unlock().map_err(io_error("unlock", &path))?;
             }
             Err(TryLockError::WouldBlock) => {}
@@ -126,17 +216,27 @@ impl Store {
         lock.lock_shared().map_err(io_error("lock", &path))?;
         Ok(lock)
     }
+
+    /// Removes what interrupted imports left behind; only while none runs.
+    pub(super) fn remove_leftovers(&self) -> Result<(), StoreError> {
+        let tmp = self.tmp();
+        for entry in fs::read_dir(&tmp).map_err(io_error("list", &tmp))? {
+            let path = entry.map_err(io_error("list", &tmp))?.path();
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
 }
 
 /// Reports what is read.
-struct Counted<'a> {
-    inner: File,
+struct Counted<'a, R> {
+    inner: R,
     bytes: u64,
-    total: u64,
-    report: &'a mut dyn FnMut(ProgressKind),
+    total: Option<u64>,
+    report: &'a dyn Fn(ProgressKind),
 }
 
-impl Read for Counted<'_> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(into)?;
         self.bytes += count as u64;

@@ -2,19 +2,26 @@
 //!
 //! ```text
 //! format                  "bellows layer store 1"
-//! lock                    held shared by imports
+//! lock                    held shared by imports, alone by who removes
 //! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id)
 //! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
 //! images/<name>.json      an image's layers and how to run it
+//! flat/<hex>.erofs        metadata of a flat image, named by a digest of its layers' digests; made again where it is missing
+//! flat/<hex>.json         its record
 //! tmp/                    what imports are writing
 //! ```
 //!
 //! Files come into the store by a rename after their content has reached the disk, so a crash leaves the old state or the
-//! new one; of two imports of the same layer the later rename wins, with the same bytes.
+//! new one; of two imports of the same layer the later rename wins, with the same bytes. Files are read-only and, where the
+//! file system has it, sealed with fs-verity. Who uses a layer holds a shared lock on its file, and a locked file is not
+//! removed.
 
 mod files;
+mod flat;
+mod images;
 mod import;
 mod record;
+mod verity;
 
 use std::fs::{self, File};
 use std::io;
@@ -27,7 +34,9 @@ use crate::import::LayerError;
 use crate::oci::OciError;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
-pub use import::{Progress, ProgressKind};
+pub use flat::FlatError;
+pub use images::{Collected, NamedImage};
+pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
 pub use record::{Image, ImageName, ParseImageNameError};
 
@@ -112,6 +121,24 @@ pub enum StoreError {
     /// The image's documents are wrong.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A flat image could not be made.
+    #[error("cannot make the flat image {digest}")]
+    Flat {
+        /// What it would be known by.
+        digest: LayerDigest,
+        /// What is wrong.
+        #[source]
+        source: FlatError,
+    },
+    /// Somebody else works on the store.
+    #[error("an import to the layer store `{path}` is running")]
+    Busy {
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// Somebody wanted it to end.
+    #[error("it was cancelled")]
+    Cancelled,
     /// A layer could not be imported.
     #[error("cannot import the layer `{path}`")]
     Layer {
@@ -132,6 +159,19 @@ pub struct Layer {
     pub path: PathBuf,
     /// Size of that file.
     pub bytes: u64,
+}
+
+/// All that the store knows of a layer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LayerDetails {
+    /// The layer.
+    pub layer: Layer,
+    /// Digest of its file.
+    pub sha256: LayerDigest,
+    /// It hides everything below it.
+    pub opaque_root: bool,
+    /// The digest of fs-verity that the file system holds the file to, where it does.
+    pub verity: Option<LayerDigest>,
 }
 
 /// A layer store. Any number of processes may use the same one.
@@ -161,7 +201,7 @@ impl Store {
         for entry in fs::read_dir(&store.root).map_err(io_error("list", &store.root))? {
             let name = entry.map_err(io_error("list", &store.root))?.file_name();
             // Another process may be making the same store, or was interrupted when it did.
-            if !["layers", "images", "tmp", "lock", "format"].iter().any(|known| name == *known) {
+            if !["layers", "images", "flat", "tmp", "lock", "format"].iter().any(|known| name == *known) {
                 return Err(StoreError::NotAStore { path: store.root });
             }
         }
@@ -221,6 +261,17 @@ impl Store {
         Ok(layer)
     }
 
+    /// All that is known of a layer without reading it.
+    ///
+    /// # Errors
+    /// As [`Store::layer`].
+    pub fn inspect(&self, digest: &LayerDigest) -> Result<LayerDetails, StoreError> {
+        let (layer, record) = self.checked_layer(digest)?;
+        let verity = File::open(&layer.path).and_then(|file| verity::measure(&file));
+        let verity = verity.map_err(io_error("open", &layer.path))?;
+        Ok(LayerDetails { layer, sha256: record.sha256, opaque_root: record.opaque_root, verity })
+    }
+
     fn checked_layer(&self, digest: &LayerDigest) -> Result<(Layer, LayerRecord), StoreError> {
         let record: LayerRecord = record::read(&self.record_path(digest))?
             .ok_or_else(|| StoreError::NoLayer { digest: *digest, path: self.root.clone() })?;
@@ -263,3 +314,7 @@ fn file_digest(file: &mut File) -> io::Result<LayerDigest> {
 #[cfg(test)]
 #[path = "store_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "crash_test.rs"]
+mod crash_tests;

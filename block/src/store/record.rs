@@ -40,7 +40,7 @@ pub struct Image {
 
 /// Name of an image in the store, such as `debian:bookworm` or `sha256:...`: 1 to 200 letters, digits and `. _ - : / @`,
 /// the first no full stop.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ImageName(String);
 
 /// A text that is no image name.
@@ -54,6 +54,11 @@ impl ImageName {
     /// Name of its record. Slashes become `%`, which is in no name, so that no two names share a file.
     pub(super) fn file_name(&self) -> String {
         format!("{}.json", self.0.replace('/', "%"))
+    }
+
+    /// The name whose record is called `file`.
+    pub(super) fn from_file_name(file: &str) -> Option<Self> {
+        file.strip_suffix(".json")?.replace('%', "/").parse().ok()
     }
 }
 

@@ -2,14 +2,21 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Barrier;
 
 use super::*;
-use crate::oci::{Compression, OciImage, OciLayout, Platform};
+use crate::cancel::Cancel;
+use crate::compression::Compression;
+use crate::oci::{OciLayout, Platform, SourceImage, SourceLayer};
 use crate::testing::{Archive, LayoutBuilder, Mount, check_with_fsck, snapshot};
 
-fn open(builder: &LayoutBuilder) -> (OciLayout, OciImage) {
-    let layout = OciLayout::open(builder.path()).unwrap();
-    let platform = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() };
-    let image = layout.image(&platform, None).unwrap();
-    (layout, image)
+fn open(builder: &LayoutBuilder) -> SourceImage {
+    OciLayout::open(builder.path()).unwrap().image(&"linux/amd64".parse::<Platform>().unwrap(), None).unwrap()
+}
+
+fn import(store: &Store, image: &SourceImage, name: Option<&ImageName>) -> Result<Image, StoreError> {
+    store.import(image, name, &ImportOptions::default())
+}
+
+fn diff_id(layer: &SourceLayer) -> LayerDigest {
+    layer.digests.diff_id.unwrap()
 }
 
 fn twelve_layers() -> LayoutBuilder {
@@ -34,10 +41,12 @@ fn an_image_of_twelve_layers() {
     let builder = twelve_layers();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path().join("a/store")).unwrap();
-    let (layout, image) = open(&builder);
-    let mut reports = Vec::new();
-    let stored = store.import(&layout, &image, Some(&name("twelve:latest")), &mut |p| reports.push(p)).unwrap();
-    assert_eq!(stored.layers, image.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
+    let image = open(&builder);
+    let reports = std::sync::Mutex::new(Vec::new());
+    let options = ImportOptions { progress: &|p| reports.lock().unwrap().push(p), ..ImportOptions::default() };
+    let stored = store.import(&image, Some(&name("twelve:latest")), &options).unwrap();
+    let reports = reports.into_inner().unwrap();
+    assert_eq!(stored.layers, image.layers.iter().map(diff_id).collect::<Vec<_>>());
     assert_eq!(store.image(&name("twelve:latest")).unwrap(), stored);
     assert_eq!(store.image(&ImageName::from(&stored.digest)).unwrap(), stored);
     for (n, layer) in store.layers(&stored).unwrap().iter().enumerate() {
@@ -50,9 +59,12 @@ fn an_image_of_twelve_layers() {
     }
     let done = reports.iter().filter(|report| report.kind == ProgressKind::Done).count();
     assert_eq!((done, reports[0].layers, leftovers(&store)), (12, 12, 0));
-    let last = reports.iter().rfind(|report| matches!(report.kind, ProgressKind::Reading { .. })).unwrap();
-    let bytes = image.layers[11].bytes;
-    assert_eq!((last.index, last.kind), (11, ProgressKind::Reading { bytes, total: bytes }));
+    for index in 0..12 {
+        let of_layer =
+            reports.iter().rfind(|report| report.index == index && matches!(report.kind, ProgressKind::Reading { .. }));
+        let bytes = image.layers[index].open().unwrap().0.unwrap();
+        assert_eq!(of_layer.unwrap().kind, ProgressKind::Reading { bytes, total: Some(bytes) });
+    }
 }
 
 /// Whiteouts do in the kernel's overlayfs what the image specification says.
@@ -75,8 +87,8 @@ fn stacked_layers_hide_what_their_whiteouts_name() {
     let builder = builder.finish();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    let (layout, image) = open(&builder);
-    let stored = store.import(&layout, &image, None, &mut |_| {}).unwrap();
+    let image = open(&builder);
+    let stored = import(&store, &image, None).unwrap();
     let layers = store.layers(&stored).unwrap();
     let Some(mounts) = layers.iter().map(|layer| Mount::new(&layer.path)).collect::<Option<Vec<_>>>() else { return };
     let Some(overlay) = Mount::overlay(&mounts) else { return };
@@ -92,16 +104,19 @@ fn layers_that_are_there_are_not_read_again() {
     let builder = twelve_layers();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    let (layout, image) = open(&builder);
-    let stored = store.import(&layout, &image, None, &mut |_| {}).unwrap();
+    let image = open(&builder);
+    let stored = import(&store, &image, None).unwrap();
     // Without its blobs nothing could be read.
     for layer in &image.layers {
-        fs::remove_file(builder.blob_path(&layer.blob)).unwrap();
+        fs::remove_file(builder.blob_path(&layer.digests.blob.unwrap())).unwrap();
     }
     let store = Store::open(directory.path()).unwrap();
-    let mut present = 0;
-    let again = store.import(&layout, &image, None, &mut |p| present += usize::from(p.kind == ProgressKind::Present));
-    assert_eq!((again.unwrap(), present), (stored, 12));
+    let present = std::sync::atomic::AtomicUsize::new(0);
+    let progress = |p: Progress| {
+        let _ = present.fetch_add((p.kind == ProgressKind::Present).into(), std::sync::atomic::Ordering::Relaxed);
+    };
+    let again = store.import(&image, None, &ImportOptions { progress: &progress, ..ImportOptions::default() });
+    assert_eq!((again.unwrap(), present.into_inner()), (stored, 12));
 }
 
 #[test]
@@ -109,26 +124,28 @@ fn a_failed_import_leaves_no_image_and_can_be_repeated() {
     let builder = twelve_layers();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    let (layout, image) = open(&builder);
-    let broken = builder.blob_path(&image.layers[7].blob);
+    let image = open(&builder);
+    let broken = builder.blob_path(&image.layers[7].digests.blob.unwrap());
     let good = fs::read(&broken).unwrap();
     let mut bad = good.clone();
     let middle = bad.len() / 2;
     bad[middle] ^= 1;
     fs::write(&broken, bad).unwrap();
-    let error = store.import(&layout, &image, Some(&name("x")), &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains(&image.layers[7].blob.hex()), "{error}");
+    // One after the other: a failure ends those beside it.
+    let options = ImportOptions { threads: std::num::NonZero::<usize>::MIN, ..ImportOptions::default() };
+    let error = store.import(&image, Some(&name("x")), &options).unwrap_err();
+    assert!(error.to_string().contains(&image.layers[7].digests.blob.unwrap().hex()), "{error}");
     assert!(matches!(store.image(&name("x")), Err(StoreError::NoImage { .. })));
-    assert!(store.layer(&image.layers[6].diff_id).is_ok());
-    assert!(matches!(store.layer(&image.layers[7].diff_id), Err(StoreError::NoLayer { .. })));
+    assert!(store.layer(&diff_id(&image.layers[6])).is_ok());
+    assert!(matches!(store.layer(&diff_id(&image.layers[7])), Err(StoreError::NoLayer { .. })));
     assert_eq!(leftovers(&store), 0);
 
     // What a killed import leaves behind goes with the next one.
     fs::write(store.tmp().join("left"), "half").unwrap();
-    fs::write(store.layer_path(&image.layers[7].diff_id), "a layer without a record").unwrap();
+    fs::write(store.layer_path(&diff_id(&image.layers[7])), "a layer without a record").unwrap();
     fs::write(&broken, good).unwrap();
-    store.import(&layout, &image, Some(&name("x")), &mut |_| {}).unwrap();
-    assert!(image.layers.iter().all(|layer| store.verify(&layer.diff_id).is_ok()));
+    import(&store, &image, Some(&name("x"))).unwrap();
+    assert!(image.layers.iter().all(|layer| store.verify(&diff_id(layer)).is_ok()));
     assert_eq!(leftovers(&store), 0);
 }
 
@@ -144,9 +161,9 @@ fn imports_at_the_same_time() {
             scope.spawn(move || {
                 barrier.wait();
                 let store = Store::open(path).unwrap();
-                let (layout, image) = open(builder);
+                let image = open(builder);
                 let name = name(&format!("image{n}"));
-                let stored = store.import(&layout, &image, Some(&name), &mut |_| {}).unwrap();
+                let stored = import(&store, &image, Some(&name)).unwrap();
                 for digest in &stored.layers {
                     store.verify(digest).unwrap();
                 }
@@ -164,8 +181,8 @@ fn damage_is_found() {
     let builder = builder.finish();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    let (layout, image) = open(&builder);
-    let digest = store.import(&layout, &image, None, &mut |_| {}).unwrap().layers[0];
+    let image = open(&builder);
+    let digest = import(&store, &image, None).unwrap().layers[0];
     let layer = store.layer(&digest).unwrap();
 
     fs::set_permissions(&layer.path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -184,7 +201,7 @@ fn damage_is_found() {
     assert!(message.contains("4096") && message.contains(&layer.bytes.to_string()), "{message}");
 
     // A layer that is there but damaged in size is imported again.
-    store.import(&layout, &image, None, &mut |_| {}).unwrap();
+    import(&store, &image, None).unwrap();
     assert_eq!(store.verify(&digest).unwrap(), layer);
 
     fs::remove_file(store.record_path(&digest)).unwrap();
@@ -201,10 +218,10 @@ fn layers_below_an_opaque_root_are_left_out() {
     let builder = builder.finish();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    let (layout, image) = open(&builder);
+    let image = open(&builder);
     for _ in 0..2 {
-        let stored = store.import(&layout, &image, None, &mut |_| {}).unwrap();
-        assert_eq!(stored.layers, [image.layers[1].diff_id, image.layers[2].diff_id]);
+        let stored = import(&store, &image, None).unwrap();
+        assert_eq!(stored.layers, [diff_id(&image.layers[1]), diff_id(&image.layers[2])]);
     }
 }
 
@@ -232,4 +249,74 @@ fn image_names_are_no_paths() {
         let error = bad.parse::<ImageName>().unwrap_err();
         assert!(error.to_string().contains(bad.get(..1).unwrap_or("")), "{error}");
     }
+}
+
+#[test]
+fn the_same_layer_twice_is_read_once() {
+    let mut builder = LayoutBuilder::new();
+    let archive = Archive::new().file("x", "x").finish();
+    for compression in [Compression::None, Compression::Gzip, Compression::None] {
+        builder.layer(&archive, compression);
+    }
+    let builder = builder.finish();
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let done = std::sync::Mutex::new(0);
+    let progress = |p: Progress| *done.lock().unwrap() += usize::from(p.kind == ProgressKind::Done);
+    let options = ImportOptions { progress: &progress, ..ImportOptions::default() };
+    let stored = store.import(&open(&builder), None, &options).unwrap();
+    assert_eq!((stored.layers.len(), *done.lock().unwrap()), (3, 1));
+}
+
+#[test]
+fn root_file_systems_are_images_of_one_layer() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("bin")).unwrap();
+    fs::write(root.path().join("bin/sh"), "shell").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let options = ImportOptions::default();
+    let import = |path: &Path| {
+        let source = store.open_source(path, &options).unwrap();
+        store.import(&source.image(&Platform::host(), None).unwrap(), Some(&name("root")), &options).unwrap()
+    };
+    let image = import(root.path());
+    assert_eq!(import(root.path()), image);
+    assert_eq!(store.image(&name("root")).unwrap(), image);
+    assert!(store.image(&ImageName::from(&image.digest)).is_ok());
+    let layer = store.verify(&image.layers[0]).unwrap();
+    let seen = crate::testing::read_independently(&layer.path, &[]);
+    assert_eq!(seen[&b"bin/sh"[..]].data, Some(LayerDigest::of(b"shell")));
+    // The image of the archive is the same if the archive is.
+    let archive = directory.path().join("tmp/archive");
+    let mut file = File::create(&archive).unwrap();
+    io::copy(&mut crate::archive::DirectoryArchive::new(root.path().to_owned()), &mut file).unwrap();
+    assert_eq!(store.open_source(&archive, &options).unwrap().image(&Platform::host(), None).unwrap().layers.len(), 1);
+}
+
+/// Whatever moment it comes at: no image, no half layer, nothing left over; what was finished is not read again.
+#[test]
+fn a_cancelled_import_leaves_the_store_as_it_was_and_can_go_on() {
+    let builder = twelve_layers();
+    let image = open(&builder);
+    let mut finished = 0;
+    for moment in (0..60).step_by(7) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let cancel = Cancel::default();
+        let reports = std::sync::atomic::AtomicUsize::new(0);
+        let progress = |_: Progress| {
+            if reports.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == moment {
+                cancel.cancel();
+            }
+        };
+        let options = ImportOptions { progress: &progress, cancel: cancel.clone(), ..ImportOptions::default() };
+        let result = store.import(&image, Some(&name("x")), &options);
+        assert!(matches!(result, Err(StoreError::Cancelled)), "{moment}: {result:?}");
+        assert_eq!(leftovers(&store), 0);
+        assert_eq!(fs::read_dir(directory.path().join("images")).unwrap().count(), 0);
+        finished += image.layers.iter().filter(|layer| store.verify(&diff_id(layer)).is_ok()).count();
+        import(&store, &image, Some(&name("x"))).unwrap();
+    }
+    assert!(finished > 0);
 }

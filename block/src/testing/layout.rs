@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::compression::Compression;
 use crate::digest::LayerDigest;
-use crate::oci::Compression;
 
 /// An image layout in a directory of its own.
 pub struct LayoutBuilder {

@@ -5,10 +5,16 @@
 
 #[cfg(test)]
 mod archive;
+#[cfg(test)]
+mod independent;
 mod layout;
 mod snapshot;
 
 #[cfg(test)]
-pub use archive::{Archive, Entry};
+pub(crate) use archive::{Archive, Entry};
+#[cfg(test)]
+pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
-pub use snapshot::{Mount, Node, check_with_fsck, snapshot};
+
+pub use crate::compression::Compression;
+pub use snapshot::{LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};

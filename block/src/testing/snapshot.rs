@@ -82,6 +82,12 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
     nodes
 }
 
+/// The first file that two trees differ in.
+pub fn difference(a: &BTreeMap<Vec<u8>, Node>, b: &BTreeMap<Vec<u8>, Node>) -> Option<String> {
+    let name = a.keys().chain(b.keys()).find(|name| a.get(*name) != b.get(*name))?;
+    Some(format!("{}: {:?} and {:?}", name.escape_ascii(), a.get(name), b.get(name)))
+}
+
 /// A mount, there for as long as this lives.
 pub struct Mount {
     point: TempDir,
@@ -91,6 +97,12 @@ impl Mount {
     /// Mounts with the kernel; `None` where that has no EROFS or the test no right to.
     pub fn new(image: &Path) -> Option<Self> {
         Self::attach("erofs", "ro,loop", image)
+    }
+
+    /// Mounts an image whose data is on `devices`.
+    pub fn with_devices(image: &Path, devices: &[&LoopDevice]) -> Option<Self> {
+        let devices: String = devices.iter().map(|device| format!(",device={}", device.0)).collect();
+        Self::attach("erofs", &format!("ro,loop{devices}"), image)
     }
 
     /// Stacks mounts with overlayfs, lowest first.
@@ -122,7 +134,29 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.point.path()).status();
+        let unmounted = || Command::new("umount").arg(self.point.path()).output().is_ok_and(|o| o.status.success());
+        // A child that another test is starting may still hold a file of it open for a moment.
+        let patience = std::iter::repeat_n(std::time::Duration::from_millis(20), 200);
+        let done = unmounted() || patience.inspect(|pause| std::thread::sleep(*pause)).any(|_| unmounted());
+        assert!(done || std::thread::panicking());
+    }
+}
+
+/// A file as a block device, for as long as this lives.
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where there are none, or the test has no right to them.
+    pub fn new(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(file).output().unwrap();
+        let name = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        output.status.success().then_some(Self(name))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let status = Command::new("losetup").arg("--detach").arg(&self.0).status();
         assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
     }
 }

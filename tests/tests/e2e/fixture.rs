@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
-use bellows_block::{Image, Layer, Store};
+use bellows_block::{Image, ImportOptions, Layer, Store};
 use bellows_vmm::{
     ByteSize, DriveConfig, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId,
     SerialOutput, Vm, VmBuilder, VmEnd, serial_of,
@@ -28,7 +28,7 @@ pub fn layers() -> &'static [Layer] {
         let store = Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap();
         let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
         let oci = layout.image(&Platform::host(), None).unwrap();
-        let image = store.import(&layout, &oci, None, &mut |_| {}).unwrap();
+        let image = store.import(&oci, None, &ImportOptions::default()).unwrap();
         let layers = store.layers(&image).unwrap();
         (store, image, layers)
     });

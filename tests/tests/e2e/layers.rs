@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bellows_block::oci::{Compression, OciLayer, OciLayout, Platform};
-use bellows_block::testing::{LayoutBuilder, Node, snapshot};
-use bellows_block::{Image, Layer, Store};
+use bellows_block::oci::{OciLayout, Platform, SourceLayer};
+use bellows_block::testing::{Compression, LayoutBuilder, Node, snapshot};
+use bellows_block::{Image, ImportOptions, Layer, Store};
 use flate2::read::GzDecoder;
 
 use crate::fixture::{Guest, artefact};
@@ -157,18 +157,18 @@ fn is_the_containers(name: &[u8]) -> bool {
 fn demo_archives(directory: &Path) -> Vec<PathBuf> {
     let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
     let image = layout.image(&Platform::host(), None).unwrap();
-    let unpack = |layer: &OciLayer| {
-        let blob = fs::File::open(artefact("BELLOWS_IMAGE").join("blobs/sha256").join(layer.blob.hex())).unwrap();
-        let mut reader: Box<dyn Read> = match layer.compression {
-            Compression::None => Box::new(blob),
-            Compression::Gzip => Box::new(GzDecoder::new(blob)),
-            Compression::Zstd => Box::new(zstd::Decoder::new(blob).unwrap()),
+    let unpack = |(number, layer): (usize, &SourceLayer)| {
+        let mut blob = Vec::new();
+        layer.open().unwrap().1.read_to_end(&mut blob).unwrap();
+        let mut reader: Box<dyn Read> = match blob[..2] {
+            [0x1f, 0x8b] => Box::new(GzDecoder::new(&blob[..])),
+            _ => Box::new(zstd::Decoder::new(&blob[..]).unwrap()),
         };
-        let archive = directory.join(format!("{}.tar", layer.blob.hex()));
+        let archive = directory.join(format!("demo-{number}.tar"));
         std::io::copy(&mut reader, &mut fs::File::create(&archive).unwrap()).unwrap();
         archive
     };
-    image.layers.iter().map(unpack).collect()
+    image.layers.iter().enumerate().map(unpack).collect()
 }
 
 fn made_archives(directory: &Path) -> Vec<PathBuf> {
@@ -272,7 +272,7 @@ pub fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, 
     let store = Store::open(directory.join("store")).unwrap();
     let opened = OciLayout::open(layout.path()).unwrap();
     let oci = opened.image(&Platform::host(), None).unwrap();
-    let image: Image = store.import(&opened, &oci, None, &mut |_| {}).unwrap();
+    let image: Image = store.import(&oci, None, &ImportOptions::default()).unwrap();
     let layers = store.layers(&image).unwrap();
     (layout, store, layers)
 }

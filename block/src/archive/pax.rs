@@ -1,7 +1,12 @@
 //! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header"): records of `LENGTH KEYWORD=VALUE\n`, values being any
 //! bytes, line feeds included.
 
+use super::gnu_sparse::PaxSparse;
 use crate::erofs::Timestamp;
+
+/// Marks an empty file that stands for a socket: tar has no type for those. Directories are imported through an archive
+/// that has this mark.
+pub(crate) const SOCKET: &[u8] = b"BELLOWS.socket";
 
 /// What an extended header says about the entry behind it.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -14,8 +19,11 @@ pub(super) struct PaxHeader {
     pub mtime: Option<Timestamp>,
     /// Full names and values.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The entry is a sparse file in one of GNU's encodings.
-    pub sparse: bool,
+    /// Access control lists in text, by the attribute they become.
+    pub acls: Vec<(&'static [u8], Vec<u8>)>,
+    pub sparse: PaxSparse,
+    /// The entry, an empty file, stands for a socket.
+    pub socket: bool,
 }
 
 impl PaxHeader {
@@ -44,16 +52,35 @@ impl PaxHeader {
             b"size" => self.size = number(value)?,
             b"uid" => self.uid = number(value)?,
             b"gid" => self.gid = number(value)?,
+            b"SCHILY.acl.access" => self.acls.push((b"system.posix_acl_access", value.to_vec())),
+            b"SCHILY.acl.default" => self.acls.push((b"system.posix_acl_default", value.to_vec())),
+            SOCKET => self.socket = value == b"1",
             b"mtime" => self.mtime = if value.is_empty() { None } else { Some(timestamp(value)?) },
             _ => {
                 if let Some(name) = keyword.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((name.to_vec(), value.to_vec()));
+                } else if let Some(keyword) = keyword.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.take(keyword, value)?;
                 }
-                self.sparse |= keyword.starts_with(b"GNU.sparse.");
             }
         }
         Some(())
     }
+}
+
+/// Appends a record, which states its own length.
+pub(crate) fn write_record(into: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
+    let body = keyword.len() + value.len() + b" =\n".len();
+    let mut length = body + 1;
+    while length != body + length.to_string().len() {
+        length = body + length.to_string().len();
+    }
+    into.extend(length.to_string().as_bytes());
+    into.push(b' ');
+    into.extend(keyword);
+    into.push(b'=');
+    into.extend(value);
+    into.push(b'\n');
 }
 
 /// Takes the first record off.
@@ -95,12 +122,9 @@ mod tests {
     use super::*;
 
     fn line(keyword: &str, value: &[u8]) -> Vec<u8> {
-        let body = keyword.len() + value.len() + 3;
-        let mut length = body + 1;
-        while length != body + length.to_string().len() {
-            length = body + length.to_string().len();
-        }
-        [format!("{length} {keyword}=").as_bytes(), value, b"\n"].concat()
+        let mut line = Vec::new();
+        write_record(&mut line, keyword.as_bytes(), value);
+        line
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! Reads a tar stream entry by entry: ustar, GNU long names, PAX extended headers.
+//! Reads a tar stream entry by entry: ustar, GNU long names and sparse files, PAX extended headers.
 //!
 //! The crate `tar` decodes single headers; its own iterator neither bounds extended headers nor keeps binary attribute
 //! values whole.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek};
 
 use tar::Header;
 
 use super::pax::PaxHeader;
-use super::{EntryName, EntryProblem, LayerError};
-use crate::erofs::{Device, Timestamp};
+use super::{ArchiveError, EntryName, EntryProblem, acl, gnu_sparse};
+use crate::erofs::{Device, SparseMap, Timestamp};
 
 const BLOCK: u64 = 512;
 
@@ -21,7 +21,7 @@ const MAX_EXTENDED_COUNT: usize = 16;
 
 /// One entry of an archive, its data not read yet.
 #[derive(Debug)]
-pub(super) struct TarEntry {
+pub(crate) struct TarEntry {
     pub name: Vec<u8>,
     pub kind: TarKind,
     pub permissions: u16,
@@ -34,25 +34,26 @@ pub(super) struct TarEntry {
 
 /// What an entry is.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) enum TarKind {
-    /// Its data is what the stream reads next.
-    File,
+pub(crate) enum TarKind {
+    /// Its data is what the stream reads next, without the holes that it may have.
+    File(Option<SparseMap>),
     Directory,
     HardLink(Vec<u8>),
     Symlink(Vec<u8>),
     CharDevice(Device),
     BlockDevice(Device),
     Fifo,
+    Socket,
 }
 
 impl TarEntry {
-    pub fn error(&self, reason: EntryProblem) -> LayerError {
-        LayerError::Entry { name: EntryName::new(&self.name), reason }
+    pub fn error(&self, reason: EntryProblem) -> ArchiveError {
+        ArchiveError::Entry { name: EntryName::new(&self.name), reason }
     }
 }
 
 /// A tar archive. After [`TarStream::next`], reading gives the entry's data; what is not read is skipped.
-pub(super) struct TarStream<R> {
+pub(crate) struct TarStream<R> {
     inner: R,
     /// Bytes read so far.
     offset: u64,
@@ -60,11 +61,13 @@ pub(super) struct TarStream<R> {
     data: u64,
     /// Zeros between the data and the next header.
     padding: u64,
+    /// Name of the present entry.
+    name: Option<EntryName>,
 }
 
 impl<R: Read> TarStream<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, offset: 0, data: 0, padding: 0 }
+        Self { inner, offset: 0, data: 0, padding: 0, name: None }
     }
 
     /// How much of the archive was read.
@@ -73,14 +76,14 @@ impl<R: Read> TarStream<R> {
     }
 
     /// Goes to the next entry; `None` at the end of the archive.
-    pub fn next(&mut self) -> Result<Option<TarEntry>, LayerError> {
+    pub fn next(&mut self) -> Result<Option<TarEntry>, ArchiveError> {
         let mut pax = PaxHeader::default();
         let (mut long_name, mut long_link) = (None, None);
         for _ in 0..=MAX_EXTENDED_COUNT {
             self.skip_data()?;
             let start = self.offset;
             let Some(header) = self.header()? else { return Ok(None) };
-            let error = |reason: String| LayerError::Header { offset: start, reason };
+            let error = |reason: String| ArchiveError::Header { offset: start, reason };
             let size = header.entry_size().map_err(|source| error(source.to_string()))?;
             match header.as_bytes()[156] {
                 b'x' => pax = PaxHeader::parse(&self.extended(size)?).map_err(error)?,
@@ -91,22 +94,21 @@ impl<R: Read> TarStream<R> {
                 _ => return self.entry(&header, pax, long_name, long_link).map(Some),
             }
         }
-        Err(LayerError::Header { offset: self.offset, reason: "too many extended headers in a row".to_owned() })
+        Err(ArchiveError::Header { offset: self.offset, reason: "too many extended headers in a row".to_owned() })
     }
 
     fn entry(
         &mut self,
         header: &Header,
-        pax: PaxHeader,
+        mut pax: PaxHeader,
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
-    ) -> Result<TarEntry, LayerError> {
-        let name = pax.path.or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
-        let error = |reason| LayerError::Entry { name: EntryName::new(&name), reason };
+    ) -> Result<TarEntry, ArchiveError> {
+        let name =
+            pax.sparse.name.take().or(pax.path).or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+        let error = |reason| ArchiveError::Entry { name: EntryName::new(&name), reason };
         let field = |name| move |_: io::Error| EntryProblem::Field(name);
-        if pax.sparse {
-            return Err(error(EntryProblem::Sparse));
-        }
+        self.name = Some(EntryName::new(&name));
         let link = || {
             let link = pax.link.or(long_link).or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
             link.filter(|link| !link.is_empty() && !link.contains(&0)).ok_or(EntryProblem::Field("link target"))
@@ -119,24 +121,42 @@ impl<R: Read> TarStream<R> {
             }
             Ok(Device { major, minor })
         };
-        let kind = match header.as_bytes()[156] {
+        let mut kind = match header.as_bytes()[156] {
             // Before there was a type for directories, a slash at the end made one.
             b'0' | b'\0' if name.ends_with(b"/") => Ok(TarKind::Directory),
-            b'0' | b'\0' | b'7' => Ok(TarKind::File),
+            b'0' | b'\0' if pax.socket => Ok(TarKind::Socket),
+            b'0' | b'\0' | b'7' | b'S' => Ok(TarKind::File(None)),
             b'1' => link().map(TarKind::HardLink),
             b'2' => link().map(TarKind::Symlink),
             b'3' => device().map(TarKind::CharDevice),
             b'4' => device().map(TarKind::BlockDevice),
             b'5' => Ok(TarKind::Directory),
             b'6' => Ok(TarKind::Fifo),
-            b'S' => Err(EntryProblem::Sparse),
             other => Err(EntryProblem::Type(other)),
         }
         .map_err(error)?;
         // Other types have no data, whatever their size field says.
-        if kind == TarKind::File {
+        if matches!(kind, TarKind::File(_)) {
             let size = header.entry_size().map_err(field("size")).map_err(error)?;
-            self.set_data(pax.size.unwrap_or(size));
+            let stored = pax.size.unwrap_or(size);
+            if header.as_bytes()[156] == b'S' {
+                let map = gnu_sparse::old_map(header.as_bytes(), stored, || self.block())?;
+                kind = TarKind::File(Some(map.ok_or_else(|| error(EntryProblem::Field("map of holes")))?));
+                self.set_data(stored);
+            } else {
+                self.set_data(stored);
+                if pax.sparse.is_sparse() {
+                    let map = pax.sparse.map(self, stored);
+                    let map = map.map_err(|source| self.read_error(source))?;
+                    kind = TarKind::File(Some(map.ok_or_else(|| error(EntryProblem::Field("map of holes")))?));
+                }
+            }
+        }
+        for (attribute, text) in &pax.acls {
+            let list = acl::from_text(text).ok_or_else(|| error(EntryProblem::Field("access control list")))?;
+            if !list.is_empty() {
+                pax.xattrs.push((attribute.to_vec(), list));
+            }
         }
         let id = |pax: Option<u32>, own: io::Result<u64>, name| match pax {
             Some(id) => Ok(id),
@@ -160,19 +180,11 @@ impl<R: Read> TarStream<R> {
     }
 
     /// Reads one header; `None` at the end: a block of zeros, or nothing more.
-    fn header(&mut self) -> Result<Option<Header>, LayerError> {
+    fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let start = self.offset;
         let mut header = Header::new_old();
         let block = header.as_mut_bytes();
-        let mut filled = 0;
-        while filled < block.len() {
-            match self.read_inner(&mut block[filled..])? {
-                0 if filled == 0 => return Ok(None),
-                0 => return Err(self.ends_early()),
-                count => filled += count,
-            }
-        }
-        if block.iter().all(|byte| *byte == 0) {
+        if !self.fill(block)? || block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
         // The sum of all bytes, those of the checksum itself taken for spaces.
@@ -180,24 +192,43 @@ impl<R: Read> TarStream<R> {
         let actual = sum(&block[..148]) + 8 * u32::from(b' ') + sum(&block[156..]);
         match header.cksum() {
             Ok(stated) if stated == actual => Ok(Some(header)),
-            Ok(stated) => Err(LayerError::Header {
+            Ok(stated) => Err(ArchiveError::Header {
                 offset: start,
                 reason: format!("its checksum is {actual}, it states {stated}"),
             }),
-            Err(source) => Err(LayerError::Header { offset: start, reason: source.to_string() }),
+            Err(source) => Err(ArchiveError::Header { offset: start, reason: source.to_string() }),
         }
     }
 
+    /// Fills a block; `false` if the archive has ended.
+    fn fill(&mut self, block: &mut [u8]) -> Result<bool, ArchiveError> {
+        let mut filled = 0;
+        while filled < block.len() {
+            match self.read_inner(&mut block[filled..])? {
+                0 if filled == 0 => return Ok(false),
+                0 => return Err(self.ends_early()),
+                count => filled += count,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads a block that has to be there.
+    fn block(&mut self) -> Result<[u8; 512], ArchiveError> {
+        let mut block = [0; 512];
+        if self.fill(&mut block)? { Ok(block) } else { Err(self.ends_early()) }
+    }
+
     /// Reads the data of an extended header.
-    fn extended(&mut self, size: u64) -> Result<Vec<u8>, LayerError> {
+    fn extended(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > MAX_EXTENDED {
             let reason = format!("an extended header has {size} bytes; at most {MAX_EXTENDED} are read");
-            return Err(LayerError::Header { offset: self.offset, reason });
+            return Err(ArchiveError::Header { offset: self.offset, reason });
         }
         self.set_data(size);
         let mut data = Vec::new();
         let result = self.take(size).read_to_end(&mut data);
-        result.map_err(|source| LayerError::Read { offset: self.offset, source })?;
+        result.map_err(|source| self.read_error(source))?;
         Ok(data)
     }
 
@@ -206,7 +237,12 @@ impl<R: Read> TarStream<R> {
         self.padding = size.wrapping_neg() % BLOCK;
     }
 
-    fn skip_data(&mut self) -> Result<(), LayerError> {
+    /// Length of the present entry's data that is not read yet.
+    pub fn data(&self) -> u64 {
+        self.data
+    }
+
+    fn skip_data(&mut self) -> Result<(), ArchiveError> {
         let mut buffer = [0; 4096];
         let mut left = u128::from(self.data) + u128::from(self.padding);
         while left > 0 {
@@ -220,7 +256,7 @@ impl<R: Read> TarStream<R> {
         Ok(())
     }
 
-    fn read_inner(&mut self, into: &mut [u8]) -> Result<usize, LayerError> {
+    fn read_inner(&mut self, into: &mut [u8]) -> Result<usize, ArchiveError> {
         loop {
             match self.inner.read(into) {
                 Ok(count) => {
@@ -228,13 +264,30 @@ impl<R: Read> TarStream<R> {
                     return Ok(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(LayerError::Read { offset: self.offset, source }),
+                Err(source) => return Err(self.read_error(source)),
             }
         }
     }
 
-    fn ends_early(&self) -> LayerError {
-        LayerError::Read { offset: self.offset, source: io::ErrorKind::UnexpectedEof.into() }
+    fn ends_early(&self) -> ArchiveError {
+        self.read_error(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// An error of reading, with where that was.
+    pub fn read_error(&self, source: io::Error) -> ArchiveError {
+        ArchiveError::Read { offset: self.offset, entry: self.name.clone(), source }
+    }
+}
+
+impl<R: Read + Seek> TarStream<BufReader<R>> {
+    /// Goes past the present entry's data without reading it.
+    pub fn pass_data(&mut self) -> Result<(), ArchiveError> {
+        let bytes = self.data.saturating_add(self.padding);
+        let passed = i64::try_from(bytes).map_err(io::Error::other).and_then(|bytes| self.inner.seek_relative(bytes));
+        passed.map_err(|source| self.read_error(source))?;
+        self.offset = self.offset.saturating_add(bytes);
+        (self.data, self.padding) = (0, 0);
+        Ok(())
     }
 }
 

@@ -49,7 +49,7 @@ impl fmt::Debug for EntryName {
 
 /// What an entry's name says about the layer (OCI image specification, "Representing Changes").
 #[derive(Debug, Eq, PartialEq)]
-pub(super) enum Meaning<'a> {
+pub(crate) enum Meaning<'a> {
     /// The root directory itself.
     Root,
     /// `name` in `parent` is there.
@@ -63,7 +63,7 @@ pub(super) enum Meaning<'a> {
 }
 
 /// Reads an entry's name.
-pub(super) fn meaning(path: &[u8]) -> Result<Meaning<'_>, EntryProblem> {
+pub(crate) fn meaning(path: &[u8]) -> Result<Meaning<'_>, EntryProblem> {
     let mut parent = components(path)?;
     let Some(name) = parent.pop() else { return Ok(Meaning::Root) };
     if name == OPAQUE {
@@ -83,7 +83,7 @@ pub(super) fn meaning(path: &[u8]) -> Result<Meaning<'_>, EntryProblem> {
 }
 
 /// Splits a name that is relative and goes only down; `.` and doubled slashes mean nothing.
-pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
+pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     if path.starts_with(b"/") {
         return Err(EntryProblem::Absolute);
     }

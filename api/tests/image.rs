@@ -1,0 +1,155 @@
+//! `bellows image` as a person types it.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong is to fail the test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn bellows(store: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bellows"));
+    command.arg("image").args(arguments).arg("--store").arg(store);
+    command
+}
+
+fn run(store: &Path, arguments: &[&str]) -> Output {
+    bellows(store, arguments).output().unwrap()
+}
+
+fn succeed(store: &Path, arguments: &[&str]) -> String {
+    let output = run(store, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fail(store: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = run(store, arguments);
+    assert!(!output.status.success(), "{arguments:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// A small root file system and an archive of it.
+fn root_file_system(directory: &Path) -> (String, String) {
+    let (root, archive) = (directory.join("root"), directory.join("root.tar.gz"));
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::write(root.join("bin/sh"), "shell").unwrap();
+    let tar = Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&root).arg(".").status().unwrap();
+    assert!(tar.success());
+    (root.to_str().unwrap().to_owned(), archive.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn import_list_and_verify() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, archive) = root_file_system(directory.path());
+    let digest = succeed(&store, &["import", &root, "--name", "root:1"]).lines().next().unwrap().to_owned();
+    succeed(&store, &["import", &archive, "--platform", "linux/arm64/v8"]);
+    let listed = succeed(&store, &["ls"]);
+    assert!(listed.contains(&format!("{digest} root:1\n")), "{listed}");
+    assert_eq!(succeed(&store, &["verify"]).matches(" ok\n").count(), 2);
+
+    let (code, message) = fail(&store, &["import", "/nowhere"]);
+    assert!(code == 1 && message.contains("cannot read `/nowhere`"), "{code}: {message}");
+    let (code, message) = fail(&store, &["import", &root, "--platform", "linux"]);
+    assert!(code == 2 && message.contains("`linux` is not a platform"), "{code}: {message}");
+}
+
+#[test]
+fn an_interrupted_import_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let root = directory.path().join("root");
+    fs::create_dir(&root).unwrap();
+    // Large enough that nobody sees its end.
+    let file = fs::File::create(root.join("large")).unwrap();
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 4 << 30).unwrap();
+    let arguments = ["import", root.to_str().unwrap()];
+    let mut child = bellows(&store, &arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let limit = Instant::now() + Duration::from_secs(60);
+    let files = |name: &str| fs::read_dir(store.join(name)).map_or(0, Iterator::count);
+    while files("tmp") == 0 {
+        assert!(Instant::now() < limit && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(["tmp", "layers", "images"].map(files), [0; 3]);
+}
+
+#[test]
+fn inspect_stat_remove_and_collect() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, _) = root_file_system(directory.path());
+    let digest = succeed(&store, &["import", &root, "--name", "root:1"]).lines().next().unwrap().to_owned();
+    succeed(&store, &["import", &root, "--name", "root:2"]);
+    let json = |arguments: &[&str]| serde_json::from_str::<serde_json::Value>(&succeed(&store, arguments)).unwrap();
+
+    let inspected = json(&["inspect", "root:1"]);
+    let image = &inspected[0];
+    assert_eq!(
+        (&image["digest"], &image["names"]),
+        (&digest.as_str().into(), &serde_json::json!(["root:1", "root:2"]))
+    );
+    assert!(image["config"].is_object());
+    let layer = &image["layers"][0];
+    let path = layer["path"].as_str().unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), layer["bytes"]);
+    assert!(layer.get("verity").is_some());
+
+    // It was just written, so it is all in memory; who holds a lock uses it.
+    let file = fs::File::open(path).unwrap();
+    file.lock_shared().unwrap();
+    let usage = &json(&["stat", "root:2", "--json"])[0]["layers"][0];
+    assert_eq!(usage["resident_bytes"], usage["bytes"]);
+    assert_eq!(usage["users"], serde_json::json!([std::process::id()]));
+    let text = succeed(&store, &["stat"]);
+    assert!(text.contains(&format!("VMs {}", std::process::id())), "{text}");
+
+    assert_eq!(succeed(&store, &["rm", "root:2"]), "root:2: name removed\n");
+    assert_eq!(succeed(&store, &["rm", &digest]), format!("{digest}: image removed\n"));
+    let (code, message) = fail(&store, &["rm", "root:1"]);
+    assert!(code == 1 && message.contains("`root:1` is not in the store"), "{message}");
+    assert!(succeed(&store, &["gc"]).contains("is in use\n0 bytes freed"));
+    drop(file);
+    let collected = json(&["gc", "--json"]);
+    assert_eq!((&collected["bytes"], &collected["layers"][0]), (&layer["bytes"], &layer["digest"]));
+    assert_eq!(fs::read_dir(store.join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn mount_and_umount() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, _) = root_file_system(directory.path());
+    succeed(&store, &["import", &root, "--name", "root"]);
+    let point = directory.path().join("mount");
+    fs::create_dir(&point).unwrap();
+    let point = point.to_str().unwrap();
+    let (code, message) = fail(&store, &["mount", "root", "/nowhere/at/all"]);
+    assert!(code == 1 && (message.contains("`mount` failed") || message.contains("`losetup` failed")), "{message}");
+    if nix::unistd::geteuid().is_root() && fs::read_to_string("/proc/filesystems").unwrap().contains("erofs") {
+        succeed(&store, &["mount", "root", point]);
+        assert_eq!(fs::read(Path::new(point).join("bin/sh")).unwrap(), b"shell");
+        assert!(fs::write(Path::new(point).join("new"), "").is_err());
+        let umount = Command::new(env!("CARGO_BIN_EXE_bellows")).args(["image", "umount", point]).status().unwrap();
+        assert!(umount.success());
+        assert!(!Path::new(point).join("bin").exists());
+    }
+    // The kernel's list of loop devices names their files.
+    let devices = || Command::new("losetup").arg("--all").output().unwrap().stdout;
+    let held = || String::from_utf8_lossy(&devices()).contains(store.to_str().unwrap());
+    let free = (0..100).any(|_| {
+        !held() || {
+            std::thread::sleep(Duration::from_millis(20));
+            false
+        }
+    });
+    assert!(free, "{}", String::from_utf8_lossy(&devices()));
+}

@@ -1,0 +1,88 @@
+//! Tar archives: read entry by entry, found their way around in, and made of a directory.
+//!
+//! Names in an archive never become names of host files.
+
+mod acl;
+mod directory;
+mod gnu_sparse;
+mod limits;
+mod name;
+mod pax;
+mod tar_stream;
+
+pub(crate) use directory::DirectoryArchive;
+pub use limits::Limits;
+pub(crate) use limits::{Bounded, Counted};
+pub use name::EntryName;
+pub(crate) use name::{Meaning, components, meaning};
+pub(crate) use tar_stream::{TarEntry, TarKind, TarStream};
+
+/// What is wrong with an archive.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// Decompression failed, or the archive ends early.
+    #[error("cannot unpack the archive after {offset} bytes{}", .entry.as_ref().map(|name| format!(", at entry `{name}`")).unwrap_or_default())]
+    Read {
+        /// How much of the uncompressed archive had been read.
+        offset: u64,
+        /// The last entry seen.
+        entry: Option<EntryName>,
+        /// What is wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What should be a tar header is none.
+    #[error("the archive has no valid header at byte {offset}: {reason}")]
+    Header {
+        /// Where in the uncompressed archive.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An entry that can't be taken over.
+    #[error("entry `{name}` {reason}")]
+    Entry {
+        /// The entry's name.
+        name: EntryName,
+        /// What is wrong with it.
+        reason: EntryProblem,
+    },
+}
+
+/// What is wrong with an archive's entry.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub enum EntryProblem {
+    /// The name begins with a slash.
+    #[error("has an absolute name")]
+    Absolute,
+    /// The name has a component `..`.
+    #[error("has a name that leaves the image")]
+    ParentReference,
+    /// The name or one of its components is too long, or has a zero byte.
+    #[error("has a name that no file can have")]
+    InvalidName,
+    /// A whiteout of nothing, of `.` or `..`, or one with files below it.
+    #[error("is a whiteout that names no file")]
+    InvalidWhiteout,
+    /// A component of the name is no directory.
+    #[error("lies below `{0}`, which is no directory")]
+    ParentNotDirectory(EntryName),
+    /// A hard link to a file that this layer does not have before it.
+    #[error("is a hard link to `{0}`, which is no earlier file of this layer")]
+    HardLink(EntryName),
+    /// The root of the image as anything but a directory.
+    #[error("would replace the root directory")]
+    Root,
+    /// A type of entry that a layer can't have.
+    #[error("has the unsupported type {}", .0.escape_ascii())]
+    Type(u8),
+    /// One more than an archive may have.
+    #[error("is one more than the limit of {0} entries")]
+    Count(u64),
+    /// It would take too much memory.
+    #[error("exceeds the limit of {0} bytes of names and attributes")]
+    Metadata(u64),
+    /// A field with a value that makes no sense.
+    #[error("has an invalid {0}")]
+    Field(&'static str),
+}

@@ -1,0 +1,104 @@
+//! A flat image as a disk.
+
+use std::io;
+
+use vm_memory::VolatileSlice;
+
+use super::FlatImage;
+use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
+use crate::pread::PreadLayer;
+use crate::store::Layer;
+
+/// The files of a flat image behind each other, with zeros in between; read-only.
+///
+/// Each part is read as a layer is by itself: a file that was cut short gives an error to requests that reach into it, and
+/// to no others.
+pub struct FlatDisk {
+    /// By position.
+    parts: Vec<Part>,
+    bytes: u64,
+    id: DiskId,
+}
+
+struct Part {
+    start: u64,
+    end: u64,
+    disk: PreadLayer,
+}
+
+impl FlatDisk {
+    /// Opens all files of an image.
+    ///
+    /// # Errors
+    /// One is missing, no regular file, or of another size than recorded.
+    pub fn open(image: &FlatImage) -> Result<Self, DiskError> {
+        let metadata = Layer { digest: image.digest, path: image.path.clone(), bytes: image.bytes };
+        let parts = [(0, &metadata)].into_iter().chain(image.layers.iter().map(|(start, layer)| (*start, layer)));
+        let parts = parts.map(|(start, layer)| {
+            let end = start
+                .checked_add(layer.bytes)
+                .ok_or_else(|| DiskError::Unaligned { path: layer.path.clone(), actual: layer.bytes })?;
+            Ok(Part { start, end, disk: PreadLayer::open(layer)? })
+        });
+        let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
+        let bytes = parts.last().map_or(0, |part| part.end);
+        Ok(Self { parts, bytes, id: DiskId::from(&image.digest) })
+    }
+
+    /// The part that holds byte `offset`, or the one behind the gap that it lies in.
+    fn part(&self, offset: u64) -> Option<&Part> {
+        self.parts.get(self.parts.partition_point(|part| part.end <= offset))
+    }
+}
+
+impl Disk for FlatDisk {
+    fn sectors(&self) -> u64 {
+        self.bytes / SECTOR_SIZE
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn id(&self) -> DiskId {
+        self.id
+    }
+
+    fn read_at(&self, mut offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        let end = offset.checked_add(bytes).filter(|end| *end <= self.bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+        // Nearly all requests stay within one layer.
+        if let Some(part) = self.part(offset)
+            && part.start <= offset
+            && end <= part.end
+        {
+            return part.disk.read_at(offset - part.start, buffers);
+        }
+        for buffer in buffers {
+            let mut done = 0;
+            while done < buffer.len() {
+                let part = self.part(offset).ok_or(io::ErrorKind::UnexpectedEof)?;
+                let is_gap = offset < part.start;
+                let limit = if is_gap { part.start } else { part.end } - offset;
+                let count = usize::try_from(limit).map_or(buffer.len() - done, |limit| limit.min(buffer.len() - done));
+                let piece = buffer.subslice(done, count).map_err(io::Error::other)?;
+                if is_gap {
+                    piece.copy_from(&vec![0_u8; count]);
+                } else {
+                    part.disk.read_at(offset - part.start, &[piece])?;
+                }
+                done += count;
+                offset += count as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What can be wrong with an image.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::blob::BlobError;
+use super::spec::Platform;
+use crate::archive::ArchiveError;
+use crate::digest::LayerDigest;
+
+/// How deep indexes may nest.
+pub(super) const MAX_INDEX_DEPTH: usize = 4;
+
+/// What is wrong with an image's documents, or with what they are in.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// A file is missing or unreadable.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, pipe or device where a file should be.
+    #[error("`{path}` is not a regular file")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A JSON document that is too large to be one.
+    #[error("`{path}` has {actual} bytes; a JSON document of an image has at most {limit}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        actual: u64,
+        /// The most allowed.
+        limit: u64,
+    },
+    /// Not JSON, or not the document it should be.
+    #[error("`{path}` is not valid: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A version this code doesn't know.
+    #[error("`{path}`: {field} is `{actual}`, expected `{expected}`")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        actual: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A file of another size than its descriptor says.
+    #[error("blob `{path}` has {actual} bytes, its descriptor says {expected}")]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// The descriptor's size.
+        expected: u64,
+        /// The file's size.
+        actual: u64,
+    },
+    /// A file with other content than its name says.
+    #[error("blob `{path}` is damaged")]
+    Blob {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BlobError,
+    },
+    /// A media type this code can't read.
+    #[error("{digest} has the unsupported media type `{media_type}`; expected {expected}")]
+    MediaType {
+        /// The descriptor's digest.
+        digest: LayerDigest,
+        /// Its media type.
+        media_type: String,
+        /// What could be read.
+        expected: &'static str,
+    },
+    /// No manifest fits.
+    #[error("`{path}` has no image for {platform}{}; it has: {found}", .reference.as_ref().map(|r| format!(" called `{r}`")).unwrap_or_default())]
+    NoImage {
+        /// The index.
+        path: PathBuf,
+        /// What was looked for.
+        platform: Box<Platform>,
+        /// The tag that was looked for.
+        reference: Option<String>,
+        /// What the index lists.
+        found: String,
+    },
+    /// Several manifests fit.
+    #[error("`{path}` has several images for {platform}: {found}; name one of them")]
+    Ambiguous {
+        /// The index.
+        path: PathBuf,
+        /// What was looked for.
+        platform: Box<Platform>,
+        /// What fits.
+        found: String,
+    },
+    /// Indexes that point to indexes without end.
+    #[error("the indexes in `{path}` nest deeper than {MAX_INDEX_DEPTH}")]
+    Depth {
+        /// The first index.
+        path: PathBuf,
+    },
+    /// What should be an archive is none, or damaged.
+    #[error("cannot read the archive `{path}`")]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<ArchiveError>,
+    },
+    /// An archive of more files than any image has.
+    #[error("the archive `{path}` has more than {limit} files, and is no root file system")]
+    TooManyFiles {
+        /// The archive.
+        path: PathBuf,
+        /// The most allowed.
+        limit: usize,
+    },
+    /// A compressed archive could not be unpacked beside the store.
+    #[error("cannot unpack `{path}`")]
+    Unpack {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Manifest and configuration disagree.
+    #[error("image {manifest} has {layers} layers but {diff_ids} diff_ids")]
+    LayerCount {
+        /// Digest of the manifest.
+        manifest: LayerDigest,
+        /// Layers in the manifest.
+        layers: usize,
+        /// Entries of `rootfs.diff_ids` in the configuration.
+        diff_ids: usize,
+    },
+}

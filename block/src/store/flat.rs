@@ -1,0 +1,123 @@
+//! Flat images of the store: made when they are asked for, and kept.
+
+use std::fs::File;
+use std::io::Seek as _;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+use tracing::info;
+
+use super::files::{io_error, open_or_create_dir, publish, write_atomically};
+use super::record::{self, Image};
+use super::{Layer, Store, StoreError, file_digest, verity};
+use crate::digest::LayerDigest;
+use crate::erofs::{BLOCK_SIZE, ExtraDevice, ImageWriter, ReadError, Tree, WriteError, read_tree};
+use crate::flat::{FlatImage, compose};
+
+/// Changes where the same layers would give other metadata.
+const VERSION: &str = "bellows flat image 1";
+
+/// Why a flat image could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FlatError {
+    /// A layer's metadata is damaged.
+    #[error("the layer `{path}` can't be read")]
+    Layer {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ReadError,
+    },
+    /// The metadata could not be written.
+    #[error("its metadata can't be written")]
+    Write(#[from] WriteError),
+}
+
+/// What the store remembers of a flat image.
+#[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+struct FlatRecord {
+    /// Size of the metadata's file.
+    bytes: u64,
+    /// Digest of the metadata's file.
+    sha256: LayerDigest,
+    /// The block that each layer begins at.
+    mapped: Vec<u32>,
+}
+
+impl Store {
+    /// The flat image of `image`'s layers. It is made of their metadata where it is not there yet; no file's data is read.
+    ///
+    /// # Errors
+    /// A layer is missing or damaged, or the store can't be written.
+    pub fn flat(&self, image: &Image) -> Result<FlatImage, StoreError> {
+        let digest = flat_digest(image);
+        let layers = self.layers(image)?;
+        let record = match self.stored_flat(&digest, layers.len())? {
+            Some(record) => record,
+            None => {
+                let _lock = self.lock_for_import()?;
+                self.make_flat(&digest, &layers)?
+            }
+        };
+        let starts = record.mapped.into_iter().map(|block| u64::from(block) * BLOCK_SIZE);
+        let layers = starts.zip(layers).collect();
+        Ok(FlatImage { digest, path: self.flat_path(&digest), bytes: record.bytes, layers })
+    }
+
+    /// The record of a flat image that is there as a whole.
+    fn stored_flat(&self, digest: &LayerDigest, layers: usize) -> Result<Option<FlatRecord>, StoreError> {
+        let record: Option<FlatRecord> = record::read(&self.flat_record_path(digest))?;
+        let file = std::fs::metadata(self.flat_path(digest));
+        Ok(record.filter(|r| r.mapped.len() == layers && file.is_ok_and(|metadata| metadata.len() == r.bytes)))
+    }
+
+    fn make_flat(&self, digest: &LayerDigest, layers: &[Layer]) -> Result<FlatRecord, StoreError> {
+        let folder = self.root.join("flat");
+        open_or_create_dir(&folder)?;
+        let error = |source| StoreError::Flat { digest: *digest, source };
+        let trees = layers.iter().zip(1..).map(|(layer, device)| {
+            let file = File::open(&layer.path).map_err(io_error("open", &layer.path))?;
+            read_tree(&file, device).map_err(|source| error(FlatError::Layer { path: layer.path.clone(), source }))
+        });
+        let trees: Vec<Tree> = trees.collect::<Result<_, _>>()?;
+        let device = |layer: &Layer| {
+            let mut tag = [0; 64];
+            tag.copy_from_slice(layer.digest.hex().as_bytes());
+            // A layer has at most as many blocks as its own image could name.
+            ExtraDevice { tag, blocks: u32::try_from(layer.bytes / BLOCK_SIZE).unwrap_or(u32::MAX) }
+        };
+        let tmp = self.tmp();
+        let mut file = NamedTempFile::new_in(&tmp).map_err(io_error("create a file in", &tmp))?;
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&digest.as_bytes()[..16]);
+        let written = ImageWriter::with_devices(file.as_file(), layers.iter().map(device).collect())
+            .and_then(|writer| writer.finish(&compose(&trees), uuid))
+            .map_err(|source| error(source.into()))?;
+        let (bytes, mapped) = (written.bytes, written.mapped);
+        let handle = file.as_file_mut();
+        let sha256 = handle.rewind().and_then(|()| file_digest(handle)).map_err(io_error("read", file.path()))?;
+        publish(file, &self.flat_path(digest), verity::enable)?;
+        let record = FlatRecord { bytes, sha256, mapped };
+        let path = self.flat_record_path(digest);
+        write_atomically(&tmp, &path, &record::encode(&path, &record)?)?;
+        info!(image = %digest, bytes, layers = layers.len(), "made a flat image");
+        Ok(record)
+    }
+
+    pub(super) fn flat_path(&self, digest: &LayerDigest) -> PathBuf {
+        self.root.join("flat").join(format!("{}.erofs", digest.hex()))
+    }
+
+    pub(super) fn flat_record_path(&self, digest: &LayerDigest) -> PathBuf {
+        self.root.join("flat").join(format!("{}.json", digest.hex()))
+    }
+}
+
+/// What the flat image of `image` is known by: images of the same layers have the same.
+pub(super) fn flat_digest(image: &Image) -> LayerDigest {
+    let lines = image.layers.iter().map(LayerDigest::to_string);
+    LayerDigest::of([VERSION.to_owned()].into_iter().chain(lines).collect::<Vec<_>>().join("\n").as_bytes())
+}
