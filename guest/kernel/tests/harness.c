@@ -349,6 +349,7 @@ pid_t spawn(const char *cgroup, const char *what, const char *arg)
 
 	if (pid)
 		return pid;
+	write_text("0", "/proc/self/oom_score_adj");
 	if (write_text("0", CGROUPS "/%s%scgroup.procs", cgroup, *cgroup ? "/" : ""))
 		_exit(125);
 	execl("/proc/self/exe", "subject", what, arg, NULL);

@@ -29,7 +29,12 @@
 /* An instance's worth of partition and cgroup. */
 static bool instance_begin(struct partition *partition, const char *cgroup, unsigned long bytes)
 {
-	return plug(partition, bytes) && check_is(cgroup_create(cgroup, partition->node), 0);
+	if (!plug(partition, bytes))
+		return false;
+	if (check_is(cgroup_create(cgroup, partition->node), 0))
+		return true;
+	cgroup_remove(cgroup);
+	return false;
 }
 
 static bool instance_end(struct partition *partition, const char *cgroup, double seconds)
@@ -189,8 +194,13 @@ static void test_escape(void)
 	snprintf(node, sizeof(node), "%d", FIRST->node);
 	if (!instance_begin(FIRST, "subject", 256 * MIB) || !plug(SECOND, 256 * MIB))
 		return;
-	check_is(run("subject", "escape", node), 0);
+	check_is(write_text("+memory", "/sys/fs/cgroup/subject/cgroup.subtree_control"), 0);
+	check_is(cgroup_create("subject/inside", -1), 0);
+	check(!strcmp(read_text("/sys/fs/cgroup/subject/inside/memory.private_node"), node));
+	check_is(run("subject/inside", "escape", node), 0);
 	check_is(allocated(SECOND), 0);
+	check_is(cgroup_remove("subject/inside"), 0);
+	check_is(cgroup_remove("subject/below"), 0);
 	instance_end(FIRST, "subject", 5);
 	check(unplug(SECOND, 5));
 }
@@ -373,7 +383,7 @@ static unsigned long first_page_flags(int node)
 
 static void test_park(void)
 {
-	long blocks, moved, zeroed, total, parks = stat_of(FIRST, "parks");
+	long blocks, moved, zeroed, parks = stat_of(FIRST, "parks");
 	int round;
 
 	for (round = 0; round < 3; round++) {
@@ -384,7 +394,6 @@ static void test_park(void)
 		check_is(blocks, 4);
 		moved = migrated();
 		zeroed = vmstat("contig_alloc_zeroed");
-		total = keyed("/proc/meminfo", "MemTotal:");
 		check(!(first_page_flags(FIRST->node) >> 20 & 1));	/* KPF_NOPAGE */
 		instance_end(FIRST, "subject", 5);
 
@@ -407,7 +416,6 @@ static void test_park(void)
 		     stat_of(FIRST, "last_unplug_ns") / 1000, stat_of(FIRST, "last_unplug_host_ns") / 1000,
 		     stat_of(FIRST, "last_plug_ns") / 1000);
 	}
-	(void)total;
 }
 
 /* A memory block of a parked node cannot go offline or online. */
@@ -451,7 +459,7 @@ static int compare(const void *a, const void *b)
 /* The guest's part of a park, in microseconds: median of nine. */
 static long park_us(struct partition *partition, unsigned long bytes, long *unpark_us)
 {
-	long park[9], unpark[9];
+	long park[9], unpark[9], misses = stat_of(partition, "park_misses");
 	int i;
 
 	if (!plug(partition, bytes) || !check(unplug(partition, 5)))
@@ -467,8 +475,8 @@ static long park_us(struct partition *partition, unsigned long bytes, long *unpa
 	qsort(park, 9, sizeof(long), compare);
 	qsort(unpark, 9, sizeof(long), compare);
 	*unpark_us = unpark[4];
-	note("%lu MiB: guest's work to park %ld us (%ld to %ld), to unpark %ld us", bytes / MIB, park[4], park[0],
-	     park[8], unpark[4]);
+	note("%lu MiB: guest's work to park %ld us (%ld to %ld; %ld misses), to unpark %ld us", bytes / MIB, park[4], park[0],
+	     park[8], stat_of(partition, "park_misses") - misses, unpark[4]);
 	return park[4];
 }
 
@@ -476,11 +484,11 @@ static void test_park_time(void)
 {
 	long small, big, small_unpark, big_unpark;
 
-	small = park_us(FIRST, 256 * MIB, &small_unpark);
+	small = park_us(FIRST, 512 * MIB, &small_unpark);
 	big = park_us(FIRST, 8 * GIB, &big_unpark);
-	/* Half of it is the wait for per-CPU work, so leave room for noise. */
-	check_most(big, small * 2 + 200);
-	check_most(big_unpark, small_unpark * 2 + 200);
+	/* With some room for noise: the machine is emulated, and not alone. */
+	check_most(big, small * 3 / 2 + 100);
+	check_most(big_unpark, small_unpark * 3 / 2 + 100);
 	/* Back to something small for the others. */
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }

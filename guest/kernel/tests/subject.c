@@ -79,8 +79,10 @@ static int huge(int node)
 	char *memory = map(8 * MIB);
 	long before = vmstat("thp_fault_alloc");
 
+	/* Reading first would map the huge zero page, and small ones then. */
 	madvise(memory, 8 * MIB, MADV_HUGEPAGE);
-	if (!touch(memory, 8 * MIB) || !all_on(memory, 8 * MIB, node))
+	memset(memory, 1, 8 * MIB);
+	if (!all_on(memory, 8 * MIB, node))
 		return 1;
 	return vmstat("thp_fault_alloc") == before ? 2 : 0;
 }
@@ -260,8 +262,7 @@ static int escape(int node)
 	/* Policies: for base they are accepted, and do nothing. */
 	if (syscall(SYS_set_mempolicy, MPOL_BIND, &base, 64) || !touch(other, MIB) || !all_on(other, MIB, node))
 		return 2;
-	if (syscall(SYS_mbind, memory, MIB, MPOL_BIND, &base, 64, MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) >= 0)
-		note("mbind() did not complain");
+	syscall(SYS_mbind, memory, MIB, MPOL_BIND, &base, 64, MPOL_MF_MOVE | MPOL_MF_MOVE_ALL);
 	if (!all_on(memory, MIB, node))
 		return 3;
 	/* A private node can't be named, not even one's own. */
@@ -274,7 +275,7 @@ static int escape(int node)
 	if (!all_on(memory, MIB, node))
 		return 6;
 
-	/* Cgroups: a descendant is as attached as this one. */
+	/* Cgroups: a descendant is as attached as the cgroup that is. */
 	if (mkdir("/sys/fs/cgroup/subject/below", 0755))
 		return 7;
 	ret = write_text("none", "/sys/fs/cgroup/subject/below/memory.private_node");
@@ -284,7 +285,15 @@ static int escape(int node)
 	}
 	if (!write_text("none", "/sys/fs/cgroup/subject/memory.private_node"))
 		return 9;
-	rmdir("/sys/fs/cgroup/subject/below");
+	if (write_text("0", "/sys/fs/cgroup/subject/below/cgroup.procs"))
+		return 9;
+	ret = fork();
+	if (!ret) {
+		other = map(MIB);
+		_exit(!(touch(other, MIB) && all_on(other, MIB, node)));
+	}
+	if (await_exit(ret, 10))
+		return 9;
 
 	/* Mounts: not of another's node. */
 	if (!mount("subject", "/mnt", "tmpfs", 0, node == 1 ? "private_node=2" : "private_node=1"))
@@ -394,11 +403,12 @@ static int splicer(int node)
 /* Somebody else writes to memory that it has not touched. */
 static int target(int node)
 {
-	char *memory = map(MIB), address[32];
+	char *memory = map(MIB);
+	FILE *file = fopen("/tmp/address", "w");
 
 	madvise(memory, MIB, MADV_NOHUGEPAGE);
-	snprintf(address, sizeof(address), "%p", memory);
-	write_text(address, "/tmp/address");
+	fprintf(file, "%p", memory);
+	fclose(file);
 	hold();
 	return !(memory[0] && memory[PAGE] && all_on(memory, 2 * PAGE, node));
 }
