@@ -329,7 +329,7 @@ void cgroup_kill(const char *name)
 	char path[256];
 	double end = now() + 20;
 
-	write_text("1", CGROUPS "/%s/cgroup.kill", name);
+	check_is(write_text("1", CGROUPS "/%s/cgroup.kill", name), 0);
 	snprintf(path, sizeof(path), CGROUPS "/%s/cgroup.events", name);
 	while (keyed(path, "populated") && now() < end)
 		pause_ms(1);
@@ -345,10 +345,16 @@ int cgroup_remove(const char *name)
 
 pid_t spawn(const char *cgroup, const char *what, const char *arg)
 {
+	double end = now() + 20;
 	pid_t pid = fork();
 
-	if (pid)
+	if (pid > 0) {
+		/* Who kills the cgroup next wants to find it in there. */
+		while (*cgroup && !strstr(read_text("/proc/%d/cgroup", pid), cgroup) && now() < end)
+			if (kill(pid, 0))
+				break;
 		return pid;
+	}
 	write_text("0", "/proc/self/oom_score_adj");
 	if (write_text("0", CGROUPS "/%s%scgroup.procs", cgroup, *cgroup ? "/" : ""))
 		_exit(125);

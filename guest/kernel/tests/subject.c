@@ -438,7 +438,8 @@ static int worker(int node)
 		}
 		if (memory == MAP_FAILED || !memory)
 			return 1;
-		if (!touch(memory, bytes) || node_of(memory) != node)
+		/* Negative: it is being migrated just now. */
+		if (!touch(memory, bytes) || (node_of(memory) >= 0 && node_of(memory) != node))
 			return 2;
 		if (rand_r(&seed) % 4)
 			munmap(memory, bytes);
