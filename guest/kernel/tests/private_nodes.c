@@ -1,0 +1,704 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Tests of private memory nodes. Runs as the only program of a virtual machine
+ * (as /init) whose host obeys the second serial port: see README.md.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mempolicy.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+#define FIRST	(&partitions[0])
+#define SECOND	(&partitions[1])
+
+/* An instance's worth of partition and cgroup. */
+static bool instance_begin(struct partition *partition, const char *cgroup, unsigned long bytes)
+{
+	if (!plug(partition, bytes))
+		return false;
+	if (check_is(cgroup_create(cgroup, partition->node), 0))
+		return true;
+	cgroup_remove(cgroup);
+	return false;
+}
+
+static bool instance_end(struct partition *partition, const char *cgroup, double seconds)
+{
+	cgroup_kill(cgroup);
+	check_is(cgroup_remove(cgroup), 0);
+	return check(unplug(partition, seconds));
+}
+
+/* 1. Nobody gets memory of a private node by accident. */
+
+static void test_hidden(void)
+{
+	unsigned long mask = 1UL << FIRST->node;
+	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int to = FIRST->node, status = 0;
+	char node[8];
+
+	*(char *)page = 1;
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!plug(FIRST, 256 * MIB))
+		return;
+	check(strstr(read_text("/sys/devices/system/node/has_memory_private"), node));
+	check(!strcmp(read_text("/sys/devices/system/node/has_memory"), "0"));
+	check(!strcmp(read_text("/sys/fs/cgroup/cpuset.mems.effective"), "0"));
+
+	check_is(cgroup_create("hidden", -1), 0);
+	write_text(node, "/sys/fs/cgroup/hidden/cpuset.mems");
+	check(!strcmp(read_text("/sys/fs/cgroup/hidden/cpuset.mems.effective"), "0"));
+	cgroup_remove("hidden");
+
+	check(syscall(SYS_set_mempolicy, MPOL_BIND, &mask, 64) == -1 && errno == EINVAL);
+	check(syscall(SYS_set_mempolicy, MPOL_PREFERRED, &mask, 64) == -1 && errno == EINVAL);
+	check(syscall(SYS_mbind, page, PAGE, MPOL_BIND, &mask, 64, 0) == -1 && errno == EINVAL);
+	syscall(SYS_move_pages, 0, 1UL, &page, &to, &status, MPOL_MF_MOVE);
+	check_is(node_of(page), 0);
+	syscall(SYS_migrate_pages, 0, 64, &(unsigned long){1}, &mask);
+	check_is(node_of(page), 0);
+	check_is(allocated(FIRST), 0);
+	check(unplug(FIRST, 5));
+}
+
+/* Others take all the memory that there is, and are killed for it. */
+static void test_pressure(void)
+{
+	static const char * const hogs[] = { "hog", "hog_kernel" };
+	long most = 0;
+	size_t i;
+
+	if (!plug(FIRST, 512 * MIB) || !check_is(cgroup_create("outside", -1), 0))
+		return;
+	for (i = 0; i < 2; i++) {
+		pid_t pid = spawn("outside", hogs[i], "0");
+		int status;
+
+		while ((status = await_exit(pid, 0.05)) == -1) {
+			long pages = allocated(FIRST);
+
+			if (pages > most)
+				most = pages;
+		}
+		check_is(status, 128 + SIGKILL);
+		write_text("3", "/proc/sys/vm/drop_caches");
+		write_text("1", "/proc/sys/vm/compact_memory");
+	}
+	check_is(most, 0);
+	check_is(allocated(FIRST), 0);
+	cgroup_remove("outside");
+	check(unplug(FIRST, 5));
+}
+
+/* 2. Anonymous memory and tmpfs of the attached, and nothing else. */
+
+static void test_subjects(void)
+{
+	static const char * const names[] = {
+		"anon", "huge", "collapse", "cow", "children", "shared", "kernel_memory",
+	};
+	char node[8];
+	size_t i;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		int status = run("subject", names[i], node);
+
+		if (status)
+			note("%s: %d", names[i], status);
+		check_is(status, 0);
+	}
+	instance_end(FIRST, "subject", 5);
+	/* And the same program elsewhere has nothing of it. */
+	check_is(run("", "anon", "0"), 0);
+	check_is(run("", "shared", "0"), 0);
+}
+
+/* Memory that somebody else touches first: it is still the instance's. */
+static void test_remote(void)
+{
+	char one = 1, *address;
+	char node[8], path[64];
+	pid_t pid;
+	int fd;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	pid = spawn("subject", "target", node);
+	if (check(await_stop(pid, 10))) {
+		struct iovec local = { &one, 1 }, remote;
+
+		address = (char *)strtoul(read_text("/tmp/address"), NULL, 16);
+		remote = (struct iovec){ address, 1 };
+		check_is(process_vm_writev(pid, &local, 1, &remote, 1, 0), 1);
+		snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+		fd = open(path, O_RDWR);
+		check_is(pwrite(fd, &one, 1, (long)address + PAGE), 1);
+		close(fd);
+		resume(pid);
+		check_is(await_exit(pid, 10), 0);
+	}
+	instance_end(FIRST, "subject", 5);
+}
+
+/* A tmpfs that is mounted, and written to, from outside. */
+static void test_tmpfs_from_outside(void)
+{
+	char options[32], *memory;
+	int fd;
+
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	snprintf(options, sizeof(options), "size=64m,private_node=%d", FIRST->node);
+	if (check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0)) {
+		check(strstr(read_text("/proc/mounts"), options + strlen("size=64m")));
+		fd = open("/mnt/file", O_RDWR | O_CREAT, 0600);
+		memory = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		ftruncate(fd, MIB);
+		memset(memory, 1, MIB);
+		check(all_on(memory, MIB, FIRST->node));
+		munmap(memory, MIB);
+		close(fd);
+		check(mount("subject", "/mnt", "tmpfs", MS_REMOUNT, "private_node=2") == -1);
+		check(mount("subject", "/mnt", "tmpfs", MS_REMOUNT, "size=32m") == 0);
+		check_is(umount("/mnt"), 0);
+	}
+	instance_end(FIRST, "subject", 5);
+	snprintf(options, sizeof(options), "private_node=%d", SECOND->node);
+	check(mount("subject", "/mnt", "tmpfs", 0, options) == -1);
+}
+
+static void test_escape(void)
+{
+	char node[8];
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB) || !plug(SECOND, 256 * MIB))
+		return;
+	check_is(write_text("+memory", "/sys/fs/cgroup/subject/cgroup.subtree_control"), 0);
+	check_is(cgroup_create("subject/inside", -1), 0);
+	check(!strcmp(read_text("/sys/fs/cgroup/subject/inside/memory.private_node"), node));
+	check_is(run("subject/inside", "escape", node), 0);
+	check_is(allocated(SECOND), 0);
+	check_is(cgroup_remove("subject/inside"), 0);
+	check_is(cgroup_remove("subject/below"), 0);
+	instance_end(FIRST, "subject", 5);
+	check(unplug(SECOND, 5));
+}
+
+/* What an agent may do with memory.private_node, and what not. */
+static void test_attach(void)
+{
+	char node[8];
+	pid_t pid;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	check_is(cgroup_create("early", FIRST->node), -ENODEV);
+	cgroup_remove("early");
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	check_is(cgroup_create("second", FIRST->node), -EBUSY);
+	cgroup_remove("second");
+	check_is(cgroup_create("base", 0), -ENODEV);
+	cgroup_remove("base");
+	pid = spawn("subject", "holder", node);
+	check(await_stop(pid, 10));
+	check_is(write_text("none", "/sys/fs/cgroup/subject/memory.private_node"), -EBUSY);
+	resume(pid);
+	check_is(await_exit(pid, 10), 0);
+	check_is(write_text("none", "/sys/fs/cgroup/subject/memory.private_node"), 0);
+	check(!strcmp(read_text("/sys/fs/cgroup/subject/memory.private_node"), "none"));
+	check_is(cgroup_create("second", FIRST->node), 0);
+	cgroup_remove("second");
+	instance_end(FIRST, "subject", 5);
+}
+
+/* clone3() straight into an attached cgroup, without exec. */
+static void test_clone_into_cgroup(void)
+{
+	struct clone_args args = { .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD };
+	pid_t pid;
+
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	args.cgroup = open("/sys/fs/cgroup/subject", O_RDONLY | O_DIRECTORY);
+	pid = syscall(SYS_clone3, &args, sizeof(args));
+	if (!pid) {
+		char *memory = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		memset(memory, 1, MIB);
+		_exit(!all_on(memory, MIB, FIRST->node));
+	}
+	close(args.cgroup);
+	check_is(await_exit(pid, 10), 0);
+	instance_end(FIRST, "subject", 5);
+}
+
+/* 3. A full node is its user's problem. */
+
+static void test_bounded(void)
+{
+	long base, most = 0;
+	pid_t pid, neighbour, big;
+	char node[8];
+	int status;
+
+	snprintf(node, sizeof(node), "%d", SECOND->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB) || !instance_begin(SECOND, "neighbour", 256 * MIB) ||
+	    !check_is(cgroup_create("big", -1), 0))
+		return;
+	neighbour = spawn("neighbour", "holder", node);
+	big = spawn("big", "holder", "0");
+	check(await_stop(neighbour, 10) && await_stop(big, 10));
+	base = node_pages(0, "MemFree");
+	pid = spawn("subject", "hog", "0");
+	while ((status = await_exit(pid, 0.05)) == -1) {
+		long used = base - node_pages(0, "MemFree");
+
+		if (used > most)
+			most = used;
+	}
+	check_is(status, 128 + SIGKILL);
+	check(keyed("/sys/fs/cgroup/subject/memory.events", "oom_kill") >= 1);
+	check_is(keyed("/sys/fs/cgroup/neighbour/memory.events", "oom_kill"), 0);
+	/* Page tables of 256 MiB, and what the kernel needs to tell the tale. */
+	check_most(most, 2048);
+	check_is(allocated(SECOND) >= 2048, true);
+	resume(neighbour);
+	check_is(await_exit(neighbour, 10), 0);
+	resume(big);
+	check_is(await_exit(big, 10), 0);
+	cgroup_remove("big");
+	instance_end(FIRST, "subject", 5);
+	instance_end(SECOND, "neighbour", 5);
+}
+
+/* A tmpfs that fills its node, with nobody there to be killed for it. */
+static void test_full_tmpfs(void)
+{
+	char options[32], buffer[PAGE];
+	long base, pages = 0;
+	int fd;
+
+	memset(buffer, 1, sizeof(buffer));
+	if (!instance_begin(FIRST, "subject", 128 * MIB))
+		return;
+	snprintf(options, sizeof(options), "size=512m,private_node=%d", FIRST->node);
+	if (check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0)) {
+		base = node_pages(0, "MemFree");
+		fd = open("/mnt/file", O_RDWR | O_CREAT, 0600);
+		while (write(fd, buffer, PAGE) == PAGE)
+			pages++;
+		note("%ld pages until: %m", pages);
+		check(pages > 30000);
+		check_most(pages, 128 * MIB / PAGE);
+		check_most(base - node_pages(0, "MemFree"), 1024);
+		close(fd);
+		check_is(umount("/mnt"), 0);
+	}
+	instance_end(FIRST, "subject", 5);
+}
+
+/* A process with nothing to lose does not spin. */
+static void test_unkillable(void)
+{
+	pid_t pid;
+	int status;
+
+	if (!instance_begin(FIRST, "subject", 128 * MIB))
+		return;
+	pid = spawn("subject", "hog", "0");
+	write_text("-1000", "/proc/%d/oom_score_adj", pid);
+	status = await_exit(pid, 60);
+	check_is(status, 128 + SIGKILL);
+	if (status == -1)
+		kill(pid, SIGKILL);
+	instance_end(FIRST, "subject", 5);
+}
+
+static void test_pins(void)
+{
+	long base;
+	char node[8];
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	base = vmstat("pgmigrate_longterm_pin");
+	check_is(run("subject", "pin", node), 0);
+	check_is(vmstat("pgmigrate_longterm_pin") - base, 0);
+	check_is(run("subject", "pin_and_die", node), 0);
+	instance_end(FIRST, "subject", 5);
+}
+
+/* 4. Parking. */
+
+static void use_and_leave(struct partition *partition)
+{
+	char node[8];
+
+	snprintf(node, sizeof(node), "%d", partition->node);
+	check_is(run("subject", "huge", node), 0);
+	check_is(run("subject", "anon", node), 0);
+	check_is(run("subject", "shared", node), 0);
+}
+
+/* The flags of the first page of the node's first memory block. */
+static unsigned long first_page_flags(int node)
+{
+	unsigned long flags = 0, pfn = 0;
+	int fd, i;
+
+	for (i = 0; i < 65536 && !pfn; i++) {
+		char path[64];
+
+		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/memory%d", node, i);
+		if (!access(path, F_OK))
+			pfn = i * (128 * MIB / PAGE);
+	}
+	fd = open("/proc/kpageflags", O_RDONLY);
+	pread(fd, &flags, sizeof(flags), pfn * sizeof(flags));
+	close(fd);
+	return flags;
+}
+
+static void test_park(void)
+{
+	long blocks, moved, zeroed, parks = stat_of(FIRST, "parks");
+	int round;
+
+	for (round = 0; round < 3; round++) {
+		if (!instance_begin(FIRST, "subject", 512 * MIB))
+			return;
+		use_and_leave(FIRST);
+		blocks = memory_blocks(FIRST->node);
+		check_is(blocks, 4);
+		moved = migrated();
+		zeroed = vmstat("contig_alloc_zeroed");
+		check(!(first_page_flags(FIRST->node) >> 20 & 1));	/* KPF_NOPAGE */
+		instance_end(FIRST, "subject", 5);
+
+		check(!strcmp(state_of(FIRST), "parked"));
+		check_is(stat_of(FIRST, "parks"), parks + round + 1);
+		check_is(memory_blocks(FIRST->node), blocks);
+		check_is(migrated() - moved, 0);
+		check_is(vmstat("contig_alloc_zeroed") - zeroed, 0);
+		check_is(stat_of(FIRST, "plugged_bytes"), 0);
+		check_is(node_pages(FIRST->node, "MemTotal"), 0);
+		check(first_page_flags(FIRST->node) >> 20 & 1);
+		check_is(cgroup_create("parked", FIRST->node), -ENODEV);
+		cgroup_remove("parked");
+		/* What walks all memory finds none there. */
+		write_text("1", "/proc/sys/vm/compact_memory");
+		read_text("/proc/pagetypeinfo");
+		read_text("/proc/buddyinfo");
+		read_text("/proc/zoneinfo");
+		note("park %ld us, of which the host %ld us; last plug %ld us",
+		     stat_of(FIRST, "last_unplug_ns") / 1000, stat_of(FIRST, "last_unplug_host_ns") / 1000,
+		     stat_of(FIRST, "last_plug_ns") / 1000);
+	}
+}
+
+/* A memory block of a parked node cannot go offline or online. */
+static void test_parked_blocks(void)
+{
+	int i;
+
+	if (!plug(FIRST, 256 * MIB) || !check(unplug(FIRST, 5)))
+		return;
+	for (i = 0; i < 65536; i++) {
+		if (!*read_text("/sys/devices/system/node/node%d/memory%d/state", FIRST->node, i))
+			continue;
+		check(write_text("offline", "/sys/devices/system/node/node%d/memory%d/state", FIRST->node, i) < 0);
+		check(!strcmp(read_text("/sys/devices/system/node/node%d/memory%d/state", FIRST->node, i), "online"));
+		break;
+	}
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+	check(!strcmp(state_of(FIRST), "parked"));
+}
+
+/* Another size, both ways: the memory blocks are made anew. */
+static void test_resize(void)
+{
+	static const unsigned long sizes[] = { 256, 512, 128, 130, 1024, 2 };
+	size_t i;
+
+	for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		if (!plug(FIRST, sizes[i] * MIB))
+			return;
+		check_is(node_pages(FIRST->node, "MemTotal"), sizes[i] * MIB / PAGE);
+		check(unplug(FIRST, 5));
+		check(!strcmp(state_of(FIRST), "parked"));
+	}
+}
+
+static int compare(const void *a, const void *b)
+{
+	return *(const long *)a - *(const long *)b;
+}
+
+/* The guest's part of a park, in microseconds: median of nine. */
+static long park_us(struct partition *partition, unsigned long bytes, long *unpark_us)
+{
+	long park[9], unpark[9], misses = stat_of(partition, "park_misses");
+	int i;
+
+	if (!plug(partition, bytes) || !check(unplug(partition, 5)))
+		return 0;
+	for (i = 0; i < 9; i++) {
+		if (!instance_begin(partition, "subject", bytes))
+			return 0;
+		unpark[i] = (stat_of(partition, "last_plug_ns") - stat_of(partition, "last_plug_host_ns")) / 1000;
+		use_and_leave(partition);
+		instance_end(partition, "subject", 5);
+		park[i] = (stat_of(partition, "last_unplug_ns") - stat_of(partition, "last_unplug_host_ns")) / 1000;
+	}
+	qsort(park, 9, sizeof(long), compare);
+	qsort(unpark, 9, sizeof(long), compare);
+	*unpark_us = unpark[4];
+	note("%lu MiB: guest's work to park %ld us (%ld to %ld; %ld misses), to unpark %ld us", bytes / MIB, park[4], park[0],
+	     park[8], stat_of(partition, "park_misses") - misses, unpark[4]);
+	return park[4];
+}
+
+static void test_park_time(void)
+{
+	long small, big, small_unpark, big_unpark;
+
+	small = park_us(FIRST, 512 * MIB, &small_unpark);
+	big = park_us(FIRST, 8 * GIB, &big_unpark);
+	/* With some room for noise: the machine is emulated, and not alone. */
+	check_most(big, small * 3 / 2 + 100);
+	check_most(big_unpark, small_unpark * 3 / 2 + 100);
+	/* Back to something small for the others. */
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* 5. Not quite empty. */
+
+static void test_pinned_by_pipe(void)
+{
+	int pipes[2], saved = dup(0);
+	long zeroed, requests;
+	char byte;
+
+	if (!instance_begin(FIRST, "subject", 256 * MIB) || pipe(pipes))
+		return;
+	dup2(pipes[1], 0);
+	check_is(run("subject", "splicer", "0"), 0);
+	dup2(saved, 0);
+	close(saved);
+	zeroed = vmstat("contig_alloc_zeroed");
+	requests = vmstat("pgmigrate_success");
+	cgroup_kill("subject");
+	check_is(cgroup_remove("subject"), 0);
+	check(!unplug(FIRST, 3));
+	check(!strcmp(state_of(FIRST), "draining"));
+	check_is(allocated(FIRST), 1);
+	check_most(stat_of(FIRST, "plugged_bytes"), 4 * MIB);
+	check_is(vmstat("contig_alloc_zeroed") - zeroed, 0);
+	check_is(vmstat("pgmigrate_success") - requests, 0);
+
+	/* The page is still what it was. */
+	check_is(read(pipes[0], &byte, 1), 1);
+	check_is(byte, 1);
+	close(pipes[0]);
+	close(pipes[1]);
+	check(unplug(FIRST, 5));
+	check_is(allocated(FIRST), 0);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* Somebody still maps memory: the report says who, and nothing is lost. */
+static void test_holder(void)
+{
+	char node[8];
+	pid_t pid;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	pid = spawn("subject", "holder", node);
+	check(await_stop(pid, 10));
+	check(!unplug(FIRST, 3));
+	check(!strcmp(state_of(FIRST), "draining"));
+	check(mapped_pages(pid, FIRST->node) >= 2048);
+	check(mapped_pages(pid, 0) < 1024);
+	/* Moved together, but within the partition. */
+	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
+	note("%ld MiB are left of 256, for %ld pages", stat_of(FIRST, "plugged_bytes") / (long)MIB, allocated(FIRST));
+	resume(pid);
+	check_is(await_exit(pid, 10), 0);
+	check(unplug(FIRST, 5));
+	check_is(cgroup_remove("subject"), 0);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+static void test_leaked_tmpfs(void)
+{
+	char options[32], buffer[PAGE], wrong = 0;
+	int fd, i;
+
+	memset(buffer, 7, sizeof(buffer));
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	snprintf(options, sizeof(options), "private_node=%d", FIRST->node);
+	check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0);
+	fd = open("/mnt/file", O_RDWR | O_CREAT, 0600);
+	for (i = 0; i < 2048; i++)
+		write(fd, buffer, PAGE);
+	check_is(cgroup_remove("subject"), 0);
+	check(!unplug(FIRST, 3));
+	check(allocated(FIRST) >= 2048);
+	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
+	for (i = 0; i < 2048; i++) {
+		pread(fd, buffer, PAGE, i * PAGE);
+		wrong |= buffer[0] ^ 7;
+		wrong |= buffer[PAGE - 1] ^ 7;
+	}
+	check_is(wrong, 0);
+	close(fd);
+	check_is(umount("/mnt"), 0);
+	check(unplug(FIRST, 5));
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* 6. Memory that is parked for long. */
+
+static void test_remove_parked(void)
+{
+	double end;
+
+	if (!plug(FIRST, 256 * MIB))
+		return;
+	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(unplug(FIRST, 5));
+	check_is(memory_blocks(FIRST->node), 2);
+	end = now() + 20;
+	while (memory_blocks(FIRST->node) && now() < end)
+		pause_ms(50);
+	check_is(memory_blocks(FIRST->node), 0);
+	check(!strcmp(state_of(FIRST), "empty"));
+	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} tests[] = {
+	{ "hidden", test_hidden },
+	{ "pressure", test_pressure },
+	{ "subjects", test_subjects },
+	{ "remote", test_remote },
+	{ "tmpfs_from_outside", test_tmpfs_from_outside },
+	{ "escape", test_escape },
+	{ "attach", test_attach },
+	{ "clone_into_cgroup", test_clone_into_cgroup },
+	{ "bounded", test_bounded },
+	{ "full_tmpfs", test_full_tmpfs },
+	{ "unkillable", test_unkillable },
+	{ "pins", test_pins },
+	{ "park", test_park },
+	{ "parked_blocks", test_parked_blocks },
+	{ "resize", test_resize },
+	{ "pinned_by_pipe", test_pinned_by_pipe },
+	{ "holder", test_holder },
+	{ "leaked_tmpfs", test_leaked_tmpfs },
+	{ "remove_parked", test_remove_parked },
+	{ "park_time", test_park_time },
+};
+
+static void set_up(void)
+{
+	mkdir("/proc", 0755);
+	mkdir("/sys", 0755);
+	mkdir("/dev", 0755);
+	mkdir("/tmp", 0755);
+	mkdir("/mnt", 0755);
+	mkdir("/ramfs", 0755);
+	mount("proc", "/proc", "proc", 0, NULL);
+	mount("sysfs", "/sys", "sysfs", 0, NULL);
+	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
+	mount("ramfs", "/ramfs", "ramfs", 0, NULL);
+	mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, NULL);
+	write_text("+memory +cpuset +pids", "/sys/fs/cgroup/cgroup.subtree_control");
+	/* This program comes first in no one's choice. */
+	write_text("-1000", "/proc/self/oom_score_adj");
+}
+
+/* "only=NAME,NAME" and "stress=SECONDS" of the kernel's command line. */
+static bool wanted(const char *name, const char *only)
+{
+	size_t length = strlen(name);
+
+	while (only && *only && *only != ' ') {
+		if (!strncmp(only, name, length) && (only[length] == ',' || only[length] == ' ' || !only[length]))
+			return true;
+		only += strcspn(only, ", ");
+		only += *only == ',';
+	}
+	return false;
+}
+
+int main(int argc, char **argv)
+{
+	char command_line[4096], *only, *seconds;
+	size_t i;
+
+	if (argc >= 2 && !strcmp(argv[0], "subject"))
+		return subject(argv[1], argc > 2 ? argv[2] : NULL);
+
+	set_up();
+	find_partitions();
+	snprintf(command_line, sizeof(command_line), "%s", read_text("/proc/cmdline"));
+	only = strstr(command_line, "only=");
+	seconds = strstr(command_line, "stress=");
+
+	printf("TAP version 13\n");
+	note("%d partitions", nr_partitions);
+	if (nr_partitions >= 2 && stat_of(FIRST, "private")) {
+		for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
+			if ((only && !wanted(tests[i].name, only + strlen("only="))) || (seconds && !only))
+				continue;
+			tap_begin(tests[i].name);
+			tests[i].run();
+			tap_end();
+		}
+		if (seconds) {
+			tap_begin("stress");
+			stress(atoi(seconds + strlen("stress=")));
+			tap_end();
+		}
+	} else {
+		nr_failed++;
+		note("no private partitions");
+	}
+	tap_plan();
+	printf("# %s\n", nr_failed ? "FAILED" : "PASSED");
+	fflush(stdout);
+	sync();
+	if (getpid() == 1)
+		reboot(RB_POWER_OFF);
+	return nr_failed > 0;
+}

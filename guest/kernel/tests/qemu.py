@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Run the tests of private nodes in an emulated machine, and be its host.
+
+    tests/qemu.py --kernel bzImage [--partitions 8] [--append "only=park"] ...
+
+Builds the tests, boots them as /init, prints the console, and changes the
+devices' sizes as the guest asks for on its second serial port: lines of
+"set DEVICE BYTES".  Exits with 0 if all tests passed and the console has no
+trace of trouble.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TESTS = pathlib.Path(__file__).resolve().parent
+SOURCES = ["private_nodes.c", "harness.c", "subject.c", "stress.c"]
+TROUBLE = re.compile(
+    r"WARNING:|BUG:|BUG at|Oops|Call Trace|INFO: .*(lockdep|deadlock|circular|recursive)|kernel panic|"
+    r"possible (circular|recursive|irq)|suspicious RCU|Bad page|leaked out|general protection",
+    re.IGNORECASE,
+)
+# The emulated CPUs are slow, and share real ones: a watchdog is no trouble.
+NO_TROUBLE = re.compile(r"rcu.*(stall|detected stalls)|soft lockup|clocksource|workqueue: .* hogged CPU")
+
+
+def initramfs(program: bytes) -> bytes:
+    """A cpio archive (newc) with /init and a console."""
+    out = bytearray()
+
+    def entry(name: str, mode: int, data: bytes = b"", rdev=(0, 0)):
+        fields = [len(out) + 1, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(name) + 1, 0]
+        out.extend(b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0")
+        out.extend(b"\0" * (-len(out) % 4) + data)
+        out.extend(b"\0" * (-len(out) % 4))
+
+    entry("dev", 0o040755)
+    entry("dev/console", 0o020600, rdev=(5, 1))
+    entry("init", 0o100755, program)
+    entry("TRAILER!!!", 0)
+    return bytes(out)
+
+
+class Qmp:
+    """QEMU's control socket: one command at a time."""
+
+    def __init__(self, path):
+        self.socket = connect(path)
+        self.file = self.socket.makefile("rw")
+        self.file.readline()
+        self.command("qmp_capabilities")
+
+    def command(self, name, **arguments):
+        json.dump({"execute": name, "arguments": arguments}, self.file)
+        self.file.write("\n")
+        self.file.flush()
+        while True:
+            answer = json.loads(self.file.readline())
+            if "return" in answer or "error" in answer:
+                return answer
+
+
+def connect(path):
+    end = time.monotonic() + 20
+    while True:
+        try:
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(path)
+            return client
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def serve(directory):
+    qmp = Qmp(f"{directory}/qmp")
+    for line in connect(f"{directory}/host").makefile("r"):
+        words = line.split()
+        if len(words) == 3 and words[0] == "set":
+            answer = qmp.command(
+                "qom-set", path=f"/machine/peripheral/vm{words[1]}", property="requested-size", value=int(words[2])
+            )
+            if "error" in answer:
+                print(f"host: {answer['error']}", flush=True)
+
+
+def command_line(options, directory):
+    count = options.partitions
+    line = [options.qemu, *options.accel.split(), "-nodefaults", "-nographic", "-no-reboot"]
+    # A node that has neither memory nor a CPU exists for Linux only if the
+    # firmware says that a CPU could be plugged there.
+    line += ["-smp", f"{options.cpus},sockets={options.cpus + count},maxcpus={options.cpus + count}"]
+    line += ["-m", f"{options.memory}M,slots={count},maxmem={64 + 16 * count}G"]
+    line += ["-object", f"memory-backend-ram,id=base,size={options.memory}M"]
+    line += ["-numa", "node,nodeid=0,memdev=base"]
+    line += sum([["-numa", f"cpu,node-id=0,socket-id={cpu}"] for cpu in range(options.cpus)], [])
+    for number in range(count):
+        line += ["-numa", f"node,nodeid={number + 1}"]
+        line += ["-numa", f"cpu,node-id={number + 1},socket-id={options.cpus + number}"]
+        line += ["-object", f"memory-backend-ram,id=ram{number},size={options.window}M,prealloc=off"]
+        line += [
+            "-device",
+            f"virtio-mem-pci,id=vm{number},memdev=ram{number},node={number + 1},block-size=2M,requested-size=0,"
+            "unplugged-inaccessible=on",
+        ]
+    line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    line += ["-chardev", f"socket,id=host,path={directory}/host,server=on,wait=off", "-serial", "chardev:host"]
+    line += ["-qmp", f"unix:{directory}/qmp,server=on,wait=off"]
+    line += ["-kernel", options.kernel, "-initrd", f"{directory}/initramfs"]
+    line += [
+        "-append",
+        "console=ttyS0 panic=-1 tsc=reliable swiotlb=noforce memhp_default_state=online_movable "
+        f"virtio_mem.private_nodes=1 {options.append}",
+    ]
+    return line
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", required=True)
+    parser.add_argument("--qemu", default="qemu-system-x86_64")
+    parser.add_argument("--accel", default="-accel tcg,thread=multi -cpu max,-xsave")
+    parser.add_argument("--partitions", type=int, default=2)
+    parser.add_argument("--window", type=int, default=9216, help="MiB")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB")
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--append", default="")
+    parser.add_argument("--timeout", type=int, default=900)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as directory:
+        program = f"{directory}/init"
+        subprocess.run(
+            ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", program]
+            + [str(TESTS / source) for source in SOURCES]
+            + ["-lpthread"],
+            check=True,
+        )
+        pathlib.Path(f"{directory}/initramfs").write_bytes(initramfs(pathlib.Path(program).read_bytes()))
+        machine = subprocess.Popen(
+            command_line(options, directory), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+        )
+        watchdog = threading.Timer(options.timeout, machine.kill)
+        watchdog.start()
+        threading.Thread(target=serve, args=(directory,), daemon=True).start()
+        passed, trouble = False, []
+        try:
+            for line in machine.stdout:
+                print(line, end="", flush=True)
+                passed |= line.startswith("# PASSED")
+                if TROUBLE.search(line) and not NO_TROUBLE.search(line):
+                    trouble.append(line.strip())
+        finally:
+            watchdog.cancel()
+            machine.kill()
+            machine.wait()
+    for line in trouble:
+        print(f"trouble: {line}")
+    return 0 if passed and not trouble else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
