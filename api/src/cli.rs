@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
-use bellows_vmm::SerialOutput;
+use bellows_vmm::{PartitionMode, SerialOutput};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -50,6 +50,10 @@ pub struct GuestArgs {
     /// Parameter for the end of the kernel command line
     #[arg(long = "kernel-parameter", value_name = "NAME[=VALUE]")]
     pub kernel_parameters: Vec<String>,
+    /// How partitions are kept apart in the guest: extension (where its kernel has the guest memory extension; the default)
+    /// or stock
+    #[arg(long, value_name = "MODE")]
+    pub partition_mode: Option<PartitionMode>,
     /// Seconds that the guest may take for each step
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,

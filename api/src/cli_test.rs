@@ -19,15 +19,17 @@ fn the_definition_is_sound() {
 
 #[test]
 fn run_takes_what_the_documentation_says() {
-    let arguments =
-        run("--kernel k --initramfs i --image dir --memory 512M --vcpus 2 --partition 1G --partition 256M \
-                         --store s --layer l --env A=1 --env B=2 --serial - --json -- python3 -c x --json");
+    let arguments = run(
+        "--kernel k --initramfs i --image dir --memory 512M --vcpus 2 --partition 1G --partition 256M \
+                         --store s --layer l --env A=1 --env B=2 --serial - --json --partition-mode stock -- python3 -c x --json",
+    );
     assert_eq!(arguments.guest.memory, Some(ByteSize::mib(512)));
     assert_eq!(arguments.guest.vcpus, Some(2));
     assert_eq!(arguments.partitions, [ByteSize::gib(1), ByteSize::mib(256)]);
     assert_eq!(arguments.env, ["A=1", "B=2"]);
     assert_eq!(arguments.serial, Some(SerialOutput::Stdout));
     assert!(arguments.json);
+    assert_eq!(arguments.guest.partition_mode, Some(PartitionMode::Stock));
     assert_eq!(arguments.command, ["python3", "-c", "x", "--json"]);
     assert_eq!(arguments.guest.timeout, Duration::from_secs(120));
     assert_eq!(run("--serial log").serial, Some(SerialOutput::File("log".into())));
@@ -44,6 +46,7 @@ fn what_can_not_be_is_named_and_ends_with_2() {
         ("run --vcpus two", "two"),
         ("run --partition 1.5G", "1.5G"),
         ("run --timeout 0", "0"),
+        ("run --partition-mode strict", "strict"),
         ("run --wings 2", "--wings"),
         ("run python3", "python3"),
         ("image import", "SRC"),

@@ -9,8 +9,8 @@ use bellows_block::{Image, LayerDigest, Store};
 use bellows_memory::ByteSize;
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
-    DiscardReport, ExitStatus, ImageId, InstanceSpec, LayerConfig, Output, PartitionId, PlugReport, UnplugReport, Vm,
-    VmBuilder, VmConfig, VmEnd, serial_of,
+    DiscardReport, ExitStatus, GuestInfo, ImageId, InstanceSpec, LayerConfig, Output, PartitionId, PartitionMode,
+    PlugReport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd, serial_of,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -26,6 +26,7 @@ struct RunReport {
     exit_code: u8,
     oom_killed: bool,
     guest_kernel: String,
+    partition_mode: PartitionMode,
     boot_ms: f64,
     run_ms: f64,
     partition: Option<PartitionReport>,
@@ -35,6 +36,8 @@ struct RunReport {
 #[derive(Debug, Serialize)]
 struct ReadyReport {
     guest_kernel: String,
+    /// How partitions are kept apart: what this guest can do.
+    partition_mode: PartitionMode,
     boot_ms: f64,
     /// By the guest's clock: when its kernel was done, and when its agent was.
     init_ms: f64,
@@ -44,10 +47,11 @@ struct ReadyReport {
 }
 
 impl ReadyReport {
-    fn new(guest_kernel: String, boot: Duration, vm: &Vm) -> Self {
+    fn new(guest: GuestInfo, boot: Duration, vm: &Vm) -> Self {
         let times = vm.boot_times().unwrap_or_default();
         Self {
-            guest_kernel,
+            guest_kernel: guest.kernel_release,
+            partition_mode: guest.partition_mode,
             boot_ms: milliseconds(boot),
             init_ms: milliseconds(times.init),
             ready_ms: milliseconds(times.ready),
@@ -60,10 +64,17 @@ impl ReadyReport {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct PartitionReport {
     pub(crate) bytes: u64,
+    /// How the guest kept it apart.
+    pub(crate) mode: PartitionMode,
     pub(crate) plug_ms: f64,
     pub(crate) unplug_ms: f64,
+    /// Of that, what the guest's driver worked by its own account; `null` where it does not say.
+    pub(crate) guest_ms: Option<f64>,
+    /// Of that, changing memory slots.
+    pub(crate) slot_ms: f64,
     pub(crate) discard_ms: f64,
     pub(crate) migrated_pages: Option<u64>,
+    pub(crate) zeroed_pages: Option<u64>,
     pub(crate) discarded_bytes: u64,
     pub(crate) left_bytes: u64,
 }
@@ -72,10 +83,14 @@ impl PartitionReport {
     pub(crate) fn new(plug: &PlugReport, unplug: &UnplugReport, discard: &DiscardReport) -> Self {
         Self {
             bytes: plug.bytes.get(),
+            mode: plug.mode,
             plug_ms: milliseconds(plug.usable),
             unplug_ms: milliseconds(unplug.unplug),
+            guest_ms: unplug.driver.map(|driver| milliseconds(driver.last_unplug.guest())),
+            slot_ms: milliseconds(unplug.slots),
             discard_ms: milliseconds(discard.discard),
             migrated_pages: unplug.migrated_pages,
+            zeroed_pages: unplug.zeroed_pages,
             discarded_bytes: discard.discarded.get(),
             left_bytes: unplug.left.get(),
         }
@@ -123,7 +138,7 @@ fn in_vm(
     let boot = start.elapsed();
     let Some(spec) = spec else {
         if args.json {
-            print_json(&ReadyReport::new(guest.kernel_release, boot, &vm))?;
+            print_json(&ReadyReport::new(guest, boot, &vm))?;
         }
         // Without an image the VM runs until it ends by itself.
         return end(vm.wait());
@@ -145,6 +160,7 @@ fn in_vm(
             exit_code: status.code,
             oom_killed: status.oom_killed,
             guest_kernel: guest.kernel_release,
+            partition_mode: guest.partition_mode,
             boot_ms: milliseconds(boot),
             run_ms: milliseconds(run),
             partition,
@@ -244,6 +260,9 @@ fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
     }
     if let Some(memory) = args.memory {
         config.memory = memory;
+    }
+    if let Some(mode) = args.partition_mode {
+        config.partition_mode = mode;
     }
     if config.extra_command_line.is_empty() {
         config.extra_command_line.clone_from(&args.kernel_parameters);

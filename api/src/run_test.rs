@@ -14,13 +14,19 @@ fn args(line: &str) -> RunArgs {
 fn arguments_win_over_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vm.json");
-    std::fs::write(&path, r#"{"kernel": "k", "memory": "256M", "vcpus": 3, "partitions": ["1G"]}"#).unwrap();
-    let line = format!("--config {} --memory 1G --partition 2G --kernel-parameter a=b", path.display());
+    std::fs::write(
+        &path,
+        r#"{"kernel": "k", "memory": "256M", "vcpus": 3, "partitions": ["1G"], "partition_mode": "extension"}"#,
+    )
+    .unwrap();
+    let line =
+        format!("--config {} --memory 1G --partition 2G --kernel-parameter a=b --partition-mode stock", path.display());
     let config = configuration(&args(&line)).unwrap();
     assert_eq!((config.kernel.as_path(), config.vcpus), (Path::new("k"), 3));
     assert_eq!(config.memory, ByteSize::gib(1));
     assert_eq!(config.partitions, [ByteSize::gib(1), ByteSize::gib(2)]);
     assert_eq!(config.extra_command_line, ["a=b"]);
+    assert_eq!(config.partition_mode, PartitionMode::Stock);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command_line::command_line;
-use crate::config::{Backing, DriveConfig, LayerConfig, SerialOutput, VmConfig, VsockConfig};
+use crate::config::{Backing, DriveConfig, LayerConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
 use crate::end::{EndSignal, VmEnd};
 use crate::error::BuildError;
 use crate::hotplug::Disks;
@@ -114,6 +114,13 @@ impl VmBuilder {
     #[must_use]
     pub fn partition(mut self, window: ByteSize) -> Self {
         self.config.partitions.push(window);
+        self
+    }
+
+    /// Sets how partitions are kept apart in the guest.
+    #[must_use]
+    pub fn partition_mode(mut self, mode: PartitionMode) -> Self {
+        self.config.partition_mode = mode;
         self
     }
 

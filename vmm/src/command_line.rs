@@ -1,6 +1,6 @@
 //! The kernel parameters that every guest gets.
 
-use crate::config::{SerialOutput, VmConfig};
+use crate::config::{PartitionMode, SerialOutput, VmConfig};
 use crate::machine::{CommandLine, CommandLineError};
 
 /// Name and value.
@@ -31,6 +31,10 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         SerialOutput::Off => line.flag("quiet")?,
         SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?,
     };
+    if config.partition_mode == PartitionMode::Extension {
+        // Kernels that do not know it say so in their log, and go on.
+        line.set("virtio_mem.private_nodes", "1")?;
+    }
     for parameter in &config.extra_command_line {
         line.text(parameter)?;
     }
@@ -60,6 +64,14 @@ mod tests {
         let talking = rendered(&config);
         assert!(talking.contains("swiotlb=noforce") && talking.contains("console=ttyS0"), "{talking}");
         assert!(!talking.contains("quiet"), "{talking}");
+    }
+
+    #[test]
+    fn the_extension_can_be_turned_off() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        assert!(rendered(&config).contains("virtio_mem.private_nodes=1"));
+        config.partition_mode = PartitionMode::Stock;
+        assert!(!rendered(&config).contains("private_nodes"));
     }
 
     #[test]

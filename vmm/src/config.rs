@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use bellows_block::{Layer, LayerDigest};
 pub use bellows_memory::Backing;
@@ -57,6 +58,9 @@ pub struct VmConfig {
     /// Window sizes of the partitions: the largest size that each can be plugged with.
     #[serde(default)]
     pub partitions: Vec<ByteSize>,
+    /// How partitions are kept apart in the guest.
+    #[serde(default)]
+    pub partition_mode: PartitionMode,
     /// Read-only image layers.
     #[serde(default)]
     pub layers: Vec<LayerConfig>,
@@ -69,6 +73,43 @@ pub struct VmConfig {
     /// Where the guest's serial console goes.
     #[serde(default)]
     pub serial: SerialOutput,
+}
+
+/// How partitions are kept apart in the guest.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionMode {
+    /// By what stock kernels have: cpusets and memory policies.
+    Stock,
+    /// By the guest memory extension, where the guest's kernel has it; as `Stock` elsewhere.
+    #[default]
+    Extension,
+}
+
+impl fmt::Display for PartitionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stock => "stock",
+            Self::Extension => "extension",
+        })
+    }
+}
+
+/// A text that is no partition mode.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0:?} is no partition mode: expected `stock` or `extension`")]
+pub struct ParsePartitionModeError(String);
+
+impl FromStr for PartitionMode {
+    type Err = ParsePartitionModeError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePartitionModeError> {
+        match text {
+            "stock" => Ok(Self::Stock),
+            "extension" => Ok(Self::Extension),
+            _ => Err(ParsePartitionModeError(text.to_owned())),
+        }
+    }
 }
 
 /// A read-only layer, in the guest a disk whose serial number is the start of the digest ([`crate::serial_of`]).
@@ -156,6 +197,7 @@ impl VmConfig {
             memory,
             backing: Backing::default(),
             partitions: Vec::new(),
+            partition_mode: PartitionMode::default(),
             layers: Vec::new(),
             drives: Vec::new(),
             vsock: VsockConfig::default(),

@@ -30,12 +30,24 @@ fn what_is_left_out_has_a_default() {
     let config: VmConfig = serde_json::from_str(r#"{"kernel": "k", "memory": 536870912}"#).unwrap();
     assert_eq!(config, VmConfig::new("k", ByteSize::mib(512)));
     assert_eq!(config.backing, Backing::Thp);
+    assert_eq!(config.partition_mode, PartitionMode::Extension);
     assert_eq!(config.vsock.cid, 3);
+}
+
+#[test]
+fn partition_modes_have_one_name_everywhere() {
+    for mode in [PartitionMode::Stock, PartitionMode::Extension] {
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+        assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
+    }
+    let error = "strict".parse::<PartitionMode>().unwrap_err();
+    assert!(error.to_string().contains("\"strict\""), "{error}");
 }
 
 #[test]
 fn json_that_is_not_understood_is_named() {
     for (json, named) in [
+        (r#"{"kernel": "k", "memory": "1G", "partition_mode": "strict"}"#, "strict"),
         (r#"{"kernel": "k", "memory": "1G", "vcpu": 2}"#, "vcpu"),
         (r#"{"kernel": "k", "memory": "1Q"}"#, "1Q"),
         (r#"{"kernel": "k", "memory": -1}"#, "a size"),

@@ -21,9 +21,15 @@ mod resident;
 mod virtio_bus;
 mod vm;
 
-pub use agent::{AgentError, ExitStatus, GuestInfo, GuestStatistics, Holder, Output, PartitionUse};
+pub use agent::{
+    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, Output,
+    PartitionUse,
+};
 pub use builder::VmBuilder;
-pub use config::{Backing, ConfigError, DriveConfig, LayerConfig, SerialOutput, VmConfig, VsockConfig};
+pub use config::{
+    Backing, ConfigError, DriveConfig, LayerConfig, ParsePartitionModeError, PartitionMode, SerialOutput, VmConfig,
+    VsockConfig,
+};
 pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};

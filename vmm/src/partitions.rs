@@ -13,13 +13,16 @@ use bellows_memory::partition_memory::{Report, StillInUse, WaitError};
 use bellows_memory::slots::SlotTable;
 use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
 
-use crate::agent::{AgentClient, AgentError, PartitionUse};
+use crate::agent::{AgentClient, AgentError, GuestDriver, PartitionUse};
+use crate::config::PartitionMode;
 use crate::error::BuildError;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
 /// How long the guest may take to give back memory that came up in the wrong place.
 const UNDO_LIMIT: Duration = Duration::from_secs(10);
+/// How long the guest's driver may take to say that it is done, once the host has all.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What plugging a partition took.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,6 +33,10 @@ pub struct PlugReport {
     pub accepted: Duration,
     /// Until the agent had found it online, on the partition's node and in the movable zone.
     pub usable: Duration,
+    /// How the guest keeps the partition apart.
+    pub mode: PartitionMode,
+    /// What the guest's driver says; `None` with a stock kernel.
+    pub driver: Option<GuestDriver>,
 }
 
 /// What unplugging a partition took.
@@ -45,6 +52,11 @@ pub struct UnplugReport {
     pub left: ByteSize,
     /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel can't tell.
     pub migrated_pages: Option<u64>,
+    /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    pub zeroed_pages: Option<u64>,
+    /// How the guest's driver stands, and by its own account took part; `None` with a stock kernel. With memory left it says
+    /// how many pages are in use.
+    pub driver: Option<GuestDriver>,
 }
 
 /// What freeing a partition's memory on the host took.
@@ -67,6 +79,8 @@ pub struct PartitionInfo {
     pub device: PciAddress,
     /// Whether a driver has bound, as far as is known.
     pub attached: bool,
+    /// How the guest kept it apart when it was plugged last; `None` before it was.
+    pub mode: Option<PartitionMode>,
 }
 
 /// Why something could not be done with a partition.
@@ -187,6 +201,7 @@ struct Entry {
     handle: MemHandle,
     device: PciAddress,
     attached: bool,
+    mode: Option<PartitionMode>,
 }
 
 impl Partitions {
@@ -213,7 +228,7 @@ impl Partitions {
         })?;
         let (device, handle) = Mem::new(memory);
         let device = bus.add(&format!("partition {}", window.id()), device, self.parts.event_loop.clone())?;
-        let entry = Entry { handle, device, attached };
+        let entry = Entry { handle, device, attached, mode: None };
         self.table().insert(window.id(), entry.clone());
         Ok(entry)
     }
@@ -279,13 +294,22 @@ impl Vm {
         let accepted = start.elapsed();
         let address = entry.handle.memory().window().range().start().0;
         let left = timeout.saturating_sub(accepted);
-        if let Err(source) = agent.await_partition(id.get().into(), size.get(), address, left) {
-            if let Err(error) = entry.handle.unplug(UNDO_LIMIT) {
-                tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
+        let usage = match agent.await_partition(id.get().into(), size.get(), address, left) {
+            Ok(usage) => usage,
+            Err(source) => {
+                if let Err(error) = entry.handle.unplug(UNDO_LIMIT) {
+                    tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
+                }
+                return Err(PartitionError::NotUsable { id, size, source });
             }
-            return Err(PartitionError::NotUsable { id, size, source });
+        };
+        let usable = start.elapsed();
+        let mode = usage.driver.map_or(PartitionMode::Stock, |driver| driver.mode);
+        tracing::debug!(partition = %id, %size, ?usable, %mode, "plugged");
+        if let Some(entry) = self.partitions.table().get_mut(&id) {
+            entry.mode = Some(mode);
         }
-        Ok(PlugReport { bytes: report.plugged, accepted, usable: start.elapsed() })
+        Ok(PlugReport { bytes: report.plugged, accepted, usable, mode, driver: usage.driver })
     }
 
     /// Has the guest give back all of partition `id`. It does not wait until the host has freed the memory
@@ -305,7 +329,7 @@ impl Vm {
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;
-        let before = migrated_pages(agent);
+        let before = Counters::read(agent);
         let start = Instant::now();
         let result = entry.handle.shrink(size, timeout);
         let unplug = start.elapsed();
@@ -314,13 +338,18 @@ impl Vm {
             Err(UnplugError::Incomplete(WaitError::Timeout { report, .. })) => *report,
             Err(source) => return Err(PartitionError::Unplug { id, source }),
         };
-        let after = migrated_pages(agent);
+        let complete = report.plugged <= size;
+        let driver = settled(agent, id, if complete { SETTLE_LIMIT } else { Duration::ZERO });
+        let after = Counters::read(agent);
+        tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
         Ok(UnplugReport {
             unplug,
             slots: report.phases.slots,
             drain: report.phases.drain,
             left: report.plugged,
-            migrated_pages: before.zip(after).map(|(before, after)| after.saturating_sub(before)),
+            migrated_pages: difference(before.migrated, after.migrated),
+            zeroed_pages: difference(before.zeroed, after.zeroed),
+            driver,
         })
     }
 
@@ -357,6 +386,7 @@ impl Vm {
             address: entry.handle.memory().window().range().start().0,
             device: entry.device,
             attached: entry.attached,
+            mode: entry.mode,
         };
         self.partitions.table().values().map(info).collect()
     }
@@ -409,11 +439,36 @@ impl Vm {
     }
 }
 
-fn migrated_pages(agent: &AgentClient) -> Option<u64> {
-    match agent.statistics() {
-        Ok(statistics) => Some(statistics.migrated_pages),
+/// What the guest had to do to give memory back, since boot.
+#[derive(Default)]
+struct Counters {
+    migrated: Option<u64>,
+    zeroed: Option<u64>,
+}
+
+impl Counters {
+    fn read(agent: &AgentClient) -> Self {
+        match agent.statistics() {
+            Ok(statistics) => Self { migrated: Some(statistics.migrated_pages), zeroed: statistics.zeroed_pages },
+            Err(error) => {
+                tracing::debug!(%error, "the guest does not count migrated pages");
+                Self::default()
+            }
+        }
+    }
+}
+
+fn difference(before: Option<u64>, after: Option<u64>) -> Option<u64> {
+    before.zip(after).map(|(before, after)| after.saturating_sub(before))
+}
+
+/// What the guest's driver says once it is done, or after `limit`. The host has seen for itself what is unplugged, so it does not
+/// matter much.
+fn settled(agent: &AgentClient, id: PartitionId, limit: Duration) -> Option<GuestDriver> {
+    match agent.settle_partition(id.get().into(), limit) {
+        Ok(usage) => usage.driver,
         Err(error) => {
-            tracing::debug!(%error, "the guest does not count migrated pages");
+            tracing::warn!(partition = %id, %error, "the guest does not say how it took part");
             None
         }
     }

@@ -83,7 +83,14 @@ impl Vm {
             let _ = self.agent.set(Arc::new(agent));
         }
         let Some(agent) = self.agent.get() else { return Err(NotReady::Timeout(timeout).into()) };
-        Ok(agent.hello()?)
+        let guest = agent.hello()?;
+        tracing::info!(
+            kernel = guest.kernel_release,
+            partition_mode = %guest.partition_mode,
+            wanted = %self.config.partition_mode,
+            "the guest"
+        );
+        Ok(guest)
     }
 
     /// Waits until the VM ends by itself.

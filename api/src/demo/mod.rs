@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use bellows_block::{Image, Layer};
 use bellows_vmm::{
-    ImageId, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm, VmBuilder, VmConfig, VmEnd,
-    serial_of,
+    GuestInfo, ImageId, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm, VmBuilder, VmConfig,
+    VmEnd, serial_of,
 };
 
 use self::function::expected_result;
@@ -83,7 +83,10 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
         read_before = read;
     }
     say(args, "running two instances in each VM");
-    let guest_kernel = vms.first().map(|vm| vm.kernel.clone()).unwrap_or_default();
+    let (guest_kernel, partition_mode) = match vms.first() {
+        Some(vm) => (vm.guest.kernel_release.clone(), vm.guest.partition_mode),
+        None => Default::default(),
+    };
     let reports = thread::scope(|scope| {
         let runs: Vec<_> = vms.iter().map(|vm| scope.spawn(|| vm.demonstrate(args, &image))).collect();
         let join = |run: thread::ScopedJoinHandle<'_, Result<VmReport, CliError>>| {
@@ -95,6 +98,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     let report = Report {
         host: args.host,
         guest_kernel,
+        partition_mode,
         vms: reports,
         layers: cold.layers()?,
         disk: cold.disk(read_by_boot)?,
@@ -180,7 +184,7 @@ impl Cold {
 struct Booted {
     vm: Vm,
     image: ImageId,
-    kernel: String,
+    guest: GuestInfo,
     boot: Duration,
 }
 
@@ -205,7 +209,7 @@ impl Booted {
         let boot = start.elapsed();
         let image = image_id(image)?;
         vm.mount_image(&image, layers.iter().map(|layer| serial_of(&layer.digest)).collect())?;
-        Ok(Self { vm, image, kernel: guest.kernel_release, boot })
+        Ok(Self { vm, image, guest, boot })
     }
 
     fn demonstrate(&self, args: &DemoArgs, image: &Image) -> Result<VmReport, CliError> {

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use bellows_vmm::PartitionMode;
 use serde::Serialize;
 
 use crate::cli::Host;
@@ -12,6 +13,8 @@ use crate::run::{PartitionReport, shown};
 pub(super) struct Report {
     pub(super) host: Host,
     pub(super) guest_kernel: String,
+    /// How the guests keep partitions apart.
+    pub(super) partition_mode: PartitionMode,
     pub(super) vms: Vec<VmReport>,
     pub(super) layers: Vec<LayerReport>,
     pub(super) disk: Option<DiskReport>,
@@ -75,7 +78,8 @@ impl fmt::Display for Report {
             Host::Kvm => "on this machine's KVM",
             Host::Lab => "in the lab (an emulated host: ratios and counts mean something, times do not)",
         };
-        writeln!(f, "{} VMs {place}, guest kernel {}\n", self.vms.len(), self.guest_kernel)?;
+        writeln!(f, "{} VMs {place}, guest kernel {}", self.vms.len(), self.guest_kernel)?;
+        writeln!(f, "partitions are kept apart by {}\n", keeper(self.partition_mode))?;
         for (number, vm) in (1..).zip(&self.vms) {
             writeln!(f, "VM {number}  ready after {}", time(vm.boot_ms))?;
             for (instance, partition) in vm.instances.iter().zip(&vm.partitions) {
@@ -106,12 +110,20 @@ impl fmt::Display for Report {
     }
 }
 
+fn keeper(mode: PartitionMode) -> &'static str {
+    match mode {
+        PartitionMode::Stock => "cpusets and memory policies (stock)",
+        PartitionMode::Extension => "the guest memory extension (extension)",
+    }
+}
+
 fn partition_line(partition: &PartitionReport) -> String {
     let mut line = format!(
-        "partition of {}: plugged in {}, unplugged in {}, {} discarded in {}",
+        "partition of {}: plugged in {}, unplugged in {}{}, {} discarded in {}",
         shown(partition.bytes),
         time(partition.plug_ms),
         time(partition.unplug_ms),
+        partition.guest_ms.map_or_else(String::new, |guest| format!(" ({} of it the guest's)", time(guest))),
         shown(partition.discarded_bytes),
         time(partition.discard_ms),
     );
@@ -142,10 +154,14 @@ mod tests {
     fn report() -> Report {
         let partition = PartitionReport {
             bytes: 1 << 30,
+            mode: PartitionMode::Extension,
             plug_ms: 12.0,
             unplug_ms: 1.25,
+            guest_ms: Some(0.5),
+            slot_ms: 0.25,
             discard_ms: 20_000.0,
             migrated_pages: Some(0),
+            zeroed_pages: Some(0),
             discarded_bytes: 400 << 20,
             left_bytes: 0,
         };
@@ -160,6 +176,7 @@ mod tests {
         Report {
             host: Host::Lab,
             guest_kernel: "6.12.1".into(),
+            partition_mode: PartitionMode::Extension,
             vms: vec![vm(), vm()],
             layers: vec![LayerReport {
                 digest: "sha256:0123456789abcdef".into(),
@@ -179,6 +196,11 @@ mod tests {
         assert_eq!(json["vms"][1]["instances"][0]["output_ok"], true);
         assert_eq!(json["vms"][0]["partitions"][1]["unplug_ms"], 1.25);
         assert_eq!(json["vms"][0]["partitions"][1]["migrated_pages"], 0);
+        assert_eq!(json["vms"][0]["partitions"][1]["guest_ms"], 0.5);
+        assert_eq!(
+            (&json["partition_mode"], &json["vms"][0]["partitions"][0]["mode"]),
+            (&"extension".into(), &"extension".into())
+        );
         assert_eq!(json["layers"][0]["disk_bytes_read"], 20 << 20);
     }
 

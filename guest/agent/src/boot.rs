@@ -18,7 +18,7 @@ use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
 use crate::reaper::Reaper;
 use crate::server::{self, Service};
-use crate::statistics::Migrations;
+use crate::statistics::{Migrations, VmStat};
 use crate::uevent::Uevents;
 use crate::{log, modules, mounts, settings, vsock};
 
@@ -75,7 +75,9 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),
     }
     // After readiness: it is not what anybody waits for.
-    if let Err(error) = &*service.migrations {
+    if !VmStat::read().is_ok_and(|counters| counters.migrated_for_unplug().is_some())
+        && let Err(error) = &*service.migrations
+    {
         tracing::warn!(%error, "migrations are not counted");
     }
     Ok(server)

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! /agent               cpuset.mems=0: the agent's memory never lies in a partition
-//! /instances/<id>      cpuset.mems=0,<partition>: see below; memory.max, memory.oom.group, memory.swap.max, pids.max
+//! /instances/<id>      memory.max, memory.oom.group, memory.swap.max, pids.max, and with a partition
+//!                      cpuset.mems=0, memory.private_node=<partition> where the node is private,
+//!                      cpuset.mems=0,<partition> with a stock kernel: see below
 //! ```
 //!
-//! An instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
+//! With a stock kernel an instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
 //! from a movable zone (pipe buffers, for one), and they would fail. What *can* come from the partition is sent there by
 //! the task's memory policy.
 
@@ -15,11 +17,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bellows_protocol::values::{InstanceId, Node};
+use bellows_protocol::values::InstanceId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{AgentError, Result};
 use crate::files;
+use crate::placement::Placement;
 
 /// Where the unified hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -30,8 +33,8 @@ const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// Limits of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The partition's node, or [`Node::BASE`].
-    pub node: Node,
+    /// Where its memory comes from.
+    pub placement: Placement,
     /// `memory.max` in bytes.
     pub memory_max: Option<u64>,
     /// `pids.max`.
@@ -107,14 +110,26 @@ pub struct Cgroup {
 
 impl Cgroup {
     fn limit(&self, id: &InstanceId, limits: Limits) -> Result<()> {
-        if limits.node.is_partition() {
-            files::write(self.path.join("cpuset.mems"), &format!("0,{}", limits.node))?;
-            let effective = files::read(self.path.join("cpuset.mems.effective"))?;
-            if !files::list_holds(&effective, limits.node.number()) {
-                return Err(AgentError::NotAllowed { cgroup: id.to_string(), effective, node: limits.node });
+        let mems = self.path.join("cpuset.mems");
+        match limits.placement {
+            Placement::Base => files::write(mems, "0")?,
+            Placement::Policy(node) => {
+                files::write(mems, &format!("0,{node}"))?;
+                let effective = files::read(self.path.join("cpuset.mems.effective"))?;
+                if !files::list_holds(&effective, node.number()) {
+                    return Err(AgentError::NotAllowed { cgroup: id.to_string(), effective, node });
+                }
             }
-        } else {
-            files::write(self.path.join("cpuset.mems"), "0")?;
+            Placement::Private(node) => {
+                files::write(mems, "0")?;
+                // What is created in the cgroup takes the node over, so nothing may be in it yet.
+                match files::write(self.path.join("memory.private_node"), &node.to_string()) {
+                    Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                        return Err(AgentError::InUse { what: format!("node {node}"), by: "another instance".into() });
+                    }
+                    result => result?,
+                }
+            }
         }
         if let Some(bytes) = limits.memory_max {
             files::write(self.path.join("memory.max"), &bytes.to_string())?;

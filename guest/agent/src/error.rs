@@ -93,6 +93,9 @@ pub enum AgentError {
     /// A node has no memory.
     #[error("node {0} has no memory: its partition is not plugged")]
     NoMemory(Node),
+    /// A partition's driver has given up.
+    #[error("the driver of {0} is broken")]
+    Broken(String),
     /// The kernel did not take a cgroup's nodes.
     #[error("cgroup {cgroup:?} may use nodes {effective:?}, not node {node}")]
     NotAllowed {
@@ -154,6 +157,7 @@ impl AgentError {
             | Self::System { .. }
             | Self::WrongNode { .. }
             | Self::WrongZone { .. }
+            | Self::Broken(_)
             | Self::NotAllowed { .. }
             | Self::Container(_)
             | Self::Malformed { .. } => Code::INTERNAL,

@@ -2,7 +2,8 @@
 //!
 //! What an instance consists of is taken apart in the order that makes its partition cheap to give back: kill the cgroup,
 //! wait for its last process (anonymous memory is free then), unmount overlay and tmpfs (so is tmpfs memory), drop the
-//! page cache it brought in, remove the cgroup. Nothing is left in the partition that would have to be migrated.
+//! page cache it brought in (it lies elsewhere where the node is private), remove the cgroup. Nothing is left in the
+//! partition that would have to be migrated.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::error::{AgentError, Result};
 use crate::files;
 use crate::image::Images;
 use crate::partition::MemoryInfo;
+use crate::placement::Placement;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
 
@@ -88,6 +90,7 @@ impl Instance {
 struct Parts {
     id: InstanceId,
     image: ImageId,
+    placement: Placement,
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: Option<RootFs>,
@@ -220,6 +223,7 @@ impl Instances {
         let mut parts = Parts {
             id: request.id.clone(),
             image: request.image.clone(),
+            placement: limits.placement,
             folder: Path::new(FOLDER).join(request.id.as_str()),
             cgroup: None,
             rootfs: None,
@@ -238,12 +242,13 @@ impl Instances {
     fn assemble(&self, request: &Request, limits: Limits, layers: &[PathBuf], parts: &mut Parts) -> Result<Process> {
         files::make_directory(&parts.folder)?;
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
-        let rootfs = parts.rootfs.insert(RootFs::mount(&parts.folder, layers, request.node, limits.memory_max)?);
+        let rootfs = parts.rootfs.insert(RootFs::mount(&parts.folder, layers, limits.placement, limits.memory_max)?);
         let configuration = configuration(&Workload {
             hostname: request.id.as_str(),
             root: rootfs.root(),
             cgroup: &Hierarchy::name(&request.id),
-            node: request.node,
+            placement: limits.placement,
+            memory_max: limits.memory_max,
             arguments: &request.arguments,
             environment: &request.environment,
             working_directory: &request.working_directory,
@@ -257,14 +262,16 @@ impl Instances {
 
     fn limits(&self, request: &Request) -> Result<Limits> {
         let mut memory_max = request.memory_max;
+        let mut placement = Placement::Base;
         if request.node.is_partition() {
             let total = self.memory.node(request.node)?.total_bytes;
             if total == 0 {
                 return Err(AgentError::NoMemory(request.node));
             }
             memory_max = Some(below_partition(total, memory_max));
+            placement = self.memory.placement(request.node)?;
         }
-        Ok(Limits { node: request.node, memory_max, pids_max: request.pids_max })
+        Ok(Limits { placement, memory_max, pids_max: request.pids_max })
     }
 
     /// Takes apart what has no processes any more.
@@ -274,10 +281,12 @@ impl Instances {
         }
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
-            match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
-                Ok(0) => {}
-                Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
-                Err(error) => tracing::warn!(id = %parts.id, %error, "page cache not dropped"),
+            if !matches!(parts.placement, Placement::Private(_)) {
+                match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
+                    Ok(0) => {}
+                    Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
+                    Err(error) => tracing::warn!(id = %parts.id, %error, "page cache not dropped"),
+                }
             }
             cgroup.remove()?;
         }

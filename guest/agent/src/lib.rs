@@ -6,7 +6,7 @@
 //! |---|---|
 //! | devices come and go | [`pci`], told of progress by [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
-//! | partitions | [`partition`]: is the memory there, where it should be, and who holds it |
+//! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container), [`cgroup`] (limits and the end of it), [`output`] |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
@@ -25,6 +25,7 @@ pub mod mounts;
 pub mod output;
 pub mod partition;
 pub mod pci;
+pub mod placement;
 pub mod reaper;
 pub mod rootfs;
 pub mod seccomp;

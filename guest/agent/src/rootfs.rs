@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use bellows_protocol::values::Node;
 use nix::mount::MsFlags;
 
 use crate::error::{AgentError, Result};
+use crate::placement::Placement;
 use crate::{files, mounts};
 
 /// Longest option string that `mount(2)` takes.
@@ -19,14 +19,14 @@ pub struct RootFs {
 }
 
 impl RootFs {
-    /// Mounts a tmpfs of at most `bytes` whose pages lie on `node`, and over `layers`, lowest first, an overlay that
+    /// Mounts a tmpfs of at most `bytes` whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
     /// writes to it; both below `folder`.
     ///
     /// # Errors
     /// [`AgentError::Path`]; what was mounted is unmounted again.
-    pub fn mount(folder: &Path, layers: &[PathBuf], node: Node, bytes: Option<u64>) -> Result<Self> {
+    pub fn mount(folder: &Path, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<Self> {
         let rootfs = Self { scratch: folder.join("s"), root: folder.join("root") };
-        rootfs.mount_both(layers, node, bytes).inspect_err(|_| {
+        rootfs.mount_both(layers, placement, bytes).inspect_err(|_| {
             if let Err(error) = rootfs.unmount() {
                 tracing::error!(%error, "half a root file system stays mounted");
             }
@@ -34,9 +34,9 @@ impl RootFs {
         Ok(rootfs)
     }
 
-    fn mount_both(&self, layers: &[PathBuf], node: Node, bytes: Option<u64>) -> Result<()> {
+    fn mount_both(&self, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<()> {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-        mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(node, bytes))?;
+        mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(placement, bytes))?;
         let (upper, work) = (self.scratch.join("u"), self.scratch.join("w"));
         files::make_directory(&upper)?;
         files::make_directory(&work)?;
@@ -63,11 +63,10 @@ impl RootFs {
     }
 }
 
-/// The policy belongs to the mount, so it holds for whoever writes, and `static` keeps it when cpusets change.
-fn scratch_options(node: Node, bytes: Option<u64>) -> String {
+fn scratch_options(placement: Placement, bytes: Option<u64>) -> String {
     let mut options = "mode=0755".to_owned();
-    if node.is_partition() {
-        options.push_str(&format!(",mpol=bind=static:{node}"));
+    if let Some(option) = placement.tmpfs_option() {
+        options.push_str(&format!(",{option}"));
     }
     if let Some(bytes) = bytes {
         options.push_str(&format!(",size={bytes}"));
@@ -83,7 +82,7 @@ fn overlay_options(layers: &[PathBuf], upper: &Path, work: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bellows_protocol::values::{MAX_IDENTIFIER, MAX_LAYERS, MAX_SERIAL};
+    use bellows_protocol::values::{MAX_IDENTIFIER, MAX_LAYERS, MAX_SERIAL, Node};
 
     use super::*;
 
@@ -104,7 +103,8 @@ mod tests {
     #[test]
     fn scratch_pages_lie_in_the_partition() {
         let node = Node::try_from(3).unwrap();
-        assert_eq!(scratch_options(node, Some(4096)), "mode=0755,mpol=bind=static:3,size=4096");
-        assert_eq!(scratch_options(Node::BASE, None), "mode=0755");
+        assert_eq!(scratch_options(Placement::Policy(node), Some(4096)), "mode=0755,mpol=bind=static:3,size=4096");
+        assert_eq!(scratch_options(Placement::Private(node), Some(4096)), "mode=0755,private_node=3,size=4096");
+        assert_eq!(scratch_options(Placement::Base, None), "mode=0755");
     }
 }

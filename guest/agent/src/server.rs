@@ -4,10 +4,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitPartitionRequest, DevicesRequest, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, MountImageRequest, PartitionMemory, ReadOutputRequest,
-    ReadOutputResponse, SignalInstanceRequest, StartInstanceRequest, StartInstanceResponse, StatisticsResponse, Stream,
-    UnmountImageRequest,
+    AwaitPartitionRequest, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
+    InspectPartitionRequest, InstanceRequest, MountImageRequest, PartitionDriver, PartitionMemory, ReadOutputRequest,
+    ReadOutputResponse, ReasonCount, SettlePartitionRequest, SignalInstanceRequest, StartInstanceRequest,
+    StartInstanceResponse, StatisticsResponse, Stream, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
@@ -21,10 +21,10 @@ use ttrpc::TtrpcContext;
 use crate::error::{AgentError, Result};
 use crate::image::Images;
 use crate::instance::{Instances, Request};
-use crate::partition::{self, MemoryInfo, NodeMemory};
+use crate::partition::{self, Driver, MemoryInfo, State};
 use crate::pci::Sysfs;
 use crate::shutdown;
-use crate::statistics::{self, Migrations};
+use crate::statistics::{self, Migrations, VmStat};
 use crate::uevent::Uevents;
 
 /// Time limit of a request that names none.
@@ -77,20 +77,32 @@ fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
     (value != T::default()).then_some(value)
 }
 
-fn partition_memory(node: Node, memory: NodeMemory, holders: Vec<partition::Holder>) -> PartitionMemory {
-    let holder = |holder: partition::Holder| Holder {
-        pid: holder.pid,
-        command: holder.command,
-        bytes: holder.bytes,
-        ..Default::default()
+fn holder(holder: partition::Holder) -> Holder {
+    Holder { pid: holder.pid, command: holder.command, bytes: holder.bytes, ..Default::default() }
+}
+
+fn partition_driver(driver: &Driver) -> PartitionDriver {
+    let state = match driver.state {
+        State::Plugging => DriverState::PLUGGING,
+        State::Online => DriverState::ONLINE,
+        State::Draining => DriverState::DRAINING,
+        State::Parked => DriverState::PARKED,
+        State::Empty => DriverState::EMPTY,
+        State::Broken => DriverState::BROKEN,
     };
-    PartitionMemory {
-        node: node.number(),
-        total_bytes: memory.total_bytes,
-        free_bytes: memory.free_bytes,
-        anonymous_bytes: memory.anonymous_bytes,
-        file_bytes: memory.file_bytes,
-        holders: holders.into_iter().map(holder).collect(),
+    PartitionDriver {
+        state: state.into(),
+        private: driver.private,
+        requested_bytes: driver.requested_bytes,
+        plugged_bytes: driver.plugged_bytes,
+        allocated_pages: driver.allocated_pages,
+        parks: driver.parks,
+        unparks: driver.unparks,
+        park_misses: driver.park_misses,
+        last_plug_ns: driver.last_plug.total_ns,
+        last_plug_host_ns: driver.last_plug.host_ns,
+        last_unplug_ns: driver.last_unplug.total_ns,
+        last_unplug_host_ns: driver.last_unplug.host_ns,
         ..Default::default()
     }
 }
@@ -147,12 +159,35 @@ impl Service {
         self.instances.signal(&id, signal)
     }
 
+    /// What is known of a partition without looking at processes.
+    fn partition_memory(&self, node: Node) -> Result<PartitionMemory> {
+        let memory = self.memory.node(node)?;
+        Ok(PartitionMemory {
+            node: node.number(),
+            total_bytes: memory.total_bytes,
+            free_bytes: memory.free_bytes.min(memory.total_bytes),
+            anonymous_bytes: memory.anonymous_bytes,
+            file_bytes: memory.file_bytes,
+            driver: self.memory.driver(node)?.as_ref().map(partition_driver).into(),
+            ..Default::default()
+        })
+    }
+
     fn do_statistics(&self) -> Result<StatisticsResponse> {
-        let migrations =
-            self.migrations.as_ref().map_err(|_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages"))?;
+        let counters = VmStat::read()?;
+        let migrated_pages = match counters.migrated_for_unplug() {
+            Some(pages) => pages,
+            None => {
+                let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
+                self.migrations.as_ref().map_err(unsupported)?.pages()?
+            }
+        };
+        let count = |(reason, pages)| ReasonCount { reason, pages, ..Default::default() };
         Ok(StatisticsResponse {
-            migrated_pages: migrations.pages()?,
+            migrated_pages,
             cpu_ns: statistics::cpu_nanoseconds()?,
+            zeroed_pages: counters.zeroed,
+            migrated_by_reason: counters.migrated.into_iter().map(count).collect(),
             ..Default::default()
         })
     }
@@ -169,6 +204,7 @@ impl Agent for Service {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").into(),
             kernel_release: name.release().to_string_lossy().into_owned(),
+            private_nodes: self.memory.has_private_nodes(),
             ..Default::default()
         })
     }
@@ -199,13 +235,23 @@ impl Agent for Service {
     fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<PartitionMemory> {
         let node = Node::try_from(request.node).map_err(AgentError::Value)?;
         let limit = limit(request.timeout_ms);
-        let memory = self.memory.await_memory(&self.uevents, node, request.address, request.bytes, limit)?;
-        Ok(partition_memory(node, memory, Vec::new()))
+        self.memory.await_memory(&self.uevents, node, request.address, request.bytes, limit)?;
+        Ok(self.partition_memory(node)?)
+    }
+
+    fn settle_partition(&self, _: &TtrpcContext, request: SettlePartitionRequest) -> ttrpc::Result<PartitionMemory> {
+        let node = Node::try_from(request.node).map_err(AgentError::Value)?;
+        self.memory.settle(node, limit(request.timeout_ms))?;
+        Ok(self.partition_memory(node)?)
     }
 
     fn inspect_partition(&self, _: &TtrpcContext, request: InspectPartitionRequest) -> ttrpc::Result<PartitionMemory> {
         let node = Node::try_from(request.node).map_err(AgentError::Value)?;
-        Ok(partition_memory(node, self.memory.node(node)?, self.memory.holders(node)))
+        Ok(PartitionMemory {
+            holders: self.memory.holders(node).into_iter().map(holder).collect(),
+            tmpfs_mounts: self.memory.tmpfs_mounts(node),
+            ..self.partition_memory(node)?
+        })
     }
 
     fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartInstanceResponse> {

@@ -1,6 +1,6 @@
 //! Counters of the guest's kernel.
 //!
-//! Migrated pages come from the tracepoint `migrate:mm_migrate_pages`: `pgmigrate_success` would also count compaction
+//! Our kernel counts migrated pages by reason ([`VmStat`]). With others they come from the tracepoint `migrate:mm_migrate_pages`: `pgmigrate_success` would also count compaction
 //! and everything else. A tracefs instance of its own keeps other users of tracing apart. Its buffer is emptied by a
 //! thread when something is in it, and once more for each question, so that an answer holds all that has happened before.
 
@@ -118,6 +118,47 @@ fn migrated(line: &str) -> u64 {
     }
 }
 
+/// Counters that our kernel has in `/proc/vmstat`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct VmStat {
+    /// Pages migrated since boot, by reason.
+    pub migrated: Vec<(String, u64)>,
+    /// Pages zeroed since boot because memory was unplugged.
+    pub zeroed: Option<u64>,
+}
+
+impl VmStat {
+    /// The counters now.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn read() -> Result<Self> {
+        Ok(Self::parse(&files::read("/proc/vmstat")?))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut counters = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once(' ') else { continue };
+            let Ok(value) = value.parse() else { continue };
+            match name.strip_prefix("pgmigrate_") {
+                // What stock kernels have.
+                Some("success" | "fail") => {}
+                Some(reason) => counters.migrated.push((reason.to_owned(), value)),
+                None if name == "contig_alloc_zeroed" => counters.zeroed = Some(value),
+                None => {}
+            }
+        }
+        counters
+    }
+
+    /// Pages migrated because memory was unplugged or had to be contiguous; `None` with a stock kernel.
+    pub fn migrated_for_unplug(&self) -> Option<u64> {
+        let counted = self.migrated.iter().filter(|(reason, _)| REASONS.contains(&reason.as_str()));
+        counted.map(|(_, pages)| *pages).reduce(u64::saturating_add)
+    }
+}
+
 /// Nanoseconds that the CPUs have spent not idle since boot, without what the host took from them.
 ///
 /// # Errors
@@ -160,6 +201,21 @@ mod tests {
         assert_eq!(migrated(""), 0);
         assert_eq!(migrated("CPU:0 [LOST 12 EVENTS]"), 0);
         assert_eq!(migrated(&LINE.replace("32", "x")), 0);
+    }
+
+    #[test]
+    fn our_kernel_counts_by_reason() {
+        let text = "pgmigrate_success 12\npgmigrate_fail 1\npgmigrate_compaction 2\npgmigrate_memory_hotplug 3\n\
+                    pgmigrate_contig_range 7\ncontig_alloc_zeroed 9\nnr_free_pages 4\n";
+        let counters = VmStat::parse(text);
+        assert_eq!((counters.migrated.len(), counters.zeroed), (3, Some(9)));
+        assert_eq!(counters.migrated_for_unplug(), Some(10));
+    }
+
+    #[test]
+    fn a_stock_kernel_does_not() {
+        let counters = VmStat::parse("pgmigrate_success 12\npgmigrate_fail 1\nnr_free_pages x\n");
+        assert_eq!((counters.migrated_for_unplug(), counters), (None, VmStat::default()));
     }
 
     #[test]

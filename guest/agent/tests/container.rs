@@ -13,6 +13,7 @@ use bellows_agent::container::spec::{Workload, configuration};
 use bellows_agent::container::{Launcher, Process};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::output::OutputStream;
+use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
 use bellows_protocol::values::Node;
 use nix::mount::{MsFlags, mount};
@@ -40,7 +41,7 @@ impl Fixture {
         Self { folder, launcher }
     }
 
-    fn launch(&self, id: &str, arguments: &[&str], uid: u32, node: Node) -> Result<Process> {
+    fn launch(&self, id: &str, arguments: &[&str], uid: u32, placement: Placement) -> Result<Process> {
         let bundle = self.folder.path().join(id);
         fs::create_dir_all(&bundle).unwrap();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
@@ -50,7 +51,8 @@ impl Fixture {
             hostname: id,
             root: &root,
             cgroup: &cgroup,
-            node,
+            placement,
+            memory_max: None,
             arguments: &arguments,
             environment: &["GREETING=hello".to_owned()],
             working_directory: "/bin",
@@ -70,7 +72,7 @@ impl Fixture {
     }
 
     fn run_as(&self, id: &str, script: &str, uid: u32) -> (i32, String, String) {
-        let process = self.launch(id, &["sh", "-c", script], uid, Node::BASE).unwrap();
+        let process = self.launch(id, &["sh", "-c", script], uid, Placement::Base).unwrap();
         let stdout = text(&process.stdout);
         let stderr = text(&process.stderr);
         (process.exit.wait_for(Duration::from_secs(30)).expect("it ends"), stdout, stderr)
@@ -172,14 +174,14 @@ fn signals_are_reported(fixture: &Fixture) {
     let (code, _, _) = fixture.run("signalled", "sh -c 'kill -SEGV $$'; exit $?");
     assert_eq!(code, 128 + 11);
     // The first process itself, from outside.
-    let process = fixture.launch("killed", &["sleep", "60"], 0, Node::BASE).unwrap();
+    let process = fixture.launch("killed", &["sleep", "60"], 0, Placement::Base).unwrap();
     nix::sys::signal::kill(process.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(process.exit.wait_for(Duration::from_secs(30)), Some(128 + 9));
     assert_eq!(text(&process.stdout), "");
 }
 
 fn a_missing_command_is_reported(fixture: &Fixture) {
-    let error = |id, command| fixture.launch(id, &[command], 0, Node::BASE).unwrap_err();
+    let error = |id, command| fixture.launch(id, &[command], 0, Placement::Base).unwrap_err();
     let missing = error("missing", "no-such-command");
     assert!(matches!(&missing, AgentError::CommandNotFound(text) if text.contains("no-such-command")), "{missing:?}");
     let lost = error("lost", "lost");
@@ -190,7 +192,7 @@ fn a_missing_command_is_reported(fixture: &Fixture) {
 
 /// This machine has one node, so that is where the policy points; that it is asked for is what can be seen here.
 fn memory_is_bound_to_its_node(fixture: &Fixture) {
-    let partition = Node::try_from(1).unwrap();
+    let partition = Placement::Policy(Node::try_from(1).unwrap());
     let error = fixture.launch("elsewhere", &["sh"], 0, partition).unwrap_err();
     let exists = Path::new("/sys/devices/system/node/node1").exists();
     assert!(!exists, "this test expects a machine with one node");

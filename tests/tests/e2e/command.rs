@@ -75,6 +75,11 @@ fn the_demonstration_reports_what_it_should() {
         }
         for partition in vm["partitions"].as_array().unwrap() {
             assert_eq!(partition["migrated_pages"], 0, "{report:#}");
+            assert_eq!(
+                (&partition["mode"], &partition["zeroed_pages"]),
+                (&"extension".into(), &0.into()),
+                "{report:#}"
+            );
             assert!(partition["discarded_bytes"].as_u64().unwrap() >= 64 << 20, "{report:#}");
         }
     }

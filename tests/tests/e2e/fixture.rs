@@ -10,7 +10,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Layer, Store};
 use bellows_vmm::{
     ByteSize, DriveConfig, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId,
-    SerialOutput, Vm, VmBuilder, VmEnd, serial_of,
+    PartitionMode, SerialOutput, UnplugReport, Vm, VmBuilder, VmEnd, serial_of,
 };
 
 /// How long anything may take, on an emulated CPU as well.
@@ -46,6 +46,8 @@ pub struct Guest {
 pub struct Running {
     pub vm: Vm,
     pub kernel: String,
+    /// How its guest keeps partitions apart.
+    pub mode: PartitionMode,
     console: PathBuf,
     _directory: tempfile::TempDir,
 }
@@ -79,6 +81,17 @@ impl Guest {
         self
     }
 
+    pub fn mode(mut self, mode: PartitionMode) -> Self {
+        self.builder = self.builder.partition_mode(mode);
+        self
+    }
+
+    /// Adds a parameter to the end of the kernel command line.
+    pub fn parameter(mut self, parameter: &str) -> Self {
+        self.builder = self.builder.kernel_parameter(parameter);
+        self
+    }
+
     /// Other layers than the demo's image.
     pub fn layers(mut self, layers: &[Layer]) -> Self {
         self.layers = layers.to_vec();
@@ -100,7 +113,8 @@ impl Guest {
         let guest = ready.unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
         let serials = self.layers.iter().map(|layer| serial_of(&layer.digest)).collect();
         vm.mount_image(&image(), serials).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
-        Running { vm, kernel: guest.kernel_release, console: self.console, _directory: directory }
+        let (kernel, mode) = (guest.kernel_release, guest.partition_mode);
+        Running { vm, kernel, mode, console: self.console, _directory: directory }
     }
 }
 
@@ -113,11 +127,17 @@ impl Running {
 
     /// Unplugs it, waits for the discard and returns the pages migrated for it.
     pub fn unplug(&self, number: u16) -> u64 {
+        let report = self.unplug_report(number);
+        assert_eq!(report.left, ByteSize::bytes(0));
+        report.migrated_pages.expect("the guest counts what it migrates")
+    }
+
+    /// Unplugs it, waits for the discard and returns what the unplug took.
+    pub fn unplug_report(&self, number: u16) -> UnplugReport {
         let report = self.vm.unplug(partition(number), PATIENCE);
         let report = report.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
         self.vm.await_discard(partition(number), PATIENCE).unwrap();
-        assert_eq!(report.left, ByteSize::bytes(0));
-        report.migrated_pages.expect("the guest counts what it migrates")
+        report
     }
 
     /// Starts a shell line.

@@ -6,6 +6,7 @@
 mod boot;
 mod command;
 mod disks;
+mod extension;
 mod fixture;
 mod layers;
 mod partitions;

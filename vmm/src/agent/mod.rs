@@ -4,6 +4,7 @@
 //! ends, at the latest with the VM.
 
 mod connection;
+mod partition;
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -15,8 +16,10 @@ use bellows_devices::pci::PciAddress;
 use bellows_protocol::agent::{self, Stream};
 use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use connection::{CallError, Connection};
+pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::Message;
 
+use crate::config::PartitionMode;
 use crate::end::EndSignal;
 
 /// Time limit of calls that only look something up.
@@ -31,8 +34,8 @@ const MAX_OK_LINE: usize = 32;
 const MAX_TEXT: usize = 300;
 /// Most output in one answer, in bytes.
 const READ_BYTES: u32 = 64 << 10;
-/// Most holders of a partition that are kept.
-const MAX_HOLDERS: usize = 256;
+/// Most reasons for migrations that are kept.
+const MAX_REASONS: usize = 32;
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -91,32 +94,8 @@ pub struct GuestInfo {
     pub agent_version: String,
     /// Release of the kernel, as `uname -r` shows it.
     pub kernel_release: String,
-}
-
-/// What a partition's memory is used for, as the guest says.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PartitionUse {
-    /// Memory of the node.
-    pub total_bytes: u64,
-    /// Free memory of the node.
-    pub free_bytes: u64,
-    /// Anonymous memory and shared memory.
-    pub anonymous_bytes: u64,
-    /// Page cache.
-    pub file_bytes: u64,
-    /// Processes with memory there.
-    pub holders: Vec<Holder>,
-}
-
-/// A process that has memory in a partition.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Holder {
-    /// Its number in the guest.
-    pub pid: u32,
-    /// Its command.
-    pub command: String,
-    /// How much.
-    pub bytes: u64,
+    /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
+    pub partition_mode: PartitionMode,
 }
 
 /// How an instance ended.
@@ -129,10 +108,14 @@ pub struct ExitStatus {
 }
 
 /// Counters of the guest's kernel since boot.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct GuestStatistics {
     /// Pages migrated because memory was unplugged or had to be contiguous.
     pub migrated_pages: u64,
+    /// Pages migrated for any reason, by reason, where the kernel counts so: ours does.
+    pub migrated_by_reason: Vec<(String, u64)>,
+    /// Pages zeroed because memory was unplugged, where the kernel counts so: ours does.
+    pub zeroed_pages: Option<u64>,
     /// Time that the guest's CPUs were not idle.
     pub cpu: Duration,
 }
@@ -184,7 +167,11 @@ impl AgentClient {
         let request = agent::HelloRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
         let answer: agent::HelloResponse = self.call(CALL, Some(SHORT), &request)?;
         expect(CALL, "protocol version", answer.protocol_version, PROTOCOL_VERSION)?;
-        Ok(GuestInfo { agent_version: shown(&answer.agent_version), kernel_release: shown(&answer.kernel_release) })
+        Ok(GuestInfo {
+            agent_version: shown(&answer.agent_version),
+            kernel_release: shown(&answer.kernel_release),
+            partition_mode: if answer.private_nodes { PartitionMode::Extension } else { PartitionMode::Stock },
+        })
     }
 
     /// Returns once a driver has bound all of `functions`.
@@ -231,14 +218,22 @@ impl AgentClient {
             ..Default::default()
         };
         let answer = self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
-        partition_use(CALL, node, answer)
+        PartitionUse::parse(CALL, node, answer)
+    }
+
+    /// Returns when the guest's driver is done with the device of `node`, or after `limit`.
+    pub(crate) fn settle_partition(&self, node: u32, limit: Duration) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "SettlePartition";
+        let request = agent::SettlePartitionRequest { node, timeout_ms: milliseconds(limit), ..Default::default() };
+        let answer = self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
+        PartitionUse::parse(CALL, node, answer)
     }
 
     pub(crate) fn inspect_partition(&self, node: u32) -> Result<PartitionUse, AgentError> {
         const CALL: &str = "InspectPartition";
         let request = agent::InspectPartitionRequest { node, ..Default::default() };
         let answer = self.call(CALL, Some(SHORT), &request)?;
-        partition_use(CALL, node, answer)
+        PartitionUse::parse(CALL, node, answer)
     }
 
     /// Starts an instance; returns the number of its first process in the guest.
@@ -295,7 +290,13 @@ impl AgentClient {
 
     pub(crate) fn statistics(&self) -> Result<GuestStatistics, AgentError> {
         let answer = self.call::<agent::StatisticsResponse>("Statistics", Some(SHORT), &agent::Empty::new())?;
-        Ok(GuestStatistics { migrated_pages: answer.migrated_pages, cpu: Duration::from_nanos(answer.cpu_ns) })
+        let reasons = answer.migrated_by_reason.into_iter().take(MAX_REASONS);
+        Ok(GuestStatistics {
+            migrated_pages: answer.migrated_pages,
+            migrated_by_reason: reasons.map(|count| (shown(&count.reason), count.pages)).collect(),
+            zeroed_pages: answer.zeroed_pages,
+            cpu: Duration::from_nanos(answer.cpu_ns),
+        })
     }
 
     /// Has the guest end in good order. It does when this connection ends, which it does with this call.
@@ -344,22 +345,6 @@ fn instance(id: &str) -> agent::InstanceRequest {
 /// As the protocol counts time; at least 1, since 0 means the agent's own limit.
 fn milliseconds(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
-}
-
-fn partition_use(call: &'static str, node: u32, answer: agent::PartitionMemory) -> Result<PartitionUse, AgentError> {
-    expect(call, "node", answer.node, node)?;
-    if answer.free_bytes > answer.total_bytes {
-        return Err(answer_error(call, "free bytes", answer.free_bytes, format!("at most {}", answer.total_bytes)));
-    }
-    let holder =
-        |holder: agent::Holder| Holder { pid: holder.pid, command: shown(&holder.command), bytes: holder.bytes };
-    Ok(PartitionUse {
-        total_bytes: answer.total_bytes,
-        free_bytes: answer.free_bytes,
-        anonymous_bytes: answer.anonymous_bytes,
-        file_bytes: answer.file_bytes,
-        holders: answer.holders.into_iter().take(MAX_HOLDERS).map(holder).collect(),
-    })
 }
 
 fn expect(call: &'static str, what: &'static str, found: u32, expected: u32) -> Result<(), AgentError> {

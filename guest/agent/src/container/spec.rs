@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use bellows_protocol::values::Node;
 use serde_json::{Value, json};
+
+use crate::placement::Placement;
 
 /// Where commands are looked for when the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -17,8 +18,10 @@ pub struct Workload<'a> {
     pub root: &'a Path,
     /// Path within the cgroup hierarchy; the cgroup exists and has its limits.
     pub cgroup: &'a str,
-    /// Node that its memory is bound to, or [`Node::BASE`].
-    pub node: Node,
+    /// Where its memory comes from.
+    pub placement: Placement,
+    /// Its limit in bytes, which its tmpfs share.
+    pub memory_max: Option<u64>,
     /// Command and arguments.
     pub arguments: &'a [String],
     /// `NAME=value`.
@@ -82,14 +85,18 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
     });
-    if workload.node.is_partition() {
+    // A private node needs no policy, and knows none.
+    if let Placement::Policy(node) = workload.placement {
         linux["memoryPolicy"] = json!({
             "mode": "MPOL_BIND",
             // Without it, an emptied node would turn the policy into one for base memory.
             "flags": ["MPOL_F_STATIC_NODES"],
-            "nodes": workload.node.to_string(),
+            "nodes": node.to_string(),
         });
     }
+    // Without a size it would be half of all memory, partitions included.
+    let size = workload.memory_max.map(|bytes| format!("size={bytes}"));
+    let shm: Vec<&str> = ["nosuid", "noexec", "nodev", "mode=1777"].into_iter().chain(size.as_deref()).collect();
     json!({
         "ociVersion": "1.3.0",
         "hostname": workload.hostname,
@@ -113,7 +120,7 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
             mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
             mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
             mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
+            mount("/dev/shm", "tmpfs", "shm", &shm),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]),
@@ -128,14 +135,22 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
 
 #[cfg(test)]
 mod tests {
+    use bellows_protocol::values::Node;
+
     use super::*;
 
-    fn workload<'a>(node: u32, uid: u32, arguments: &'a [String], environment: &'a [String]) -> Workload<'a> {
+    fn workload<'a>(
+        placement: Placement,
+        uid: u32,
+        arguments: &'a [String],
+        environment: &'a [String],
+    ) -> Workload<'a> {
         Workload {
             hostname: "f-1",
             root: Path::new("/run/i/f-1/root"),
             cgroup: "/instances/f-1",
-            node: Node::try_from(node).unwrap(),
+            placement,
+            memory_max: Some(4096),
             arguments,
             environment,
             working_directory: "/",
@@ -146,28 +161,39 @@ mod tests {
 
     #[test]
     fn the_policy_names_the_partition() {
-        let configuration = configuration(&workload(3, 0, &[], &[]));
+        let node = Node::try_from(3).unwrap();
+        let configuration = configuration(&workload(Placement::Policy(node), 0, &[], &[]));
         let policy = &configuration["linux"]["memoryPolicy"];
         assert_eq!(policy["nodes"], "3");
         assert_eq!(policy["flags"], json!(["MPOL_F_STATIC_NODES"]));
     }
 
     #[test]
-    fn base_memory_needs_no_policy() {
-        assert!(configuration(&workload(0, 0, &[], &[]))["linux"].get("memoryPolicy").is_none());
+    fn base_memory_and_private_nodes_need_no_policy() {
+        for placement in [Placement::Base, Placement::Private(Node::try_from(3).unwrap())] {
+            assert!(configuration(&workload(placement, 0, &[], &[]))["linux"].get("memoryPolicy").is_none());
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_bounded_by_the_limit() {
+        let mounts = configuration(&workload(Placement::Base, 0, &[], &[]))["mounts"].clone();
+        let shm = mounts.as_array().unwrap().iter().find(|mount| mount["source"] == "shm").unwrap();
+        assert!(shm["options"].as_array().unwrap().contains(&json!("size=4096")), "{shm}");
     }
 
     #[test]
     fn a_path_is_there_unless_given() {
         let given = ["PATH=/opt".to_owned()];
-        assert_eq!(configuration(&workload(0, 0, &[], &given))["process"]["env"], json!(["PATH=/opt"]));
-        let default = configuration(&workload(0, 0, &[], &[]));
+        assert_eq!(configuration(&workload(Placement::Base, 0, &[], &given))["process"]["env"], json!(["PATH=/opt"]));
+        let default = configuration(&workload(Placement::Base, 0, &[], &[]));
         assert_eq!(default["process"]["env"], json!([format!("PATH={DEFAULT_PATH}")]));
     }
 
     #[test]
     fn only_root_has_capabilities() {
-        let capabilities = |uid| configuration(&workload(0, uid, &[], &[]))["process"]["capabilities"].clone();
+        let capabilities =
+            |uid| configuration(&workload(Placement::Base, uid, &[], &[]))["process"]["capabilities"].clone();
         assert_eq!(capabilities(0)["effective"], json!(CAPABILITIES));
         assert_eq!(capabilities(1000)["effective"], json!([]));
         assert!(!CAPABILITIES.contains(&"CAP_MKNOD") && !CAPABILITIES.contains(&"CAP_SYS_ADMIN"));
@@ -176,7 +202,8 @@ mod tests {
     #[test]
     fn the_library_understands_it() {
         let arguments = ["/bin/true".to_owned()];
-        let text = configuration(&workload(1, 0, &arguments, &[])).to_string();
+        let text =
+            configuration(&workload(Placement::Policy(Node::try_from(1).unwrap()), 0, &arguments, &[])).to_string();
         let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_str(&text).unwrap();
         assert!(spec.linux().as_ref().unwrap().memory_policy().is_some());
     }

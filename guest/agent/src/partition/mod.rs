@@ -1,8 +1,11 @@
 //! A partition's memory as the guest's kernel sees it: is it there, on its node, in a zone it can leave, and who uses it.
 
+mod driver;
 mod meminfo;
+mod mountinfo;
 mod numa_maps;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,11 +15,13 @@ use bellows_protocol::values::Node;
 
 use crate::error::{AgentError, Result};
 use crate::files;
+use crate::placement::Placement;
 use crate::uevent::Uevents;
 
+pub use driver::{Driver, State, Times};
 pub use meminfo::NodeMemory;
 
-/// Most holders in a report.
+/// Most holders in a report, and most mounts.
 const MAX_HOLDERS: usize = 64;
 /// Most processes that are looked at for a report.
 const MAX_PROCESSES: usize = 4096;
@@ -71,12 +76,70 @@ impl MemoryInfo {
         }
     }
 
-    /// Waits until `node` has at least `bytes` of memory, and checks that the memory at `address`, where the partition's
-    /// window starts, is the node's and that all of the node's memory is movable.
+    /// Whether the kernel has the guest memory extension and it is on.
+    pub fn has_private_nodes(&self) -> bool {
+        files::read(self.sys.join("module/virtio_mem/parameters/private_nodes"))
+            .is_ok_and(|text| matches!(text.as_str(), "Y" | "1"))
+    }
+
+    /// What the driver says of the device whose memory is on `node`; `None` with a stock kernel.
     ///
     /// # Errors
-    /// [`AgentError::TimedOut`]; [`AgentError::WrongNode`] and [`AgentError::WrongZone`], which no waiting mends.
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn driver(&self, node: Node) -> Result<Option<Driver>> {
+        driver::Device::find(&self.sys, node).map(|device| device.read()).transpose()
+    }
+
+    /// How memory is to be had from the partition on `node`.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn placement(&self, node: Node) -> Result<Placement> {
+        match driver::Device::find(&self.sys, node) {
+            Some(device) if device.is_private()? => Ok(Placement::Private(node)),
+            _ => Ok(Placement::Policy(node)),
+        }
+    }
+
+    /// Waits until the driver is done with what the host asked of the device on `node`, or `limit` is over.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn settle(&self, node: Node, limit: Duration) -> Result<()> {
+        driver::Device::find(&self.sys, node).map_or(Ok(()), |device| device.settle(limit))
+    }
+
+    /// Waits until `node` has `bytes` of memory, and checks that the memory at `address`, where the partition's window
+    /// starts, is the node's and that all of the node's memory is movable. Where the driver says how it stands, it is asked.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], [`AgentError::WrongNode`] and [`AgentError::WrongZone`], which no
+    /// waiting mends.
     pub fn await_memory(
+        &self,
+        uevents: &Uevents,
+        node: Node,
+        address: u64,
+        bytes: u64,
+        limit: Duration,
+    ) -> Result<NodeMemory> {
+        let Some(device) = driver::Device::find(&self.sys, node).filter(|device| device.is_private().unwrap_or(false))
+        else {
+            return self.await_blocks(uevents, node, address, bytes, limit);
+        };
+        device.await_plugged(bytes, limit)?;
+        let block_bytes = self.block_bytes()?;
+        let first = address / block_bytes;
+        self.check_node(first, first.saturating_mul(block_bytes), node)?;
+        // Memory that comes back from where it was parked is in the zone that it was in.
+        if device.read()?.unparks == 0 {
+            self.check_zones(node)?;
+        }
+        self.node(node)
+    }
+
+    /// As a stock kernel announces it: block by block.
+    fn await_blocks(
         &self,
         uevents: &Uevents,
         node: Node,
@@ -167,6 +230,18 @@ impl MemoryInfo {
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.bytes));
         holders.truncate(MAX_HOLDERS);
         holders
+    }
+
+    /// Where tmpfs that belong to a private node are mounted, each once, as the first process that sees it names it.
+    pub fn tmpfs_mounts(&self, node: Node) -> Vec<String> {
+        let mut mounts = BTreeMap::new();
+        for pid in numbered(&self.proc, "").into_iter().take(MAX_PROCESSES) {
+            let Ok(text) = files::read(self.proc.join(format!("{pid}/mountinfo"))) else { continue };
+            for (device, point) in mountinfo::tmpfs_of(&text, node.number()) {
+                mounts.entry(device.to_owned()).or_insert_with(|| point.to_owned());
+            }
+        }
+        mounts.into_values().take(MAX_HOLDERS).collect()
     }
 }
 

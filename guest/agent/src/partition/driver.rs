@@ -1,0 +1,191 @@
+//! What the guest kernel's virtio-mem driver says of a device, in the folder `partition/` that our kernel adds
+//! (`guest/kernel/README.md`). Stock kernels have none.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bellows_protocol::values::Node;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{AgentError, Result};
+use crate::files;
+
+/// What the driver is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Memory is on its way.
+    Plugging,
+    /// What the host offers is there.
+    Online,
+    /// Memory is on its way back.
+    Draining,
+    /// All memory is back; memory blocks and memory map stay.
+    Parked,
+    /// All memory is back.
+    Empty,
+    /// The driver has given up.
+    Broken,
+}
+
+/// How a device stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Driver {
+    /// What it is doing.
+    pub state: State,
+    /// Its node is a private one: nothing but what is attached gets memory there.
+    pub private: bool,
+    /// What the host asks for.
+    pub requested_bytes: u64,
+    /// What is plugged.
+    pub plugged_bytes: u64,
+    /// 4 KiB pages in use.
+    pub allocated_pages: u64,
+    /// How often it was parked.
+    pub parks: u64,
+    /// How often it was plugged from there.
+    pub unparks: u64,
+    /// How often a park found pages in use.
+    pub park_misses: u64,
+    /// The last plug request that was complete.
+    pub last_plug: Times,
+    /// The last unplug request that was complete.
+    pub last_unplug: Times,
+}
+
+/// What a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// From when the driver started to work to when the host had acknowledged all.
+    pub total_ns: u64,
+    /// Of that, waiting for the host.
+    pub host_ns: u64,
+}
+
+/// The `partition/` folder of a virtio-mem device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    folder: PathBuf,
+}
+
+impl Device {
+    /// The device whose memory is on `node`; `None` where the driver does not say.
+    pub fn find(sys: &Path, node: Node) -> Option<Self> {
+        let devices = fs::read_dir(sys.join("bus/virtio/devices")).ok()?;
+        let folders = devices.flatten().map(|entry| entry.path().join("partition"));
+        let is_it = |folder: &PathBuf| {
+            files::read(folder.join("node")).is_ok_and(|text| text.parse::<u32>() == Ok(node.number()))
+        };
+        folders.into_iter().find(is_it).map(|folder| Self { folder })
+    }
+
+    /// How it stands.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn read(&self) -> Result<Driver> {
+        Ok(Driver {
+            state: self.parse_state(&files::read(self.folder.join("state"))?)?,
+            private: self.number("private")? != 0,
+            requested_bytes: self.number("requested_bytes")?,
+            plugged_bytes: self.number("plugged_bytes")?,
+            allocated_pages: self.number("allocated_pages")?,
+            parks: self.number("parks")?,
+            unparks: self.number("unparks")?,
+            park_misses: self.number("park_misses")?,
+            last_plug: self.times("last_plug")?,
+            last_unplug: self.times("last_unplug")?,
+        })
+    }
+
+    /// Whether its node is private.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn is_private(&self) -> Result<bool> {
+        Ok(self.number("private")? != 0)
+    }
+
+    /// Waits until all of `bytes` is plugged and can be used.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], which no waiting mends.
+    pub fn await_plugged(&self, bytes: u64, limit: Duration) -> Result<()> {
+        let plugged = self.await_state(limit, |state| {
+            Ok(match state {
+                State::Broken => return Err(AgentError::Broken(self.folder.display().to_string())),
+                State::Online => self.number("plugged_bytes")? == bytes,
+                _ => false,
+            })
+        })?;
+        let after = limit;
+        if plugged { Ok(()) } else { Err(AgentError::TimedOut { what: format!("{bytes} bytes plugged"), after }) }
+    }
+
+    /// Waits until it is not plugging or draining any more, or until `limit` is over.
+    ///
+    /// # Errors
+    /// As for [`Device::read`].
+    pub fn settle(&self, limit: Duration) -> Result<()> {
+        self.await_state(limit, |state| Ok(!matches!(state, State::Plugging | State::Draining)))?;
+        Ok(())
+    }
+
+    /// Calls `check` with the state now and after each change until it says yes; says whether it did in time.
+    fn await_state(&self, limit: Duration, check: impl Fn(State) -> Result<bool>) -> Result<bool> {
+        let path = self.folder.join("state");
+        let mut file = File::open(&path).map_err(AgentError::path("open", &path))?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut text = String::new();
+            file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(AgentError::path("read", &path))?;
+            if check(self.parse_state(text.trim_end())?)? {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // The kernel announces a change since the last read with POLLPRI.
+            let timeout = PollTimeout::try_from(left + ROUND_UP).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(AgentError::path("poll", &path)(error)),
+            }
+        }
+    }
+
+    fn parse_state(&self, text: &str) -> Result<State> {
+        Ok(match text {
+            "plugging" => State::Plugging,
+            "online" => State::Online,
+            "draining" => State::Draining,
+            "parked" => State::Parked,
+            "empty" => State::Empty,
+            "broken" => State::Broken,
+            _ => return Err(self.malformed("state", text)),
+        })
+    }
+
+    fn times(&self, name: &str) -> Result<Times> {
+        Ok(Times { total_ns: self.number(&format!("{name}_ns"))?, host_ns: self.number(&format!("{name}_host_ns"))? })
+    }
+
+    fn number(&self, name: &str) -> Result<u64> {
+        let text = files::read(self.folder.join(name))?;
+        text.parse().map_err(|_| self.malformed(name, &text))
+    }
+
+    fn malformed(&self, name: &str, text: &str) -> AgentError {
+        AgentError::Malformed { what: self.folder.join(name).display().to_string(), text: text.into() }
+    }
+}
+
+/// So that the last millisecond is not spun through.
+const ROUND_UP: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+#[path = "driver_test.rs"]
+mod tests;

@@ -1,0 +1,76 @@
+use super::*;
+
+/// Two devices, the second one with memory on node 2; and a device that is no memory.
+fn fixture(state: &str) -> (tempfile::TempDir, Option<Device>) {
+    let sys = tempfile::tempdir().unwrap();
+    let devices = sys.path().join("bus/virtio/devices");
+    fs::create_dir_all(devices.join("virtio0")).unwrap();
+    for (name, node) in [("virtio1", 1), ("virtio2", 2)] {
+        let folder = devices.join(name).join("partition");
+        fs::create_dir_all(&folder).unwrap();
+        let numbers = [
+            ("node", node),
+            ("private", 1),
+            ("requested_bytes", 4096),
+            ("plugged_bytes", 4096),
+            ("allocated_pages", 3),
+            ("parks", 4),
+            ("unparks", 5),
+            ("park_misses", 6),
+            ("last_plug_ns", 70),
+            ("last_plug_host_ns", 7),
+            ("last_unplug_ns", 80),
+            ("last_unplug_host_ns", 8),
+        ];
+        for (file, number) in numbers {
+            fs::write(folder.join(file), format!("{number}\n")).unwrap();
+        }
+        fs::write(folder.join("state"), format!("{state}\n")).unwrap();
+    }
+    let device = Device::find(sys.path(), Node::try_from(2).unwrap());
+    (sys, device)
+}
+
+#[test]
+fn a_device_is_found_by_its_node_and_read() {
+    let (sys, device) = fixture("online");
+    let device = device.unwrap();
+    assert!(device.folder.ends_with("virtio2/partition"));
+    let driver = device.read().unwrap();
+    assert_eq!((driver.state, driver.private, driver.allocated_pages), (State::Online, true, 3));
+    assert_eq!((driver.parks, driver.unparks, driver.park_misses), (4, 5, 6));
+    assert_eq!(driver.last_plug, Times { total_ns: 70, host_ns: 7 });
+    assert_eq!(driver.last_unplug, Times { total_ns: 80, host_ns: 8 });
+    assert!(Device::find(sys.path(), Node::try_from(3).unwrap()).is_none());
+}
+
+#[test]
+fn a_stock_kernel_says_nothing() {
+    let sys = tempfile::tempdir().unwrap();
+    assert!(Device::find(sys.path(), Node::try_from(1).unwrap()).is_none());
+}
+
+#[test]
+fn what_is_online_with_its_size_is_plugged() {
+    let (_sys, device) = fixture("online");
+    let device = device.unwrap();
+    device.await_plugged(4096, Duration::ZERO).unwrap();
+    let error = device.await_plugged(8192, Duration::ZERO).unwrap_err();
+    assert_eq!(error.to_string(), "no 8192 bytes plugged after 0 ms");
+}
+
+#[test]
+fn what_is_broken_is_not_waited_for() {
+    let (_sys, device) = fixture("broken");
+    let device = device.unwrap();
+    let error = device.await_plugged(4096, Duration::from_secs(60)).unwrap_err();
+    assert!(matches!(&error, AgentError::Broken(what) if what.contains("virtio2")), "{error}");
+    device.settle(Duration::from_secs(60)).unwrap();
+}
+
+#[test]
+fn a_state_that_nobody_knows_is_an_error() {
+    let (_sys, device) = fixture("asleep");
+    let error = device.unwrap().read().unwrap_err();
+    assert!(error.to_string().contains("asleep"), "{error}");
+}

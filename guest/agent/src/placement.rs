@@ -1,0 +1,34 @@
+//! Where an instance's memory comes from, and who sees to it.
+
+use bellows_protocol::values::Node;
+
+/// Where an instance's memory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// Base memory.
+    Base,
+    /// A partition, by cpuset and memory policies: all that a stock kernel has.
+    Policy(Node),
+    /// A partition whose node is private: the cgroup and the tmpfs are attached to it, and the kernel does the rest.
+    Private(Node),
+}
+
+impl Placement {
+    /// The partition's node.
+    pub fn node(self) -> Option<Node> {
+        match self {
+            Self::Base => None,
+            Self::Policy(node) | Self::Private(node) => Some(node),
+        }
+    }
+
+    /// The mount option that puts a tmpfs's pages there, whoever writes them.
+    pub fn tmpfs_option(self) -> Option<String> {
+        match self {
+            Self::Base => None,
+            // `static` keeps the policy when cpusets change.
+            Self::Policy(node) => Some(format!("mpol=bind=static:{node}")),
+            Self::Private(node) => Some(format!("private_node={node}")),
+        }
+    }
+}
