@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -152,7 +152,7 @@ impl Running {
         let output = Printed::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
         let forwarding = [Output::Stdout, Output::Stderr].map(forward).into();
-        Job { instance, output, forwarding }
+        Job { instance, output, forwarding, console: self.console.clone() }
     }
 
     /// Runs a shell line in base memory to its end and returns what it printed.
@@ -164,7 +164,7 @@ impl Running {
     }
 
     pub fn console(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
+        text_of(&self.console)
     }
 
     /// Has the guest switch itself off.
@@ -174,11 +174,16 @@ impl Running {
     }
 }
 
+fn text_of(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
 /// A running instance and what it has printed so far.
 pub struct Job {
     pub instance: Instance,
     output: Printed,
     forwarding: Vec<Forwarding>,
+    console: PathBuf,
 }
 
 impl Job {
@@ -192,7 +197,8 @@ impl Job {
 
     /// Waits for its end, removes it and returns its status and output.
     pub fn finish(self) -> (ExitStatus, String) {
-        let status = self.instance.wait().unwrap();
+        let status = self.instance.wait();
+        let status = status.unwrap_or_else(|error| panic!("{error:?}\n{}", text_of(&self.console)));
         for stream in self.forwarding {
             stream.join().unwrap();
         }
