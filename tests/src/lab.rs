@@ -83,6 +83,14 @@ pub enum Error {
         /// The last lines of the console.
         console: String,
     },
+    /// A job that should speak did not.
+    #[error("nothing was heard from the lab for {} s; its console ends with\n{console}", limit.as_secs())]
+    Silent {
+        /// How long it had.
+        limit: Duration,
+        /// The last lines of the console.
+        console: String,
+    },
     /// A file of the lab could not be read or written.
     #[error("{path} in the lab: {message}")]
     Remote {

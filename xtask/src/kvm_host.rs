@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use bellows_tests::lab::{DISK, Event, Host, Job, Lab, LabBuilder};
 
@@ -12,6 +13,10 @@ use crate::{lab, run};
 
 /// Memory of the emulated host, in MiB.
 const LAB_MEMORY_MIB: u64 = 12 << 10;
+
+/// The programs print a line for each test or measurement, which take a minute or two at most. An emulated host that stands
+/// still would not tell.
+const SILENCE: Duration = Duration::from_secs(900);
 
 /// A host with KVM that has the artefacts.
 pub struct KvmHost<'a> {
@@ -61,7 +66,9 @@ impl<'a> KvmHost<'a> {
             job = job.env(variable, path);
         }
         let mut lines = Lines::default();
-        let code = lab.exec(&job.cwd(DISK), |event| match event {
+        let running = lab.start(&job.cwd(DISK))?;
+        running.stdin().close()?;
+        let code = running.wait_while_it_speaks(SILENCE, |event| match event {
             Event::Stdout(bytes) | Event::Stderr(bytes) => lines.feed(&bytes, &mut on_line),
             Event::Exit(_) => {}
         })?;

@@ -34,7 +34,6 @@ pub struct Parts {
 pub struct LabBuilder {
     parts: Parts,
     memory_mib: u64,
-    cpus: u32,
     scratch: PathBuf,
     files: Vec<(PathBuf, PathBuf)>,
     programs: Vec<(PathBuf, PathBuf)>,
@@ -47,7 +46,6 @@ impl LabBuilder {
         Self {
             parts,
             memory_mib: 8192,
-            cpus: 2,
             scratch: std::env::temp_dir(),
             files: Vec::new(),
             programs: Vec::new(),
@@ -105,11 +103,8 @@ impl LabBuilder {
             initramfs: self.write_initramfs(&scratch.path().join("initramfs.cpio"))?,
             disk: Some(self.write_disk(scratch.path())?),
             memory_mib: self.memory_mib,
-            cpus: self.cpus,
             console: scratch.path().join("console.log"),
-            // An emulated processor that was halted was seen not to wake for an interrupt, rarely, and everything waited for
-            // it: so none halts.
-            command_line: "console=ttyS0 panic=-1 quiet tsc=reliable idle=poll".into(),
+            command_line: "console=ttyS0 panic=-1 quiet tsc=reliable".into(),
         };
         Lab::boot(&hardware, scratch)
     }

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::wire::{Frame, Job, Kind, MAX_PAYLOAD};
 use super::{Error, console_tail};
@@ -100,14 +101,22 @@ impl Running {
         self.events.recv().map_err(|_| self.port.stopped())
     }
 
+    /// The next thing the job says, which must come within `limit`.
+    pub fn next_event_within(&self, limit: Duration) -> Result<Event, Error> {
+        self.events.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => Error::Silent { limit, console: console_tail(&self.port.console) },
+            RecvTimeoutError::Disconnected => self.port.stopped(),
+        })
+    }
+
     /// Hands output to `on_output` as it comes and returns the exit code.
-    pub fn wait(self, mut on_output: impl FnMut(Event)) -> Result<i32, Error> {
-        loop {
-            match self.next_event()? {
-                Event::Exit(code) => return Ok(code),
-                output => on_output(output),
-            }
-        }
+    pub fn wait(self, on_output: impl FnMut(Event)) -> Result<i32, Error> {
+        until_exit(|| self.next_event(), on_output)
+    }
+
+    /// Does the same with a job that must not say nothing for `silence`.
+    pub fn wait_while_it_speaks(self, silence: Duration, on_output: impl FnMut(Event)) -> Result<i32, Error> {
+        until_exit(|| self.next_event_within(silence), on_output)
     }
 
     /// Collects output until the job ends.
@@ -119,6 +128,15 @@ impl Running {
             Event::Exit(_) => {}
         })?;
         Ok(output)
+    }
+}
+
+fn until_exit(next_event: impl Fn() -> Result<Event, Error>, mut on_output: impl FnMut(Event)) -> Result<i32, Error> {
+    loop {
+        match next_event()? {
+            Event::Exit(code) => return Ok(code),
+            output => on_output(output),
+        }
     }
 }
 
