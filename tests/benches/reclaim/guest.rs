@@ -60,7 +60,7 @@ impl Guest {
         let mut builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE)
             .initramfs(artefact("BELLOWS_INITRAMFS")?)
             .kernel_parameter(format!("init_on_alloc={}", u8::from(init_on_alloc)))
-            .vcpus(2)
+            .vcpus(vcpus())
             .layers(image.layers.iter().map(LayerConfig::from))
             .partition_mode(match mode {
                 Mode::Extension => PartitionMode::Extension,
@@ -130,6 +130,12 @@ impl Guest {
             end => Err(format!("the guest ended wrongly: {end}").into()),
         }
     }
+}
+
+/// Two, so that a neighbour can run beside a reclaim, but no more than this host has: vCPUs that share a processor spend
+/// their time waiting for locks that the other one holds.
+fn vcpus() -> u8 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(2) as u8)
 }
 
 fn threads() -> Result<BTreeSet<PathBuf>> {
