@@ -3,5 +3,6 @@
 
 pub mod boot;
 pub mod exits;
+pub mod load;
 pub mod reclaim;
 pub mod smaps;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bellows_tests::bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
 use bellows_vmm::{ByteSize, GuestState, Instance, Output, PartitionId};
 
-use crate::Result;
-use crate::guest::{Guest, NEIGHBOUR_MIB, PATIENCE};
+use crate::common::{PATIENCE, Result};
+use crate::guest::{Guest, NEIGHBOUR_MIB};
 use crate::neighbour::Progress;
 
 /// Share of its memory that an instance fills.
@@ -39,8 +39,8 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
     progress.wait_for("full")?;
 
     let watch = watch && load == Load::Busy;
-    let watched = || Ok::<_, Box<dyn std::error::Error>>(progress.between(Instant::now(), WATCHED));
-    let before = if watch { Some([watched()?, watched()?]) } else { None };
+    let watched = || progress.between(Instant::now(), WATCHED);
+    let before = watch.then(|| [watched(), watched()]);
 
     instance.signal(SIGKILL)?;
     instance.wait()?;

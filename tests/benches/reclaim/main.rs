@@ -1,6 +1,8 @@
 //! Has instances come and go in guests that keep memory apart in different ways, in turn, and prints a JSON object for each:
 //! see [`bellows_tests::bench::reclaim`]. `cargo xtask bench reclaim` runs it where KVM is.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod cycle;
 mod guest;
 mod neighbour;
@@ -11,9 +13,8 @@ use std::process::ExitCode;
 
 use bellows_tests::bench::reclaim::{Group, Mode, Wanted};
 
-use crate::guest::{Guest, Image};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use crate::common::{Image, Result};
+use crate::guest::Guest;
 
 fn main() -> ExitCode {
     match run() {

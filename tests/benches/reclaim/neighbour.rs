@@ -5,8 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::Result;
-use crate::guest::PATIENCE;
+use crate::common::{PATIENCE, Result};
 
 /// Takes an instance's output. A dot stands for a piece of work done.
 #[derive(Clone, Default)]
