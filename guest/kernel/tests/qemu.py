@@ -25,7 +25,7 @@ import time
 TESTS = pathlib.Path(__file__).resolve().parent
 SOURCES = ["private_nodes.c", "harness.c", "subject.c", "stress.c"]
 TROUBLE = re.compile(
-    r"WARNING:|BUG:|BUG at|Oops|Call Trace|INFO: .*(lockdep|deadlock|circular|recursive)|kernel panic|"
+    r"WARNING:|BUG:|BUG at|\bOops\b|Call Trace|INFO: .*(lockdep|deadlock|circular|recursive)|kernel panic|"
     r"possible (circular|recursive|irq)|suspicious RCU|Bad page|leaked out|general protection|"
     # A partition that is full is no news, and what is in there moves if it can.
     r"page allocation failure.*__GFP_PRIVATE|ODEBUG|INFO: task .* blocked|list_(add|del) corruption",

@@ -387,6 +387,48 @@ static int holder(int node)
 	return memory[5 * MIB] != 1;
 }
 
+/* Holds most of a large node, in huge pages where there are any. */
+static int big_holder(int node)
+{
+	size_t bytes = 1536 * MIB;
+	char *memory = map(bytes);
+
+	(void)node;
+	madvise(memory, bytes, MADV_HUGEPAGE);
+	if (!touch(memory, bytes))
+		return 1;
+	return hold();
+}
+
+/* Has memory that it does not need any more, until it is told to go. */
+static int lazy(int node)
+{
+	char *memory = map(16 * MIB);
+
+	(void)node;
+	madvise(memory, 16 * MIB, MADV_NOHUGEPAGE);
+	if (!touch(memory, 16 * MIB) || madvise(memory, 16 * MIB, MADV_FREE))
+		return 1;
+	return hold();
+}
+
+/* A few pages from one CPU, and then leaves from another. */
+static int wanderer(int node)
+{
+	char *memory = map(5 * PAGE);
+	cpu_set_t cpus;
+
+	(void)node;
+	madvise(memory, 5 * PAGE, MADV_NOHUGEPAGE);
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus) || !touch(memory, 5 * PAGE))
+		return 1;
+	CPU_ZERO(&cpus);
+	CPU_SET(1, &cpus);
+	return sched_setaffinity(0, sizeof(cpus), &cpus) ? 2 : 0;
+}
+
 /* Gives a page to the pipe that is its standard input. */
 static int splicer(int node)
 {
@@ -457,7 +499,7 @@ static const struct {
 	{ "kernel_memory", kernel_memory }, { "children", children }, { "shared", shared },
 	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hog", hog },
 	{ "hog_kernel", hog_kernel }, { "holder", holder }, { "splicer", splicer }, { "target", target },
-	{ "worker", worker },
+	{ "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy }, { "wanderer", wanderer },
 };
 
 int subject(const char *what, const char *arg)
