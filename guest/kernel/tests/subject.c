@@ -91,6 +91,7 @@ static int huge(int node)
 static int collapse(int node)
 {
 	char *memory = map(8 * MIB), *start;
+	int fd;
 
 	start = (char *)(((unsigned long)memory + 2 * MIB - 1) & -(2 * MIB));
 	madvise(memory, 8 * MIB, MADV_NOHUGEPAGE);
@@ -98,7 +99,17 @@ static int collapse(int node)
 	madvise(memory, 8 * MIB, MADV_HUGEPAGE);
 	if (madvise(start, 4 * MIB, 25 /* MADV_COLLAPSE */))
 		return 2;
-	return !all_on(start, 4 * MIB, node);
+	if (!all_on(start, 4 * MIB, node))
+		return 3;
+
+	/* And of a file of the kernel's own tmpfs. */
+	fd = memfd_create("subject", 0);
+	if (ftruncate(fd, 4 * MIB))
+		return 4;
+	start = mmap(start, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (!touch(start, 4 * MIB) || madvise(start, 4 * MIB, 25 /* MADV_COLLAPSE */))
+		return 5;
+	return all_on(start, 4 * MIB, node) ? 0 : 6;
 }
 
 /* Private mapping of a file: the file's pages in base, copies in the node. */
