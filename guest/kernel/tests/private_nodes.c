@@ -330,9 +330,9 @@ static void test_system_oom(void)
 	if (!instance_begin(FIRST, "subject", 2 * GIB) || !check_is(cgroup_create("outside", -1), 0))
 		return;
 	rich = spawn("subject", "big_holder", "0");
-	if (check(await_stop(rich, 60))) {
+	if (check(await_stop(rich, 180))) {
 		poor = spawn("outside", "hog", "0");
-		check_is(await_exit(poor, 60), 128 + SIGKILL);
+		check_is(await_exit(poor, 180), 128 + SIGKILL);
 		check_is(keyed("/sys/fs/cgroup/subject/memory.events", "oom_kill"), 0);
 		resume(rich);
 		check_is(await_exit(rich, 10), 0);

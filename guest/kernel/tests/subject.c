@@ -401,7 +401,7 @@ static int holder(int node)
 /* Holds most of a large node, in huge pages where there are any. */
 static int big_holder(int node)
 {
-	size_t bytes = 1536 * MIB;
+	size_t bytes = 1152 * MIB;
 	char *memory = map(bytes);
 
 	(void)node;
