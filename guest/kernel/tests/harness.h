@@ -106,5 +106,6 @@ long mapped_pages(pid_t pid, int node);
 
 int subject(const char *what, const char *arg);
 void stress(int seconds);
+void cycle(int count);
 
 #endif

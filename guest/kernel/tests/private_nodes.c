@@ -46,12 +46,22 @@ static bool instance_end(struct partition *partition, const char *cgroup, double
 
 /* 1. Nobody gets memory of a private node by accident. */
 
+static bool kernel_thread_exists(const char *name)
+{
+	int pid;
+
+	for (pid = 2; pid < 1000; pid++)
+		if (!strcmp(read_text("/proc/%d/comm", pid), name))
+			return true;
+	return false;
+}
+
 static void test_hidden(void)
 {
 	unsigned long mask = 1UL << FIRST->node;
 	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int to = FIRST->node, status = 0;
-	char node[8];
+	char node[8], thread[16];
 
 	*(char *)page = 1;
 	snprintf(node, sizeof(node), "%d", FIRST->node);
@@ -74,6 +84,26 @@ static void test_hidden(void)
 	syscall(SYS_migrate_pages, 0, 64, &(unsigned long){1}, &mask);
 	check_is(node_of(page), 0);
 	check_is(allocated(FIRST), 0);
+
+	/* Nobody has to keep the node in order. */
+	check(kernel_thread_exists("kswapd0"));
+	snprintf(thread, sizeof(thread), "kswapd%d", FIRST->node);
+	check(!kernel_thread_exists(thread));
+	snprintf(thread, sizeof(thread), "kcompactd%d", FIRST->node);
+	check(!kernel_thread_exists(thread));
+	check(unplug(FIRST, 5));
+}
+
+/* Memory that not everybody can have is not said to be available. */
+static void test_counts(void)
+{
+	long available = keyed("/proc/meminfo", "MemAvailable:"), dirty = vmstat("nr_dirty_background_threshold");
+
+	if (!plug(FIRST, 512 * MIB))
+		return;
+	/* In KiB and in pages: the memory map takes 8 MiB of base memory. */
+	check_most(labs(keyed("/proc/meminfo", "MemAvailable:") - available), 16 * 1024);
+	check_most(labs(vmstat("nr_dirty_background_threshold") - dirty), dirty / 4);
 	check(unplug(FIRST, 5));
 }
 
@@ -292,6 +322,47 @@ static void test_bounded(void)
 	instance_end(SECOND, "neighbour", 5);
 }
 
+/* Base memory is used up: whoever has memory of its own node is of no help. */
+static void test_system_oom(void)
+{
+	pid_t rich, poor;
+
+	if (!instance_begin(FIRST, "subject", 2 * GIB) || !check_is(cgroup_create("outside", -1), 0))
+		return;
+	rich = spawn("subject", "big_holder", "0");
+	if (check(await_stop(rich, 180))) {
+		poor = spawn("outside", "hog", "0");
+		check_is(await_exit(poor, 180), 128 + SIGKILL);
+		check_is(keyed("/sys/fs/cgroup/subject/memory.events", "oom_kill"), 0);
+		resume(rich);
+		check_is(await_exit(rich, 10), 0);
+	}
+	cgroup_remove("outside");
+	instance_end(FIRST, "subject", 10);
+	/* Back to something small for the others. */
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* What nobody needs is reclaimed from the node, too. */
+static void test_reclaim(void)
+{
+	pid_t pid;
+	long used;
+
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	pid = spawn("subject", "lazy", "0");
+	if (check(await_stop(pid, 10))) {
+		used = allocated(FIRST);
+		check(used >= 4096);
+		write_text("16M", "/sys/fs/cgroup/subject/memory.reclaim");
+		check_most(allocated(FIRST), used - 2048);
+		resume(pid);
+		check_is(await_exit(pid, 10), 0);
+	}
+	instance_end(FIRST, "subject", 5);
+}
+
 /* A tmpfs that fills its node, with nobody there to be killed for it. */
 static void test_full_tmpfs(void)
 {
@@ -418,6 +489,21 @@ static void test_park(void)
 	}
 }
 
+/* Nothing lingers on other CPUs, from where it would have to be fetched. */
+static void test_batches(void)
+{
+	long misses = stat_of(FIRST, "park_misses");
+	int round;
+
+	for (round = 0; round < 5; round++) {
+		if (!instance_begin(FIRST, "subject", 256 * MIB))
+			return;
+		check_is(run("subject", "wanderer", "0"), 0);
+		instance_end(FIRST, "subject", 5);
+	}
+	check_is(stat_of(FIRST, "park_misses") - misses, 0);
+}
+
 /* A memory block of a parked node cannot go offline or online. */
 static void test_parked_blocks(void)
 {
@@ -449,6 +535,53 @@ static void test_resize(void)
 		check(unplug(FIRST, 5));
 		check(!strcmp(state_of(FIRST), "parked"));
 	}
+}
+
+/* How long per-CPU free lists of the node may get at the moment: the longest. */
+static long list_limit(int node)
+{
+	static char text[65536];
+	long limit = -1;
+	char start[32], *line;
+	int fd = open("/proc/zoneinfo", O_RDONLY), here = 0;
+	ssize_t length = 0, got;
+
+	/* It comes a page at a time. */
+	while ((got = read(fd, text + length, sizeof(text) - 1 - length)) > 0)
+		length += got;
+	close(fd);
+	text[length] = 0;
+	snprintf(start, sizeof(start), "Node %d,", node);
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		long value;
+
+		if (!strncmp(line, "Node ", 5))
+			here = !strncmp(line, start, strlen(start));
+		if (here && sscanf(line, " high: %ld", &value) == 1 && value > limit)
+			limit = value;
+	}
+	return limit;
+}
+
+/* Parking waits until those are empty: they do not grow with the node. */
+static void test_lists(void)
+{
+	static const unsigned long sizes[] = { 256 * MIB, 8 * GIB };
+	long limits[2];
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		if (!instance_begin(FIRST, "subject", sizes[i]))
+			return;
+		/* A list has a limit from its first use on. */
+		use_and_leave(FIRST);
+		limits[i] = list_limit(FIRST->node);
+		instance_end(FIRST, "subject", 5);
+	}
+	note("per-CPU lists have up to %ld pages with 256 MiB, %ld with 8 GiB", limits[0], limits[1]);
+	check(limits[0] > 0 && limits[1] > 0);
+	check_most(limits[1], 512);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }
 
 static int compare(const void *a, const void *b)
@@ -528,9 +661,28 @@ static void test_pinned_by_pipe(void)
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }
 
+/* Pages migrated, the sum of all reasons. */
+static long migrated_by_reason(void)
+{
+	static const char * const reasons[] = {
+		"compaction", "memory_failure", "memory_hotplug", "syscall", "mempolicy_mbind", "numa_misplaced",
+		"contig_range", "longterm_pin", "demotion", "damon",
+	};
+	long sum = 0;
+	char key[64];
+	size_t i;
+
+	for (i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++) {
+		snprintf(key, sizeof(key), "pgmigrate_%s", reasons[i]);
+		sum += vmstat(key);
+	}
+	return sum;
+}
+
 /* Somebody still maps memory: the report says who, and nothing is lost. */
 static void test_holder(void)
 {
+	long moved = vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug");
 	char node[8];
 	pid_t pid;
 
@@ -546,6 +698,8 @@ static void test_holder(void)
 	/* Moved together, but within the partition. */
 	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
 	note("%ld MiB are left of 256, for %ld pages", stat_of(FIRST, "plugged_bytes") / (long)MIB, allocated(FIRST));
+	check(vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug") > moved);
+	check_is(migrated_by_reason(), migrated());
 	resume(pid);
 	check_is(await_exit(pid, 10), 0);
 	check(unplug(FIRST, 5));
@@ -602,30 +756,84 @@ static void test_remove_parked(void)
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }
 
+/* 7. Where free memory has to keep its content, and where nothing is private. */
+
+/* With init_on_free=1 or page_poison=1, everything goes the stock way. */
+static void test_content(void)
+{
+	long parks = stat_of(FIRST, "parks");
+	int round;
+
+	for (round = 0; round < 3; round++) {
+		if (!instance_begin(FIRST, "subject", 256 * MIB))
+			return;
+		use_and_leave(FIRST);
+		instance_end(FIRST, "subject", 20);
+		check(!strcmp(state_of(FIRST), "empty"));
+		check_is(memory_blocks(FIRST->node), 0);
+	}
+	check_is(stat_of(FIRST, "parks") - parks, 0);
+}
+
+/* With virtio_mem.private_nodes=0, it is the driver that it used to be. */
+static void test_stock(void)
+{
+	long zeroed = vmstat("contig_alloc_zeroed"), init_on_alloc;
+	char node[8];
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	check(!*read_text("/sys/devices/system/node/has_memory_private"));
+	if (!plug(FIRST, 256 * MIB))
+		return;
+	check(strstr(read_text("/sys/devices/system/node/has_memory"), node));
+	check_is(cgroup_create("stock", FIRST->node), -ENODEV);
+	cgroup_remove("stock");
+	/* Part of it, which is unplugged in parts of memory blocks. */
+	request(FIRST, 130 * MIB);
+	check(await_state(FIRST, "online", 20));
+	init_on_alloc = strstr(read_text("/proc/cmdline"), "init_on_alloc=1") != NULL;
+	zeroed = vmstat("contig_alloc_zeroed") - zeroed;
+	check(init_on_alloc ? zeroed >= (long)(2 * MIB / PAGE) : !zeroed);
+	check(unplug(FIRST, 20));
+	check(!strcmp(state_of(FIRST), "empty"));
+	check_is(stat_of(FIRST, "parks"), 0);
+}
+
+/* When a test can be run: by what the kernel's command line says. */
+enum boot { PRIVATE, CONTENT, STOCK };
+
 static const struct {
 	const char *name;
 	void (*run)(void);
+	enum boot boot;
 } tests[] = {
-	{ "hidden", test_hidden },
-	{ "pressure", test_pressure },
-	{ "subjects", test_subjects },
-	{ "remote", test_remote },
-	{ "tmpfs_from_outside", test_tmpfs_from_outside },
-	{ "escape", test_escape },
-	{ "attach", test_attach },
-	{ "clone_into_cgroup", test_clone_into_cgroup },
-	{ "bounded", test_bounded },
-	{ "full_tmpfs", test_full_tmpfs },
-	{ "unkillable", test_unkillable },
-	{ "pins", test_pins },
-	{ "park", test_park },
-	{ "parked_blocks", test_parked_blocks },
-	{ "resize", test_resize },
-	{ "pinned_by_pipe", test_pinned_by_pipe },
-	{ "holder", test_holder },
-	{ "leaked_tmpfs", test_leaked_tmpfs },
-	{ "remove_parked", test_remove_parked },
-	{ "park_time", test_park_time },
+	{ "hidden", test_hidden, PRIVATE },
+	{ "counts", test_counts, PRIVATE },
+	{ "pressure", test_pressure, PRIVATE },
+	{ "subjects", test_subjects, PRIVATE },
+	{ "remote", test_remote, PRIVATE },
+	{ "tmpfs_from_outside", test_tmpfs_from_outside, PRIVATE },
+	{ "escape", test_escape, PRIVATE },
+	{ "attach", test_attach, PRIVATE },
+	{ "clone_into_cgroup", test_clone_into_cgroup, PRIVATE },
+	{ "bounded", test_bounded, PRIVATE },
+	{ "system_oom", test_system_oom, PRIVATE },
+	{ "reclaim", test_reclaim, PRIVATE },
+	{ "full_tmpfs", test_full_tmpfs, PRIVATE },
+	{ "unkillable", test_unkillable, PRIVATE },
+	{ "pins", test_pins, PRIVATE },
+	{ "park", test_park, PRIVATE },
+	{ "batches", test_batches, PRIVATE },
+	{ "parked_blocks", test_parked_blocks, PRIVATE },
+	{ "resize", test_resize, PRIVATE },
+	{ "pinned_by_pipe", test_pinned_by_pipe, PRIVATE },
+	{ "holder", test_holder, PRIVATE },
+	{ "leaked_tmpfs", test_leaked_tmpfs, PRIVATE },
+	{ "remove_parked", test_remove_parked, PRIVATE },
+	{ "lists", test_lists, PRIVATE },
+	{ "park_time", test_park_time, PRIVATE },
+	{ "content", test_content, CONTENT },
+	{ "stock", test_stock, STOCK },
 };
 
 static void set_up(void)
@@ -647,7 +855,16 @@ static void set_up(void)
 	write_text("-1000", "/proc/self/oom_score_adj");
 }
 
-/* "only=NAME,NAME" and "stress=SECONDS" of the kernel's command line. */
+static enum boot boot_of(const char *command_line)
+{
+	if (strstr(command_line, "private_nodes=0"))
+		return STOCK;
+	if (strstr(command_line, "init_on_free=1") || strstr(command_line, "page_poison=1"))
+		return CONTENT;
+	return PRIVATE;
+}
+
+/* "only=NAME,NAME", "stress=SECONDS" and "cycles=N" of the kernel's command line. */
 static bool wanted(const char *name, const char *only)
 {
 	size_t length = strlen(name);
@@ -663,7 +880,8 @@ static bool wanted(const char *name, const char *only)
 
 int main(int argc, char **argv)
 {
-	char command_line[4096], *only, *seconds;
+	char command_line[4096], *only, *seconds, *cycles;
+	enum boot boot;
 	size_t i;
 
 	if (argc >= 2 && !strcmp(argv[0], "subject"))
@@ -674,15 +892,24 @@ int main(int argc, char **argv)
 	snprintf(command_line, sizeof(command_line), "%s", read_text("/proc/cmdline"));
 	only = strstr(command_line, "only=");
 	seconds = strstr(command_line, "stress=");
+	cycles = strstr(command_line, "cycles=");
+	boot = boot_of(command_line);
 
 	printf("TAP version 13\n");
 	note("%d partitions", nr_partitions);
-	if (nr_partitions >= 2 && stat_of(FIRST, "private")) {
+	if (nr_partitions >= 2 && stat_of(FIRST, "private") == (boot != STOCK)) {
 		for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-			if ((only && !wanted(tests[i].name, only + strlen("only="))) || (seconds && !only))
+			if (tests[i].boot != boot)
+				continue;
+			if (only ? !wanted(tests[i].name, only + strlen("only=")) : seconds || cycles)
 				continue;
 			tap_begin(tests[i].name);
 			tests[i].run();
+			tap_end();
+		}
+		if (cycles) {
+			tap_begin("cycles");
+			cycle(atoi(cycles + strlen("cycles=")));
 			tap_end();
 		}
 		if (seconds) {
@@ -692,7 +919,7 @@ int main(int argc, char **argv)
 		}
 	} else {
 		nr_failed++;
-		note("no private partitions");
+		note("not the partitions that the command line asks for");
 	}
 	tap_plan();
 	printf("# %s\n", nr_failed ? "FAILED" : "PASSED");

@@ -151,6 +151,76 @@ static void balance(void)
 	}
 }
 
+/* What could grow without an end, in KiB. */
+struct usage {
+	long free;
+	long slab;
+	long vmalloc;
+	long percpu;
+	long page_tables;
+};
+
+static struct usage usage(void)
+{
+	struct usage usage;
+
+	base_used();
+	usage.free = node_pages(0, "MemFree") * (PAGE / 1024);
+	usage.slab = keyed("/proc/meminfo", "Slab:");
+	usage.vmalloc = keyed("/proc/meminfo", "VmallocUsed:");
+	usage.percpu = keyed("/proc/meminfo", "Percpu:");
+	usage.page_tables = keyed("/proc/meminfo", "PageTables:");
+	note("MemFree %ld, Slab %ld, VmallocUsed %ld, Percpu %ld, PageTables %ld KiB", usage.free, usage.slab,
+	     usage.vmalloc, usage.percpu, usage.page_tables);
+	return usage;
+}
+
+static bool cycle_once(struct partition *partition, int number)
+{
+	bool ok;
+
+	if (!plug(partition, SIZE) || !check_is(cgroup_create("cycle", partition->node), 0))
+		return false;
+	/* Mostly just a life; now and then one of more kinds of memory. */
+	ok = check_is(run("cycle", number % 10 ? "wanderer" : "shared", read_text("%s/node", partition->sysfs)), 0);
+	cgroup_kill("cycle");
+	return check_is(cgroup_remove("cycle"), 0) && check(unplug(partition, 10)) && ok;
+}
+
+/* The same cycle @count times: plug, use, park. Nothing is left of it. */
+void cycle(int count)
+{
+	struct partition *partition = &partitions[0];
+	long parks, misses;
+	struct usage before, after;
+	int i, warm = count / 10;
+
+	/* The first part is for what grows once. */
+	for (i = 0; i < warm; i++)
+		if (!cycle_once(partition, i))
+			return;
+	balance();
+	before = usage();
+	parks = stat_of(partition, "parks");
+	misses = stat_of(partition, "park_misses");
+	for (i = 0; i < count; i++) {
+		if (!cycle_once(partition, i))
+			return;
+		if (i % 100 == 99)
+			note("%d cycles", i + 1);
+	}
+	check_is(stat_of(partition, "parks") - parks, count);
+	note("%ld misses", stat_of(partition, "park_misses") - misses);
+	balance();
+	after = usage();
+	/* A page for each four cycles, and what the day brings. */
+	check_most(before.free - after.free, count + 1024);
+	check_most(after.slab - before.slab, count / 2 + 512);
+	check_most(after.vmalloc - before.vmalloc, 256);
+	check_most(after.percpu - before.percpu, 256);
+	check_most(after.page_tables - before.page_tables, 256);
+}
+
 void stress(int seconds)
 {
 	long before, after;

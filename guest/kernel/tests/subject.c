@@ -91,6 +91,7 @@ static int huge(int node)
 static int collapse(int node)
 {
 	char *memory = map(8 * MIB), *start;
+	int fd;
 
 	start = (char *)(((unsigned long)memory + 2 * MIB - 1) & -(2 * MIB));
 	madvise(memory, 8 * MIB, MADV_NOHUGEPAGE);
@@ -98,7 +99,17 @@ static int collapse(int node)
 	madvise(memory, 8 * MIB, MADV_HUGEPAGE);
 	if (madvise(start, 4 * MIB, 25 /* MADV_COLLAPSE */))
 		return 2;
-	return !all_on(start, 4 * MIB, node);
+	if (!all_on(start, 4 * MIB, node))
+		return 3;
+
+	/* And of a file of the kernel's own tmpfs. */
+	fd = memfd_create("subject", 0);
+	if (ftruncate(fd, 4 * MIB))
+		return 4;
+	start = mmap(start, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (!touch(start, 4 * MIB) || madvise(start, 4 * MIB, 25 /* MADV_COLLAPSE */))
+		return 5;
+	return all_on(start, 4 * MIB, node) ? 0 : 6;
 }
 
 /* Private mapping of a file: the file's pages in base, copies in the node. */
@@ -387,6 +398,48 @@ static int holder(int node)
 	return memory[5 * MIB] != 1;
 }
 
+/* Holds most of a large node, in huge pages where there are any. */
+static int big_holder(int node)
+{
+	size_t bytes = 1152 * MIB;
+	char *memory = map(bytes);
+
+	(void)node;
+	madvise(memory, bytes, MADV_HUGEPAGE);
+	if (!touch(memory, bytes))
+		return 1;
+	return hold();
+}
+
+/* Has memory that it does not need any more, until it is told to go. */
+static int lazy(int node)
+{
+	char *memory = map(16 * MIB);
+
+	(void)node;
+	madvise(memory, 16 * MIB, MADV_NOHUGEPAGE);
+	if (!touch(memory, 16 * MIB) || madvise(memory, 16 * MIB, MADV_FREE))
+		return 1;
+	return hold();
+}
+
+/* A few pages from one CPU, and then leaves from another. */
+static int wanderer(int node)
+{
+	char *memory = map(5 * PAGE);
+	cpu_set_t cpus;
+
+	(void)node;
+	madvise(memory, 5 * PAGE, MADV_NOHUGEPAGE);
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus) || !touch(memory, 5 * PAGE))
+		return 1;
+	CPU_ZERO(&cpus);
+	CPU_SET(1, &cpus);
+	return sched_setaffinity(0, sizeof(cpus), &cpus) ? 2 : 0;
+}
+
 /* Gives a page to the pipe that is its standard input. */
 static int splicer(int node)
 {
@@ -457,7 +510,7 @@ static const struct {
 	{ "kernel_memory", kernel_memory }, { "children", children }, { "shared", shared },
 	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hog", hog },
 	{ "hog_kernel", hog_kernel }, { "holder", holder }, { "splicer", splicer }, { "target", target },
-	{ "worker", worker },
+	{ "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy }, { "wanderer", wanderer },
 };
 
 int subject(const char *what, const char *arg)

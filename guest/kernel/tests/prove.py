@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Show that the tests notice if a patch of the series is not there.
+
+    tests/prove.py --kernel bzImage [NAME...]
+
+The kernel has sabotage.patch applied on top of the series: with sabotage=NAME
+on its command line, one mechanism is off, as if its patch were reverted.  For
+each of them, runs the tests that have to fail then.  First of all, runs the
+same tests without sabotage: there they have to pass.  Prints a table.
+"""
+
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ZERO = "init_on_alloc=1"
+STOCK = "virtio_mem.private_nodes=0 init_on_alloc=1"
+
+# What is off, of which patch, what that means, and the tests that notice it.
+PROOFS = [
+    ("reasons", 1, "migrations are not counted by reason", "holder"),
+    ("skip_zero", 2, "`__GFP_SKIP_ZERO` does nothing", "pinned_by_pipe", ZERO),
+    ("count_zero", 3, "zeroed pages are not counted", "stock", STOCK),
+    ("state", 4, "private nodes are in `N_MEMORY`", "hidden,pressure"),
+    ("threads", 4, "kswapd and kcompactd run for private nodes", "hidden"),
+    ("cpuset", 4, "cpusets apply to private allocations", "subjects"),
+    ("mm", 5, "an address space does not take over the cgroup's node", "subjects"),
+    ("fork", 5, "nor with `CLONE_INTO_CGROUP`", "clone_into_cgroup"),
+    ("inherit", 5, "nor do descendants of the cgroup", "escape"),
+    ("attach_busy", 5, "a cgroup with tasks can be attached and detached", "attach"),
+    ("anon", 6, "anonymous memory comes from anywhere", "subjects,remote,escape"),
+    ("collapse", 6, "collapsed huge pages come from anywhere", "subjects"),
+    ("shmem", 7, "tmpfs pages come from anywhere", "subjects,tmpfs_from_outside"),
+    ("shmem_file", 7, "memfd, SysV and shared anonymous memory have no node", "subjects"),
+    ("shmem_mount", 7, "any node can be mounted", "escape"),
+    ("shmem_collapse", 7, "collapsed huge pages of tmpfs come from anywhere", "subjects"),
+    ("oom", 8, "a full node is everybody's problem", "bounded,full_tmpfs"),
+    ("fault_oom", 8, "a page fault that finds no memory is retried for ever", "unkillable"),
+    ("badness", 9, "private memory counts for a system-wide OOM", "system_oom"),
+    ("migrate_target", 10, "pages that are in the way move anywhere", "holder"),
+    ("move_pages", 10, "`move_pages()` moves private memory", "escape"),
+    ("mbind", 10, "`mbind()` moves private memory", "escape"),
+    ("pin", 11, "long-term pins move memory out of the node", "pins"),
+    ("pin_alloc", 11, "memory that is pinned at first touch is not movable", "pins"),
+    ("reclaim", 12, "cgroup reclaim does not look at the private node", "reclaim"),
+    ("numa_maps", 13, "`numa_maps` does not show private nodes", "holder"),
+    ("available", 14, "free private memory counts as available", "counts"),
+    ("reserves", 14, "private nodes' reserves count as reserves", "counts"),
+    ("batches", 15, "private pages are put into LRU batches", "batches"),
+    ("lists", 16, "per-CPU lists grow with the node", "lists"),
+    ("park_empty", 18, "parks without a look whether pages are in use", "pinned_by_pipe"),
+    ("park_sections", 18, "a parked node's sections stay online", "park"),
+    ("park_usable", 18, "a cgroup can be attached to a parked node", "park"),
+    ("private", 20, "the driver registers no private node", "hidden"),
+    ("park", 21, "the driver does not park", "park"),
+    ("retry", 21, "it retries as late as with other nodes", "pinned_by_pipe"),
+    ("no_zero", 21, "it has blocks that it unplugs zeroed", "pinned_by_pipe", ZERO),
+    ("blocks", 21, "memory blocks of a parked node can go offline", "parked_blocks"),
+    ("size", 21, "a parked node is unparked whatever size is asked for", "resize"),
+    ("remove", 22, "parked memory is never removed", "remove_parked"),
+]
+
+
+def run(kernel, tests, append, timeout):
+    """Whether all passed; and the first line that says what was wrong."""
+    command = [TESTS / "qemu.py", "--kernel", kernel, "--timeout", str(timeout), "--append", f"only={tests} {append}"]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    why = re.findall(r"^# \S*?(\w+\.c:\d+: not so: .*|.*: hangs)$|^trouble: (.*)$|^# (not the partitions.*)$", result.stdout, re.MULTILINE)
+    why = [next(filter(None, groups)) for groups in why]
+    return result.returncode == 0, why[0] if why else "no end", result.stdout
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", required=True)
+    parser.add_argument("--timeout", type=int, default=240)
+    parser.add_argument("--logs", help="a directory for the consoles")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    proofs = [proof for proof in PROOFS if not options.names or proof[0] in options.names]
+
+    def attempt(name, tests, append):
+        passed, why, console = run(options.kernel, tests, append, options.timeout)
+        if options.logs:
+            (pathlib.Path(options.logs) / f"{name}.log").write_text(console)
+        return passed, why
+
+    failed = False
+    boots = {proof[4] if len(proof) > 4 else "" for proof in proofs}
+    for boot in sorted(boots):
+        tests = {test for proof in proofs if (proof[4] if len(proof) > 4 else "") == boot for test in proof[3].split(",")}
+        passed, why = attempt(f"none-{sorted(boots).index(boot)}", ",".join(sorted(tests)), boot)
+        print(f"without sabotage{', ' + boot if boot else ''}: {'pass' if passed else 'FAIL: ' + why}", flush=True)
+        failed |= not passed
+
+    print("| patch | sabotage | then | test that fails | how |\n|---|---|---|---|---|", flush=True)
+    for name, patch, what, tests, *append in proofs:
+        passed, why = attempt(name, tests, " ".join([f"sabotage={name}", *append]))
+        failed |= passed
+        how = "**PASSES**" if passed else "`" + why.replace("|", "\\|") + "`"
+        print(f"| {patch} | `{name}` | {what} | {tests.replace(',', ', ')} | {how} |", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
