@@ -51,6 +51,17 @@ impl FlatDisk {
     }
 }
 
+fn zero(slice: &VolatileSlice<'_>) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut rest = *slice;
+    while !rest.is_empty() {
+        // A slice takes as much as it has room for.
+        rest.copy_from(&ZEROS[..]);
+        let Ok(next) = rest.offset(rest.len().min(ZEROS.len())) else { return };
+        rest = next;
+    }
+}
+
 impl Disk for FlatDisk {
     fn sectors(&self) -> u64 {
         self.bytes / SECTOR_SIZE
@@ -83,7 +94,7 @@ impl Disk for FlatDisk {
                 let count = usize::try_from(limit).map_or(buffer.len() - done, |limit| limit.min(buffer.len() - done));
                 let piece = buffer.subslice(done, count).map_err(io::Error::other)?;
                 if is_gap {
-                    piece.copy_from(&vec![0_u8; count]);
+                    zero(&piece);
                 } else {
                     part.disk.read_at(offset - part.start, &[piece])?;
                 }
