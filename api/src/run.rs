@@ -10,7 +10,7 @@ use bellows_memory::ByteSize;
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
     DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceSpec, LayerConfig, Output, PartitionId,
-    PartitionMode, PlugReport, Shape, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
+    PartitionMode, PlugReport, Shape, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -29,6 +29,8 @@ struct RunReport {
     partition_mode: PartitionMode,
     /// How the layers of the image were put together.
     shape: Shape,
+    /// How they reached the guest.
+    transport: Transport,
     boot_ms: f64,
     run_ms: f64,
     partition: Option<PartitionReport>,
@@ -163,6 +165,7 @@ fn in_vm(
             guest_kernel: guest.kernel_release,
             partition_mode: guest.partition_mode,
             shape: image.shape,
+            transport: image.transport,
             boot_ms: milliseconds(boot),
             run_ms: milliseconds(run),
             partition,
@@ -266,9 +269,7 @@ fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
     if let Some(mode) = args.partition_mode {
         config.partition_mode = mode;
     }
-    if args.shape.is_some() {
-        config.images.iter_mut().for_each(|image| image.shape = args.shape);
-    }
+    config.images = std::mem::take(&mut config.images).into_iter().map(|image| placed(image, args)).collect();
     if config.extra_command_line.is_empty() {
         config.extra_command_line.clone_from(&args.kernel_parameters);
     }
@@ -281,17 +282,16 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     if let Some(path) = &args.image {
         let store = store::open(args.store.as_deref())?;
         let found = store::find_image(&store, path, args.reference.as_deref(), interrupts)?;
-        image = Some(configured(&store, &found, args.guest.shape)?);
+        image = Some(configured(&store, &found, &args.guest)?);
         defaults = found.config;
     }
     if !args.layers.is_empty() {
         let mut below = match image {
             Some(image) => image,
-            None => ImageConfig::new("layers".parse()?, Vec::<LayerConfig>::new()),
+            None => placed(ImageConfig::new("layers".parse()?, Vec::<LayerConfig>::new()), &args.guest),
         };
         // Their metadata is no part of the image's.
         below.flat = None;
-        below.shape = args.guest.shape;
         for path in &args.layers {
             below.layers.push(layer_of_file(path)?);
         }
@@ -321,15 +321,21 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
 }
 
 /// An image of the store as an image of a VM.
-pub(crate) fn configured(store: &Store, image: &Image, shape: Option<Shape>) -> Result<ImageConfig, CliError> {
+pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Result<ImageConfig, CliError> {
     let id: ImageId = image.digest.hex().parse()?;
-    let mut config = match shape {
+    let config = match args.shape {
         // No metadata needs to be made for it.
         Some(Shape::Layers) => ImageConfig::new(id, &store.layers(image)?),
         _ => ImageConfig::flat(id, &store.flat(image)?),
     };
-    config.shape = shape;
-    Ok(config)
+    Ok(placed(config, args))
+}
+
+/// An image in the shape and over the transport that the arguments want.
+fn placed(mut image: ImageConfig, args: &GuestArgs) -> ImageConfig {
+    image.shape = args.shape.or(image.shape);
+    image.transport = args.transport.unwrap_or(image.transport);
+    image
 }
 
 /// A layer that is in no store, named by its content.

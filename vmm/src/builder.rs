@@ -10,7 +10,7 @@ use bellows_devices::bus::{Bus, BusDevice};
 use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, BaseMemory, ByteSize, Discarder, Layout, LayoutSpec, ProcMeminfo};
+use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, LayoutSpec, ProcMeminfo};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -24,6 +24,7 @@ use crate::images::Images;
 use crate::machine::platform::{COM1_GSI, COM1_PORT};
 use crate::machine::{Acpi, BootSource, ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus, load};
 use crate::partitions::{PartitionParts, Partitions};
+use crate::pmem::PmemWindows;
 use crate::ready::ReadyListener;
 use crate::virtio_bus::{DeviceError, ECAM, VirtioBus};
 use crate::vm::Vm;
@@ -165,14 +166,15 @@ impl VmBuilder {
         config.validate()?;
         let host = Host::open()?;
         let machine = Machine::new(&host)?;
-        let end = EndSignal::new().map_err(system("end signal"))?;
-        let notice = ExitNotice::new(machine.gate(), {
-            let end = end.clone();
-            move |reason| end.report(VmEnd::from(reason))
-        });
-
         let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&spec)?;
+        let windows = PmemWindows::new(DeviceArea::new(layout.devices()), machine.slots());
+        let end = EndSignal::new().map_err(system("end signal"))?;
+        let notice = ExitNotice::new(machine.gate(), {
+            let (end, windows) = (end.clone(), windows.clone());
+            move |reason| end.report(VmEnd::from(windows.explain(reason)))
+        });
+
         let base = BaseMemory::map(&layout, config.backing)?;
         for &slot in base.slots() {
             machine.slots().set(slot)?;
@@ -186,7 +188,7 @@ impl VmBuilder {
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, &mmio, &ports)?;
         let event_loop = bus.event_loop("devices")?;
         // Images first, so that what depends on the order of discovery finds them in order.
-        let (disks, images) = (Disks::default(), Images::default());
+        let (disks, images) = (Disks::new(windows, event_loop.handle()), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
             disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 mod image;
 mod text;
 
-pub use image::{FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, Shape};
+pub use image::{
+    FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
+};
 
 /// Fewest and most vCPUs of a VM.
 pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;

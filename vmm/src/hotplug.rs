@@ -8,14 +8,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{Disk, DiskError, DiskId, FlatDisk, FlatImage, Layer, LayerDigest, RawDisk, open_layer};
-use bellows_devices::event_loop::EventLoop;
+use bellows_block::{Disk, DiskError, DiskId, FlatDisk, FlatImage, ImageMapping, LayerDigest, RawDisk, open_layer};
+use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
-use bellows_devices::virtio::Block;
+use bellows_devices::virtio::{Block, Pmem};
 
 use crate::agent::{AgentClient, AgentError};
-use crate::config::{DriveConfig, LayerConfig};
+use crate::config::{DriveConfig, LayerConfig, Transport};
 use crate::error::BuildError;
+use crate::pmem::{PmemError, PmemWindow, PmemWindows};
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
@@ -45,8 +46,10 @@ pub struct DiskInfo {
     pub serial: String,
     /// Its file.
     pub path: PathBuf,
-    /// Whether the guest can write.
+    /// Whether the guest can't write.
     pub read_only: bool,
+    /// How it reaches the guest.
+    pub transport: Transport,
     /// Where it is on the bus.
     pub address: PciAddress,
     /// Where it stands with the guest.
@@ -77,6 +80,9 @@ pub enum HotplugError {
     /// It could not be put on the bus.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// It could not be put into the guest's memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// There is no agent to ask.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
@@ -84,7 +90,7 @@ pub enum HotplugError {
     #[error("no disk of the VM has the serial number `{0}`")]
     NoDisk(String),
     /// A driver of the guest did not bind. The disks stay on the bus as [`DiskState::Unbound`].
-    #[error("no driver of the guest has bound the disk {serial} at {address}, or one of {others} others")]
+    #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
     NotBound {
         /// The first disk.
         serial: String,
@@ -109,9 +115,15 @@ pub enum HotplugError {
     },
 }
 
+fn or_others(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(", or one of {others} others") }
+}
+
 /// All disks of a VM.
-#[derive(Default)]
 pub(crate) struct Disks {
+    windows: Arc<PmemWindows>,
+    /// Where devices run whose requests take no time.
+    event_loop: EventLoopHandle,
     /// Held through a whole change; changes wait for the guest.
     change: Mutex<()>,
     /// By serial number.
@@ -120,44 +132,92 @@ pub(crate) struct Disks {
 
 struct Entry {
     info: DiskInfo,
-    /// The thread of its queue.
-    _event_loop: EventLoop,
+    /// The thread of its queue, where that has one.
+    _event_loop: Option<EventLoop>,
+    /// Where the guest has it as memory, if it does.
+    _window: Option<PmemWindow>,
 }
 
 /// A disk whose files are open.
 pub(crate) struct Opened {
-    disk: Arc<dyn Disk>,
+    content: Content,
     path: PathBuf,
 }
 
+enum Content {
+    Blocks(Arc<dyn Disk>),
+    Memory(ImageMapping),
+}
+
 impl Opened {
-    pub(crate) fn layer(layer: &LayerConfig) -> Result<Self, DiskError> {
-        Ok(Self { disk: open_layer(&Layer::from(layer))?.into(), path: layer.path.clone() })
+    pub(crate) fn layer(layer: &LayerConfig, transport: Transport) -> Result<Self, DiskError> {
+        let content = match transport {
+            Transport::Blk => Content::Blocks(open_layer(&layer.into())?.into()),
+            Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
+        };
+        Ok(Self { content, path: layer.path.clone() })
     }
 
-    pub(crate) fn flat(image: &FlatImage) -> Result<Self, DiskError> {
-        Ok(Self { disk: Arc::new(FlatDisk::open(image)?), path: image.path.clone() })
+    pub(crate) fn flat(image: &FlatImage, transport: Transport) -> Result<Self, DiskError> {
+        let content = match transport {
+            Transport::Blk => Content::Blocks(Arc::new(FlatDisk::open(image)?)),
+            Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
+        };
+        Ok(Self { content, path: image.path.clone() })
     }
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
-        Ok(Self { disk: Arc::new(RawDisk::open(&drive.path, drive.read_only)?), path: drive.path.clone() })
+        let content = Content::Blocks(Arc::new(RawDisk::open(&drive.path, drive.read_only)?));
+        Ok(Self { content, path: drive.path.clone() })
+    }
+
+    fn id(&self) -> DiskId {
+        match &self.content {
+            Content::Blocks(disk) => disk.id(),
+            Content::Memory(mapping) => mapping.id(),
+        }
     }
 }
 
 impl Disks {
+    /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
+    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle) -> Self {
+        Self { windows, event_loop, change: Mutex::default(), table: Mutex::default() }
+    }
+
     /// Puts a disk on the bus. Before the guest boots it is as good as attached.
     pub(crate) fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
-        let Opened { disk, path } = opened;
-        let serial = serial(disk.id());
+        let serial = serial(opened.id());
+        let Opened { content, path } = opened;
         if let Some(other) = self.table().get(&serial) {
             return Err(AddError::Duplicate(DuplicateDisk { path, other: other.info.path.clone(), serial }));
         }
         let name = format!("disk `{}`", path.display());
-        let read_only = disk.read_only();
-        let event_loop = bus.event_loop("blk")?;
-        let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
-        let info = DiskInfo { serial: serial.clone(), path, read_only, address, state };
-        self.table().insert(serial, Entry { info: info.clone(), _event_loop: event_loop });
+        let info = |transport, read_only, address| DiskInfo {
+            serial: serial.clone(),
+            path,
+            read_only,
+            transport,
+            address,
+            state,
+        };
+        let entry = match content {
+            Content::Blocks(disk) => {
+                let read_only = disk.read_only();
+                let event_loop = bus.event_loop("blk")?;
+                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
+                let info = info(Transport::Blk, read_only, address);
+                Entry { info, _event_loop: Some(event_loop), _window: None }
+            }
+            Content::Memory(mapping) => {
+                let window = self.windows.open(mapping)?;
+                let device = Pmem::new(window.start(), window.bytes());
+                let address = bus.add(&name, device, self.event_loop.clone())?;
+                Entry { info: info(Transport::Pmem, true, address), _event_loop: None, _window: Some(window) }
+            }
+        };
+        let info = entry.info.clone();
+        self.table().insert(serial, entry);
         Ok(info)
     }
 
@@ -224,6 +284,13 @@ pub(crate) enum AddError {
     Disk(DiskError),
     Duplicate(DuplicateDisk),
     Device(DeviceError),
+    Pmem(PmemError),
+}
+
+impl From<PmemError> for AddError {
+    fn from(error: PmemError) -> Self {
+        Self::Pmem(error)
+    }
 }
 
 impl From<DiskError> for AddError {
@@ -244,6 +311,7 @@ impl From<AddError> for BuildError {
             AddError::Disk(error) => error.into(),
             AddError::Duplicate(error) => error.into(),
             AddError::Device(error) => error.into(),
+            AddError::Pmem(error) => error.into(),
         }
     }
 }
@@ -254,6 +322,7 @@ impl From<AddError> for HotplugError {
             AddError::Disk(error) => error.into(),
             AddError::Duplicate(error) => error.into(),
             AddError::Device(error) => error.into(),
+            AddError::Pmem(error) => error.into(),
         }
     }
 }

@@ -11,8 +11,8 @@ use bellows_block::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use crate::agent::AgentError;
-use crate::config::{ConfigError, ImageConfig, Shape};
-use crate::hotplug::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
+use crate::config::{ConfigError, ImageConfig, Shape, Transport};
+use crate::hotplug::{AddError, DiskState, Disks, HotplugError, Opened, serial_of};
 use crate::virtio_bus::VirtioBus;
 use crate::vm::{NotRunning, Vm};
 
@@ -26,6 +26,8 @@ pub struct ImageInfo {
     pub id: ImageId,
     /// How its layers are put together.
     pub shape: Shape,
+    /// How its disks reach the guest.
+    pub transport: Transport,
     /// Serial numbers of its disks, the lowest layer's first.
     pub disks: Vec<String>,
     /// Whether instances can run it.
@@ -96,8 +98,8 @@ impl Images {
     pub(crate) fn add_all(&self, bus: &VirtioBus, disks: &Disks, images: &[ImageConfig]) -> Result<(), AddError> {
         for config in images {
             let shape = config.first_shape();
-            let (placed, _) = place(config, shape, bus, disks, DiskState::Attached)?;
-            let entry = Entry { config: config.clone(), shape, disks: placed, mounted: false };
+            let serials = place(config, shape, bus, disks, DiskState::Attached)?;
+            let entry = Entry { config: config.clone(), shape, disks: serials, mounted: false };
             self.table().insert(config.id.clone(), entry);
         }
         Ok(())
@@ -116,33 +118,33 @@ impl Images {
     }
 }
 
-/// Puts the disks of an image on the bus, but for those that another image has there already; returns the serial numbers of
-/// all, and the disks that are new. Where one can't be added, none is. Layers of one digest are one layer, whichever store
-/// they come from.
+/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
+/// can't be added, none is. Layers of one digest are one layer, whichever store they come from.
 fn place(
     config: &ImageConfig,
     shape: Shape,
     bus: &VirtioBus,
     disks: &Disks,
     state: DiskState,
-) -> Result<(Vec<String>, Vec<DiskInfo>), AddError> {
+) -> Result<Vec<String>, AddError> {
     let (mut serials, mut added) = (Vec::new(), Vec::new());
+    let transport = config.transport;
     let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
-        if disks.find(&serial).is_none() {
+        if disks.find(&serial).is_none_or(|known| known.transport != transport) {
             added.push(disks.add(bus, open()?, state)?);
         }
         serials.push(serial);
         Ok(())
     };
     let result = match (shape, config.flat_image()) {
-        (Shape::Flat, Some(flat)) => add(serial_of(&flat.digest), &|| Opened::flat(&flat)),
+        (Shape::Flat, Some(flat)) => add(serial_of(&flat.digest), &|| Opened::flat(&flat, transport)),
         _ => {
             let mut layers = config.layers.iter();
-            layers.try_for_each(|layer| add(serial_of(&layer.digest), &|| Opened::layer(layer)))
+            layers.try_for_each(|layer| add(serial_of(&layer.digest), &|| Opened::layer(layer, transport)))
         }
     };
     match result {
-        Ok(()) => Ok((serials, added)),
+        Ok(()) => Ok(serials),
         Err(error) => {
             for disk in added {
                 if let Err(error) = disks.remove(bus, &disk) {
@@ -232,9 +234,12 @@ impl Vm {
 
     fn place_and_bind(&self, config: &ImageConfig, shape: Shape, timeout: Duration) -> Result<Vec<String>, ImageError> {
         let agent = self.agent()?;
-        let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound).map_err(HotplugError::from)?;
-        let (serials, added) = placed;
-        self.disks.bind(agent, &added, timeout)?;
+        let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound);
+        let serials = placed.map_err(HotplugError::from)?;
+        // Some may be left of an attempt that took too long.
+        let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
+        let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
+        self.disks.bind(agent, &unbound, timeout)?;
         Ok(serials)
     }
 
@@ -262,7 +267,8 @@ impl Vm {
 
 impl From<Entry> for ImageInfo {
     fn from(entry: Entry) -> Self {
-        Self { id: entry.config.id, shape: entry.shape, disks: entry.disks, mounted: entry.mounted }
+        let transport = entry.config.transport;
+        Self { id: entry.config.id, shape: entry.shape, transport, disks: entry.disks, mounted: entry.mounted }
     }
 }
 

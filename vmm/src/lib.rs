@@ -17,6 +17,7 @@ mod instances;
 #[cfg(target_arch = "x86_64")]
 pub mod machine;
 mod partitions;
+mod pmem;
 mod ready;
 mod resident;
 mod virtio_bus;
@@ -29,7 +30,7 @@ pub use agent::{
 pub use builder::VmBuilder;
 pub use config::{
     Backing, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError, ParseShapeError,
-    PartitionMode, SerialOutput, Shape, VmConfig, VsockConfig,
+    ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
 };
 pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
@@ -37,6 +38,7 @@ pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
 pub use images::{ImageError, ImageInfo};
 pub use instances::{DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, ParseUserError, User};
 pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
+pub use pmem::{LostLayer, PmemError};
 pub use ready::NotReady;
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};

@@ -70,7 +70,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     let store = store::open(args.store.as_deref())?;
     let image = store::find_image(&store, &args.image, None, interrupts)?;
     let layers = store.layers(&image)?;
-    let configured = configured(&store, &image, args.guest.shape)?;
+    let configured = configured(&store, &image, &args.guest)?;
     let cold = Cold::new(&layers)?;
 
     let mut vms = Vec::with_capacity(VMS);
@@ -255,6 +255,7 @@ impl Booted {
         let partition: PartitionReport = give_back(&self.vm, partition, plug, limit)?;
         Ok(VmReport {
             shape: self.image.shape,
+            transport: self.image.transport,
             boot_ms: milliseconds(self.boot),
             rss_bytes,
             rss_after_discard_bytes: resident()?,

@@ -7,7 +7,6 @@ use vm_memory::VolatileSlice;
 use super::FlatImage;
 use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use crate::pread::PreadLayer;
-use crate::store::Layer;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
@@ -32,13 +31,11 @@ impl FlatDisk {
     /// # Errors
     /// One is missing, no regular file, or of another size than recorded.
     pub fn open(image: &FlatImage) -> Result<Self, DiskError> {
-        let metadata = Layer { digest: image.digest, path: image.path.clone(), bytes: image.bytes };
-        let parts = [(0, &metadata)].into_iter().chain(image.layers.iter().map(|(start, layer)| (*start, layer)));
-        let parts = parts.map(|(start, layer)| {
+        let parts = image.files().into_iter().map(|(start, layer)| {
             let end = start
                 .checked_add(layer.bytes)
                 .ok_or_else(|| DiskError::Unaligned { path: layer.path.clone(), actual: layer.bytes })?;
-            Ok(Part { start, end, disk: PreadLayer::open(layer)? })
+            Ok(Part { start, end, disk: PreadLayer::open(&layer)? })
         });
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let bytes = parts.last().map_or(0, |part| part.end);

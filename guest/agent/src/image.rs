@@ -153,11 +153,7 @@ impl Tables {
             mounted.images += 1;
             return Ok(());
         }
-        let disk = uevents.wait_until(
-            DEVICE_LIMIT,
-            || format!("disk for layer {serial} on PCI function {address}"),
-            || Ok(sysfs.disk(address)),
-        )?;
+        let disk = sysfs.await_disk(uevents, address, DEVICE_LIMIT)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         // Persistent memory is read where it is, with no page cache in between.
         let options = if disk.is_persistent_memory { "dax=always" } else { "" };

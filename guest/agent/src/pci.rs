@@ -51,6 +51,11 @@ impl Sysfs {
     /// [`AgentError::Path`]; [`AgentError::TimedOut`] that says which function lacks what.
     pub fn attach(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
         files::write(self.root.join("bus/pci/rescan"), "1")?;
+        self.await_ready(uevents, addresses, limit)
+    }
+
+    /// Waits until a driver runs each of `addresses`.
+    fn await_ready(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
         let mut missing = String::new();
         uevents
             .wait_until(
@@ -93,11 +98,17 @@ impl Sysfs {
         None
     }
 
-    /// The disk on a function, once its driver runs and it has a node.
-    pub fn disk(&self, address: &PciAddress) -> Option<Disk> {
-        if self.lack(address).is_some() {
-            return None;
-        }
+    /// Waits until a function has a disk that can be mounted.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`] that says what is lacking; [`AgentError::Unknown`] for a function without a disk.
+    pub fn await_disk(&self, uevents: &Uevents, address: &PciAddress, limit: Duration) -> Result<Disk> {
+        self.await_ready(uevents, std::slice::from_ref(address), limit)?;
+        self.disk(address)
+            .ok_or_else(|| AgentError::Unknown { kind: "disk on PCI function", name: address.to_string() })
+    }
+
+    fn disk(&self, address: &PciAddress) -> Option<Disk> {
         let virtio = child_named(&self.function(address), "virtio")?;
         let node = self.dev.join(block_name(&virtio)?);
         Some(Disk { node, is_persistent_memory: driver(&virtio)? == "virtio_pmem" })

@@ -52,11 +52,13 @@ fn persistent_memory_is_ready_when_its_namespace_has_a_node() {
     }
     assert_eq!(sysfs.lack(&address), Some("block device"));
     fs::create_dir_all(region.join("namespace1.0/block/pmem1")).unwrap();
-    assert_eq!((sysfs.lack(&address), sysfs.disk(&address)), (Some("device node"), None));
+    assert_eq!(sysfs.lack(&address), Some("device node"));
+    let error = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap_err();
+    assert_eq!(error.to_string(), "no device node of 0000:01:04.0 after 5 ms");
     let node = folder.path().join("dev/pmem1");
     fs::write(&node, "").unwrap();
-    assert_eq!(sysfs.lack(&address), None);
-    assert_eq!(sysfs.disk(&address), Some(Disk { node, is_persistent_memory: true }));
+    let disk = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap();
+    assert_eq!(disk, Disk { node, is_persistent_memory: true });
 }
 
 #[test]
@@ -67,6 +69,8 @@ fn another_function_is_ready_when_its_driver_runs() {
     symlink("../../virtio_mem", virtio.join("driver")).unwrap();
     fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
     assert_eq!(sysfs.lack(&address), None);
+    let error = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap_err();
+    assert_eq!(error.to_string(), "there is no disk on PCI function \"0000:01:04.0\"");
 }
 
 #[test]

@@ -11,10 +11,10 @@ use std::process::Command;
 use bellows_block::oci::{OciLayout, Platform, SourceLayer};
 use bellows_block::testing::{Compression, LayoutBuilder, Node, snapshot};
 use bellows_block::{Image, ImportOptions, Store};
-use bellows_vmm::{ImageConfig, Shape};
+use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
 
-use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of};
+use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo};
 
 /// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
 const CHANGES: [&str; 9] = [
@@ -97,7 +97,7 @@ fn line(name: &[u8], node: &Node) -> String {
     )
 }
 
-/// Twelve layers: every file is in the guest what it is where the same archives are unpacked, in each shape.
+/// Twelve layers: every file is in the guest what it is where the same archives are unpacked, however they come.
 #[test]
 fn the_guest_sees_the_files_that_unpacking_gives() {
     let directory = scratch();
@@ -113,12 +113,20 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
         snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
     assert!(expected.len() > 3000, "{} files", expected.len());
 
-    for shape in [Shape::Layers, Shape::Flat] {
-        let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape)).boot();
-        compare(&guest, &expected, &shape.to_string());
+    for (transport, shape) in WAYS {
+        let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape).transport(transport)).boot();
+        compare(&guest, &expected, &format!("{shape} over {transport}"));
         guest.shutdown();
     }
 }
+
+/// Every way for an image into the guest.
+const WAYS: [(Transport, Shape); 4] = [
+    (Transport::Blk, Shape::Layers),
+    (Transport::Blk, Shape::Flat),
+    (Transport::Pmem, Shape::Layers),
+    (Transport::Pmem, Shape::Flat),
+];
 
 /// Compares what an instance sees with what is `expected`.
 fn compare(guest: &Running, expected: &BTreeMap<Vec<u8>, String>, case: &str) {
@@ -155,12 +163,49 @@ fn an_image_of_120_layers_is_mounted_once() {
         archive
     }));
     let imported = import(directory.path(), &archives);
-    let guest = Guest::ours().image(imported.config()).boot();
-    let images = guest.vm.images();
-    assert_eq!((images[0].shape, images[0].disks.len(), imported.image.layers.len()), (Shape::Flat, 1, 120));
-    let seen = guest.shell("list", "cd /many && cat shared && ls");
-    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["116", "own-116", "shared"]);
+    for transport in [Transport::Blk, Transport::Pmem] {
+        let guest = Guest::ours().image(imported.config().transport(transport)).boot();
+        let images = guest.vm.images();
+        assert_eq!((images[0].shape, images[0].disks.len(), imported.image.layers.len()), (Shape::Flat, 1, 120));
+        let seen = guest.shell("list", "cd /many && cat shared && ls");
+        assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["116", "own-116", "shared"], "{transport}");
+        guest.shutdown();
+    }
+}
+
+/// Debian's kernel has what it takes as modules.
+#[test]
+fn debians_kernel_uses_the_hosts_page_cache_in_place() {
+    let guest = Guest::debian().image(demo().transport(Transport::Pmem)).boot();
+    assert_eq!(guest.shell("run", "python3 -c 'print(6 * 7)'").trim(), "42");
     guest.shutdown();
+}
+
+/// What an instance reads is in the host's page cache; over virtio-blk it is in the guest's as well.
+#[test]
+fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
+    let directory = scratch();
+    let large: Vec<u8> = (0..60_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(directory.path().join("large"), large).unwrap();
+    let archive = directory.path().join("large.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let imported = import(directory.path(), &archives);
+    for (transport, shape) in WAYS {
+        let guest = Guest::ours().image(imported.config().shape(shape).transport(transport)).boot();
+        let cached = "grep ^Cached: /proc/meminfo";
+        // The shell, grep and cat themselves are there before the first look.
+        let line = format!("cat /etc/hostname >/dev/null; {cached}; {cached}; cat /large >/dev/null; {cached}");
+        let seen = guest.shell("read", &line);
+        let kib: Vec<u64> = seen.lines().map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
+        let growth = kib[2] - kib[1];
+        println!("{shape} over {transport}: the guest's page cache grew by {growth} KiB");
+        match transport {
+            Transport::Blk => assert!(growth > 55 << 10, "{shape}: {seen}"),
+            Transport::Pmem => assert!(growth < 2 << 10, "{shape}: {seen}"),
+        }
+        guest.shutdown();
+    }
 }
 
 /// Images come and go while the VM runs, and have their common layers' disks in common.
@@ -173,18 +218,21 @@ fn images_come_and_go() {
     let archives = [demo_archives(directory.path()), vec![archive]].concat();
     let imported = import(directory.path(), &archives);
     let config = |id: &str, shape| ImageConfig { id: id.parse().unwrap(), ..imported.config() }.shape(shape);
-    let guest = Guest::ours().image(crate::fixture::demo().shape(Shape::Layers)).boot();
-    let before = guest.vm.disks();
-    for shape in [Shape::Layers, Shape::Flat] {
-        let image = guest.vm.attach_image(&config("more", shape), PATIENCE).unwrap();
-        assert_eq!((image.shape, guest.vm.disks().len()), (shape, before.len() + 1));
-        assert_eq!(guest.shell_in("extra", "more", "cat /extra"), "extra\n");
-        let taken = guest.vm.attach_image(&config("more", shape), PATIENCE).unwrap_err();
-        assert!(taken.to_string().contains("`more` already"), "{taken}");
-        guest.vm.detach_image(&"more".parse().unwrap(), PATIENCE).unwrap();
-        assert_eq!(guest.vm.disks(), before);
+    for transport in [Transport::Blk, Transport::Pmem] {
+        let guest = Guest::ours().image(demo().shape(Shape::Layers).transport(transport)).boot();
+        let before = guest.vm.disks();
+        for shape in [Shape::Layers, Shape::Flat] {
+            let more = config("more", shape).transport(transport);
+            let image = guest.vm.attach_image(&more, PATIENCE).unwrap();
+            assert_eq!((image.shape, image.transport, guest.vm.disks().len()), (shape, transport, before.len() + 1));
+            assert_eq!(guest.shell_in("extra", "more", "cat /extra"), "extra\n");
+            let taken = guest.vm.attach_image(&more, PATIENCE).unwrap_err();
+            assert!(taken.to_string().contains("`more` already"), "{taken}");
+            guest.vm.detach_image(&more.id, PATIENCE).unwrap();
+            assert_eq!(guest.vm.disks(), before);
+        }
+        guest.shutdown();
     }
-    guest.shutdown();
 }
 
 /// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
@@ -208,6 +256,36 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
         assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
         guest.shutdown();
     }
+}
+
+/// A layer that is cut short under a guest that has it as memory ends that VM, by name, and no other.
+#[test]
+fn a_mapped_layer_that_is_cut_short_ends_its_vm() {
+    let directory = scratch();
+    fs::write(directory.path().join("large"), vec![7; 8 << 20]).unwrap();
+    let archive = directory.path().join("large.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let bystander = Guest::ours().image(demo().transport(Transport::Pmem)).boot();
+    for shape in [Shape::Layers, Shape::Flat] {
+        let store = tempfile::tempdir_in(directory.path()).unwrap();
+        let imported = import(store.path(), &archives);
+        let config = imported.config().shape(shape).transport(Transport::Pmem);
+        let layer = config.layers.last().unwrap().clone();
+        let guest = Guest::ours().image(config).boot();
+        fs::OpenOptions::new().write(true).open(&layer.path).unwrap().set_len(1 << 20).unwrap();
+        let _job = guest.start("read", "cat /large >/dev/null", None);
+        let end = guest.vm.wait_timeout(PATIENCE).expect("the VM ends");
+        println!("{shape}: {end}");
+        let VmEnd::Failed(error) = &end else { panic!("{shape}: {end}") };
+        let lost = error.downcast_ref::<LostLayer>().unwrap_or_else(|| panic!("{shape}: {end}"));
+        assert_eq!((&lost.path, lost.digest), (&layer.path, layer.digest), "{shape}");
+    }
+    assert_eq!(
+        bystander.shell("after", "cat /usr/bin/python3* | wc -c; echo still here").lines().last(),
+        Some("still here")
+    );
+    bystander.shutdown();
 }
 
 /// A directory on the disk that layers lie on.

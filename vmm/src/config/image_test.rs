@@ -19,14 +19,14 @@ fn image() -> ImageConfig {
 
 #[test]
 fn an_image_survives_json() {
-    let image = image().shape(Shape::Flat);
+    let image = image().shape(Shape::Flat).transport(Transport::Pmem);
     image.check("images[0]").unwrap();
     let json = serde_json::to_value(&image).unwrap();
     assert_eq!((&json["id"], &json["shape"]), (&"python".into(), &"flat".into()));
     assert_eq!(serde_json::from_value::<ImageConfig>(json).unwrap(), image);
     let least = serde_json::json!({ "id": "x", "layers": [] });
     let least: ImageConfig = serde_json::from_value(least).unwrap();
-    assert_eq!((least.flat, least.shape), (None, None));
+    assert_eq!((least.flat, least.shape, least.transport), (None, None, Transport::Blk));
 }
 
 #[test]
@@ -35,6 +35,11 @@ fn names_have_one_spelling_everywhere() {
         assert_eq!(shape.to_string().parse(), Ok(shape));
         assert_eq!(serde_json::to_value(shape).unwrap(), shape.to_string());
     }
+    for transport in [Transport::Blk, Transport::Pmem] {
+        assert_eq!(transport.to_string().parse(), Ok(transport));
+        assert_eq!(serde_json::to_value(transport).unwrap(), transport.to_string());
+    }
+    assert!("scsi".parse::<Transport>().unwrap_err().to_string().contains("\"scsi\""));
     assert!("round".parse::<Shape>().unwrap_err().to_string().contains("\"round\""));
     let bad = serde_json::json!({ "id": "../x", "layers": [] });
     assert!(serde_json::from_value::<ImageConfig>(bad).unwrap_err().to_string().contains("../x"));
