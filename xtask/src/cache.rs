@@ -27,7 +27,8 @@ impl Key {
         Ok(self.with(&name, fs::read(path).map_err(Error::at(path))?))
     }
 
-    fn hex(&self) -> String {
+    /// As text.
+    pub fn hex(&self) -> String {
         hex::encode(self.0.clone().finalize())
     }
 }

@@ -61,11 +61,11 @@ pub fn test_program(package: &str, name: &str) -> Result<PathBuf> {
     build_one(&format!("build the test program {name}"), command, name)
 }
 
-/// What boots guests for `bench boot`, a program that runs where KVM is. Not optimised: it only waits.
-pub fn boot_benchmark() -> Result<PathBuf> {
+/// The program of a benchmark, which runs where KVM is. Not optimised: it mostly waits.
+pub fn benchmark(name: &str) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["test", "-p", "bellows-tests", "--bench", "boot", "--no-run"]);
-    build_one("build the benchmark", command, "boot")
+    command.args(["test", "-p", "bellows-tests", "--bench", name, "--no-run"]);
+    build_one(&format!("build the benchmark {name}"), command, name)
 }
 
 /// Where cargo puts what it builds.

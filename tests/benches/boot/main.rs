@@ -7,7 +7,9 @@ mod trace;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use bellows_tests::bench::{Boot, Line, Monitor, Overhead, Traced, exits};
+use bellows_tests::bench::boot::{Boot, Line, Monitor, Traced};
+use bellows_tests::bench::exits;
+use bellows_tests::bench::smaps::Overhead;
 
 use crate::launch::{Guest, Launcher};
 use crate::trace::Tracer;

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use bellows_tests::bench::Exit;
+use bellows_tests::bench::exits::Exit;
 
 use crate::Result;
 

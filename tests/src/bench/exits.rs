@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Phase;
+use super::boot::Phase;
 
 /// A vCPU left the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

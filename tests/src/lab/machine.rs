@@ -90,9 +90,7 @@ const QEMU: &str = "qemu-system-x86_64";
 /// byte by byte, and kernels that don't see them copy and clear memory by words.
 const CPU: &str = "max,+svm,+npt,-xsave,-erms,-fsrm";
 
-/// One processor. With more, QEMU 10.0 loses or makes up an interrupt now and then, because it changes the set of a processor's
-/// pending interrupts without a lock or an atomic operation when a guest is entered and left, and then the host stands still or
-/// a guest dies.
+/// QEMU's threads share one processor (see [`stay_on_one_processor`]), so that more would only get into each other's way.
 const CPUS: &str = "1";
 
 fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
@@ -120,16 +118,45 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
             .args(["-device", "virtio-blk-pci,drive=disk,iothread=disk,serial=lab"]);
     }
     command.stdin(Stdio::null()).stdout(console).stderr(log);
-    // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, fcntl.
+    // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, fcntl, getpid, sched_*affinity.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::fcntl(port, libc::F_SETFD, 0) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            Ok(())
+            stay_on_one_processor()
         });
     }
     Ok(command)
+}
+
+/// Has this process run on one of its processors only; which one, its number decides.
+///
+/// QEMU 10.0 clears a virtual interrupt when a guest is left with an instruction that is not atomic between processors, while
+/// other threads add to the same set of pending interrupts. Where they run side by side, an interrupt of the emulated host is
+/// lost now and then, or one is made up for a guest: the host stands still, or a guest dies.
+fn stay_on_one_processor() -> io::Result<()> {
+    // SAFETY: all zeroes is the empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let size = size_of_val(&allowed);
+    // SAFETY: `allowed` lives through the call and is as large as said.
+    if unsafe { libc::sched_getaffinity(0, size, &mut allowed) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the indices are within the set.
+    let is_allowed = |processor: &usize| unsafe { libc::CPU_ISSET(*processor, &allowed) };
+    let processors = || (0..8 * size).filter(is_allowed);
+    let turn = std::process::id() as usize % processors().count().max(1);
+    let Some(mine) = processors().nth(turn) else { return Ok(()) };
+    // SAFETY: all zeroes is the empty set.
+    let mut only: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the index was in a set of the same size.
+    unsafe { libc::CPU_SET(mine, &mut only) };
+    // SAFETY: `only` lives through the call and is as large as said.
+    if unsafe { libc::sched_setaffinity(0, size, &only) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Returns when QEMU has ended, by itself or because it was told to.

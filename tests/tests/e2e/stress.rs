@@ -71,7 +71,12 @@ fn partitions_instances_and_disks_come_and_go_by_chance() {
     let mut instances = 0;
     let mut disk = None;
     let start = Instant::now();
+    let mut told = Duration::ZERO;
     while start.elapsed() < minutes() {
+        if start.elapsed() > told + Duration::from_secs(60) {
+            told = start.elapsed();
+            println!("after {} s: {plugs:?} plugs, {instances} instances", told.as_secs());
+        }
         if chance.below(10) == 0 {
             disk = match disk {
                 None => {
@@ -138,7 +143,10 @@ fn a_thousand_plugs_leave_no_descriptor_and_no_memory_behind() {
     // What is allocated once is there after some.
     (0..50).for_each(|_| cycle());
     let before = (descriptors(), anonymous_kib(), guest_kernel_kib(&guest, "before"));
-    (0..1000).for_each(|_| cycle());
+    for hundred in 1..=10 {
+        (0..100).for_each(|_| cycle());
+        println!("{hundred}00 plugs");
+    }
     let after = (descriptors(), anonymous_kib(), guest_kernel_kib(&guest, "after"));
     println!("descriptors, anonymous KiB, guest kernel KiB: before {before:?}, after {after:?}");
     assert_eq!(before.0, after.0);

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use bellows_tests::bench::{Boot, Line, Monitor, Overhead, Phase, Traced};
+use bellows_tests::bench::boot::{Boot, Line, Monitor, Phase, Traced};
+use bellows_tests::bench::smaps::Overhead;
 use bellows_tests::lab::Host;
 use serde::Serialize;
 
-use super::ms;
+use crate::bench::statistics::{median, ms, percentile, sorted};
 use crate::error::{Error, Result};
 
 /// What `target/bench/boot.json` holds.
@@ -180,24 +181,6 @@ impl fmt::Display for Exits<'_> {
         let exits: Vec<String> = exits.iter().take(SHOWN).map(|(reason, count)| format!("{reason} {count}")).collect();
         f.write_str(&exits.join(", "))
     }
-}
-
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// The value that `p` percent of `sorted` do not exceed (nearest rank).
-fn percentile(sorted: &[f64], p: usize) -> Option<f64> {
-    let rank = (sorted.len() * p).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied()
-}
-
-/// The middle of `sorted`, between two values where their number is even.
-fn median(sorted: &[f64]) -> Option<f64> {
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted[middle - 1] + upper) / 2.0) }
 }
 
 #[cfg(test)]

@@ -21,19 +21,6 @@ fn lines() -> Vec<Line> {
 }
 
 #[test]
-fn percentiles_are_values_that_occurred() {
-    let values: Vec<f64> = (1..=200).map(f64::from).collect();
-    assert_eq!(percentile(&values, 50), Some(100.0));
-    assert_eq!(percentile(&values, 99), Some(198.0));
-    assert_eq!(percentile(&values, 100), Some(200.0));
-    assert_eq!(percentile(&values[..1], 1), Some(1.0));
-    assert_eq!(percentile(&[], 50), None);
-    assert_eq!(median(&values), Some(100.5));
-    assert_eq!(median(&values[..3]), Some(2.0));
-    assert_eq!(median(&[]), None);
-}
-
-#[test]
 fn a_report_compares_both_with_each_other_and_with_themselves() {
     let report = Report::new(Host::Lab, &lines()).unwrap();
     let json = serde_json::to_value(&report).unwrap();

@@ -1,0 +1,115 @@
+//! A guest that gets memory in one of the ways that are compared.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bellows_tests::bench::load::{Arrival, Function, Provision};
+use bellows_vmm::{ByteSize, PartitionId, PartitionMode, Vm, VmBuilder};
+
+use crate::common::{self, Image, PATIENCE, Result, artefact, partition};
+use crate::function;
+use crate::pool::{Place, Pool, SIZES_MIB};
+
+/// Holds the kernel, page cache, and the memory map of all partitions.
+const BASE: ByteSize = ByteSize::mib(768);
+
+pub struct Guest {
+    pub vm: Vm,
+    pub pool: Pool,
+    /// Bytes that the host has under it without any instance.
+    pub base: u64,
+    provision: Provision,
+    /// What is plugged, where all share one device. Changes take turns.
+    plugged: Mutex<ByteSize>,
+}
+
+impl Guest {
+    pub fn boot(image: &Image, provision: Provision) -> Result<Self> {
+        let mut builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE).partition_mode(match provision {
+            Provision::Extension => PartitionMode::Extension,
+            Provision::Static | Provision::Shared | Provision::Stock => PartitionMode::Stock,
+        });
+        match provision {
+            Provision::Shared => builder = builder.partition(ByteSize::mib(SIZES_MIB.iter().sum())),
+            _ => {
+                for size in SIZES_MIB {
+                    builder = builder.partition(ByteSize::mib(size));
+                }
+            }
+        }
+        let plugged = Mutex::new(ByteSize::bytes(0));
+        let vm = image.boot(builder)?;
+        let mut guest = Self { vm, pool: Pool::default(), base: 0, provision, plugged };
+        if provision == Provision::Static {
+            for (index, size) in SIZES_MIB.into_iter().enumerate() {
+                guest.vm.plug(partition(index as u16 + 1)?, ByteSize::mib(size), PATIENCE)?;
+            }
+        }
+        guest.warm_up()?;
+        guest.base = guest.resident()?;
+        Ok(guest)
+    }
+
+    /// Has each function run once, so that what all of them read is in the guest.
+    fn warm_up(&self) -> Result<()> {
+        for (number, function) in Function::ALL.into_iter().enumerate() {
+            let arrival = Arrival { at: Duration::ZERO, function, memory_mib: 16, rounds: 1 };
+            let place = self.pool.take(arrival.memory_mib);
+            self.plug(&place)?;
+            let partition = self.partition_of(&place)?;
+            function::run(self, usize::MAX - number, &arrival, partition)?.0.remove(PATIENCE)?;
+            self.unplug(&place)?;
+        }
+        Ok(())
+    }
+
+    /// Where an instance in that place has its memory.
+    pub fn partition_of(&self, place: &Place<'_>) -> Result<PartitionId> {
+        partition(if self.provision == Provision::Shared { 1 } else { place.index as u16 + 1 })
+    }
+
+    /// Provides memory for an instance. Returns what that took.
+    pub fn plug(&self, place: &Place<'_>) -> Result<Duration> {
+        let (start, size, partition) = (Instant::now(), SIZES_MIB[place.index], self.partition_of(place)?);
+        match self.provision {
+            Provision::Static => return Ok(Duration::ZERO),
+            Provision::Stock | Provision::Extension => {
+                self.vm.plug(partition, ByteSize::mib(size), PATIENCE)?;
+            }
+            Provision::Shared => {
+                let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
+                let more = ByteSize::bytes(plugged.get() + (size << 20));
+                self.vm.plug(partition, more, PATIENCE)?;
+                *plugged = more;
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Takes it back. Returns what that took.
+    pub fn unplug(&self, place: &Place<'_>) -> Result<Duration> {
+        let (start, size, partition) = (Instant::now(), SIZES_MIB[place.index], self.partition_of(place)?);
+        match self.provision {
+            Provision::Static => return Ok(Duration::ZERO),
+            Provision::Stock | Provision::Extension => {
+                self.vm.unplug(partition, PATIENCE)?;
+            }
+            Provision::Shared => {
+                let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
+                let less = ByteSize::bytes(plugged.get() - (size << 20));
+                self.vm.shrink(partition, less, PATIENCE)?;
+                *plugged = less;
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Bytes that the host has under the guest.
+    pub fn resident(&self) -> Result<u64> {
+        Ok(self.vm.resident_bytes()?)
+    }
+
+    pub fn shutdown(&self) -> Result<()> {
+        common::shutdown(&self.vm)
+    }
+}

@@ -1,0 +1,72 @@
+//! Has instances come and go in guests that keep memory apart in different ways, in turn, and prints a JSON object for each:
+//! see [`bellows_tests::bench::reclaim`]. `cargo xtask bench reclaim` runs it where KVM is.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod cycle;
+mod guest;
+mod neighbour;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use bellows_tests::bench::reclaim::{Group, Mode, Wanted};
+
+use crate::common::{Image, Result};
+use crate::guest::Guest;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench reclaim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let wanted = std::env::args().nth(1).ok_or("expected what is wanted, as JSON")?;
+    let wanted: Vec<Wanted> = serde_json::from_str(&wanted)?;
+    let image = Image::import()?;
+    let largest = wanted.iter().map(|wanted| wanted.group.size_mib).max().unwrap_or(0);
+    for init_on_alloc in [false, true] {
+        let part: Vec<_> = wanted.iter().filter(|wanted| wanted.group.init_on_alloc == init_on_alloc).collect();
+        let mut guests = BTreeMap::new();
+        for mode in Mode::ALL {
+            if part.iter().any(|wanted| wanted.mode == mode) {
+                eprintln!("boot a guest: {mode}, init_on_alloc={}", u8::from(init_on_alloc));
+                guests.insert(mode, Guest::boot(&image, mode, init_on_alloc, largest)?);
+            }
+        }
+        let mut groups: BTreeMap<Group, Vec<Wanted>> = BTreeMap::new();
+        for wanted in part {
+            groups.entry(wanted.group).or_default().push(*wanted);
+        }
+        for (group, wanted) in groups {
+            take_turns(&mut guests, group, wanted)?;
+        }
+        for guest in guests.into_values() {
+            guest.shutdown()?;
+        }
+    }
+    Ok(())
+}
+
+/// One sample of each mode after the other, as long as any is wanted.
+fn take_turns(guests: &mut BTreeMap<Mode, Guest>, group: Group, mut wanted: Vec<Wanted>) -> Result<()> {
+    while wanted.iter().any(|wanted| wanted.samples > 0) {
+        for wanted in wanted.iter_mut().filter(|wanted| wanted.samples > 0) {
+            let guest = guests.get_mut(&wanted.mode).ok_or("no such guest")?;
+            let sample = cycle::run(guest, group, wanted.watched > 0)?;
+            wanted.samples -= 1;
+            wanted.watched = wanted.watched.saturating_sub(1);
+            let mut out = io::stdout().lock();
+            serde_json::to_writer(&mut out, &sample)?;
+            out.write_all(b"\n")?;
+            out.flush()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! `bench load`: functions that come in bursts and need memory for a while.
+//!
+//! | what | distribution | where from |
+//! |---|---|---|
+//! | execution time | log-normal, log-mean -0.38, sigma 2.36, in seconds | Shahrad et al., *Serverless in the Wild*, USENIX ATC 2020 |
+//! | memory | Burr XII, c = 11.652, k = 0.221, lambda = 107.083 MB | the same |
+//! | time between arrivals | Lomax, shape 1.5 (its variance is infinite) | ours: there, these times mostly vary more than an exponential's |
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How memory is provided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provision {
+    /// All of it, always.
+    Static,
+    /// As it is needed, from one virtio-mem device for all.
+    Shared,
+    /// As it is needed, a device and a node for each instance, with what every kernel can do.
+    Stock,
+    /// As it is needed, with the guest memory extension.
+    Extension,
+}
+
+impl Provision {
+    /// In the order of a run. What is compared with comes twice: that is how far the same differs from itself.
+    pub const RUN: [Self; 5] = [Self::Static, Self::Shared, Self::Stock, Self::Extension, Self::Static];
+}
+
+impl fmt::Display for Provision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Static => "static",
+            Self::Shared => "shared",
+            Self::Stock => "stock",
+            Self::Extension => "extension",
+        })
+    }
+}
+
+/// What a function computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Function {
+    /// Compresses a megabyte.
+    Compress,
+    /// Writes and reads JSON.
+    Json,
+    /// Multiplies matrices.
+    Multiply,
+    /// Fills templates in.
+    Template,
+}
+
+impl Function {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Compress, Self::Json, Self::Multiply, Self::Template];
+}
+
+/// A function that is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// When, from the beginning.
+    pub at: Duration,
+    /// What it computes.
+    pub function: Function,
+    /// Memory that it fills, in MiB.
+    pub memory_mib: u64,
+    /// How often it computes that; a round stands for [`ROUND`] of execution time.
+    pub rounds: u32,
+}
+
+/// Execution time that a round stands for.
+pub const ROUND: Duration = Duration::from_millis(100);
+/// Longest execution time: the tail is cut off there.
+const LONGEST: f64 = 6.0;
+/// Least and most memory, in MiB: tails are cut off there.
+pub const MEMORY_MIB: (f64, f64) = (16.0, 360.0);
+
+/// Arrivals for `length`, `gap` apart on average. The same seed makes the same.
+pub fn arrivals(seed: u64, length: Duration, gap: Duration) -> Vec<Arrival> {
+    let mut chance = Chance(seed | 1);
+    let mut at = Duration::ZERO;
+    let mut arrivals = Vec::new();
+    loop {
+        at += gap.mul_f64(chance.lomax(1.5)).min(length);
+        if at >= length {
+            return arrivals;
+        }
+        arrivals.push(Arrival {
+            at,
+            function: Function::ALL[(chance.uniform() * 4.0) as usize % 4],
+            memory_mib: chance.burr(11.652, 0.221, 107.083).clamp(MEMORY_MIB.0, MEMORY_MIB.1) as u64,
+            rounds: (chance.log_normal(-0.38, 2.36).min(LONGEST) / ROUND.as_secs_f64()).ceil().max(1.0) as u32,
+        });
+    }
+}
+
+/// Numbers that look random: Marsaglia's xorshift64*.
+struct Chance(u64);
+
+impl Chance {
+    /// From 0 to below 1.
+    fn uniform(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Lomax (Pareto II) with mean 1.
+    fn lomax(&mut self, shape: f64) -> f64 {
+        (shape - 1.0) * ((1.0 - self.uniform()).powf(-1.0 / shape) - 1.0)
+    }
+
+    fn burr(&mut self, c: f64, k: f64, lambda: f64) -> f64 {
+        lambda * ((1.0 - self.uniform()).powf(-1.0 / k) - 1.0).powf(1.0 / c)
+    }
+
+    /// By Box and Muller.
+    fn log_normal(&mut self, mean: f64, sigma: f64) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        (mean + sigma * radius * (std::f64::consts::TAU * self.uniform()).cos()).exp()
+    }
+}
+
+/// A line of what the program prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Line {
+    /// A new guest; what follows is of it.
+    Guest {
+        /// How it gets memory.
+        provision: Provision,
+        /// Bytes that the host had under it before the first arrival.
+        base: u64,
+    },
+    /// A function that ran.
+    Ran(Ran),
+    /// What the host had under the guest.
+    Held {
+        /// When, from the beginning.
+        at: Duration,
+        /// Bytes.
+        bytes: u64,
+    },
+}
+
+/// A function that ran.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ran {
+    /// When it should, from the beginning.
+    pub at: Duration,
+    /// When it had a partition.
+    pub admitted: Duration,
+    /// When its result was there.
+    pub done: Duration,
+    /// When its memory could not be reached by the guest any more; with static memory, when it was removed.
+    pub unplugged: Duration,
+    /// Plugging took that long.
+    pub plug: Duration,
+    /// Unplugging took that long.
+    pub unplug: Duration,
+    /// Most memory that it had, in bytes.
+    pub peak: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_same_seed_makes_the_same_arrivals_in_order() {
+        let gap = Duration::from_secs(2);
+        let one = arrivals(7, HOUR, gap);
+        assert_eq!(one, arrivals(7, HOUR, gap));
+        assert_ne!(one, arrivals(9, HOUR, gap));
+        assert!(one.is_sorted_by_key(|arrival| arrival.at) && one.iter().all(|arrival| arrival.at < HOUR));
+    }
+
+    #[test]
+    fn distributions_are_what_they_should_be() {
+        let mut chance = Chance(1);
+        let mut quantile = |draw: &mut dyn FnMut(&mut Chance) -> f64, part: f64| {
+            let mut values: Vec<f64> = (0..20_000).map(|_| draw(&mut chance)).collect();
+            values.sort_by(f64::total_cmp);
+            values[(part * 20_000.0) as usize]
+        };
+        let close = |value: f64, to: f64| assert!((value / to - 1.0).abs() < 0.1, "{value} {to}");
+        // Medians by the formulas of the distributions: exp(mean), and the inverse of the others' functions at one half.
+        close(quantile(&mut |chance| chance.log_normal(-0.38, 2.36), 0.5), (-0.38_f64).exp());
+        close(quantile(&mut |chance| chance.log_normal(-0.38, 2.36), 0.84134), (-0.38_f64 + 2.36).exp());
+        close(quantile(&mut |chance| chance.burr(11.652, 0.221, 107.083), 0.5), 139.4);
+        close(quantile(&mut |chance| chance.lomax(1.5), 0.5), 0.5 * (2_f64.powf(2.0 / 3.0) - 1.0));
+    }
+
+    #[test]
+    fn arrivals_are_bursty() {
+        let arrivals = arrivals(3, 24 * HOUR, Duration::from_secs(2));
+        let gaps: Vec<f64> = arrivals.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        assert!(variance.sqrt() / mean > 1.5, "{} {mean}", variance.sqrt());
+    }
+}

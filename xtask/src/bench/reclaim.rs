@@ -1,0 +1,153 @@
+//! `bench reclaim`: runs the program that has instances come and go, keeps every sample, and makes a report of all.
+
+mod page;
+mod report;
+mod samples;
+
+use bellows_tests::bench::reclaim::{Group, Load, Mode, Sample, Wanted};
+use bellows_tests::lab::Host;
+
+use crate::artefacts::Artefacts;
+use crate::cache::{Cache, Key};
+use crate::error::{Error, Result};
+use crate::kvm_host::KvmHost;
+use crate::workspace;
+
+use self::report::Report;
+use self::samples::Samples;
+use super::statistics::ms;
+
+/// Samples of which the speed of a busy neighbour is taken, which makes them long.
+const WATCHED: u32 = 20;
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Sizes of the memory that comes and goes, in MiB.
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048, 4096, 8192])]
+    sizes: Vec<u64>,
+    /// What the neighbour does.
+    #[arg(long, value_delimiter = ',', value_parser = load, default_value = "quiet,busy")]
+    loads: Vec<Load>,
+    /// Whether the guest's kernel zeroes what it hands out (0, 1).
+    #[arg(long, value_delimiter = ',', value_parser = switch, default_value = "0,1")]
+    init_on_alloc: Vec<bool>,
+    /// Samples of each row.
+    #[arg(long, default_value_t = 5)]
+    samples: u32,
+    /// Samples of each row of the extension; from 200 on there is a 99th percentile.
+    #[arg(long, default_value_t = 20)]
+    extension_samples: u32,
+    /// Samples of each row of the extension at 2 GiB.
+    #[arg(long, default_value_t = 200)]
+    extension_2g_samples: u32,
+    /// Only 2 GiB, without zeroing, with a quiet neighbour, five samples.
+    #[arg(long, conflicts_with_all = ["sizes", "loads", "init_on_alloc", "samples", "extension_samples", "extension_2g_samples"])]
+    quick: bool,
+}
+
+fn load(text: &str) -> std::result::Result<Load, String> {
+    [Load::Quiet, Load::Busy]
+        .into_iter()
+        .find(|load| load.to_string() == text)
+        .ok_or_else(|| "expected quiet or busy".to_owned())
+}
+
+fn switch(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err("expected 0 or 1".to_owned()),
+    }
+}
+
+impl Options {
+    /// All rows with how many samples each is to have, without what is there.
+    fn wanted(&self, samples: &Samples) -> Vec<Wanted> {
+        let (sizes, loads, switches) = if self.quick {
+            (&[2048][..], &[Load::Quiet][..], &[false][..])
+        } else {
+            (&self.sizes[..], &self.loads[..], &self.init_on_alloc[..])
+        };
+        let mut wanted = Vec::new();
+        for &init_on_alloc in switches {
+            for &size_mib in sizes {
+                for &load in loads {
+                    let group = Group { init_on_alloc, size_mib, load };
+                    wanted.extend(Mode::ALL.map(|mode| self.row(group, mode, samples.count(group, mode))));
+                }
+            }
+        }
+        wanted.retain(|wanted| wanted.samples > 0);
+        wanted
+    }
+
+    fn row(&self, group: Group, mode: Mode, there: u32) -> Wanted {
+        let samples = match mode {
+            _ if self.quick => 5,
+            Mode::Extension if group.size_mib == 2048 => self.extension_2g_samples,
+            Mode::Extension => self.extension_samples,
+            Mode::Shared | Mode::Stock => self.samples,
+        };
+        Wanted { group, mode, samples: samples.saturating_sub(there), watched: WATCHED.saturating_sub(there) }
+    }
+}
+
+pub fn run(options: &Options, install: bool) -> Result<()> {
+    let host = Host::detect();
+    eprintln!("host: {host}");
+    let cache = Cache::open()?;
+    let artefacts = Artefacts::build(&cache, host, install)?;
+    let program = workspace::benchmark("reclaim")?;
+    let key = Key::default()
+        .with("host", host.to_string())
+        .with_file(&artefacts.kernel)?
+        .with_file(&artefacts.initramfs)?
+        .with_file(&program)?;
+    let path = super::directory()?.join("reclaim.samples");
+    let mut samples = Samples::open(&path, &key)?;
+    let wanted = options.wanted(&samples);
+    if !wanted.is_empty() {
+        eprintln!(
+            "{} samples are there, {} to come",
+            samples.all().len(),
+            wanted.iter().map(|row| row.samples).sum::<u32>()
+        );
+        let json = serde_json::to_string(&wanted).map_err(|error| Error::other(error.to_string()))?;
+        let kvm_host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program), |lab| lab)?;
+        let mut kept = Ok(());
+        let code = kvm_host.run(&program, &[&json], |line| match serde_json::from_str::<Sample>(line) {
+            Ok(sample) => {
+                tell(&sample);
+                if kept.is_ok() {
+                    kept = samples.add(sample);
+                }
+            }
+            Err(_) => eprintln!("{line}"),
+        })?;
+        kvm_host.stop()?;
+        kept?;
+        if code != 0 {
+            return Err(Error::other(format!("the benchmark ended with exit code {code}; run it again to go on")));
+        }
+    }
+    let report = Report::new(host, samples.all());
+    super::keep("reclaim.json", &report)?;
+    let page = super::directory()?.join("reclaim.html");
+    std::fs::write(&page, page::html(&report, samples.all())).map_err(Error::at(&page))?;
+    print!("{report}");
+    println!("Plots: {}", page.display());
+    Ok(())
+}
+
+/// A sample takes seconds: shows that something goes on.
+fn tell(sample: &Sample) {
+    let Group { init_on_alloc, size_mib, load } = sample.group;
+    eprintln!(
+        "{:<9} {size_mib:>5} MiB  init_on_alloc={}  {load:<5}  plug {:>9.3} ms  unplug {:>9.3} ms  {} pages migrated",
+        sample.mode.to_string(),
+        u8::from(init_on_alloc),
+        ms(sample.plug),
+        ms(sample.unplug),
+        sample.migrated_pages(),
+    );
+}
