@@ -46,6 +46,9 @@ impl Guest {
             }
         }
         guest.warm_up()?;
+        for info in guest.vm.partitions() {
+            guest.vm.await_discard(info.memory.id, PATIENCE)?;
+        }
         guest.base = guest.resident()?;
         Ok(guest)
     }

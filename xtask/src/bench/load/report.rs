@@ -37,7 +37,7 @@ pub struct Row {
     pub reclaim_ms: Times,
     /// Memory that the host had under the guest, over time.
     pub held_byte_seconds: f64,
-    /// What it needed: without instances, and each live instance's peak.
+    /// What it needed: what the smallest of the guests has without instances, and each live instance's peak.
     pub needed_byte_seconds: f64,
     pub held_by_needed: f64,
     /// Seconds, bytes held and bytes needed.
@@ -64,7 +64,11 @@ impl Times {
 impl Report {
     pub fn new(host: Host, gap_ms: u64, lines: &[Line]) -> Self {
         let guests = lines.chunk_by(|_, next| !matches!(next, Line::Guest { .. }));
-        let rows: Vec<Row> = guests.filter_map(Row::new).collect();
+        // Static memory stays with the guest once it was touched, so that guest's base is not what a guest needs.
+        let bases =
+            lines.iter().filter_map(|line| if let Line::Guest { base, .. } = line { Some(*base) } else { None });
+        let base = bases.min().unwrap_or(0);
+        let rows: Vec<Row> = guests.filter_map(|lines| Row::new(lines, base)).collect();
         let of = |provision| rows.iter().filter(move |row: &&Row| row.provision == provision);
         let p99 = |latencies: Vec<f64>| percentile(&sorted(latencies), 99);
         let together = |provision| p99(of(provision).flat_map(|row| row.latencies.iter().copied()).collect());
@@ -78,14 +82,14 @@ impl Report {
 
 impl Row {
     /// `None` if that is no guest or nothing ran in it.
-    fn new(lines: &[Line]) -> Option<Self> {
-        let Some(Line::Guest { provision, base }) = lines.first() else { return None };
+    fn new(lines: &[Line], base: u64) -> Option<Self> {
+        let Some(Line::Guest { provision, .. }) = lines.first() else { return None };
         let ran: Vec<Ran> =
             lines.iter().filter_map(|line| if let Line::Ran(ran) = line { Some(*ran) } else { None }).collect();
         let end = ran.iter().map(|ran| ran.unplugged).max()?.as_secs_f64();
         let needed = |at: f64| {
             let live = ran.iter().filter(|ran| ran.admitted.as_secs_f64() <= at && at < ran.done.as_secs_f64());
-            *base as f64 + live.map(|ran| ran.peak as f64).sum::<f64>()
+            base as f64 + live.map(|ran| ran.peak as f64).sum::<f64>()
         };
         let timeline: Vec<(f64, f64, f64)> = lines
             .iter()
