@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
-use bellows_vmm::{PartitionMode, SerialOutput};
+use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -54,6 +54,14 @@ pub struct GuestArgs {
     /// or stock
     #[arg(long, value_name = "MODE")]
     pub partition_mode: Option<PartitionMode>,
+    /// How the image's layers are put together: flat (one disk with one file system; the default where the guest's kernel can,
+    /// from Linux 6.4 on) or layers (a disk for each, stacked in the guest)
+    #[arg(long, value_name = "SHAPE")]
+    pub shape: Option<Shape>,
+    /// How the image's disks reach the guest: blk (virtio-blk; the default) or pmem (virtio-pmem: the guest uses the host's
+    /// page cache in place)
+    #[arg(long, value_name = "TRANSPORT")]
+    pub transport: Option<Transport>,
     /// Seconds that the guest may take for each step
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,

@@ -7,7 +7,7 @@ use bellows_block::StoreError;
 use bellows_block::oci::OciError;
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
-    BuildError, ConfigError, InstanceError, ParseUserError, PartitionError, ReadyError, ValueError, VmEnd,
+    BuildError, ConfigError, ImageError, InstanceError, ParseUserError, PartitionError, ReadyError, ValueError, VmEnd,
 };
 
 /// Exit code where something went wrong.
@@ -75,6 +75,9 @@ pub enum CliError {
     /// A partition failed.
     #[error(transparent)]
     Partition(#[from] PartitionError),
+    /// An image can't be had.
+    #[error(transparent)]
+    Image(Box<ImageError>),
     /// An instance failed.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -116,6 +119,12 @@ pub enum CliError {
         /// How many there are.
         layers: usize,
     },
+}
+
+impl From<ImageError> for CliError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 impl From<StoreError> for CliError {

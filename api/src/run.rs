@@ -9,8 +9,8 @@ use bellows_block::{Image, LayerDigest, Store};
 use bellows_memory::ByteSize;
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
-    DiscardReport, ExitStatus, GuestInfo, ImageId, InstanceSpec, LayerConfig, Output, PartitionId, PartitionMode,
-    PlugReport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd, serial_of,
+    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceSpec, LayerConfig, Output, PartitionId,
+    PartitionMode, PlugReport, Shape, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -27,6 +27,10 @@ struct RunReport {
     oom_killed: bool,
     guest_kernel: String,
     partition_mode: PartitionMode,
+    /// How the layers of the image were put together.
+    shape: Shape,
+    /// How they reached the guest.
+    transport: Transport,
     boot_ms: f64,
     run_ms: f64,
     partition: Option<PartitionReport>,
@@ -130,7 +134,6 @@ fn in_vm(
     interrupts: &Interrupts,
 ) -> Result<u8, CliError> {
     let limit = args.guest.timeout;
-    let serials = config.layers.iter().map(|layer| serial_of(&layer.digest)).collect();
     let window = config.partitions.first().copied();
     let start = Instant::now();
     let vm = interrupts.boot(VmBuilder::from(config))?;
@@ -143,7 +146,7 @@ fn in_vm(
         // Without an image the VM runs until it ends by itself.
         return end(vm.wait());
     };
-    vm.mount_image(&spec.image, serials)?;
+    let image = vm.mount_image(&spec.image, limit)?;
     let plug = match (spec.partition, window) {
         (Some(partition), Some(window)) => Some((partition, vm.plug(partition, window, limit)?)),
         _ => None,
@@ -161,6 +164,8 @@ fn in_vm(
             oom_killed: status.oom_killed,
             guest_kernel: guest.kernel_release,
             partition_mode: guest.partition_mode,
+            shape: image.shape,
+            transport: image.transport,
             boot_ms: milliseconds(boot),
             run_ms: milliseconds(run),
             partition,
@@ -264,29 +269,44 @@ fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
     if let Some(mode) = args.partition_mode {
         config.partition_mode = mode;
     }
+    config.images = std::mem::take(&mut config.images).into_iter().map(|image| placed(image, args)).collect();
     if config.extra_command_line.is_empty() {
         config.extra_command_line.clone_from(&args.kernel_parameters);
     }
 }
 
-/// Adds the image's layers to the configuration; says what to run, if there is anything to run it in.
+/// Adds the image to the configuration; says what to run, if there is anything to run it in.
 fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Result<Option<InstanceSpec>, CliError> {
+    let mut defaults = bellows_block::oci::ImageConfig::default();
     let mut image = None;
     if let Some(path) = &args.image {
         let store = store::open(args.store.as_deref())?;
         let found = store::find_image(&store, path, args.reference.as_deref(), interrupts)?;
-        config.layers.extend(layers(&store, &found)?);
-        image = Some(found);
+        image = Some(configured(&store, &found, &args.guest)?);
+        defaults = found.config;
     }
-    for path in &args.layers {
-        config.layers.push(layer_of_file(path)?);
+    if !args.layers.is_empty() {
+        let mut below = match image {
+            Some(image) => image,
+            None => placed(ImageConfig::new("layers".parse()?, Vec::<LayerConfig>::new()), &args.guest),
+        };
+        // Their metadata is no part of the image's.
+        below.flat = None;
+        for path in &args.layers {
+            below.layers.push(layer_of_file(path)?);
+        }
+        image = Some(below);
     }
-    if config.layers.is_empty() {
-        let needs_layers = !args.command.is_empty() || !args.partitions.is_empty();
-        return if needs_layers { Err(CliError::Missing("what to run", "--image or --layer")) } else { Ok(None) };
-    }
-    let id = image.as_ref().map_or_else(|| Ok("layers".parse()?), image_id)?;
-    let defaults = image.map(|image| image.config).unwrap_or_default();
+    let id = match (image, config.images.first()) {
+        (Some(image), _) => {
+            let id = image.id.clone();
+            config.images.push(image);
+            id
+        }
+        (None, Some(image)) => image.id.clone(),
+        (None, None) if args.command.is_empty() && args.partitions.is_empty() => return Ok(None),
+        (None, None) => return Err(CliError::Missing("what to run", "--image or --layer")),
+    };
     let mut spec = InstanceSpec::new("main".parse()?, id, defaults.argv(&args.command));
     if spec.argv.is_empty() {
         return Err(CliError::Missing("the command", "-- CMD: the image has none of its own"));
@@ -300,14 +320,22 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     Ok(Some(spec))
 }
 
-/// The layers of an image, as disks of a VM, lowest first.
-pub(crate) fn layers(store: &Store, image: &Image) -> Result<Vec<LayerConfig>, CliError> {
-    Ok(store.layers(image)?.iter().map(LayerConfig::from).collect())
+/// An image of the store as an image of a VM.
+pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Result<ImageConfig, CliError> {
+    let id: ImageId = image.digest.hex().parse()?;
+    let config = match args.shape {
+        // No metadata needs to be made for it.
+        Some(Shape::Layers) => ImageConfig::new(id, &store.layers(image)?),
+        _ => ImageConfig::flat(id, &store.flat(image)?),
+    };
+    Ok(placed(config, args))
 }
 
-/// What an image is called in the guest.
-pub(crate) fn image_id(image: &Image) -> Result<ImageId, CliError> {
-    Ok(image.digest.hex().parse()?)
+/// An image in the shape and over the transport that the arguments want.
+fn placed(mut image: ImageConfig, args: &GuestArgs) -> ImageConfig {
+    image.shape = args.shape.or(image.shape);
+    image.transport = args.transport.unwrap_or(image.transport);
+    image
 }
 
 /// A layer that is in no store, named by its content.

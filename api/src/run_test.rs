@@ -61,7 +61,8 @@ fn bad_input_is_named_with_its_exit_code() {
         (format!("{kernel} --layer {broken}"), 2, "-- CMD"),
         (format!("{kernel} --layer {broken} --user nobody -- true"), 2, "nobody"),
         (format!("{kernel} --layer {broken} --partition 1M -- true"), 2, "`partitions[0]` is 1 MiB"),
-        (format!("{kernel} --layer {broken} --layer {broken} -- true"), 2, "layers[1].digest"),
+        (format!("{kernel} --layer {broken} --layer {broken} -- true"), 2, "images[0].layers[1].digest"),
+        (format!("{kernel} --layer {broken} --shape flat -- true"), 2, "`images[0].shape` is flat"),
     ] {
         let args = args(&line);
         let result = configuration(&args).and_then(|mut config| {
@@ -89,7 +90,9 @@ fn an_instance_is_the_images_with_the_users_changes() {
     assert_eq!(spec.argv, ["sh", "-c", "true"]);
     assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "7:8"));
     assert_eq!(spec.partition, PartitionId::new(1));
-    assert_eq!((config.layers[0].bytes, config.layers[0].digest), (4096, LayerDigest::of(&[0; 4096])));
+    let image = &config.images[0];
+    assert_eq!((&spec.image, image.layers.len()), (&image.id, 1));
+    assert_eq!((image.layers[0].bytes, image.layers[0].digest), (4096, LayerDigest::of(&[0; 4096])));
 }
 
 #[test]

@@ -73,7 +73,8 @@ fn an_interrupted_import_leaves_nothing() {
     let mut child = bellows(&store, &arguments).stderr(Stdio::piped()).spawn().unwrap();
     let limit = Instant::now() + Duration::from_secs(60);
     let files = |name: &str| fs::read_dir(store.join(name)).map_or(0, Iterator::count);
-    while files("tmp") == 0 {
+    // While the store itself is being made there is a file too.
+    while files("tmp") == 0 || !store.join("format").exists() {
         assert!(Instant::now() < limit && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(10));
     }

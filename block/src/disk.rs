@@ -117,6 +117,24 @@ pub enum DiskError {
         /// Size of the file.
         actual: u64,
     },
+    /// No addresses for a mapping.
+    #[error("cannot reserve {bytes} bytes of addresses to map a layer or an image")]
+    Reserve {
+        /// Length of the mapping.
+        bytes: u64,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be mapped.
+    #[error("cannot map the layer `{path}`")]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
     /// The store no longer has it.
     #[error("the layer `{path}` was removed from the store")]
     Removed {

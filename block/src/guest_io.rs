@@ -38,11 +38,13 @@ pub(crate) fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSl
 ///
 /// # Errors
 /// A page of the mapping is not there (`EFAULT`): beyond the end of its file, or unreadable.
-pub(crate) fn copy_mapping(address: usize, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+pub(crate) fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, count, offset| {
         let slots = usize::try_from(count).unwrap_or(0);
         let bytes = iovecs[..slots].iter().map(|iovec| iovec.iov_len).sum();
-        let start = address.wrapping_add(usize::try_from(offset).unwrap_or(usize::MAX));
+        // An address beyond what pointers can say is none that anything is mapped at.
+        let start =
+            address.checked_add_signed(offset).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let source = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
         // SAFETY: the destination is guest memory as in `read_file`. The source is not read by this process: the kernel
         // checks each page and answers EFAULT for one that is not there.

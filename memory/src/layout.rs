@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0          low limit   hole end                                          2^address bits
-//! | low base | device hole | high base | gap | window 1 | window 2 | ... | 64-bit devices |
+//! | low base | device hole | high base | gap | window 1 | window 2 | ... | device memory  |
 //! ```
 //!
 //! Pure arithmetic; the caller brings the architecture's numbers.
@@ -18,9 +18,9 @@ use crate::blocks::BLOCK;
 /// Most partitions: a guest kernel built for 256 nodes (`CONFIG_NODES_SHIFT=8`) has one of them for base memory.
 pub const MAX_PARTITIONS: usize = 255;
 
-/// Least room that must be left for 64-bit device windows.
+/// Least room that must be left for memory of devices.
 const DEVICE_AREA_MIN: u64 = 16 << 30;
-/// Start of the 64-bit device area: BARs are aligned to their size, and few are larger than this.
+/// Where memory of devices starts: a multiple of the largest page.
 const DEVICE_AREA_ALIGN: u64 = 1 << 30;
 /// Linux's smallest memory block on x86-64 (`MIN_MEMORY_BLOCK_SIZE`).
 const MEMORY_BLOCK_MIN: u64 = 128 << 20;
@@ -279,7 +279,7 @@ impl Layout {
         &self.windows
     }
 
-    /// Addresses above all memory, for 64-bit device windows.
+    /// Addresses above all memory, for memory that devices bring ([`crate::DeviceArea`]).
     #[must_use]
     pub const fn devices(&self) -> AddressRange {
         self.devices

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod base;
 pub mod blocks;
+pub mod device_area;
 pub mod discard;
 mod effects;
 pub mod layout;
@@ -22,6 +23,7 @@ mod window_view;
 pub use admission::{Admission, AdmissionError, ProcMeminfo};
 pub use base::BaseMemory;
 pub use blocks::{BLOCK, BlockRange};
+pub use device_area::{DeviceArea, DeviceMemory};
 pub use discard::Discarder;
 pub use effects::EffectError;
 pub use layout::{Layout, LayoutSpec, PartitionId, Window};

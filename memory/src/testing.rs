@@ -38,7 +38,7 @@ impl RecordedSlots {
         slots
     }
 
-    /// The calls so far, such as `set 0x0+0x200000`; forgotten by this.
+    /// The calls so far, such as `set 0x0+0x200000` or `set 0x0+0x200000 read-only`; forgotten by this.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
@@ -56,7 +56,8 @@ impl RecordedSlots {
 
 impl State {
     fn call(&mut self, action: &'static str, slot: Slot) -> Result<(), SlotError> {
-        self.calls.push(format!("{action} {:#x}+{:#x}", slot.guest.0, slot.bytes));
+        let suffix = if slot.read_only { " read-only" } else { "" };
+        self.calls.push(format!("{action} {:#x}+{:#x}{suffix}", slot.guest.0, slot.bytes));
         if self.fail == Some(action) {
             return Err(SlotError { action, slot, source: io::Error::other("refused by the test") });
         }

@@ -10,19 +10,21 @@ use bellows_devices::bus::{Bus, BusDevice};
 use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, BaseMemory, ByteSize, Discarder, Layout, LayoutSpec, ProcMeminfo};
+use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, LayoutSpec, ProcMeminfo};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command_line::command_line;
-use crate::config::{Backing, DriveConfig, LayerConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
+use crate::config::{Backing, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
 use crate::end::{EndSignal, VmEnd};
 use crate::error::BuildError;
-use crate::hotplug::Disks;
+use crate::hotplug::{DiskState, Disks, Opened};
+use crate::images::Images;
 use crate::machine::platform::{COM1_GSI, COM1_PORT};
 use crate::machine::{Acpi, BootSource, ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus, load};
 use crate::partitions::{PartitionParts, Partitions};
+use crate::pmem::PmemWindows;
 use crate::ready::ReadyListener;
 use crate::virtio_bus::{DeviceError, ECAM, VirtioBus};
 use crate::vm::Vm;
@@ -39,18 +41,19 @@ const FIXED_DEVICES: usize = 2;
 /// use bellows_vmm::{ByteSize, InstanceSpec, Output, PartitionId, VmBuilder};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let (image, layers) = ("python".parse()?, Vec::new());
+/// # let image: bellows_vmm::ImageConfig = todo!();
 /// # let partition = PartitionId::new(1).ok_or("a number")?;
 /// let limit = Duration::from_secs(30);
 /// let vm = VmBuilder::new("vmlinux", ByteSize::mib(512))
 ///     .initramfs("initramfs.cpio")
-///     .layers(layers)
+///     .image(image.clone())
 ///     .partition(ByteSize::gib(1))
 ///     .boot()?;
 /// vm.wait_ready(limit)?;
+/// vm.mount_image(&image.id, limit)?;
 ///
 /// vm.plug(partition, ByteSize::gib(1), limit)?;
-/// let spec = InstanceSpec::new("first".parse()?, image, ["/usr/bin/python3", "-c", "print('hello')"]).in_partition(partition);
+/// let spec = InstanceSpec::new("first".parse()?, image.id, ["/usr/bin/python3", "-c", "print('hello')"]).in_partition(partition);
 /// let instance = vm.start_instance(&spec)?;
 /// let output = instance.forward(Output::Stdout, std::io::stdout())?;
 /// let status = instance.wait()?;
@@ -124,10 +127,10 @@ impl VmBuilder {
         self
     }
 
-    /// Adds read-only layers.
+    /// Adds an image.
     #[must_use]
-    pub fn layers(mut self, layers: impl IntoIterator<Item = LayerConfig>) -> Self {
-        self.config.layers.extend(layers);
+    pub fn image(mut self, image: ImageConfig) -> Self {
+        self.config.images.push(image);
         self
     }
 
@@ -163,14 +166,15 @@ impl VmBuilder {
         config.validate()?;
         let host = Host::open()?;
         let machine = Machine::new(&host)?;
-        let end = EndSignal::new().map_err(system("end signal"))?;
-        let notice = ExitNotice::new(machine.gate(), {
-            let end = end.clone();
-            move |reason| end.report(VmEnd::from(reason))
-        });
-
         let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&spec)?;
+        let windows = PmemWindows::new(DeviceArea::new(layout.devices()), machine.slots());
+        let end = EndSignal::new().map_err(system("end signal"))?;
+        let notice = ExitNotice::new(machine.gate(), {
+            let (end, windows) = (end.clone(), windows.clone());
+            move |reason| end.report(VmEnd::from(windows.explain(reason)))
+        });
+
         let base = BaseMemory::map(&layout, config.backing)?;
         for &slot in base.slots() {
             machine.slots().set(slot)?;
@@ -180,11 +184,15 @@ impl VmBuilder {
         let (mmio, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         add_power(&ports, &notice)?;
         add_serial(&ports, &machine, &config.serial)?;
-        let functions = FIXED_DEVICES + config.layers.len() + config.drives.len() + config.partitions.len();
+        let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, &mmio, &ports)?;
         let event_loop = bus.event_loop("devices")?;
-        let disks = Disks::default();
-        disks.add_all(&bus, &config.layers, &config.drives)?;
+        // Images first, so that what depends on the order of discovery finds them in order.
+        let (disks, images) = (Disks::new(windows, event_loop.handle()), Images::default());
+        images.add_all(&bus, &disks, &config.images)?;
+        for drive in &config.drives {
+            disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;
+        }
         let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
         let vsock = Vsock::new(config.vsock.cid, &uds_path)?;
         let ready = ReadyListener::bind(&uds_path)?;
@@ -221,6 +229,7 @@ impl VmBuilder {
             _ports: ports,
             bus,
             disks,
+            images,
             partitions,
             _event_loop: event_loop,
             _discarder: discarder,
@@ -229,6 +238,7 @@ impl VmBuilder {
             ready: Mutex::new(Some(ready)),
             boot_times: OnceLock::new(),
             agent: OnceLock::new(),
+            guest: OnceLock::new(),
             end,
             uds_path,
             _directory: directory,

@@ -5,11 +5,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bellows_block::{Layer, LayerDigest};
 pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
 use bellows_memory::{BLOCK, ByteSize};
 use serde::{Deserialize, Serialize};
+
+mod image;
+mod text;
+
+pub use image::{
+    FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
+};
 
 /// Fewest and most vCPUs of a VM.
 pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
@@ -17,7 +23,7 @@ pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(32);
 /// Largest base memory with all partition windows: what leaves room in 46 bits of guest-physical address.
 pub const MAX_MEMORY: ByteSize = ByteSize::gib(32 << 10);
-/// Most block devices of a VM when it boots.
+/// Most disks of a VM when it boots.
 pub const MAX_DISKS: usize = 200;
 /// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, but for the last one (`VMADDR_CID_ANY`).
 pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
@@ -61,9 +67,9 @@ pub struct VmConfig {
     /// How partitions are kept apart in the guest.
     #[serde(default)]
     pub partition_mode: PartitionMode,
-    /// Read-only image layers.
+    /// Images, each known by another name.
     #[serde(default)]
-    pub layers: Vec<LayerConfig>,
+    pub images: Vec<ImageConfig>,
     /// Raw disks.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
@@ -112,30 +118,6 @@ impl FromStr for PartitionMode {
     }
 }
 
-/// A read-only layer, in the guest a disk whose serial number is the start of the digest ([`crate::serial_of`]).
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct LayerConfig {
-    /// The layer's EROFS file.
-    pub path: PathBuf,
-    /// The digest it is known by.
-    pub digest: LayerDigest,
-    /// Size of the file; another size is an error.
-    pub bytes: u64,
-}
-
-impl From<&Layer> for LayerConfig {
-    fn from(layer: &Layer) -> Self {
-        Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
-    }
-}
-
-impl From<&LayerConfig> for Layer {
-    fn from(layer: &LayerConfig) -> Self {
-        Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
-    }
-}
-
 /// A raw disk.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -177,7 +159,7 @@ pub enum SerialOutput {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{field}` is {value}: expected {expected}")]
 pub struct ConfigError {
-    /// Where in the configuration, for example `layers[2].path`.
+    /// Where in the configuration, for example `drives[2].path`.
     pub field: String,
     /// What stands there.
     pub value: String,
@@ -198,7 +180,7 @@ impl VmConfig {
             backing: Backing::default(),
             partitions: Vec::new(),
             partition_mode: PartitionMode::default(),
-            layers: Vec::new(),
+            images: Vec::new(),
             drives: Vec::new(),
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
@@ -239,17 +221,18 @@ impl VmConfig {
     }
 
     fn check_disks(&self) -> Result<(), ConfigError> {
-        let disks = self.layers.len() + self.drives.len();
-        if disks > MAX_DISKS {
-            return Err(error("layers", format!("{disks} with `drives` counted in"), format!("at most {MAX_DISKS}")));
-        }
-        let mut digests = HashMap::new();
-        for (index, layer) in self.layers.iter().enumerate() {
-            check_path(&format!("layers[{index}].path"), &layer.path)?;
-            if let Some(other) = digests.insert(layer.digest, index) {
-                let expected = format!("another digest than that of `layers[{other}]`");
-                return Err(error(format!("layers[{index}].digest"), format!("`{}`", layer.digest), expected));
+        let mut names = HashMap::new();
+        for (index, image) in self.images.iter().enumerate() {
+            image.check(&format!("images[{index}]"))?;
+            if let Some(other) = names.insert(&image.id, index) {
+                let expected = format!("another name than that of `images[{other}]`");
+                return Err(error(format!("images[{index}].id"), format!("`{}`", image.id), expected));
             }
+        }
+        let disks = self.disks();
+        if disks > MAX_DISKS {
+            let value = format!("{disks} disks with `drives` counted in");
+            return Err(error("images", value, format!("at most {MAX_DISKS}")));
         }
         for (index, drive) in self.drives.iter().enumerate() {
             check_path(&format!("drives[{index}].path"), &drive.path)?;
@@ -257,13 +240,22 @@ impl VmConfig {
         Ok(())
     }
 
-    /// A path may be read in several places (one layer in two VMs), but what is written has one use.
+    /// How many disks images and drives are when the VM boots.
+    pub(crate) fn disks(&self) -> usize {
+        self.images.iter().map(ImageConfig::disks).sum::<usize>() + self.drives.len()
+    }
+
+    /// A path may be read in several places (one layer in two images), but what is written has one use.
     fn check_written_files(&self) -> Result<(), ConfigError> {
         let mut uses: Vec<(String, &Path, bool)> = vec![("kernel".into(), &self.kernel, false)];
         uses.extend(self.initramfs.iter().map(|path| ("initramfs".into(), path.as_path(), false)));
-        uses.extend(
-            self.layers.iter().enumerate().map(|(i, l)| (format!("layers[{i}].path"), l.path.as_path(), false)),
-        );
+        for (index, image) in self.images.iter().enumerate() {
+            let layers = image.layers.iter().enumerate();
+            uses.extend(layers.map(|(i, l)| (format!("images[{index}].layers[{i}].path"), l.path.as_path(), false)));
+            uses.extend(
+                image.flat.iter().map(|flat| (format!("images[{index}].flat.path"), flat.path.as_path(), false)),
+            );
+        }
         let drives = self.drives.iter().enumerate();
         uses.extend(drives.map(|(i, d)| (format!("drives[{i}].path"), d.path.as_path(), !d.read_only)));
         if let SerialOutput::File(path) = &self.serial {
@@ -273,8 +265,8 @@ impl VmConfig {
 
         let mut seen: HashMap<&Path, (&str, bool)> = HashMap::new();
         for (field, path, written) in &uses {
-            // A layer twice in one VM is a mistake too, even though nothing would break.
-            let once = *written || field.starts_with("layers") || field.starts_with("drives");
+            // A drive twice in one VM is a mistake too, even though nothing would break.
+            let once = *written || field.starts_with("drives");
             if let Some((other, other_once)) = seen.insert(path, (field, once))
                 && (once || other_once)
             {

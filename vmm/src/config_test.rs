@@ -1,16 +1,22 @@
+use bellows_block::LayerDigest;
+
 use super::*;
 
 fn sane() -> VmConfig {
     let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
     config.initramfs = Some("initramfs.cpio".into());
     config.partitions = vec![ByteSize::gib(1), ByteSize::mib(128)];
-    config.layers = (0..3).map(|i| layer(&format!("layer{i}.erofs"))).collect();
+    config.images = vec![image("first", 0..3)];
     config.drives = vec![drive("data.img")];
     config
 }
 
-fn layer(path: &str) -> LayerConfig {
-    LayerConfig { path: path.into(), digest: LayerDigest::of(path.as_bytes()), bytes: 4096 }
+fn image(id: &str, layers: std::ops::Range<u32>) -> ImageConfig {
+    let layer = |number| {
+        let path = format!("layer{number}.erofs");
+        LayerConfig { digest: LayerDigest::of(path.as_bytes()), path: path.into(), bytes: 4096 }
+    };
+    ImageConfig::new(id.parse().unwrap(), layers.map(layer))
 }
 
 fn drive(path: &str) -> DriveConfig {
@@ -56,7 +62,10 @@ fn json_that_is_not_understood_is_named() {
         (r#"{"kernel": "k", "memory": "1G", "backing": "gold"}"#, "gold"),
         (r#"{"kernel": "k", "memory": "1G", "serial": {"tape": "x"}}"#, "tape"),
         (r#"{"kernel": "k", "memory": "1G", "vsock": {"cid": 3, "udspath": "x"}}"#, "udspath"),
-        (r#"{"kernel": "k", "memory": "1G", "layers": [{"path": "l", "digest": "md5:0", "bytes": 1}]}"#, "md5:0"),
+        (
+            r#"{"kernel": "k", "memory": "1G", "images": [{"id": "i", "layers": [{"path": "l", "digest": "md5:0", "bytes": 1}]}]}"#,
+            "md5:0",
+        ),
         (r#"{"kernel": "k", "memory": "1G", "drives": [{"path": "l", "readonly": true}]}"#, "readonly"),
     ] {
         let message = serde_json::from_str::<VmConfig>(json).unwrap_err().to_string();
@@ -85,13 +94,12 @@ fn bad_values_are_named_with_their_field() {
         (|c| c.extra_command_line = vec!["a b".into()], "extra_command_line[0]", "a b"),
         (|c| c.extra_command_line = vec!["x".into(), "".into()], "extra_command_line[1]", "\"\""),
         (|c| c.extra_command_line = vec!["x".repeat(1600)], "extra_command_line", "1601 bytes"),
-        (|c| c.layers[1].path = "layer0.erofs".into(), "layers[1].path", "layer0.erofs"),
-        (|c| c.layers[1].path = "".into(), "layers[1].path", "empty"),
-        (|c| c.layers[2].digest = LayerDigest::of(b"layer0.erofs"), "layers[2].digest", "sha256:"),
+        (|c| c.images.push(image("first", 1..2)), "images[1].id", "first"),
+        (|c| c.images[0].layers[1].path = "".into(), "images[0].layers[1].path", "empty"),
         (|c| c.drives[0].path = "layer0.erofs".into(), "drives[0].path", "layer0.erofs"),
         (|c| c.drives.push(drive("data.img")), "drives[1].path", "data.img"),
         (|c| c.drives[0].path = "vmlinux".into(), "drives[0].path", "vmlinux"),
-        (|c| c.layers = (0..201).map(|i| layer(&format!("{i}"))).collect(), "layers", "202"),
+        (|c| c.images.extend([image("second", 0..100), image("third", 0..100)]), "images", "204 disks"),
         (|c| c.serial = SerialOutput::File("data.img".into()), "serial", "data.img"),
         (|c| c.serial = SerialOutput::File("".into()), "serial", "empty"),
         (|c| c.vsock.cid = 2, "vsock.cid", "2"),

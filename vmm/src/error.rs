@@ -12,6 +12,7 @@ use bellows_memory::slots::SlotError;
 use crate::config::ConfigError;
 use crate::hotplug::DuplicateDisk;
 use crate::machine::{BootError, CommandLineError, HostError, MachineError, VcpuPoolError};
+use crate::pmem::PmemError;
 use crate::ready::NotReady;
 use crate::virtio_bus::DeviceError;
 
@@ -42,6 +43,9 @@ pub enum BuildError {
     /// Two disks that the guest could not tell apart.
     #[error(transparent)]
     DuplicateDisk(#[from] DuplicateDisk),
+    /// A layer could not be put into the guest's memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// The vsock device could not be made.
     #[error(transparent)]
     Vsock(#[from] VsockError),

@@ -8,18 +8,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{Disk, DiskError, DiskId, Layer, LayerDigest, RawDisk, open_layer};
-use bellows_devices::event_loop::EventLoop;
+use bellows_block::{Disk, DiskError, DiskId, FlatDisk, FlatImage, ImageMapping, LayerDigest, RawDisk, open_layer};
+use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
-use bellows_devices::virtio::Block;
+use bellows_devices::virtio::{Block, Pmem};
 
-use crate::agent::AgentError;
-use crate::config::{DriveConfig, LayerConfig};
+use crate::agent::{AgentClient, AgentError};
+use crate::config::{DriveConfig, LayerConfig, Transport};
 use crate::error::BuildError;
+use crate::pmem::{PmemError, PmemWindow, PmemWindows};
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
-/// The serial number of the disk that carries layer `digest`: how the guest finds it.
+/// The serial number of the disk that carries the layer, or the flat image, that `digest` names.
 #[must_use]
 pub fn serial_of(digest: &LayerDigest) -> String {
     serial(DiskId::from(digest))
@@ -45,8 +46,10 @@ pub struct DiskInfo {
     pub serial: String,
     /// Its file.
     pub path: PathBuf,
-    /// Whether the guest can write.
+    /// Whether the guest can't write.
     pub read_only: bool,
+    /// How it reaches the guest.
+    pub transport: Transport,
     /// Where it is on the bus.
     pub address: PciAddress,
     /// Where it stands with the guest.
@@ -77,19 +80,24 @@ pub enum HotplugError {
     /// It could not be put on the bus.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// It could not be put into the guest's memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// There is no agent to ask.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// No disk has that serial number.
     #[error("no disk of the VM has the serial number `{0}`")]
     NoDisk(String),
-    /// The guest's driver did not bind. The disk stays on the bus as [`DiskState::Unbound`].
-    #[error("no driver of the guest has bound the disk {serial} at {address}")]
+    /// A driver of the guest did not bind. The disks stay on the bus as [`DiskState::Unbound`].
+    #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
     NotBound {
-        /// The disk.
+        /// The first disk.
         serial: String,
         /// Where it is.
         address: PciAddress,
+        /// How many disks were attached with it.
+        others: usize,
         /// What the agent says.
         #[source]
         source: AgentError,
@@ -107,9 +115,15 @@ pub enum HotplugError {
     },
 }
 
+fn or_others(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(", or one of {others} others") }
+}
+
 /// All disks of a VM.
-#[derive(Default)]
 pub(crate) struct Disks {
+    windows: Arc<PmemWindows>,
+    /// Where devices run whose requests take no time.
+    event_loop: EventLoopHandle,
     /// Held through a whole change; changes wait for the guest.
     change: Mutex<()>,
     /// By serial number.
@@ -118,63 +132,145 @@ pub(crate) struct Disks {
 
 struct Entry {
     info: DiskInfo,
-    /// The thread of its queue.
-    _event_loop: EventLoop,
+    /// The thread of its queue, where that has one.
+    _event_loop: Option<EventLoop>,
+    /// Where the guest has it as memory, if it does.
+    _window: Option<PmemWindow>,
 }
 
-struct Opened {
-    disk: Arc<dyn Disk>,
+/// A disk whose files are open.
+pub(crate) struct Opened {
+    content: Content,
     path: PathBuf,
 }
 
-fn open_layer_disk(layer: &LayerConfig) -> Result<Opened, DiskError> {
-    let disk = open_layer(&Layer::from(layer))?;
-    Ok(Opened { disk: disk.into(), path: layer.path.clone() })
+enum Content {
+    Blocks(Arc<dyn Disk>),
+    Memory(ImageMapping),
 }
 
-fn open_drive(drive: &DriveConfig) -> Result<Opened, DiskError> {
-    let disk = RawDisk::open(&drive.path, drive.read_only)?;
-    Ok(Opened { disk: Arc::new(disk), path: drive.path.clone() })
+impl Opened {
+    pub(crate) fn layer(layer: &LayerConfig, transport: Transport) -> Result<Self, DiskError> {
+        let content = match transport {
+            Transport::Blk => Content::Blocks(open_layer(&layer.into())?.into()),
+            Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
+        };
+        Ok(Self { content, path: layer.path.clone() })
+    }
+
+    pub(crate) fn flat(image: &FlatImage, transport: Transport) -> Result<Self, DiskError> {
+        let content = match transport {
+            Transport::Blk => Content::Blocks(Arc::new(FlatDisk::open(image)?)),
+            Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
+        };
+        Ok(Self { content, path: image.path.clone() })
+    }
+
+    pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
+        let content = Content::Blocks(Arc::new(RawDisk::open(&drive.path, drive.read_only)?));
+        Ok(Self { content, path: drive.path.clone() })
+    }
+
+    fn id(&self) -> DiskId {
+        match &self.content {
+            Content::Blocks(disk) => disk.id(),
+            Content::Memory(mapping) => mapping.id(),
+        }
+    }
 }
 
 impl Disks {
-    /// Puts the disks of a configuration on the bus, before the guest boots.
-    pub(crate) fn add_all(
-        &self,
-        bus: &VirtioBus,
-        layers: &[LayerConfig],
-        drives: &[DriveConfig],
-    ) -> Result<(), BuildError> {
-        // Layers first, so that what depends on the order of discovery finds them in order.
-        let opened = layers.iter().map(open_layer_disk).chain(drives.iter().map(open_drive));
-        for opened in opened {
-            self.add(bus, opened?, DiskState::Attached)?;
-        }
-        Ok(())
+    /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
+    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle) -> Self {
+        Self { windows, event_loop, change: Mutex::default(), table: Mutex::default() }
     }
 
-    fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
-        let Opened { disk, path } = opened;
-        let serial = serial(disk.id());
+    /// Puts a disk on the bus. Before the guest boots it is as good as attached.
+    pub(crate) fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
+        let serial = serial(opened.id());
+        let Opened { content, path } = opened;
         if let Some(other) = self.table().get(&serial) {
             return Err(AddError::Duplicate(DuplicateDisk { path, other: other.info.path.clone(), serial }));
         }
         let name = format!("disk `{}`", path.display());
-        let read_only = disk.read_only();
-        let event_loop = bus.event_loop("blk")?;
-        let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
-        let info = DiskInfo { serial: serial.clone(), path, read_only, address, state };
-        self.table().insert(serial, Entry { info: info.clone(), _event_loop: event_loop });
+        let info = |transport, read_only, address| DiskInfo {
+            serial: serial.clone(),
+            path,
+            read_only,
+            transport,
+            address,
+            state,
+        };
+        let entry = match content {
+            Content::Blocks(disk) => {
+                let read_only = disk.read_only();
+                let event_loop = bus.event_loop("blk")?;
+                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
+                let info = info(Transport::Blk, read_only, address);
+                Entry { info, _event_loop: Some(event_loop), _window: None }
+            }
+            Content::Memory(mapping) => {
+                let window = self.windows.open(mapping)?;
+                let device = Pmem::new(window.start(), window.bytes());
+                let address = bus.add(&name, device, self.event_loop.clone())?;
+                Entry { info: info(Transport::Pmem, true, address), _event_loop: None, _window: Some(window) }
+            }
+        };
+        let info = entry.info.clone();
+        self.table().insert(serial, entry);
         Ok(info)
     }
 
-    fn set_state(&self, serial: &str, state: DiskState) {
-        if let Some(entry) = self.table().get_mut(serial) {
-            entry.info.state = state;
-        }
+    /// The disk with that serial number.
+    pub(crate) fn find(&self, serial: &str) -> Option<DiskInfo> {
+        self.table().get(serial).map(|entry| entry.info.clone())
     }
 
-    fn change(&self) -> MutexGuard<'_, ()> {
+    /// Has the guest look for `disks`; returns once a driver has bound all of them.
+    pub(crate) fn bind(&self, agent: &AgentClient, disks: &[DiskInfo], limit: Duration) -> Result<(), HotplugError> {
+        let Some(first) = disks.first() else { return Ok(()) };
+        let functions: Vec<_> = disks.iter().map(|disk| disk.address).collect();
+        agent.attach(&functions, limit).map_err(|source| HotplugError::NotBound {
+            serial: first.serial.clone(),
+            address: first.address,
+            others: disks.len() - 1,
+            source,
+        })?;
+        for disk in disks {
+            if let Some(entry) = self.table().get_mut(&disk.serial) {
+                entry.info.state = DiskState::Attached;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest let go of a disk and takes it off the bus.
+    pub(crate) fn detach(
+        &self,
+        agent: &AgentClient,
+        bus: &VirtioBus,
+        serial: &str,
+        limit: Duration,
+    ) -> Result<(), HotplugError> {
+        let disk = self.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.to_owned()))?;
+        agent.detach(&[disk.address], limit).map_err(|source| HotplugError::NotReleased {
+            serial: disk.serial.clone(),
+            address: disk.address,
+            source,
+        })?;
+        Ok(self.remove(bus, &disk)?)
+    }
+
+    /// Takes a disk off the bus that the guest does not use.
+    pub(crate) fn remove(&self, bus: &VirtioBus, disk: &DiskInfo) -> Result<(), DeviceError> {
+        bus.remove(&format!("disk `{}`", disk.path.display()), disk.address)?;
+        let entry = self.table().remove(&disk.serial);
+        // Joins its thread, outside the lock.
+        drop(entry);
+        Ok(())
+    }
+
+    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,9 +280,23 @@ impl Disks {
 }
 
 /// What [`Disks::add`] can meet.
-enum AddError {
+pub(crate) enum AddError {
+    Disk(DiskError),
     Duplicate(DuplicateDisk),
     Device(DeviceError),
+    Pmem(PmemError),
+}
+
+impl From<PmemError> for AddError {
+    fn from(error: PmemError) -> Self {
+        Self::Pmem(error)
+    }
+}
+
+impl From<DiskError> for AddError {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
+    }
 }
 
 impl From<DeviceError> for AddError {
@@ -198,8 +308,10 @@ impl From<DeviceError> for AddError {
 impl From<AddError> for BuildError {
     fn from(error: AddError) -> Self {
         match error {
+            AddError::Disk(error) => error.into(),
             AddError::Duplicate(error) => error.into(),
             AddError::Device(error) => error.into(),
+            AddError::Pmem(error) => error.into(),
         }
     }
 }
@@ -207,41 +319,26 @@ impl From<AddError> for BuildError {
 impl From<AddError> for HotplugError {
     fn from(error: AddError) -> Self {
         match error {
+            AddError::Disk(error) => error.into(),
             AddError::Duplicate(error) => error.into(),
             AddError::Device(error) => error.into(),
+            AddError::Pmem(error) => error.into(),
         }
     }
 }
 
 impl Vm {
-    /// Adds a layer while the VM runs; returns once a driver of the guest has bound, with the disk's serial number.
+    /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.
     ///
     /// # Errors
     /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is there all the same.
-    pub fn attach_layer(&self, layer: &LayerConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
-        self.attach(open_layer_disk(layer)?, timeout)
-    }
-
-    /// Adds a raw disk while the VM runs; see [`Vm::attach_layer`].
-    ///
-    /// # Errors
-    /// See [`HotplugError`].
     pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
-        self.attach(open_drive(drive)?, timeout)
-    }
-
-    fn attach(&self, opened: Opened, timeout: Duration) -> Result<DiskInfo, HotplugError> {
         let agent = self.agent()?;
+        let opened = Opened::drive(drive)?;
         let _change = self.disks.change();
-        let mut info = self.disks.add(&self.bus, opened, DiskState::Unbound)?;
-        agent.attach(&[info.address], timeout).map_err(|source| HotplugError::NotBound {
-            serial: info.serial.clone(),
-            address: info.address,
-            source,
-        })?;
-        info.state = DiskState::Attached;
-        self.disks.set_state(&info.serial, info.state);
-        Ok(info)
+        let info = self.disks.add(&self.bus, opened, DiskState::Unbound)?;
+        self.disks.bind(agent, std::slice::from_ref(&info), timeout)?;
+        Ok(DiskInfo { state: DiskState::Attached, ..info })
     }
 
     /// Removes a disk while the VM runs: first the guest lets go of it, then it leaves the bus.
@@ -251,18 +348,7 @@ impl Vm {
     pub fn detach_disk(&self, serial: &str, timeout: Duration) -> Result<(), HotplugError> {
         let agent = self.agent()?;
         let _change = self.disks.change();
-        let info = self.disks.table().get(serial).map(|entry| entry.info.clone());
-        let info = info.ok_or_else(|| HotplugError::NoDisk(serial.to_owned()))?;
-        agent.detach(&[info.address], timeout).map_err(|source| HotplugError::NotReleased {
-            serial: info.serial.clone(),
-            address: info.address,
-            source,
-        })?;
-        self.bus.remove(&format!("disk `{}`", info.path.display()), info.address)?;
-        let entry = self.disks.table().remove(serial);
-        // Joins its thread, outside the lock.
-        drop(entry);
-        Ok(())
+        self.disks.detach(agent, &self.bus, serial, timeout)
     }
 
     /// The disks there are now, by serial number.

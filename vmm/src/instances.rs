@@ -23,7 +23,7 @@ pub const DEFAULT_PIDS_MAX: u32 = 1024;
 pub struct InstanceSpec {
     /// Its name, unique in the VM.
     pub id: InstanceId,
-    /// An image that was mounted ([`Vm::mount_image`]).
+    /// An image that was mounted ([`Vm::mount_image`], [`Vm::attach_image`]).
     pub image: ImageId,
     /// The command and its arguments.
     pub argv: Vec<String>,
@@ -124,7 +124,7 @@ impl InstanceSpec {
     }
 }
 
-/// Why something could not be done with an instance or its image.
+/// Why something could not be done with an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     /// It can't be run like that.
@@ -151,12 +151,12 @@ pub enum InstanceError {
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// The agent failed.
-    #[error("cannot {action} {what}")]
+    #[error("cannot {action} instance {id}")]
     Agent {
         /// What was to be done.
         action: &'static str,
-        /// Instance or image.
-        what: String,
+        /// The instance.
+        id: InstanceId,
         /// What the agent says.
         #[source]
         source: AgentError,
@@ -186,31 +186,6 @@ pub struct Forwarding {
 }
 
 impl Vm {
-    /// Stacks layers, lowest first, to an image that instances can run. The layers are disks of the VM, named by their
-    /// serial numbers.
-    ///
-    /// # Errors
-    /// The agent does not find or can't mount them.
-    pub fn mount_image(&self, image: &ImageId, serials: Vec<String>) -> Result<(), InstanceError> {
-        self.agent()?.mount_image(image.as_str(), serials).map_err(|source| InstanceError::Agent {
-            action: "mount",
-            what: format!("image {image}"),
-            source,
-        })
-    }
-
-    /// Takes an image apart again that no instance runs.
-    ///
-    /// # Errors
-    /// The agent can't.
-    pub fn unmount_image(&self, image: &ImageId) -> Result<(), InstanceError> {
-        self.agent()?.unmount_image(image.as_str()).map_err(|source| InstanceError::Agent {
-            action: "unmount",
-            what: format!("image {image}"),
-            source,
-        })
-    }
-
     /// Starts an instance.
     ///
     /// # Errors
@@ -223,7 +198,7 @@ impl Vm {
             return Err(InstanceError::NotPlugged { id: spec.id.clone(), partition });
         }
         let agent = self.agent()?.clone();
-        let failed = |source| InstanceError::Agent { action: "start", what: format!("instance {}", spec.id), source };
+        let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
         let pid = agent.start_instance(&request).map_err(failed)?;
         tracing::debug!(instance = %spec.id, pid, "started an instance");
         Ok(Instance { id: spec.id.clone(), pid, agent })
@@ -307,8 +282,8 @@ impl Forwarding {
 }
 
 fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> InstanceError {
-    let what = format!("instance {id}");
-    move |source| InstanceError::Agent { action, what, source }
+    let id = id.clone();
+    move |source| InstanceError::Agent { action, id, source }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The embeddable Bellows microVM monitor.
 //!
 //! What happens between "run this image" and "memory is back": a [`VmBuilder`] makes and starts a [`Vm`];
-//! [`Vm::wait_ready`] waits for the guest's agent; [`Vm::mount_image`] stacks layers; [`Vm::plug`] gives a partition
+//! [`Vm::wait_ready`] waits for the guest's agent; [`Vm::mount_image`] mounts layers; [`Vm::plug`] gives a partition
 //! memory; [`Vm::start_instance`] runs a function in it; [`Instance::remove`] takes it apart; [`Vm::unplug`] and
 //! [`Vm::await_discard`] give the memory back to the host. There is no global state: any number of VMs may run in a process.
 
@@ -12,10 +12,12 @@ pub mod config;
 mod end;
 mod error;
 mod hotplug;
+mod images;
 mod instances;
 #[cfg(target_arch = "x86_64")]
 pub mod machine;
 mod partitions;
+mod pmem;
 mod ready;
 mod resident;
 mod virtio_bus;
@@ -27,14 +29,16 @@ pub use agent::{
 };
 pub use builder::VmBuilder;
 pub use config::{
-    Backing, ConfigError, DriveConfig, LayerConfig, ParsePartitionModeError, PartitionMode, SerialOutput, VmConfig,
-    VsockConfig,
+    Backing, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError, ParseShapeError,
+    ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
 };
 pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
+pub use images::{ImageError, ImageInfo};
 pub use instances::{DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, ParseUserError, User};
 pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
+pub use pmem::{LostLayer, PmemError};
 pub use ready::NotReady;
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};

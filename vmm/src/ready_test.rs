@@ -32,7 +32,7 @@ impl Fixture {
 #[test]
 fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
     let early = fixture();
-    let _stream = early.guest_sends(b"ready 1 2 3\n");
+    let _stream = early.guest_sends(format!("ready {PROTOCOL_VERSION} 2 3\n").as_bytes());
     let times = BootTimes { init: Duration::from_micros(2), ready: Duration::from_micros(3) };
     assert_eq!(early.wait(SOON).unwrap(), times);
 
@@ -40,7 +40,7 @@ fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| late.wait(SOON));
         let mut stream = late.guest_sends(b"rea");
-        stream.write_all(b"dy 1 0 0\n").unwrap();
+        stream.write_all(format!("dy {PROTOCOL_VERSION} 0 0\n").as_bytes()).unwrap();
         waiter.join().unwrap().unwrap();
     });
 }

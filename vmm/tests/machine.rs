@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bellows_block::{ImageMapping, Layer, LayerDigest};
 use bellows_devices::bus::{Bus, BusDevice, Doorbells};
 use bellows_devices::interrupt::{MsiController, MsiMessage};
 use bellows_devices::legacy::{PowerPorts, PowerRequest};
@@ -15,7 +16,8 @@ use bellows_memory::layout::{Layout, LayoutSpec};
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
 use bellows_vmm::machine::{
-    Acpi, BootSource, CommandLine, ExitCounts, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuPool, Vcpus, load,
+    Acpi, BootSource, CommandLine, ExitCounts, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool,
+    Vcpus, load,
 };
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -156,6 +158,57 @@ fn memory_without_a_slot_reads_ones_and_takes_nothing() {
     assert_eq!(vm.result(), u64::MAX);
     let counts = vm.counts();
     assert_eq!((counts.unclaimed_reads, counts.unclaimed_writes), (1, 1));
+}
+
+/// A file of a layer, mapped for a slot at [`OUTSIDE`], and the slot.
+fn mapped_layer(file: &tempfile::NamedTempFile) -> (ImageMapping, Slot) {
+    let path = file.path().to_owned();
+    let layer = Layer { digest: LayerDigest::of(b"layer"), bytes: std::fs::metadata(&path).unwrap().len(), path };
+    let mapping = ImageMapping::layer(&layer).unwrap();
+    let slot = Slot { guest: GuestAddress(OUTSIDE), host: mapping.address(), bytes: mapping.bytes(), read_only: true };
+    (mapping, slot)
+}
+
+#[test]
+fn a_guest_reads_a_mapped_file_and_its_writes_go_nowhere() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&[0x5a; 8192]).unwrap();
+    let (mapping, slot) = mapped_layer(&file);
+    // mov rcx, 1000; again: mov [rdi], rcx; lock add [rdi + 8], rcx; movnti [rdi + 16], rcx; mov [rdi + 0x1fff], cl; loop again
+    let writes: &[u8] = &[
+        0xb9, 0xe8, 3, 0, 0, 0x48, 0x89, 0x0f, 0xf0, 0x48, 0x01, 0x4f, 0x08, 0x48, 0x0f, 0xc3, 0x4f, 0x10, 0x88, 0x8f,
+        0xff, 0x1f, 0, 0, 0xe2, 0xeb,
+    ];
+    // mov rax, [rdi]; mov [rsi], rax
+    let vm = Vm::new(&[EDI_OUTSIDE, ESI_RESULT, writes, &[0x48, 0x8b, 0x07, 0x48, 0x89, 0x06], SWITCH_OFF]);
+    vm.machine.slots().set(slot).unwrap();
+    let reason = vm.run();
+    assert!(matches!(reason, ExitReason::Shutdown), "{reason:?}");
+    assert_eq!(vm.result(), 0x5a5a_5a5a_5a5a_5a5a);
+    assert_eq!(vm.counts().unclaimed_writes, 4000);
+    assert_eq!(std::fs::read(file.path()).unwrap(), [0x5a; 8192]);
+    vm.machine.slots().delete(slot).unwrap();
+    drop(mapping);
+}
+
+#[test]
+fn a_mapped_file_that_was_cut_short_ends_the_vm() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&[0x5a; 8192]).unwrap();
+    let (mapping, slot) = mapped_layer(&file);
+    // mov rax, [rdi]; mov [rsi], rax; mov rax, [rdi + 0x1000]
+    let code: &[u8] = &[0x48, 0x8b, 0x07, 0x48, 0x89, 0x06, 0x48, 0x8b, 0x87, 0, 0x10, 0, 0];
+    let vm = Vm::new(&[EDI_OUTSIDE, ESI_RESULT, code, SWITCH_OFF]);
+    vm.machine.slots().set(slot).unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let ExitReason::Error(error) = vm.run() else { panic!("no error") };
+    assert_eq!(vm.result(), 0x5a5a_5a5a_5a5a_5a5a, "what is there can be read");
+    let error = error.downcast::<VcpuError>().unwrap();
+    let VcpuError::HostMemory { guest_address, .. } = *error else { panic!("{error}") };
+    // Most hosts don't say where.
+    assert!(guest_address.is_none_or(|address| address == OUTSIDE + 4096), "{error}");
+    println!("{error}");
+    drop(mapping);
 }
 
 #[test]

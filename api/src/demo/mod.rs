@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use bellows_block::{Image, Layer};
 use bellows_vmm::{
-    GuestInfo, ImageId, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm, VmBuilder, VmConfig,
-    VmEnd, serial_of,
+    GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm,
+    VmBuilder, VmConfig, VmEnd,
 };
 
 use self::function::expected_result;
@@ -24,7 +24,7 @@ use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::measure::{Disk, evict, process_rss, resident_bytes};
-use crate::run::{PartitionReport, from_guest_args, give_back, image_id, milliseconds};
+use crate::run::{PartitionReport, configured, from_guest_args, give_back, milliseconds};
 use crate::store;
 
 const VMS: usize = 2;
@@ -70,6 +70,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     let store = store::open(args.store.as_deref())?;
     let image = store::find_image(&store, &args.image, None, interrupts)?;
     let layers = store.layers(&image)?;
+    let configured = configured(&store, &image, &args.guest)?;
     let cold = Cold::new(&layers)?;
 
     let mut vms = Vec::with_capacity(VMS);
@@ -77,7 +78,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     let mut read_before = cold.disk_bytes_read()?;
     for number in 1..=VMS {
         say(args, &format!("booting VM {number} of {VMS}"));
-        vms.push(Booted::new(args, &image, &layers, number, interrupts)?);
+        vms.push(Booted::new(args, &configured, number, interrupts)?);
         let read = cold.disk_bytes_read()?;
         read_by_boot.extend(read.zip(read_before).map(|(now, before)| now.saturating_sub(before)));
         read_before = read;
@@ -183,21 +184,15 @@ impl Cold {
 /// A VM that is ready, with its image mounted.
 struct Booted {
     vm: Vm,
-    image: ImageId,
+    image: ImageInfo,
     guest: GuestInfo,
     boot: Duration,
 }
 
 impl Booted {
-    fn new(
-        args: &DemoArgs,
-        image: &Image,
-        layers: &[Layer],
-        number: usize,
-        interrupts: &Interrupts,
-    ) -> Result<Self, CliError> {
+    fn new(args: &DemoArgs, image: &ImageConfig, number: usize, interrupts: &Interrupts) -> Result<Self, CliError> {
         let mut config: VmConfig = from_guest_args(&args.guest)?;
-        config.layers = layers.iter().map(Into::into).collect();
+        config.images = vec![image.clone()];
         config.partitions = vec![args.partition; 2];
         if let Some(directory) = &args.serial {
             fs::create_dir_all(directory).map_err(io_error("create", directory))?;
@@ -207,8 +202,7 @@ impl Booted {
         let vm = interrupts.boot(VmBuilder::from(config))?;
         let guest = vm.wait_ready(args.guest.timeout)?;
         let boot = start.elapsed();
-        let image = image_id(image)?;
-        vm.mount_image(&image, layers.iter().map(|layer| serial_of(&layer.digest)).collect())?;
+        let image = vm.mount_image(&image.id, args.guest.timeout)?;
         Ok(Self { vm, image, guest, boot })
     }
 
@@ -260,6 +254,8 @@ impl Booted {
         let instance = waited.remove(args, limit)?;
         let partition: PartitionReport = give_back(&self.vm, partition, plug, limit)?;
         Ok(VmReport {
+            shape: self.image.shape,
+            transport: self.image.transport,
             boot_ms: milliseconds(self.boot),
             rss_bytes,
             rss_after_discard_bytes: resident()?,
@@ -278,7 +274,7 @@ impl Booted {
     ) -> Result<Running, CliError> {
         let mut argv = image.config.argv(&[]);
         argv.extend([args.mib.to_string(), hold.to_string()]);
-        let mut spec = InstanceSpec::new(id.parse()?, self.image.clone(), argv).in_partition(partition);
+        let mut spec = InstanceSpec::new(id.parse()?, self.image.id.clone(), argv).in_partition(partition);
         spec.env.clone_from(&image.config.env);
         spec.cwd.clone_from(&image.config.working_dir);
         spec.user = image.config.user.parse()?;

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use bellows_vmm::PartitionMode;
+use bellows_vmm::{PartitionMode, Shape, Transport};
 use serde::Serialize;
 
 use crate::cli::Host;
@@ -24,6 +24,10 @@ pub(super) struct Report {
 
 #[derive(Debug, Serialize)]
 pub(super) struct VmReport {
+    /// How the image's layers are put together.
+    pub(super) shape: Shape,
+    /// How they reach the guest.
+    pub(super) transport: Transport,
     /// From the first step of making the VM until the guest's agent answered.
     pub(super) boot_ms: f64,
     /// Host memory under this VM's guest memory while one instance had ended and the other held its memory.
@@ -81,7 +85,7 @@ impl fmt::Display for Report {
         writeln!(f, "{} VMs {place}, guest kernel {}", self.vms.len(), self.guest_kernel)?;
         writeln!(f, "partitions are kept apart by {}\n", keeper(self.partition_mode))?;
         for (number, vm) in (1..).zip(&self.vms) {
-            writeln!(f, "VM {number}  ready after {}", time(vm.boot_ms))?;
+            writeln!(f, "VM {number}  ready after {}, image as {} over {}", time(vm.boot_ms), vm.shape, vm.transport)?;
             for (instance, partition) in vm.instances.iter().zip(&vm.partitions) {
                 let verdict = if instance.output_ok { "the right result" } else { "A WRONG RESULT" };
                 let (id, code, run) = (&instance.id, instance.exit_code, time(instance.run_ms));
@@ -167,6 +171,8 @@ mod tests {
         };
         let instance = |id: &str| InstanceReport { id: id.into(), exit_code: 0, output_ok: true, run_ms: 900.0 };
         let vm = || VmReport {
+            shape: Shape::Flat,
+            transport: Transport::Blk,
             boot_ms: 100.0,
             rss_bytes: 900 << 20,
             rss_after_discard_bytes: 500 << 20,

@@ -7,7 +7,6 @@ use vm_memory::VolatileSlice;
 use super::FlatImage;
 use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use crate::pread::PreadLayer;
-use crate::store::Layer;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
@@ -32,13 +31,11 @@ impl FlatDisk {
     /// # Errors
     /// One is missing, no regular file, or of another size than recorded.
     pub fn open(image: &FlatImage) -> Result<Self, DiskError> {
-        let metadata = Layer { digest: image.digest, path: image.path.clone(), bytes: image.bytes };
-        let parts = [(0, &metadata)].into_iter().chain(image.layers.iter().map(|(start, layer)| (*start, layer)));
-        let parts = parts.map(|(start, layer)| {
+        let parts = image.files().into_iter().map(|(start, layer)| {
             let end = start
                 .checked_add(layer.bytes)
                 .ok_or_else(|| DiskError::Unaligned { path: layer.path.clone(), actual: layer.bytes })?;
-            Ok(Part { start, end, disk: PreadLayer::open(layer)? })
+            Ok(Part { start, end, disk: PreadLayer::open(&layer)? })
         });
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let bytes = parts.last().map_or(0, |part| part.end);
@@ -48,6 +45,17 @@ impl FlatDisk {
     /// The part that holds byte `offset`, or the one behind the gap that it lies in.
     fn part(&self, offset: u64) -> Option<&Part> {
         self.parts.get(self.parts.partition_point(|part| part.end <= offset))
+    }
+}
+
+fn zero(slice: &VolatileSlice<'_>) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut rest = *slice;
+    while !rest.is_empty() {
+        // A slice takes as much as it has room for.
+        rest.copy_from(&ZEROS[..]);
+        let Ok(next) = rest.offset(rest.len().min(ZEROS.len())) else { return };
+        rest = next;
     }
 }
 
@@ -83,7 +91,7 @@ impl Disk for FlatDisk {
                 let count = usize::try_from(limit).map_or(buffer.len() - done, |limit| limit.min(buffer.len() - done));
                 let piece = buffer.subslice(done, count).map_err(io::Error::other)?;
                 if is_gap {
-                    piece.copy_from(&vec![0_u8; count]);
+                    zero(&piece);
                 } else {
                     part.disk.read_at(offset - part.start, &[piece])?;
                 }

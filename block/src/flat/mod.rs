@@ -36,6 +36,14 @@ pub struct FlatImage {
     pub layers: Vec<(u64, Layer)>,
 }
 
+impl FlatImage {
+    /// Its files as they lie behind each other: metadata, then layers, each with the byte that it begins at.
+    pub(crate) fn files(&self) -> Vec<(u64, Layer)> {
+        let metadata = Layer { digest: self.digest, path: self.path.clone(), bytes: self.bytes };
+        std::iter::once((0, metadata)).chain(self.layers.iter().cloned()).collect()
+    }
+}
+
 #[cfg(test)]
 #[path = "flat_test.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! Images: ordered layers, each an EROFS file system on a block device of its own.
+//! Images: ordered layers, each an EROFS file system on a disk of its own. A flat image is one of a single layer.
 //!
 //! A layer is mounted once, however many images use it, on `/run/l/<serial>`. The path is short because overlayfs takes
 //! all lower folders in one mount option of at most a page: [`MAX_LAYERS`](bellows_protocol::values::MAX_LAYERS) paths of
@@ -19,7 +19,7 @@ use crate::uevent::Uevents;
 
 /// Where layers are mounted.
 pub const LAYERS: &str = "/run/l";
-/// How long a layer's block device may take to appear.
+/// How long a layer's disk may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The images and layers that are mounted.
@@ -31,7 +31,7 @@ pub struct Images {
 #[derive(Debug, Default)]
 struct Tables {
     images: HashMap<ImageId, Image>,
-    layers: HashMap<Serial, Layer>,
+    layers: HashMap<Serial, Mounted>,
 }
 
 #[derive(Debug)]
@@ -42,26 +42,36 @@ struct Image {
 }
 
 #[derive(Debug)]
-struct Layer {
-    /// Its block device's node.
-    device: PathBuf,
+struct Mounted {
+    /// The function of its disk.
+    address: PciAddress,
     images: usize,
+}
+
+/// A layer that an image wants.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// What it is known by.
+    pub serial: Serial,
+    /// The function of its disk.
+    pub address: PciAddress,
 }
 
 impl Images {
     /// Mounts the layers of an image, lowest first, those of them that are not mounted yet.
     ///
     /// # Errors
-    /// [`AgentError::Exists`]; [`AgentError::TimedOut`] for a device that does not appear; [`AgentError::Path`] for a layer
+    /// [`AgentError::Exists`]; [`AgentError::TimedOut`] for a disk that does not appear; [`AgentError::Path`] for a layer
     /// that cannot be mounted. What was mounted for this image is unmounted again.
-    pub fn mount(&self, sysfs: &Sysfs, uevents: &Uevents, id: &ImageId, serials: Vec<Serial>) -> Result<()> {
+    pub fn mount(&self, sysfs: &Sysfs, uevents: &Uevents, id: &ImageId, layers: &[Layer]) -> Result<()> {
         // One image at a time: two that share a layer must not both mount it.
         let mut tables = self.lock();
         if tables.images.contains_key(id) {
             return Err(AgentError::Exists { kind: "image", name: id.to_string() });
         }
-        for (mounted, serial) in serials.iter().enumerate() {
-            if let Err(error) = tables.acquire(sysfs, uevents, serial) {
+        let serials: Vec<_> = layers.iter().map(|layer| layer.serial.clone()).collect();
+        for (mounted, layer) in layers.iter().enumerate() {
+            if let Err(error) = tables.acquire(sysfs, uevents, layer) {
                 tables.release_all(&serials[..mounted]);
                 return Err(error);
             }
@@ -109,13 +119,10 @@ impl Images {
     ///
     /// # Errors
     /// [`AgentError::InUse`].
-    pub fn check_unused(&self, sysfs: &Sysfs, addresses: &[PciAddress]) -> Result<()> {
+    pub fn check_unused(&self, addresses: &[PciAddress]) -> Result<()> {
         let tables = self.lock();
         for address in addresses {
-            let Some(name) = sysfs.block_name(address) else { continue };
-            let layer =
-                tables.layers.iter().find(|(_, layer)| layer.device.file_name().is_some_and(|file| *file == *name));
-            if let Some((serial, _)) = layer {
+            if let Some((serial, _)) = tables.layers.iter().find(|(_, layer)| layer.address == *address) {
                 return Err(AgentError::InUse {
                     what: format!("PCI function {address}"),
                     by: format!("layer {serial}"),
@@ -140,19 +147,18 @@ impl Images {
 }
 
 impl Tables {
-    fn acquire(&mut self, sysfs: &Sysfs, uevents: &Uevents, serial: &Serial) -> Result<()> {
-        if let Some(layer) = self.layers.get_mut(serial) {
-            layer.images += 1;
+    fn acquire(&mut self, sysfs: &Sysfs, uevents: &Uevents, layer: &Layer) -> Result<()> {
+        let Layer { serial, address } = layer;
+        if let Some(mounted) = self.layers.get_mut(serial) {
+            mounted.images += 1;
             return Ok(());
         }
-        let device = uevents.wait_until(
-            DEVICE_LIMIT,
-            || format!("block device with serial number {serial}"),
-            || Ok(sysfs.block_by_serial(serial.as_str())),
-        )?;
+        let disk = sysfs.await_disk(uevents, address, DEVICE_LIMIT)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-        mounts::mount_at(device.to_str(), mount_point(serial), "erofs", flags, "")?;
-        self.layers.insert(serial.clone(), Layer { device, images: 1 });
+        // Persistent memory is read where it is, with no page cache in between.
+        let options = if disk.is_persistent_memory { "dax=always" } else { "" };
+        mounts::mount_at(disk.node.to_str(), mount_point(serial), "erofs", flags, options)?;
+        self.layers.insert(serial.clone(), Mounted { address: address.clone(), images: 1 });
         Ok(())
     }
 

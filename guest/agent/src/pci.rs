@@ -13,6 +13,15 @@ use crate::uevent::Uevents;
 /// `DRIVER_OK` of a virtio device's status (VIRTIO 1.2 section 2.1).
 const DRIVER_OK: u32 = 4;
 
+/// A disk that can be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its block device's node.
+    pub node: PathBuf,
+    /// It is memory: its files can be used in place.
+    pub is_persistent_memory: bool,
+}
+
 /// sysfs, below which devices appear.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
@@ -42,6 +51,11 @@ impl Sysfs {
     /// [`AgentError::Path`]; [`AgentError::TimedOut`] that says which function lacks what.
     pub fn attach(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
         files::write(self.root.join("bus/pci/rescan"), "1")?;
+        self.await_ready(uevents, addresses, limit)
+    }
+
+    /// Waits until a driver runs each of `addresses`.
+    fn await_ready(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
         let mut missing = String::new();
         uevents
             .wait_until(
@@ -75,10 +89,8 @@ impl Sysfs {
         if status.is_none_or(|status| status & DRIVER_OK == 0) {
             return Some("running driver");
         }
-        let is_block = fs::read_link(virtio.join("driver"))
-            .is_ok_and(|driver| driver.file_name().is_some_and(|name| name == "virtio_blk"));
-        if is_block {
-            let Some(name) = self.block_name(address) else { return Some("block device") };
+        if matches!(driver(&virtio).as_deref(), Some("virtio_blk" | "virtio_pmem")) {
+            let Some(name) = block_name(&virtio) else { return Some("block device") };
             if !self.dev.join(name).exists() {
                 return Some("device node");
             }
@@ -86,11 +98,20 @@ impl Sysfs {
         None
     }
 
-    /// Name of the block device on a function, like `vda`.
-    pub fn block_name(&self, address: &PciAddress) -> Option<String> {
-        let blocks = child_named(&self.function(address), "virtio")?.join("block");
-        let name = fs::read_dir(blocks).ok()?.flatten().next()?.file_name();
-        name.into_string().ok()
+    /// Waits until a function has a disk that can be mounted.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`] that says what is lacking; [`AgentError::Unknown`] for a function without a disk.
+    pub fn await_disk(&self, uevents: &Uevents, address: &PciAddress, limit: Duration) -> Result<Disk> {
+        self.await_ready(uevents, std::slice::from_ref(address), limit)?;
+        self.disk(address)
+            .ok_or_else(|| AgentError::Unknown { kind: "disk on PCI function", name: address.to_string() })
+    }
+
+    fn disk(&self, address: &PciAddress) -> Option<Disk> {
+        let virtio = child_named(&self.function(address), "virtio")?;
+        let node = self.dev.join(block_name(&virtio)?);
+        Some(Disk { node, is_persistent_memory: driver(&virtio)? == "virtio_pmem" })
     }
 
     /// Removes functions; one that is not there is gone already.
@@ -111,26 +132,36 @@ impl Sysfs {
         }
         Ok(())
     }
+}
 
-    /// The block device with a serial number, by its node's path.
-    pub fn block_by_serial(&self, serial: &str) -> Option<PathBuf> {
-        let entries = fs::read_dir(self.root.join("block")).ok()?;
-        let node = entries
-            .flatten()
-            .find(|entry| files::read(entry.path().join("serial")).is_ok_and(|text| text == serial))
-            .map(|entry| self.dev.join(entry.file_name()))?;
-        node.exists().then_some(node)
-    }
+/// Name of the driver of a virtio device.
+fn driver(virtio: &Path) -> Option<String> {
+    let driver = fs::read_link(virtio.join("driver")).ok()?;
+    driver.file_name()?.to_str().map(str::to_owned)
+}
+
+/// Name of the block device of a virtio device, like `vda`; one of persistent memory (`pmem0`) is below
+/// `ndbus0/region0/namespace0.0`.
+fn block_name(virtio: &Path) -> Option<String> {
+    let namespace = || {
+        let region = child_named(&child_named(virtio, "ndbus")?, "region")?;
+        children(&region, |name| name.starts_with("namespace")).find(|namespace| namespace.join("block").exists())
+    };
+    let owner = if driver(virtio)? == "virtio_pmem" { namespace()? } else { virtio.to_owned() };
+    let name = fs::read_dir(owner.join("block")).ok()?.flatten().next()?.file_name();
+    name.into_string().ok()
 }
 
 /// The first entry of `folder` whose name is `prefix` and a number.
 fn child_named(folder: &Path, prefix: &str) -> Option<PathBuf> {
     let is_numbered = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.parse::<u32>().is_ok());
-    fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .find(|entry| entry.file_name().to_str().is_some_and(is_numbered))
-        .map(|entry| entry.path())
+    children(folder, is_numbered).next()
+}
+
+/// The entries of `folder` with a name that `wanted` takes.
+fn children(folder: &Path, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(move |entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path())
 }
 
 fn parse_hexadecimal(text: &str) -> Option<u32> {

@@ -34,7 +34,31 @@ fn a_block_function_is_ready_when_its_node_exists() {
     assert_eq!(sysfs.lack(&address), Some("device node"));
     fs::write(folder.path().join("dev/vdb"), "").unwrap();
     assert_eq!(sysfs.lack(&address), None);
-    assert_eq!(sysfs.block_name(&address).as_deref(), Some("vdb"));
+    let node = folder.path().join("dev/vdb");
+    assert_eq!(sysfs.disk(&address), Some(Disk { node, is_persistent_memory: false }));
+}
+
+#[test]
+fn persistent_memory_is_ready_when_its_namespace_has_a_node() {
+    let (folder, sysfs, address) = fixture();
+    let virtio = sysfs.function(&address).join("virtio3");
+    let region = virtio.join("ndbus1/region1");
+    fs::create_dir_all(&region).unwrap();
+    fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
+    symlink("../../virtio_pmem", virtio.join("driver")).unwrap();
+    // What is there beside the namespace: seeds of other kinds, and a namespace that is not in use.
+    for other in ["btt1.0", "dax1.0", "namespace1.1"] {
+        fs::create_dir(region.join(other)).unwrap();
+    }
+    assert_eq!(sysfs.lack(&address), Some("block device"));
+    fs::create_dir_all(region.join("namespace1.0/block/pmem1")).unwrap();
+    assert_eq!(sysfs.lack(&address), Some("device node"));
+    let error = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap_err();
+    assert_eq!(error.to_string(), "no device node of 0000:01:04.0 after 5 ms");
+    let node = folder.path().join("dev/pmem1");
+    fs::write(&node, "").unwrap();
+    let disk = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap();
+    assert_eq!(disk, Disk { node, is_persistent_memory: true });
 }
 
 #[test]
@@ -45,6 +69,8 @@ fn another_function_is_ready_when_its_driver_runs() {
     symlink("../../virtio_mem", virtio.join("driver")).unwrap();
     fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
     assert_eq!(sysfs.lack(&address), None);
+    let error = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap_err();
+    assert_eq!(error.to_string(), "there is no disk on PCI function \"0000:01:04.0\"");
 }
 
 #[test]
@@ -65,18 +91,4 @@ fn what_stays_is_reported() {
     let (_folder, sysfs, address) = fixture();
     fs::write(sysfs.function(&address).join("remove"), "").unwrap();
     assert!(matches!(sysfs.detach(&[address]), Err(AgentError::InUse { .. })));
-}
-
-#[test]
-fn block_devices_are_found_by_serial() {
-    let (folder, sysfs, _) = fixture();
-    for (name, serial) in [("vda", "layer-1"), ("vdb", "layer-10")] {
-        let block = folder.path().join("sys/block").join(name);
-        fs::create_dir_all(&block).unwrap();
-        fs::write(block.join("serial"), serial).unwrap();
-    }
-    assert_eq!(sysfs.block_by_serial("layer-1"), None, "its node is missing");
-    fs::write(folder.path().join("dev/vda"), "").unwrap();
-    assert_eq!(sysfs.block_by_serial("layer-1"), Some(folder.path().join("dev/vda")));
-    assert_eq!(sysfs.block_by_serial("layer"), None);
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitPartitionRequest, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, MountImageRequest, PartitionDriver, PartitionMemory, ReadOutputRequest,
-    ReadOutputResponse, ReasonCount, SettlePartitionRequest, SignalInstanceRequest, StartInstanceRequest,
-    StartInstanceResponse, StatisticsResponse, Stream, UnmountImageRequest,
+    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, PartitionDriver, PartitionMemory,
+    ReadOutputRequest, ReadOutputResponse, ReasonCount, SettlePartitionRequest, SignalInstanceRequest,
+    StartInstanceRequest, StartInstanceResponse, StatisticsResponse, Stream, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
-    InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, Serial, ValueError, check_command, check_working_directory,
+    InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ValueError, check_command, check_working_directory,
     parse_all,
 };
 use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use ttrpc::TtrpcContext;
 
 use crate::error::{AgentError, Result};
-use crate::image::Images;
+use crate::image::{self, Images};
 use crate::instance::{Instances, Request};
 use crate::partition::{self, Driver, MemoryInfo, State};
 use crate::pci::Sysfs;
@@ -123,6 +123,18 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
     })
 }
 
+/// The layers of an image, of which there is at least one.
+fn layers(layers: &[Layer]) -> std::result::Result<Vec<image::Layer>, ValueError> {
+    if layers.is_empty() {
+        return Err(ValueError::NoLayers);
+    }
+    if layers.len() > MAX_LAYERS {
+        return Err(ValueError::TooMany { what: "layers", count: layers.len(), limit: MAX_LAYERS });
+    }
+    let parse = |layer: &Layer| Ok(image::Layer { serial: layer.serial.parse()?, address: layer.pci_address.parse()? });
+    layers.iter().map(parse).collect()
+}
+
 fn instance_id(text: &str) -> std::result::Result<InstanceId, ValueError> {
     text.parse()
 }
@@ -133,11 +145,8 @@ impl Service {
     }
 
     fn do_mount_image(&self, request: &MountImageRequest) -> Result<()> {
-        let serials: Vec<Serial> = parse_all(&request.layer_serials, "layers", MAX_LAYERS)?;
-        if serials.is_empty() {
-            return Err(ValueError::Serial(String::new()).into());
-        }
-        self.images.mount(&self.sysfs, &self.uevents, &request.image_id.parse().map_err(AgentError::Value)?, serials)
+        let id = request.image_id.parse().map_err(AgentError::Value)?;
+        self.images.mount(&self.sysfs, &self.uevents, &id, &layers(&request.layers)?)
     }
 
     fn do_read_output(&self, request: &ReadOutputRequest) -> Result<Vec<u8>> {
@@ -217,7 +226,7 @@ impl Agent for Service {
 
     fn detach_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> ttrpc::Result<Empty> {
         let addresses = Self::addresses(&request)?;
-        self.images.check_unused(&self.sysfs, &addresses)?;
+        self.images.check_unused(&addresses)?;
         self.sysfs.detach(&addresses)?;
         Ok(Empty::new())
     }
@@ -328,6 +337,25 @@ mod tests {
         for request in bad {
             let error = instance_request(request.clone()).unwrap_err();
             assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_has_layers_on_disks() {
+        let layer = |serial: &str, address: &str| Layer {
+            serial: serial.into(),
+            pci_address: address.into(),
+            ..Default::default()
+        };
+        let good = layer("0123abcd", "0000:01:04.0");
+        assert_eq!(layers(&vec![good.clone(); MAX_LAYERS]).unwrap().len(), MAX_LAYERS);
+        for bad in [
+            vec![],
+            vec![good.clone(); MAX_LAYERS + 1],
+            vec![good.clone(), layer("../x", "0000:01:04.0")],
+            vec![good, layer("x", "/dev/vda")],
+        ] {
+            assert!(layers(&bad).is_err(), "{bad:?}");
         }
     }
 

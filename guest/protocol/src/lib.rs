@@ -16,7 +16,7 @@ pub mod values;
 pub use generated::{agent, agent_ttrpc};
 
 /// Version of the protocol. The two sides compare theirs in `Hello` and in the ready line.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;

@@ -80,22 +80,24 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
+        // With V for the version of this side.
         for line in [
             "",
             "ready",
             "ready \n",
-            "ready 1\n",
-            "ready 1 2\n",
-            "ready 1 2 3",
-            "ready 1 2 3 4\n",
-            "ready 1  2 3\n",
-            "ready 1 2 -3\n",
-            "ready +1 2 3\n",
+            "ready V\n",
+            "ready V 2\n",
+            "ready V 2 3",
+            "ready V 2 3 4\n",
+            "ready V  2 3\n",
+            "ready V 2 -3\n",
+            "ready +V 2 3\n",
             "ready 99999999999 2 3\n",
-            "ready 1 2 99999999999999999999\n",
-            "Ready 1 2 3\n",
-            "ready 1 2 3\n\n",
+            "ready V 2 99999999999999999999\n",
+            "Ready V 2 3\n",
+            "ready V 2 3\n\n",
         ] {
+            let line = line.replace('V', &PROTOCOL_VERSION.to_string());
             assert!(matches!(parse_ready_line(line.as_bytes()), Err(ReadyError::Malformed(_))), "{line:?}");
         }
         assert!(parse_ready_line(b"ready \xff\n").is_err());

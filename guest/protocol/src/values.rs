@@ -42,6 +42,9 @@ pub enum ValueError {
     /// An argument holds a NUL.
     #[error("argument {0:?} holds a NUL")]
     Argument(String),
+    /// An image of nothing.
+    #[error("an image has at least one layer")]
+    NoLayers,
     /// Nothing to run.
     #[error("there are no arguments: nothing to run")]
     NoArguments,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
-use bellows_block::{ImportOptions, Layer, Store};
-use bellows_vmm::{ImageId, LayerConfig, PartitionId, Vm, VmBuilder, VmEnd, serial_of};
+use bellows_block::{ImportOptions, Store};
+use bellows_vmm::{ImageConfig, ImageId, PartitionId, Vm, VmBuilder, VmEnd};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -21,7 +21,7 @@ pub fn artefact(variable: &str) -> Result<PathBuf> {
 /// The demo's image in a store. The store's lock goes with it.
 pub struct Image {
     _store: Store,
-    layers: Vec<Layer>,
+    config: ImageConfig,
 }
 
 impl Image {
@@ -30,15 +30,15 @@ impl Image {
         let store = Store::open(source.with_file_name("bench-store"))?;
         let oci = OciLayout::open(source)?.image(&Platform::host(), None)?;
         let image = store.import(&oci, None, &ImportOptions::default())?;
-        Ok(Self { layers: store.layers(&image)?, _store: store })
+        Ok(Self { config: ImageConfig::flat(image_id()?, &store.flat(&image)?), _store: store })
     }
 
     /// Boots a guest and mounts the image in it.
     pub fn boot(&self, builder: VmBuilder) -> Result<Vm> {
-        let layers = self.layers.iter().map(LayerConfig::from);
-        let vm = builder.initramfs(artefact("BELLOWS_INITRAMFS")?).vcpus(vcpus()).layers(layers).boot()?;
+        let builder = builder.initramfs(artefact("BELLOWS_INITRAMFS")?).vcpus(vcpus());
+        let vm = builder.image(self.config.clone()).boot()?;
         vm.wait_ready(PATIENCE)?;
-        vm.mount_image(&image_id()?, self.layers.iter().map(|layer| serial_of(&layer.digest)).collect())?;
+        vm.mount_image(&self.config.id, PATIENCE)?;
         Ok(vm)
     }
 }

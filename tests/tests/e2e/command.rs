@@ -150,8 +150,8 @@ fn truncated_layer(directory: &Path) -> (String, String) {
     fs::write(directory.join("file"), [1; 9000]).unwrap();
     let archive = directory.join("file.tar");
     tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("file"), &directory);
-    let (_layout, _store, layers) = import(&directory, &[archive]);
-    fs::OpenOptions::new().write(true).open(&layers[0].path).unwrap().set_len(1024).unwrap();
+    let imported = import(&directory, &[archive]);
+    fs::OpenOptions::new().write(true).open(&imported.config().layers[0].path).unwrap().set_len(1024).unwrap();
     let images = fs::read_dir(directory.join("store/images")).unwrap();
     let names = images.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
     (directory.join("store").display().to_string(), names.last().unwrap())

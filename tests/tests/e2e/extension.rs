@@ -2,7 +2,7 @@
 
 use bellows_vmm::{ByteSize, GuestState, PartitionMode, UnplugReport};
 
-use crate::fixture::{Guest, Job, PATIENCE, Running, image, partition};
+use crate::fixture::{Guest, Job, PATIENCE, Running, image_id, partition};
 
 const MIB: u64 = 1 << 20;
 
@@ -180,7 +180,7 @@ fn a_partition_has_one_instance_at_a_time() {
     let first = guest.start("first", "echo holds; exec sleep 3600", Some(1));
     first.wait_for("holds");
     let argv = ["/bin/true"];
-    let spec = bellows_vmm::InstanceSpec::new("second".parse().unwrap(), image(), argv).in_partition(partition(1));
+    let spec = bellows_vmm::InstanceSpec::new("second".parse().unwrap(), image_id(), argv).in_partition(partition(1));
     let error = guest.vm.start_instance(&spec).err().expect("the partition is taken");
     let text = format!("{error:?}");
     assert!(text.contains("node 1 is in use by another instance"), "{text}");

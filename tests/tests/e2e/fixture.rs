@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
-use bellows_block::{Image, ImportOptions, Layer, Store};
+use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
-    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageId, Instance, InstanceSpec, LayerConfig, Output, PartitionId,
-    PartitionMode, SerialOutput, UnplugReport, Vm, VmBuilder, VmEnd, serial_of,
+    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, Output, PartitionId,
+    PartitionMode, SerialOutput, UnplugReport, Vm, VmBuilder, VmEnd,
 };
 
 /// How long anything may take, on an emulated CPU as well.
@@ -22,27 +22,31 @@ pub fn artefact(variable: &str) -> PathBuf {
 }
 
 /// The demo's image, imported once for all tests.
-pub fn layers() -> &'static [Layer] {
-    static LAYERS: OnceLock<(Store, Image, Vec<Layer>)> = OnceLock::new();
-    let (_, _, layers) = LAYERS.get_or_init(|| {
+pub fn demo() -> ImageConfig {
+    static IMAGE: OnceLock<ImageConfig> = OnceLock::new();
+    let import = || {
         let store = Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap();
         let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
         let oci = layout.image(&Platform::host(), None).unwrap();
         let image = store.import(&oci, None, &ImportOptions::default()).unwrap();
-        let layers = store.layers(&image).unwrap();
-        (store, image, layers)
-    });
-    layers
+        config_of(&store, &image)
+    };
+    IMAGE.get_or_init(import).clone()
+}
+
+/// An image of a store as the image that instances run.
+pub fn config_of(store: &Store, image: &Image) -> ImageConfig {
+    ImageConfig::flat(image_id(), &store.flat(image).unwrap())
 }
 
 /// A VM to be.
 pub struct Guest {
     builder: VmBuilder,
-    layers: Vec<Layer>,
+    image: ImageConfig,
     console: PathBuf,
 }
 
-/// A VM whose agent is ready, with the demo's image mounted.
+/// A VM whose agent is ready, with its image mounted.
 pub struct Running {
     pub vm: Vm,
     pub kernel: String,
@@ -67,7 +71,7 @@ impl Guest {
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
         // Zeroing what is freed or given away says nothing here and costs an emulated CPU most of the time.
         let builder = builder.kernel_parameter("init_on_alloc=0");
-        Self { builder, layers: layers().to_vec(), console: PathBuf::new() }
+        Self { builder, image: demo(), console: PathBuf::new() }
     }
 
     pub fn vcpus(mut self, count: u8) -> Self {
@@ -92,9 +96,9 @@ impl Guest {
         self
     }
 
-    /// Other layers than the demo's image.
-    pub fn layers(mut self, layers: &[Layer]) -> Self {
-        self.layers = layers.to_vec();
+    /// Another image than the demo's.
+    pub fn image(mut self, image: ImageConfig) -> Self {
+        self.image = image;
         self
     }
 
@@ -106,13 +110,11 @@ impl Guest {
     pub fn boot(mut self) -> Running {
         let directory = tempfile::tempdir().unwrap();
         self.console = directory.path().join("console");
-        let configs = self.layers.iter().map(LayerConfig::from);
-        let vm = self.builder.layers(configs).serial(SerialOutput::File(self.console.clone())).boot().unwrap();
+        let vm = self.builder.image(self.image).serial(SerialOutput::File(self.console.clone())).boot().unwrap();
         let ready = vm.wait_ready(PATIENCE);
         let console = || std::fs::read_to_string(&self.console).unwrap_or_default();
         let guest = ready.unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
-        let serials = self.layers.iter().map(|layer| serial_of(&layer.digest)).collect();
-        vm.mount_image(&image(), serials).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
+        vm.mount_image(&image_id(), PATIENCE).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
         let (kernel, mode) = (guest.kernel_release, guest.partition_mode);
         Running { vm, kernel, mode, console: self.console, _directory: directory }
     }
@@ -142,12 +144,15 @@ impl Running {
 
     /// Starts a shell line.
     pub fn start(&self, id: &str, line: &str, in_partition: Option<u16>) -> Job {
-        let spec = InstanceSpec::new(id.parse().unwrap(), image(), ["/bin/sh", "-c", line]);
-        let spec = match in_partition {
+        let spec = InstanceSpec::new(id.parse().unwrap(), image_id(), ["/bin/sh", "-c", line]);
+        self.start_spec(&match in_partition {
             Some(number) => spec.in_partition(partition(number)),
             None => spec,
-        };
-        let instance = self.vm.start_instance(&spec);
+        })
+    }
+
+    fn start_spec(&self, spec: &InstanceSpec) -> Job {
+        let instance = self.vm.start_instance(spec);
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
         let output = Printed::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
@@ -157,7 +162,16 @@ impl Running {
 
     /// Runs a shell line in base memory to its end and returns what it printed.
     pub fn shell(&self, id: &str, line: &str) -> String {
-        let job = self.start(id, line, None);
+        self.end_well(line, self.start(id, line, None))
+    }
+
+    /// Runs a shell line in another image, as [`Running::shell`].
+    pub fn shell_in(&self, id: &str, image: &str, line: &str) -> String {
+        let spec = InstanceSpec::new(id.parse().unwrap(), image.parse().unwrap(), ["/bin/sh", "-c", line]);
+        self.end_well(line, self.start_spec(&spec))
+    }
+
+    fn end_well(&self, line: &str, job: Job) -> String {
         let (status, output) = job.finish();
         assert_eq!(status.code, 0, "{line}: {output}\n{}", self.console());
         output
@@ -228,6 +242,6 @@ pub fn partition(number: u16) -> PartitionId {
     PartitionId::new(number).unwrap()
 }
 
-pub fn image() -> ImageId {
+pub fn image_id() -> ImageId {
     "demo".parse().unwrap()
 }

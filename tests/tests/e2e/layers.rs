@@ -10,10 +10,11 @@ use std::process::Command;
 
 use bellows_block::oci::{OciLayout, Platform, SourceLayer};
 use bellows_block::testing::{Compression, LayoutBuilder, Node, snapshot};
-use bellows_block::{Image, ImportOptions, Layer, Store};
+use bellows_block::{Image, ImportOptions, Store};
+use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
 
-use crate::fixture::{Guest, artefact};
+use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo};
 
 /// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
 const CHANGES: [&str; 9] = [
@@ -96,13 +97,13 @@ fn line(name: &[u8], node: &Node) -> String {
     )
 }
 
-/// Twelve layers: every file is in the guest what it is where the same archives are unpacked.
+/// Twelve layers: every file is in the guest what it is where the same archives are unpacked, however they come.
 #[test]
 fn the_guest_sees_the_files_that_unpacking_gives() {
-    let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
+    let directory = scratch();
     let archives = [demo_archives(directory.path()), made_archives(directory.path())].concat();
-    let (_layout, _store, layers) = import(directory.path(), &archives);
-    assert_eq!(layers.len(), 12);
+    let imported = import(directory.path(), &archives);
+    assert_eq!(imported.image.layers.len(), 12);
     let unpacked = directory.path().join("unpacked");
     fs::create_dir(&unpacked).unwrap();
     for archive in &archives {
@@ -112,7 +113,23 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
         snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
     assert!(expected.len() > 3000, "{} files", expected.len());
 
-    let guest = Guest::ours().vcpus(2).layers(&layers).boot();
+    for (transport, shape) in WAYS {
+        let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape).transport(transport)).boot();
+        compare(&guest, &expected, &format!("{shape} over {transport}"));
+        guest.shutdown();
+    }
+}
+
+/// Every way for an image into the guest.
+const WAYS: [(Transport, Shape); 4] = [
+    (Transport::Blk, Shape::Layers),
+    (Transport::Blk, Shape::Flat),
+    (Transport::Pmem, Shape::Layers),
+    (Transport::Pmem, Shape::Flat),
+];
+
+/// Compares what an instance sees with what is `expected`.
+fn compare(guest: &Running, expected: &BTreeMap<Vec<u8>, String>, case: &str) {
     let seen = guest.shell("walk", &format!("exec python3 -c '{WALK}'"));
     let seen: BTreeMap<Vec<u8>, &str> =
         seen.lines().map(|line| (hex::decode(line.split(' ').next().unwrap()).unwrap(), line)).collect();
@@ -124,27 +141,156 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
             wrong.push(format!("{}:\n  unpacked {expected}\n  guest    {seen}", name.escape_ascii()));
         }
     }
-    assert!(wrong.is_empty(), "{} differ, for example\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    let examples = wrong[..wrong.len().min(20)].join("\n");
+    assert!(wrong.is_empty(), "{case}: {} differ, for example\n{examples}", wrong.len());
+}
+
+/// An image of more layers than overlayfs can name, each of which changes what the one below has, is one disk and one mount.
+#[test]
+fn an_image_of_120_layers_is_mounted_once() {
+    let directory = scratch();
+    let mut archives = demo_archives(directory.path());
+    archives.extend((0..117).map(|number| {
+        let source = directory.path().join(format!("source-{number}"));
+        fs::create_dir_all(source.join("many")).unwrap();
+        fs::write(source.join("many/shared"), format!("{number}\n")).unwrap();
+        fs::write(source.join(format!("many/own-{number}")), "").unwrap();
+        if number > 0 {
+            fs::write(source.join(format!("many/.wh.own-{}", number - 1)), "").unwrap();
+        }
+        let archive = directory.path().join(format!("{number}.tar"));
+        tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("many"), &source);
+        archive
+    }));
+    let imported = import(directory.path(), &archives);
+    for transport in [Transport::Blk, Transport::Pmem] {
+        let guest = Guest::ours().image(imported.config().transport(transport)).boot();
+        let images = guest.vm.images();
+        assert_eq!((images[0].shape, images[0].disks.len(), imported.image.layers.len()), (Shape::Flat, 1, 120));
+        let seen = guest.shell("list", "cd /many && cat shared && ls");
+        assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["116", "own-116", "shared"], "{transport}");
+        guest.shutdown();
+    }
+}
+
+/// Debian's kernel has what it takes as modules.
+#[test]
+fn debians_kernel_uses_the_hosts_page_cache_in_place() {
+    let guest = Guest::debian().image(demo().transport(Transport::Pmem)).boot();
+    assert_eq!(guest.shell("run", "python3 -c 'print(6 * 7)'").trim(), "42");
     guest.shutdown();
+}
+
+/// What an instance reads is in the host's page cache; over virtio-blk it is in the guest's as well.
+#[test]
+fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
+    let directory = scratch();
+    let large: Vec<u8> = (0..60_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(directory.path().join("large"), large).unwrap();
+    let archive = directory.path().join("large.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let imported = import(directory.path(), &archives);
+    for (transport, shape) in WAYS {
+        let guest = Guest::ours().image(imported.config().shape(shape).transport(transport)).boot();
+        let cached = "grep ^Cached: /proc/meminfo";
+        // The shell, grep and cat themselves are there before the first look.
+        let line = format!("cat /etc/hostname >/dev/null; {cached}; {cached}; cat /large >/dev/null; {cached}");
+        let seen = guest.shell("read", &line);
+        let kib: Vec<u64> = seen.lines().map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
+        let growth = kib[2] - kib[1];
+        println!("{shape} over {transport}: the guest's page cache grew by {growth} KiB");
+        match transport {
+            Transport::Blk => assert!(growth > 55 << 10, "{shape}: {seen}"),
+            Transport::Pmem => assert!(growth < 2 << 10, "{shape}: {seen}"),
+        }
+        guest.shutdown();
+    }
+}
+
+/// Images come and go while the VM runs, and have their common layers' disks in common.
+#[test]
+fn images_come_and_go() {
+    let directory = scratch();
+    fs::write(directory.path().join("extra"), "extra\n").unwrap();
+    let archive = directory.path().join("extra.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("extra"), directory.path());
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let imported = import(directory.path(), &archives);
+    let config = |id: &str, shape| ImageConfig { id: id.parse().unwrap(), ..imported.config() }.shape(shape);
+    for transport in [Transport::Blk, Transport::Pmem] {
+        let guest = Guest::ours().image(demo().shape(Shape::Layers).transport(transport)).boot();
+        let before = guest.vm.disks();
+        for shape in [Shape::Layers, Shape::Flat] {
+            let more = config("more", shape).transport(transport);
+            let image = guest.vm.attach_image(&more, PATIENCE).unwrap();
+            assert_eq!((image.shape, image.transport, guest.vm.disks().len()), (shape, transport, before.len() + 1));
+            assert_eq!(guest.shell_in("extra", "more", "cat /extra"), "extra\n");
+            let taken = guest.vm.attach_image(&more, PATIENCE).unwrap_err();
+            assert!(taken.to_string().contains("`more` already"), "{taken}");
+            guest.vm.detach_image(&more.id, PATIENCE).unwrap();
+            assert_eq!(guest.vm.disks(), before);
+        }
+        guest.shutdown();
+    }
 }
 
 /// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
 #[test]
 fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
-    let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
+    let directory = scratch();
     let archive = directory.path().join("large.tar");
     let large = directory.path().join("large");
     fs::write(&large, vec![7; 8 << 20]).unwrap();
     tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
-    let (_layout, _store, extra) = import(directory.path(), &[archive]);
-    let all = [crate::fixture::layers(), &extra].concat();
-    let guest = Guest::ours().layers(&all).boot();
-    let layer = fs::OpenOptions::new().write(true).open(&extra[0].path).unwrap();
-    layer.set_len(1 << 20).unwrap();
-    let output = guest.shell("read", "cat /large >/dev/null; echo code $?");
-    assert!(output.contains("error") && output.contains("code 1"), "{output}");
-    assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
-    guest.shutdown();
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    for shape in [Shape::Layers, Shape::Flat] {
+        let store = tempfile::tempdir_in(directory.path()).unwrap();
+        let imported = import(store.path(), &archives);
+        let config = imported.config().shape(shape);
+        let path = config.layers.last().unwrap().path.clone();
+        let guest = Guest::ours().image(config).boot();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+        let output = guest.shell("read", "cat /large >/dev/null; echo code $?");
+        assert!(output.contains("error") && output.contains("code 1"), "{shape}: {output}");
+        assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
+        guest.shutdown();
+    }
+}
+
+/// A layer that is cut short under a guest that has it as memory ends that VM, by name, and no other.
+#[test]
+fn a_mapped_layer_that_is_cut_short_ends_its_vm() {
+    let directory = scratch();
+    fs::write(directory.path().join("large"), vec![7; 8 << 20]).unwrap();
+    let archive = directory.path().join("large.tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
+    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let bystander = Guest::ours().image(demo().transport(Transport::Pmem)).boot();
+    for shape in [Shape::Layers, Shape::Flat] {
+        let store = tempfile::tempdir_in(directory.path()).unwrap();
+        let imported = import(store.path(), &archives);
+        let config = imported.config().shape(shape).transport(Transport::Pmem);
+        let layer = config.layers.last().unwrap().clone();
+        let guest = Guest::ours().image(config).boot();
+        fs::OpenOptions::new().write(true).open(&layer.path).unwrap().set_len(1 << 20).unwrap();
+        let _job = guest.start("read", "cat /large >/dev/null", None);
+        let end = guest.vm.wait_timeout(PATIENCE).expect("the VM ends");
+        println!("{shape}: {end}");
+        let VmEnd::Failed(error) = &end else { panic!("{shape}: {end}") };
+        let lost = error.downcast_ref::<LostLayer>().unwrap_or_else(|| panic!("{shape}: {end}"));
+        assert_eq!((&lost.path, lost.digest), (&layer.path, layer.digest), "{shape}");
+    }
+    assert_eq!(
+        bystander.shell("after", "cat /usr/bin/python3* | wc -c; echo still here").lines().last(),
+        Some("still here")
+    );
+    bystander.shutdown();
+}
+
+/// A directory on the disk that layers lie on.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap()
 }
 
 /// The root itself, whose time no layer sets, and where the guest mounts what every container has.
@@ -262,8 +408,21 @@ fn remove(path: &Path) {
     }
 }
 
+/// An image in a store of its own.
+pub struct Imported {
+    _layout: LayoutBuilder,
+    pub store: Store,
+    pub image: Image,
+}
+
+impl Imported {
+    pub fn config(&self) -> ImageConfig {
+        config_of(&self.store, &self.image)
+    }
+}
+
 /// An image of the archives, imported to a store of its own.
-pub fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, Vec<Layer>) {
+pub fn import(directory: &Path, archives: &[PathBuf]) -> Imported {
     let mut layout = LayoutBuilder::new();
     for archive in archives {
         layout.layer(&fs::read(archive).unwrap(), Compression::None);
@@ -272,7 +431,7 @@ pub fn import(directory: &Path, archives: &[PathBuf]) -> (LayoutBuilder, Store, 
     let store = Store::open(directory.join("store")).unwrap();
     let opened = OciLayout::open(layout.path()).unwrap();
     let oci = opened.image(&Platform::host(), None).unwrap();
-    let image: Image = store.import(&oci, None, &ImportOptions::default()).unwrap();
-    let layers = store.layers(&image).unwrap();
-    (layout, store, layers)
+    let image = store.import(&oci, None, &ImportOptions::default()).unwrap();
+    drop(opened);
+    Imported { _layout: layout, store, image }
 }

@@ -21,6 +21,7 @@ use protobuf::Message;
 
 use crate::config::PartitionMode;
 use crate::end::EndSignal;
+use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
 const SHORT: Duration = Duration::from_secs(30);
@@ -188,9 +189,15 @@ impl AgentClient {
         Ok(())
     }
 
-    /// Mounts the layers with these serial numbers, lowest first, as image `id`.
-    pub(crate) fn mount_image(&self, id: &str, serials: Vec<String>) -> Result<(), AgentError> {
-        let request = agent::MountImageRequest { image_id: id.into(), layer_serials: serials, ..Default::default() };
+    /// Mounts the layers on `disks`, lowest first, as image `id`.
+    pub(crate) fn mount_image(&self, id: &str, disks: &[DiskInfo]) -> Result<(), AgentError> {
+        let layer = |disk: &DiskInfo| agent::Layer {
+            serial: disk.serial.clone(),
+            pci_address: disk.address.to_string(),
+            ..Default::default()
+        };
+        let layers = disks.iter().map(layer).collect();
+        let request = agent::MountImageRequest { image_id: id.into(), layers, ..Default::default() };
         self.call::<agent::Empty>("MountImage", Some(SHORT), &request)?;
         Ok(())
     }

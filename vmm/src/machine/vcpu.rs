@@ -184,7 +184,7 @@ impl Answer<'_> {
     fn unclaimed_write(&self, what: &'static str, address: u64) {
         if count(&self.statistics.unclaimed_writes) % LOG_EVERY == 1 {
             tracing::debug!(
-                "the guest wrote to {what} {address:#x}, where nothing is; more such writes are only counted"
+                "the guest wrote to {what} {address:#x}, where nothing takes it; more such writes are only counted"
             );
         }
     }

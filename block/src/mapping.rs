@@ -1,0 +1,173 @@
+//! Files of the store as memory: read-only, shared with all who map them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::ptr;
+
+use crate::disk::{DiskError, DiskId, open_layer_file};
+use crate::flat::FlatImage;
+use crate::store::Layer;
+
+/// What mappings begin at and end with a multiple of: a huge page, and the unit in which Linux adds device memory.
+const ALIGNMENT: u64 = 2 << 20;
+/// What a file takes a multiple of in a mapping; its last page ends with zeros.
+const PAGE: u64 = 4096;
+
+/// A layer, or the files of a flat image behind each other, as memory for a guest. Gaps and what is behind the end read as
+/// zeros.
+///
+/// This process must not touch the memory itself: where a file was cut short a page of it raises SIGBUS. The guest's accesses
+/// don't: the hypervisor looks pages up in the kernel, which answers with an error. So only the address is ever used here.
+#[derive(Debug)]
+pub struct ImageMapping {
+    reservation: Reservation,
+    /// By position.
+    parts: Vec<Part>,
+    id: DiskId,
+}
+
+/// A file in a mapping. It is locked against removal for as long as it is open.
+#[derive(Debug)]
+struct Part {
+    start: u64,
+    layer: Layer,
+    file: File,
+}
+
+impl ImageMapping {
+    /// Maps a layer's file.
+    ///
+    /// # Errors
+    /// It is missing, no regular file, of another size than recorded, or can't be mapped.
+    pub fn layer(layer: &Layer) -> Result<Self, DiskError> {
+        Self::new(vec![(0, layer.clone())], DiskId::from(&layer.digest))
+    }
+
+    /// Maps all files of a flat image.
+    ///
+    /// # Errors
+    /// As [`ImageMapping::layer`], for each of them.
+    pub fn flat(image: &FlatImage) -> Result<Self, DiskError> {
+        Self::new(image.files(), DiskId::from(&image.digest))
+    }
+
+    fn new(files: Vec<(u64, Layer)>, id: DiskId) -> Result<Self, DiskError> {
+        let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
+        let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
+        let parts = files.into_iter().map(|(start, layer)| Ok(Part { start, file: open_layer_file(&layer)?, layer }));
+        let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
+        let reserved = |source| DiskError::Reserve { bytes, source };
+        let reservation = Reservation::new(bytes).map_err(reserved)?;
+        for Part { start, layer, file } in &parts {
+            let failed = |source| DiskError::Map { path: layer.path.clone(), source };
+            reservation.map(*start, layer.bytes, file).map_err(failed)?;
+        }
+        reservation.keep_to_this_process().map_err(reserved)?;
+        Ok(Self { reservation, parts, id })
+    }
+
+    /// Host virtual address of the first byte, a multiple of 2 MiB. Mapped for as long as `self` lives.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.reservation.address as u64
+    }
+
+    /// Length in bytes, a multiple of 2 MiB.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.reservation.bytes as u64
+    }
+
+    /// What a disk of these files would have as its serial number.
+    #[must_use]
+    pub fn id(&self) -> DiskId {
+        self.id
+    }
+
+    /// The file that holds the byte at `offset`.
+    #[must_use]
+    pub fn file_at(&self, offset: u64) -> Option<&Layer> {
+        let part = &self.parts[..self.parts.partition_point(|part| part.start <= offset)].last()?;
+        (offset - part.start < part.layer.bytes.next_multiple_of(PAGE)).then_some(&part.layer)
+    }
+
+    /// A file that is shorter than it was when it was mapped, or can't be asked any more.
+    #[must_use]
+    pub fn cut_short(&self) -> Option<&Layer> {
+        let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.layer.bytes);
+        self.parts.iter().find(is_short).map(|part| &part.layer)
+    }
+}
+
+/// A range of addresses of this process that nobody else maps anything in.
+#[derive(Debug)]
+struct Reservation {
+    address: usize,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// Reserves `bytes`, a multiple of [`ALIGNMENT`], which read as zeros.
+    fn new(bytes: u64) -> io::Result<Self> {
+        let alignment = ALIGNMENT as usize;
+        let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let padded = bytes.checked_add(alignment).ok_or(io::ErrorKind::FileTooLarge)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: the kernel chooses unused addresses.
+        let raw = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_READ, flags, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let raw = raw.expose_provenance();
+        let address = raw.next_multiple_of(alignment);
+        unmap(raw, address - raw);
+        unmap(address + bytes, raw + padded - (address + bytes));
+        Ok(Self { address, bytes })
+    }
+
+    /// Maps the first `bytes` of `file` to `offset`.
+    fn map(&self, offset: u64, bytes: u64, file: &File) -> io::Result<()> {
+        let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
+        let inside = |(offset, bytes): &(usize, usize)| offset.checked_add(*bytes).is_some_and(|end| end <= self.bytes);
+        let (offset, bytes) = range.filter(inside).ok_or(io::ErrorKind::InvalidInput)?;
+        let at = ptr::with_exposed_provenance_mut(self.address + offset);
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        // SAFETY: the range lies in ours (rounded up to a page it still does, for ours is made of whole pages), in which
+        // nothing is in use: no reference to it is ever made, and no guest has it yet.
+        let mapped = unsafe { libc::mmap(at, bytes, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Neither children nor core dumps get any of it.
+    fn keep_to_this_process(&self) -> io::Result<()> {
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            let at = ptr::with_exposed_provenance_mut(self.address);
+            // SAFETY: the range is ours, and neither advice changes what it holds.
+            if unsafe { libc::madvise(at, self.bytes, advice) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap(self.address, self.bytes);
+    }
+}
+
+fn unmap(address: usize, bytes: usize) {
+    if bytes == 0 {
+        return;
+    }
+    // SAFETY: the callers own the range, and no reference to it was ever made.
+    if unsafe { libc::munmap(ptr::with_exposed_provenance_mut(address), bytes) } != 0 {
+        tracing::warn!(bytes, error = %io::Error::last_os_error(), "cannot unmap a layer");
+    }
+}
+
+#[cfg(test)]
+#[path = "mapping_test.rs"]
+mod tests;

@@ -1,0 +1,128 @@
+//! Guest-physical addresses for memory that devices bring, above all other memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestAddress;
+
+use crate::ByteSize;
+use crate::layout::AddressRange;
+
+/// What device memory begins at a multiple of: the unit in which Linux keeps track of memory on x86-64 (`SECTION_SIZE_BITS`),
+/// so that no two devices share one.
+const ALIGNMENT: u64 = 128 << 20;
+
+/// Hands out parts of [`crate::Layout::devices`].
+pub struct DeviceArea {
+    range: AddressRange,
+    /// End of what is taken, by its start.
+    taken: Mutex<BTreeMap<u64, u64>>,
+}
+
+/// There is no room for a device's memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no room for {wanted} of device memory in the guest's address space: there are {area}, less what is taken")]
+pub struct NoRoom {
+    /// What was asked for.
+    pub wanted: ByteSize,
+    /// What there is in all.
+    pub area: ByteSize,
+}
+
+/// Addresses that a device has; they are free again when this is dropped.
+pub struct DeviceMemory {
+    area: Arc<DeviceArea>,
+    start: u64,
+}
+
+impl DeviceArea {
+    /// All of `range`.
+    #[must_use]
+    pub fn new(range: AddressRange) -> Arc<Self> {
+        Arc::new(Self { range, taken: Mutex::default() })
+    }
+
+    /// Takes the lowest addresses at which there is room.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take(self: &Arc<Self>, wanted: ByteSize) -> Result<DeviceMemory, NoRoom> {
+        let mut taken = self.taken();
+        let end_at = |start: u64| start.checked_add(wanted.get());
+        let mut start = self.range.start().0.checked_next_multiple_of(ALIGNMENT);
+        for (&next, &end) in &*taken {
+            if start.and_then(end_at).is_some_and(|end| end <= next) {
+                break;
+            }
+            start = end.checked_next_multiple_of(ALIGNMENT);
+        }
+        let found = start.and_then(|start| Some((start, end_at(start)?)));
+        let (start, end) = found
+            .filter(|(_, end)| *end <= self.range.end().0)
+            .ok_or(NoRoom { wanted, area: ByteSize::bytes(self.range.bytes()) })?;
+        taken.insert(start, end);
+        Ok(DeviceMemory { area: self.clone(), start })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DeviceMemory {
+    /// First address; a multiple of 128 MiB.
+    #[must_use]
+    pub fn start(&self) -> GuestAddress {
+        GuestAddress(self.start)
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.area.taken().remove(&self.start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layout, LayoutSpec};
+
+    const GIB: u64 = 1 << 30;
+
+    /// From 5 GiB to 64 GiB.
+    fn area() -> Arc<DeviceArea> {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![], 36)).unwrap();
+        DeviceArea::new(layout.devices())
+    }
+
+    #[test]
+    fn neighbours_share_no_section() {
+        let area = area();
+        let taken: Vec<_> = [2, 130, 128, 2].map(|mib| area.take(ByteSize::mib(mib)).unwrap()).into();
+        let starts: Vec<_> = taken.iter().map(|memory| (memory.start().0 - 5 * GIB) >> 20).collect();
+        assert_eq!(starts, [0, 128, 384, 512]);
+    }
+
+    #[test]
+    fn what_was_given_back_is_taken_again() {
+        let area = area();
+        let mut taken: Vec<_> = (0..3).map(|_| area.take(ByteSize::mib(256)).unwrap()).collect();
+        let middle = taken.remove(1).start();
+        assert_eq!(area.take(ByteSize::mib(258)).unwrap().start().0, 5 * GIB + (768 << 20), "the gap is too small");
+        assert_eq!(area.take(ByteSize::mib(256)).unwrap().start(), middle);
+    }
+
+    #[test]
+    fn a_full_area_says_so() {
+        let area = area();
+        let most = area.take(ByteSize::gib(59)).unwrap();
+        let error = area.take(ByteSize::mib(2)).map(|memory| memory.start()).unwrap_err();
+        assert!(error.to_string().contains("2 MiB") && error.to_string().contains("59 GiB"), "{error}");
+        drop(most);
+        for wanted in [ByteSize::bytes(59 * GIB + 1), ByteSize::bytes(u64::MAX)] {
+            assert!(area.take(wanted).is_err(), "{wanted}");
+        }
+        assert!(area.take(ByteSize::gib(59)).is_ok());
+    }
+}

@@ -1,0 +1,305 @@
+//! Images: how they get into the guest, and in which shape.
+//!
+//! Disks are there before it is known what the guest's kernel can do. Where it can't mount a flat image, and the caller did not
+//! ask for one, the layers come after the fact, as disks that are attached while the VM runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bellows_block::DiskError;
+use bellows_protocol::values::{ImageId, MAX_LAYERS};
+
+use crate::agent::AgentError;
+use crate::config::{ConfigError, ImageConfig, Shape, Transport};
+use crate::hotplug::{AddError, DiskState, Disks, HotplugError, Opened, serial_of};
+use crate::virtio_bus::VirtioBus;
+use crate::vm::{NotRunning, Vm};
+
+/// First kernel that finds the layers of a flat image on its one disk.
+const FLAT_KERNEL: (u32, u32) = (6, 4);
+
+/// An image of a VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ImageInfo {
+    /// What instances call it.
+    pub id: ImageId,
+    /// How its layers are put together.
+    pub shape: Shape,
+    /// How its disks reach the guest.
+    pub transport: Transport,
+    /// Serial numbers of its disks, the lowest layer's first.
+    pub disks: Vec<String>,
+    /// Whether instances can run it.
+    pub mounted: bool,
+}
+
+/// Why an image can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its configuration can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no such image.
+    #[error("the VM has no image `{0}`")]
+    Unknown(ImageId),
+    /// There is one already.
+    #[error("the VM has an image `{0}` already")]
+    Exists(ImageId),
+    /// The guest can't have it as it is wanted.
+    #[error(
+        "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
+        FLAT_KERNEL.0,
+        FLAT_KERNEL.1,
+        if *layers > MAX_LAYERS { format!(", and {layers} layers are too many for another shape") } else { String::new() }
+    )]
+    Flat {
+        /// The image.
+        image: ImageId,
+        /// Release of the guest's kernel.
+        kernel: String,
+        /// How many layers the image has.
+        layers: usize,
+    },
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// Its disks could not be attached or detached.
+    #[error(transparent)]
+    Disks(#[from] HotplugError),
+    /// The agent failed.
+    #[error("cannot {action} image {image}")]
+    Agent {
+        /// What was to be done.
+        action: &'static str,
+        /// The image.
+        image: ImageId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+}
+
+/// All images of a VM, by name. Changes hold [`Disks::change`].
+#[derive(Default)]
+pub(crate) struct Images(Mutex<BTreeMap<ImageId, Entry>>);
+
+#[derive(Clone)]
+struct Entry {
+    config: ImageConfig,
+    shape: Shape,
+    /// Serial numbers of its disks.
+    disks: Vec<String>,
+    mounted: bool,
+}
+
+impl Images {
+    /// Puts the disks of images on the bus, before the guest boots.
+    pub(crate) fn add_all(&self, bus: &VirtioBus, disks: &Disks, images: &[ImageConfig]) -> Result<(), AddError> {
+        for config in images {
+            let shape = config.first_shape();
+            let serials = place(config, shape, bus, disks, DiskState::Attached)?;
+            let entry = Entry { config: config.clone(), shape, disks: serials, mounted: false };
+            self.table().insert(config.id.clone(), entry);
+        }
+        Ok(())
+    }
+
+    fn get(&self, id: &ImageId) -> Option<Entry> {
+        self.table().get(id).cloned()
+    }
+
+    fn set(&self, entry: Entry) {
+        self.table().insert(entry.config.id.clone(), entry);
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<ImageId, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
+/// can't be added, none is. Layers of one digest are one layer, whichever store they come from.
+fn place(
+    config: &ImageConfig,
+    shape: Shape,
+    bus: &VirtioBus,
+    disks: &Disks,
+    state: DiskState,
+) -> Result<Vec<String>, AddError> {
+    let (mut serials, mut added) = (Vec::new(), Vec::new());
+    let transport = config.transport;
+    let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
+        if disks.find(&serial).is_none_or(|known| known.transport != transport) {
+            added.push(disks.add(bus, open()?, state)?);
+        }
+        serials.push(serial);
+        Ok(())
+    };
+    let result = match (shape, config.flat_image()) {
+        (Shape::Flat, Some(flat)) => add(serial_of(&flat.digest), &|| Opened::flat(&flat, transport)),
+        _ => {
+            let mut layers = config.layers.iter();
+            layers.try_for_each(|layer| add(serial_of(&layer.digest), &|| Opened::layer(layer, transport)))
+        }
+    };
+    match result {
+        Ok(()) => Ok(serials),
+        Err(error) => {
+            for disk in added {
+                if let Err(error) = disks.remove(bus, &disk) {
+                    tracing::error!(disk = disk.serial, %error, "half an image stays on the bus");
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+impl Vm {
+    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
+    /// configuration says otherwise.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn mount_image(&self, id: &ImageId, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        let _change = self.disks.change();
+        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        let shape = self.shape(&entry.config)?;
+        let entry = if shape == entry.shape { entry } else { self.reshape(entry, shape, timeout)? };
+        self.mount(entry)
+    }
+
+    /// Adds an image while the VM runs, and makes it ready for instances.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]).
+    pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        config.check("image")?;
+        let _change = self.disks.change();
+        if self.images.get(&config.id).is_some() {
+            return Err(ImageError::Exists(config.id.clone()));
+        }
+        let shape = self.shape(config)?;
+        let disks = self.place_and_bind(config, shape, timeout)?;
+        let entry = Entry { config: config.clone(), shape, disks, mounted: false };
+        self.images.set(entry.clone());
+        self.mount(entry)
+    }
+
+    /// Takes an image that no instance runs out of the VM, and with it the disks that no other image has.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; disks that could not be detached are there without the image.
+    pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
+        let _change = self.disks.change();
+        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if entry.mounted {
+            let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
+            self.agent()?.unmount_image(id.as_str()).map_err(failed)?;
+        }
+        self.images.table().remove(id);
+        self.detach_unused(entry.disks, timeout)
+    }
+
+    /// The images there are, by name.
+    #[must_use]
+    pub fn images(&self) -> Vec<ImageInfo> {
+        self.images.table().values().cloned().map(ImageInfo::from).collect()
+    }
+
+    /// The shape that an image gets in this guest.
+    fn shape(&self, config: &ImageConfig) -> Result<Shape, ImageError> {
+        let kernel = self.guest()?.kernel_release.as_str();
+        let layers = config.layers.len();
+        match (config.first_shape(), can_mount_flat(kernel)) {
+            (Shape::Flat, false) if config.shape.is_some() || layers > MAX_LAYERS => {
+                Err(ImageError::Flat { image: config.id.clone(), kernel: kernel.into(), layers })
+            }
+            (Shape::Flat, false) => Ok(Shape::Layers),
+            (shape, _) => Ok(shape),
+        }
+    }
+
+    /// Replaces the disks of an image by those of another shape.
+    fn reshape(&self, entry: Entry, shape: Shape, timeout: Duration) -> Result<Entry, ImageError> {
+        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
+        let disks = self.place_and_bind(&entry.config, shape, timeout)?;
+        let old = entry.disks;
+        let entry = Entry { shape, disks, ..Entry { disks: Vec::new(), ..entry } };
+        self.images.set(entry.clone());
+        self.detach_unused(old, timeout)?;
+        Ok(entry)
+    }
+
+    fn place_and_bind(&self, config: &ImageConfig, shape: Shape, timeout: Duration) -> Result<Vec<String>, ImageError> {
+        let agent = self.agent()?;
+        let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound);
+        let serials = placed.map_err(HotplugError::from)?;
+        // Some may be left of an attempt that took too long.
+        let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
+        let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
+        self.disks.bind(agent, &unbound, timeout)?;
+        Ok(serials)
+    }
+
+    fn detach_unused(&self, serials: Vec<String>, timeout: Duration) -> Result<(), ImageError> {
+        for serial in serials {
+            let used = self.images.table().values().any(|entry| entry.disks.contains(&serial));
+            if !used {
+                self.disks.detach(self.agent()?, &self.bus, &serial, timeout)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mount(&self, entry: Entry) -> Result<ImageInfo, ImageError> {
+        let image = &entry.config.id;
+        let disk = |serial: &String| self.disks.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.clone()));
+        let disks = entry.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
+        let failed = |source| ImageError::Agent { action: "mount", image: image.clone(), source };
+        self.agent()?.mount_image(image.as_str(), &disks).map_err(failed)?;
+        let entry = Entry { mounted: true, ..entry };
+        self.images.set(entry.clone());
+        Ok(entry.into())
+    }
+}
+
+impl From<Entry> for ImageInfo {
+    fn from(entry: Entry) -> Self {
+        let transport = entry.config.transport;
+        Self { id: entry.config.id, shape: entry.shape, transport, disks: entry.disks, mounted: entry.mounted }
+    }
+}
+
+/// Whether a kernel of this release mounts flat images; one that can't be told does not.
+fn can_mount_flat(release: &str) -> bool {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= FLAT_KERNEL,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flat_images_need_a_kernel_that_finds_their_layers() {
+        for release in ["6.4.0", "6.4-rc1", "6.12.48-bellows", "7.0", "6.12.90+deb13.1-cloud-amd64", "10.1"] {
+            assert!(can_mount_flat(release), "{release}");
+        }
+        for release in ["6.3.13", "6.1.0-18-amd64", "5.16.0", "4.19", "", "6", "six.four", "6.99999999999999"] {
+            assert!(!can_mount_flat(release), "{release}");
+        }
+    }
+
+    #[test]
+    fn an_old_kernel_is_named() {
+        let error =
+            |layers| ImageError::Flat { image: "i".parse().unwrap(), kernel: "6.1.0".into(), layers }.to_string();
+        assert_eq!(error(3), "image i can't be flat: that needs Linux 6.4 or later in the guest, which has \"6.1.0\"");
+        assert!(error(129).ends_with("129 layers are too many for another shape"), "{}", error(129));
+    }
+}
