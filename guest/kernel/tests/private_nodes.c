@@ -537,32 +537,6 @@ static void test_resize(void)
 	}
 }
 
-/* How long per-CPU free lists of the node may get at the moment: the longest. */
-static long list_limit(int node)
-{
-	static char text[65536];
-	long limit = -1;
-	char start[32], *line;
-	int fd = open("/proc/zoneinfo", O_RDONLY), here = 0;
-	ssize_t length = 0, got;
-
-	/* It comes a page at a time. */
-	while ((got = read(fd, text + length, sizeof(text) - 1 - length)) > 0)
-		length += got;
-	close(fd);
-	text[length] = 0;
-	snprintf(start, sizeof(start), "Node %d,", node);
-	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
-		long value;
-
-		if (!strncmp(line, "Node ", 5))
-			here = !strncmp(line, start, strlen(start));
-		if (here && sscanf(line, " high: %ld", &value) == 1 && value > limit)
-			limit = value;
-	}
-	return limit;
-}
-
 /* Parking waits until those are empty: they do not grow with the node. */
 static void test_lists(void)
 {
@@ -575,7 +549,7 @@ static void test_lists(void)
 			return;
 		/* A list has a limit from its first use on. */
 		use_and_leave(FIRST);
-		limits[i] = list_limit(FIRST->node);
+		limits[i] = list_pages(FIRST->node, "high", false);
 		instance_end(FIRST, "subject", 5);
 	}
 	note("per-CPU lists have up to %ld pages with 256 MiB, %ld with 8 GiB", limits[0], limits[1]);
