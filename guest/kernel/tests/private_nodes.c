@@ -753,6 +753,7 @@ static void test_content(void)
 static void test_stock(void)
 {
 	long zeroed = vmstat("contig_alloc_zeroed"), init_on_alloc;
+	double end = now() + 20;
 	char node[8];
 
 	snprintf(node, sizeof(node), "%d", FIRST->node);
@@ -764,7 +765,9 @@ static void test_stock(void)
 	cgroup_remove("stock");
 	/* Part of it, which is unplugged in parts of memory blocks. */
 	request(FIRST, 130 * MIB);
-	check(await_state(FIRST, "online", 20));
+	while (stat_of(FIRST, "plugged_bytes") != 130 * (long)MIB && now() < end)
+		pause_ms(10);
+	check_is(stat_of(FIRST, "plugged_bytes"), 130 * MIB);
 	init_on_alloc = strstr(read_text("/proc/cmdline"), "init_on_alloc=1") != NULL;
 	zeroed = vmstat("contig_alloc_zeroed") - zeroed;
 	check(init_on_alloc ? zeroed >= (long)(2 * MIB / PAGE) : !zeroed);
