@@ -310,6 +310,34 @@ long node_pages(int node, const char *key)
 	return line ? atol(line + strlen(start)) / 4 : 0;
 }
 
+long list_pages(int node, const char *key, bool sum)
+{
+	static char text[65536];
+	char start[32], format[32], *line;
+	int fd = open("/proc/zoneinfo", O_RDONLY | O_CLOEXEC), here = 0;
+	ssize_t length = 0, got;
+	long pages = 0, value;
+
+	/* It comes a page at a time. */
+	while ((got = read(fd, text + length, sizeof(text) - 1 - length)) > 0)
+		length += got;
+	close(fd);
+	text[length] = 0;
+	snprintf(start, sizeof(start), "Node %d,", node);
+	snprintf(format, sizeof(format), " %s: %%ld", key);
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		if (!strncmp(line, "Node ", 5))
+			here = !strncmp(line, start, strlen(start));
+		if (!here || sscanf(line, format, &value) != 1)
+			continue;
+		if (sum)
+			pages += value;
+		else if (value > pages)
+			pages = value;
+	}
+	return pages;
+}
+
 int cgroup_create(const char *name, int node)
 {
 	char path[256], text[16];
