@@ -773,7 +773,7 @@ static void test_stock(void)
 	while (stat_of(FIRST, "plugged_bytes") != 130 * (long)MIB && now() < end)
 		pause_ms(10);
 	check_is(stat_of(FIRST, "plugged_bytes"), 130 * MIB);
-	init_on_alloc = strstr(read_text("/proc/cmdline"), "init_on_alloc=1") != NULL;
+	init_on_alloc = !strstr(read_text("/proc/cmdline"), "init_on_alloc=0");
 	zeroed = vmstat("contig_alloc_zeroed") - zeroed;
 	check(init_on_alloc ? zeroed >= (long)(2 * MIB / PAGE) : !zeroed);
 	check(unplug(FIRST, 20));
