@@ -6,3 +6,31 @@ pub mod exits;
 pub mod load;
 pub mod reclaim;
 pub mod smaps;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+/// Prints a line of a program's results.
+///
+/// # Errors
+/// Nobody reads it.
+pub fn print(line: &impl Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, line)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// How the program of the benchmark `name` ends; says why where that is not well.
+pub fn end(name: &str, result: Result<(), impl fmt::Display>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench {name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

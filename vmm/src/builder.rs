@@ -40,8 +40,7 @@ const FIXED_DEVICES: usize = 2;
 /// use std::time::Duration;
 /// use bellows_vmm::{ByteSize, InstanceSpec, Output, PartitionId, VmBuilder};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let image: bellows_vmm::ImageConfig = todo!();
+/// # fn run(image: bellows_vmm::ImageConfig) -> Result<(), Box<dyn std::error::Error>> {
 /// # let partition = PartitionId::new(1).ok_or("a number")?;
 /// let limit = Duration::from_secs(30);
 /// let vm = VmBuilder::new("vmlinux", ByteSize::mib(512))

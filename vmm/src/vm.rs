@@ -169,8 +169,8 @@ impl Vm {
     }
 
     /// Bytes of host memory under guest memory: base memory and what is plugged. What the guest's kernel keeps about images
-    /// over virtio-pmem lies in base memory and is counted; their files are the host's page cache, and are not. Asks the kernel page by page, for about
-    /// 20 ms where 8 GiB are there in small pages; an unplug may wait that long.
+    /// over virtio-pmem lies in base memory and is counted; their files are the host's page cache, and are not. Asks the
+    /// kernel page by page, for about 20 ms where 8 GiB are there in small pages; an unplug may wait that long.
     ///
     /// # Errors
     /// The kernel can't tell.

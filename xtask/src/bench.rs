@@ -3,6 +3,7 @@
 mod boot;
 mod load;
 mod plot;
+mod program;
 mod reclaim;
 mod statistics;
 

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestMemoryBackend as _, VolatileSlice};
 
 use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, part, total};
+use super::device::read_bytes;
 use super::worker::{Chain, QueueHandler, QueueWorker};
 use super::{ActivateError, Activation, VirtioDevice};
 
@@ -79,11 +80,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let start = usize::try_from(offset).map_or(CONFIG_SIZE, |offset| offset.min(CONFIG_SIZE));
-        let known = data.len().min(CONFIG_SIZE - start);
-        data[..known].copy_from_slice(&config[start..start + known]);
-        data[known..].fill(0);
+        read_bytes(&self.config(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -9,6 +9,14 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::event_loop::EventLoopHandle;
 use crate::interrupt::Interrupt;
 
+/// Fills `data` from `config` at `offset`, as [`VirtioDevice::read_config`] has to: bytes beyond it read as zeros.
+pub(super) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let config = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    let known = config.len().min(data.len());
+    data[..known].copy_from_slice(&config[..known]);
+    data[known..].fill(0);
+}
+
 /// A virtio device, VIRTIO 1.2 section 2, without its transport.
 ///
 /// The transport owns status, feature negotiation, queue set-up and interrupts; the device owns its configuration space

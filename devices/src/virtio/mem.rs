@@ -15,6 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::device::read_bytes;
 use super::mem_request::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, config, encode, parse};
 use super::worker::{Chain, OnLoop, next_chain};
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
@@ -100,11 +101,7 @@ impl VirtioDevice for Mem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = config(self.memory.window(), &self.memory.report());
-        let config = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-        let known = config.len().min(data.len());
-        data[..known].copy_from_slice(&config[..known]);
-        data[known..].fill(0);
+        read_bytes(&config(self.memory.window(), &self.memory.report()), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -7,6 +7,7 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::device::read_bytes;
 use super::worker::{Chain, QueueHandler, QueueWorker};
 use super::{ActivateError, Activation, VirtioDevice};
 
@@ -54,10 +55,7 @@ impl VirtioDevice for Pmem {
         let mut config = [0; CONFIG_SIZE];
         config[..8].copy_from_slice(&self.start.0.to_le_bytes());
         config[8..].copy_from_slice(&self.bytes.to_le_bytes());
-        let start = usize::try_from(offset).map_or(CONFIG_SIZE, |offset| offset.min(CONFIG_SIZE));
-        let known = data.len().min(CONFIG_SIZE - start);
-        data[..known].copy_from_slice(&config[start..start + known]);
-        data[known..].fill(0);
+        read_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -4,12 +4,11 @@
 mod launch;
 mod trace;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bellows_tests::bench::boot::{Boot, Line, Monitor, Traced};
-use bellows_tests::bench::exits;
 use bellows_tests::bench::smaps::Overhead;
+use bellows_tests::bench::{self, exits, print};
 
 use crate::launch::{Guest, Launcher};
 use crate::trace::Tracer;
@@ -20,13 +19,7 @@ const TRACED: usize = 3;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench boot: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("boot", run())
 }
 
 fn run() -> Result<()> {
@@ -61,11 +54,4 @@ fn run() -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn print(line: &Line) -> Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, line)?;
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
 }

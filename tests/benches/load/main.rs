@@ -7,13 +7,13 @@ mod function;
 mod guest;
 mod pool;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_tests::bench::load::{Arrival, Line, Provision, Ran, arrivals};
+use bellows_tests::bench::{self, print};
 
 use crate::common::{Image, Result};
 use crate::guest::Guest;
@@ -24,13 +24,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const SEED: u64 = 0x5eed_ba11;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench load: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("load", run())
 }
 
 fn run() -> Result<()> {
@@ -71,7 +65,7 @@ fn replay(guest: &Guest, arrivals: &[Arrival]) -> Result<()> {
             .map(|(number, arrival)| {
                 scope.spawn(move || {
                     thread::sleep(arrival.at.saturating_sub(start.elapsed()));
-                    print(&Line::Ran(one(guest, number, arrival, start)?))
+                    Ok(print(&Line::Ran(one(guest, number, arrival, start)?))?)
                 })
             })
             .collect();
@@ -95,11 +89,4 @@ fn one(guest: &Guest, number: usize, arrival: &Arrival, start: Instant) -> Resul
 
 fn joined(thread: thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
-}
-
-fn print(line: &Line) -> Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, line)?;
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
 }

@@ -8,22 +8,16 @@ mod guest;
 mod neighbour;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
+use bellows_tests::bench;
 use bellows_tests::bench::reclaim::{Group, Mode, Wanted};
 
 use crate::common::{Image, Result};
 use crate::guest::Guest;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench reclaim: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("reclaim", run())
 }
 
 fn run() -> Result<()> {
@@ -62,10 +56,7 @@ fn take_turns(guests: &mut BTreeMap<Mode, Guest>, group: Group, mut wanted: Vec<
             let sample = cycle::run(guest, group, wanted.watched > 0)?;
             wanted.samples -= 1;
             wanted.watched = wanted.watched.saturating_sub(1);
-            let mut out = io::stdout().lock();
-            serde_json::to_writer(&mut out, &sample)?;
-            out.write_all(b"\n")?;
-            out.flush()?;
+            bench::print(&sample)?;
         }
     }
     Ok(())

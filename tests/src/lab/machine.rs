@@ -11,6 +11,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 use super::{Error, wire};
 
 /// What the emulated host is made of.
@@ -136,25 +139,14 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
 /// other threads add to the same set of pending interrupts. Where they run side by side, an interrupt of the emulated host is
 /// lost now and then, or one is made up for a guest: the host stands still, or a guest dies.
 fn stay_on_one_processor() -> io::Result<()> {
-    // SAFETY: all zeroes is the empty set.
-    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let size = size_of_val(&allowed);
-    // SAFETY: `allowed` lives through the call and is as large as said.
-    if unsafe { libc::sched_getaffinity(0, size, &mut allowed) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the indices are within the set.
-    let is_allowed = |processor: &usize| unsafe { libc::CPU_ISSET(*processor, &allowed) };
-    let processors = || (0..8 * size).filter(is_allowed);
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let processors = || (0..CpuSet::count()).filter(|processor| allowed.is_set(*processor) == Ok(true));
     let turn = std::process::id() as usize % processors().count().max(1);
-    let Some(mine) = processors().nth(turn) else { return Ok(()) };
-    // SAFETY: all zeroes is the empty set.
-    let mut only: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the index was in a set of the same size.
-    unsafe { libc::CPU_SET(mine, &mut only) };
-    // SAFETY: `only` lives through the call and is as large as said.
-    if unsafe { libc::sched_setaffinity(0, size, &only) } != 0 {
-        return Err(io::Error::last_os_error());
+    let mut only = CpuSet::new();
+    if let Some(mine) = processors().nth(turn) {
+        only.set(mine)?;
+        sched_setaffinity(this, &only)?;
     }
     Ok(())
 }

@@ -3,15 +3,13 @@
 mod report;
 
 use bellows_tests::bench::boot::Line;
-use bellows_tests::lab::Host;
+use bellows_tests::lab::LabBuilder;
 
-use crate::artefacts::Artefacts;
-use crate::cache::Cache;
-use crate::error::{Error, Result};
-use crate::kvm_host::KvmHost;
-use crate::{packages, workspace};
+use crate::error::Result;
+use crate::packages;
 
 use self::report::Report;
+use super::program::Program;
 use super::statistics::ms;
 
 /// The peer, and where its firmware lies.
@@ -26,28 +24,15 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
-    let host = Host::detect();
-    eprintln!("host: {host}");
     packages::ensure(&[packages::BENCH], install)?;
-    let cache = Cache::open()?;
-    let artefacts = Artefacts::build(&cache, host, install)?;
-    let program = workspace::benchmark("boot")?;
-    let kvm_host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program), |lab| {
-        lab.program(QEMU, QEMU).file(QEMU_FIRMWARE, QEMU_FIRMWARE)
-    })?;
+    let program = Program::build("boot", install)?;
     let mut lines = Vec::new();
-    let code = kvm_host.run(&program, &[&options.rounds.to_string()], |line| match serde_json::from_str(line) {
-        Ok(line) => {
-            lines.push(line);
-            tell(&lines);
-        }
-        Err(_) => eprintln!("{line}"),
+    let furnish = |lab: LabBuilder| lab.program(QEMU, QEMU).file(QEMU_FIRMWARE, QEMU_FIRMWARE);
+    program.run(&[&options.rounds.to_string()], furnish, |line| {
+        lines.push(line);
+        tell(&lines);
     })?;
-    kvm_host.stop()?;
-    if code != 0 {
-        return Err(Error::other(format!("the benchmark ended with exit code {code}")));
-    }
-    let report = Report::new(host, &lines)?;
+    let report = Report::new(program.host, &lines)?;
     super::keep("boot.json", &report)?;
     print!("{report}");
     Ok(())

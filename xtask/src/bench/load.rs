@@ -3,15 +3,11 @@
 mod report;
 
 use bellows_tests::bench::load::Line;
-use bellows_tests::lab::Host;
 
-use crate::artefacts::Artefacts;
-use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::kvm_host::KvmHost;
-use crate::workspace;
 
 use self::report::Report;
+use super::program::Program;
 use super::statistics::ms;
 
 #[derive(Debug, clap::Args)]
@@ -25,27 +21,18 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
-    let host = Host::detect();
-    eprintln!("host: {host}");
-    let cache = Cache::open()?;
-    let artefacts = Artefacts::build(&cache, host, install)?;
-    let program = workspace::benchmark("load")?;
-    let kvm_host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program), |lab| lab)?;
+    let program = Program::build("load", install)?;
     let arguments = [(options.minutes * 60_000).to_string(), options.gap.to_string()];
     let mut lines = Vec::new();
-    let code =
-        kvm_host.run(&program, &arguments.each_ref().map(String::as_str), |text| match serde_json::from_str(text) {
-            Ok(line) => {
-                tell(&line);
-                lines.push(line);
-            }
-            Err(_) => eprintln!("{text}"),
-        })?;
-    kvm_host.stop()?;
-    if code != 0 {
-        return Err(Error::other(format!("the benchmark ended with exit code {code}")));
-    }
-    let report = Report::new(host, options.gap, &lines);
+    program.run(
+        &arguments.each_ref().map(String::as_str),
+        |lab| lab,
+        |line| {
+            tell(&line);
+            lines.push(line);
+        },
+    )?;
+    let report = Report::new(program.host, options.gap, &lines);
     super::keep("load.json", &report)?;
     let page = super::directory()?.join("load.html");
     std::fs::write(&page, report::html(&report)).map_err(Error::at(&page))?;

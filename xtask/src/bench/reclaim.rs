@@ -5,16 +5,13 @@ mod report;
 mod samples;
 
 use bellows_tests::bench::reclaim::{Group, Load, Mode, Sample, Wanted};
-use bellows_tests::lab::Host;
 
-use crate::artefacts::Artefacts;
-use crate::cache::{Cache, Key};
+use crate::cache::Key;
 use crate::error::{Error, Result};
-use crate::kvm_host::KvmHost;
-use crate::workspace;
 
 use self::report::Report;
 use self::samples::Samples;
+use super::program::Program;
 use super::statistics::ms;
 
 /// Samples of which the speed of a busy neighbour is taken, which makes them long.
@@ -93,44 +90,34 @@ impl Options {
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
-    let host = Host::detect();
-    eprintln!("host: {host}");
-    let cache = Cache::open()?;
-    let artefacts = Artefacts::build(&cache, host, install)?;
-    let program = workspace::benchmark("reclaim")?;
+    let program = Program::build("reclaim", install)?;
     let key = Key::default()
-        .with("host", host.to_string())
-        .with_file(&artefacts.kernel)?
-        .with_file(&artefacts.initramfs)?
-        .with_file(&program)?;
+        .with("host", program.host.to_string())
+        .with_file(&program.artefacts.kernel)?
+        .with_file(&program.artefacts.initramfs)?
+        .with_file(&program.path)?;
     let path = super::directory()?.join("reclaim.samples");
     let mut samples = Samples::open(&path, &key)?;
     let wanted = options.wanted(&samples);
     if !wanted.is_empty() {
-        eprintln!(
-            "{} samples are there, {} to come",
-            samples.all().len(),
-            wanted.iter().map(|row| row.samples).sum::<u32>()
-        );
+        let to_come = wanted.iter().map(|row| row.samples).sum::<u32>();
+        eprintln!("{} samples are there, {to_come} to come", samples.all().len());
         let json = serde_json::to_string(&wanted).map_err(|error| Error::other(error.to_string()))?;
-        let kvm_host = KvmHost::start(host, &cache, &artefacts, std::slice::from_ref(&program), |lab| lab)?;
         let mut kept = Ok(());
-        let code = kvm_host.run(&program, &[&json], |line| match serde_json::from_str::<Sample>(line) {
-            Ok(sample) => {
+        let ran = program.run(
+            &[&json],
+            |lab| lab,
+            |sample: Sample| {
                 tell(&sample);
                 if kept.is_ok() {
                     kept = samples.add(sample);
                 }
-            }
-            Err(_) => eprintln!("{line}"),
-        })?;
-        kvm_host.stop()?;
+            },
+        );
         kept?;
-        if code != 0 {
-            return Err(Error::other(format!("the benchmark ended with exit code {code}; run it again to go on")));
-        }
+        ran.map_err(|error| Error::other(format!("{error}; run it again to go on")))?;
     }
-    let report = Report::new(host, samples.all());
+    let report = Report::new(program.host, samples.all());
     super::keep("reclaim.json", &report)?;
     let page = super::directory()?.join("reclaim.html");
     std::fs::write(&page, page::html(&report, samples.all())).map_err(Error::at(&page))?;

@@ -15,6 +15,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use self::handler::Handler;
 use self::listener::HostListener;
+use super::device::read_bytes;
 use super::worker::OnLoop;
 use super::{ActivateError, Activation, VirtioDevice};
 
@@ -93,11 +94,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.guest_cid).to_le_bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
-        let known = data.len().min(config.len() - start);
-        data[..known].copy_from_slice(&config[start..start + known]);
-        data[known..].fill(0);
+        read_bytes(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
