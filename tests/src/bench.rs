@@ -3,6 +3,7 @@
 
 pub mod boot;
 pub mod exits;
+pub mod layers;
 pub mod load;
 pub mod reclaim;
 pub mod smaps;

@@ -5,6 +5,7 @@
 
 mod diff;
 mod function;
+pub mod layers;
 mod layout;
 
 use std::fs;

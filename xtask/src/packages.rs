@@ -58,6 +58,7 @@ pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
     package("uidmap", "lets mmdebstrap work without root"),
     package("erofs-utils", "checks what the layer store writes"),
+    package("e2fsprogs", "makes the disks that shared layers are compared with"),
 ];
 
 /// What Bellows is measured against.

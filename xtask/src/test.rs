@@ -1,11 +1,13 @@
 //! `cargo xtask test`: everything that must pass, in one command that ends with a count.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bellows_tests::bench::layers::Way;
 use bellows_tests::lab::{Host, LabBuilder};
 
 use crate::artefacts::Artefacts;
+use crate::bench::layers;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::kvm_host::KvmHost;
@@ -17,6 +19,10 @@ const FUZZ_SECONDS: u64 = 5;
 /// Test programs that need KVM, by package.
 const WITH_KVM: [(&str, &str); 2] = [("bellows-vmm", "machine"), END_TO_END];
 const END_TO_END: (&str, &str) = ("bellows-tests", "e2e");
+
+/// VMs of one image that run side by side, and how it reaches them; `cargo xtask bench layers` is for more.
+const SHARING_VMS: u32 = 8;
+const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
 
 /// How many checks passed and failed so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -95,34 +101,51 @@ pub fn run(install: bool) -> Result<()> {
             tally.add(fuzz::run_target(&target, FUZZ_SECONDS));
         }
     }
-    with_kvm(&mut tally, &[], &["--skip=stress::"], install);
+    with_kvm(&mut tally, &[], &["--skip=stress::"], true, install);
     tally.conclude()
 }
 
 /// Runs the tests that need KVM whose names contain `name`, with these variables in their environment.
 pub fn run_with_kvm(environment: &[(&'static str, String)], name: &str, install: bool) -> Result<()> {
     let mut tally = Tally::default();
-    with_kvm(&mut tally, environment, &["--nocapture", name], install);
+    with_kvm(&mut tally, environment, &["--nocapture", name], false, install);
     tally.conclude()
 }
 
-/// The tests that need KVM, here or in the lab. `arguments` go to each test program.
-fn with_kvm(tally: &mut Tally, environment: &[(&'static str, String)], arguments: &[&str], install: bool) {
+/// The tests that need KVM, here or in the lab, and if wanted a look at what VMs share. `arguments` go to each test program.
+fn with_kvm(
+    tally: &mut Tally,
+    environment: &[(&'static str, String)],
+    arguments: &[&str],
+    sharing: bool,
+    install: bool,
+) {
     let host = Host::detect();
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
         let build = |(package, name)| workspace::test_program(package, name);
-        let programs = WITH_KVM.into_iter().map(build).collect::<Result<Vec<_>>>()?;
-        Ok((cache, artefacts, programs))
+        let tests = WITH_KVM.into_iter().map(build).collect::<Result<Vec<_>>>()?;
+        let shared = if sharing {
+            Some((workspace::benchmark(layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
+        } else {
+            None
+        };
+        Ok((cache, artefacts, tests, shared))
     });
-    let Some((cache, artefacts, programs)) = tally.add(prepared) else { return };
+    let Some((cache, artefacts, tests, shared)) = tally.add(prepared) else { return };
     eprintln!("tests that need KVM, host: {host}");
-    let result = KvmHost::start(host, &cache, &artefacts, &programs, furnish).and_then(|host| {
-        let host = environment.iter().fold(host, |host, (variable, value)| host.env(variable, value));
-        for program in &programs {
-            run_program(tally, &host, program, arguments)?;
+    let programs: Vec<PathBuf> = tests.iter().chain(shared.iter().map(|(program, _)| program)).cloned().collect();
+    let furnish = |lab| shared.iter().fold(furnish(lab), |lab, (_, inputs)| inputs.furnish(lab));
+    let result = KvmHost::start(host, &cache, &artefacts, &programs, furnish).and_then(|kvm_host| {
+        let kvm_host = environment.iter().fold(kvm_host, |host, (variable, value)| host.env(variable, value));
+        for program in &tests {
+            run_program(tally, &kvm_host, program, arguments)?;
         }
-        host.stop()
+        if let Some((program, inputs)) = &shared {
+            let arguments = inputs.arguments(host, SHARING_VMS, 0, &SHARING_WAYS);
+            tally.add(check_sharing(&kvm_host, program, &arguments, host));
+        }
+        kvm_host.stop()
     });
     if let Err(error) = result {
         tally.add::<()>(Err(error));
@@ -143,6 +166,23 @@ fn run_program(tally: &mut Tally, host: &KvmHost, program: &Path, arguments: &[&
         tally.add::<()>(Err(Error::other(format!("{} ended with exit code {code}", program.display()))));
     }
     Ok(())
+}
+
+/// Some VMs of one image must read hardly more from the disk than one does, whichever way the image reaches them.
+fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], host: Host) -> Result<()> {
+    let mut lines = Vec::new();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let code = kvm_host.run(program, &arguments, |line| match serde_json::from_str(line) {
+        Ok(line) => lines.push(line),
+        Err(_) => eprintln!("{line}"),
+    })?;
+    let report = layers::Report::new(host, &lines);
+    eprint!("{report}");
+    match (code, report.shortfalls()) {
+        (0, shortfalls) if shortfalls.is_empty() => Ok(()),
+        (0, shortfalls) => Err(Error::other(shortfalls.join("\n"))),
+        (code, _) => Err(Error::other(format!("{} ended with exit code {code}", program.display()))),
+    }
 }
 
 /// The tests compare with what GNU tar does; busybox's knows no extended attributes.

@@ -16,7 +16,7 @@ pub struct Program {
     pub host: Host,
     pub artefacts: Artefacts,
     pub path: PathBuf,
-    cache: Cache,
+    pub cache: Cache,
 }
 
 impl Program {

@@ -38,7 +38,15 @@ pub fn process() -> Value {
     })
 }
 
-fn entry(out: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, mode: u32, content: &str) -> io::Result<()> {
+/// Adds a file or a directory of root's.
+pub fn entry(
+    out: &mut Builder<Vec<u8>>,
+    path: &str,
+    kind: EntryType,
+    mode: u32,
+    content: impl AsRef<[u8]>,
+) -> io::Result<()> {
+    let content = content.as_ref();
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -46,5 +54,5 @@ fn entry(out: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, mode: u32, con
     header.set_gid(0);
     header.set_mtime(1_700_000_000);
     header.set_size(content.len() as u64);
-    out.append_data(&mut header, path, content.as_bytes())
+    out.append_data(&mut header, path, content)
 }

@@ -1,0 +1,47 @@
+//! The disk that images lie on: what is read from it, and how to forget what was.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+
+/// What `stat` counts in, whatever the disk's own sectors are (Linux, `Documentation/block/stat.rst`).
+const SECTOR: u64 = 512;
+
+/// The disk below a directory.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    pub fn below(directory: &Path) -> Result<Self> {
+        let device = fs::metadata(directory)?.dev();
+        let counters = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device)).into();
+        let disk = Self(counters);
+        disk.bytes_read().map_err(|error| format!("{} lies on no single disk: {error}", directory.display()))?;
+        Ok(disk)
+    }
+
+    /// Bytes that were ever read from it.
+    pub fn bytes_read(&self) -> Result<u64> {
+        let text = fs::read_to_string(&self.0).map_err(|error| format!("{}: {error}", self.0.display()))?;
+        let sectors = text.split_ascii_whitespace().nth(2).and_then(|sectors| sectors.parse::<u64>().ok());
+        Ok(sectors.ok_or_else(|| format!("{}: {text:?}", self.0.display()))? * SECTOR)
+    }
+}
+
+/// Has the host forget a file, or all files in a directory, that nobody maps.
+pub fn evict(path: &Path) -> Result<()> {
+    if fs::metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            evict(&entry?.path())?;
+        }
+        return Ok(());
+    }
+    let file = File::open(path)?;
+    // What is not written yet can't be forgotten.
+    file.sync_all()?;
+    // SAFETY: the call reads no memory of this process.
+    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result).into()) }
+}
