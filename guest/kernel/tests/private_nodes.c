@@ -112,6 +112,39 @@ static void test_counts(void)
 	check(unplug(FIRST, 5));
 }
 
+#define HUGETLB		"/proc/sys/vm/nr_hugepages"
+
+/* Pools of huge pages take all the memory that they can find. Where there is none for sale, there is none for an instance. */
+static void test_hugetlb(void)
+{
+	static const char pool[] = "/sys/devices/system/node/node%d/hugepages/hugepages-2048kB/nr_hugepages";
+	long have;
+
+	if (access(HUGETLB, F_OK)) {
+		note("this kernel has no huge pages of that kind");
+		return;
+	}
+	if (!instance_begin(FIRST, "subject", 512 * MIB))
+		return;
+	check_is(write_text("1000000", HUGETLB), 0);
+	have = read_number(HUGETLB);
+	note("%ld huge pages", have);
+	check(have > 0 && have < 1000000);
+	check_is(read_number(pool, 0), have);
+	check_is(allocated(FIRST), 0);
+	check_is(write_text("0", HUGETLB), 0);
+
+	write_text("16", pool, FIRST->node);
+	check_is(read_number(HUGETLB), 0);
+	check_is(allocated(FIRST), 0);
+
+	/* On demand, from a task that is attached. */
+	check_is(write_text("16", "/proc/sys/vm/nr_overcommit_hugepages"), 0);
+	check_is(run("subject", "hugetlb", "0"), 0);
+	write_text("0", "/proc/sys/vm/nr_overcommit_hugepages");
+	instance_end(FIRST, "subject", 5);
+}
+
 /* Others take all the memory that there is, and are killed for it. */
 static void test_pressure(void)
 {
@@ -792,6 +825,7 @@ static const struct {
 } tests[] = {
 	{ "hidden", test_hidden, PRIVATE },
 	{ "counts", test_counts, PRIVATE },
+	{ "hugetlb", test_hugetlb, PRIVATE },
 	{ "pressure", test_pressure, PRIVATE },
 	{ "subjects", test_subjects, PRIVATE },
 	{ "remote", test_remote, PRIVATE },

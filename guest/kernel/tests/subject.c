@@ -502,6 +502,17 @@ static int worker(int node)
 	return 0;
 }
 
+/* A huge page of the pool, which is base memory for an attached task as well. */
+static int hugetlb(int node)
+{
+	char *memory = mmap(NULL, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+
+	if (memory == MAP_FAILED)
+		return 1;
+	*memory = 1;
+	return node_of(memory) == node ? 0 : 2;
+}
+
 static const struct {
 	const char *name;
 	int (*run)(int node);
@@ -511,6 +522,7 @@ static const struct {
 	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hog", hog },
 	{ "hog_kernel", hog_kernel }, { "holder", holder }, { "splicer", splicer }, { "target", target },
 	{ "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy }, { "wanderer", wanderer },
+	{ "hugetlb", hugetlb },
 };
 
 int subject(const char *what, const char *arg)
