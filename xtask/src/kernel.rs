@@ -15,22 +15,109 @@ const BUILD_LINES: u64 = 1990;
 /// Changes when the way of building does.
 const RECIPE: &str = "1";
 
+/// The folder with the kernel's configuration, patches and tests.
+pub fn directory() -> PathBuf {
+    workspace::root().join("guest/kernel")
+}
+
+/// A kernel to build.
+struct Kernel {
+    /// What it's called, for people and in the cache.
+    what: &'static str,
+    entry: &'static str,
+    /// Files that configure it; later ones win.
+    configs: &'static [&'static str],
+    /// What make makes, and where it puts that.
+    target: &'static str,
+    image: &'static str,
+}
+
+const GUEST: Kernel = Kernel {
+    what: "guest kernel",
+    entry: "guest-kernel",
+    configs: &["bellows.config"],
+    target: "vmlinux",
+    image: "vmlinux",
+};
+
+const DEBUG: Kernel = Kernel {
+    what: "debug kernel",
+    entry: "debug-kernel",
+    configs: &["bellows.config", "debug.config"],
+    target: "bzImage",
+    image: "arch/x86/boot/bzImage",
+};
+
 /// Builds the guest kernel, or finds it in the cache.
 pub fn guest(cache: &Cache) -> Result<PathBuf> {
-    let directory = workspace::root().join("guest/kernel");
-    let config = directory.join("bellows.config");
-    let patches = patches(&directory.join("patches"))?;
-    let version = run::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]))?;
-    let mut key = Key::default().with("recipe", RECIPE).with("source", &version).with_file(&config)?;
-    for patch in &patches {
-        key = key.with_file(patch)?;
+    GUEST.make(cache)
+}
+
+/// The same with the kernel's own checks, as a `bzImage`.
+pub fn debug(cache: &Cache) -> Result<PathBuf> {
+    DEBUG.make(cache)
+}
+
+impl Kernel {
+    fn make(&self, cache: &Cache) -> Result<PathBuf> {
+        let patches = patches(&directory().join("patches"))?;
+        let version = run::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]))?;
+        let mut key = Key::default().with("recipe", RECIPE).with("source", &version);
+        let configs: Vec<PathBuf> = self.configs.iter().map(|config| directory().join(config)).collect();
+        for file in configs.iter().chain(&patches) {
+            key = key.with_file(file)?;
+        }
+        let entry = cache.get(self.entry, &key, |place| {
+            progress::bar(&format!("build the {} (Linux {version})", self.what), BUILD_LINES, |step| {
+                self.build(step, place, &configs, &patches)
+            })
+        })?;
+        Ok(entry.join(self.target))
     }
-    let entry = cache.get("guest-kernel", &key, |place| {
-        progress::bar(&format!("build the guest kernel (Linux {version})"), BUILD_LINES, |step| {
-            build(step, place, &config, &patches)
-        })
-    })?;
-    Ok(entry.join("vmlinux"))
+
+    fn build(&self, step: &Step, place: &Path, configs: &[PathBuf], patches: &[PathBuf]) -> Result<()> {
+        let (source, out, wanted) = (place.join("source"), place.join("out"), place.join("wanted"));
+        fs::create_dir(&source).map_err(Error::at(&source))?;
+        step.line("unpack");
+        run::quiet(step, Command::new("tar").args(["-x", "--strip-components=1", "-f", SOURCE, "-C"]).arg(&source))?;
+        for patch in patches {
+            run::quiet(step, Command::new("patch").args(["-p1", "--fuzz=0", "-d"]).arg(&source).arg("-i").arg(patch))?;
+        }
+        let read = |path: &Path| fs::read_to_string(path).map_err(Error::at(path));
+        let fragment = configs.iter().map(|config| read(config)).collect::<Result<String>>()?;
+        fs::write(&wanted, &fragment).map_err(Error::at(&wanted))?;
+        let make = |target: &str| {
+            let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+            let mut command = Command::new("nice");
+            command
+                .args(["make", "-C"])
+                .arg(&source)
+                .arg(format!("O={}", out.display()))
+                .args(["ARCH=x86_64", &format!("-j{jobs}"), target])
+                .env("KBUILD_BUILD_USER", "bellows")
+                .env("KBUILD_BUILD_HOST", "bellows")
+                .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
+                .env("KCONFIG_ALLCONFIG", &wanted);
+            command
+        };
+        run::quiet(step, &mut make("allnoconfig"))?;
+        let unmet = unmet(&fragment, &read(&out.join(".config"))?);
+        if !unmet.is_empty() {
+            let (files, unmet) = (self.configs.join(", "), unmet.join("\n  "));
+            return Err(Error::other(format!("options of {files} that did not take effect:\n  {unmet}")));
+        }
+        run::quiet(step, &mut make(self.target))?;
+        let (image, kept) = (out.join(self.image), place.join(self.target));
+        match self.target {
+            "vmlinux" => run::quiet(step, Command::new("strip").arg("-o").arg(&kept).arg(&image))?,
+            _ => fs::copy(&image, &kept).map(drop).map_err(Error::at(&image))?,
+        }
+        fs::copy(out.join(".config"), place.join("config")).map_err(Error::at(place))?;
+        for directory in [source, out] {
+            fs::remove_dir_all(&directory).map_err(Error::at(&directory))?;
+        }
+        fs::remove_file(&wanted).map_err(Error::at(&wanted))
+    }
 }
 
 fn patches(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -48,58 +135,20 @@ fn patches(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(patches)
 }
 
-fn build(step: &Step, place: &Path, config: &Path, patches: &[PathBuf]) -> Result<()> {
-    let (source, out) = (place.join("source"), place.join("out"));
-    fs::create_dir(&source).map_err(Error::at(&source))?;
-    step.line("unpack");
-    run::quiet(step, Command::new("tar").args(["-x", "--strip-components=1", "-f", SOURCE, "-C"]).arg(&source))?;
-    for patch in patches {
-        run::quiet(step, Command::new("patch").args(["-p1", "--fuzz=0", "-d"]).arg(&source).arg("-i").arg(patch))?;
-    }
-    let make = |target: &str| {
-        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut command = Command::new("nice");
-        command
-            .args(["make", "-C"])
-            .arg(&source)
-            .arg(format!("O={}", out.display()))
-            .args(["ARCH=x86_64", &format!("-j{jobs}"), target])
-            .env("KBUILD_BUILD_USER", "bellows")
-            .env("KBUILD_BUILD_HOST", "bellows")
-            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-            .env("KCONFIG_ALLCONFIG", config);
-        command
-    };
-    run::quiet(step, &mut make("allnoconfig"))?;
-    verify(config, &out.join(".config"))?;
-    run::quiet(step, &mut make("vmlinux"))?;
-    run::quiet(step, Command::new("strip").arg("-o").arg(place.join("vmlinux")).arg(out.join("vmlinux")))?;
-    fs::copy(out.join(".config"), place.join("config")).map_err(Error::at(place))?;
-    for directory in [source, out] {
-        fs::remove_dir_all(&directory).map_err(Error::at(&directory))?;
-    }
-    Ok(())
-}
-
-/// Fails with a list if the resolved configuration is not what the fragment asked for.
-fn verify(fragment: &Path, resolved: &Path) -> Result<()> {
-    let read = |path: &Path| fs::read_to_string(path).map_err(Error::at(path));
-    let wanted = read(fragment)?;
-    let unmet = unmet(&wanted, &read(resolved)?);
-    if unmet.is_empty() {
-        return Ok(());
-    }
-    Err(Error::other(format!("options of {} that did not take effect:\n  {}", fragment.display(), unmet.join("\n  "))))
-}
-
+/// Options of a fragment that the resolved configuration does not have. Where it names one twice, the last line counts.
 fn unmet<'a>(fragment: &'a str, resolved: &str) -> Vec<&'a str> {
+    let option = |line: &'a str| {
+        let name = line.strip_prefix("# ").map_or(line.split('=').next(), |rest| rest.strip_suffix(" is not set"));
+        name.filter(|name| name.starts_with("CONFIG_"))
+    };
     let takes_effect = |line: &str| match line.strip_prefix("# ").and_then(|line| line.strip_suffix(" is not set")) {
         // An option that isn't set may not be mentioned at all.
         Some(option) => !resolved.lines().any(|line| line.starts_with(&format!("{option}="))),
         None => resolved.lines().any(|resolved| resolved == line),
     };
-    let is_option = |line: &&str| line.starts_with("CONFIG_") || line.starts_with("# CONFIG_");
-    fragment.lines().filter(is_option).filter(|line| !takes_effect(line)).collect()
+    let lines: Vec<(&str, &str)> = fragment.lines().filter_map(|line| Some((option(line)?, line))).collect();
+    let counts = |at: usize| lines[at + 1..].iter().all(|(later, _)| *later != lines[at].0);
+    (0..lines.len()).filter(|at| counts(*at)).map(|at| lines[at].1).filter(|line| !takes_effect(line)).collect()
 }
 
 #[cfg(test)]
@@ -111,5 +160,13 @@ mod tests {
         let fragment = "# why\nCONFIG_A=y\nCONFIG_B=8\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=y\n";
         let resolved = "CONFIG_A=y\nCONFIG_B=6\nCONFIG_C=y\n# CONFIG_E is not set\n";
         assert_eq!(unmet(fragment, resolved), ["CONFIG_B=8", "# CONFIG_C is not set", "CONFIG_E=y"]);
+    }
+
+    #[test]
+    fn later_lines_win() {
+        assert!(
+            unmet("# CONFIG_A is not set\nCONFIG_B=y\nCONFIG_A=y\n# CONFIG_B is not set\n", "CONFIG_A=y\n").is_empty()
+        );
+        assert_eq!(unmet("CONFIG_A=y\nCONFIG_A=m\n", "CONFIG_A=y\n"), ["CONFIG_A=m"]);
     }
 }

@@ -15,6 +15,7 @@ mod lab;
 mod packages;
 mod progress;
 mod run;
+mod stress;
 mod test;
 mod workspace;
 
@@ -56,9 +57,9 @@ enum Command {
         #[arg(value_name = "NAME")]
         only: Option<String>,
     },
-    /// Run the end-to-end tests that are too long for every run.
+    /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
     Stress {
-        /// How long partitions, instances and disks come and go by chance.
+        /// How long partitions, instances and disks come and go by chance, with each kernel.
         #[arg(long, default_value_t = 5)]
         minutes: u32,
     },
@@ -96,9 +97,7 @@ fn execute(options: &Options) -> Result<i32> {
         }
         Command::Test { only: None } => test::run(install)?,
         Command::Test { only: Some(name) } => test::run_with_kvm(&[], name, install)?,
-        Command::Stress { minutes } => {
-            test::run_with_kvm(&[("BELLOWS_STRESS_MINUTES", minutes.to_string())], "stress::", install)?;
-        }
+        Command::Stress { minutes } => stress::run(*minutes, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
     }

@@ -61,6 +61,12 @@ pub const IMAGE: &[Package] = &[
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
 ];
 
+/// What runs the guest kernel's own tests.
+pub const KERNEL_TESTS: &[Package] = &[
+    package("python3", "plays the host of the guest kernel's tests"),
+    Package { name: "qemu-system-x86", at_least: Some("1:8.1"), why: "boots the guest kernel's tests" },
+];
+
 /// What Bellows is measured against.
 pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
 

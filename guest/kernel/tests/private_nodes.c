@@ -815,6 +815,46 @@ static void test_stock(void)
 	check_is(stat_of(FIRST, "parks"), 0);
 }
 
+/* A driver that lets go of its device takes parked memory away for good, and is none the worse for it. */
+static void test_unbind(void)
+{
+	static const char driver[] = "/sys/bus/virtio/drivers/virtio_mem";
+	char device[64];
+
+	if (!plug(FIRST, 256 * MIB) || !check(unplug(FIRST, 5)))
+		return;
+	check(!strcmp(state_of(FIRST), "parked"));
+	check_is(sscanf(FIRST->sysfs, "/sys/bus/virtio/devices/%63[^/]", device), 1);
+	check_is(write_text(device, "%s/unbind", driver), 0);
+	check_is(memory_blocks(FIRST->node), 0);
+	check(access(FIRST->sysfs, F_OK));
+	check_is(write_text(device, "%s/bind", driver), 0);
+	check_is(stat_of(FIRST, "private"), 1);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* A host that changes its mind in the middle gets what it asked for last. */
+static void test_fickle_host(void)
+{
+	static const unsigned long sizes[] = { 512 * MIB, 0, 256 * MIB, 512 * MIB, 0, 768 * MIB };
+	unsigned int seed = 1;
+	double end;
+	int i;
+
+	for (i = 0; i < 120; i++) {
+		request(FIRST, sizes[rand_r(&seed) % (sizeof(sizes) / sizeof(sizes[0]))]);
+		pause_ms(rand_r(&seed) % 30);
+	}
+	request(FIRST, 512 * MIB);
+	for (end = now() + 30; stat_of(FIRST, "plugged_bytes") != 512 * (long)MIB && now() < end;)
+		pause_ms(10);
+	check_is(stat_of(FIRST, "plugged_bytes"), 512 * MIB);
+	check(await_state(FIRST, "online", 5));
+	check_is(node_pages(FIRST->node, "MemTotal"), 512 * MIB / PAGE);
+	check(unplug(FIRST, 5));
+	check_is(allocated(FIRST), 0);
+}
+
 /* When a test can be run: by what the kernel's command line says. */
 enum boot { PRIVATE, CONTENT, STOCK };
 
@@ -847,6 +887,8 @@ static const struct {
 	{ "holder", test_holder, PRIVATE },
 	{ "leaked_tmpfs", test_leaked_tmpfs, PRIVATE },
 	{ "remove_parked", test_remove_parked, PRIVATE },
+	{ "unbind", test_unbind, PRIVATE },
+	{ "fickle_host", test_fickle_host, PRIVATE },
 	{ "lists", test_lists, PRIVATE },
 	{ "park_time", test_park_time, PRIVATE },
 	{ "content", test_content, CONTENT },
