@@ -36,6 +36,11 @@ pub fn with_modules(cache: &Cache, agent: &Path, kernel: &DebianKernel) -> Resul
     make(cache, agent, ModuleTree::open(&kernel.modules)?.load_order(MODULES)?)
 }
 
+/// The initramfs for a peer's guest with our own kernel: another program in the agent's place.
+pub fn peer(cache: &Cache, init: &Path) -> Result<PathBuf> {
+    make(cache, init, Vec::new())
+}
+
 fn make(cache: &Cache, agent: &Path, modules: Vec<Module>) -> Result<PathBuf> {
     let mut key = Key::default().with("recipe", "2").with_file(agent)?;
     for module in &modules {

@@ -26,25 +26,29 @@ pub fn bellows() -> Result<PathBuf> {
     build_one("build bellows", command, "bellows")
 }
 
-/// PID 1 of the guest: static, because an initramfs has no libraries.
+/// PID 1 of the guest.
 pub fn agent() -> Result<PathBuf> {
+    let package = ["-p", "bellows-agent"];
+    build_one("build the guest agent", for_guests(&package), "bellows-agent")
+}
+
+/// PID 1 of a peer's guest.
+pub fn peer_init() -> Result<PathBuf> {
+    let program = ["-p", "bellows-tests", "--bin", "bellows-peer-init"];
+    build_one("build the init of peers' guests", for_guests(&program), "bellows-peer-init")
+}
+
+/// Builds a static program, because an initramfs has no libraries.
+fn for_guests(what: &[&str]) -> Command {
     // Flags of its own in the common target directory would rebuild everything in turn.
     let target = target_directory().join("static");
     let mut command = cargo();
     command
-        .args([
-            "build",
-            "--profile",
-            "guest",
-            "-p",
-            "bellows-agent",
-            "--target",
-            "x86_64-unknown-linux-gnu",
-            "--target-dir",
-        ])
+        .args(["build", "--profile", "guest", "--target", "x86_64-unknown-linux-gnu", "--target-dir"])
         .arg(target)
+        .args(what)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    build_one("build the guest agent", command, "bellows-agent")
+    command
 }
 
 /// PID 1 of the lab.

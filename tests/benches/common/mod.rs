@@ -62,6 +62,6 @@ pub fn shutdown(vm: &Vm) -> Result<()> {
 
 /// Two, so that a neighbour can run beside a reclaim, but no more than this host has: vCPUs that share a processor spend
 /// their time waiting for locks that the other one holds.
-fn vcpus() -> u8 {
+pub fn vcpus() -> u8 {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(2) as u8)
 }

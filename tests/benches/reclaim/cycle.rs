@@ -98,9 +98,14 @@ fn start(guest: &mut Guest, program: &str, partition: PartitionId) -> Result<(In
     Ok((instance, progress))
 }
 
+/// Bytes that an instance fills of so much memory.
+pub fn filled(mib: u64) -> u64 {
+    (mib << 20) / FILLED.1 * FILLED.0
+}
+
 /// A program that fills its part of so much memory when it gets a signal, and then does `more`.
 fn fill(mib: u64, more: &str) -> String {
-    let bytes = (mib << 20) / FILLED.1 * FILLED.0;
+    let bytes = filled(mib);
     format!(
         "import os, signal, sys\n\
          signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\

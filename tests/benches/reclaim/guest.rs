@@ -1,6 +1,5 @@
 //! A guest in which instances come and go.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,13 +13,13 @@ use crate::common::{self, Image, PATIENCE, Result, artefact, image_id, partition
 pub const NEIGHBOUR_MIB: u64 = 1024;
 
 /// Holds the kernel, page cache, and the memory map of all partitions.
-const BASE: ByteSize = ByteSize::mib(1024);
+pub const BASE: ByteSize = ByteSize::mib(1024);
 
 /// A running guest whose neighbour's memory is plugged.
 pub struct Guest {
     pub vm: Vm,
     pub mode: Mode,
-    vcpu_threads: BTreeSet<PathBuf>,
+    vcpu_threads: Vec<PathBuf>,
     instances: u32,
     unparks: u64,
 }
@@ -32,19 +31,15 @@ impl Guest {
             .kernel_parameter(format!("init_on_alloc={}", u8::from(init_on_alloc)))
             .partition_mode(match mode {
                 Mode::Extension => PartitionMode::Extension,
-                Mode::Shared | Mode::Stock => PartitionMode::Stock,
+                _ => PartitionMode::Stock,
             });
         builder = match mode {
             Mode::Shared => builder.partition(ByteSize::mib(largest_mib + NEIGHBOUR_MIB)),
-            Mode::Stock | Mode::Extension => {
-                builder.partition(ByteSize::mib(largest_mib)).partition(ByteSize::mib(NEIGHBOUR_MIB))
-            }
+            _ => builder.partition(ByteSize::mib(largest_mib)).partition(ByteSize::mib(NEIGHBOUR_MIB)),
         };
-        let before = threads()?;
+        let before = vcpu_threads(TASKS, VCPU)?;
         let vm = image.boot(builder)?;
-        let is_vcpu =
-            |thread: &PathBuf| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.starts_with("vcpu"));
-        let vcpu_threads = threads()?.difference(&before).filter(|thread| is_vcpu(thread)).cloned().collect();
+        let vcpu_threads = vcpu_threads(TASKS, VCPU)?.into_iter().filter(|thread| !before.contains(thread)).collect();
         let guest = Self { vm, mode, vcpu_threads, instances: 0, unparks: 0 };
         guest.vm.plug(guest.neighbours_partition()?, ByteSize::mib(NEIGHBOUR_MIB), PATIENCE)?;
         Ok(guest)
@@ -81,13 +76,7 @@ impl Guest {
 
     /// Time for which the vCPUs' threads have run.
     pub fn vcpu_time(&self) -> Result<Duration> {
-        let mut sum = 0;
-        for thread in &self.vcpu_threads {
-            // Nanoseconds on a processor come first (Documentation/scheduler/sched-stats.rst).
-            let text = fs::read_to_string(thread.join("schedstat"))?;
-            sum += text.split_whitespace().next().unwrap_or_default().parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(sum))
+        time_of(&self.vcpu_threads)
     }
 
     pub fn shutdown(self) -> Result<()> {
@@ -95,6 +84,24 @@ impl Guest {
     }
 }
 
-fn threads() -> Result<BTreeSet<PathBuf>> {
-    Ok(fs::read_dir("/proc/self/task")?.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<_>>()?)
+/// Threads of this process, and what those are called that run a vCPU.
+const TASKS: &str = "/proc/self/task";
+const VCPU: &str = "vcpu";
+
+/// The threads in the directory `tasks` whose names begin with `name`.
+pub fn vcpu_threads(tasks: &str, name: &str) -> Result<Vec<PathBuf>> {
+    let is_vcpu = |thread: &PathBuf| fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.starts_with(name));
+    let threads = fs::read_dir(tasks)?.map(|entry| entry.map(|entry| entry.path()));
+    Ok(threads.collect::<std::io::Result<Vec<PathBuf>>>()?.into_iter().filter(is_vcpu).collect())
+}
+
+/// For how long they have run.
+pub fn time_of(threads: &[PathBuf]) -> Result<Duration> {
+    let mut sum = 0;
+    for thread in threads {
+        // Nanoseconds on a processor come first (Documentation/scheduler/sched-stats.rst).
+        let text = fs::read_to_string(thread.join("schedstat"))?;
+        sum += text.split_whitespace().next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
 }

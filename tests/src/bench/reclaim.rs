@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a guest keeps the memory of its instances apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Not at all: one virtio-mem device for all, in one movable zone.
     Shared,
@@ -16,19 +16,32 @@ pub enum Mode {
     Stock,
     /// The guest memory extension.
     Extension,
+    /// A peer: QEMU's virtio-mem, one device for all.
+    QemuMem,
+    /// A peer: QEMU's virtio-balloon.
+    QemuBalloon,
 }
 
 impl Mode {
-    /// All, in the order of a round.
-    pub const ALL: [Self; 3] = [Self::Shared, Self::Stock, Self::Extension];
+    /// Those of Bellows, in the order of a round.
+    pub const OURS: [Self; 3] = [Self::Shared, Self::Stock, Self::Extension];
+    /// Those of QEMU.
+    pub const PEERS: [Self; 2] = [Self::QemuMem, Self::QemuBalloon];
+
+    /// Whether it is not of Bellows. A peer does not tell what takes how long.
+    pub fn is_peer(self) -> bool {
+        Self::PEERS.contains(&self)
+    }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Shared => "shared",
             Self::Stock => "stock",
             Self::Extension => "extension",
+            Self::QemuMem => "qemu-mem",
+            Self::QemuBalloon => "qemu-balloon",
         })
     }
 }

@@ -3,7 +3,6 @@
 //! PID 1 itself only reaps; a child of it serves, so that reaping orphans never takes a job's exit status away.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -16,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_tests::lab::wire::{Frame, Job, Kind, MAX_PAYLOAD, PORT};
+use bellows_tests::mount::mount;
 
 fn main() {
     let serving = std::env::args().nth(1).is_some_and(|argument| argument == "serve");
@@ -63,20 +63,6 @@ fn boot() -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-}
-
-fn mount(source: &str, target: &str, kind: &str, options: &str) -> io::Result<()> {
-    std::fs::create_dir_all(target)?;
-    let [source_c, target_c, kind_c, options_c] =
-        [source, target, kind, options].map(|text| CString::new(text).unwrap_or_default());
-    // SAFETY: all four point to strings that end with NUL and live through the call.
-    let result =
-        unsafe { libc::mount(source_c.as_ptr(), target_c.as_ptr(), kind_c.as_ptr(), 0, options_c.as_ptr().cast()) };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    Err(io::Error::new(error.kind(), format!("mount {source} at {target}: {error}")))
 }
 
 fn load_modules() -> io::Result<()> {

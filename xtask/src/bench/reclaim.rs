@@ -5,9 +5,11 @@ mod report;
 mod samples;
 
 use bellows_tests::bench::reclaim::{Group, Load, Mode, Sample, Wanted};
+use bellows_tests::lab::{DISK, Host, LabBuilder};
 
 use crate::cache::Key;
 use crate::error::{Error, Result};
+use crate::{initramfs, packages, workspace};
 
 use self::report::Report;
 use self::samples::Samples;
@@ -16,6 +18,13 @@ use super::statistics::ms;
 
 /// Samples of which the speed of a busy neighbour is taken, which makes them long.
 const WATCHED: u32 = 20;
+
+/// The peer, and what it reads.
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+const QEMU_FILES: [&str; 3] =
+    ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/pvh.bin", "/usr/share/qemu/kvmvapic.bin"];
+/// What its guests start, on the lab's disk.
+const PEER_INITRAMFS: &str = "peer-initramfs.cpio";
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -37,6 +46,9 @@ pub struct Options {
     /// Samples of each row of the extension at 2 GiB.
     #[arg(long, default_value_t = 200)]
     extension_2g_samples: u32,
+    /// QEMU with virtio-mem and with virtio-balloon as well, with a quiet neighbour.
+    #[arg(long)]
+    peers: bool,
     /// Only 2 GiB, without zeroing, with a quiet neighbour, five samples.
     #[arg(long, conflicts_with_all = ["sizes", "loads", "init_on_alloc", "samples", "extension_samples", "extension_2g_samples"])]
     quick: bool,
@@ -70,7 +82,9 @@ impl Options {
             for &size_mib in sizes {
                 for &load in loads {
                     let group = Group { init_on_alloc, size_mib, load };
-                    wanted.extend(Mode::ALL.map(|mode| self.row(group, mode, samples.count(group, mode))));
+                    let peers = if self.peers && load == Load::Quiet { &Mode::PEERS[..] } else { &[] };
+                    let modes = Mode::OURS.iter().chain(peers);
+                    wanted.extend(modes.map(|mode| self.row(group, *mode, samples.count(group, *mode))));
                 }
             }
         }
@@ -83,14 +97,18 @@ impl Options {
             _ if self.quick => 5,
             Mode::Extension if group.size_mib == 2048 => self.extension_2g_samples,
             Mode::Extension => self.extension_samples,
-            Mode::Shared | Mode::Stock => self.samples,
+            _ => self.samples,
         };
         Wanted { group, mode, samples: samples.saturating_sub(there), watched: WATCHED.saturating_sub(there) }
     }
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
+    if options.peers {
+        packages::ensure(&[packages::BENCH], install)?;
+    }
     let program = Program::build("reclaim", install)?;
+    let peer = if options.peers { Some(initramfs::peer(&program.cache, &workspace::peer_init()?)?) } else { None };
     let key = Key::default()
         .with("host", program.host.to_string())
         .with_file(&program.artefacts.kernel)?
@@ -104,16 +122,20 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         eprintln!("{} samples are there, {to_come} to come", samples.all().len());
         let json = serde_json::to_string(&wanted).map_err(|error| Error::other(error.to_string()))?;
         let mut kept = Ok(());
-        let ran = program.run(
-            &[&json],
-            |lab| lab,
-            |sample: Sample| {
-                tell(&sample);
-                if kept.is_ok() {
-                    kept = samples.add(sample);
-                }
-            },
-        );
+        let place = match (&peer, program.host) {
+            (Some(_), Host::Lab) => format!("{DISK}/{PEER_INITRAMFS}"),
+            (peer, _) => peer.iter().map(|path| path.display().to_string()).collect(),
+        };
+        let furnish = |lab: LabBuilder| {
+            let lab = peer.iter().fold(lab, |lab, path| lab.on_disk(path, PEER_INITRAMFS).program(QEMU, QEMU));
+            QEMU_FILES.iter().filter(|_| peer.is_some()).fold(lab, |lab, file| lab.file(file, file))
+        };
+        let ran = program.run(&[&json, &place], furnish, |sample: Sample| {
+            tell(&sample);
+            if kept.is_ok() {
+                kept = samples.add(sample);
+            }
+        });
         kept?;
         ran.map_err(|error| Error::other(format!("{error}; run it again to go on")))?;
     }

@@ -55,8 +55,14 @@ type Wanted = Box<dyn Fn(Group, Mode) -> bool>;
 
 /// A line for each mode, switch and load: name, colour, whether it's dashed, what belongs to it.
 fn series() -> impl Iterator<Item = (String, &'static str, bool, Wanted)> {
-    const COLOURS: [[&str; 2]; 3] = [["#d62728", "#ff9896"], ["#1f77b4", "#8ec7e8"], ["#2ca02c", "#98df8a"]];
-    let modes = Mode::ALL.into_iter().zip(COLOURS);
+    const COLOURS: [[&str; 2]; 5] = [
+        ["#d62728", "#ff9896"],
+        ["#1f77b4", "#8ec7e8"],
+        ["#2ca02c", "#98df8a"],
+        ["#9467bd", "#c5b0d5"],
+        ["#8c564b", "#c49c94"],
+    ];
+    let modes = Mode::OURS.into_iter().chain(Mode::PEERS).zip(COLOURS);
     modes.flat_map(|(mode, colours)| {
         let switches = [false, true].into_iter().zip(colours);
         switches.flat_map(move |(init_on_alloc, colour)| {

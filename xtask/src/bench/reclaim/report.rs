@@ -21,7 +21,8 @@ pub struct Report {
     pub aims: Vec<Aim>,
 }
 
-/// One mode in one group. Figures without `p50` are medians, but for `guest_cpu_ms`, which is the mean.
+/// One mode in one group. Figures without `p50` are medians, but for `guest_cpu_ms`, which is the mean; what a peer does not
+/// tell is `null`.
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub mode: Mode,
@@ -101,6 +102,7 @@ impl Row {
             median(&sorted(samples.iter().map(|sample| value(sample)).collect())).unwrap_or(f64::NAN)
         };
         let time = |value: &dyn Fn(&Sample) -> Duration| middle(&|sample| ms(value(sample)));
+        let told = |value: &dyn Fn(&Sample) -> Duration| if mode.is_peer() { f64::NAN } else { time(value) };
         let most = |value: &dyn Fn(&Sample) -> u64| samples.iter().map(|sample| value(sample)).max().unwrap_or(0);
         let reasons = samples.iter().flat_map(|sample| sample.migrated.keys());
         let by_reason = |reason: &String| {
@@ -119,11 +121,11 @@ impl Row {
             first_plug_ms: (mode == Mode::Extension)
                 .then(|| median(&sorted(first.iter().map(|sample| ms(sample.plug)).collect())))
                 .flatten(),
-            remove_ms: time(&|sample| sample.remove),
+            remove_ms: told(&|sample| sample.remove),
             unplug_ms: Times::new(samples.iter().map(|sample| sample.unplug)),
-            guest_ms: time(&|sample| sample.guest),
-            slot_ms: time(&|sample| sample.slots),
-            discard_ms: time(&|sample| sample.discard),
+            guest_ms: told(&|sample| sample.guest),
+            slot_ms: told(&|sample| sample.slots),
+            discard_ms: told(&|sample| sample.discard),
             guest_cpu_ms: cpu / samples.len() as f64,
             migrated_pages: middle(&|sample| sample.migrated_pages() as f64) as u64,
             migrated_by_reason: reasons.map(by_reason).filter(|(_, pages)| *pages > 0).collect(),
@@ -207,26 +209,27 @@ impl fmt::Display for Report {
         writeln!(f, "Memory of an instance that has ended goes back, on this host ({}):\n", self.host)?;
         writeln!(
             f,
-            "  mode       MiB  init  load      n     plug   unplug      p99      max    guest    slots  discard  \
+            "  mode          MiB  init  load      n     plug   unplug      p99      max    guest    slots  discard  \
              migrated   zeroed  neighbour"
         )?;
         for row in &self.rows {
             let Group { init_on_alloc, size_mib, load } = row.group;
             let p99 = row.unplug_ms.p99.map_or("-".to_owned(), |time| format!("{time:.3}"));
+            let told = |time: f64| if time.is_nan() { "-".to_owned() } else { format!("{time:.3}") };
             let slowdown = row.neighbour_slowdown.map_or("-".to_owned(), |part| format!("{:.1} %", 100.0 * part));
             writeln!(
                 f,
-                "  {:<9} {size_mib:>4}     {}  {load:<5} {:>4} {:>8.3} {:>8.3} {p99:>8} {:>8.3} {:>8.3} {:>8.3} {:>8.3}  \
+                "  {:<12} {size_mib:>4}     {}  {load:<5} {:>4} {:>8.3} {:>8.3} {p99:>8} {:>8.3} {:>8} {:>8} {:>8}  \
                  {:>8} {:>8}  {slowdown:>9}",
-                row.mode.to_string(),
+                row.mode,
                 u8::from(init_on_alloc),
                 row.n,
                 row.plug_ms.p50,
                 row.unplug_ms.p50,
                 row.unplug_ms.max,
-                row.guest_ms,
-                row.slot_ms,
-                row.discard_ms,
+                told(row.guest_ms),
+                told(row.slot_ms),
+                told(row.discard_ms),
                 row.migrated_pages,
                 row.zeroed_pages,
             )?;
