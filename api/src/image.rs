@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bellows_block::oci::ImageConfig;
+use bellows_block::page_cache::resident;
 use bellows_block::{ImageName, LayerDigest, NamedImage, Store};
 use serde::Serialize;
 
 use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::measure::resident_bytes;
 use crate::mount;
 use crate::store::{self, Wanted};
 use crate::usage::users;
@@ -143,7 +143,7 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
             return Ok(UsageReport::clone(known));
         }
         let layer = store.layer(digest)?;
-        let resident_bytes = resident_bytes(&layer.path).map_err(io_error("map", &layer.path))?;
+        let resident_bytes = resident(&layer.path).map_err(io_error("map", &layer.path))?.bytes();
         let users = users(&layer.path).map_err(io_error("find the users of", &layer.path))?;
         let report = UsageReport { digest: *digest, bytes: layer.bytes, resident_bytes, users };
         known.insert(*digest, report.clone());
