@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::ptr;
 
-use crate::disk::{DiskError, DiskId, open_layer_file};
+use crate::disk::{DiskError, open_layer_file};
 use crate::flat::FlatImage;
 use crate::profile::{PAGE_SIZE, PageRanges, Profile};
 use crate::store::Layer;
@@ -29,7 +29,6 @@ pub struct ImageMapping {
     reservation: Reservation,
     /// By position.
     parts: Vec<Part>,
-    id: DiskId,
 }
 
 /// A file in a mapping. It is locked against removal for as long as it is open.
@@ -46,7 +45,7 @@ impl ImageMapping {
     /// # Errors
     /// It is missing, no regular file, of another size than recorded, or can't be mapped.
     pub fn layer(layer: &Layer) -> Result<Self, DiskError> {
-        Self::new(vec![(0, layer.clone())], DiskId::from(&layer.digest))
+        Self::new(vec![(0, layer.clone())])
     }
 
     /// Maps all files of a flat image.
@@ -54,10 +53,10 @@ impl ImageMapping {
     /// # Errors
     /// As [`ImageMapping::layer`], for each of them.
     pub fn flat(image: &FlatImage) -> Result<Self, DiskError> {
-        Self::new(image.files(), DiskId::from(&image.digest))
+        Self::new(image.files())
     }
 
-    fn new(files: Vec<(u64, Layer)>, id: DiskId) -> Result<Self, DiskError> {
+    fn new(files: Vec<(u64, Layer)>) -> Result<Self, DiskError> {
         let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
         let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
         let parts = files.into_iter().map(|(start, layer)| Ok(Part { start, file: open_layer_file(&layer)?, layer }));
@@ -69,7 +68,7 @@ impl ImageMapping {
             reservation.map(*start, layer.bytes, file).map_err(failed)?;
         }
         reservation.keep_to_this_process().map_err(reserved)?;
-        Ok(Self { reservation, parts, id })
+        Ok(Self { reservation, parts })
     }
 
     /// Host virtual address of the first byte, a multiple of 2 MiB. Mapped for as long as `self` lives.
@@ -82,12 +81,6 @@ impl ImageMapping {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.reservation.bytes as u64
-    }
-
-    /// What a disk of these files would have as its serial number.
-    #[must_use]
-    pub fn id(&self) -> DiskId {
-        self.id
     }
 
     /// The file that holds the byte at `offset`.

@@ -23,10 +23,15 @@ use crate::pmem::{PmemError, PmemWindow, PmemWindows};
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
-/// The serial number of the disk that carries the layer, or the flat image, that `digest` names.
+/// The serial number of the disk that carries the layer, or the flat image, that `digest` names: the start of the digest. A
+/// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
+/// guest in both ways.
 #[must_use]
-pub fn serial_of(digest: &LayerDigest) -> String {
-    serial(DiskId::from(digest))
+pub fn serial_of(digest: &LayerDigest, transport: Transport) -> String {
+    match transport {
+        Transport::Blk => serial(DiskId::from(digest)),
+        Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
+    }
 }
 
 fn serial(id: DiskId) -> String {
@@ -153,6 +158,7 @@ enum Source {
 /// A disk whose files are open.
 pub(crate) struct Opened {
     content: Content,
+    serial: String,
     path: PathBuf,
 }
 
@@ -170,7 +176,7 @@ impl Opened {
             }
             Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
         };
-        Ok(Self { content, path: layer.path.clone() })
+        Ok(Self { content, serial: serial_of(&layer.digest, transport), path: layer.path.clone() })
     }
 
     pub(crate) fn flat(image: &FlatImage, transport: Transport, record: bool) -> Result<Self, DiskError> {
@@ -181,19 +187,13 @@ impl Opened {
             }
             Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
         };
-        Ok(Self { content, path: image.path.clone() })
+        Ok(Self { content, serial: serial_of(&image.digest, transport), path: image.path.clone() })
     }
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
-        let content = Content::Blocks(Arc::new(RawDisk::open(&drive.path, drive.read_only)?));
-        Ok(Self { content, path: drive.path.clone() })
-    }
-
-    fn id(&self) -> DiskId {
-        match &self.content {
-            Content::Blocks(disk) => disk.id(),
-            Content::Memory(mapping) => mapping.id(),
-        }
+        let disk = RawDisk::open(&drive.path, drive.read_only)?;
+        let serial = serial(disk.id());
+        Ok(Self { content: Content::Blocks(Arc::new(disk)), serial, path: drive.path.clone() })
     }
 }
 
@@ -205,8 +205,7 @@ impl Disks {
 
     /// Puts a disk on the bus. Before the guest boots it is as good as attached.
     pub(crate) fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
-        let serial = serial(opened.id());
-        let Opened { content, path } = opened;
+        let Opened { content, serial, path } = opened;
         if let Some(other) = self.table().get(&serial) {
             return Err(AddError::Duplicate(DuplicateDisk { path, other: other.info.path.clone(), serial }));
         }
@@ -392,6 +391,7 @@ mod tests {
     #[test]
     fn a_layers_serial_number_is_the_start_of_its_digest() {
         let digest = LayerDigest::of(b"layer");
-        assert_eq!(serial_of(&digest), digest.hex()[..20]);
+        assert_eq!(serial_of(&digest, Transport::Blk), digest.hex()[..20]);
+        assert_eq!(serial_of(&digest, Transport::Pmem), format!("p{}", &digest.hex()[..19]));
     }
 }

@@ -156,7 +156,7 @@ fn files(config: &ImageConfig, shape: Shape) -> Vec<Layer> {
 }
 
 /// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
-/// can't be added, none is. Layers of one digest are one layer, whichever store they come from.
+/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
 fn place(
     config: &ImageConfig,
     shape: Shape,
@@ -167,7 +167,7 @@ fn place(
     let (mut serials, mut added) = (Vec::new(), Vec::new());
     let transport = config.transport;
     let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
-        if disks.find(&serial).is_none_or(|known| known.transport != transport) {
+        if disks.find(&serial).is_none() {
             added.push(disks.add(bus, open()?, state)?);
         }
         serials.push(serial);
@@ -175,12 +175,12 @@ fn place(
     };
     let result = match (shape, config.flat_image()) {
         (Shape::Flat, Some(flat)) => {
-            add(serial_of(&flat.digest), &|| Opened::flat(&flat, transport, disks.record_reads))
+            add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
         }
         _ => {
             let mut layers = config.layers.iter();
             let open = |layer| Opened::layer(layer, transport, disks.record_reads);
-            layers.try_for_each(|layer| add(serial_of(&layer.digest), &|| open(layer)))
+            layers.try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
         }
     };
     match result {
