@@ -169,7 +169,7 @@ pub enum ImageCommand {
     },
     /// Say all that the store knows of images
     Inspect(ImagesArgs),
-    /// Say how much of images' layers is in the host's page cache, and which processes use them
+    /// Say how much of images' layers is in the host's page cache, which processes use them, and what mounts on this host keep
     Stat(ImagesArgs),
     /// Mount an image on this host, read-only, with nothing unpacked
     Mount {

@@ -1,20 +1,22 @@
 //! The host's page cache of files.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::ptr;
 
 use crate::profile::{PAGE_SIZE, PageRanges};
 
-/// The pages of a file that are in the host's page cache now.
+/// The pages of a file, or of a block device, that are in the host's page cache now. Those of a device are what was read of it
+/// as a whole; file systems on it have their own.
 ///
 /// # Errors
 /// The file can't be opened or mapped, or the kernel won't tell.
 pub fn resident(path: &Path) -> io::Result<PageRanges> {
     let file = File::open(path)?;
-    let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    // The length of a device is not in its metadata.
+    let bytes = usize::try_from((&file).seek(SeekFrom::End(0))?).map_err(io::Error::other)?;
     if bytes == 0 {
         return Ok(PageRanges::default());
     }
