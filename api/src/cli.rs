@@ -82,6 +82,9 @@ pub struct RunArgs {
     /// Window of a partition; the first one holds the instance, which otherwise runs in base memory
     #[arg(long = "partition", value_name = "SIZE")]
     pub partitions: Vec<ByteSize>,
+    /// What to do with the image's profile in the store, the pages of its layers that an earlier run read
+    #[arg(long, value_name = "WHAT", default_value = "auto")]
+    pub profile: ProfileUse,
     /// Layer store [default: $XDG_DATA_HOME/bellows/store]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
@@ -110,6 +113,30 @@ pub struct RunArgs {
     /// The command; the image's own where there is none
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// What a run does with the profile of its image.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum ProfileUse {
+    /// Use it; record one where there is none
+    Auto,
+    /// Record what this run reads, if it ends with exit code 0
+    Record,
+    /// Have the host read those pages ahead while the guest boots
+    Use,
+    /// Nothing
+    Off,
+}
+
+impl ProfileUse {
+    pub(crate) fn uses(self) -> bool {
+        matches!(self, Self::Auto | Self::Use)
+    }
+
+    /// Whether to record, given that there is one to use.
+    pub(crate) fn records(self, found: bool) -> bool {
+        self == Self::Record || self == Self::Auto && !found
+    }
 }
 
 /// `bellows image`.
@@ -142,7 +169,7 @@ pub enum ImageCommand {
     },
     /// Say all that the store knows of images
     Inspect(ImagesArgs),
-    /// Say how much of images' layers is in the host's page cache, and which processes use them
+    /// Say how much of images' layers is in the host's page cache, which processes use them, and what mounts on this host keep
     Stat(ImagesArgs),
     /// Mount an image on this host, read-only, with nothing unpacked
     Mount {

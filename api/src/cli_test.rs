@@ -32,6 +32,7 @@ fn run_takes_what_the_documentation_says() {
     assert_eq!(arguments.guest.partition_mode, Some(PartitionMode::Stock));
     assert_eq!(arguments.command, ["python3", "-c", "x", "--json"]);
     assert_eq!(arguments.guest.timeout, Duration::from_secs(120));
+    assert_eq!((arguments.profile, run("--profile record").profile), (ProfileUse::Auto, ProfileUse::Record));
     assert_eq!(run("--serial log").serial, Some(SerialOutput::File("log".into())));
 }
 
@@ -47,6 +48,7 @@ fn what_can_not_be_is_named_and_ends_with_2() {
         ("run --partition 1.5G", "1.5G"),
         ("run --timeout 0", "0"),
         ("run --partition-mode strict", "strict"),
+        ("run --profile always", "always"),
         ("run --wings 2", "--wings"),
         ("run python3", "python3"),
         ("image import", "SRC"),
@@ -71,4 +73,14 @@ fn image_commands_name_their_store() {
     };
     assert_eq!(images, ["a", "b"]);
     assert_eq!((store.store, store.json), (Some("s".into()), true));
+}
+
+#[test]
+fn a_profile_is_recorded_where_it_should_be() {
+    use ProfileUse::{Auto, Off, Record, Use};
+    let table =
+        [(Auto, true, true, false), (Record, false, true, true), (Use, true, false, false), (Off, false, false, false)];
+    for (what, uses, records, replaces) in table {
+        assert_eq!((what.uses(), what.records(false), what.records(true)), (uses, records, replaces), "{what:?}");
+    }
 }

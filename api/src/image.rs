@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bellows_block::oci::ImageConfig;
-use bellows_block::{ImageName, LayerDigest, NamedImage, Store};
+use bellows_block::page_cache::resident;
+use bellows_block::{Image, ImageName, LayerDigest, NamedImage, Store};
 use serde::Serialize;
 
 use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::measure::resident_bytes;
-use crate::mount;
+use crate::mount::{self, HostMount};
 use crate::store::{self, Wanted};
 use crate::usage::users;
 
@@ -23,6 +23,16 @@ struct ImageReport<L> {
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<ImageConfig>,
     layers: Vec<L>,
+    /// Where it is mounted on this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mounts: Option<Vec<MountReport>>,
+}
+
+/// A mount on this host, and what it keeps in memory beside the page cache of the layers' files.
+#[derive(Debug, Serialize)]
+struct MountReport {
+    directory: PathBuf,
+    cached_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,12 +89,7 @@ pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
         ImageCommand::Ls { store } => list(store),
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Stat(args) => stat(args),
-        ImageCommand::Mount { image, directory, store } => {
-            let store = store::open(store.store.as_deref())?;
-            let image = store.image(&parse_name(image)?)?;
-            mount::mount(&store.flat(&image)?, directory)?;
-            Ok(0)
-        }
+        ImageCommand::Mount { image, directory, store } => mount(image, directory, store),
         ImageCommand::Umount { directory } => mount::unmount(directory).map(|()| 0),
         ImageCommand::Rm { images, store } => remove(images, store),
         ImageCommand::Gc { store } => collect(store),
@@ -134,6 +139,31 @@ fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
     print_json(&reports)
 }
 
+fn mount(image: &str, directory: &Path, args: &StoreArgs) -> Result<u8, CliError> {
+    let store = store::open(args.store.as_deref())?;
+    let image = store.image(&parse_name(image)?)?;
+    let cached_bytes = mount::mount(&store.flat(&image)?, directory)?;
+    let report = MountReport { directory: directory.to_owned(), cached_bytes };
+    if args.json {
+        return print_json(&report);
+    }
+    print_mount(&report);
+    Ok(0)
+}
+
+fn print_mount(mount: &MountReport) {
+    println!("  mounted on {}, which caches {} bytes of its own", mount.directory.display(), mount.cached_bytes);
+}
+
+/// The mounts of an image on this host.
+fn mounts(store: &Store, image: &Image) -> Result<Vec<MountReport>, CliError> {
+    let report = |mount: HostMount| {
+        let cached_bytes = mount.cached_bytes()?;
+        Ok(MountReport { directory: mount.directory, cached_bytes })
+    };
+    HostMount::all_of(&store.flat_metadata(image))?.into_iter().map(report).collect()
+}
+
 fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.store.as_deref())?;
     // Images share layers.
@@ -143,19 +173,25 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
             return Ok(UsageReport::clone(known));
         }
         let layer = store.layer(digest)?;
-        let resident_bytes = resident_bytes(&layer.path).map_err(io_error("map", &layer.path))?;
+        let resident_bytes = resident(&layer.path).map_err(io_error("map", &layer.path))?.bytes();
         let users = users(&layer.path).map_err(io_error("find the users of", &layer.path))?;
         let report = UsageReport { digest: *digest, bytes: layer.bytes, resident_bytes, users };
         known.insert(*digest, report.clone());
         Ok(report)
     };
-    let reports = reports(chosen(&store, &args.images)?, &mut usage)?;
+    let images = chosen(&store, &args.images)?;
+    let mounts = images.iter().map(|named| mounts(&store, &named.image)).collect::<Result<Vec<_>, _>>()?;
+    let mut reports = reports(images, &mut usage)?;
+    for (report, mounts) in reports.iter_mut().zip(mounts) {
+        report.mounts = Some(mounts);
+    }
     print_reports(reports, args.store.json, |report| {
         for layer in &report.layers {
             let users: Vec<_> = layer.users.iter().map(u32::to_string).collect();
             let users = if users.is_empty() { "no VM".to_owned() } else { format!("VMs {}", users.join(" ")) };
             println!("  {} {:>12} bytes {:>12} cached, {users}", layer.digest, layer.bytes, layer.resident_bytes);
         }
+        report.mounts.iter().flatten().for_each(print_mount);
     })
 }
 
@@ -243,7 +279,7 @@ fn report<L>(
     layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
 ) -> Result<ImageReport<L>, CliError> {
     let layers = named.image.layers.iter().map(layer).collect::<Result<_, _>>()?;
-    Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers })
+    Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers, mounts: None })
 }
 
 fn parse_name(name: &str) -> Result<ImageName, CliError> {

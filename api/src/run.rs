@@ -15,7 +15,7 @@ use bellows_vmm::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::cli::{GuestArgs, RunArgs};
+use crate::cli::{GuestArgs, ProfileUse, RunArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::store;
@@ -31,6 +31,10 @@ struct RunReport {
     shape: Shape,
     /// How they reached the guest.
     transport: Transport,
+    /// Bytes of the image's files that the host was told to read ahead.
+    prefetched_bytes: u64,
+    /// Bytes of them that the guest read, where that was recorded for the image's profile.
+    recorded_bytes: Option<u64>,
     boot_ms: f64,
     run_ms: f64,
     partition: Option<PartitionReport>,
@@ -122,15 +126,37 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
 
 fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts) -> Result<u8, CliError> {
     let mut config = configuration(args)?;
-    let spec = prepare(args, &mut config, interrupts)?;
+    let function = prepare(args, &mut config, interrupts)?;
     config.validate()?;
-    in_vm(args, config, spec, interrupts)
+    in_vm(args, config, function, interrupts)
+}
+
+/// What to run.
+struct Function {
+    spec: InstanceSpec,
+    /// Where the pages that it reads are kept.
+    profile: Option<ProfilePlace>,
+}
+
+/// An image of a store, whose profile is being recorded.
+struct ProfilePlace {
+    store: Store,
+    image: Image,
+}
+
+impl ProfilePlace {
+    /// Keeps what was read by now; how many bytes that are.
+    fn keep(&self, vm: &Vm, image: &ImageId) -> Result<u64, CliError> {
+        let profile = vm.profile(image)?;
+        self.store.keep_profile(&self.image, &profile)?;
+        Ok(profile.bytes())
+    }
 }
 
 fn in_vm(
     args: &RunArgs,
     config: VmConfig,
-    spec: Option<InstanceSpec>,
+    function: Option<Function>,
     interrupts: &Interrupts,
 ) -> Result<u8, CliError> {
     let limit = args.guest.timeout;
@@ -139,7 +165,7 @@ fn in_vm(
     let vm = interrupts.boot(VmBuilder::from(config))?;
     let guest = vm.wait_ready(limit)?;
     let boot = start.elapsed();
-    let Some(spec) = spec else {
+    let Some(Function { spec, profile }) = function else {
         if args.json {
             print_json(&ReadyReport::new(guest, boot, &vm))?;
         }
@@ -154,6 +180,15 @@ fn in_vm(
     let start = Instant::now();
     let status = run_instance(&vm, &spec, args.json, limit)?;
     let run = start.elapsed();
+    // A run that failed is no example.
+    let recorded_bytes = match profile.filter(|_| status.code == 0).map(|profile| profile.keep(&vm, &spec.image)) {
+        // Nobody has asked for it.
+        Some(Err(error)) if args.profile == ProfileUse::Auto => {
+            tracing::warn!(error = error.chain(), "what the run has read is not kept");
+            None
+        }
+        kept => kept.transpose()?,
+    };
     let partition = match plug {
         Some((partition, plug)) => Some(give_back(&vm, partition, &plug, limit)?),
         None => None,
@@ -166,6 +201,8 @@ fn in_vm(
             partition_mode: guest.partition_mode,
             shape: image.shape,
             transport: image.transport,
+            prefetched_bytes: image.prefetched,
+            recorded_bytes,
             boot_ms: milliseconds(boot),
             run_ms: milliseconds(run),
             partition,
@@ -276,14 +313,19 @@ fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
 }
 
 /// Adds the image to the configuration; says what to run, if there is anything to run it in.
-fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Result<Option<InstanceSpec>, CliError> {
+fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Result<Option<Function>, CliError> {
     let mut defaults = bellows_block::oci::ImageConfig::default();
     let mut image = None;
+    let mut profile = None;
     if let Some(path) = &args.image {
         let store = store::open(args.store.as_deref())?;
         let found = store::find_image(&store, path, args.reference.as_deref(), interrupts)?;
-        image = Some(configured(&store, &found, &args.guest)?);
-        defaults = found.config;
+        let known = if args.profile.uses() { store.profile(&found) } else { None };
+        let records = args.profile.records(known.is_some());
+        config.record_reads |= records;
+        image = Some(ImageConfig { profile: known, ..configured(&store, &found, &args.guest)? });
+        defaults = found.config.clone();
+        profile = records.then_some(ProfilePlace { store, image: found });
     }
     if !args.layers.is_empty() {
         let mut below = match image {
@@ -317,7 +359,7 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     if !config.partitions.is_empty() {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
     }
-    Ok(Some(spec))
+    Ok(Some(Function { spec, profile }))
 }
 
 /// An image of the store as an image of a VM.

@@ -86,7 +86,8 @@ fn an_instance_is_the_images_with_the_users_changes() {
     );
     let args = args(&line);
     let mut config = configuration(&args).unwrap();
-    let spec = prepare(&args, &mut config, &Interrupts::default()).unwrap().unwrap();
+    let Function { spec, profile } = prepare(&args, &mut config, &Interrupts::default()).unwrap().unwrap();
+    assert!(profile.is_none() && !config.record_reads, "files have no profile");
     assert_eq!(spec.argv, ["sh", "-c", "true"]);
     assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "7:8"));
     assert_eq!(spec.partition, PartitionId::new(1));

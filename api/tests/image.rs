@@ -124,20 +124,49 @@ fn inspect_stat_remove_and_collect() {
     assert_eq!(fs::read_dir(store.join("layers")).unwrap().count(), 0);
 }
 
+/// Bytes of a file that is large beside everything else.
+const LARGE: usize = 5 << 20;
+
 #[test]
 fn mount_and_umount() {
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("store");
     let (root, _) = root_file_system(directory.path());
+    fs::write(Path::new(&root).join("large"), vec![7; LARGE]).unwrap();
+    fs::hard_link(Path::new(&root).join("large"), Path::new(&root).join("link")).unwrap();
     succeed(&store, &["import", &root, "--name", "root"]);
+    let json = |arguments: &[&str]| serde_json::from_str::<serde_json::Value>(&succeed(&store, arguments)).unwrap();
+    assert_eq!(json(&["stat", "root", "--json"])[0]["mounts"], serde_json::json!([]));
     let point = directory.path().join("mount");
     fs::create_dir(&point).unwrap();
     let point = point.to_str().unwrap();
     let (code, message) = fail(&store, &["mount", "root", "/nowhere/at/all"]);
     assert!(code == 1 && (message.contains("`mount` failed") || message.contains("`losetup` failed")), "{message}");
     if nix::unistd::geteuid().is_root() && fs::read_to_string("/proc/filesystems").unwrap().contains("erofs") {
-        succeed(&store, &["mount", "root", point]);
+        let mounted = json(&["mount", "root", point, "--json"]);
+        assert_eq!(mounted["directory"], point);
+        // The mount's own pages: metadata, then what is read through it.
+        let first = mounted["cached_bytes"].as_u64().unwrap();
+        assert!((4096..1 << 20).contains(&first), "{mounted}");
         assert_eq!(fs::read(Path::new(point).join("bin/sh")).unwrap(), b"shell");
+        assert_eq!(fs::read(Path::new(point).join("large")).unwrap(), vec![7; LARGE]);
+        let after = json(&["stat", "root", "--json"]);
+        let mount = &after[0]["mounts"][0];
+        assert_eq!(mount["directory"], point);
+        let own = mount["cached_bytes"].as_u64().unwrap();
+        assert!((LARGE as u64 + first..LARGE as u64 + (2 << 20)).contains(&own), "{first}, then {own}");
+        let text = succeed(&store, &["stat"]);
+        assert!(text.contains(&format!("  mounted on {point}, which caches {own} bytes of its own")), "{text}");
+        // Beside that the layer is in memory once, for all who use it, and came from the disk once.
+        let layer = &after[0]["layers"][0];
+        assert!(layer["resident_bytes"].as_u64().unwrap() >= LARGE as u64, "{layer}");
+        // Two names of one file are one, and what is mounted below is not the image's.
+        let bound = Path::new(point).join("bin");
+        let bind = Command::new("mount").arg("--bind").arg(&root).arg(&bound).status().unwrap();
+        assert!(bind.success());
+        let with_other = json(&["stat", "root", "--json"])[0]["mounts"][0]["cached_bytes"].as_u64().unwrap();
+        assert!(Command::new("umount").arg(&bound).status().unwrap().success());
+        assert!(with_other <= own, "{with_other} and {own}");
         assert!(fs::write(Path::new(point).join("new"), "").is_err());
         let umount = Command::new(env!("CARGO_BIN_EXE_bellows")).args(["image", "umount", point]).status().unwrap();
         assert!(umount.success());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use vm_memory::VolatileSlice;
 
 use crate::digest::LayerDigest;
-use crate::pread::PreadLayer;
+use crate::profile::Profile;
 use crate::store::Layer;
 
 /// Size in bytes of the unit that capacities and positions are counted in (VIRTIO 1.2, section 5.2).
@@ -71,14 +71,11 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// It may not have.
     fn flush(&self) -> io::Result<()>;
-}
 
-/// Opens a layer in the way that is best here: [`PreadLayer`], the faster of those that outlive a truncated file.
-///
-/// # Errors
-/// The file is missing, no regular file, or of another size than recorded.
-pub fn open_layer(layer: &Layer) -> Result<Box<dyn Disk>, DiskError> {
-    Ok(Box::new(PreadLayer::open(layer)?))
+    /// The pages of its files that were read so far, where it keeps account of that.
+    fn touched(&self) -> Profile {
+        Profile::default()
+    }
 }
 
 /// Why a file can't serve as a disk.

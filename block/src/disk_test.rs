@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::{MappedLayer, RawDisk};
+use crate::{MappedLayer, PreadLayer, RawDisk};
 
 fn layer(path: PathBuf, bytes: u64) -> Layer {
     Layer { digest: LayerDigest::of(b"layer"), path, bytes }

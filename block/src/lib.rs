@@ -16,7 +16,9 @@ pub mod import;
 mod mapped;
 mod mapping;
 pub mod oci;
+pub mod page_cache;
 mod pread;
+pub mod profile;
 mod raw;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
@@ -24,11 +26,12 @@ pub mod testing;
 
 pub use cancel::Cancel;
 pub use digest::LayerDigest;
-pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer};
+pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 pub use flat::{FlatDisk, FlatImage};
 pub use mapped::MappedLayer;
 pub use mapping::ImageMapping;
 pub use oci::{ImageSource, OciLayout};
 pub use pread::PreadLayer;
+pub use profile::{Prefetch, Profile};
 pub use raw::RawDisk;
 pub use store::{Image, ImageName, ImportOptions, Layer, NamedImage, Store, StoreError};

@@ -20,6 +20,7 @@ use crate::store::Layer;
 pub struct MappedLayer {
     mapping: ImageMapping,
     bytes: u64,
+    id: DiskId,
 }
 
 impl MappedLayer {
@@ -28,7 +29,7 @@ impl MappedLayer {
     /// # Errors
     /// It is missing, no regular file, of another size than recorded, or can't be mapped.
     pub fn open(layer: &Layer) -> Result<Self, DiskError> {
-        Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes })
+        Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes, id: DiskId::from(&layer.digest) })
     }
 }
 
@@ -42,7 +43,7 @@ impl Disk for MappedLayer {
     }
 
     fn id(&self) -> DiskId {
-        self.mapping.id()
+        self.id
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {

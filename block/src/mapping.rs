@@ -2,17 +2,22 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::ptr;
 
-use crate::disk::{DiskError, DiskId, open_layer_file};
+use crate::disk::{DiskError, open_layer_file};
 use crate::flat::FlatImage;
+use crate::profile::{PAGE_SIZE, PageRanges, Profile};
 use crate::store::Layer;
 
 /// What mappings begin at and end with a multiple of: a huge page, and the unit in which Linux adds device memory.
 const ALIGNMENT: u64 = 2 << 20;
-/// What a file takes a multiple of in a mapping; its last page ends with zeros.
-const PAGE: u64 = 4096;
+/// A page's entry in `/proc/self/pagemap` in bytes, the bit that says that it is there, and how many are read at once.
+const ENTRY: usize = 8;
+const PRESENT: u64 = 1 << 63;
+const ENTRIES: u64 = 8192;
 
 /// A layer, or the files of a flat image behind each other, as memory for a guest. Gaps and what is behind the end read as
 /// zeros.
@@ -24,7 +29,6 @@ pub struct ImageMapping {
     reservation: Reservation,
     /// By position.
     parts: Vec<Part>,
-    id: DiskId,
 }
 
 /// A file in a mapping. It is locked against removal for as long as it is open.
@@ -41,7 +45,7 @@ impl ImageMapping {
     /// # Errors
     /// It is missing, no regular file, of another size than recorded, or can't be mapped.
     pub fn layer(layer: &Layer) -> Result<Self, DiskError> {
-        Self::new(vec![(0, layer.clone())], DiskId::from(&layer.digest))
+        Self::new(vec![(0, layer.clone())])
     }
 
     /// Maps all files of a flat image.
@@ -49,10 +53,10 @@ impl ImageMapping {
     /// # Errors
     /// As [`ImageMapping::layer`], for each of them.
     pub fn flat(image: &FlatImage) -> Result<Self, DiskError> {
-        Self::new(image.files(), DiskId::from(&image.digest))
+        Self::new(image.files())
     }
 
-    fn new(files: Vec<(u64, Layer)>, id: DiskId) -> Result<Self, DiskError> {
+    fn new(files: Vec<(u64, Layer)>) -> Result<Self, DiskError> {
         let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
         let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
         let parts = files.into_iter().map(|(start, layer)| Ok(Part { start, file: open_layer_file(&layer)?, layer }));
@@ -64,7 +68,7 @@ impl ImageMapping {
             reservation.map(*start, layer.bytes, file).map_err(failed)?;
         }
         reservation.keep_to_this_process().map_err(reserved)?;
-        Ok(Self { reservation, parts, id })
+        Ok(Self { reservation, parts })
     }
 
     /// Host virtual address of the first byte, a multiple of 2 MiB. Mapped for as long as `self` lives.
@@ -79,17 +83,11 @@ impl ImageMapping {
         self.reservation.bytes as u64
     }
 
-    /// What a disk of these files would have as its serial number.
-    #[must_use]
-    pub fn id(&self) -> DiskId {
-        self.id
-    }
-
     /// The file that holds the byte at `offset`.
     #[must_use]
     pub fn file_at(&self, offset: u64) -> Option<&Layer> {
         let part = &self.parts[..self.parts.partition_point(|part| part.start <= offset)].last()?;
-        (offset - part.start < part.layer.bytes.next_multiple_of(PAGE)).then_some(&part.layer)
+        (offset - part.start < part.layer.bytes.next_multiple_of(PAGE_SIZE)).then_some(&part.layer)
     }
 
     /// A file that is shorter than it was when it was mapped, or can't be asked any more.
@@ -98,6 +96,37 @@ impl ImageMapping {
         let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.layer.bytes);
         self.parts.iter().find(is_short).map(|part| &part.layer)
     }
+
+    /// The pages of its files that the guest can reach without a fault by now: those that it touched, and those of their
+    /// neighbours that were in the page cache at that time (Linux maps up to 16 pages around a fault, aligned, and reads none
+    /// of them for that). The hypervisor looks a guest's pages up in this process's page table, so they are there.
+    ///
+    /// # Errors
+    /// The kernel won't tell.
+    pub fn touched(&self) -> io::Result<Profile> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let mut profile = Profile::default();
+        for Part { start, layer, .. } in &self.parts {
+            let first = (self.address() + start) / PAGE_SIZE;
+            let present = present(&pagemap, first..first + layer.bytes.div_ceil(PAGE_SIZE))?;
+            profile.insert(layer.digest, PageRanges::of(present));
+        }
+        Ok(profile)
+    }
+}
+
+/// Which of these pages of this process's address space its page table has (Linux, `admin-guide/mm/pagemap.rst`).
+fn present(pagemap: &File, pages: Range<u64>) -> io::Result<Vec<bool>> {
+    let mut flags = Vec::new();
+    let mut entries = Vec::new();
+    for first in pages.clone().step_by(ENTRIES as usize) {
+        let count = ENTRIES.min(pages.end - first) as usize;
+        entries.resize(count * ENTRY, 0);
+        pagemap.read_exact_at(&mut entries, first * ENTRY as u64)?;
+        let entries = entries.chunks_exact(ENTRY).filter_map(|entry| Some(u64::from_ne_bytes(entry.try_into().ok()?)));
+        flags.extend(entries.map(|entry| entry & PRESENT != 0));
+    }
+    Ok(flags)
 }
 
 /// A range of addresses of this process that nobody else maps anything in.

@@ -33,7 +33,6 @@ fn files_lie_where_the_image_has_them_and_zeros_in_between() {
     let image = image(directory.path());
     let mapping = ImageMapping::flat(&image).unwrap();
     assert_eq!((mapping.bytes(), mapping.address() % (2 << 20)), (8 << 20, 0));
-    assert_eq!(mapping.id(), DiskId::from(&image.digest));
     let whole = read(&mapping, 0, 8 << 20).unwrap();
     for (start, fill, bytes) in [(0, 1, 4096), (2 << 20, 2, 3 << 20), (6 << 20, 3, 8704)] {
         assert!(whole[start..start + bytes].iter().all(|byte| *byte == fill), "{start:#x}");
@@ -57,7 +56,7 @@ fn a_layer_is_mapped_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let layer = layer(directory.path(), "layer", 7, 5120);
     let mapping = ImageMapping::layer(&layer).unwrap();
-    assert_eq!((mapping.bytes(), mapping.id()), (2 << 20, DiskId::from(&layer.digest)));
+    assert_eq!(mapping.bytes(), 2 << 20);
     let data = read(&mapping, 0, 2 << 20).unwrap();
     assert!(data[..5120].iter().all(|byte| *byte == 7) && data[5120..].iter().all(|byte| *byte == 0));
 }

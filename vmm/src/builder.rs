@@ -133,6 +133,13 @@ impl VmBuilder {
         self
     }
 
+    /// Keeps account of the pages of images that the guest reads, for [`Vm::profile`].
+    #[must_use]
+    pub fn record_reads(mut self) -> Self {
+        self.config.record_reads = true;
+        self
+    }
+
     /// Adds a raw disk.
     #[must_use]
     pub fn drive(mut self, drive: DriveConfig) -> Self {
@@ -187,7 +194,7 @@ impl VmBuilder {
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, &mmio, &ports)?;
         let event_loop = bus.event_loop("devices")?;
         // Images first, so that what depends on the order of discovery finds them in order.
-        let (disks, images) = (Disks::new(windows, event_loop.handle()), Images::default());
+        let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
             disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;

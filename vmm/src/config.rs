@@ -70,6 +70,9 @@ pub struct VmConfig {
     /// Images, each known by another name.
     #[serde(default)]
     pub images: Vec<ImageConfig>,
+    /// Whether to keep account of the pages of images that the guest reads, for [`crate::Vm::profile`].
+    #[serde(default)]
+    pub record_reads: bool,
     /// Raw disks.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
@@ -181,6 +184,7 @@ impl VmConfig {
             partitions: Vec::new(),
             partition_mode: PartitionMode::default(),
             images: Vec::new(),
+            record_reads: false,
             drives: Vec::new(),
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),

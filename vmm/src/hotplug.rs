@@ -4,11 +4,14 @@
 //! driver did not bind in time stays on the bus, and its state says so.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{Disk, DiskError, DiskId, FlatDisk, FlatImage, ImageMapping, LayerDigest, RawDisk, open_layer};
+use bellows_block::{
+    Disk, DiskError, DiskId, FlatDisk, FlatImage, ImageMapping, LayerDigest, PreadLayer, Profile, RawDisk,
+};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Block, Pmem};
@@ -20,10 +23,15 @@ use crate::pmem::{PmemError, PmemWindow, PmemWindows};
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
-/// The serial number of the disk that carries the layer, or the flat image, that `digest` names.
+/// The serial number of the disk that carries the layer, or the flat image, that `digest` names: the start of the digest. A
+/// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
+/// guest in both ways.
 #[must_use]
-pub fn serial_of(digest: &LayerDigest) -> String {
-    serial(DiskId::from(digest))
+pub fn serial_of(digest: &LayerDigest, transport: Transport) -> String {
+    match transport {
+        Transport::Blk => serial(DiskId::from(digest)),
+        Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
+    }
 }
 
 fn serial(id: DiskId) -> String {
@@ -124,6 +132,8 @@ pub(crate) struct Disks {
     windows: Arc<PmemWindows>,
     /// Where devices run whose requests take no time.
     event_loop: EventLoopHandle,
+    /// Whether disks with layers keep account of what is read.
+    pub(crate) record_reads: bool,
     /// Held through a whole change; changes wait for the guest.
     change: Mutex<()>,
     /// By serial number.
@@ -132,15 +142,23 @@ pub(crate) struct Disks {
 
 struct Entry {
     info: DiskInfo,
-    /// The thread of its queue, where that has one.
-    _event_loop: Option<EventLoop>,
-    /// Where the guest has it as memory, if it does.
-    _window: Option<PmemWindow>,
+    source: Source,
+}
+
+/// Where the guest's reads are served from.
+enum Source {
+    Blocks {
+        disk: Arc<dyn Disk>,
+        /// The thread of its queue.
+        _event_loop: EventLoop,
+    },
+    Memory(PmemWindow),
 }
 
 /// A disk whose files are open.
 pub(crate) struct Opened {
     content: Content,
+    serial: String,
     path: PathBuf,
 }
 
@@ -150,45 +168,44 @@ enum Content {
 }
 
 impl Opened {
-    pub(crate) fn layer(layer: &LayerConfig, transport: Transport) -> Result<Self, DiskError> {
+    pub(crate) fn layer(layer: &LayerConfig, transport: Transport, record: bool) -> Result<Self, DiskError> {
         let content = match transport {
-            Transport::Blk => Content::Blocks(open_layer(&layer.into())?.into()),
+            Transport::Blk => {
+                let disk = PreadLayer::open(&layer.into())?;
+                Content::Blocks(Arc::new(if record { disk.recorded() } else { disk }))
+            }
             Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
         };
-        Ok(Self { content, path: layer.path.clone() })
+        Ok(Self { content, serial: serial_of(&layer.digest, transport), path: layer.path.clone() })
     }
 
-    pub(crate) fn flat(image: &FlatImage, transport: Transport) -> Result<Self, DiskError> {
+    pub(crate) fn flat(image: &FlatImage, transport: Transport, record: bool) -> Result<Self, DiskError> {
         let content = match transport {
-            Transport::Blk => Content::Blocks(Arc::new(FlatDisk::open(image)?)),
+            Transport::Blk => {
+                let disk = FlatDisk::open(image)?;
+                Content::Blocks(Arc::new(if record { disk.recorded() } else { disk }))
+            }
             Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
         };
-        Ok(Self { content, path: image.path.clone() })
+        Ok(Self { content, serial: serial_of(&image.digest, transport), path: image.path.clone() })
     }
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
-        let content = Content::Blocks(Arc::new(RawDisk::open(&drive.path, drive.read_only)?));
-        Ok(Self { content, path: drive.path.clone() })
-    }
-
-    fn id(&self) -> DiskId {
-        match &self.content {
-            Content::Blocks(disk) => disk.id(),
-            Content::Memory(mapping) => mapping.id(),
-        }
+        let disk = RawDisk::open(&drive.path, drive.read_only)?;
+        let serial = serial(disk.id());
+        Ok(Self { content: Content::Blocks(Arc::new(disk)), serial, path: drive.path.clone() })
     }
 }
 
 impl Disks {
     /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
-    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle) -> Self {
-        Self { windows, event_loop, change: Mutex::default(), table: Mutex::default() }
+    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle, record_reads: bool) -> Self {
+        Self { windows, event_loop, record_reads, change: Mutex::default(), table: Mutex::default() }
     }
 
     /// Puts a disk on the bus. Before the guest boots it is as good as attached.
     pub(crate) fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
-        let serial = serial(opened.id());
-        let Opened { content, path } = opened;
+        let Opened { content, serial, path } = opened;
         if let Some(other) = self.table().get(&serial) {
             return Err(AddError::Duplicate(DuplicateDisk { path, other: other.info.path.clone(), serial }));
         }
@@ -205,15 +222,15 @@ impl Disks {
             Content::Blocks(disk) => {
                 let read_only = disk.read_only();
                 let event_loop = bus.event_loop("blk")?;
-                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
-                let info = info(Transport::Blk, read_only, address);
-                Entry { info, _event_loop: Some(event_loop), _window: None }
+                let address = bus.add(&name, Block::new(disk.clone()), event_loop.handle())?;
+                let source = Source::Blocks { disk, _event_loop: event_loop };
+                Entry { info: info(Transport::Blk, read_only, address), source }
             }
             Content::Memory(mapping) => {
                 let window = self.windows.open(mapping)?;
                 let device = Pmem::new(window.start(), window.bytes());
                 let address = bus.add(&name, device, self.event_loop.clone())?;
-                Entry { info: info(Transport::Pmem, true, address), _event_loop: None, _window: Some(window) }
+                Entry { info: info(Transport::Pmem, true, address), source: Source::Memory(window) }
             }
         };
         let info = entry.info.clone();
@@ -224,6 +241,15 @@ impl Disks {
     /// The disk with that serial number.
     pub(crate) fn find(&self, serial: &str) -> Option<DiskInfo> {
         self.table().get(serial).map(|entry| entry.info.clone())
+    }
+
+    /// The pages of a disk's files that the guest has read, as far as that is kept account of.
+    pub(crate) fn touched(&self, serial: &str) -> io::Result<Profile> {
+        match self.table().get(serial).map(|entry| &entry.source) {
+            Some(Source::Blocks { disk, .. }) => Ok(disk.touched()),
+            Some(Source::Memory(window)) => window.touched(),
+            None => Ok(Profile::default()),
+        }
     }
 
     /// Has the guest look for `disks`; returns once a driver has bound all of them.
@@ -365,6 +391,7 @@ mod tests {
     #[test]
     fn a_layers_serial_number_is_the_start_of_its_digest() {
         let digest = LayerDigest::of(b"layer");
-        assert_eq!(serial_of(&digest), digest.hex()[..20]);
+        assert_eq!(serial_of(&digest, Transport::Blk), digest.hex()[..20]);
+        assert_eq!(serial_of(&digest, Transport::Pmem), format!("p{}", &digest.hex()[..19]));
     }
 }

@@ -4,10 +4,11 @@
 //! ask for one, the layers come after the fact, as disks that are attached while the VM runs.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::DiskError;
+use bellows_block::{DiskError, Layer, Prefetch, Profile};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use crate::agent::AgentError;
@@ -32,6 +33,8 @@ pub struct ImageInfo {
     pub disks: Vec<String>,
     /// Whether instances can run it.
     pub mounted: bool,
+    /// Bytes of its files that the host was told to read ahead.
+    pub prefetched: u64,
 }
 
 /// Why an image can't be had.
@@ -60,6 +63,18 @@ pub enum ImageError {
         kernel: String,
         /// How many layers the image has.
         layers: usize,
+    },
+    /// Nobody has asked for an account of what is read.
+    #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
+    NotRecorded(ImageId),
+    /// What was read can't be told.
+    #[error("cannot find out what was read of image {image}")]
+    Touched {
+        /// The image.
+        image: ImageId,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
     },
     /// There is no agent to ask.
     #[error(transparent)]
@@ -91,6 +106,8 @@ struct Entry {
     /// Serial numbers of its disks.
     disks: Vec<String>,
     mounted: bool,
+    /// Reads ahead for as long as the VM has the image.
+    _prefetch: Option<Arc<Prefetch>>,
 }
 
 impl Images {
@@ -99,8 +116,7 @@ impl Images {
         for config in images {
             let shape = config.first_shape();
             let serials = place(config, shape, bus, disks, DiskState::Attached)?;
-            let entry = Entry { config: config.clone(), shape, disks: serials, mounted: false };
-            self.table().insert(config.id.clone(), entry);
+            self.set(Entry::new(config, shape, serials));
         }
         Ok(())
     }
@@ -118,8 +134,29 @@ impl Images {
     }
 }
 
+impl Entry {
+    /// An image whose disks are on the bus. Begins to read ahead what it has a profile of.
+    fn new(config: &ImageConfig, shape: Shape, disks: Vec<String>) -> Self {
+        let prefetch = config.profile.as_ref().and_then(|profile| {
+            let started = Prefetch::start(files(config, shape), profile.clone());
+            started.inspect_err(|error| tracing::warn!(image = %config.id, %error, "nothing is read ahead")).ok()
+        });
+        Self { config: config.clone(), shape, disks, mounted: false, _prefetch: prefetch.map(Arc::new) }
+    }
+}
+
+/// The files of an image in this shape: what the guest reads first comes first.
+fn files(config: &ImageConfig, shape: Shape) -> Vec<Layer> {
+    let metadata = match shape {
+        Shape::Flat => config.flat.as_ref(),
+        Shape::Layers => None,
+    };
+    let metadata = metadata.map(|flat| Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes });
+    metadata.into_iter().chain(config.layers.iter().map(Layer::from)).collect()
+}
+
 /// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
-/// can't be added, none is. Layers of one digest are one layer, whichever store they come from.
+/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
 fn place(
     config: &ImageConfig,
     shape: Shape,
@@ -130,17 +167,20 @@ fn place(
     let (mut serials, mut added) = (Vec::new(), Vec::new());
     let transport = config.transport;
     let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
-        if disks.find(&serial).is_none_or(|known| known.transport != transport) {
+        if disks.find(&serial).is_none() {
             added.push(disks.add(bus, open()?, state)?);
         }
         serials.push(serial);
         Ok(())
     };
     let result = match (shape, config.flat_image()) {
-        (Shape::Flat, Some(flat)) => add(serial_of(&flat.digest), &|| Opened::flat(&flat, transport)),
+        (Shape::Flat, Some(flat)) => {
+            add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
+        }
         _ => {
             let mut layers = config.layers.iter();
-            layers.try_for_each(|layer| add(serial_of(&layer.digest), &|| Opened::layer(layer, transport)))
+            let open = |layer| Opened::layer(layer, transport, disks.record_reads);
+            layers.try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
         }
     };
     match result {
@@ -182,7 +222,7 @@ impl Vm {
         }
         let shape = self.shape(config)?;
         let disks = self.place_and_bind(config, shape, timeout)?;
-        let entry = Entry { config: config.clone(), shape, disks, mounted: false };
+        let entry = Entry::new(config, shape, disks);
         self.images.set(entry.clone());
         self.mount(entry)
     }
@@ -208,6 +248,25 @@ impl Vm {
         self.images.table().values().cloned().map(ImageInfo::from).collect()
     }
 
+    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; of memory
+    /// (virtio-pmem), the pages that it has touched and neighbours of them that were in the page cache. Needs
+    /// [`VmConfig::record_reads`](crate::VmConfig::record_reads).
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::NotRecorded`] or [`ImageError::Touched`].
+    pub fn profile(&self, id: &ImageId) -> Result<Profile, ImageError> {
+        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if !self.disks.record_reads {
+            return Err(ImageError::NotRecorded(id.clone()));
+        }
+        let mut profile = Profile::default();
+        for serial in &entry.disks {
+            let touched = self.disks.touched(serial);
+            profile.extend(touched.map_err(|source| ImageError::Touched { image: id.clone(), source })?);
+        }
+        Ok(profile)
+    }
+
     /// The shape that an image gets in this guest.
     fn shape(&self, config: &ImageConfig) -> Result<Shape, ImageError> {
         let kernel = self.guest()?.kernel_release.as_str();
@@ -222,11 +281,11 @@ impl Vm {
     }
 
     /// Replaces the disks of an image by those of another shape.
-    fn reshape(&self, entry: Entry, shape: Shape, timeout: Duration) -> Result<Entry, ImageError> {
+    fn reshape(&self, mut entry: Entry, shape: Shape, timeout: Duration) -> Result<Entry, ImageError> {
         tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
         let disks = self.place_and_bind(&entry.config, shape, timeout)?;
-        let old = entry.disks;
-        let entry = Entry { shape, disks, ..Entry { disks: Vec::new(), ..entry } };
+        let old = std::mem::replace(&mut entry.disks, disks);
+        entry.shape = shape;
         self.images.set(entry.clone());
         self.detach_unused(old, timeout)?;
         Ok(entry)
@@ -268,7 +327,15 @@ impl Vm {
 impl From<Entry> for ImageInfo {
     fn from(entry: Entry) -> Self {
         let transport = entry.config.transport;
-        Self { id: entry.config.id, shape: entry.shape, transport, disks: entry.disks, mounted: entry.mounted }
+        let prefetched = entry.config.profile.as_ref().map_or(0, Profile::bytes);
+        Self {
+            id: entry.config.id,
+            shape: entry.shape,
+            transport,
+            disks: entry.disks,
+            mounted: entry.mounted,
+            prefetched,
+        }
     }
 }
 

@@ -43,6 +43,7 @@ pub use ready::NotReady;
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
 
+pub use bellows_block::Profile;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;

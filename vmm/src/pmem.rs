@@ -4,10 +4,11 @@
 //! KVM finds no page and the vCPU can't go on; that end of the VM gets the layer's name here.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_block::{ImageMapping, Layer, LayerDigest};
+use bellows_block::{ImageMapping, Layer, LayerDigest, Profile};
 use bellows_memory::device_area::{DeviceArea, DeviceMemory, NoRoom};
 use bellows_memory::slots::{Slot, SlotError, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress};
@@ -114,6 +115,11 @@ impl PmemWindow {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.slot.bytes
+    }
+
+    /// The pages of its files that the guest has touched, and neighbours of them.
+    pub(crate) fn touched(&self) -> io::Result<Profile> {
+        self.mapping.touched()
     }
 }
 

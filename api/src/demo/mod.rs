@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bellows_block::page_cache::{evict, resident};
 use bellows_block::{Image, Layer};
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm,
@@ -23,7 +24,7 @@ use self::report::{DiskReport, InstanceReport, LayerReport, Report, VmReport};
 use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::measure::{Disk, evict, process_rss, resident_bytes};
+use crate::measure::{Disk, process_rss};
 use crate::run::{PartitionReport, configured, from_guest_args, give_back, milliseconds};
 use crate::store;
 
@@ -132,7 +133,7 @@ impl Cold {
         let drop_cache = |layer: &Layer| {
             let path = &layer.path;
             evict(path).map_err(io_error("drop the page cache of", path))?;
-            let left = resident_bytes(path).map_err(io_error("look into the page cache of", path))?;
+            let left = resident(path).map_err(io_error("look into the page cache of", path))?.bytes();
             Ok((layer.clone(), left))
         };
         let disk = match layers.first() {
@@ -169,7 +170,7 @@ impl Cold {
 
     fn layers(&self) -> Result<Vec<LayerReport>, CliError> {
         let report = |(layer, before): &(Layer, u64)| {
-            let resident = resident_bytes(&layer.path).map_err(io_error("look into the page cache of", &layer.path))?;
+            let resident = resident(&layer.path).map_err(io_error("look into the page cache of", &layer.path))?.bytes();
             Ok(LayerReport {
                 digest: layer.digest.to_string(),
                 bytes: layer.bytes,

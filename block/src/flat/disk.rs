@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 use super::FlatImage;
 use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use crate::pread::PreadLayer;
+use crate::profile::Profile;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
@@ -40,6 +41,14 @@ impl FlatDisk {
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let bytes = parts.last().map_or(0, |part| part.end);
         Ok(Self { parts, bytes, id: DiskId::from(&image.digest) })
+    }
+
+    /// The same, and it keeps account of what is read from now on ([`Disk::touched`]).
+    #[must_use]
+    pub fn recorded(mut self) -> Self {
+        let recorded = |part: Part| Part { disk: part.disk.recorded(), ..part };
+        self.parts = self.parts.into_iter().map(recorded).collect();
+        self
     }
 
     /// The part that holds byte `offset`, or the one behind the gap that it lies in.
@@ -108,5 +117,11 @@ impl Disk for FlatDisk {
 
     fn flush(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn touched(&self) -> Profile {
+        let mut profile = Profile::default();
+        self.parts.iter().for_each(|part| profile.extend(part.disk.touched()));
+        profile
     }
 }

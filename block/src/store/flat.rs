@@ -107,6 +107,12 @@ impl Store {
         Ok(record)
     }
 
+    /// The file that has the metadata of `image`'s flat image, once that was asked for.
+    #[must_use]
+    pub fn flat_metadata(&self, image: &Image) -> PathBuf {
+        self.flat_path(&flat_digest(image))
+    }
+
     pub(super) fn flat_path(&self, digest: &LayerDigest) -> PathBuf {
         self.root.join("flat").join(format!("{}.erofs", digest.hex()))
     }

@@ -73,6 +73,7 @@ impl Store {
             for name in names.iter().chain([&digest]) {
                 remove(&self.image_path(name))?;
             }
+            remove(&self.profile_path(&image.digest))?;
         } else {
             remove(&self.image_path(name))?;
         }
@@ -111,6 +112,12 @@ impl Store {
         for image in flat.difference(&needed) {
             // Who uses it uses its layers, and is counted there.
             collected.bytes += remove_unused(&self.flat_path(image), &self.flat_record_path(image))?.unwrap_or(0);
+        }
+        let needed: BTreeSet<_> = images.iter().map(|named| named.image.digest).collect();
+        let profiles = self.root.join("profiles");
+        let profiles = if profiles.exists() { digests(&profiles)? } else { BTreeSet::new() };
+        for image in profiles.difference(&needed) {
+            remove(&self.profile_path(image))?;
         }
         Ok(collected)
     }

@@ -1,9 +1,9 @@
 use super::*;
 use crate::compression::Compression;
-use crate::disk::{DiskError, open_layer};
+use crate::disk::DiskError;
 use crate::store::{ImportOptions, Layer};
 use crate::testing::{Archive, LayoutBuilder};
-use crate::{OciLayout, oci::Platform};
+use crate::{OciLayout, PreadLayer, oci::Platform};
 
 fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn layers_in_use_stay() {
     let (_directory, store) = store();
     let image = import(&store, &["a"], None);
     let layer = store.layer(&image.layers[0]).unwrap();
-    let disks = [open_layer(&layer).unwrap(), open_layer(&layer).unwrap()];
+    let disks = [PreadLayer::open(&layer).unwrap(), PreadLayer::open(&layer).unwrap()];
     store.remove(&ImageName::from(&image.digest)).unwrap();
     let in_use = Collected { in_use: image.layers.clone(), ..Collected::default() };
     assert_eq!(collect(&store), in_use);
@@ -105,7 +105,7 @@ fn layers_in_use_stay() {
     assert_eq!(collect(&store), in_use);
     drop(second);
     assert_eq!(collect_until(&store, |collected| !collected.layers.is_empty()).layers, image.layers);
-    assert!(matches!(open_layer(&layer), Err(DiskError::Open { .. })));
+    assert!(matches!(PreadLayer::open(&layer), Err(DiskError::Open { .. })));
 }
 
 /// Whoever opens a layer while it is removed has it, or an error; never a file that is gone.
@@ -117,7 +117,7 @@ fn opening_and_removing_at_the_same_time() {
         let layer: Layer = store.layer(&image.layers[0]).unwrap();
         store.remove(&ImageName::from(&image.digest)).unwrap();
         let (opened, collected) = std::thread::scope(|scope| {
-            let opened = scope.spawn(|| open_layer(&layer));
+            let opened = scope.spawn(|| PreadLayer::open(&layer));
             let collected = collect(&store);
             (opened.join().unwrap(), collected)
         });

@@ -8,6 +8,7 @@
 //! images/<name>.json      an image's layers and how to run it
 //! flat/<hex>.erofs        metadata of a flat image, named by a digest of its layers' digests; made again where it is missing
 //! flat/<hex>.json         its record
+//! profiles/<hex>.json     the pages that a run of an image read, named by the image's digest; nothing needs it
 //! tmp/                    what imports are writing
 //! ```
 //!
@@ -20,6 +21,7 @@ mod files;
 mod flat;
 mod images;
 mod import;
+mod profile;
 mod record;
 mod verity;
 
@@ -136,6 +138,14 @@ pub enum StoreError {
         /// The store's directory.
         path: PathBuf,
     },
+    /// A profile that knows other files than the image's, or more than a profile may.
+    #[error("the profile `{path}` {wrong}")]
+    Profile {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        wrong: String,
+    },
     /// Somebody wanted it to end.
     #[error("it was cancelled")]
     Cancelled,
@@ -201,7 +211,7 @@ impl Store {
         for entry in fs::read_dir(&store.root).map_err(io_error("list", &store.root))? {
             let name = entry.map_err(io_error("list", &store.root))?.file_name();
             // Another process may be making the same store, or was interrupted when it did.
-            if !["layers", "images", "flat", "tmp", "lock", "format"].iter().any(|known| name == *known) {
+            if !["layers", "images", "flat", "profiles", "tmp", "lock", "format"].iter().any(|known| name == *known) {
                 return Err(StoreError::NotAStore { path: store.root });
             }
         }

@@ -9,11 +9,16 @@ use crate::fixture::artefact;
 use crate::layers::{import, tar};
 
 /// A subcommand with our kernel, the demo's image and the store that all tests share.
-fn with_guest(subcommand: &str) -> Command {
+pub fn with_guest(subcommand: &str) -> Command {
+    with_guest_and_store(subcommand, &artefact("BELLOWS_IMAGE").with_file_name("e2e-store"))
+}
+
+/// The same with a store of its own.
+pub fn with_guest_and_store(subcommand: &str, store: &Path) -> Command {
     let mut command = Command::new(artefact("BELLOWS_BINARY"));
     command.args([subcommand, "--timeout=300", "--memory=512M", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
     command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--image").arg(artefact("BELLOWS_IMAGE"));
-    command.arg("--store").arg(artefact("BELLOWS_IMAGE").with_file_name("e2e-store"));
+    command.arg("--store").arg(store);
     command
 }
 
@@ -38,6 +43,8 @@ fn a_commands_output_and_exit_code_come_through() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(7), &b"out\n"[..]), "{text}");
     assert!(text.contains("err\n"), "{text}");
+    let profiles = artefact("BELLOWS_IMAGE").with_file_name("e2e-store").join("profiles");
+    assert!(!profiles.exists(), "a run that fails is no example of what to read ahead");
 }
 
 /// A monitor that is killed can't clean up: its VM and its listening sockets go all the same.

@@ -107,20 +107,38 @@ impl Guest {
         self
     }
 
-    pub fn boot(mut self) -> Running {
+    /// Keeps account of the pages of images that the guest reads.
+    pub fn record_reads(mut self) -> Self {
+        self.builder = self.builder.record_reads();
+        self
+    }
+
+    pub fn boot(self) -> Running {
+        let running = self.boot_unmounted();
+        running.mount();
+        running
+    }
+
+    /// Boots without mounting the image.
+    pub fn boot_unmounted(mut self) -> Running {
         let directory = tempfile::tempdir().unwrap();
         self.console = directory.path().join("console");
         let vm = self.builder.image(self.image).serial(SerialOutput::File(self.console.clone())).boot().unwrap();
         let ready = vm.wait_ready(PATIENCE);
         let console = || std::fs::read_to_string(&self.console).unwrap_or_default();
         let guest = ready.unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
-        vm.mount_image(&image_id(), PATIENCE).unwrap_or_else(|error| panic!("{error:?}\n{}", console()));
         let (kernel, mode) = (guest.kernel_release, guest.partition_mode);
         Running { vm, kernel, mode, console: self.console, _directory: directory }
     }
 }
 
 impl Running {
+    /// Mounts the image.
+    pub fn mount(&self) {
+        let mounted = self.vm.mount_image(&image_id(), PATIENCE);
+        mounted.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
+    }
+
     /// Plugs all of a partition.
     pub fn plug(&self, number: u16, mib: u64) {
         let plugged = self.vm.plug(partition(number), ByteSize::mib(mib), PATIENCE);

@@ -231,8 +231,24 @@ fn images_come_and_go() {
             guest.vm.detach_image(&more.id, PATIENCE).unwrap();
             assert_eq!(guest.vm.disks(), before);
         }
+        let other = if transport == Transport::Blk { Transport::Pmem } else { Transport::Blk };
+        both_ways(&guest, &config("other-way", Shape::Layers).transport(other));
         guest.shutdown();
     }
+}
+
+/// An image whose layers are there over another transport gets disks of its own, and leaves the others alone.
+fn both_ways(guest: &Running, image: &ImageConfig) {
+    let before = guest.vm.disks();
+    let attached = guest.vm.attach_image(image, PATIENCE).unwrap();
+    assert_eq!(attached.transport, image.transport);
+    let disks = guest.vm.disks();
+    let own = disks.iter().filter(|disk| attached.disks.contains(&disk.serial) && disk.transport == image.transport);
+    assert_eq!((own.count(), disks.len()), (image.layers.len(), before.len() + image.layers.len()));
+    assert_eq!(guest.shell_in("other-way", image.id.as_str(), "cat /extra"), "extra\n");
+    assert_eq!(guest.shell("first-way", "cat /etc/hostname >/dev/null && echo there"), "there\n");
+    guest.vm.detach_image(&image.id, PATIENCE).unwrap();
+    assert_eq!(guest.vm.disks(), before);
 }
 
 /// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.

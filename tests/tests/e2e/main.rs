@@ -12,6 +12,7 @@ mod layers;
 mod partitions;
 mod stress;
 mod vsock;
+mod warm;
 
 use bellows_tests::lab::Host;
 

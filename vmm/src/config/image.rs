@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use bellows_block::{FlatImage, Layer, LayerDigest};
+use bellows_block::{FlatImage, Layer, LayerDigest, Profile};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,10 @@ pub struct ImageConfig {
     /// How its disks reach the guest.
     #[serde(default)]
     pub transport: Transport,
+    /// Pages of its files that the host reads ahead, beside all else, when the VM gets the image: what an earlier run read
+    /// ([`crate::Vm::profile`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
 }
 
 /// How a disk with layers reaches the guest.
@@ -95,6 +99,7 @@ impl ImageConfig {
             flat: None,
             shape: None,
             transport: Transport::Blk,
+            profile: None,
         }
     }
 
@@ -121,6 +126,13 @@ impl ImageConfig {
     #[must_use]
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
+        self
+    }
+
+    /// The same with pages that are read ahead.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = Some(profile);
         self
     }
 

@@ -19,14 +19,16 @@ fn image() -> ImageConfig {
 
 #[test]
 fn an_image_survives_json() {
-    let image = image().shape(Shape::Flat).transport(Transport::Pmem);
+    let profile = serde_json::json!({ LayerDigest::of(b"a").to_string(): [[0, 1], [7, 2]] });
+    let profile = serde_json::from_value(profile).unwrap();
+    let image = image().shape(Shape::Flat).transport(Transport::Pmem).profile(profile);
     image.check("images[0]").unwrap();
     let json = serde_json::to_value(&image).unwrap();
     assert_eq!((&json["id"], &json["shape"]), (&"python".into(), &"flat".into()));
     assert_eq!(serde_json::from_value::<ImageConfig>(json).unwrap(), image);
     let least = serde_json::json!({ "id": "x", "layers": [] });
     let least: ImageConfig = serde_json::from_value(least).unwrap();
-    assert_eq!((least.flat, least.shape, least.transport), (None, None, Transport::Blk));
+    assert_eq!((least.flat, least.shape, least.transport, least.profile), (None, None, Transport::Blk, None));
 }
 
 #[test]

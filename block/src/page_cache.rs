@@ -1,0 +1,83 @@
+//! The host's page cache of files.
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::ptr;
+
+use crate::profile::{PAGE_SIZE, PageRanges};
+
+/// The pages of a file, or of a block device, that are in the host's page cache now. Those of a device are what was read of it
+/// as a whole; file systems on it have their own.
+///
+/// # Errors
+/// The file can't be opened or mapped, or the kernel won't tell.
+pub fn resident(path: &Path) -> io::Result<PageRanges> {
+    let file = File::open(path)?;
+    // The length of a device is not in its metadata.
+    let bytes = usize::try_from((&file).seek(SeekFrom::End(0))?).map_err(io::Error::other)?;
+    if bytes == 0 {
+        return Ok(PageRanges::default());
+    }
+    // SAFETY: a new mapping at an address of the kernel's choice; it is never read.
+    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut states = vec![0_u8; bytes.div_ceil(PAGE_SIZE as usize)];
+    // SAFETY: the range is the mapping, and `states` has a byte for each of its pages.
+    let result = match unsafe { libc::mincore(address, bytes, states.as_mut_ptr()) } {
+        0 => Ok(PageRanges::of(states.iter().map(|state| state & 1 != 0))),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: the mapping is ours and nothing refers to it.
+    unsafe { libc::munmap(address, bytes) };
+    result
+}
+
+/// Drops the page cache of a file as far as nobody uses it.
+///
+/// # Errors
+/// The file can't be opened or the kernel refused.
+pub fn evict(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // What has not reached the disk yet could not be dropped.
+    file.sync_all()?;
+    // SAFETY: the call takes no memory, and the descriptor is open.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn pages_come_and_go() {
+        // Next to the sources rather than in /tmp, which may have no disk to go to.
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, vec![1; 1 << 20]).unwrap();
+        assert_eq!(resident(&path).unwrap().bytes(), 1 << 20);
+        evict(&path).unwrap();
+        assert!(resident(&path).unwrap().is_empty());
+        File::open(&path).unwrap().read_exact_at(&mut [0], 5 * PAGE_SIZE).unwrap();
+        let some = resident(&path).unwrap();
+        assert!(!some.is_empty() && some.bytes() <= 1 << 20);
+        fs::read(&path).unwrap();
+        assert_eq!(resident(&path).unwrap().bytes(), 1 << 20);
+    }
+
+    #[test]
+    fn an_empty_file_has_no_pages() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(resident(file.path()).unwrap().is_empty());
+        assert!(resident(Path::new("/nowhere")).is_err());
+    }
+}

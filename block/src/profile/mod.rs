@@ -1,0 +1,67 @@
+//! Warm starts: which pages of an image's files a run read, and bringing them into the host's page cache for the next one.
+//!
+//! A run's reads are recorded where they are served: virtio-blk's disks mark what they are asked for ([`TouchedPages`]); of
+//! memory ([`crate::ImageMapping`]) the monitor's own page table tells. [`Prefetch`] reads exactly the pages of a [`Profile`],
+//! and only those that are not in the page cache.
+
+mod pages;
+mod prefetch;
+mod touched;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::LayerDigest;
+
+pub use pages::{PAGE_SIZE, PageRanges};
+pub use prefetch::Prefetch;
+pub(crate) use touched::TouchedPages;
+
+/// Pages of files, each of which is known by the digest of the layer, or of the flat image, that it belongs to.
+///
+/// In JSON: `{"sha256:...": [[first page, number of pages], ...], ...}`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Profile(BTreeMap<LayerDigest, PageRanges>);
+
+impl Profile {
+    /// Adds a file; what was known of it before is replaced. One without pages is left out.
+    pub fn insert(&mut self, digest: LayerDigest, pages: PageRanges) {
+        if !pages.is_empty() {
+            self.0.insert(digest, pages);
+        }
+    }
+
+    /// Adds all files of `other`.
+    pub fn extend(&mut self, other: Profile) {
+        self.0.extend(other.0);
+    }
+
+    /// The pages of a file, if it has any.
+    #[must_use]
+    pub fn pages(&self, digest: &LayerDigest) -> Option<&PageRanges> {
+        self.0.get(digest)
+    }
+
+    /// The files that it knows.
+    pub fn files(&self) -> impl Iterator<Item = &LayerDigest> {
+        self.0.keys()
+    }
+
+    /// Size of all its pages.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.values().map(PageRanges::bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Whether it has no pages.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+#[path = "profile_test.rs"]
+mod tests;

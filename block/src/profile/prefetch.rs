@@ -1,0 +1,92 @@
+//! Bringing the pages of a profile into the host's page cache.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
+use std::thread::{self, JoinHandle};
+
+use super::Profile;
+use crate::cancel::Cancel;
+use crate::disk::open_layer_file;
+use crate::store::Layer;
+
+/// What the kernel is asked for at once: it reads no more than a disk's readahead or largest request ahead for one call
+/// (Linux, `mm/readahead.c`, `force_page_cache_ra`), and 128 KiB is its default for the former.
+const PIECE: u64 = 128 << 10;
+
+/// A thread that has the host read pages ahead. Nobody waits for it but who drops this, and that ends it.
+#[derive(Debug)]
+pub struct Prefetch {
+    cancel: Cancel,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prefetch {
+    /// Begins to read what `profile` has of `files`, in their order. Pages that are in the page cache cost no reading.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn start(files: Vec<Layer>, profile: Profile) -> io::Result<Self> {
+        let cancel = Cancel::default();
+        let wish = cancel.clone();
+        let thread = thread::Builder::new()
+            .name("prefetch".into())
+            .stack_size(256 << 10)
+            .spawn(move || read_all(&files, &profile, &wish))?;
+        Ok(Self { cancel, thread: Some(thread) })
+    }
+
+    /// Waits until the host has been asked for all pages; some may still be on their way.
+    pub fn finish(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads ahead has panicked");
+        }
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.join();
+    }
+}
+
+fn read_all(files: &[Layer], profile: &Profile, cancel: &Cancel) {
+    for layer in files {
+        let Some(pages) = profile.pages(&layer.digest) else { continue };
+        let file = match open_layer_file(layer) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(%error, "nothing of a layer is read ahead");
+                continue;
+            }
+        };
+        for bytes in pages.pieces(layer.bytes, PIECE) {
+            if cancel.is_cancelled() {
+                return;
+            }
+            if let Err(error) = will_need(&file, &bytes) {
+                tracing::warn!(path = %layer.path.display(), %error, "the rest of a layer is not read ahead");
+                break;
+            }
+        }
+    }
+}
+
+/// Has the kernel read these bytes without waiting for them.
+fn will_need(file: &File, bytes: &Range<u64>) -> io::Result<()> {
+    let offset = |offset: u64| libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput);
+    let (start, length) = (offset(bytes.start)?, offset(bytes.end - bytes.start)?);
+    // SAFETY: the call takes no memory, and the descriptor is open.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length, libc::POSIX_FADV_WILLNEED) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}

@@ -1,0 +1,84 @@
+//! What is read of a file, marked while it is read.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::pages::{PAGE_SIZE, PageRanges};
+
+/// A bit for each page of a file. Marking takes no lock and no memory.
+#[derive(Debug)]
+pub(crate) struct TouchedPages(Box<[AtomicU64]>);
+
+impl TouchedPages {
+    /// No page of a file of `bytes` bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let words = bytes.div_ceil(PAGE_SIZE).div_ceil(u64::BITS.into());
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Marks the pages that hold `bytes`; what is beyond the file's end is none.
+    pub(crate) fn mark(&self, bytes: Range<u64>) {
+        let (mut page, end) = (bytes.start / PAGE_SIZE, bytes.end.div_ceil(PAGE_SIZE));
+        while page < end {
+            let bit = page % u64::from(u64::BITS);
+            let count = (end - page).min(u64::from(u64::BITS) - bit);
+            let Some(word) = usize::try_from(page / u64::from(u64::BITS)).ok().and_then(|index| self.0.get(index))
+            else {
+                return;
+            };
+            let mask = (u64::MAX >> (u64::from(u64::BITS) - count)) << bit;
+            // Most pages are read again and again, and a word that is only looked at stays in all processors' caches.
+            if word.load(Ordering::Relaxed) & mask != mask {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+            page += count;
+        }
+    }
+
+    /// The pages that are marked by now.
+    pub(crate) fn pages(&self) -> PageRanges {
+        let bits = |word: &AtomicU64| {
+            let word = word.load(Ordering::Relaxed);
+            (0..u64::BITS).map(move |bit| word >> bit & 1 != 0)
+        };
+        PageRanges::of(self.0.iter().flat_map(bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pages_that_hold_a_byte_are_marked(
+            reads in proptest::collection::vec((0..1_000_000_u64, 1..300_000_u64), 0..8)
+        ) {
+            const BYTES: u64 = 1_200_000;
+            let touched = TouchedPages::new(BYTES);
+            let mut expected = [false; BYTES.div_ceil(PAGE_SIZE) as usize];
+            for (start, count) in reads {
+                let bytes = start..(start + count).min(BYTES);
+                touched.mark(bytes.clone());
+                for page in bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE) {
+                    expected[page as usize] = true;
+                }
+            }
+            prop_assert_eq!(touched.pages(), PageRanges::of(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_end_is_no_page() {
+        let touched = TouchedPages::new(64 * PAGE_SIZE);
+        for bytes in [0..0, 64 * PAGE_SIZE..u64::MAX, u64::MAX - 1..u64::MAX] {
+            touched.mark(bytes);
+        }
+        assert!(touched.pages().is_empty());
+        touched.mark(0..u64::MAX);
+        assert_eq!(touched.pages().bytes(), 64 * PAGE_SIZE);
+        TouchedPages::new(0).mark(0..1);
+    }
+}
