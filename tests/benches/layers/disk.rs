@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Result;
 
@@ -29,6 +30,30 @@ impl Disk {
         Ok(sectors.ok_or_else(|| format!("{}: {text:?}", self.0.display()))? * SECTOR)
     }
 }
+
+/// A disk with the content of a file and a page cache of its own, as a copy has, or a device that device-mapper makes.
+/// Nothing is copied: it's a loop device that reads past the file's page cache. It goes when this is dropped.
+pub struct Copy(pub PathBuf);
+
+impl Copy {
+    pub fn attach(file: &Path) -> Result<Self> {
+        let mut attach = Command::new(LOSETUP);
+        let output = attach.args(["--find", "--show", "--read-only", "--direct-io=on"]).arg(file).output()?;
+        if !output.status.success() {
+            return Err(format!("{LOSETUP}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+        }
+        Ok(Self(String::from_utf8(output.stdout)?.trim().into()))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // A device that stays is seen and can be detached by hand.
+        let _ = Command::new(LOSETUP).arg("--detach").arg(&self.0).status();
+    }
+}
+
+const LOSETUP: &str = "/usr/sbin/losetup";
 
 /// Has the host forget a file, or all files in a directory, that nobody maps.
 pub fn evict(path: &Path) -> Result<()> {

@@ -83,10 +83,10 @@ impl Launcher {
             "kernel": self.kernel,
             "memory": MEMORY.to_string(),
             "extra_command_line": ["root=/dev/vda", "rootfstype=ext4", "ro", "devtmpfs.mount=1", "init=/bench/answer.py", "quiet"],
-            "drives": [{ "path": disk }],
+            "drives": [{ "path": disk, "read_only": true }],
             "serial": "stdout",
         });
-        let path = disk.with_extension("json");
+        let path = self.store.with_file_name(disk.file_name().ok_or("a disk without a name")?).with_extension("json");
         std::fs::write(&path, configuration.to_string())?;
         Ok(path)
     }

@@ -21,9 +21,10 @@ pub use self::report::Report;
 
 /// The program.
 pub const NAME: &str = "layers";
-/// What the lab gets: room for all guests, and on its disk for all copies.
+/// What the lab gets: room for all guests.
 const LAB_MEMORY_MIB: u64 = 18 << 10;
-const LAB_DISK_MIB: u64 = 40 << 10;
+/// Makes what stands for a copy; busybox's can't.
+const LOSETUP: &str = "/usr/sbin/losetup";
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -41,7 +42,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     let mut lines = Vec::new();
     program.run(
         &inputs.arguments(program.host, options.vms, options.rounds, &Way::ALL).each_ref().map(String::as_str),
-        |lab| inputs.furnish(lab).memory_mib(LAB_MEMORY_MIB).disk_mib(LAB_DISK_MIB),
+        |lab| inputs.furnish(lab).memory_mib(LAB_MEMORY_MIB),
         |line| {
             tell(&line);
             lines.push(line);
@@ -89,7 +90,7 @@ impl Inputs {
 
     /// Puts them on the lab's disk.
     pub fn furnish(&self, lab: LabBuilder) -> LabBuilder {
-        lab.on_disk(&self.directory, NAME)
+        lab.on_disk(&self.directory, NAME).program(LOSETUP, LOSETUP)
     }
 
     /// What the program is told: where they are, how many VMs are to run side by side, how often single ones are started, and
