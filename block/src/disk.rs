@@ -96,6 +96,12 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
+    /// The same, where a block device would do.
+    #[error("the disk `{path}` is neither a regular file nor a block device")]
+    NoDisk {
+        /// The file.
+        path: PathBuf,
+    },
     /// Of no use as a disk.
     #[error("the disk `{path}` has {actual} bytes; expected a multiple of {SECTOR_SIZE}, and not 0")]
     Unaligned {
@@ -152,7 +158,11 @@ pub(crate) fn check_file(path: &Path, file: &File) -> Result<u64, DiskError> {
     if !metadata.is_file() {
         return Err(DiskError::NotAFile { path: path.to_owned() });
     }
-    let actual = metadata.len();
+    check_size(path, metadata.len())
+}
+
+/// Checks the size of a disk, in bytes, and returns it.
+pub(crate) fn check_size(path: &Path, actual: u64) -> Result<u64, DiskError> {
     if actual == 0 || !actual.is_multiple_of(SECTOR_SIZE) {
         return Err(DiskError::Unaligned { path: path.to_owned(), actual });
     }

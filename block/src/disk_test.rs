@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::testing::LoopDevice;
 use crate::{MappedLayer, PreadLayer, RawDisk};
 
 fn layer(path: PathBuf, bytes: u64) -> Layer {
@@ -50,6 +51,21 @@ fn files_that_can_be_no_raw_disk_are_named() {
     }
     let message = RawDisk::open(&directory.path().join("missing.raw"), false).unwrap_err().to_string();
     assert!(message.contains("missing.raw"), "{message}");
+}
+
+#[test]
+fn a_block_device_is_a_raw_disk_and_a_character_device_is_none() {
+    let message = RawDisk::open(Path::new("/dev/null"), true).unwrap_err().to_string();
+    assert!(message.contains("`/dev/null` is neither"), "{message}");
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = directory.path().join("disk.raw");
+    fs::write(&path, [7; 8192]).unwrap();
+    let Some(device) = LoopDevice::new(&path) else { return };
+    let disk = RawDisk::open(device.path(), true).unwrap();
+    assert_eq!((disk.sectors(), disk.read_only()), (16, true));
+    let mut bytes = [0; 512];
+    disk.read_at(4096, &[VolatileSlice::from(&mut bytes[..])]).unwrap();
+    assert_eq!(bytes, [7; 512]);
 }
 
 #[test]

@@ -1,16 +1,16 @@
-//! A writable disk in a plain file.
+//! A disk that may be writable, in a plain file or on a block device.
 
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::path::Path;
 
 use vm_memory::VolatileSlice;
 
 use crate::digest::LayerDigest;
-use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE, check_file};
+use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE, check_size};
 use crate::guest_io::{read_file, write_file};
 
-/// A raw disk image. The file is locked for as long as it is a disk: exclusively where it is writable, so that two VMs never
+/// A raw disk image, or a block device. The file is locked for as long as it is a disk: exclusively where it is writable, so that two VMs never
 /// write to the same one.
 #[derive(Debug)]
 pub struct RawDisk {
@@ -24,16 +24,21 @@ impl RawDisk {
     /// Opens the file at `path`; its size is the disk's.
     ///
     /// # Errors
-    /// It is missing, no regular file, not a multiple of a sector in size, or in use.
+    /// It is missing, neither a regular file nor a block device, not a multiple of a sector in size, or in use.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
         use std::os::unix::ffi::OsStrExt as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
+        use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
         let open = |source| DiskError::Open { path: path.to_owned(), source };
         let mut options = File::options();
         // A pipe in the file's place must not block.
         options.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
-        let file = options.open(path).map_err(open)?;
-        let bytes = check_file(path, &file)?;
+        let mut file = options.open(path).map_err(open)?;
+        let kind = file.metadata().map_err(open)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NoDisk { path: path.to_owned() });
+        }
+        // A device has no size in its metadata.
+        let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(open)?)?;
         match if read_only { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DiskError::Busy { path: path.to_owned() }),

@@ -152,6 +152,11 @@ impl LoopDevice {
         let name = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         output.status.success().then_some(Self(name))
     }
+
+    /// The device.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
 }
 
 impl Drop for LoopDevice {
