@@ -58,6 +58,7 @@ pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
     package("uidmap", "lets mmdebstrap work without root"),
     package("erofs-utils", "checks what the layer store writes"),
+    package("docker-registry", "a registry on this machine for the tests to import from"),
 ];
 
 /// What Bellows is measured against.
