@@ -56,7 +56,7 @@ enum Command {
         #[arg(value_name = "NAME")]
         only: Option<String>,
     },
-    /// Run the end-to-end tests that are too long for every run.
+    /// Run the tests that are too long for every run.
     Stress {
         /// How long partitions, instances and disks come and go by chance.
         #[arg(long, default_value_t = 5)]
@@ -95,10 +95,8 @@ fn execute(options: &Options) -> Result<i32> {
             }
         }
         Command::Test { only: None } => test::run(install)?,
-        Command::Test { only: Some(name) } => test::run_with_kvm(&[], name, install)?,
-        Command::Stress { minutes } => {
-            test::run_with_kvm(&[("BELLOWS_STRESS_MINUTES", minutes.to_string())], "stress::", install)?;
-        }
+        Command::Test { only: Some(name) } => test::run_with_kvm(name, install)?,
+        Command::Stress { minutes } => test::stress(*minutes, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
     }
