@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: comparisons, all sides in one run.
 
 mod boot;
+mod import;
 mod load;
 mod plot;
 mod program;
@@ -20,6 +21,8 @@ use crate::workspace;
 pub enum Benchmark {
     /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
     Boot(boot::Options),
+    /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
+    Import(import::Options),
     /// Functions that come in bursts: their latency, and memory held against memory needed.
     Load(load::Options),
     /// Time until memory of an instance that has ended is back, for three ways to keep it apart in the guest.
@@ -30,6 +33,7 @@ pub enum Benchmark {
 pub fn run(benchmark: &Benchmark, install: bool) -> Result<()> {
     match benchmark {
         Benchmark::Boot(options) => boot::run(options, install),
+        Benchmark::Import(options) => import::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
         Benchmark::Reclaim(options) => reclaim::run(options, install),
     }

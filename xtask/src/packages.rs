@@ -64,6 +64,12 @@ pub const IMAGE: &[Package] = &[
 /// What Bellows is measured against.
 pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
 
+/// What measures imports, and what they are measured against.
+pub const BENCH_IMPORT: &[Package] = &[
+    package("time", "measures the memory that programs take"),
+    package("erofs-utils", "makes the images that Bellows's are compared with"),
+];
+
 /// All that the artefacts and the tests need on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {
     match host {
