@@ -73,7 +73,8 @@ pub struct RunArgs {
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
-    /// Image layout or archive, which is imported where it is not in the store yet; or the name of an image in the store
+    /// Image layout, archive or docker://NAME, which is imported where it is not in the store yet; or the name of an image in
+    /// the store
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<PathBuf>,
     /// Tag of the image in its layout
@@ -144,8 +145,8 @@ impl ProfileUse {
 pub enum ImageCommand {
     /// Import an image to the store
     Import {
-        /// An OCI image layout (a directory or an archive), an archive of docker save, or a root file system (a directory or
-        /// an archive); archives may be compressed with gzip or zstd
+        /// docker://[REGISTRY/]NAME[:TAG|@DIGEST], an OCI image layout (a directory or an archive), an archive of docker save,
+        /// or a root file system (a directory or an archive); archives may be compressed with gzip or zstd
         #[arg(value_name = "SRC")]
         source: PathBuf,
         /// Tag of the image, where there are several.
@@ -154,6 +155,9 @@ pub enum ImageCommand {
         /// Platform of the image, such as linux/arm64, instead of the host's.
         #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
         platform: Option<Platform>,
+        /// Speak HTTP to the registry, not HTTPS; one on this host is always spoken to in HTTP.
+        #[arg(long)]
+        plain_http: bool,
         /// Name for the image in the store, beside its digest.
         #[arg(long)]
         name: Option<String>,

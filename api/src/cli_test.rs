@@ -52,6 +52,7 @@ fn what_can_not_be_is_named_and_ends_with_2() {
         ("run --wings 2", "--wings"),
         ("run python3", "python3"),
         ("image import", "SRC"),
+        ("image import docker://a --plain-http=x", "plain-http"),
         ("image ls --store", "--store"),
         ("image rm", "IMAGE"),
         ("image gc x", "x"),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use bellows_block::StoreError;
-use bellows_block::oci::OciError;
+use bellows_block::oci::{OciError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
     BuildError, ConfigError, ImageError, InstanceError, ParseUserError, PartitionError, ReadyError, ValueError, VmEnd,
@@ -45,6 +45,9 @@ pub enum CliError {
         #[source]
         source: Option<ParseImageNameError>,
     },
+    /// What can't be an image in a registry.
+    #[error(transparent)]
+    Reference(#[from] ParseReferenceError),
     /// A root file system where an image is meant.
     #[error("`{path}` has no image in it; `bellows image import` takes it as a root file system")]
     RootFs {
@@ -143,6 +146,7 @@ impl CliError {
             | Self::Missing(..)
             | Self::Conflict(_)
             | Self::NoImage { .. }
+            | Self::Reference(_)
             | Self::RootFs { .. }
             | Self::User(_)
             | Self::Value(_)
@@ -167,7 +171,9 @@ impl CliError {
             }
             cause = error.source();
         }
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        // An image's own words may be for a terminal's ears.
+        let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+        words.collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -182,7 +188,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_that_names_its_causes_once() {
-        let error = io_error("open", "/nowhere")(std::io::Error::other("a\nb"));
+        let error = io_error("open", "/nowhere")(std::io::Error::other("a\n\u{1b}b"));
         assert_eq!(error.chain(), "cannot open `/nowhere`: a b");
         assert_eq!(error.exit_code(), RUNTIME);
         let source = serde_json::from_str::<bellows_vmm::VmConfig>("{").unwrap_err();

@@ -82,8 +82,9 @@ struct CollectedReport {
 /// See [`CliError`].
 pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
     match command {
-        ImageCommand::Import { source, reference, platform, name, store } => {
-            let wanted = Wanted { reference: reference.as_deref(), platform: platform.as_ref() };
+        ImageCommand::Import { source, reference, platform, plain_http, name, store } => {
+            let (reference, platform) = (reference.as_deref(), platform.as_ref());
+            let wanted = Wanted { reference, platform, plain_http: *plain_http };
             import(source, wanted, name.as_deref(), store)
         }
         ImageCommand::Ls { store } => list(store),

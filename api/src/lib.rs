@@ -10,6 +10,7 @@ mod interrupt;
 mod measure;
 mod mount;
 mod progress;
+mod registry;
 mod store;
 mod usage;
 

@@ -9,6 +9,7 @@ use bellows_block::{Image, ImageName, ImageSource, ImportOptions, Store};
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::progress::ImportProgress;
+use crate::registry;
 
 /// Opens the store at `path`, or the user's own.
 pub(crate) fn open(path: Option<&Path>) -> Result<Store, CliError> {
@@ -33,6 +34,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) reference: Option<&'a str>,
     /// The host's where it is left out.
     pub(crate) platform: Option<&'a Platform>,
+    /// Of a registry.
+    pub(crate) plain_http: bool,
 }
 
 /// Brings an image into the store, and shows how far that is.
@@ -46,9 +49,33 @@ pub(crate) fn import(
     interrupts.import(|cancel| {
         let progress = ImportProgress::default();
         let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
-        let source = store.open_source(path, &options)?;
+        let source = open_source(store, path, wanted, &options)?;
         import_source(store, &source, wanted, name, &options)
     })
+}
+
+fn open_source(
+    store: &Store,
+    path: &Path,
+    wanted: Wanted<'_>,
+    options: &ImportOptions<'_>,
+) -> Result<ImageSource, CliError> {
+    let Some(reference) = registry::reference(path)? else {
+        return match wanted.plain_http {
+            true => Err(CliError::Conflict(format!(
+                "--plain-http is for registries, and `{}` is not in one",
+                path.display()
+            ))),
+            false => Ok(store.open_source(path, options)?),
+        };
+    };
+    if let Some(tag) = wanted.reference {
+        return Err(CliError::Conflict(format!(
+            "--reference is for files with images: give the tag as in docker://NAME:{tag}"
+        )));
+    }
+    let registry = registry::options(&reference, wanted.plain_http)?;
+    Ok(ImageSource::registry(&reference, &registry, &options.cancel)?)
 }
 
 fn import_source(
@@ -62,23 +89,25 @@ fn import_source(
     Ok(store.import(&image, name, options)?)
 }
 
-/// The image that `--image` means: a file or directory with one, imported where it is not there yet, or one in the store.
+/// The image that `--image` means: a file or directory with one or one in a registry, imported where it is not there yet, or one
+/// in the store.
 pub(crate) fn find_image(
     store: &Store,
     image: &Path,
     reference: Option<&str>,
     interrupts: &Interrupts,
 ) -> Result<Image, CliError> {
-    if image.is_dir() || image.is_file() {
+    if image.is_dir() || image.is_file() || registry::reference(image)?.is_some() {
         return interrupts.import(|cancel| {
             let progress = ImportProgress::default();
             let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
-            let source = store.open_source(image, &options)?;
+            let wanted = Wanted { reference, ..Wanted::default() };
+            let source = open_source(store, image, wanted, &options)?;
             if let ImageSource::RootFs(path) = &source {
                 // Any directory could be one: that has to be said.
                 return Err(CliError::RootFs { path: path.clone() });
             }
-            import_source(store, &source, Wanted { reference, platform: None }, None, &options)
+            import_source(store, &source, wanted, None, &options)
         });
     }
     let no_image = |source| CliError::NoImage { image: image.to_owned(), source };
@@ -110,10 +139,10 @@ mod tests {
     fn what_is_no_image_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("store")).unwrap();
-        for (image, code) in [("/nowhere/image", 2), ("..", 2), ("a b", 2), ("missing:tag", 1)] {
+        for (image, code) in [("/nowhere/image", 2), ("..", 2), ("a b", 2), ("missing:tag", 1), ("docker://A", 2)] {
             let error = find_image(&store, Path::new(image), None, &Interrupts::default()).unwrap_err();
             assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
-            assert!(error.chain().contains(image), "{image}: {}", error.chain());
+            assert!(error.chain().contains(image.trim_start_matches("docker://")), "{image}: {}", error.chain());
         }
         assert!(store.images().unwrap().is_empty());
     }

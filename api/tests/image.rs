@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use bellows_block::LayerDigest;
+use bellows_block::testing::{LayoutBuilder, RegistryServer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -58,6 +60,47 @@ fn import_list_and_verify() {
     assert!(code == 1 && message.contains("cannot read `/nowhere`"), "{code}: {message}");
     let (code, message) = fail(&store, &["import", &root, "--platform", "linux"]);
     assert!(code == 2 && message.contains("`linux` is not a platform"), "{code}: {message}");
+}
+
+#[test]
+fn import_from_a_registry() {
+    let server = RegistryServer::with_password();
+    let mut layout = LayoutBuilder::new();
+    let directory = tempfile::tempdir().unwrap();
+    let (_, archive) = root_file_system(directory.path());
+    layout.blob_layer(
+        &fs::read(&archive).unwrap(),
+        LayerDigest::of(&Command::new("gzip").arg("-dc").arg(&archive).output().unwrap().stdout),
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+    );
+    let manifest = layout.manifest("amd64");
+    server.push(&layout, "team/app", &[(&manifest, "1")]);
+    let store = directory.path().join("store");
+    let source = format!("docker://{}/team/app:1", server.address());
+    let import = |arguments: &[&str], auth_file: &str| {
+        let mut command = bellows(&store, &[&["import", &source, "--platform", "linux/amd64"], arguments].concat());
+        let output = command.env("REGISTRY_AUTH_FILE", directory.path().join(auth_file)).output().unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    fs::write(directory.path().join("none.json"), "{}").unwrap();
+    let (code, message) = import(&[], "none.json");
+    assert!(code == 1 && message.contains(&source[9..24]) && message.contains("a user and a password"), "{message}");
+    let (user, password) = RegistryServer::USER;
+    let auths = serde_json::json!({"auths": {server.address(): {"username": user, "password": password}}});
+    fs::write(directory.path().join("auth.json"), auths.to_string()).unwrap();
+    let (code, printed) = import(&["--name", "app"], "auth.json");
+    assert!(code == 0 && printed.starts_with(manifest["digest"].as_str().unwrap()), "{printed}");
+    assert!(succeed(&store, &["ls"]).contains(" app\n"));
+
+    let (code, message) = import(&["--reference", "1"], "auth.json");
+    assert!(code == 2 && message.contains("docker://NAME:1"), "{message}");
+    let (code, message) = fail(&store, &["import", "docker://a:b:c"]);
+    assert!(code == 2 && message.contains("`a:b:c` does not name an image in a registry"), "{message}");
+    let (code, message) = fail(&store, &["import", &archive, "--plain-http"]);
+    assert!(code == 2 && message.contains("--plain-http is for registries"), "{message}");
 }
 
 #[test]

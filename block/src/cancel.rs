@@ -1,23 +1,55 @@
 //! Ending what takes long, from another thread.
 
+use std::fmt;
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A wish to end something early. Clones are the same wish.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Wish>);
+
+#[derive(Default)]
+struct Wish {
+    uttered: AtomicBool,
+    /// Wakes those who wait for something else and can't look.
+    wakers: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+impl fmt::Debug for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wish").field("uttered", &self.uttered).finish_non_exhaustive()
+    }
+}
 
 impl Cancel {
     /// Whoever looks at this wish from now on ends.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.uttered.store(true, Ordering::Relaxed);
+        let wakers = std::mem::take(&mut *self.wakers());
+        wakers.into_iter().for_each(|wake| wake());
     }
 
     /// Whether it was uttered.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.uttered.load(Ordering::Relaxed)
+    }
+
+    /// Calls `wake` when the wish is uttered, or at once where it was already.
+    #[cfg(feature = "registry")]
+    pub(crate) fn on_cancel(&self, wake: impl FnOnce() + Send + 'static) {
+        let mut wakers = self.wakers();
+        // Looked at under the lock, so that no waker comes after the last one was taken.
+        if self.is_cancelled() {
+            drop(wakers);
+            return wake();
+        }
+        wakers.push(Box::new(wake));
+    }
+
+    fn wakers(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {
+        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets `inner` be read until the wish is uttered.

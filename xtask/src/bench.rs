@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: comparisons, all sides in one run.
 
 mod boot;
+mod import;
 pub mod layers;
 mod load;
 mod plot;
@@ -21,6 +22,8 @@ use crate::workspace;
 pub enum Benchmark {
     /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
     Boot(boot::Options),
+    /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
+    Import(import::Options),
     /// VMs of one image: what they read from the disk and keep in memory, and the time until a function runs.
     Layers(layers::Options),
     /// Functions that come in bursts: their latency, and memory held against memory needed.
@@ -33,6 +36,7 @@ pub enum Benchmark {
 pub fn run(benchmark: &Benchmark, install: bool) -> Result<()> {
     match benchmark {
         Benchmark::Boot(options) => boot::run(options, install),
+        Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
         Benchmark::Reclaim(options) => reclaim::run(options, install),

@@ -50,6 +50,21 @@ pub fn demo(cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join("layout"))
 }
 
+/// The blob of the lowest layer in the image layout at `layout`, which has one image.
+pub fn lowest_layer(layout: &Path) -> Result<PathBuf> {
+    let document = |path: &Path| -> Result<serde_json::Value> {
+        let data = fs::read(path).map_err(Error::at(path))?;
+        serde_json::from_slice(&data).map_err(|error| Error::other(format!("{}: {error}", path.display())))
+    };
+    let blob = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        layout.join("blobs").join(digest.replace(':', "/"))
+    };
+    let index = document(&layout.join("index.json"))?;
+    let manifest = document(&blob(&index["manifests"][0]))?;
+    Ok(blob(&manifest["layers"][0]))
+}
+
 fn write(layout: &Path, base: &Path, full: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
     let mut image = Layout::create(layout)?;
     let read = |path: &Path| fs::read(path).map_err(Error::at(path));

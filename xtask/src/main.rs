@@ -96,7 +96,7 @@ fn execute(options: &Options) -> Result<i32> {
             }
         }
         Command::Test { only: None } => test::run(install)?,
-        Command::Test { only: Some(name) } => test::run_with_kvm(&[], name, install)?,
+        Command::Test { only: Some(name) } => test::run_with_kvm(name, install)?,
         Command::Stress { minutes } => stress::run(*minutes, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,

@@ -58,6 +58,7 @@ pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
     package("uidmap", "lets mmdebstrap work without root"),
     package("erofs-utils", "checks what the layer store writes"),
+    package("docker-registry", "a registry on this machine for the tests to import from"),
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
 ];
 
@@ -69,6 +70,12 @@ pub const KERNEL_TESTS: &[Package] = &[
 
 /// What Bellows is measured against.
 pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
+
+/// What measures imports, and what they are measured against.
+pub const BENCH_IMPORT: &[Package] = &[
+    package("time", "measures the memory that programs take"),
+    package("erofs-utils", "makes the images that Bellows's are compared with"),
+];
 
 /// All that the artefacts and the tests need on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {

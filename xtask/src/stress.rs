@@ -16,7 +16,7 @@ const LIMIT_SECONDS: u32 = 3600;
 
 /// Runs what lasts so many `minutes`, wherever chance rules, and all else once.
 pub fn run(minutes: u32, install: bool) -> Result<()> {
-    test::run_with_kvm(&[("BELLOWS_STRESS_MINUTES", minutes.to_string())], "stress::", install)?;
+    test::stress(minutes, install)?;
     guest_kernel(minutes, install)
 }
 

@@ -16,6 +16,9 @@ use crate::{fuzz, packages, progress, run, workspace};
 /// Seconds each fuzz target gets here; `cargo xtask fuzz` is for more.
 const FUZZ_SECONDS: u64 = 5;
 
+/// How many imports `cargo xtask stress` kills.
+const KILLED_IMPORTS: u32 = 200;
+
 /// Test programs that need KVM, by package.
 const WITH_KVM: [(&str, &str); 2] = [("bellows-vmm", "machine"), END_TO_END];
 const END_TO_END: (&str, &str) = ("bellows-tests", "e2e");
@@ -105,10 +108,26 @@ pub fn run(install: bool) -> Result<()> {
     tally.conclude()
 }
 
-/// Runs the tests that need KVM whose names contain `name`, with these variables in their environment.
-pub fn run_with_kvm(environment: &[(&'static str, String)], name: &str, install: bool) -> Result<()> {
+/// Runs what is too long for every run: imports that are killed, and `minutes` of VMs' life.
+pub fn stress(minutes: u32, install: bool) -> Result<()> {
+    packages::ensure(&packages::all(Host::detect()), install)?;
     let mut tally = Tally::default();
-    with_kvm(&mut tally, environment, &["--nocapture", name], false, install);
+    rust_tests(
+        &mut tally,
+        &format!("{KILLED_IMPORTS} killed imports"),
+        workspace::cargo()
+            .args(["test", "-p", "bellows-block", "killed_imports"])
+            .env("BELLOWS_TEST_KILLS", KILLED_IMPORTS.to_string()),
+    );
+    let environment = [("BELLOWS_STRESS_MINUTES", minutes.to_string())];
+    with_kvm(&mut tally, &environment, &["--nocapture", "stress::"], false, install);
+    tally.conclude()
+}
+
+/// Runs the tests that need KVM whose names contain `name`.
+pub fn run_with_kvm(name: &str, install: bool) -> Result<()> {
+    let mut tally = Tally::default();
+    with_kvm(&mut tally, &[], &["--nocapture", name], false, install);
     tally.conclude()
 }
 

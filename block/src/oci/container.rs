@@ -12,7 +12,7 @@ use super::source::starts_with_digest;
 use crate::archive::{TarKind, TarStream, components};
 
 /// No JSON document of an image is larger than this; the registries' own limit.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 /// Most files of an image archive: more than the layers and documents of any image.
 const MAX_FILES: usize = 1 << 16;
 /// How many links may follow each other.

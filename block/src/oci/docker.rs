@@ -5,9 +5,8 @@ use serde::Deserialize;
 use super::blob::{BlobError, Digests};
 use super::container::Container;
 use super::error::OciError;
-use super::layout::parse;
 use super::source::{SourceImage, SourceLayer};
-use super::spec::{ConfigFile, Platform};
+use super::spec::{ConfigFile, Platform, parse};
 use crate::digest::LayerDigest;
 
 /// The file that makes an archive one of Docker's.

@@ -30,11 +30,11 @@ pub enum OciError {
         path: PathBuf,
     },
     /// A JSON document that is too large to be one.
-    #[error("`{path}` has {actual} bytes; a JSON document of an image has at most {limit}")]
+    #[error("`{path}` has at least {actual} bytes; it should have at most {limit}")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
+        /// Its size, as far as it was read.
         actual: u64,
         /// The most allowed.
         limit: u64,
@@ -142,6 +142,15 @@ pub enum OciError {
         #[source]
         source: io::Error,
     },
+    /// A registry does not give what it was asked for.
+    #[error("cannot get `{url}`")]
+    Registry {
+        /// What it was asked for.
+        url: String,
+        /// Why not.
+        #[source]
+        source: RegistryError,
+    },
     /// Manifest and configuration disagree.
     #[error("image {manifest} has {layers} layers but {diff_ids} diff_ids")]
     LayerCount {
@@ -151,5 +160,59 @@ pub enum OciError {
         layers: usize,
         /// Entries of `rootfs.diff_ids` in the configuration.
         diff_ids: usize,
+    },
+}
+
+/// Why a registry does not give something.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// It can't be reached, or says nothing more, or not what HTTP allows.
+    #[error("the registry does not answer as it should: {0}")]
+    Transport(io::Error),
+    /// It refuses.
+    #[error("`{place}` answers with the status {status}{}", if .message.is_empty() { String::new() } else { format!(" ({message})") })]
+    Status {
+        /// The host that answers.
+        place: String,
+        /// HTTP's number.
+        status: u16,
+        /// Its own words, if it has any.
+        message: String,
+    },
+    /// It wants to know who asks.
+    #[error(
+        "the registry wants a user and a password: `docker login` or `podman login` keep them where they are found"
+    )]
+    NoCredentials,
+    /// It wants to know who asks in an unknown way.
+    #[error("the registry wants an authentication that is not understood: `{0}`; basic and bearer with a realm are")]
+    Challenge(String),
+    /// There is no token for it.
+    #[error("cannot get a token from `{realm}`")]
+    Token {
+        /// Who gives tokens.
+        realm: String,
+        /// Why not.
+        #[source]
+        source: Box<RegistryError>,
+    },
+    /// A token's document is not one.
+    #[error("it is not valid: {0}")]
+    Json(serde_json::Error),
+    /// A program has the credentials.
+    #[error(
+        "the credentials in `{path}` are those of the program `docker-credential-{helper}`, which is not supported; only user and password in the file are"
+    )]
+    Helper {
+        /// The file of credentials.
+        path: PathBuf,
+        /// The program's name.
+        helper: String,
+    },
+    /// Credentials that are not understood.
+    #[error("the credentials in `{path}` are no user and password")]
+    Credentials {
+        /// The file of credentials.
+        path: PathBuf,
     },
 }

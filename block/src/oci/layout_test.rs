@@ -3,7 +3,9 @@ use std::fs::{self, File};
 use serde_json::json;
 
 use super::*;
+use crate::LayerDigest;
 use crate::compression::Compression;
+use crate::oci::spec::INDEX;
 use crate::testing::{Archive, LayoutBuilder};
 
 fn host() -> Platform {

@@ -1,17 +1,23 @@
-//! Images in whatever they come as: an OCI image layout as a directory or an archive, an archive of Docker's, or just a root
-//! file system. Every document is checked by its digest.
+//! Images in whatever they come as: a registry, an OCI image layout as a directory or an archive, an archive of Docker's, or
+//! just a root file system. Every document is checked by its digest.
 
 mod blob;
+mod blobs;
 mod container;
 mod docker;
 mod error;
+mod index;
 mod layout;
+#[cfg(feature = "registry")]
+mod registry;
 mod source;
 mod spec;
 
 pub use blob::{BlobError, Digests, HashingReader};
 pub use docker::DockerArchive;
-pub use error::OciError;
+pub use error::{OciError, RegistryError};
 pub use layout::OciLayout;
+#[cfg(feature = "registry")]
+pub use registry::{AuthFile, Credentials, ParseReferenceError, RegistryOptions, RegistryReference};
 pub use source::{ImageSource, SourceImage, SourceLayer};
 pub use spec::{ImageConfig, ParsePlatformError, Platform};

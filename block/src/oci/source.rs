@@ -4,12 +4,16 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "registry")]
+use std::sync::Arc;
 
 use super::blob::Digests;
 use super::container::Container;
 use super::docker::{self, DockerArchive};
 use super::error::OciError;
 use super::layout::{self, OciLayout};
+#[cfg(feature = "registry")]
+use super::registry::{RegistryImage, RegistryOptions, RegistryReference, Repository};
 use super::spec::{ImageConfig, Platform};
 use crate::archive::{Bounded, Counted, DirectoryArchive, Limits, TarStream};
 use crate::cancel::Cancel;
@@ -25,6 +29,9 @@ pub enum ImageSource {
     Docker(DockerArchive),
     /// A directory, or an archive, that is a root file system.
     RootFs(PathBuf),
+    /// A registry.
+    #[cfg(feature = "registry")]
+    Registry(RegistryImage),
 }
 
 /// An image whose documents were read and checked, and whose layers were not.
@@ -49,14 +56,36 @@ pub struct SourceLayer {
 
 #[derive(Clone, Debug)]
 enum Place {
-    Member { files: Container, name: String, bytes: Option<u64> },
+    Member {
+        files: Container,
+        name: String,
+        bytes: Option<u64>,
+    },
     Archive(PathBuf),
     Directory(PathBuf),
+    #[cfg(feature = "registry")]
+    Remote {
+        repository: Arc<Repository>,
+        digest: LayerDigest,
+        bytes: u64,
+    },
 }
 
 impl SourceLayer {
     pub(super) fn member(files: &Container, name: String, bytes: Option<u64>, digests: Digests) -> Self {
         Self { digests, place: Place::Member { files: files.clone(), name, bytes } }
+    }
+
+    /// One in a registry.
+    #[cfg(feature = "registry")]
+    pub(super) fn remote(
+        repository: &Arc<Repository>,
+        digest: LayerDigest,
+        bytes: u64,
+        diff_id: Option<LayerDigest>,
+    ) -> Self {
+        let digests = Digests { blob: Some(digest), diff_id };
+        Self { digests, place: Place::Remote { repository: Arc::clone(repository), digest, bytes } }
     }
 
     /// What messages call it.
@@ -65,13 +94,15 @@ impl SourceLayer {
         match &self.place {
             Place::Member { files, name, .. } => files.path(name),
             Place::Archive(path) | Place::Directory(path) => path.clone(),
+            #[cfg(feature = "registry")]
+            Place::Remote { repository, digest, .. } => repository.path(digest),
         }
     }
 
     /// Opens its blob; says how many bytes that has, if that is known. The content is not checked.
     ///
     /// # Errors
-    /// It is missing, no regular file, or of another size than its descriptor says.
+    /// It is missing, no regular file, or of another size than its descriptor says; or the registry does not give it.
     pub fn open(&self) -> Result<(Option<u64>, Box<dyn Read + Send>), OciError> {
         match &self.place {
             Place::Member { files, name, bytes } => {
@@ -89,6 +120,8 @@ impl SourceLayer {
                 Ok((Some(bytes), Box::new(file)))
             }
             Place::Directory(path) => Ok((None, Box::new(DirectoryArchive::new(path.clone())))),
+            #[cfg(feature = "registry")]
+            Place::Remote { repository, digest, bytes } => Ok((Some(*bytes), repository.open(digest, *bytes)?)),
         }
     }
 }
@@ -136,7 +169,21 @@ impl ImageSource {
         }
     }
 
-    /// Finds the image for `platform`, called `reference` where that is given. A root file system is an image for any.
+    /// Asks a registry for an image. `cancel` ends this and all that is read from the image later.
+    ///
+    /// # Errors
+    /// The registry does not answer or refuses it, or what it gives is not what it should be.
+    #[cfg(feature = "registry")]
+    pub fn registry(
+        reference: &RegistryReference,
+        options: &RegistryOptions,
+        cancel: &Cancel,
+    ) -> Result<Self, OciError> {
+        RegistryImage::open(reference, options, cancel).map(Self::Registry)
+    }
+
+    /// Finds the image for `platform`, called `reference` where that is given. A root file system is an image for any; in a
+    /// registry the name has said which.
     ///
     /// # Errors
     /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
@@ -144,6 +191,8 @@ impl ImageSource {
         match self {
             Self::Layout(layout) => layout.image(platform, reference),
             Self::Docker(archive) => archive.image(platform, reference),
+            #[cfg(feature = "registry")]
+            Self::Registry(image) => image.image(platform),
             Self::RootFs(path) => {
                 let place = if path.is_dir() { Place::Directory(path.clone()) } else { Place::Archive(path.clone()) };
                 let layer = SourceLayer { digests: Digests::default(), place };

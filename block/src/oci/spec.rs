@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::OciError;
-use super::layout::expect_field;
 use crate::digest::LayerDigest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -228,4 +228,21 @@ impl From<RawConfig> for ImageConfig {
             user: raw.user.unwrap_or_default(),
         }
     }
+}
+
+pub(super) fn expect_field(
+    path: &Path,
+    field: &'static str,
+    actual: &impl std::fmt::Display,
+    expected: &str,
+) -> Result<(), OciError> {
+    let actual = actual.to_string();
+    if actual == expected {
+        return Ok(());
+    }
+    Err(OciError::Field { path: path.to_owned(), field, actual, expected: expected.to_owned() })
+}
+
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, data: &[u8]) -> Result<T, OciError> {
+    serde_json::from_slice(data).map_err(|source| OciError::Json { path: path.to_owned(), source })
 }

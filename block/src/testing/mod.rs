@@ -8,6 +8,8 @@ mod archive;
 #[cfg(test)]
 mod independent;
 mod layout;
+#[cfg(feature = "registry")]
+mod registry;
 mod snapshot;
 
 #[cfg(test)]
@@ -15,6 +17,9 @@ pub(crate) use archive::{Archive, Entry};
 #[cfg(test)]
 pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
+
+#[cfg(feature = "registry")]
+pub use registry::{Answer, FakeRegistry, RegistryServer, Request};
 
 pub use crate::compression::Compression;
 pub use snapshot::{LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};

@@ -1,0 +1,217 @@
+//! Images in registries. Nothing that a registry says is believed before its digest was compared; what it may send is bounded
+//! by the descriptors, and documents by a limit.
+
+mod client;
+mod credentials;
+mod reference;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::header;
+
+use self::client::Client;
+use self::reference::Version;
+use super::blob::BlobError;
+use super::blobs::Blobs;
+use super::container::MAX_DOCUMENT;
+use super::error::OciError;
+use super::index::find_image;
+use super::source::SourceImage;
+use super::spec::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Platform, parse};
+use crate::cancel::Cancel;
+use crate::digest::LayerDigest;
+
+pub use credentials::{AuthFile, Credentials};
+pub use reference::{ParseReferenceError, RegistryReference};
+
+/// How to speak to a registry.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// HTTP instead of HTTPS; always so with a registry on this host.
+    pub plain_http: bool,
+    /// Who to be there; nobody in particular where it is left out.
+    pub credentials: Option<Credentials>,
+    /// Longest time that the registry may let pass without sending or taking anything.
+    pub patience: Duration,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self { plain_http: false, credentials: None, patience: Duration::from_secs(60) }
+    }
+}
+
+/// An image's name in a registry, and what it stands for there at the moment.
+#[derive(Clone, Debug)]
+pub struct RegistryImage {
+    repository: Arc<Repository>,
+}
+
+/// Where an image's blobs are read.
+pub(super) struct Repository {
+    /// For messages.
+    name: String,
+    client: Client,
+    /// What the image's name stands for, and its document.
+    top: (Descriptor, Vec<u8>),
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository").field("name", &self.name).field("top", &self.top.0).finish_non_exhaustive()
+    }
+}
+
+impl RegistryImage {
+    /// Asks the registry what `reference` is.
+    ///
+    /// # Errors
+    /// The registry does not answer or refuses it, or what it gives is not what it should be.
+    pub(super) fn open(
+        reference: &RegistryReference,
+        options: &RegistryOptions,
+        cancel: &Cancel,
+    ) -> Result<Self, OciError> {
+        let client = Client::new(reference, options, cancel);
+        let (path, pinned) = match reference.version() {
+            Version::Tag(tag) => (format!("manifests/{tag}"), None),
+            Version::Digest(digest) => (format!("manifests/{digest}"), Some(*digest)),
+        };
+        let name = PathBuf::from(format!("docker://{reference}"));
+        let Fetched { data, media_type, digest: named } = fetch_manifest(&client, &name, &path, MAX_DOCUMENT)?;
+        let digest = LayerDigest::of(&data);
+        for expected in [pinned, named] {
+            BlobError::check(expected, digest).map_err(|source| OciError::Blob { path: name.clone(), source })?;
+        }
+        let media_type = match media_type {
+            Some(media_type) => media_type,
+            None => parse::<Typed>(&name, &data)?.media_type,
+        };
+        let top =
+            Descriptor { media_type, digest, size: data.len() as u64, platform: None, annotations: BTreeMap::new() };
+        let name = format!("docker://{}/{}", reference.registry(), reference.repository());
+        Ok(Self { repository: Arc::new(Repository { name, client, top: (top, data) }) })
+    }
+
+    /// Finds the image for `platform`.
+    ///
+    /// # Errors
+    /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
+    pub fn image(&self, platform: &Platform) -> Result<SourceImage, OciError> {
+        let top = &self.repository.top.0;
+        let path = self.repository.path(&top.digest);
+        // A name stands for one thing, which may be an index.
+        let index = Index { schema_version: 2, manifests: vec![top.clone()] };
+        find_image(&Blobs::Registry(Arc::clone(&self.repository)), &path, index, platform, None)
+    }
+}
+
+/// A document that says itself what it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Typed {
+    media_type: String,
+}
+
+impl Repository {
+    /// What messages call a blob.
+    pub fn path(&self, digest: &LayerDigest) -> PathBuf {
+        PathBuf::from(format!("{}@{digest}", self.name))
+    }
+
+    /// Reads a document, which is not checked.
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
+        let (top, data) = &self.top;
+        if top.digest == descriptor.digest {
+            return Ok(data.clone());
+        }
+        let path = self.path(&descriptor.digest);
+        if descriptor.size > MAX_DOCUMENT {
+            return Err(OciError::TooLarge { path, actual: descriptor.size, limit: MAX_DOCUMENT });
+        }
+        if [MANIFEST, DOCKER_MANIFEST, INDEX, DOCKER_INDEX].contains(&descriptor.media_type.as_str()) {
+            let name = format!("manifests/{}", descriptor.digest);
+            return Ok(fetch_manifest(&self.client, &path, &name, descriptor.size)?.data);
+        }
+        let mut data = Vec::new();
+        let mut blob = self.open(&descriptor.digest, descriptor.size)?;
+        blob.read_to_end(&mut data).map_err(|source| OciError::Read { path, source })?;
+        Ok(data)
+    }
+
+    /// Begins to read a blob; the content is not checked, but it has `bytes` bytes.
+    pub fn open(&self, digest: &LayerDigest, bytes: u64) -> Result<Box<dyn Read + Send>, OciError> {
+        let response = self.client.get(&format!("blobs/{digest}"), "*/*")?;
+        match response.body().content_length() {
+            Some(actual) if actual != bytes => Err(OciError::Size { path: self.path(digest), expected: bytes, actual }),
+            _ => Ok(Box::new(Exactly { inner: response.into_body().into_reader(), left: bytes })),
+        }
+    }
+}
+
+/// An index or a manifest, and what the answer says of its type and its digest.
+struct Fetched {
+    data: Vec<u8>,
+    media_type: Option<String>,
+    digest: Option<LayerDigest>,
+}
+
+/// Reads an index or a manifest of at most `limit` bytes.
+fn fetch_manifest(client: &Client, path: &Path, name: &str, limit: u64) -> Result<Fetched, OciError> {
+    let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
+    let response = client.get(name, &accept)?;
+    let too_large = |actual| OciError::TooLarge { path: path.to_owned(), actual, limit };
+    if let Some(bytes) = response.body().content_length().filter(|bytes| *bytes > limit) {
+        return Err(too_large(bytes));
+    }
+    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let media_type = text(header::CONTENT_TYPE.as_str()).and_then(|value| value.split(';').next()).map(str::trim);
+    let media_type = media_type.filter(|media_type| !["", "application/json"].contains(media_type)).map(str::to_owned);
+    let digest = text("docker-content-digest").and_then(|value| value.parse().ok());
+    let mut data = Vec::new();
+    let mut body = response.into_body().into_reader().take(limit + 1);
+    body.read_to_end(&mut data).map_err(|source| OciError::Read { path: path.to_owned(), source })?;
+    match data.len() as u64 {
+        actual if actual > limit => Err(too_large(actual)),
+        _ => Ok(Fetched { data, media_type, digest }),
+    }
+}
+
+/// A stream of a length that is known, whatever the other side says.
+struct Exactly<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return match self.inner.read(&mut [0])? {
+                0 => Ok(0),
+                _ => Err(io::Error::other("it goes on beyond the size that its descriptor says")),
+            };
+        }
+        let most = usize::try_from(self.left).map_or(into.len(), |left| left.min(into.len()));
+        let count = match self.inner.read(&mut into[..most]) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            Ok(count) if count > 0 || most == 0 => count,
+            // Whether the connection says how much was to come or not.
+            Ok(_) | Err(_) => {
+                let message = format!("it ends {} bytes before the size that its descriptor says", self.left);
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+        };
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+#[path = "registry_test.rs"]
+mod tests;

@@ -1,0 +1,249 @@
+//! Registries on this host: a real one, and one that answers what a test wants.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::LayoutBuilder;
+
+/// `docker-registry`, empty at first.
+pub struct RegistryServer {
+    child: Child,
+    address: String,
+    authorization: Option<&'static str>,
+    _directory: TempDir,
+}
+
+impl RegistryServer {
+    /// The user and the password of [`RegistryServer::with_password`].
+    pub const USER: (&str, &str) = ("user", "pass:word");
+    const PASSWORD_FILE: &str = "user:$2b$04$XE4fkVcfqPbItZ8wqJrMoeIMbKWN1aU3.kX/.UdHm/uCeXtVxMoWu\n";
+
+    /// One for everybody.
+    pub fn start() -> Self {
+        Self::serve(false)
+    }
+
+    /// One that has to be told a user and a password.
+    pub fn with_password() -> Self {
+        Self::serve(true)
+    }
+
+    fn serve(password: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let mut config = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
+            path("data")
+        );
+        if password {
+            std::fs::write(path("passwords"), Self::PASSWORD_FILE).unwrap();
+            config.push_str(&format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", path("passwords")));
+        }
+        std::fs::write(path("config.yml"), config).unwrap();
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(path("config.yml"))
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed");
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let listening = |line: std::io::Result<String>| {
+            let line = line.unwrap();
+            let (_, rest) = line.split_once("listening on ")?;
+            Some(rest.split('"').next()?.to_owned())
+        };
+        let found = log.by_ref().find_map(listening);
+        let address = found.expect("docker-registry listens");
+        // It would block where nobody reads what it has to say.
+        thread::spawn(move || log.for_each(drop));
+        let authorization = password.then_some("Basic dXNlcjpwYXNzOndvcmQ=");
+        Self { child, address, authorization, _directory: directory }
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Uploads all blobs of `layout`, and `manifests` as what they are called.
+    pub fn push(&self, layout: &LayoutBuilder, name: &str, manifests: &[(&Value, &str)]) {
+        for entry in std::fs::read_dir(layout.path().join("blobs/sha256")).unwrap() {
+            let path = entry.unwrap().path();
+            let start = self.send("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
+            let location = start.lines().find_map(|line| line.strip_prefix("Location: ")).expect(&start);
+            let location = location.split_once(&self.address).unwrap().1;
+            let digest = path.file_name().unwrap().to_str().unwrap();
+            let target = format!("{location}&digest=sha256%3A{digest}");
+            self.send("PUT", &target, "application/octet-stream", &std::fs::read(&path).unwrap());
+        }
+        for (descriptor, tag) in manifests {
+            let text = |key: &str| descriptor[key].as_str().unwrap();
+            let data = std::fs::read(layout.blob_path(&text("digest").parse().unwrap())).unwrap();
+            self.send("PUT", &format!("/v2/{name}/manifests/{tag}"), text("mediaType"), &data);
+        }
+    }
+
+    /// Makes a request that the server must carry out; the head of its answer.
+    fn send(&self, method: &str, target: &str, media_type: &str, body: &[u8]) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let proof = self.authorization.map_or_else(String::new, |proof| format!("Authorization: {proof}\r\n"));
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{proof}Content-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n",
+            self.address
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 20"), "{method} {target}: {answer}");
+        answer.replace('\r', "")
+    }
+}
+
+impl Drop for RegistryServer {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// What a registry is asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Path and query.
+    pub target: String,
+    /// The header of this name.
+    pub authorization: Option<String>,
+}
+
+/// What it answers.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Status, further headers and content. A `Content-Length` is added where none is among them.
+    Content(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// Content of the type `.0` that never ends.
+    Endless(&'static str),
+    /// The first bytes of content that should have more, and nothing after that.
+    Stalled(Vec<u8>, u64),
+    /// Nothing at all.
+    Silent,
+}
+
+impl Answer {
+    /// Content of a type.
+    pub fn ok(media_type: &str, content: impl Into<Vec<u8>>) -> Self {
+        Self::Content(200, vec![("Content-Type", media_type.to_owned())], content.into())
+    }
+
+    fn write(self, stream: &mut TcpStream) -> std::io::Result<()> {
+        match self {
+            Self::Content(status, headers, content) => {
+                write!(stream, "HTTP/1.1 {status} X\r\nConnection: close\r\n")?;
+                for (name, value) in &headers {
+                    write!(stream, "{name}: {value}\r\n")?;
+                }
+                if !headers.iter().any(|(name, _)| ["Content-Length", "Transfer-Encoding"].contains(name)) {
+                    write!(stream, "Content-Length: {}\r\n", content.len())?;
+                }
+                stream.write_all(b"\r\n")?;
+                stream.write_all(&content)
+            }
+            Self::Endless(media_type) => {
+                write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {media_type}\r\n\r\n")?;
+                loop {
+                    stream.write_all(&[b' '; 4096])?;
+                }
+            }
+            Self::Stalled(content, bytes) => {
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n")?;
+                stream.write_all(&content)?;
+                until_the_other_side_ends(stream)
+            }
+            Self::Silent => until_the_other_side_ends(stream),
+        }
+    }
+}
+
+fn until_the_other_side_ends(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.read(&mut [0]).map(drop)
+}
+
+/// A registry made of a function. Serves until the test's process ends.
+pub struct FakeRegistry {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl FakeRegistry {
+    /// Answers with what `answer` says.
+    pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (answer, seen) = (Arc::new(answer), Arc::clone(&requests));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
+                thread::spawn(move || {
+                    let mut stream = stream.unwrap();
+                    let Some(request) = read_request(&stream) else { return };
+                    seen.lock().unwrap().push(request.clone());
+                    // Whoever was refused goes away early.
+                    let _ = answer(&request).write(&mut stream);
+                    let _ = stream.shutdown(Shutdown::Write);
+                    let _ = stream.read(&mut [0]);
+                });
+            }
+        });
+        Self { address, requests }
+    }
+
+    /// One that has `layout`'s blobs, and its documents too; `wrong` answers first.
+    pub fn of(layout: &Path, wrong: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> Self {
+        let blobs = layout.join("blobs/sha256");
+        Self::start(move |request| {
+            let name = request.target.rsplit("sha256:").next().unwrap_or_default();
+            let found = || match std::fs::read(blobs.join(name)) {
+                Ok(data) if request.target.contains("/manifests/") => {
+                    let document: Value = serde_json::from_slice(&data).unwrap();
+                    Answer::ok(document["mediaType"].as_str().unwrap(), data)
+                }
+                Ok(data) => Answer::ok("application/octet-stream", data),
+                Err(_) => Answer::Content(404, Vec::new(), Vec::new()),
+            };
+            wrong(request).unwrap_or_else(found)
+        })
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What it was asked for so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines().map_while(|line| line.ok());
+    let target = lines.next()?.split(' ').nth(1)?.to_owned();
+    let mut authorization = None;
+    for line in lines.take_while(|line| !line.is_empty()) {
+        match line.split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => authorization = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    Some(Request { target, authorization })
+}
