@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: comparisons, all sides in one run.
 
+mod blk;
 mod boot;
 mod import;
 mod load;
@@ -19,6 +20,8 @@ use crate::workspace;
 /// A benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub enum Benchmark {
+    /// Reads of cached data through virtio-blk, without a VM, beside a straightforward device and beside copying alone.
+    Blk(blk::Options),
     /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
     Boot(boot::Options),
     /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
@@ -32,6 +35,7 @@ pub enum Benchmark {
 /// Runs a benchmark where KVM is, prints its report and keeps it in `target/bench`.
 pub fn run(benchmark: &Benchmark, install: bool) -> Result<()> {
     match benchmark {
+        Benchmark::Blk(options) => blk::run(options),
         Benchmark::Boot(options) => boot::run(options, install),
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
