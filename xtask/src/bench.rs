@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: comparisons, all sides in one run.
 
+mod blk;
 mod boot;
 mod import;
 pub mod layers;
@@ -20,6 +21,8 @@ use crate::workspace;
 /// A benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub enum Benchmark {
+    /// Reads of cached data through virtio-blk, without a VM, beside a straightforward device and beside copying alone.
+    Blk(blk::Options),
     /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
     Boot(boot::Options),
     /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
@@ -35,6 +38,7 @@ pub enum Benchmark {
 /// Runs a benchmark where KVM is, prints its report and keeps it in `target/bench`.
 pub fn run(benchmark: &Benchmark, install: bool) -> Result<()> {
     match benchmark {
+        Benchmark::Blk(options) => blk::run(options),
         Benchmark::Boot(options) => boot::run(options, install),
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),

@@ -72,6 +72,13 @@ pub fn benchmark(name: &str) -> Result<PathBuf> {
     build_one(&format!("build the benchmark {name}"), command, name)
 }
 
+/// A benchmark of criterion's, which runs on this machine.
+pub fn criterion(package: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["bench", "-p", package, "--bench", name, "--no-run"]);
+    build_one(&format!("build the benchmark {name}"), command, name)
+}
+
 /// Where cargo puts what it builds.
 pub fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)

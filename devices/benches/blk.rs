@@ -1,0 +1,190 @@
+//! Reads of cached data through virtio-blk, without a VM: what a request costs beside a straightforward device on the same
+//! queue, and beside copying alone. `cargo xtask bench blk` runs it and makes a report of it.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong is to end the benchmark")]
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use bellows_block::{Layer, LayerDigest, SECTOR_SIZE, open_layer};
+use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
+use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
+use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
+
+/// Size of the layer: more than processors' caches, and little enough to be in the page cache.
+const LAYER_BYTES: usize = 128 << 20;
+/// Requests that are under way at a time: what a queue of 256 descriptors has room for, and a device serves in one go.
+const DEPTH: usize = 64;
+const QUEUE_SIZES: [u16; 1] = [256];
+const HEADER_BYTES: usize = 16;
+
+/// The device that one would write first: a `pread` for each descriptor.
+struct Plain {
+    file: File,
+    worker: Option<QueueWorker>,
+}
+
+struct PlainRequests(File);
+
+impl VirtioDevice for Plain {
+    fn device_type(&self) -> u16 {
+        2
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let handler = PlainRequests(self.file.try_clone().unwrap());
+        self.worker = Some(QueueWorker::start(&mut activation, 0, handler)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+impl QueueHandler for PlainRequests {
+    fn handle(&mut self, chain: Chain) -> u32 {
+        let memory = chain.memory();
+        let mut written = 0;
+        let mut offset = None;
+        for descriptor in chain.clone() {
+            let Some(position) = offset else {
+                let header: [u64; 2] = memory.read_obj(descriptor.addr()).unwrap();
+                offset = Some(header[1] * SECTOR_SIZE);
+                continue;
+            };
+            if !descriptor.has_next() {
+                memory.write_obj(0_u8, descriptor.addr()).unwrap();
+                return written + 1;
+            }
+            let slice = memory.get_slice(descriptor.addr(), descriptor.len() as usize).unwrap();
+            let guard = slice.ptr_guard_mut();
+            // SAFETY: the kernel writes to guest memory, which `slice` keeps mapped, no more than its length.
+            let count = unsafe { libc::pread(self.0.as_raw_fd(), guard.as_ptr().cast(), slice.len(), position as i64) };
+            assert_eq!(usize::try_from(count), Ok(slice.len()));
+            written += descriptor.len();
+            offset = Some(position + u64::from(descriptor.len()));
+        }
+        unreachable!("every request has a status byte");
+    }
+}
+
+/// A driver that has built its requests once and makes them again and again, each time of other sectors.
+struct Driver {
+    guest: FakeGuest,
+    queue: DriverQueue,
+    requests: Vec<(u16, GuestAddress)>,
+    bytes: usize,
+    next: usize,
+    _device: Box<dyn VirtioDevice>,
+}
+
+impl Driver {
+    fn new(mut device: Box<dyn VirtioDevice>, bytes: usize) -> Self {
+        let guest = FakeGuest::new();
+        let mut queue = guest.activate(&mut *device).queues.remove(0);
+        let requests = (0..DEPTH).map(|_| {
+            let (header, data) = (guest.allocate(HEADER_BYTES), guest.allocate(bytes));
+            let parts = [
+                Part::ReadableAt(header, HEADER_BYTES as u32),
+                Part::WritableAt(data, bytes as u32),
+                Part::Writable(1),
+            ];
+            (queue.build(&parts).0, header)
+        });
+        let requests = requests.collect();
+        Self { guest, queue, requests, bytes, next: 0, _device: device }
+    }
+
+    /// Makes all requests and waits until all are answered.
+    fn round(&mut self) {
+        let memory = self.guest.memory();
+        for (head, header) in &self.requests {
+            memory.write_obj((self.next as u64 / SECTOR_SIZE).to_le(), GuestAddress(header.0 + 8)).unwrap();
+            self.next = (self.next + self.bytes) % LAYER_BYTES;
+            self.queue.publish(*head);
+        }
+        self.queue.kick();
+        for _ in &self.requests {
+            assert_eq!(self.queue.wait_used().len as usize, self.bytes + 1);
+        }
+    }
+}
+
+/// Copying alone, from memory that is laid out as the layer to buffers like the driver's.
+struct Copier {
+    source: Vec<u8>,
+    buffers: Vec<Vec<u8>>,
+    next: usize,
+}
+
+impl Copier {
+    fn new(bytes: usize) -> Self {
+        Self { source: pattern(), buffers: vec![vec![1; bytes]; DEPTH], next: 0 }
+    }
+
+    fn round(&mut self) {
+        for buffer in &mut self.buffers {
+            let bytes = buffer.len();
+            buffer.copy_from_slice(&self.source[self.next..self.next + bytes]);
+            black_box(&buffer[0]);
+            self.next = (self.next + bytes) % LAYER_BYTES;
+        }
+    }
+}
+
+fn pattern() -> Vec<u8> {
+    (0..LAYER_BYTES).map(|n| (n % 251) as u8).collect()
+}
+
+/// A layer in the page cache.
+fn layer(directory: &Path) -> Layer {
+    let path = directory.join("layer");
+    File::create(&path).unwrap().write_all(&pattern()).unwrap();
+    Layer { digest: LayerDigest::of(b"layer"), path, bytes: LAYER_BYTES as u64 }
+}
+
+fn reads(criterion: &mut Criterion) {
+    let directory = tempfile::tempdir().unwrap();
+    let layer = layer(directory.path());
+    for (name, bytes) in [("4k", 4 << 10), ("128k", 128 << 10)] {
+        let mut group = criterion.benchmark_group(format!("blk-{name}"));
+        group.throughput(Throughput::ElementsAndBytes { elements: DEPTH as u64, bytes: (DEPTH * bytes) as u64 });
+        // Each of them twice, so that it can be compared with itself.
+        for turn in 1..=2 {
+            group.bench_function(format!("bellows-{turn}"), |bencher| {
+                let mut driver = Driver::new(Box::new(Block::new(open_layer(&layer).unwrap())), bytes);
+                bencher.iter(|| driver.round());
+            });
+            group.bench_function(format!("pread-{turn}"), |bencher| {
+                let device = Plain { file: File::open(&layer.path).unwrap(), worker: None };
+                let mut driver = Driver::new(Box::new(device), bytes);
+                bencher.iter(|| driver.round());
+            });
+            group.bench_function(format!("memcpy-{turn}"), |bencher| {
+                let mut copier = Copier::new(bytes);
+                bencher.iter(|| copier.round());
+            });
+        }
+    }
+}
+
+criterion_group!(benches, reads);
+criterion_main!(benches);
