@@ -204,9 +204,9 @@ fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], h
     }
 }
 
-/// The tests compare with what GNU tar does; busybox's knows no extended attributes.
+/// The tests compare with what GNU tar does, and make file systems; busybox's tar knows no extended attributes.
 fn furnish(lab: LabBuilder) -> LabBuilder {
-    lab.program("/usr/bin/tar", "/usr/local/bin/tar")
+    lab.program("/usr/bin/tar", "/usr/local/bin/tar").program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
 }
 
 fn check(tally: &mut Tally, title: &str, command: &mut Command) {

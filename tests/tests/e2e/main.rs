@@ -10,6 +10,7 @@ mod extension;
 mod fixture;
 mod layers;
 mod partitions;
+mod sealed;
 mod stress;
 mod vsock;
 mod warm;
