@@ -9,7 +9,9 @@ use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use bellows_block::{Layer, LayerDigest, SECTOR_SIZE, open_layer};
+use std::sync::Arc;
+
+use bellows_block::{Disk, Layer, LayerDigest, PreadLayer, SECTOR_SIZE};
 use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
 use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
 use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
@@ -170,7 +172,10 @@ fn reads(criterion: &mut Criterion) {
         // Each of them twice, so that it can be compared with itself.
         for turn in 1..=2 {
             group.bench_function(format!("bellows-{turn}"), |bencher| {
-                let mut driver = Driver::new(Box::new(Block::new(open_layer(&layer).unwrap())), bytes);
+                let mut driver = Driver::new(
+                    Box::new(Block::new(Arc::new(PreadLayer::open(&layer).unwrap()) as Arc<dyn Disk>)),
+                    bytes,
+                );
                 bencher.iter(|| driver.round());
             });
             group.bench_function(format!("pread-{turn}"), |bencher| {
