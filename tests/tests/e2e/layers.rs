@@ -251,6 +251,77 @@ fn both_ways(guest: &Running, image: &ImageConfig) {
     assert_eq!(guest.vm.disks(), before);
 }
 
+/// Tries what code in a container could try to change a file of its image for others; prints the attempts that worked.
+const ATTACK: &str = r#"
+import ctypes, mmap, os, stat
+path = os.__file__
+libc = ctypes.CDLL(None, use_errno=True)
+mapping = mmap.mmap(os.open(path, os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+address = None
+for line in open("/proc/self/maps"):
+    if line.rstrip().endswith(path) and " r--s " in line:
+        address = int(line.split("-")[0], 16)
+def memory():
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        memory.write(b"broken")
+def writable_mapping():
+    mmap.mmap(os.open(path, os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+def protect():
+    if libc.mprotect(ctypes.c_void_p(address), 4096, 3):
+        raise OSError(ctypes.get_errno(), "mprotect")
+def node(kind, major, minor):
+    name = f"/tmp/{major}-{minor}"
+    os.mknod(name, kind | 0o600, os.makedev(major, minor))
+    os.open(name, os.O_RDWR)
+def disk(name):
+    major, minor = map(int, open(f"/sys/block/{name}/dev").read().split(":"))
+    node(stat.S_IFBLK, major, minor)
+def remount(flags):
+    if libc.mount(b"none", b"/", None, flags, None):
+        raise OSError(ctypes.get_errno(), "mount")
+attempts = {
+    "memory of the process": memory,
+    "a writable mapping": writable_mapping,
+    "mprotect": protect,
+    "/dev/mem": lambda: os.open("/dev/mem", os.O_RDWR),
+    "a node of /dev/mem": lambda: node(stat.S_IFCHR, 1, 1),
+    "a node of pmem0": lambda: disk("pmem0"),
+    "a node of some block device": lambda: node(stat.S_IFBLK, 259, 0),
+    "a remount": lambda: remount(32),
+    "sysfs": lambda: open("/sys/block/pmem0/ro", "w").write("0"),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        print("worked:", name)
+    except OSError as error:
+        print("refused:", name, error)
+assert address
+with open(path, "r+b") as file:
+    file.write(b"broken")
+print("own copy:", open(path, "rb").read(6))
+"#;
+
+/// Code in a container gets at no file of an image that the guest has as memory: what it writes is its own.
+#[test]
+fn a_container_can_not_change_an_image_in_memory() {
+    let directory = scratch();
+    let imported = import(directory.path(), &demo_archives(directory.path()));
+    let guest = Guest::ours().image(imported.config().transport(Transport::Pmem)).boot();
+    let before = guest.shell("before", "md5sum /usr/lib/python3*/os.py");
+    let seen = guest.shell("attack", &format!("exec python3 -c '{ATTACK}'"));
+    assert!(!seen.contains("worked") && seen.matches("refused: ").count() == 9, "{seen}");
+    assert!(seen.contains("own copy: b'broken'"), "{seen}");
+    assert_eq!(guest.shell("after", "md5sum /usr/lib/python3*/os.py"), before);
+    let exits = guest.vm.exits().into_iter().sum::<bellows_vmm::machine::ExitCounts>();
+    println!("{seen}{} writes of the guest led nowhere", exits.unclaimed_writes);
+    guest.shutdown();
+    for layer in &imported.image.layers {
+        imported.store.verify(layer).unwrap();
+    }
+}
+
 /// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
 #[test]
 fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
