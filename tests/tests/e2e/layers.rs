@@ -15,6 +15,7 @@ use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
 
 use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo};
+use crate::images;
 
 /// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
 const CHANGES: [&str; 9] = [
@@ -76,7 +77,8 @@ for path in sorted(path[1:] for path in found):
           status.st_size if kind == stat.S_IFREG else 0, data, target, ",".join(xattrs) or "-", same_as.hex())
 "#;
 
-fn line(name: &[u8], node: &Node) -> String {
+/// What [`WALK`] prints of a file.
+pub fn line(name: &[u8], node: &Node) -> String {
     let xattr = |(key, value): (&Vec<u8>, &Vec<u8>)| format!("{}={}", hex::encode(key), hex::encode(value));
     let xattrs = node.xattrs.iter().map(xattr).collect::<Vec<_>>().join(",");
     let is_directory = node.mode & libc::S_IFMT == libc::S_IFDIR;
@@ -113,11 +115,24 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
         snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
     assert!(expected.len() > 3000, "{} files", expected.len());
 
+    let others = images::all(directory.path());
     for (transport, shape) in WAYS {
         let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape).transport(transport)).boot();
         compare(&guest, &expected, &format!("{shape} over {transport}"));
+        others.iter().for_each(|other| other.compare(&guest, transport, shape));
         guest.shutdown();
     }
+    // What is to be flat comes as layers where the guest's kernel is too old, unless it was asked for.
+    let guest = Guest::old().image(imported.config()).boot();
+    assert!(guest.kernel.starts_with("6.1."), "{}", guest.kernel);
+    let images = guest.vm.images();
+    assert_eq!((images[0].shape, images[0].disks.len(), guest.vm.disks().len()), (Shape::Layers, 12, 12));
+    compare(&guest, &expected, &format!("layers in Linux {}", guest.kernel));
+    let asked_for = ImageConfig { id: "asked-for".parse().unwrap(), ..imported.config() }.shape(Shape::Flat);
+    let error = guest.vm.attach_image(&asked_for, PATIENCE).unwrap_err().to_string();
+    assert!(error.contains("image asked-for can't be flat") && error.contains(&guest.kernel), "{error}");
+    assert_eq!(guest.vm.disks().len(), 12);
+    guest.shutdown();
 }
 
 /// Every way for an image into the guest.
@@ -381,14 +396,19 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// The root itself, whose time no layer sets, and where the guest mounts what every container has.
-fn is_the_containers(name: &[u8]) -> bool {
+pub fn is_the_containers(name: &[u8]) -> bool {
     let is_below = |mount: &[u8]| name.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
     name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below)
 }
 
 /// The layers of the demo's image as plain archives, lowest first.
 fn demo_archives(directory: &Path) -> Vec<PathBuf> {
-    let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
+    layout_archives(&artefact("BELLOWS_IMAGE"), directory)
+}
+
+/// The layers of an image as plain archives in `directory`, lowest first.
+pub fn layout_archives(layout: &Path, directory: &Path) -> Vec<PathBuf> {
+    let layout = OciLayout::open(layout).unwrap();
     let image = layout.image(&Platform::host(), None).unwrap();
     let unpack = |(number, layer): (usize, &SourceLayer)| {
         let mut blob = Vec::new();
@@ -397,7 +417,7 @@ fn demo_archives(directory: &Path) -> Vec<PathBuf> {
             [0x1f, 0x8b] => Box::new(GzDecoder::new(&blob[..])),
             _ => Box::new(zstd::Decoder::new(&blob[..]).unwrap()),
         };
-        let archive = directory.join(format!("demo-{number}.tar"));
+        let archive = directory.join(format!("layer-{number}.tar"));
         std::io::copy(&mut reader, &mut fs::File::create(&archive).unwrap()).unwrap();
         archive
     };
@@ -457,7 +477,7 @@ pub fn tar(command: &mut Command, directory: &Path) -> Vec<u8> {
 }
 
 /// Unpacks a layer over those below it as the OCI image specification says, with GNU tar.
-fn unpack(archive: &Path, root: &Path) {
+pub fn unpack(archive: &Path, root: &Path) {
     let listing = tar(Command::new("tar").args(["-t", "--quoting-style=literal", "--null", "-f"]).arg(archive), root);
     for name in listing.split(|byte| *byte == b'\n') {
         let path = Path::new(OsStr::from_bytes(name));
