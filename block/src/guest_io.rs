@@ -2,6 +2,7 @@
 //! raise a signal in this process.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
@@ -15,10 +16,15 @@ const BATCH: usize = 64;
 /// Reading failed, or the file ends before.
 pub(crate) fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     let fd = file.as_raw_fd();
-    transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, count, offset| {
-        // SAFETY: `iovecs` holds `count` entries that point into guest memory, which `buffers` keeps mapped; the guest
-        // may change it at any time, but nothing here reads it as Rust values.
-        unsafe { libc::preadv(fd, iovecs.as_ptr(), count, offset) }
+    transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
+        match iovecs {
+            // Most requests are one piece, for which the kernel need not copy a list.
+            // SAFETY: as below, for the one entry.
+            [one] => unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) },
+            // SAFETY: the entries point into guest memory, which `buffers` keeps mapped; the guest may change it at any
+            // time, but nothing here reads it as Rust values.
+            many => unsafe { libc::preadv(fd, many.as_ptr(), count(many), offset) },
+        }
     })
 }
 
@@ -28,9 +34,9 @@ pub(crate) fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSli
 /// Writing failed.
 pub(crate) fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     let fd = file.as_raw_fd();
-    transfer(offset, buffers, io::ErrorKind::WriteZero, |iovecs, count, offset| {
+    transfer(offset, buffers, io::ErrorKind::WriteZero, |iovecs, offset| {
         // SAFETY: as in `read_file`.
-        unsafe { libc::pwritev(fd, iovecs.as_ptr(), count, offset) }
+        unsafe { libc::pwritev(fd, iovecs.as_ptr(), count(iovecs), offset) }
     })
 }
 
@@ -39,17 +45,22 @@ pub(crate) fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSl
 /// # Errors
 /// A page of the mapping is not there (`EFAULT`): beyond the end of its file, or unreadable.
 pub(crate) fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-    transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, count, offset| {
-        let slots = usize::try_from(count).unwrap_or(0);
-        let bytes = iovecs[..slots].iter().map(|iovec| iovec.iov_len).sum();
+    transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
+        let bytes = iovecs.iter().map(|iovec| iovec.iov_len).sum();
         // An address beyond what pointers can say is none that anything is mapped at.
         let start =
             address.checked_add_signed(offset).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let source = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
         // SAFETY: the destination is guest memory as in `read_file`. The source is not read by this process: the kernel
         // checks each page and answers EFAULT for one that is not there.
-        unsafe { libc::process_vm_readv(libc::getpid(), iovecs.as_ptr(), slots as libc::c_ulong, &source, 1, 0) }
+        unsafe { libc::process_vm_readv(libc::getpid(), iovecs.as_ptr(), iovecs.len() as libc::c_ulong, &source, 1, 0) }
     })
+}
+
+/// Length of a list for a system call.
+#[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most BATCH")]
+fn count(iovecs: &[libc::iovec]) -> libc::c_int {
+    iovecs.len() as libc::c_int
 }
 
 /// Calls `call` with as many buffers as fit in one call, and again until all are done.
@@ -57,10 +68,12 @@ fn transfer(
     mut offset: u64,
     mut buffers: &[VolatileSlice<'_>],
     end: io::ErrorKind,
-    mut call: impl FnMut(&[libc::iovec; BATCH], libc::c_int, libc::off_t) -> isize,
+    mut call: impl FnMut(&[libc::iovec], libc::off_t) -> isize,
 ) -> io::Result<()> {
     // Bytes of the first buffer that are done.
     let mut done = 0;
+    // A kibibyte that is cleared for each request would show.
+    let mut iovecs = [const { MaybeUninit::uninit() }; BATCH];
     loop {
         while buffers.first().is_some_and(|buffer| buffer.len() == done) {
             (buffers, done) = (&buffers[1..], 0);
@@ -68,17 +81,16 @@ fn transfer(
         if buffers.is_empty() {
             return Ok(());
         }
-        let mut iovecs = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
-        let count = buffers.len().min(BATCH);
-        for (index, (iovec, buffer)) in iovecs.iter_mut().zip(buffers).enumerate() {
+        let filled = iovecs.iter_mut().zip(buffers).enumerate().map(|(index, (iovec, buffer))| {
             let skip = if index == 0 { done } else { 0 };
             let address = buffer.ptr_guard_mut().as_ptr().wrapping_add(skip);
-            *iovec = libc::iovec { iov_base: address.cast(), iov_len: buffer.len() - skip };
-        }
+            iovec.write(libc::iovec { iov_base: address.cast(), iov_len: buffer.len() - skip });
+        });
+        let filled = filled.count();
+        // SAFETY: the loop above has written the first `filled` entries, and `MaybeUninit` has the layout of what it holds.
+        let entries = unsafe { std::slice::from_raw_parts(iovecs.as_ptr().cast::<libc::iovec>(), filled) };
         let position = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most BATCH")]
-        let result = call(&iovecs, count as libc::c_int, position);
-        let mut moved = match usize::try_from(result) {
+        let mut moved = match usize::try_from(call(entries, position)) {
             Ok(0) => return Err(end.into()),
             Ok(moved) => moved,
             Err(_) => match io::Error::last_os_error() {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use bellows_tests::lab::{DISK, Host, LabBuilder};
 
 use crate::cache::Cache;
+use crate::debian::{self, Series};
 use crate::error::Result;
-use crate::{debian, image, initramfs, kernel, packages, workspace};
+use crate::{image, initramfs, kernel, packages, workspace};
 
 /// Paths on this machine.
 #[derive(Debug, Clone)]
@@ -21,15 +22,24 @@ pub struct Artefacts {
     pub debian_kernel: PathBuf,
     /// The initramfs for that one, with modules.
     pub debian_initramfs: PathBuf,
+    /// Debian's older cloud kernel as a guest, which can't mount flat images.
+    pub old_kernel: PathBuf,
+    /// The initramfs for that one, with modules.
+    pub old_initramfs: PathBuf,
     /// The demo's image, an OCI image layout.
     pub image: PathBuf,
+    /// An image of busybox and musl, an OCI image layout.
+    pub alpine_like_image: PathBuf,
+    /// An image of Node.js, an OCI image layout.
+    pub node_image: PathBuf,
 }
 
 impl Artefacts {
     /// Installs what is missing and builds everything.
     pub fn build(cache: &Cache, host: Host, install: bool) -> Result<Self> {
         packages::ensure(&packages::all(host), install)?;
-        let debian = debian::cloud_kernel(cache)?;
+        let debian = debian::cloud_kernel(cache, Series::Linux6_12)?;
+        let old = debian::cloud_kernel(cache, Series::Linux6_1)?;
         let image = image::demo(cache)?;
         let kernel = kernel::guest(cache)?;
         let agent = workspace::agent()?;
@@ -39,17 +49,21 @@ impl Artefacts {
             initramfs: initramfs::built_in(cache, &agent)?,
             debian_initramfs: initramfs::with_modules(cache, &agent, &debian)?,
             debian_kernel: debian.image,
+            old_initramfs: initramfs::with_modules(cache, &agent, &old)?,
+            old_kernel: old.image,
             image,
+            alpine_like_image: image::alpine_like(cache)?,
+            node_image: image::node(cache)?,
         })
     }
 
     /// Name of the environment variable and path, for the programs that use the artefacts.
-    pub fn environment(&self) -> [(&'static str, String); 6] {
+    pub fn environment(&self) -> [(&'static str, String); 10] {
         self.named().map(|(variable, _, path)| (variable, path.display().to_string()))
     }
 
     /// The same, for programs that run in the lab.
-    pub fn lab_environment(&self) -> [(&'static str, String); 6] {
+    pub fn lab_environment(&self) -> [(&'static str, String); 10] {
         self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
     }
 
@@ -61,14 +75,18 @@ impl Artefacts {
         lab.program(&self.bellows, "/usr/local/bin/bellows")
     }
 
-    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 6] {
+    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 10] {
         [
             ("BELLOWS_BINARY", "bellows", &self.bellows),
             ("BELLOWS_KERNEL", "vmlinux", &self.kernel),
             ("BELLOWS_INITRAMFS", "initramfs.cpio", &self.initramfs),
             ("BELLOWS_DEBIAN_KERNEL", "debian-vmlinuz", &self.debian_kernel),
             ("BELLOWS_DEBIAN_INITRAMFS", "debian-initramfs.cpio", &self.debian_initramfs),
+            ("BELLOWS_OLD_KERNEL", "old-vmlinuz", &self.old_kernel),
+            ("BELLOWS_OLD_INITRAMFS", "old-initramfs.cpio", &self.old_initramfs),
             ("BELLOWS_IMAGE", "image", &self.image),
+            ("BELLOWS_ALPINE_LIKE_IMAGE", "alpine-like-image", &self.alpine_like_image),
+            ("BELLOWS_NODE_IMAGE", "node-image", &self.node_image),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! Debian's own 6.12 cloud kernel: the lab's kernel, and the second guest kernel.
+//! Debian's own cloud kernels: 6.12 is the lab's kernel and a guest's, 6.1 one of an older guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,18 @@ pub struct DebianKernel {
     pub modules: PathBuf,
 }
 
-/// Downloads and unpacks the newest one, or finds it in the cache. Nothing is installed.
-pub fn cloud_kernel(cache: &Cache) -> Result<DebianKernel> {
-    let package = newest()?;
+/// A series of kernels that Debian has.
+#[derive(Debug, Clone, Copy)]
+pub enum Series {
+    /// 6.1, the release's own, which can't mount flat images.
+    Linux6_1,
+    /// 6.12, from its backports or a later release.
+    Linux6_12,
+}
+
+/// Downloads and unpacks the newest one of a series, or finds it in the cache. Nothing is installed.
+pub fn cloud_kernel(cache: &Cache, series: Series) -> Result<DebianKernel> {
+    let package = newest(series)?;
     let policy = run::capture(Command::new("apt-cache").args(["show", "--no-all-versions", &package]))?;
     let version = policy.lines().find_map(|line| line.strip_prefix("Version: ")).unwrap_or_default();
     let key = Key::default().with("package", &package).with("version", version);
@@ -32,14 +41,17 @@ pub fn cloud_kernel(cache: &Cache) -> Result<DebianKernel> {
     Ok(DebianKernel { image, modules })
 }
 
-fn newest() -> Result<String> {
-    let pattern = "^linux-image-6[.]12[.].*-cloud-amd64$";
+fn newest(series: Series) -> Result<String> {
+    let pattern = match series {
+        Series::Linux6_1 => "^linux-image-6[.]1[.].*-cloud-amd64$",
+        Series::Linux6_12 => "^linux-image-6[.]12[.].*-cloud-amd64$",
+    };
     let found = run::capture(Command::new("apt-cache").args(["search", "--names-only", pattern]))?;
     let names = found.lines().filter_map(|line| line.split_whitespace().next());
     names
         .max_by_key(|name| numbers(name))
         .map(str::to_owned)
-        .ok_or_else(|| Error::other("apt knows no linux-image-6.12.*-cloud-amd64: run apt-get update"))
+        .ok_or_else(|| Error::other(format!("apt knows no package {pattern}: run apt-get update")))
 }
 
 /// The numbers in a package name, so that 6.12.100 sorts after 6.12.9.

@@ -1,8 +1,12 @@
-//! The demo's container image, a real OCI image layout: Debian's root, python3 on it, and a function on that.
+//! Container images, real OCI image layouts.
 //!
-//! The layers between them hold what an importer must get right: device nodes, hard links, set-uid files, extended
+//! The demo's is Debian's root, python3 on it, and a function on that. The tests have two more: busybox and musl, as Alpine's
+//! images are, and Node.js, both with nothing of Debian but these packages.
+//!
+//! The layers of the demo's between them hold what an importer must get right: device nodes, hard links, set-uid files, extended
 //! attributes, a whiteout, an opaque directory; two are compressed with gzip and one with zstd.
 
+mod bare;
 mod diff;
 mod function;
 pub mod layers;
@@ -37,8 +41,10 @@ pub fn demo(cache: &Cache) -> Result<PathBuf> {
     }
     let entry = cache.get("demo-image", &key, |place| {
         let (base, full) = (place.join("base.tar"), place.join("full.tar"));
-        progress::step("make layer 1: Debian", |step| run::quiet(step, &mut mmdebstrap(&base, &[])))?;
-        progress::step("make layer 2: python3", |step| run::quiet(step, &mut mmdebstrap(&full, &["python3"])))?;
+        progress::step("make layer 1: Debian", |step| run::quiet(step, &mut mmdebstrap("essential", &base, &[])))?;
+        progress::step("make layer 2: python3", |step| {
+            run::quiet(step, &mut mmdebstrap("essential", &full, &["python3"]))
+        })?;
         progress::step("write the image layout", |step| {
             write(&place.join("layout"), &base, &full, |line| step.line(line))
         })?;
@@ -50,19 +56,48 @@ pub fn demo(cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join("layout"))
 }
 
-/// The blob of the lowest layer in the image layout at `layout`, which has one image.
-pub fn lowest_layer(layout: &Path) -> Result<PathBuf> {
-    let document = |path: &Path| -> Result<serde_json::Value> {
-        let data = fs::read(path).map_err(Error::at(path))?;
-        serde_json::from_slice(&data).map_err(|error| Error::other(format!("{}: {error}", path.display())))
-    };
-    let blob = |descriptor: &serde_json::Value| {
-        let digest = descriptor["digest"].as_str().unwrap_or_default();
-        layout.join("blobs").join(digest.replace(':', "/"))
-    };
-    let index = document(&layout.join("index.json"))?;
-    let manifest = document(&blob(&index["manifests"][0]))?;
-    Ok(blob(&manifest["layers"][0]))
+/// The blob of the lowest layer in the image layout at `root`, which has one image.
+pub fn lowest_layer(root: &Path) -> Result<PathBuf> {
+    let lowest = layout::layers(root)?.into_iter().next();
+    lowest.map(|blob| blob.path).ok_or_else(|| Error::other(format!("{}: an image without layers", root.display())))
+}
+
+/// Makes the image of busybox and musl, or finds it in the cache. Returns the directory of the OCI image layout.
+pub fn alpine_like(cache: &Cache) -> Result<PathBuf> {
+    bare(cache, "alpine-like-image", &["busybox-static", "musl"], bare::applets, &["/bin/sh"])
+}
+
+/// Makes the image of Node.js, or finds it in the cache. Returns the directory of the OCI image layout.
+pub fn node(cache: &Cache) -> Result<PathBuf> {
+    bare(cache, "node-image", &["nodejs"], bare::script, &["/usr/bin/node", "/app/main.js"])
+}
+
+/// An image of two layers: Debian's packages, unpacked with what they depend on and not configured, and `top`.
+fn bare(
+    cache: &Cache,
+    name: &str,
+    packages: &[&str],
+    top: fn() -> std::io::Result<Vec<u8>>,
+    command: &[&str],
+) -> Result<PathBuf> {
+    let top = top().map_err(Error::at(name))?;
+    let mut key = Key::default().with("recipe", RECIPE).with("release", RELEASE).with("epoch", EPOCH);
+    key = key.with("packages", packages.join(" ")).with("top", &top);
+    if let Some(sources) = apt_sources() {
+        key = key.with_file(sources)?;
+    }
+    let entry = cache.get(name, &key, |place| {
+        let base = place.join("base.tar");
+        progress::step(&format!("make the {name}"), |step| {
+            run::quiet(step, &mut mmdebstrap("extract", &base, packages))?;
+            let mut image = Layout::create(&place.join("layout"))?;
+            image.add_layer(&fs::read(&base).map_err(Error::at(&base))?, Compression::Zstd, "packages")?;
+            image.add_layer(&top, Compression::Gzip, "top")?;
+            image.finish(&serde_json::json!({ "Cmd": command, "Env": ["PATH=/usr/bin:/bin"] }))
+        })?;
+        fs::remove_file(&base).map_err(Error::at(&base))
+    })?;
+    Ok(entry.join("layout"))
 }
 
 fn write(layout: &Path, base: &Path, full: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
@@ -88,9 +123,9 @@ fn apt_sources() -> Option<&'static Path> {
     })
 }
 
-fn mmdebstrap(target: &Path, include: &[&str]) -> Command {
+fn mmdebstrap(variant: &str, target: &Path, include: &[&str]) -> Command {
     let mut command = Command::new("mmdebstrap");
-    command.env("SOURCE_DATE_EPOCH", EPOCH).arg("--variant=essential");
+    command.env("SOURCE_DATE_EPOCH", EPOCH).arg(format!("--variant={variant}"));
     for pattern in EXCLUDED {
         command.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }

@@ -7,7 +7,7 @@ use std::thread;
 use bellows_tests::lab::{Event, Job, Lab, LabBuilder, Parts};
 
 use crate::cache::Cache;
-use crate::debian;
+use crate::debian::{self, Series};
 use crate::error::{Error, Result};
 use crate::progress;
 use crate::{packages, workspace};
@@ -53,7 +53,7 @@ pub fn run(options: &Options, install: bool) -> Result<i32> {
 
 /// A lab with nothing in it yet.
 pub fn builder(cache: &Cache) -> Result<LabBuilder> {
-    let kernel = debian::cloud_kernel(cache)?;
+    let kernel = debian::cloud_kernel(cache, Series::Linux6_12)?;
     let parts = Parts { kernel: kernel.image, modules: kernel.modules, init: workspace::lab_init()? };
     Ok(Lab::builder(parts).scratch(cache.scratch()))
 }

@@ -248,10 +248,16 @@ fn transfer_batches(
     mut offset: u64,
     transfer: impl Fn(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
 ) -> Result<(), Failure> {
+    let mut slices = segments.flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize)).peekable();
+    // Most requests are one piece, which needs no table.
+    let Some(first) = slices.next().transpose()? else { return Ok(()) };
+    if slices.peek().is_none() {
+        return Ok(transfer(offset, &[first])?);
+    }
     let mut batch = [VolatileSlice::from(&mut [][..]); BATCH];
     let mut filled = 0;
     let mut bytes = 0;
-    for slice in segments.flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize)) {
+    for slice in std::iter::once(Ok(first)).chain(slices) {
         let slice = slice?;
         batch[filled] = slice;
         filled += 1;

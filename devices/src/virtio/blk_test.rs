@@ -8,6 +8,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::virtio::Pmem;
 use crate::virtio::testing::{Completion, DriverQueue, FakeGuest, Part};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
@@ -187,6 +188,35 @@ fn writes_reach_a_raw_disk() {
         let start = sector as usize * 512;
         assert_eq!(fs::read(&path).unwrap()[start..start + 1536], data);
     }
+}
+
+/// What the guest has as persistent memory is a slot of the hypervisor's, and in no view of devices. So `O_DIRECT` straight
+/// from a mapped file of its image, or to one, is an I/O error.
+#[test]
+fn persistent_memory_is_no_place_for_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.raw");
+    let data = pattern(64 << 10);
+    fs::write(&path, &data).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&path, false).unwrap());
+    let guest = FakeGuest::new();
+    let image = GuestAddress(5 << 30);
+    let mut devices = (Block::new(disk), Pmem::new(image, 128 << 20));
+    let mut driver = guest.activate(&mut devices.0);
+    let _pmem = guest.activate(&mut devices.1);
+    let queue = &mut driver.queues[0];
+    let (write, read_header) = (header(VIRTIO_BLK_T_OUT, 8), header(VIRTIO_BLK_T_IN, 8));
+    let ordinary = guest.allocate_with(&[0xee; 512]);
+    for parts in [
+        &[Part::Readable(&write), Part::ReadableAt(image, 4096), Part::Writable(1)][..],
+        &[Part::Readable(&write), Part::ReadableAt(ordinary, 512), Part::ReadableAt(image, 512), Part::Writable(1)],
+        &[Part::Readable(&read_header), Part::WritableAt(image, 4096), Part::Writable(1)],
+    ] {
+        let done = queue.request_parts(parts);
+        assert_eq!((status(&done), done.len), (IOERR, 1));
+    }
+    assert!(fs::read(&path).unwrap() == data, "nothing of it was written");
+    assert!(read(queue, 8, 4096).unwrap() == data[4096..8192], "the disk still serves");
 }
 
 #[test]

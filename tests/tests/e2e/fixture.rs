@@ -67,6 +67,11 @@ impl Guest {
         Self::new("BELLOWS_DEBIAN_KERNEL", "BELLOWS_DEBIAN_INITRAMFS")
     }
 
+    /// With an older cloud kernel of Debian's, which can't mount flat images.
+    pub fn old() -> Self {
+        Self::new("BELLOWS_OLD_KERNEL", "BELLOWS_OLD_INITRAMFS")
+    }
+
     fn new(kernel: &str, initramfs: &str) -> Self {
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
         // Zeroing what is freed or given away says nothing here and costs an emulated CPU most of the time.
@@ -185,8 +190,13 @@ impl Running {
 
     /// Runs a shell line in another image, as [`Running::shell`].
     pub fn shell_in(&self, id: &str, image: &str, line: &str) -> String {
-        let spec = InstanceSpec::new(id.parse().unwrap(), image.parse().unwrap(), ["/bin/sh", "-c", line]);
-        self.end_well(line, self.start_spec(&spec))
+        self.run_in(id, image, &["/bin/sh", "-c", line])
+    }
+
+    /// Runs a command in another image, as [`Running::shell`].
+    pub fn run_in(&self, id: &str, image: &str, command: &[&str]) -> String {
+        let spec = InstanceSpec::new(id.parse().unwrap(), image.parse().unwrap(), command.iter().copied());
+        self.end_well(&command.join(" "), self.start_spec(&spec))
     }
 
     fn end_well(&self, line: &str, job: Job) -> String {

@@ -15,6 +15,7 @@ use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
 
 use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo};
+use crate::images;
 
 /// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
 const CHANGES: [&str; 9] = [
@@ -76,7 +77,8 @@ for path in sorted(path[1:] for path in found):
           status.st_size if kind == stat.S_IFREG else 0, data, target, ",".join(xattrs) or "-", same_as.hex())
 "#;
 
-fn line(name: &[u8], node: &Node) -> String {
+/// What [`WALK`] prints of a file.
+pub fn line(name: &[u8], node: &Node) -> String {
     let xattr = |(key, value): (&Vec<u8>, &Vec<u8>)| format!("{}={}", hex::encode(key), hex::encode(value));
     let xattrs = node.xattrs.iter().map(xattr).collect::<Vec<_>>().join(",");
     let is_directory = node.mode & libc::S_IFMT == libc::S_IFDIR;
@@ -113,11 +115,24 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
         snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
     assert!(expected.len() > 3000, "{} files", expected.len());
 
+    let others = images::all(directory.path());
     for (transport, shape) in WAYS {
         let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape).transport(transport)).boot();
         compare(&guest, &expected, &format!("{shape} over {transport}"));
+        others.iter().for_each(|other| other.compare(&guest, transport, shape));
         guest.shutdown();
     }
+    // What is to be flat comes as layers where the guest's kernel is too old, unless it was asked for.
+    let guest = Guest::old().image(imported.config()).boot();
+    assert!(guest.kernel.starts_with("6.1."), "{}", guest.kernel);
+    let images = guest.vm.images();
+    assert_eq!((images[0].shape, images[0].disks.len(), guest.vm.disks().len()), (Shape::Layers, 12, 12));
+    compare(&guest, &expected, &format!("layers in Linux {}", guest.kernel));
+    let asked_for = ImageConfig { id: "asked-for".parse().unwrap(), ..imported.config() }.shape(Shape::Flat);
+    let error = guest.vm.attach_image(&asked_for, PATIENCE).unwrap_err().to_string();
+    assert!(error.contains("image asked-for can't be flat") && error.contains(&guest.kernel), "{error}");
+    assert_eq!(guest.vm.disks().len(), 12);
+    guest.shutdown();
 }
 
 /// Every way for an image into the guest.
@@ -251,6 +266,77 @@ fn both_ways(guest: &Running, image: &ImageConfig) {
     assert_eq!(guest.vm.disks(), before);
 }
 
+/// Tries what code in a container could try to change a file of its image for others; prints the attempts that worked.
+const ATTACK: &str = r#"
+import ctypes, mmap, os, stat
+path = os.__file__
+libc = ctypes.CDLL(None, use_errno=True)
+mapping = mmap.mmap(os.open(path, os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+address = None
+for line in open("/proc/self/maps"):
+    if line.rstrip().endswith(path) and " r--s " in line:
+        address = int(line.split("-")[0], 16)
+def memory():
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        memory.write(b"broken")
+def writable_mapping():
+    mmap.mmap(os.open(path, os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+def protect():
+    if libc.mprotect(ctypes.c_void_p(address), 4096, 3):
+        raise OSError(ctypes.get_errno(), "mprotect")
+def node(kind, major, minor):
+    name = f"/tmp/{major}-{minor}"
+    os.mknod(name, kind | 0o600, os.makedev(major, minor))
+    os.open(name, os.O_RDWR)
+def disk(name):
+    major, minor = map(int, open(f"/sys/block/{name}/dev").read().split(":"))
+    node(stat.S_IFBLK, major, minor)
+def remount(flags):
+    if libc.mount(b"none", b"/", None, flags, None):
+        raise OSError(ctypes.get_errno(), "mount")
+attempts = {
+    "memory of the process": memory,
+    "a writable mapping": writable_mapping,
+    "mprotect": protect,
+    "/dev/mem": lambda: os.open("/dev/mem", os.O_RDWR),
+    "a node of /dev/mem": lambda: node(stat.S_IFCHR, 1, 1),
+    "a node of pmem0": lambda: disk("pmem0"),
+    "a node of some block device": lambda: node(stat.S_IFBLK, 259, 0),
+    "a remount": lambda: remount(32),
+    "sysfs": lambda: open("/sys/block/pmem0/ro", "w").write("0"),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        print("worked:", name)
+    except OSError as error:
+        print("refused:", name, error)
+assert address
+with open(path, "r+b") as file:
+    file.write(b"broken")
+print("own copy:", open(path, "rb").read(6))
+"#;
+
+/// Code in a container gets at no file of an image that the guest has as memory: what it writes is its own.
+#[test]
+fn a_container_can_not_change_an_image_in_memory() {
+    let directory = scratch();
+    let imported = import(directory.path(), &demo_archives(directory.path()));
+    let guest = Guest::ours().image(imported.config().transport(Transport::Pmem)).boot();
+    let before = guest.shell("before", "md5sum /usr/lib/python3*/os.py");
+    let seen = guest.shell("attack", &format!("exec python3 -c '{ATTACK}'"));
+    assert!(!seen.contains("worked") && seen.matches("refused: ").count() == 9, "{seen}");
+    assert!(seen.contains("own copy: b'broken'"), "{seen}");
+    assert_eq!(guest.shell("after", "md5sum /usr/lib/python3*/os.py"), before);
+    let exits = guest.vm.exits().into_iter().sum::<bellows_vmm::machine::ExitCounts>();
+    println!("{seen}{} writes of the guest led nowhere", exits.unclaimed_writes);
+    guest.shutdown();
+    for layer in &imported.image.layers {
+        imported.store.verify(layer).unwrap();
+    }
+}
+
 /// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
 #[test]
 fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
@@ -310,14 +396,19 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// The root itself, whose time no layer sets, and where the guest mounts what every container has.
-fn is_the_containers(name: &[u8]) -> bool {
+pub fn is_the_containers(name: &[u8]) -> bool {
     let is_below = |mount: &[u8]| name.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
     name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below)
 }
 
 /// The layers of the demo's image as plain archives, lowest first.
 fn demo_archives(directory: &Path) -> Vec<PathBuf> {
-    let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
+    layout_archives(&artefact("BELLOWS_IMAGE"), directory)
+}
+
+/// The layers of an image as plain archives in `directory`, lowest first.
+pub fn layout_archives(layout: &Path, directory: &Path) -> Vec<PathBuf> {
+    let layout = OciLayout::open(layout).unwrap();
     let image = layout.image(&Platform::host(), None).unwrap();
     let unpack = |(number, layer): (usize, &SourceLayer)| {
         let mut blob = Vec::new();
@@ -326,7 +417,7 @@ fn demo_archives(directory: &Path) -> Vec<PathBuf> {
             [0x1f, 0x8b] => Box::new(GzDecoder::new(&blob[..])),
             _ => Box::new(zstd::Decoder::new(&blob[..]).unwrap()),
         };
-        let archive = directory.join(format!("demo-{number}.tar"));
+        let archive = directory.join(format!("layer-{number}.tar"));
         std::io::copy(&mut reader, &mut fs::File::create(&archive).unwrap()).unwrap();
         archive
     };
@@ -386,7 +477,7 @@ pub fn tar(command: &mut Command, directory: &Path) -> Vec<u8> {
 }
 
 /// Unpacks a layer over those below it as the OCI image specification says, with GNU tar.
-fn unpack(archive: &Path, root: &Path) {
+pub fn unpack(archive: &Path, root: &Path) {
     let listing = tar(Command::new("tar").args(["-t", "--quoting-style=literal", "--null", "-f"]).arg(archive), root);
     for name in listing.split(|byte| *byte == b'\n') {
         let path = Path::new(OsStr::from_bytes(name));

@@ -8,6 +8,7 @@ mod command;
 mod disks;
 mod extension;
 mod fixture;
+mod images;
 mod layers;
 mod partitions;
 mod sealed;

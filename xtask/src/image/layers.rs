@@ -5,7 +5,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
 use tar::{Builder, EntryType};
 
 use crate::cache::{Cache, Key};
@@ -14,7 +13,7 @@ use crate::progress;
 use crate::run;
 
 use super::function::entry;
-use super::layout::{Compression, Layout};
+use super::layout::{self, Compression, LayerBlob, Layout};
 
 /// Reads a part of a model and tells the guest's memory. It can be the guest's first process.
 const ANSWER: &str = include_str!("answer.py");
@@ -92,28 +91,18 @@ fn make(entry: &Path, demo: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
 }
 
 /// The layers of an image layout with one image, uncompressed, lowest first.
-fn layers_of(layout: &Path) -> Result<Vec<Vec<u8>>> {
-    let read = |descriptor: &Value| {
-        let digest = descriptor["digest"].as_str().unwrap_or_default();
-        let path = layout.join("blobs").join(digest.replace(':', "/"));
-        fs::read(&path).map_err(Error::at(&path))
+fn layers_of(root: &Path) -> Result<Vec<Vec<u8>>> {
+    let unpack = |blob: LayerBlob| {
+        let packed = fs::read(&blob.path).map_err(Error::at(&blob.path))?;
+        let mut layer = Vec::new();
+        let unpacked = match blob.media_type.ends_with("+gzip") {
+            true => flate2::read::GzDecoder::new(&*packed).read_to_end(&mut layer).map(drop),
+            false => zstd::stream::copy_decode(&*packed, &mut layer),
+        };
+        unpacked.map_err(Error::at(&blob.path))?;
+        Ok(layer)
     };
-    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).map_err(|error| Error::other(error.to_string()));
-    let index = layout.join("index.json");
-    let index = json(&fs::read(&index).map_err(Error::at(&index))?)?;
-    let manifest = json(&read(&index["manifests"][0])?)?;
-    let layers = manifest["layers"].as_array().into_iter().flatten();
-    layers
-        .map(|descriptor| {
-            let (blob, mut layer) = (read(descriptor)?, Vec::new());
-            let unpacked = match descriptor["mediaType"].as_str() {
-                Some(kind) if kind.ends_with("+gzip") => flate2::read::GzDecoder::new(&*blob).read_to_end(&mut layer),
-                _ => zstd::stream::copy_decode(&*blob, &mut layer).map(|()| 0),
-            };
-            unpacked.map_err(Error::at("a layer"))?;
-            Ok(layer)
-        })
-        .collect()
+    layout::layers(root)?.into_iter().map(unpack).collect()
 }
 
 /// Unpacks a layer over `root`, without devices, which an ordinary user can't make, and without its whiteouts.

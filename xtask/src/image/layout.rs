@@ -99,6 +99,29 @@ impl Layout {
     }
 }
 
+/// A layer of an image layout.
+#[derive(Debug)]
+pub struct LayerBlob {
+    /// The file.
+    pub path: PathBuf,
+    /// Its media type, which says how it is compressed.
+    pub media_type: String,
+}
+
+/// The layers of the image layout at `root`, which has one image, lowest first.
+pub fn layers(root: &Path) -> Result<Vec<LayerBlob>> {
+    let document = |path: &Path| -> Result<Value> {
+        let data = fs::read(path).map_err(Error::at(path))?;
+        serde_json::from_slice(&data).map_err(|error| Error::other(format!("{}: {error}", path.display())))
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let blob = |descriptor: &Value| root.join("blobs").join(text(&descriptor["digest"]).replace(':', "/"));
+    let index = document(&root.join("index.json"))?;
+    let manifest = document(&blob(&index["manifests"][0]))?;
+    let layers = manifest["layers"].as_array().into_iter().flatten();
+    Ok(layers.map(|layer| LayerBlob { path: blob(layer), media_type: text(&layer["mediaType"]) }).collect())
+}
+
 const CREATED: &str = "2023-11-14T22:13:20Z";
 
 fn digest(data: &[u8]) -> String {

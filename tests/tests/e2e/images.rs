@@ -1,0 +1,126 @@
+//! Images without Python: what they see of themselves, with their own tools, is what unpacking gives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use bellows_block::testing::{Node, snapshot};
+use bellows_vmm::{ImageConfig, Shape, Transport};
+
+use crate::fixture::{PATIENCE, Running, artefact};
+use crate::layers::{Imported, import, is_the_containers, layout_archives, line, unpack};
+
+/// Lines for each kind of file: attributes, digests, targets.
+const APPLETS: &str = "
+find / -xdev -type d -exec stat -c '%f %u %g %Y %n' {} +
+find / -xdev ! -type d -exec stat -c '%f %u %g %Y %h %t:%T %n' {} +
+find / -xdev -type f -exec sha256sum {} +
+find / -xdev -type l -exec stat -c %N {} +";
+
+/// Prints lines as [`line`] does, but for extended attributes, which Node.js can't read.
+const SCRIPT: &str = r#"
+const fs = require('fs'), crypto = require('crypto');
+const options = { bigint: true };
+const root = fs.lstatSync('/', options).dev, found = [];
+function walk(path) {
+    found.push(path);
+    for (const name of fs.readdirSync(path)) {
+        const child = (path == '/' ? '' : path) + '/' + name, status = fs.lstatSync(child, options);
+        if (!status.isDirectory()) found.push(child);
+        else if (status.dev == root) walk(child);
+    }
+}
+walk('/');
+const hex = text => Buffer.from(text).toString('hex'), names = new Map();
+for (const path of found.map(path => path.slice(1)).sort()) {
+    const full = '/' + path, s = fs.lstatSync(full, options), inode = `${s.dev}:${s.ino}`;
+    if (!names.has(inode)) names.set(inode, path);
+    const data = s.isFile() ? crypto.createHash('sha256').update(fs.readFileSync(full)).digest('hex') : '-';
+    console.log(hex(path), '0o' + s.mode.toString(8), `${s.uid} ${s.gid} ${s.mtimeNs}`, s.isDirectory() ? 0 : `${s.nlink}`,
+        `${s.rdev}`, s.isFile() ? `${s.size}` : 0, data, s.isSymbolicLink() ? hex(fs.readlinkSync(full)) : '-', '-',
+        hex(names.get(inode)));
+}
+"#;
+
+/// An image, and the tree that unpacking its layers gives.
+pub struct Bare {
+    imported: Imported,
+    id: &'static str,
+    tree: BTreeMap<Vec<u8>, Node>,
+    walk: &'static [&'static str],
+    /// What the walk prints of a file.
+    lines: fn(&[u8], &Node) -> Vec<String>,
+}
+
+/// All images, in `directory`.
+pub fn all(directory: &Path) -> [Bare; 2] {
+    [
+        Bare::new(directory, "alpine-like", "BELLOWS_ALPINE_LIKE_IMAGE", &["/bin/sh", "-c", APPLETS], applet_lines),
+        Bare::new(directory, "node", "BELLOWS_NODE_IMAGE", &["/usr/bin/node", "-e", SCRIPT], |name, node| {
+            vec![line(name, &Node { xattrs: BTreeMap::new(), ..node.clone() })]
+        }),
+    ]
+}
+
+impl Bare {
+    fn new(
+        directory: &Path,
+        id: &'static str,
+        variable: &str,
+        walk: &'static [&'static str],
+        lines: fn(&[u8], &Node) -> Vec<String>,
+    ) -> Self {
+        let directory = directory.join(id);
+        let unpacked = directory.join("unpacked");
+        fs::create_dir_all(&unpacked).unwrap();
+        let archives = layout_archives(&artefact(variable), &directory);
+        archives.iter().for_each(|archive| unpack(archive, &unpacked));
+        Self { imported: import(&directory, &archives), id, tree: snapshot(&unpacked), walk, lines }
+    }
+
+    /// Adds the image to a VM, compares, and takes it out again.
+    pub fn compare(&self, guest: &Running, transport: Transport, shape: Shape) {
+        let image = ImageConfig { id: self.id.parse().unwrap(), ..self.imported.config() };
+        let attached = guest.vm.attach_image(&image.clone().shape(shape).transport(transport), PATIENCE).unwrap();
+        assert_eq!((attached.shape, attached.transport), (shape, transport));
+        let seen = guest.run_in("walk", self.id, self.walk);
+        guest.vm.detach_image(&image.id, PATIENCE).unwrap();
+        let seen: BTreeSet<&str> = seen.lines().collect();
+        let theirs = self.tree.iter().filter(|(name, _)| is_the_containers(name));
+        let theirs: BTreeSet<String> = theirs.flat_map(|(name, node)| (self.lines)(name, node)).collect();
+        let ours = self.tree.iter().filter(|(name, _)| !is_the_containers(name));
+        let expected: BTreeSet<String> = ours.flat_map(|(name, node)| (self.lines)(name, node)).collect();
+        let case = format!("{} as {shape} over {transport}", self.id);
+        let missing: Vec<_> = expected.iter().filter(|line| !seen.contains(line.as_str())).take(20).collect();
+        assert!(
+            expected.len() > 60 && missing.is_empty(),
+            "{case}: of {} lines are missing {missing:#?}",
+            expected.len()
+        );
+        // And nothing else is there, but what the container brings.
+        let known = |line: &&&str| expected.contains(**line) || theirs.contains(**line) || is_of_the_container(line);
+        let more: Vec<_> = seen.iter().filter(|line| !known(line)).take(20).collect();
+        assert!(more.is_empty(), "{case}: unknown {more:#?}");
+    }
+}
+
+/// Whether a line of either kind is about the root or something that every container has.
+fn is_of_the_container(line: &str) -> bool {
+    let plain = line.rsplit(' ').next().unwrap_or_default().trim_matches('\'').trim_start_matches('/').to_owned();
+    let encoded = line.split(' ').next().and_then(|name| hex::decode(name).ok());
+    is_the_containers(plain.as_bytes()) || encoded.is_some_and(|name| is_the_containers(&name))
+}
+
+fn applet_lines(name: &[u8], node: &Node) -> Vec<String> {
+    let Node { mode, uid, gid, mtime: (seconds, _), links, device, .. } = node;
+    let name = format!("/{}", String::from_utf8(name.to_vec()).unwrap());
+    let (major, minor) = (libc::major(*device), libc::minor(*device));
+    let mut lines = vec![match mode & libc::S_IFMT {
+        libc::S_IFDIR => format!("{mode:x} {uid} {gid} {seconds} {name}"),
+        _ => format!("{mode:x} {uid} {gid} {seconds} {links} {major:x}:{minor:x} {name}"),
+    }];
+    lines.extend(node.data.map(|digest| format!("{}  {name}", digest.hex())));
+    let target = node.target.as_ref().map(|target| String::from_utf8(target.clone()).unwrap());
+    lines.extend(target.map(|target| format!("'{name}' -> '{target}'")));
+    lines
+}
