@@ -8,6 +8,7 @@
 
 mod bare;
 mod diff;
+mod entries;
 mod function;
 pub mod layers;
 mod layout;

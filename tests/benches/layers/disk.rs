@@ -1,10 +1,11 @@
 //! The disk that images lie on: what is read from it, and how to forget what was.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use bellows_block::page_cache;
 
 use crate::Result;
 
@@ -63,10 +64,5 @@ pub fn evict(path: &Path) -> Result<()> {
         }
         return Ok(());
     }
-    let file = File::open(path)?;
-    // What is not written yet can't be forgotten.
-    file.sync_all()?;
-    // SAFETY: the call reads no memory of this process.
-    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result).into()) }
+    Ok(page_cache::evict(path)?)
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::progress;
 use crate::run;
 
-use super::function::entry;
+use super::entries::add;
 use super::layout::{self, Compression, LayerBlob, Layout};
 
 /// Reads a part of a model and tells the guest's memory. It can be the guest's first process.
@@ -123,8 +123,8 @@ fn pack(root: &Path, archive: &Path) -> Result<Vec<u8>> {
 
 fn function() -> io::Result<Vec<u8>> {
     let mut out = Builder::new(Vec::new());
-    entry(&mut out, "bench/", EntryType::Directory, 0o755, "")?;
-    entry(&mut out, "bench/answer.py", EntryType::Regular, 0o755, ANSWER)?;
+    add(&mut out, "bench/", EntryType::Directory, 0o755, "")?;
+    add(&mut out, "bench/answer.py", EntryType::Regular, 0o755, ANSWER)?;
     out.into_inner()
 }
 
@@ -140,14 +140,14 @@ fn model() -> io::Result<Vec<u8>> {
     });
     let bytes: Vec<u8> = words.by_ref().take(MODEL as usize / 8).flat_map(u64::to_le_bytes).collect();
     let mut out = Builder::new(Vec::new());
-    entry(&mut out, "bench/model", EntryType::Regular, 0o644, &bytes)?;
+    add(&mut out, "bench/model", EntryType::Regular, 0o644, &bytes)?;
     out.into_inner()
 }
 
 fn module(number: usize) -> io::Result<Vec<u8>> {
     let mut out = Builder::new(Vec::new());
     let name = format!("usr/lib/python3/dist-packages/layer_{number}.py");
-    entry(&mut out, &name, EntryType::Regular, 0o644, format!("NUMBER = {number}\n"))?;
+    add(&mut out, &name, EntryType::Regular, 0o644, format!("NUMBER = {number}\n"))?;
     out.into_inner()
 }
 
