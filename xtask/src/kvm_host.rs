@@ -14,9 +14,9 @@ use crate::{lab, run};
 /// Memory of the emulated host, in MiB.
 const LAB_MEMORY_MIB: u64 = 12 << 10;
 
-/// The programs print a line for each test or measurement, which take a minute or two at most. An emulated host that stands
-/// still would not tell.
-const SILENCE: Duration = Duration::from_secs(900);
+/// The programs print a line for each test or measurement, which take some minutes at most. An emulated host that stands still
+/// would not tell.
+const SILENCE: Duration = Duration::from_secs(1500);
 
 /// A host with KVM that has the artefacts.
 pub struct KvmHost<'a> {

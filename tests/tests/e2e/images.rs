@@ -52,14 +52,16 @@ pub struct Bare {
     lines: fn(&[u8], &Node) -> Vec<String>,
 }
 
-/// All images, in `directory`.
-pub fn all(directory: &Path) -> [Bare; 2] {
-    [
-        Bare::new(directory, "alpine-like", "BELLOWS_ALPINE_LIKE_IMAGE", &["/bin/sh", "-c", APPLETS], applet_lines),
-        Bare::new(directory, "node", "BELLOWS_NODE_IMAGE", &["/usr/bin/node", "-e", SCRIPT], |name, node| {
-            vec![line(name, &Node { xattrs: BTreeMap::new(), ..node.clone() })]
-        }),
-    ]
+/// The image of busybox and musl, in `directory`.
+pub fn alpine_like(directory: &Path) -> Bare {
+    Bare::new(directory, "alpine-like", "BELLOWS_ALPINE_LIKE_IMAGE", &["/bin/sh", "-c", APPLETS], applet_lines)
+}
+
+/// The image of Node.js, in `directory`.
+pub fn node(directory: &Path) -> Bare {
+    Bare::new(directory, "node", "BELLOWS_NODE_IMAGE", &["/usr/bin/node", "-e", SCRIPT], |name, node| {
+        vec![line(name, &Node { xattrs: BTreeMap::new(), ..node.clone() })]
+    })
 }
 
 impl Bare {

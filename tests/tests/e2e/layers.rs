@@ -115,11 +115,16 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
         snapshot(&unpacked).iter().map(|(name, node)| (name.clone(), line(name, node))).collect();
     assert!(expected.len() > 3000, "{} files", expected.len());
 
-    let others = images::all(directory.path());
+    let alpine_like = images::alpine_like(directory.path());
+    let node = images::node(directory.path());
     for (transport, shape) in WAYS {
         let guest = Guest::ours().vcpus(2).image(imported.config().shape(shape).transport(transport)).boot();
         compare(&guest, &expected, &format!("{shape} over {transport}"));
-        others.iter().for_each(|other| other.compare(&guest, transport, shape));
+        alpine_like.compare(&guest, transport, shape);
+        // It is large, and reading all of it takes an emulated processor minutes.
+        if shape == Shape::Flat {
+            node.compare(&guest, transport, shape);
+        }
         guest.shutdown();
     }
     // What is to be flat comes as layers where the guest's kernel is too old, unless it was asked for.
