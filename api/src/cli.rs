@@ -145,8 +145,8 @@ impl ProfileUse {
 pub enum ImageCommand {
     /// Import an image to the store
     Import {
-        /// docker://[REGISTRY/]NAME[:TAG|@DIGEST], an OCI image layout (a directory or an archive), an archive of docker save,
-        /// or a root file system (a directory or an archive); archives may be compressed with gzip or zstd
+        /// `docker://[REGISTRY/]NAME[:TAG|@DIGEST]`, an OCI image layout (a directory or an archive), an archive of docker save, or
+        /// a root file system (a directory or an archive); archives may be compressed with gzip or zstd
         #[arg(value_name = "SRC")]
         source: PathBuf,
         /// Tag of the image, where there are several.

@@ -1,6 +1,6 @@
 //! Warm starts: which pages of an image's files a run read, and bringing them into the host's page cache for the next one.
 //!
-//! A run's reads are recorded where they are served: virtio-blk's disks mark what they are asked for ([`TouchedPages`]); of
+//! A run's reads are recorded where they are served: virtio-blk's disks mark what they are asked for; of
 //! memory ([`crate::ImageMapping`]) the monitor's own page table tells. [`Prefetch`] reads exactly the pages of a [`Profile`],
 //! and only those that are not in the page cache.
 
