@@ -119,8 +119,9 @@ pub fn ensure(wanted: &[&[Package]], install: bool) -> Result<()> {
         let backports = Backports::find()?;
         progress::step(&format!("install packages from {}", backports.suite), |step| {
             run::quiet(step, backports.apt_get()?.arg("update"))?;
-            let names = too_old.iter().map(|package| format!("{}/{}", package.name, backports.suite));
-            run::quiet(step, backports.apt_get()?.args(INSTALL).args(names))
+            // The suite as the release to prefer, and not behind each name, so that what the packages depend on comes from it too.
+            let names = too_old.iter().map(|package| package.name);
+            run::quiet(step, backports.apt_get()?.args(INSTALL).args(["-t", &backports.suite]).args(names))
         })?;
     }
     Ok(())
