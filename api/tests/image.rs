@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use bellows_block::LayerDigest;
-use bellows_block::testing::{LayoutBuilder, RegistryServer};
+use bellows_block::testing::{LayoutBuilder, RegistryServer, Tunnel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -62,19 +62,60 @@ fn import_list_and_verify() {
     assert!(code == 2 && message.contains("`linux` is not a platform"), "{code}: {message}");
 }
 
-#[test]
-fn import_from_a_registry() {
-    let server = RegistryServer::with_password();
+/// Pushes an image of the archive as `team/app:1`; its digest.
+fn push(server: &RegistryServer, archive: &str) -> String {
     let mut layout = LayoutBuilder::new();
-    let directory = tempfile::tempdir().unwrap();
-    let (_, archive) = root_file_system(directory.path());
     layout.blob_layer(
-        &fs::read(&archive).unwrap(),
-        LayerDigest::of(&Command::new("gzip").arg("-dc").arg(&archive).output().unwrap().stdout),
+        &fs::read(archive).unwrap(),
+        LayerDigest::of(&Command::new("gzip").arg("-dc").arg(archive).output().unwrap().stdout),
         "application/vnd.oci.image.layer.v1.tar+gzip",
     );
     let manifest = layout.manifest("amd64");
     server.push(&layout, "team/app", &[(&manifest, "1")]);
+    manifest["digest"].as_str().unwrap().to_owned()
+}
+
+/// A registry elsewhere is only spoken to over TLS, when its certificate is one that this machine trusts.
+#[test]
+fn import_over_tls() {
+    const NAME: &str = "registry.test";
+    let server = RegistryServer::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (_, archive) = root_file_system(directory.path());
+    let digest = push(&server, &archive);
+    let import = |name: &str, proxy: &Tunnel, certificates: &Path| {
+        let source = format!("docker://{name}/team/app:1");
+        let store = directory.path().join("store");
+        let mut command = bellows(&store, &["import", &source, "--platform", "linux/amd64"]);
+        command.env("HTTPS_PROXY", format!("http://{}", proxy.address())).env("SSL_CERT_FILE", certificates);
+        command.env_remove("NO_PROXY").env_remove("no_proxy").env_remove("SSL_CERT_DIR");
+        let output = command.output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+    };
+    let (secure, authority) = server.over_tls(NAME);
+    let to_secure = Tunnel::to(secure.address());
+    let (code, printed) = import(NAME, &to_secure, &authority);
+    assert!(code == Some(0) && printed.starts_with(&digest), "{printed}");
+    assert!(to_secure.asked().iter().all(|asked| asked == &format!("{NAME}:443")), "{:?}", to_secure.asked());
+    assert!(!to_secure.asked().is_empty());
+
+    let (_stranger, other_authority) = server.over_tls("stranger.test");
+    for (name, proxy, certificates, said) in [
+        (NAME, &to_secure, &other_authority, "certificate"),
+        ("other.test", &to_secure, &authority, "certificate"),
+        (NAME, &Tunnel::to(server.address()), &authority, NAME),
+    ] {
+        let (code, message) = import(name, proxy, certificates);
+        assert!(code == Some(1) && message.contains(name) && message.contains(said), "{message}");
+    }
+}
+
+#[test]
+fn import_from_a_registry() {
+    let server = RegistryServer::with_password();
+    let directory = tempfile::tempdir().unwrap();
+    let (_, archive) = root_file_system(directory.path());
+    let digest = push(&server, &archive);
     let store = directory.path().join("store");
     let source = format!("docker://{}/team/app:1", server.address());
     let import = |arguments: &[&str], auth_file: &str| {
@@ -92,7 +133,7 @@ fn import_from_a_registry() {
     let auths = serde_json::json!({"auths": {server.address(): {"username": user, "password": password}}});
     fs::write(directory.path().join("auth.json"), auths.to_string()).unwrap();
     let (code, printed) = import(&["--name", "app"], "auth.json");
-    assert!(code == 0 && printed.starts_with(manifest["digest"].as_str().unwrap()), "{printed}");
+    assert!(code == 0 && printed.starts_with(&digest), "{printed}");
     assert!(succeed(&store, &["ls"]).contains(" app\n"));
 
     let (code, message) = import(&["--reference", "1"], "auth.json");

@@ -59,6 +59,7 @@ pub const IMAGE: &[Package] = &[
     package("uidmap", "lets mmdebstrap work without root"),
     package("erofs-utils", "checks what the layer store writes"),
     package("docker-registry", "a registry on this machine for the tests to import from"),
+    package("openssl", "makes that registry's certificate"),
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
 ];
 

@@ -19,7 +19,7 @@ pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
 
 #[cfg(feature = "registry")]
-pub use registry::{Answer, FakeRegistry, RegistryServer, Request};
+pub use registry::{Answer, FakeRegistry, RegistryServer, Request, Tunnel};
 
 pub use crate::compression::Compression;
 pub use snapshot::{LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,7 +17,7 @@ pub struct RegistryServer {
     child: Child,
     address: String,
     authorization: Option<&'static str>,
-    _directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl RegistryServer {
@@ -27,29 +27,65 @@ impl RegistryServer {
 
     /// One for everybody.
     pub fn start() -> Self {
-        Self::serve(false)
+        Self::serve(Self::directory(), "plain.yml", "", "")
     }
 
     /// One that has to be told a user and a password.
     pub fn with_password() -> Self {
-        Self::serve(true)
+        let directory = Self::directory();
+        let passwords = directory.path().join("passwords");
+        std::fs::write(&passwords, Self::PASSWORD_FILE).unwrap();
+        let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", passwords.display());
+        let mut server = Self::serve(directory, "password.yml", "", &auth);
+        server.authorization = Some("Basic dXNlcjpwYXNzOndvcmQ=");
+        server
     }
 
-    fn serve(password: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name).display().to_string();
-        let mut config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
-            path("data")
+    /// The same images over TLS, by a server whose name is `name`; and the file with the certificate of who vouches for that.
+    pub fn over_tls(&self, name: &str) -> (Self, PathBuf) {
+        let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}")).display().to_string();
+        let (authority, certificate, key) = (path("authority"), path("certificate"), path("key"));
+        let make = |subject: &str, key: &str, certificate: &str, more: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ]);
+            command.args(["-subj", &format!("/CN={subject}"), "-keyout", key, "-out", certificate]).args(more);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let authority_key = path("authority-key");
+        make("authority", &authority_key, &authority, &[]);
+        let alternative = format!("subjectAltName=DNS:{name}");
+        let signed = ["-CA", &authority, "-CAkey", &authority_key, "-addext", &alternative];
+        make(name, &key, &certificate, &[&signed[..], &["-addext", "basicConstraints=critical,CA:FALSE"]].concat());
+        let tls = format!(", tls: {{certificate: {certificate}, key: {key}}}");
+        (Self::serve(Arc::clone(&self.directory), "tls.yml", &tls, ""), authority.into())
+    }
+
+    fn directory() -> Arc<TempDir> {
+        Arc::new(tempfile::tempdir().unwrap())
+    }
+
+    /// With more in the configuration: of `http`, and beside that.
+    fn serve(directory: Arc<TempDir>, config: &str, http: &str, more: &str) -> Self {
+        let (config, data) = (directory.path().join(config), directory.path().join("data"));
+        let data = data.display();
+        let text = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: '127.0.0.1:0'{http}}}\n{more}"
         );
-        if password {
-            std::fs::write(path("passwords"), Self::PASSWORD_FILE).unwrap();
-            config.push_str(&format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", path("passwords")));
-        }
-        std::fs::write(path("config.yml"), config).unwrap();
+        std::fs::write(&config, text).unwrap();
         let mut child = Command::new("docker-registry")
             .arg("serve")
-            .arg(path("config.yml"))
+            .arg(&config)
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -58,14 +94,13 @@ impl RegistryServer {
         let listening = |line: std::io::Result<String>| {
             let line = line.unwrap();
             let (_, rest) = line.split_once("listening on ")?;
-            Some(rest.split('"').next()?.to_owned())
+            Some(rest.split(['"', ',']).next()?.to_owned())
         };
         let found = log.by_ref().find_map(listening);
         let address = found.expect("docker-registry listens");
         // It would block where nobody reads what it has to say.
         thread::spawn(move || log.for_each(drop));
-        let authorization = password.then_some("Basic dXNlcjpwYXNzOndvcmQ=");
-        Self { child, address, authorization, _directory: directory }
+        Self { child, address, authorization: None, directory }
     }
 
     /// Host and port.
@@ -113,6 +148,50 @@ impl Drop for RegistryServer {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+}
+
+/// A proxy that leads each connection to one place, whatever host it is asked for. Serves until the test's process ends.
+pub struct Tunnel {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Tunnel {
+    /// To `place`, host and port.
+    pub fn to(place: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (place, asked) = (place.to_owned(), Arc::new(Mutex::new(Vec::new())));
+        let seen = Arc::clone(&asked);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (mut client, server) = (client.unwrap(), TcpStream::connect(&place).unwrap());
+                let Some(request) = read_request(&client) else { continue };
+                seen.lock().unwrap().push(request.target);
+                // Who has gone away needs nothing copied.
+                let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                for (mut from, mut to) in [(&client, &server), (&server, &client)]
+                    .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+                {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { address, asked }
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Hosts and ports that it was asked for so far.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 }
 
