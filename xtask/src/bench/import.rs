@@ -9,12 +9,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
+use tar::Archive;
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::{image, packages, run, workspace};
 
-use self::report::{Form, Report, Sample, Side};
+use self::report::{Form, Layer, Report, Sample, Side};
+
+/// An image's block: what is used in place begins at one.
+const BLOCK: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -47,7 +51,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
             }
         }
     }
-    let report = Report::new(place.layer_bytes, &samples)?;
+    let report = Report::new(place.source, &samples)?;
     super::keep("import.json", &report)?;
     print!("{report}");
     Ok(())
@@ -58,7 +62,7 @@ struct Place {
     directory: PathBuf,
     bellows: PathBuf,
     cpu: String,
-    layer_bytes: u64,
+    source: Layer,
 }
 
 impl Place {
@@ -66,14 +70,16 @@ impl Place {
     fn new(cpu: u32, image: &Path) -> Result<Self> {
         let directory = super::directory()?.join("import");
         fs::create_dir_all(&directory).map_err(Error::at(&directory))?;
-        let mut place = Self { directory, bellows: workspace::bellows()?, cpu: cpu.to_string(), layer_bytes: 0 };
+        let source = Layer { bytes: 0, aligned: 0 };
+        let mut place = Self { directory, bellows: workspace::bellows()?, cpu: cpu.to_string(), source };
         let blob = image::lowest_layer(image)?;
         let (gzip, plain) = (place.layer(Form::Gzip), place.layer(Form::Plain));
         fs::copy(&blob, &gzip).map_err(Error::at(&gzip))?;
         // By streaming: what this process has in memory must not count for its children.
         let mut from = GzDecoder::new(File::open(&blob).map_err(Error::at(&blob))?);
         let mut to = File::create(&plain).map_err(Error::at(&plain))?;
-        place.layer_bytes = io::copy(&mut from, &mut to).map_err(Error::at(&plain))?;
+        let bytes = io::copy(&mut from, &mut to).map_err(Error::at(&plain))?;
+        place.source = Layer { bytes, aligned: aligned_bytes(&plain).map_err(Error::at(&plain))? };
         Ok(place)
     }
 
@@ -154,6 +160,16 @@ impl Drop for Place {
         // It is all made anew by the next run.
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// How many bytes the files of an archive are in whole blocks.
+fn aligned_bytes(archive: &Path) -> io::Result<u64> {
+    let mut archive = Archive::new(File::open(archive)?);
+    let mut sizes = archive.entries_with_seek()?.map(|entry| {
+        let entry = entry?;
+        Ok(if entry.header().entry_type().is_file() { entry.size().next_multiple_of(BLOCK) } else { 0 })
+    });
+    sizes.try_fold(0, |sum, size: io::Result<u64>| Ok(sum + size?))
 }
 
 fn only_layer(layers: &Path) -> Result<PathBuf> {
