@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_block::page_cache::{evict, resident};
-use bellows_block::{Image, Layer};
+use bellows_block::{HostDisk, Image, Layer};
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm,
     VmBuilder, VmConfig, VmEnd,
@@ -24,7 +24,7 @@ use self::report::{DiskReport, InstanceReport, LayerReport, Report, VmReport};
 use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::measure::{Disk, process_rss};
+use crate::measure::process_rss;
 use crate::run::{PartitionReport, configured, from_guest_args, give_back, milliseconds};
 use crate::store;
 
@@ -125,7 +125,7 @@ fn say(args: &DemoArgs, what: &str) {
 /// Layers whose files were dropped from the page cache, and the disk under them.
 struct Cold {
     layers: Vec<(Layer, u64)>,
-    disk: Option<(Disk, u64)>,
+    disk: Option<(HostDisk, u64)>,
 }
 
 impl Cold {
@@ -137,13 +137,13 @@ impl Cold {
             Ok((layer.clone(), left))
         };
         let disk = match layers.first() {
-            Some(layer) => Disk::of(&layer.path).map_err(io_error("find the disk of", &layer.path))?,
+            Some(layer) => HostDisk::of(&layer.path).map_err(io_error("find the disk of", &layer.path))?,
             None => None,
         };
         let layers = layers.iter().map(drop_cache).collect::<Result<_, CliError>>()?;
         let disk = match disk {
             Some(disk) => {
-                let read = disk.bytes_read().map_err(io_error("read the counters of", &disk.name))?;
+                let read = disk.bytes_read().map_err(io_error("read the counters of", disk.name()))?;
                 Some((disk, read))
             }
             None => None,
@@ -154,14 +154,14 @@ impl Cold {
     /// Bytes read from the disk since then.
     fn disk_bytes_read(&self) -> Result<Option<u64>, CliError> {
         let Some((disk, before)) = &self.disk else { return Ok(None) };
-        let now = disk.bytes_read().map_err(io_error("read the counters of", &disk.name))?;
+        let now = disk.bytes_read().map_err(io_error("read the counters of", disk.name()))?;
         Ok(Some(now.saturating_sub(*before)))
     }
 
     fn disk(&self, bytes_read_by_boot: Vec<u64>) -> Result<Option<DiskReport>, CliError> {
         let bytes_read = self.disk_bytes_read()?;
-        let report = |(disk, _): &(Disk, u64), bytes_read| DiskReport {
-            name: disk.name.clone(),
+        let report = |(disk, _): &(HostDisk, u64), bytes_read| DiskReport {
+            name: disk.name().to_owned(),
             bytes_read,
             bytes_read_by_boot,
         };

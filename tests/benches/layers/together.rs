@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use bellows_block::HostDisk;
 use bellows_tests::bench::layers::{Answer, Line, Together, Way};
 use bellows_tests::bench::print;
 use bellows_tests::bench::smaps::Overhead;
 
 use crate::Result;
-use crate::disk::{Copy, Disk, evict};
+use crate::disk::{Copy, evict};
 use crate::monitor::{Launcher, Monitor, Source};
 
 /// VMs that start at the same time, for each processor.
@@ -20,7 +21,7 @@ const STARTING: usize = 3;
 pub fn run(launcher: &Launcher, directory: &Path, way: Way, vms: usize) -> Result<Together> {
     // One more than counts: with a copy, who starts first has it in the host's page cache.
     let sources = Sources::new(directory, way, vms + 1)?;
-    let disk = Disk::below(directory)?;
+    let disk = HostDisk::of(directory)?.ok_or_else(|| format!("{} lies on no single disk", directory.display()))?;
     let (first, counted) = sources.list.split_first().ok_or("no VMs")?;
     // It reads the kernel and all else that is no part of the image, and what is made of the image once is made.
     launcher.start(first)?.answer()?;
