@@ -25,13 +25,18 @@ pub fn artefact(variable: &str) -> PathBuf {
 pub fn demo() -> ImageConfig {
     static IMAGE: OnceLock<ImageConfig> = OnceLock::new();
     let import = || {
-        let store = Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap();
+        let store = demo_store();
         let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
         let oci = layout.image(&Platform::host(), None).unwrap();
         let image = store.import(&oci, None, &ImportOptions::default()).unwrap();
         config_of(&store, &image)
     };
     IMAGE.get_or_init(import).clone()
+}
+
+/// The store that the demo's image is in.
+pub fn demo_store() -> Store {
+    Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap()
 }
 
 /// An image of a store as the image that instances run.

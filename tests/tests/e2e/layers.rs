@@ -14,7 +14,7 @@ use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
 
-use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo};
+use crate::fixture::{Guest, PATIENCE, Running, artefact, config_of, demo, demo_store};
 use crate::images;
 
 /// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
@@ -103,7 +103,8 @@ pub fn line(name: &[u8], node: &Node) -> String {
 #[test]
 fn the_guest_sees_the_files_that_unpacking_gives() {
     let directory = scratch();
-    let archives = [demo_archives(directory.path()), made_archives(directory.path())].concat();
+    let demo_archives = layout_archives(&artefact("BELLOWS_IMAGE"), directory.path());
+    let archives = [demo_archives, made_archives(directory.path())].concat();
     let imported = import(directory.path(), &archives);
     assert_eq!(imported.image.layers.len(), 12);
     let unpacked = directory.path().join("unpacked");
@@ -164,15 +165,13 @@ fn compare(guest: &Running, expected: &BTreeMap<Vec<u8>, String>, case: &str) {
 #[test]
 fn an_image_of_120_layers_is_mounted_once() {
     let directory = scratch();
-    let mut archives = demo_archives(directory.path());
-    archives.extend((0..117).map(|number| {
+    let mut archives = small_archives(directory.path());
+    archives.extend((archives.len()..120).map(|number| {
         let source = directory.path().join(format!("source-{number}"));
         fs::create_dir_all(source.join("many")).unwrap();
         fs::write(source.join("many/shared"), format!("{number}\n")).unwrap();
         fs::write(source.join(format!("many/own-{number}")), "").unwrap();
-        if number > 0 {
-            fs::write(source.join(format!("many/.wh.own-{}", number - 1)), "").unwrap();
-        }
+        fs::write(source.join(format!("many/.wh.own-{}", number - 1)), "").unwrap();
         let archive = directory.path().join(format!("{number}.tar"));
         tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("many"), &source);
         archive
@@ -183,7 +182,7 @@ fn an_image_of_120_layers_is_mounted_once() {
         let images = guest.vm.images();
         assert_eq!((images[0].shape, images[0].disks.len(), imported.image.layers.len()), (Shape::Flat, 1, 120));
         let seen = guest.shell("list", "cd /many && cat shared && ls");
-        assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["116", "own-116", "shared"], "{transport}");
+        assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["119", "own-119", "shared"], "{transport}");
         guest.shutdown();
     }
 }
@@ -202,15 +201,13 @@ fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
     let directory = scratch();
     let large: Vec<u8> = (0..60_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(directory.path().join("large"), large).unwrap();
-    let archive = directory.path().join("large.tar");
-    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
-    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let archives = above_small(directory.path(), "large");
     let imported = import(directory.path(), &archives);
     for (transport, shape) in WAYS {
         let guest = Guest::ours().image(imported.config().shape(shape).transport(transport)).boot();
         let cached = "grep ^Cached: /proc/meminfo";
         // The shell, grep and cat themselves are there before the first look.
-        let line = format!("cat /etc/hostname >/dev/null; {cached}; {cached}; cat /large >/dev/null; {cached}");
+        let line = format!("cat /dev/null; {cached}; {cached}; cat /large >/dev/null; {cached}");
         let seen = guest.shell("read", &line);
         let kib: Vec<u64> = seen.lines().map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
         let growth = kib[2] - kib[1];
@@ -228,13 +225,12 @@ fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
 fn images_come_and_go() {
     let directory = scratch();
     fs::write(directory.path().join("extra"), "extra\n").unwrap();
-    let archive = directory.path().join("extra.tar");
-    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("extra"), directory.path());
-    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let archives = above_small(directory.path(), "extra");
+    let below = import(directory.path(), &archives[..archives.len() - 1]);
     let imported = import(directory.path(), &archives);
     let config = |id: &str, shape| ImageConfig { id: id.parse().unwrap(), ..imported.config() }.shape(shape);
     for transport in [Transport::Blk, Transport::Pmem] {
-        let guest = Guest::ours().image(demo().shape(Shape::Layers).transport(transport)).boot();
+        let guest = Guest::ours().image(below.config().shape(Shape::Layers).transport(transport)).boot();
         let before = guest.vm.disks();
         for shape in [Shape::Layers, Shape::Flat] {
             let more = config("more", shape).transport(transport);
@@ -261,7 +257,7 @@ fn both_ways(guest: &Running, image: &ImageConfig) {
     let own = disks.iter().filter(|disk| attached.disks.contains(&disk.serial) && disk.transport == image.transport);
     assert_eq!((own.count(), disks.len()), (image.layers.len(), before.len() + image.layers.len()));
     assert_eq!(guest.shell_in("other-way", image.id.as_str(), "cat /extra"), "extra\n");
-    assert_eq!(guest.shell("first-way", "cat /etc/hostname >/dev/null && echo there"), "there\n");
+    assert_eq!(guest.shell("first-way", "cat /bin/busybox >/dev/null && echo there"), "there\n");
     guest.vm.detach_image(&image.id, PATIENCE).unwrap();
     assert_eq!(guest.vm.disks(), before);
 }
@@ -321,9 +317,7 @@ print("own copy:", open(path, "rb").read(6))
 /// Code in a container gets at no file of an image that the guest has as memory: what it writes is its own.
 #[test]
 fn a_container_can_not_change_an_image_in_memory() {
-    let directory = scratch();
-    let imported = import(directory.path(), &demo_archives(directory.path()));
-    let guest = Guest::ours().image(imported.config().transport(Transport::Pmem)).boot();
+    let guest = Guest::ours().image(demo().transport(Transport::Pmem)).boot();
     let before = guest.shell("before", "md5sum /usr/lib/python3*/os.py");
     let seen = guest.shell("attack", &format!("exec python3 -c '{ATTACK}'"));
     assert!(!seen.contains("worked") && seen.matches("refused: ").count() == 9, "{seen}");
@@ -332,8 +326,8 @@ fn a_container_can_not_change_an_image_in_memory() {
     let exits = guest.vm.exits().into_iter().sum::<bellows_vmm::machine::ExitCounts>();
     println!("{seen}{} writes of the guest led nowhere", exits.unclaimed_writes);
     guest.shutdown();
-    for layer in &imported.image.layers {
-        imported.store.verify(layer).unwrap();
+    for layer in demo().layers {
+        demo_store().verify(&layer.digest).unwrap();
     }
 }
 
@@ -341,11 +335,8 @@ fn a_container_can_not_change_an_image_in_memory() {
 #[test]
 fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
     let directory = scratch();
-    let archive = directory.path().join("large.tar");
-    let large = directory.path().join("large");
-    fs::write(&large, vec![7; 8 << 20]).unwrap();
-    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
-    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    fs::write(directory.path().join("large"), vec![7; 8 << 20]).unwrap();
+    let archives = above_small(directory.path(), "large");
     for shape in [Shape::Layers, Shape::Flat] {
         let store = tempfile::tempdir_in(directory.path()).unwrap();
         let imported = import(store.path(), &archives);
@@ -365,9 +356,7 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
 fn a_mapped_layer_that_is_cut_short_ends_its_vm() {
     let directory = scratch();
     fs::write(directory.path().join("large"), vec![7; 8 << 20]).unwrap();
-    let archive = directory.path().join("large.tar");
-    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("large"), directory.path());
-    let archives = [demo_archives(directory.path()), vec![archive]].concat();
+    let archives = above_small(directory.path(), "large");
     let bystander = Guest::ours().image(demo().transport(Transport::Pmem)).boot();
     for shape in [Shape::Layers, Shape::Flat] {
         let store = tempfile::tempdir_in(directory.path()).unwrap();
@@ -401,9 +390,18 @@ pub fn is_the_containers(name: &[u8]) -> bool {
     name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below)
 }
 
-/// The layers of the demo's image as plain archives, lowest first.
-fn demo_archives(directory: &Path) -> Vec<PathBuf> {
-    layout_archives(&artefact("BELLOWS_IMAGE"), directory)
+/// The layers of the image of busybox as plain archives, lowest first: a shell, and little to import.
+fn small_archives(directory: &Path) -> Vec<PathBuf> {
+    layout_archives(&artefact("BELLOWS_ALPINE_LIKE_IMAGE"), directory)
+}
+
+/// They, and a layer with one file of `directory`.
+fn above_small(directory: &Path, file: &str) -> Vec<PathBuf> {
+    let archive = directory.join(file).with_extension("tar");
+    tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg(file), directory);
+    let mut archives = small_archives(directory);
+    archives.push(archive);
+    archives
 }
 
 /// The layers of an image as plain archives in `directory`, lowest first.
