@@ -8,7 +8,6 @@ use std::hint::black_box;
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-
 use std::sync::Arc;
 
 use bellows_block::{Disk, Layer, LayerDigest, PreadLayer, SECTOR_SIZE};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bellows_protocol::READY_PORT;
 use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, parse_ready_line};
+use bellows_tests::bench::artefact;
 use bellows_tests::bench::boot::Monitor;
 use bellows_tests::bench::exits::Moments;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -55,10 +56,6 @@ pub struct Guest {
 impl Guest {
     /// The artefacts that the environment names.
     pub fn from_environment() -> Result<Self> {
-        let artefact = |variable: &str| {
-            let path = std::env::var_os(variable).map(PathBuf::from);
-            path.ok_or_else(|| format!("{variable} is not set: run `cargo xtask bench boot`"))
-        };
         Ok(Self {
             bellows: artefact("BELLOWS_BINARY")?,
             kernel: artefact("BELLOWS_KERNEL")?,

@@ -1,22 +1,16 @@
 //! What the benchmarks that run instances share.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
+use bellows_tests::bench::artefact;
 use bellows_vmm::{ImageConfig, ImageId, PartitionId, Vm, VmBuilder, VmEnd};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// How long anything may take, on an emulated processor as well.
 pub const PATIENCE: Duration = Duration::from_secs(600);
-
-/// A path that the command put in the environment.
-pub fn artefact(variable: &str) -> Result<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    Ok(path.ok_or_else(|| format!("{variable} is not set: run `cargo xtask bench`"))?)
-}
 
 /// The demo's image in a store. The store's lock goes with it.
 pub struct Image {

@@ -1,9 +1,10 @@
 //! Monitors: a process for each VM, as a user starts them.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use bellows_tests::bench::artefact;
 use bellows_tests::bench::layers::{Answer, Way};
 use bellows_tests::bench::smaps::Overhead;
 use nix::sys::signal::{Signal, kill};
@@ -39,10 +40,6 @@ pub struct Launcher {
 impl Launcher {
     /// With the artefacts that the environment names, and the store in `directory`.
     pub fn from_environment(directory: &Path) -> Result<Self> {
-        let artefact = |variable: &str| {
-            let path = std::env::var_os(variable).map(PathBuf::from);
-            path.ok_or_else(|| format!("{variable} is not set: run `cargo xtask bench layers`"))
-        };
         Ok(Self {
             bellows: artefact("BELLOWS_BINARY")?,
             kernel: artefact("BELLOWS_KERNEL")?,
@@ -72,7 +69,7 @@ impl Launcher {
                 command.arg("--config").arg(self.configuration(disk)?);
             }
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let output = child.stdout.take().map(BufReader::new).ok_or("a monitor without output")?;
         Ok(Monitor { child, output })
     }
@@ -110,6 +107,9 @@ impl Monitor {
             }
             said.push_str(&text);
             line.clear();
+        }
+        if let Some(mut errors) = self.child.stderr.take() {
+            errors.read_to_string(&mut said)?;
         }
         Err(format!("a monitor ended without an answer ({}): {said}", self.child.wait()?).into())
     }

@@ -3,10 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bellows_tests::bench::artefact;
 use bellows_tests::bench::load::{Arrival, Function, Provision};
 use bellows_vmm::{ByteSize, PartitionId, PartitionMode, Vm, VmBuilder};
 
-use crate::common::{self, Image, PATIENCE, Result, artefact, partition};
+use crate::common::{self, Image, PATIENCE, Result, partition};
 use crate::function;
 use crate::pool::{Place, Pool, SIZES_MIB};
 

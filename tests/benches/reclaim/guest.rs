@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bellows_tests::bench::artefact;
 use bellows_tests::bench::reclaim::Mode;
 use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, PartitionMode, PlugReport, Vm, VmBuilder};
 
-use crate::common::{self, Image, PATIENCE, Result, artefact, image_id, partition};
+use crate::common::{self, Image, PATIENCE, Result, image_id, partition};
 
 /// Memory that the neighbour has, in MiB.
 pub const NEIGHBOUR_MIB: u64 = 1024;

@@ -10,10 +10,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bellows_tests::bench::artefact;
 use bellows_tests::bench::reclaim::{Group, Mode, Sample};
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, Result, artefact, vcpus};
+use crate::common::{PATIENCE, Result, vcpus};
 use crate::cycle::filled;
 use crate::guest::{BASE, NEIGHBOUR_MIB, time_of, vcpu_threads};
 
