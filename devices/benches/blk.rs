@@ -1,21 +1,22 @@
-//! Reads of cached data through virtio-blk, without a VM: what a request costs beside a straightforward device on the same
-//! queue, and beside copying alone. `cargo xtask bench blk` runs it and makes a report of it.
+//! Reads of cached data through virtio-blk, without a VM: what a request costs beside a disk that knows nothing but `pread`,
+//! beside a straightforward device on the same queue, and beside copying alone. `cargo xtask bench blk` runs it and makes a
+//! report of it.
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong is to end the benchmark")]
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_block::{Disk, Layer, LayerDigest, PreadLayer, SECTOR_SIZE};
+use bellows_block::{Disk, DiskId, Layer, LayerDigest, PreadLayer, SECTOR_SIZE};
 use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
 use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
 use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileSlice};
 
 /// Size of the layer: more than processors' caches, and little enough to be in the page cache.
 const LAYER_BYTES: usize = 128 << 20;
@@ -23,8 +24,51 @@ const LAYER_BYTES: usize = 128 << 20;
 const DEPTH: usize = 64;
 const QUEUE_SIZES: [u16; 1] = [256];
 const HEADER_BYTES: usize = 16;
+const PAGE: usize = 4096;
 
-/// The device that one would write first: a `pread` for each descriptor.
+/// The disk that one would write first: a `pread` for each piece of memory.
+struct PreadDisk(File);
+
+impl Disk for PreadDisk {
+    fn sectors(&self) -> u64 {
+        LAYER_BYTES as u64 / SECTOR_SIZE
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn id(&self) -> DiskId {
+        DiskId::default()
+    }
+
+    fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let mut offset = offset;
+        for buffer in buffers {
+            pread(&self.0, offset, buffer);
+            offset += buffer.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Fills `to` from a file that is long enough.
+fn pread(file: &File, offset: u64, to: &VolatileSlice<'_>) {
+    let guard = to.ptr_guard_mut();
+    // SAFETY: the kernel writes to guest memory, which the slice keeps mapped, no more than its length.
+    let count = unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), to.len(), offset as i64) };
+    assert_eq!(usize::try_from(count), Ok(to.len()));
+}
+
+/// The device that one would write first: a `pread` for each descriptor, and no checks.
 struct Plain {
     file: File,
     worker: Option<QueueWorker>,
@@ -76,10 +120,7 @@ impl QueueHandler for PlainRequests {
                 return written + 1;
             }
             let slice = memory.get_slice(descriptor.addr(), descriptor.len() as usize).unwrap();
-            let guard = slice.ptr_guard_mut();
-            // SAFETY: the kernel writes to guest memory, which `slice` keeps mapped, no more than its length.
-            let count = unsafe { libc::pread(self.0.as_raw_fd(), guard.as_ptr().cast(), slice.len(), position as i64) };
-            assert_eq!(usize::try_from(count), Ok(slice.len()));
+            pread(&self.0, position, &slice);
             written += descriptor.len();
             offset = Some(position + u64::from(descriptor.len()));
         }
@@ -100,6 +141,10 @@ struct Driver {
 impl Driver {
     fn new(mut device: Box<dyn VirtioDevice>, bytes: usize) -> Self {
         let guest = FakeGuest::new();
+        // As a VM's memory is by default.
+        for region in guest.memory().iter() {
+            huge_pages(region.as_ptr(), region.len() as usize);
+        }
         let mut queue = guest.activate(&mut *device).queues.remove(0);
         let requests = (0..DEPTH).map(|_| {
             let (header, data) = (guest.allocate(HEADER_BYTES), guest.allocate(bytes));
@@ -132,18 +177,25 @@ impl Driver {
 /// Copying alone, from memory that is laid out as the layer to buffers like the driver's.
 struct Copier {
     source: Vec<u8>,
-    buffers: Vec<Vec<u8>>,
+    target: Vec<u8>,
+    bytes: usize,
     next: usize,
 }
 
 impl Copier {
     fn new(bytes: usize) -> Self {
-        Self { source: pattern(), buffers: vec![vec![1; bytes]; DEPTH], next: 0 }
+        let (mut source, mut target) = (Vec::with_capacity(LAYER_BYTES), Vec::with_capacity(DEPTH * bytes));
+        for memory in [&mut source, &mut target] {
+            huge_pages(memory.as_mut_ptr(), memory.capacity());
+        }
+        source.extend(pattern());
+        target.resize(DEPTH * bytes, 1);
+        Self { source, target, bytes, next: 0 }
     }
 
     fn round(&mut self) {
-        for buffer in &mut self.buffers {
-            let bytes = buffer.len();
+        let bytes = self.bytes;
+        for buffer in self.target.chunks_exact_mut(bytes) {
             buffer.copy_from_slice(&self.source[self.next..self.next + bytes]);
             black_box(&buffer[0]);
             self.next = (self.next + bytes) % LAYER_BYTES;
@@ -151,14 +203,21 @@ impl Copier {
     }
 }
 
-fn pattern() -> Vec<u8> {
-    (0..LAYER_BYTES).map(|n| (n % 251) as u8).collect()
+/// Has memory that is about to be touched come in huge pages, as far as it can.
+fn huge_pages(start: *mut u8, bytes: usize) {
+    let inset = start.align_offset(PAGE);
+    // SAFETY: advice on whole pages of memory that the caller owns does not change what is in it.
+    unsafe { libc::madvise(start.wrapping_add(inset).cast(), bytes.saturating_sub(inset), libc::MADV_HUGEPAGE) };
+}
+
+fn pattern() -> impl Iterator<Item = u8> {
+    (0..LAYER_BYTES).map(|n| (n % 251) as u8)
 }
 
 /// A layer in the page cache.
 fn layer(directory: &Path) -> Layer {
     let path = directory.join("layer");
-    File::create(&path).unwrap().write_all(&pattern()).unwrap();
+    File::create(&path).unwrap().write_all(&pattern().collect::<Vec<_>>()).unwrap();
     Layer { digest: LayerDigest::of(b"layer"), path, bytes: LAYER_BYTES as u64 }
 }
 
@@ -171,13 +230,16 @@ fn reads(criterion: &mut Criterion) {
         // Each of them twice, so that it can be compared with itself.
         for turn in 1..=2 {
             group.bench_function(format!("bellows-{turn}"), |bencher| {
-                let mut driver = Driver::new(
-                    Box::new(Block::new(Arc::new(PreadLayer::open(&layer).unwrap()) as Arc<dyn Disk>)),
-                    bytes,
-                );
+                let disk: Arc<dyn Disk> = Arc::new(PreadLayer::open(&layer).unwrap());
+                let mut driver = Driver::new(Box::new(Block::new(disk)), bytes);
                 bencher.iter(|| driver.round());
             });
             group.bench_function(format!("pread-{turn}"), |bencher| {
+                let disk: Arc<dyn Disk> = Arc::new(PreadDisk(File::open(&layer.path).unwrap()));
+                let mut driver = Driver::new(Box::new(Block::new(disk)), bytes);
+                bencher.iter(|| driver.round());
+            });
+            group.bench_function(format!("plain-{turn}"), |bencher| {
                 let device = Plain { file: File::open(&layer.path).unwrap(), worker: None };
                 let mut driver = Driver::new(Box::new(device), bytes);
                 bencher.iter(|| driver.round());

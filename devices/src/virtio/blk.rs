@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestMemoryBackend as _, VolatileSlice};
 
-use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, part, total};
+use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, Segments};
 use super::device::read_bytes;
 use super::worker::{Chain, QueueHandler, QueueWorker};
 use super::{ActivateError, Activation, VirtioDevice};
@@ -103,13 +103,13 @@ impl VirtioDevice for Block {
     }
 }
 
-/// Serves one queue. Its vectors keep their memory from request to request.
+/// Serves one queue.
 struct Requests {
     disk: Arc<dyn Disk>,
     limits: Limits,
     write_through: bool,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    readable: Segments,
+    writable: Segments,
 }
 
 impl Requests {
@@ -120,16 +120,15 @@ impl Requests {
             disk,
             limits,
             write_through,
-            readable: Vec::with_capacity(segments),
-            writable: Vec::with_capacity(segments),
+            readable: Segments::with_capacity(segments),
+            writable: Segments::with_capacity(segments),
         }
     }
 
     /// Sorts a chain's descriptors; `false` if it is malformed: too long, cut short, or readable after writable ones.
-    fn collect(&mut self, chain: Chain) -> bool {
+    fn collect(&mut self, chain: &mut Chain) -> bool {
         self.readable.clear();
         self.writable.clear();
-        let mut more = false;
         for descriptor in chain {
             let segment = Segment { address: descriptor.addr(), bytes: descriptor.len() };
             if descriptor.is_write_only() {
@@ -142,32 +141,44 @@ impl Requests {
             if self.readable.len() + self.writable.len() > usize::from(QUEUE_SIZE) {
                 return false;
             }
-            more = descriptor.has_next();
+            if !descriptor.has_next() {
+                return true;
+            }
         }
-        !more
+        false
     }
 
-    /// Carries a request out; how many bytes of data it wrote to guest memory.
-    fn serve(&self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
+    /// The header, which the first readable bytes are.
+    fn header(&self, memory: &GuestMemory) -> Result<[u8; HEADER_SIZE], Failure> {
         let mut header = [0; HEADER_SIZE];
         let mut filled = 0;
-        for segment in part(&self.readable, 0, HEADER_SIZE as u64) {
+        for segment in self.readable.part(0, HEADER_SIZE as u64) {
             let end = filled + segment.bytes as usize;
-            memory.read_slice(&mut header[filled..end], segment.address)?;
+            // Nearly always it is in one piece of memory, which is quicker to find.
+            match memory.get_slice(segment.address, segment.bytes as usize) {
+                Ok(slice) => drop(slice.copy_to(&mut header[filled..end])),
+                Err(_) => memory.read_slice(&mut header[filled..end], segment.address)?,
+            }
             filled = end;
         }
         if filled < HEADER_SIZE {
             return Err(Failure::Header(filled));
         }
-        let readable = total(&self.readable) - HEADER_SIZE as u64;
+        Ok(header)
+    }
+
+    /// Carries a request out; how many bytes of data it wrote to guest memory.
+    fn serve(&self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
+        let header = self.header(memory)?;
+        let readable = self.readable.bytes() - HEADER_SIZE as u64;
         match Request::parse(&header, readable, writable, self.limits)? {
             Request::Read { offset, bytes } => {
-                let segments = part(&self.writable, 0, bytes);
+                let segments = self.writable.part(0, bytes);
                 transfer_batches(memory, segments, offset, |offset, slices| self.disk.read_at(offset, slices))?;
                 Ok(bytes)
             }
             Request::Write { offset, bytes } => {
-                let segments = part(&self.readable, HEADER_SIZE as u64, bytes);
+                let segments = self.readable.part(HEADER_SIZE as u64, bytes);
                 transfer_batches(memory, segments, offset, |offset, slices| self.disk.write_at(offset, slices))?;
                 if self.write_through {
                     self.disk.flush()?;
@@ -181,7 +192,7 @@ impl Requests {
             Request::GetId => {
                 let id = self.disk.id();
                 let mut left = &id.as_bytes()[..];
-                for segment in part(&self.writable, 0, ID_SIZE) {
+                for segment in self.writable.part(0, ID_SIZE) {
                     let (piece, rest) = left.split_at(segment.bytes as usize);
                     memory.write_slice(piece, segment.address)?;
                     left = rest;
@@ -193,14 +204,15 @@ impl Requests {
 }
 
 impl QueueHandler for Requests {
-    fn handle(&mut self, chain: Chain) -> u32 {
+    fn handle(&mut self, mut chain: Chain) -> u32 {
+        let well_formed = self.collect(&mut chain);
         let memory = chain.memory();
-        if !self.collect(chain.clone()) {
+        if !well_formed {
             tracing::debug!(head = chain.head_index(), "dropped a malformed descriptor chain");
             return 0;
         }
         // The status is the last writable byte; where there is none, the driver can't be told anything.
-        let Some(writable) = total(&self.writable).checked_sub(1) else {
+        let Some(writable) = self.writable.bytes().checked_sub(1) else {
             tracing::debug!(head = chain.head_index(), "dropped a request without a status byte");
             return 0;
         };
@@ -211,9 +223,9 @@ impl QueueHandler for Requests {
                 (failure.status(), 0)
             }
         };
-        let written = part(&self.writable, writable, 1).next().map(|last| memory.write_obj(status, last.address));
-        match written {
-            Some(Ok(())) => u32::try_from(bytes + 1).unwrap_or(u32::MAX),
+        let last = self.writable.part(writable, 1).next().and_then(|last| memory.get_slice(last.address, 1).ok());
+        match last.map(|last| last.copy_from(&[status])) {
+            Some(()) => u32::try_from(bytes + 1).unwrap_or(u32::MAX),
             _ => 0,
         }
     }
@@ -248,16 +260,19 @@ fn transfer_batches(
     mut offset: u64,
     transfer: impl Fn(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
 ) -> Result<(), Failure> {
-    let mut slices = segments.flat_map(|segment| memory.get_slices(segment.address, segment.bytes as usize)).peekable();
-    // Most requests are one piece, which needs no table.
-    let Some(first) = slices.next().transpose()? else { return Ok(()) };
-    if slices.peek().is_none() {
-        return Ok(transfer(offset, &[first])?);
+    let mut segments = segments.peekable();
+    let Some(first) = segments.next() else { return Ok(()) };
+    // Most requests are one piece, which needs no table, and which is quicker to find.
+    if segments.peek().is_none()
+        && let Ok(slice) = memory.get_slice(first.address, first.bytes as usize)
+    {
+        return Ok(transfer(offset, &[slice])?);
     }
     let mut batch = [VolatileSlice::from(&mut [][..]); BATCH];
     let mut filled = 0;
     let mut bytes = 0;
-    for slice in std::iter::once(Ok(first)).chain(slices) {
+    let slices = |segment: Segment| memory.get_slices(segment.address, segment.bytes as usize);
+    for slice in std::iter::once(first).chain(segments).flat_map(slices) {
         let slice = slice?;
         batch[filled] = slice;
         filled += 1;

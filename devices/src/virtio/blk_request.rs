@@ -122,24 +122,63 @@ pub struct Segment {
     pub bytes: u32,
 }
 
-/// The `take` bytes behind the first `skip` of what `segments` are together, as pieces that are not empty.
-pub fn part(segments: &[Segment], mut skip: u64, mut take: u64) -> impl Iterator<Item = Segment> {
-    segments.iter().filter_map(move |segment| {
-        let skipped = skip.min(u64::from(segment.bytes));
-        skip -= skipped;
-        let taken = take.min(u64::from(segment.bytes) - skipped);
-        take -= taken;
-        // Wraps only where the driver's own descriptor does; such an address is in no memory.
-        let address = GuestAddress(segment.address.0.wrapping_add(skipped));
-        #[allow(clippy::cast_possible_truncation, reason = "no longer than the segment")]
-        (taken > 0).then_some(Segment { address, bytes: taken as u32 })
-    })
+/// Pieces of guest memory, one after the other. Keeps its memory from request to request.
+#[derive(Debug)]
+pub struct Segments {
+    list: Vec<Segment>,
+    bytes: u64,
 }
 
-/// How many bytes `segments` are together.
-#[must_use]
-pub fn total(segments: &[Segment]) -> u64 {
-    segments.iter().map(|segment| u64::from(segment.bytes)).sum()
+impl Segments {
+    /// Without pieces, and with room for `pieces` of them.
+    #[must_use]
+    pub fn with_capacity(pieces: usize) -> Self {
+        Self { list: Vec::with_capacity(pieces), bytes: 0 }
+    }
+
+    /// Forgets all pieces.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.bytes = 0;
+    }
+
+    /// Adds a piece at the end.
+    pub fn push(&mut self, segment: Segment) {
+        self.list.push(segment);
+        self.bytes += u64::from(segment.bytes);
+    }
+
+    /// How many pieces there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// How many bytes they are together.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The `take` bytes behind the first `skip` of what they are together, as pieces that are not empty.
+    pub fn part(&self, mut skip: u64, mut take: u64) -> impl Iterator<Item = Segment> {
+        self.list.iter().filter_map(move |segment| {
+            let skipped = skip.min(u64::from(segment.bytes));
+            skip -= skipped;
+            let taken = take.min(u64::from(segment.bytes) - skipped);
+            take -= taken;
+            // Wraps only where the driver's own descriptor does; such an address is in no memory.
+            let address = GuestAddress(segment.address.0.wrapping_add(skipped));
+            #[allow(clippy::cast_possible_truncation, reason = "no longer than the segment")]
+            (taken > 0).then_some(Segment { address, bytes: taken as u32 })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ struct Row {
 struct Ratios {
     request_bytes: u32,
     to_pread: f64,
+    to_plain: f64,
     to_memcpy: f64,
 }
 
@@ -52,8 +53,10 @@ struct Ratios {
 enum Side {
     /// The device
     Bellows,
-    /// A `pread` for each descriptor, on the same queue
+    /// The device, with a disk that makes a `pread` for each piece of memory
     Pread,
+    /// A device that makes a `pread` for each descriptor and checks nothing, on the same queue
+    Plain,
     /// No device at all
     Memcpy,
 }
@@ -104,10 +107,12 @@ impl Report {
                 let turn = |turn: u32| Ok::<_, Error>(read(group, &format!("{side}-{turn}"))?.median);
                 Ok::<_, Error>(Row::new(request_bytes, side, turn(1)?, turn(2)?))
             };
-            let (bellows, pread, memcpy) = (row(Side::Bellows)?, row(Side::Pread)?, row(Side::Memcpy)?);
-            let to = |other: &Row| bellows.requests_per_s / other.requests_per_s;
-            ratios.push(Ratios { request_bytes, to_pread: to(&pread), to_memcpy: to(&memcpy) });
-            rows.extend([bellows, pread, memcpy]);
+            let (bellows, others) = (row(Side::Bellows)?, [row(Side::Pread)?, row(Side::Plain)?, row(Side::Memcpy)?]);
+            let [to_pread, to_plain, to_memcpy] =
+                others.each_ref().map(|other| bellows.requests_per_s / other.requests_per_s);
+            ratios.push(Ratios { request_bytes, to_pread, to_plain, to_memcpy });
+            rows.push(bellows);
+            rows.extend(others);
         }
         Ok(Self { rows, ratios })
     }
@@ -137,6 +142,7 @@ impl fmt::Display for Side {
         f.pad(match self {
             Self::Bellows => "bellows",
             Self::Pread => "pread",
+            Self::Plain => "plain",
             Self::Memcpy => "memcpy",
         })
     }
@@ -160,8 +166,12 @@ impl fmt::Display for Report {
             )?;
         }
         for ratios in &self.ratios {
-            let (size, pread, memcpy) = (ratios.request_bytes >> 10, ratios.to_pread, ratios.to_memcpy);
-            writeln!(f, "\n  {size} K: bellows has {pread:.2} of pread's speed and {memcpy:.2} of memcpy's.")?;
+            let Ratios { request_bytes, to_pread, to_plain, to_memcpy } = ratios;
+            writeln!(
+                f,
+                "\n  {} K: bellows has {to_pread:.2} of the speed of pread, {to_plain:.2} of plain's and {to_memcpy:.2} of memcpy's.",
+                request_bytes >> 10
+            )?;
         }
         Ok(())
     }
