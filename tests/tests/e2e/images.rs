@@ -7,8 +7,8 @@ use std::path::Path;
 use bellows_block::testing::{Node, snapshot};
 use bellows_vmm::{ImageConfig, Shape, Transport};
 
-use crate::fixture::{PATIENCE, Running, artefact};
-use crate::layers::{Imported, import, is_the_containers, layout_archives, line, unpack};
+use crate::fixture::{Guest, PATIENCE, Running, artefact};
+use crate::layers::{Imported, WAYS, import, is_the_containers, layout_archives, line, scratch, unpack};
 
 /// Lines for each kind of file: attributes, digests, targets.
 const APPLETS: &str = "
@@ -58,7 +58,7 @@ pub fn alpine_like(directory: &Path) -> Bare {
 }
 
 /// The image of Node.js, in `directory`.
-pub fn node(directory: &Path) -> Bare {
+fn node(directory: &Path) -> Bare {
     Bare::new(directory, "node", "BELLOWS_NODE_IMAGE", &["/usr/bin/node", "-e", SCRIPT], |name, node| {
         vec![line(name, &Node { xattrs: BTreeMap::new(), ..node.clone() })]
     })
@@ -103,6 +103,18 @@ impl Bare {
         let known = |line: &&&str| expected.contains(**line) || theirs.contains(**line) || is_of_the_container(line);
         let more: Vec<_> = seen.iter().filter(|line| !known(line)).take(20).collect();
         assert!(more.is_empty(), "{case}: unknown {more:#?}");
+    }
+}
+
+/// As `layers::the_guest_sees_the_files_that_unpacking_gives`.
+#[test]
+fn the_image_of_node_is_seen_as_unpacking_gives_it() {
+    let directory = scratch();
+    let node = node(directory.path());
+    for (transport, shape) in WAYS {
+        let guest = Guest::ours().vcpus(2).boot();
+        node.compare(&guest, transport, shape);
+        guest.shutdown();
     }
 }
 

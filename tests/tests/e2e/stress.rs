@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use bellows_vmm::{ByteSize, DriveConfig};
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, partition};
-use crate::images;
-use crate::layers::{WAYS, scratch};
 
 const PARTITIONS: u16 = 4;
 const WINDOW: u64 = 128;
@@ -55,18 +53,6 @@ fn end(job: Job) {
 fn unplug(guest: &Running, number: u16) {
     let report = guest.vm.unplug(partition(number), PATIENCE).unwrap();
     assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));
-}
-
-/// As `layers::the_guest_sees_the_files_that_unpacking_gives`; the image is so large that an emulated processor needs minutes.
-#[test]
-fn the_image_of_node_is_seen_as_unpacking_gives_it() {
-    let directory = scratch();
-    let node = images::node(directory.path());
-    for (transport, shape) in WAYS {
-        let guest = Guest::ours().vcpus(2).boot();
-        node.compare(&guest, transport, shape);
-        guest.shutdown();
-    }
 }
 
 #[test]
