@@ -110,3 +110,37 @@ fn transfer(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// However little a call moves, every byte gets to its place.
+        #[test]
+        fn short_calls_are_continued(lengths in vec(0_usize..40, 0..200), moves in vec(1_usize..90, 1..8)) {
+            const OFFSET: usize = 7;
+            let total: usize = lengths.iter().sum();
+            let source: Vec<u8> = (0..OFFSET + total).map(|n| (n % 251) as u8).collect();
+            let mut buffers: Vec<Vec<u8>> = lengths.into_iter().map(|length| vec![0; length]).collect();
+            let slices: Vec<_> = buffers.iter_mut().map(|buffer| VolatileSlice::from(&mut buffer[..])).collect();
+            let mut moves = moves.iter().cycle();
+            transfer(OFFSET as u64, &slices, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
+                let (mut left, mut moved) = (*moves.next().unwrap(), 0);
+                for iovec in iovecs {
+                    let count = left.min(iovec.iov_len);
+                    let from = &source[usize::try_from(offset).unwrap() + moved..][..count];
+                    // SAFETY: the entry names a buffer of the test, or the rest of one.
+                    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), iovec.iov_base.cast(), count) };
+                    (left, moved) = (left - count, moved + count);
+                }
+                isize::try_from(moved).unwrap()
+            })
+            .unwrap();
+            prop_assert_eq!(buffers.concat(), &source[OFFSET..]);
+        }
+    }
+}
