@@ -43,13 +43,16 @@ impl From<&LayerDigest> for DiskId {
     }
 }
 
-/// A disk. Calls come from one thread for each queue; a call may block its thread, and no other.
+/// A disk, read-only unless it says otherwise. Calls come from one thread for each queue; a call may block its thread, and no
+/// other.
 pub trait Disk: Send + Sync {
     /// Size in [`SECTOR_SIZE`] units.
     fn sectors(&self) -> u64;
 
     /// Whether writes are refused.
-    fn read_only(&self) -> bool;
+    fn read_only(&self) -> bool {
+        true
+    }
 
     /// Serial number.
     fn id(&self) -> DiskId;
@@ -64,13 +67,18 @@ pub trait Disk: Send + Sync {
     ///
     /// # Errors
     /// The disk is read-only, or something could not be written; what the disk holds there then is not defined.
-    fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()>;
+    fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let _ = (offset, buffers);
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
 
     /// Returns when what was written has reached the medium.
     ///
     /// # Errors
     /// It may not have.
-    fn flush(&self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// The pages of its files that were read so far, where it keeps account of that.
     fn touched(&self) -> Profile {

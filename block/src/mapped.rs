@@ -38,10 +38,6 @@ impl Disk for MappedLayer {
         self.bytes / SECTOR_SIZE
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn id(&self) -> DiskId {
         self.id
     }
@@ -55,14 +51,6 @@ impl Disk for MappedLayer {
         if self.mapping.cut_short().is_some() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(())
-    }
-
-    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -47,10 +47,6 @@ impl Disk for PreadLayer {
         self.bytes / SECTOR_SIZE
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn id(&self) -> DiskId {
         DiskId::from(&self.digest)
     }
@@ -61,14 +57,6 @@ impl Disk for PreadLayer {
             let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum();
             touched.mark(offset..offset.saturating_add(bytes));
         }
-        Ok(())
-    }
-
-    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 

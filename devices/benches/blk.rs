@@ -34,10 +34,6 @@ impl Disk for PreadDisk {
         LAYER_BYTES as u64 / SECTOR_SIZE
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn id(&self) -> DiskId {
         DiskId::default()
     }
@@ -48,14 +44,6 @@ impl Disk for PreadDisk {
             pread(&self.0, offset, buffer);
             offset += buffer.len() as u64;
         }
-        Ok(())
-    }
-
-    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 }

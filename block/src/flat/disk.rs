@@ -73,10 +73,6 @@ impl Disk for FlatDisk {
         self.bytes / SECTOR_SIZE
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
     fn id(&self) -> DiskId {
         self.id
     }
@@ -108,14 +104,6 @@ impl Disk for FlatDisk {
                 offset += count as u64;
             }
         }
-        Ok(())
-    }
-
-    fn write_at(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 
