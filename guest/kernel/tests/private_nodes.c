@@ -104,10 +104,13 @@ static long available_and_not_free(void)
 static void test_counts(void)
 {
 	long available = available_and_not_free(), dirty = vmstat("nr_dirty_background_threshold");
+	long left = node_pages(0, "MemFree");
 
 	if (!plug(FIRST, 2 * GIB))
 		return;
 	check_most(labs(available_and_not_free() - available), 2 * 1024);
+	/* What the kernel keeps about memory is base memory, and a lot of that where KASAN is on. */
+	dirty = dirty * node_pages(0, "MemFree") / left;
 	check_most(labs(vmstat("nr_dirty_background_threshold") - dirty), dirty / 4);
 	check(unplug(FIRST, 5));
 }
@@ -695,7 +698,9 @@ static long migrated_by_reason(void)
 static void test_holder(void)
 {
 	long moved = vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug");
+	long by_reason;
 	char node[8];
+	double end;
 	pid_t pid;
 
 	snprintf(node, sizeof(node), "%d", FIRST->node);
@@ -705,13 +710,24 @@ static void test_holder(void)
 	check(await_stop(pid, 10));
 	check(!unplug(FIRST, 3));
 	check(!strcmp(state_of(FIRST), "draining"));
+	/* A page that is on its way is mapped nowhere: wait until there is nothing left to move. */
+	for (end = now() + 30; stat_of(FIRST, "plugged_bytes") > 32 * (long)MIB && now() < end;)
+		pause_ms(100);
+	for (end = now() + 30; mapped_pages(pid, FIRST->node) < 2048 && now() < end;)
+		pause_ms(100);
 	check(mapped_pages(pid, FIRST->node) >= 2048);
 	check(mapped_pages(pid, 0) < 1024);
 	/* Moved together, but within the partition. */
 	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
 	note("%ld MiB are left of 256, for %ld pages", stat_of(FIRST, "plugged_bytes") / (long)MIB, allocated(FIRST));
 	check(vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug") > moved);
-	check_is(migrated_by_reason(), migrated());
+	/* The driver tries again every now and then, so the two are of the same moment only if nothing has moved between them. */
+	end = now() + 30;
+	do {
+		moved = migrated();
+		by_reason = migrated_by_reason();
+	} while (migrated() != moved && now() < end);
+	check_is(by_reason, moved);
 	resume(pid);
 	check_is(await_exit(pid, 10), 0);
 	check(unplug(FIRST, 5));
@@ -821,7 +837,8 @@ static void test_unbind(void)
 	static const char driver[] = "/sys/bus/virtio/drivers/virtio_mem";
 	char device[64];
 
-	if (!plug(FIRST, 256 * MIB) || !check(unplug(FIRST, 5)))
+	/* Memory right behind the device's is somebody else's. */
+	if (!plug(SECOND, 256 * MIB) || !plug(FIRST, 256 * MIB) || !check(unplug(FIRST, 5)))
 		return;
 	check(!strcmp(state_of(FIRST), "parked"));
 	check_is(sscanf(FIRST->sysfs, "/sys/bus/virtio/devices/%63[^/]", device), 1);
@@ -831,6 +848,7 @@ static void test_unbind(void)
 	check_is(write_text(device, "%s/bind", driver), 0);
 	check_is(stat_of(FIRST, "private"), 1);
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+	check(unplug(SECOND, 5));
 }
 
 /* A host that changes its mind in the middle gets what it asked for last. */
