@@ -160,26 +160,22 @@ pub struct Tunnel {
 impl Tunnel {
     /// To `place`, host and port.
     pub fn to(place: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let (place, asked) = (place.to_owned(), Arc::new(Mutex::new(Vec::new())));
         let seen = Arc::clone(&asked);
-        thread::spawn(move || {
-            for client in listener.incoming() {
-                let (mut client, server) = (client.unwrap(), TcpStream::connect(&place).unwrap());
-                let Some(request) = read_request(&client) else { continue };
-                seen.lock().unwrap().push(request.target);
-                // Who has gone away needs nothing copied.
-                let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
-                for (mut from, mut to) in [(&client, &server), (&server, &client)]
-                    .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
-                {
-                    thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Write);
-                    });
-                }
-            }
+        let address = listen(move |mut client| {
+            let Some(request) = read_request(&client) else { return };
+            seen.lock().unwrap().push(request.target);
+            let server = TcpStream::connect(&place).unwrap();
+            // Who has gone away needs nothing copied.
+            let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            let copy = |mut from: &TcpStream, mut to: &TcpStream| {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            };
+            thread::scope(|scope| {
+                scope.spawn(|| copy(&client, &server));
+                copy(&server, &client);
+            });
         });
         Self { address, asked }
     }
@@ -265,23 +261,15 @@ pub struct FakeRegistry {
 impl FakeRegistry {
     /// Answers with what `answer` says.
     pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (answer, seen) = (Arc::new(answer), Arc::clone(&requests));
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
-                thread::spawn(move || {
-                    let mut stream = stream.unwrap();
-                    let Some(request) = read_request(&stream) else { return };
-                    seen.lock().unwrap().push(request.clone());
-                    // Whoever was refused goes away early.
-                    let _ = answer(&request).write(&mut stream);
-                    let _ = stream.shutdown(Shutdown::Write);
-                    let _ = stream.read(&mut [0]);
-                });
-            }
+        let seen = Arc::clone(&requests);
+        let address = listen(move |mut stream| {
+            let Some(request) = read_request(&stream) else { return };
+            seen.lock().unwrap().push(request.clone());
+            // Whoever was refused goes away early.
+            let _ = answer(&request).write(&mut stream);
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read(&mut [0]);
         });
         Self { address, requests }
     }
@@ -312,6 +300,20 @@ impl FakeRegistry {
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
+}
+
+/// Has each connection served on a thread of its own, until the test's process ends.
+fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(stream.unwrap()));
+        }
+    });
+    address
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
