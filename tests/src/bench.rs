@@ -8,7 +8,7 @@ pub mod load;
 pub mod reclaim;
 pub mod smaps;
 
-use std::fmt;
+use std::error::Error;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,11 +36,13 @@ pub fn artefact(variable: &str) -> io::Result<PathBuf> {
 }
 
 /// How the program of the benchmark `name` ends; says why where that is not well.
-pub fn end(name: &str, result: Result<(), impl fmt::Display>) -> ExitCode {
+pub fn end(name: &str, result: Result<(), Box<dyn Error + Send + Sync>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bench {name}: {error}");
+            let causes = std::iter::successors(error.source(), |&error| error.source());
+            let why: String = causes.map(|cause| format!(": {cause}")).collect();
+            eprintln!("bench {name}: {error}{why}");
             ExitCode::FAILURE
         }
     }

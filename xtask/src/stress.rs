@@ -11,6 +11,8 @@ use crate::{kernel, packages, run, test};
 
 /// Partitions of the guest in which tasks come and go.
 const PARTITIONS: &str = "8";
+/// MiB of base memory: KASAN takes an eighth of all memory that is plugged, 9 GiB at most.
+const MEMORY: &str = "2560";
 /// Longest time for one boot of the debug kernel on an emulated processor, beside the time that is asked for.
 const LIMIT_SECONDS: u32 = 3600;
 
@@ -43,6 +45,7 @@ fn boot(kernel: &Path, partitions: &str, append: &str, limit: u32) -> Result<()>
     let program = kernel::directory().join("tests/qemu.py");
     let mut command = Command::new("python3");
     command.arg(&program).arg("--kernel").arg(kernel).args(["--partitions", partitions, "--append", append]);
+    command.args(["--memory", MEMORY]);
     command.args(["--timeout", &limit.to_string()]);
     if Host::detect() == Host::Kvm {
         command.arg("--accel=-accel kvm -cpu host");

@@ -16,7 +16,7 @@ use crate::trace::Tracer;
 /// Boots of each monitor under the tracer.
 const TRACED: usize = 3;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     bench::end("boot", run())
