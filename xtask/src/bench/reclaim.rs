@@ -23,6 +23,8 @@ const WATCHED: u32 = 20;
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const QEMU_FILES: [&str; 3] =
     ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/pvh.bin", "/usr/share/qemu/kvmvapic.bin"];
+/// What the lab gets: room for the largest size beside three guests with a neighbour each.
+const LAB_MEMORY_MIB: u64 = 16 << 10;
 /// What its guests start, on the lab's disk.
 const PEER_INITRAMFS: &str = "peer-initramfs.cpio";
 
@@ -127,6 +129,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
             (peer, _) => peer.iter().map(|path| path.display().to_string()).collect(),
         };
         let furnish = |lab: LabBuilder| {
+            let lab = lab.memory_mib(LAB_MEMORY_MIB);
             let lab = peer.iter().fold(lab, |lab, path| lab.on_disk(path, PEER_INITRAMFS).program(QEMU, QEMU));
             QEMU_FILES.iter().filter(|_| peer.is_some()).fold(lab, |lab, file| lab.file(file, file))
         };
