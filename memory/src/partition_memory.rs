@@ -232,14 +232,14 @@ impl PartitionMemory {
         }
         let mut partition = inner.partition.clone();
         let outcome = partition.request(request);
-        let answer = match self.perform(inner, partition, &outcome.effects) {
+        let (mut inner, result) = self.perform(inner, partition, &outcome.effects);
+        let answer = match result {
             Ok(()) => outcome.answer,
             Err(error) => {
                 tracing::warn!(partition = %self.window.id(), ?request, error = ?error, "a request of the guest failed");
                 Answer::Busy
             }
         };
-        let mut inner = self.lock();
         if matches!(answer, Answer::Ack(_)) {
             inner.phases.requests = inner.phases.requests.saturating_add(1);
             // While the host wants everything back the slots go at the end, all at once.
@@ -256,6 +256,7 @@ impl PartitionMemory {
                 inner.settling = self.discards.run(settle).is_ok();
             }
         }
+        self.end_turn(inner);
         Handled::Answer(answer)
     }
 
@@ -285,7 +286,7 @@ impl PartitionMemory {
         inner.partition = partition;
         inner.fault = None;
         inner.phases = Phases::default();
-        self.changed.notify_all();
+        self.release(inner);
         Ok(())
     }
 
@@ -302,10 +303,9 @@ impl PartitionMemory {
         }
         let mut partition = inner.partition.clone();
         let effects = partition.settle();
-        let result = self.perform(inner, partition, &effects);
-        if result.is_err() {
-            self.lock().broken = true;
-        }
+        let (mut inner, result) = self.perform(inner, partition, &effects);
+        inner.broken |= result.is_err();
+        self.end_turn(inner);
         result
     }
 
@@ -324,7 +324,7 @@ impl PartitionMemory {
         let charge = charge_of(&inner.partition);
         let _ = inner.charge.resize(charge);
         inner.retired = true;
-        self.changed.notify_all();
+        self.release(inner);
         Ok(())
     }
 
@@ -380,13 +380,14 @@ impl PartitionMemory {
         }
     }
 
-    /// Takes the turn, carries out `effects`, and on success makes `partition` the state.
+    /// Takes the turn, carries out `effects`, and on success makes `partition` the state. The caller ends the turn:
+    /// [`PartitionMemory::end_turn`].
     fn perform<'a>(
         &'a self,
         mut inner: MutexGuard<'a, Inner>,
         partition: Partition,
         effects: &[Effect],
-    ) -> Result<(), Arc<EffectError>> {
+    ) -> (MutexGuard<'a, Inner>, Result<(), Arc<EffectError>>) {
         let mut result = Ok(Spent::default());
         if !effects.is_empty() {
             inner.busy = true;
@@ -421,8 +422,7 @@ impl PartitionMemory {
                 Err(error)
             }
         };
-        self.turn_ended(&mut inner);
-        result
+        (inner, result)
     }
 
     /// Queues a discard. Under the lock, so that discards are queued in the order the state knows them in.
@@ -454,17 +454,24 @@ impl PartitionMemory {
         inner.phases.discarded = ByteSize::bytes(inner.phases.discarded.get() + discarded.freed.get());
         let charge = charge_of(&inner.partition);
         let _ = inner.charge.resize(charge);
-        self.changed.notify_all();
+        self.release(inner);
     }
 
-    fn turn_ended(&self, inner: &mut Inner) {
-        self.changed.notify_all();
+    /// Lets others have the turn.
+    fn end_turn(&self, mut inner: MutexGuard<'_, Inner>) {
         if std::mem::take(&mut inner.put_off)
             && let Some(waker) = &inner.waker
             && let Err(error) = waker.write(1)
         {
             tracing::error!(partition = %self.window.id(), %error, "cannot wake the device");
         }
+        self.release(inner);
+    }
+
+    /// Gives the lock back and wakes who waits for a change: in this order, or they would wake only to wait for the lock.
+    fn release(&self, inner: MutexGuard<'_, Inner>) {
+        drop(inner);
+        self.changed.notify_all();
     }
 
     fn figures(&self, inner: &Inner) -> Report {
