@@ -310,6 +310,23 @@ long node_pages(int node, const char *key)
 	return line ? atol(line + strlen(start)) / 4 : 0;
 }
 
+bool has_kasan(void)
+{
+	static int known = -1;
+	char line[512];
+	FILE *symbols;
+
+	if (known >= 0)
+		return known;
+	known = 0;
+	symbols = fopen("/proc/kallsyms", "r");
+	while (symbols && !known && fgets(line, sizeof(line), symbols))
+		known = strstr(line, " kasan_report\n") != NULL;
+	if (symbols)
+		fclose(symbols);
+	return known;
+}
+
 long list_pages(int node, const char *key, bool sum)
 {
 	static char text[65536];

@@ -74,6 +74,8 @@ long stat_of(const struct partition *partition, const char *name);
 int memory_blocks(int node);
 /* A line of the node's meminfo, in pages. */
 long node_pages(int node, const char *key);
+/* Whether the kernel was built with KASAN. */
+bool has_kasan(void);
 /* Of the node's per-CPU free lists, "count" or "high": the sum, or the highest. */
 long list_pages(int node, const char *key, bool sum);
 
