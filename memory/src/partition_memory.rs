@@ -9,6 +9,7 @@
 //! ([`Handled::Later`]), and the device is woken when the turn ends. Slots are replaced on control threads and on the
 //! discard thread only.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ struct Inner {
     /// Signalled when a turn ends in which a request was put off.
     waker: Option<EventFd>,
     put_off: bool,
+    /// What is to be discarded and has yet to be queued, the oldest first.
+    to_discard: VecDeque<BlockRange>,
     settling: bool,
     retired: bool,
     /// Slots are not what they should be; nothing is done any more.
@@ -185,6 +188,7 @@ impl PartitionMemory {
             busy: false,
             waker: None,
             put_off: false,
+            to_discard: VecDeque::new(),
             settling: false,
             retired: false,
             broken: false,
@@ -405,11 +409,10 @@ impl PartitionMemory {
                 }
                 inner.phases.drain += spent.drain;
                 inner.phases.slots += spent.slots;
-                for effect in effects {
-                    if let Effect::Discard(blocks) = effect {
-                        self.submit(*blocks);
-                    }
-                }
+                inner.to_discard.extend(effects.iter().filter_map(|effect| match effect {
+                    Effect::Discard(blocks) => Some(*blocks),
+                    _ => None,
+                }));
                 let charge = charge_of(&inner.partition);
                 // It never grows here: only a larger requested size makes it.
                 let _ = inner.charge.resize(charge);
@@ -425,18 +428,21 @@ impl PartitionMemory {
         (inner, result)
     }
 
-    /// Queues a discard. Under the lock, so that discards are queued in the order the state knows them in.
-    fn submit(&self, blocks: BlockRange) {
-        let this = self.this.clone();
-        let done = move |discarded| {
-            if let Some(this) = this.upgrade() {
-                this.discarded(blocks, &discarded);
+    /// Queues what is to be discarded. Under the lock, so that it is queued in the order the state knows it in.
+    fn queue_discards(&self) {
+        let mut inner = self.lock();
+        while let Some(blocks) = inner.to_discard.pop_front() {
+            let this = self.this.clone();
+            let done = move |discarded| {
+                if let Some(this) = this.upgrade() {
+                    this.discarded(blocks, &discarded);
+                }
+            };
+            let mapping = self.effects.mapping().clone();
+            if self.discards.discard(mapping, blocks.offset(), blocks.bytes(), done).is_err() {
+                // The VM is ending: its mappings go as a whole.
+                tracing::debug!(partition = %self.window.id(), %blocks, "not discarded: the discard thread has ended");
             }
-        };
-        let mapping = self.effects.mapping().clone();
-        if self.discards.discard(mapping, blocks.offset(), blocks.bytes(), done).is_err() {
-            // The VM is ending: its mappings go as a whole.
-            tracing::debug!(partition = %self.window.id(), %blocks, "not discarded: the discard thread has ended");
         }
     }
 
@@ -457,8 +463,10 @@ impl PartitionMemory {
         self.release(inner);
     }
 
-    /// Lets others have the turn.
+    /// Lets others have the turn. Who waits for an unplug is woken before the thread that frees the memory: where they share a
+    /// processor they would have to wait for that.
     fn end_turn(&self, mut inner: MutexGuard<'_, Inner>) {
+        let discards = !inner.to_discard.is_empty();
         if std::mem::take(&mut inner.put_off)
             && let Some(waker) = &inner.waker
             && let Err(error) = waker.write(1)
@@ -466,6 +474,9 @@ impl PartitionMemory {
             tracing::error!(partition = %self.window.id(), %error, "cannot wake the device");
         }
         self.release(inner);
+        if discards {
+            self.queue_discards();
+        }
     }
 
     /// Gives the lock back and wakes who waits for a change: in this order, or they would wake only to wait for the lock.
