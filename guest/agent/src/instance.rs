@@ -281,7 +281,8 @@ impl Instances {
         }
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
-            if !matches!(parts.placement, Placement::Private(_)) {
+            // In base memory the cache stays for the next one, and in a private node there is none.
+            if matches!(parts.placement, Placement::Policy(_)) {
                 match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
                     Ok(0) => {}
                     Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),

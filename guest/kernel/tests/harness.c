@@ -252,7 +252,7 @@ static bool await_request(struct partition *partition, unsigned long bytes, doub
 bool plug(struct partition *partition, unsigned long bytes)
 {
 	request(partition, bytes);
-	return check(await_request(partition, bytes, 10)) && check(await_state(partition, "online", 60));
+	return check(await_request(partition, bytes, 10)) && check(await_state(partition, "online", 240));
 }
 
 bool unplug(struct partition *partition, double seconds)

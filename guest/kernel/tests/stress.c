@@ -82,6 +82,7 @@ static void look_around(void)
 static void live(struct partition *partition, double end)
 {
 	char cgroup[32], node[8];
+	double slowest = 0;
 	long cycles = 0;
 
 	seed = partition->node;
@@ -90,10 +91,13 @@ static void live(struct partition *partition, double end)
 	while (now() < end) {
 		unsigned long bytes = dice(8) ? SIZE : SIZE / 2;
 		int workers = 1 + dice(3), i;
+		double start = now();
 		pid_t pids[3];
 
 		if (!plug(partition, bytes) || !check_is(cgroup_create(cgroup, partition->node), 0))
 			_exit(1);
+		if (now() - start > slowest)
+			slowest = now() - start;
 		for (i = 0; i < workers; i++)
 			pids[i] = spawn(cgroup, dice(12) ? "worker" : dice(2) ? "hog" : "pin_and_die", node);
 		pause_ms(dice(300));
@@ -117,8 +121,8 @@ static void live(struct partition *partition, double end)
 			_exit(1);
 		cycles++;
 	}
-	note("node %d: %ld cycles, %ld parks, %ld misses", partition->node, cycles, stat_of(partition, "parks"),
-	     stat_of(partition, "park_misses"));
+	note("node %d: %ld cycles, %ld parks, %ld misses, slowest plug %.1f s", partition->node, cycles,
+	     stat_of(partition, "parks"), stat_of(partition, "park_misses"), slowest);
 	_exit(0);
 }
 

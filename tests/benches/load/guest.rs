@@ -26,26 +26,25 @@ pub struct Guest {
 
 impl Guest {
     pub fn boot(image: &Image, provision: Provision) -> Result<Self> {
-        let mut builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE).partition_mode(match provision {
+        let all = ByteSize::mib(SIZES_MIB.iter().sum());
+        let base = match provision {
+            Provision::Static => ByteSize::bytes(BASE.get() + all.get()),
+            Provision::Shared | Provision::Stock | Provision::Extension => BASE,
+        };
+        let builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, base).partition_mode(match provision {
             Provision::Extension => PartitionMode::Extension,
             Provision::Static | Provision::Shared | Provision::Stock => PartitionMode::Stock,
         });
-        match provision {
-            Provision::Shared => builder = builder.partition(ByteSize::mib(SIZES_MIB.iter().sum())),
-            _ => {
-                for size in SIZES_MIB {
-                    builder = builder.partition(ByteSize::mib(size));
-                }
+        let builder = match provision {
+            Provision::Static => builder,
+            Provision::Shared => builder.partition(all),
+            Provision::Stock | Provision::Extension => {
+                SIZES_MIB.into_iter().fold(builder, |builder, size| builder.partition(ByteSize::mib(size)))
             }
-        }
+        };
         let plugged = Mutex::new(ByteSize::bytes(0));
         let vm = image.boot(builder)?;
         let mut guest = Self { vm, pool: Pool::default(), base: 0, provision, plugged };
-        if provision == Provision::Static {
-            for (index, size) in SIZES_MIB.into_iter().enumerate() {
-                guest.vm.plug(partition(index as u16 + 1)?, ByteSize::mib(size), PATIENCE)?;
-            }
-        }
         guest.warm_up()?;
         for info in guest.vm.partitions() {
             guest.vm.await_discard(info.memory.id, PATIENCE)?;
@@ -67,17 +66,21 @@ impl Guest {
         Ok(())
     }
 
-    /// Where an instance in that place has its memory.
-    pub fn partition_of(&self, place: &Place<'_>) -> Result<PartitionId> {
-        partition(if self.provision == Provision::Shared { 1 } else { place.index as u16 + 1 })
+    /// Where an instance in that place has its memory; `None` if that is the guest's own.
+    pub fn partition_of(&self, place: &Place<'_>) -> Result<Option<PartitionId>> {
+        Ok(match self.provision {
+            Provision::Static => None,
+            Provision::Shared => Some(partition(1)?),
+            Provision::Stock | Provision::Extension => Some(partition(place.index as u16 + 1)?),
+        })
     }
 
     /// Provides memory for an instance. Returns what that took.
     pub fn plug(&self, place: &Place<'_>) -> Result<Duration> {
-        let (start, size, partition) = (Instant::now(), SIZES_MIB[place.index], self.partition_of(place)?);
+        let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
+        let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };
         match self.provision {
-            Provision::Static => return Ok(Duration::ZERO),
-            Provision::Stock | Provision::Extension => {
+            Provision::Static | Provision::Stock | Provision::Extension => {
                 self.vm.plug(partition, ByteSize::mib(size), PATIENCE)?;
             }
             Provision::Shared => {
@@ -92,10 +95,10 @@ impl Guest {
 
     /// Takes it back. Returns what that took.
     pub fn unplug(&self, place: &Place<'_>) -> Result<Duration> {
-        let (start, size, partition) = (Instant::now(), SIZES_MIB[place.index], self.partition_of(place)?);
+        let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
+        let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };
         match self.provision {
-            Provision::Static => return Ok(Duration::ZERO),
-            Provision::Stock | Provision::Extension => {
+            Provision::Static | Provision::Stock | Provision::Extension => {
                 self.vm.unplug(partition, PATIENCE)?;
             }
             Provision::Shared => {
