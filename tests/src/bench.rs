@@ -10,7 +10,6 @@ pub mod smaps;
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -24,15 +23,6 @@ pub fn print(line: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut out, line)?;
     out.write_all(b"\n")?;
     out.flush()
-}
-
-/// An artefact's path, which the command puts in the environment.
-///
-/// # Errors
-/// It's not there.
-pub fn artefact(variable: &str) -> io::Result<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    path.ok_or_else(|| io::Error::other(format!("{variable} is not set: run `cargo xtask bench`")))
 }
 
 /// How the program of the benchmark `name` ends; says why where that is not well.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bellows_protocol::READY_PORT;
 use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, parse_ready_line};
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_tests::bench::boot::Monitor;
 use bellows_tests::bench::exits::Moments;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

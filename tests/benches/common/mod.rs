@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_vmm::{ImageConfig, ImageId, PartitionId, Vm, VmBuilder, VmEnd};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

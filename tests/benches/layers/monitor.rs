@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_tests::bench::layers::{Answer, Way};
 use bellows_tests::bench::smaps::Overhead;
 use nix::sys::signal::{Signal, kill};

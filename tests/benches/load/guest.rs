@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_tests::bench::load::{Arrival, Function, Provision};
 use bellows_vmm::{ByteSize, PartitionId, PartitionMode, Vm, VmBuilder};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_tests::bench::reclaim::Mode;
 use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, PartitionMode, PlugReport, Vm, VmBuilder};
 

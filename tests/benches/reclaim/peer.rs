@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bellows_tests::bench::artefact;
+use bellows_tests::artefact;
 use bellows_tests::bench::reclaim::{Group, Mode, Sample};
 use serde_json::{Value, json};
 

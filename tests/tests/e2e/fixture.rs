@@ -1,6 +1,5 @@
 //! What the tests are written in: `Guest::ours().partition(512).boot()`, then instances that run shell lines.
 
-use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -18,7 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An artefact's path, from the environment that the test command sets.
 pub fn artefact(variable: &str) -> PathBuf {
-    env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`")).into()
+    bellows_tests::artefact(variable).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The demo's image, imported once for all tests.
