@@ -117,7 +117,7 @@ static void live(struct partition *partition, double end)
 				_exit(1);
 			}
 		}
-		if (!check_is(cgroup_remove(cgroup), 0) || !check(unplug(partition, 20)))
+		if (!check_is(cgroup_remove(cgroup), 0) || !check(unplug(partition, 120)))
 			_exit(1);
 		cycles++;
 	}
@@ -152,7 +152,7 @@ static void run_all(int seconds)
 		pause_ms(dice(2000));
 	}
 	for (i = 0; i < nr_partitions; i++)
-		check_is(await_exit(lives[i], 120), 0);
+		check_is(await_exit(lives[i], 400), 0);
 	kill(looker, SIGKILL);
 	await_exit(looker, 10);
 	cgroup_remove("outside");
