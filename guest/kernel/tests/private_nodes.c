@@ -604,7 +604,7 @@ static int compare(const void *a, const void *b)
 	return *(const long *)a - *(const long *)b;
 }
 
-/* The guest's part of a park, in microseconds: median of nine. */
+/* The guest's part of a park, in microseconds: the least of nine, which tells least of others on the machine. */
 static long park_us(struct partition *partition, unsigned long bytes, long *unpark_us)
 {
 	long park[9], unpark[9], misses = stat_of(partition, "park_misses");
@@ -622,21 +622,21 @@ static long park_us(struct partition *partition, unsigned long bytes, long *unpa
 	}
 	qsort(park, 9, sizeof(long), compare);
 	qsort(unpark, 9, sizeof(long), compare);
-	*unpark_us = unpark[4];
-	note("%lu MiB: guest's work to park %ld us (%ld to %ld; %ld misses), to unpark %ld us", bytes / MIB, park[4], park[0],
-	     park[8], stat_of(partition, "park_misses") - misses, unpark[4]);
-	return park[4];
+	*unpark_us = unpark[0];
+	note("%lu MiB: guest's work to park %ld us (median %ld, at most %ld; %ld misses), to unpark %ld us", bytes / MIB,
+	     park[0], park[4], park[8], stat_of(partition, "park_misses") - misses, unpark[0]);
+	return park[0];
 }
 
 static void test_park_time(void)
 {
-	long small, big, small_unpark, big_unpark;
+	/* With some room for noise; and with KASAN, the work for 60 more memory sections shows. */
+	long small, big, small_unpark, big_unpark, room = has_kasan() ? 400 : 100;
 
 	small = park_us(FIRST, 512 * MIB, &small_unpark);
 	big = park_us(FIRST, 8 * GIB, &big_unpark);
-	/* With some room for noise: the machine is emulated, and not alone. */
-	check_most(big, small * 3 / 2 + 100);
-	check_most(big_unpark, small_unpark * 3 / 2 + 100);
+	check_most(big, small * 3 / 2 + room);
+	check_most(big_unpark, small_unpark * 3 / 2 + room);
 	/* Back to something small for the others. */
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }
