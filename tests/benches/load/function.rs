@@ -34,7 +34,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 ";
 
 /// Runs one to its end. Returns the instance, to be removed, and the most memory that it had, in bytes.
-pub fn run(guest: &Guest, number: usize, arrival: &Arrival, place: Option<PartitionId>) -> Result<(Instance, u64)> {
+pub fn run(guest: &Guest, number: usize, arrival: &Arrival, partition: Option<PartitionId>) -> Result<(Instance, u64)> {
     let name = match arrival.function {
         Function::Compress => "compress",
         Function::Json => "json",
@@ -44,7 +44,7 @@ pub fn run(guest: &Guest, number: usize, arrival: &Arrival, place: Option<Partit
     let arguments = [arrival.memory_mib.to_string(), arrival.rounds.to_string()];
     let command = ["/usr/bin/python3", "-c", PROGRAM, name].into_iter().chain(arguments.iter().map(String::as_str));
     let spec = InstanceSpec::new(format!("f{number}").parse()?, image_id()?, command);
-    let spec = place.into_iter().fold(spec, InstanceSpec::in_partition);
+    let spec = partition.into_iter().fold(spec, InstanceSpec::in_partition);
     let instance = guest.vm.start_instance(&spec)?;
     let printed = Printed::default();
     let streams = [Output::Stdout, Output::Stderr].map(|stream| instance.forward(stream, printed.clone()));

@@ -79,16 +79,13 @@ impl Guest {
     pub fn plug(&self, place: &Place<'_>) -> Result<Duration> {
         let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
         let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };
-        match self.provision {
-            Provision::Static | Provision::Stock | Provision::Extension => {
-                self.vm.plug(partition, ByteSize::mib(size), PATIENCE)?;
-            }
-            Provision::Shared => {
-                let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
-                let more = ByteSize::bytes(plugged.get() + (size << 20));
-                self.vm.plug(partition, more, PATIENCE)?;
-                *plugged = more;
-            }
+        if self.provision == Provision::Shared {
+            let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
+            let more = ByteSize::bytes(plugged.get() + (size << 20));
+            self.vm.plug(partition, more, PATIENCE)?;
+            *plugged = more;
+        } else {
+            self.vm.plug(partition, ByteSize::mib(size), PATIENCE)?;
         }
         Ok(start.elapsed())
     }
@@ -97,16 +94,13 @@ impl Guest {
     pub fn unplug(&self, place: &Place<'_>) -> Result<Duration> {
         let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
         let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };
-        match self.provision {
-            Provision::Static | Provision::Stock | Provision::Extension => {
-                self.vm.unplug(partition, PATIENCE)?;
-            }
-            Provision::Shared => {
-                let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
-                let less = ByteSize::bytes(plugged.get() - (size << 20));
-                self.vm.shrink(partition, less, PATIENCE)?;
-                *plugged = less;
-            }
+        if self.provision == Provision::Shared {
+            let mut plugged = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
+            let less = ByteSize::bytes(plugged.get() - (size << 20));
+            self.vm.shrink(partition, less, PATIENCE)?;
+            *plugged = less;
+        } else {
+            self.vm.unplug(partition, PATIENCE)?;
         }
         Ok(start.elapsed())
     }
