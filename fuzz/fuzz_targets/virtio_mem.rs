@@ -100,10 +100,12 @@ impl Model {
                         block.visible = true;
                     }
                 }
-                Effect::Revoke(range) => {
-                    for block in self.at(*range) {
-                        assert!(block.visible, "{effect:?}");
-                        block.visible = false;
+                Effect::Revoke(runs) => {
+                    for run in runs {
+                        for block in self.at(*run) {
+                            assert!(block.visible, "{effect:?}");
+                            block.visible = false;
+                        }
                     }
                 }
                 Effect::Discard(range) => {

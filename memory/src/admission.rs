@@ -93,20 +93,23 @@ impl Charge {
         Self { admission, id, backing, bytes: 0 }
     }
 
-    /// Changes the charge. Making it smaller always works.
+    /// Makes the charge larger or smaller, where the host has to come up with what is added to it or with `growth`, whichever
+    /// is more: memory that has gone back may still be charged for, because the guest could reach it.
     ///
     /// # Errors
     /// The VM's limit or the host can't back it; nothing changed.
-    pub fn resize(&mut self, wanted: ByteSize) -> Result<(), AdmissionError> {
+    pub fn admit(&mut self, wanted: ByteSize, growth: ByteSize) -> Result<(), AdmissionError> {
         let id = self.id;
         let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let others = admitted.saturating_sub(self.bytes);
-        if let Some(more) = wanted.get().checked_sub(self.bytes).filter(|&more| more != 0) {
-            if let Some(limit) = self.admission.limit
-                && others.saturating_add(wanted.get()) > limit.get()
-            {
-                return Err(AdmissionError::Limit { id, wanted, others: ByteSize::bytes(others), limit });
-            }
+        if let Some(limit) = self.admission.limit
+            && wanted.get() > self.bytes
+            && others.saturating_add(wanted.get()) > limit.get()
+        {
+            return Err(AdmissionError::Limit { id, wanted, others: ByteSize::bytes(others), limit });
+        }
+        let more = wanted.get().saturating_sub(self.bytes).max(growth.get());
+        if more != 0 {
             let available = self.admission.host.available(self.backing).map_err(AdmissionError::Unknown)?;
             if more > available.get() {
                 return Err(AdmissionError::Host { id, wanted, more: ByteSize::bytes(more), available });
@@ -115,6 +118,14 @@ impl Charge {
         *admitted = others.saturating_add(wanted.get());
         self.bytes = wanted.get();
         Ok(())
+    }
+
+    /// Makes the charge smaller, if `wanted` is smaller.
+    pub fn lower(&mut self, wanted: ByteSize) {
+        let less = self.bytes.saturating_sub(wanted.get());
+        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        *admitted = admitted.saturating_sub(less);
+        self.bytes -= less;
     }
 }
 

@@ -1,5 +1,7 @@
 use super::*;
 
+const NONE: ByteSize = ByteSize::bytes(0);
+
 struct Host(ByteSize);
 
 impl HostMemory for Host {
@@ -18,16 +20,18 @@ fn charges(limit: Option<ByteSize>, host: ByteSize) -> (Arc<Admission>, Charge, 
 #[test]
 fn partitions_share_the_limit_of_their_vm() {
     let (admission, mut one, mut two) = charges(Some(ByteSize::gib(3)), ByteSize::gib(100));
-    one.resize(ByteSize::gib(2)).unwrap();
-    let error = two.resize(ByteSize::gib(2)).unwrap_err().to_string();
+    one.admit(ByteSize::gib(2), NONE).unwrap();
+    let error = two.admit(ByteSize::gib(2), NONE).unwrap_err().to_string();
     assert_eq!(
         error,
         "partition 2 can't grow to 2 GiB: with 2 GiB in other partitions that is beyond the VM's limit of 3 GiB"
     );
     assert_eq!(admission.admitted(), ByteSize::gib(2), "nothing changed");
-    one.resize(ByteSize::gib(3)).unwrap();
-    one.resize(ByteSize::gib(1)).unwrap();
-    two.resize(ByteSize::gib(2)).unwrap();
+    one.admit(ByteSize::gib(3), NONE).unwrap();
+    one.lower(ByteSize::gib(1));
+    one.lower(ByteSize::gib(2));
+    assert_eq!(admission.admitted(), ByteSize::gib(1), "it does not grow");
+    two.admit(ByteSize::gib(2), NONE).unwrap();
     drop(one);
     assert_eq!(admission.admitted(), ByteSize::gib(2));
 }
@@ -35,10 +39,13 @@ fn partitions_share_the_limit_of_their_vm() {
 #[test]
 fn only_what_is_added_has_to_be_available() {
     let (_, mut one, _) = charges(None, ByteSize::gib(1));
-    one.resize(ByteSize::gib(1)).unwrap();
-    one.resize(ByteSize::gib(2)).unwrap();
-    let error = one.resize(ByteSize::gib(4)).unwrap_err().to_string();
+    one.admit(ByteSize::gib(1), NONE).unwrap();
+    one.admit(ByteSize::gib(2), NONE).unwrap();
+    let error = one.admit(ByteSize::gib(4), NONE).unwrap_err().to_string();
     assert_eq!(error, "partition 1 can't grow to 4 GiB: it needs 2 GiB more and the host has 1 GiB available");
+    one.admit(ByteSize::gib(2), ByteSize::gib(1)).unwrap();
+    let error = one.admit(ByteSize::gib(2), ByteSize::mib(1025)).unwrap_err().to_string();
+    assert_eq!(error, "partition 1 can't grow to 2 GiB: it needs 1025 MiB more and the host has 1 GiB available");
 }
 
 #[test]

@@ -74,12 +74,6 @@ impl BlockRange {
         self.first <= other.first && other.end <= self.end
     }
 
-    /// Whether the two overlap or have no block between them.
-    #[must_use]
-    pub const fn touches(self, other: Self) -> bool {
-        self.first <= other.end && other.first <= self.end
-    }
-
     /// The smallest range that holds both.
     #[must_use]
     pub fn join(self, other: Self) -> Self {
@@ -152,6 +146,14 @@ impl BlockSet {
     #[must_use]
     pub fn all(&self, range: BlockRange) -> bool {
         self.count(range) == range.count()
+    }
+
+    /// Whether `range` is one of [`BlockSet::runs`].
+    #[must_use]
+    pub fn is_run(&self, range: BlockRange) -> bool {
+        let beside =
+            |block: Option<u32>| block.and_then(|block| BlockRange::new(block, 1)).is_some_and(|block| self.any(block));
+        self.all(range) && !beside(range.first.checked_sub(1)) && !beside(Some(range.end))
     }
 
     /// The maximal runs of neighbouring blocks in the set, in order.

@@ -17,11 +17,10 @@ fn a_range_is_never_empty_and_never_runs_over() {
 }
 
 #[test]
-fn neighbours_touch_but_do_not_overlap() {
+fn neighbours_do_not_overlap() {
     let (a, b) = (BlockRange::new(0, 4).unwrap(), BlockRange::new(4, 4).unwrap());
-    assert!(a.touches(b) && b.touches(a) && !a.overlaps(b));
+    assert!(!a.overlaps(b) && !b.overlaps(a) && a.overlaps(a));
     assert_eq!(a.join(b), BlockRange::new(0, 8).unwrap());
-    assert!(!a.touches(BlockRange::new(5, 1).unwrap()));
 }
 
 proptest! {
@@ -38,11 +37,13 @@ proptest! {
             prop_assert_eq!(set.count(range) as usize, inside);
             prop_assert_eq!(set.any(range), insert);
             prop_assert_eq!(set.all(range), insert);
+            prop_assert_eq!(set.is_run(range), set.runs().any(|run| run == range));
         }
         prop_assert_eq!(set.len() as usize, model.len());
         let listed: Vec<u32> = set.runs().flat_map(|run| run.first()..run.end()).collect();
         prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());
         let runs: Vec<BlockRange> = set.runs().collect();
-        prop_assert!(runs.windows(2).all(|pair| !pair[0].touches(pair[1])), "runs are maximal: {runs:?}");
+        prop_assert!(runs.windows(2).all(|pair| pair[0].end() < pair[1].first()), "runs are maximal: {runs:?}");
+        prop_assert!(runs.iter().all(|run| set.is_run(*run)));
     }
 }

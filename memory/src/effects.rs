@@ -97,14 +97,8 @@ impl Effects {
                 let new: Vec<_> = new.iter().map(|blocks| self.slot(*blocks)).collect();
                 self.slots.replace(self.slot(*old), &new)?;
             }
-            Effect::Reveal(blocks) => self.view.reveal(*blocks)?,
-            Effect::Revoke(blocks) => {
-                self.view.revoke(*blocks)?;
-                if !self.view.drain(*blocks, DRAIN_LIMIT) {
-                    self.view.reveal(*blocks)?;
-                    return Err(EffectError::InFlight(*blocks));
-                }
-            }
+            Effect::Reveal(blocks) => self.view.reveal(&[*blocks])?,
+            Effect::Revoke(runs) => self.revoke(runs)?,
             // Queued by the caller, once the new state holds.
             Effect::Discard(_) => {}
         }
@@ -116,6 +110,17 @@ impl Effects {
         Ok(())
     }
 
+    /// Waits once for all `runs`: each wait of its own would be for requests that came after the one before.
+    fn revoke(&self, runs: &[BlockRange]) -> Result<(), EffectError> {
+        let Some(span) = runs.iter().copied().reduce(BlockRange::join) else { return Ok(()) };
+        self.view.revoke(runs)?;
+        if self.view.drain(span, DRAIN_LIMIT) {
+            return Ok(());
+        }
+        self.view.reveal(runs)?;
+        Err(EffectError::InFlight(span))
+    }
+
     /// Undoes effects that were carried out, the last one first; false if that can't be done.
     fn undo(&self, effects: &[Effect]) -> bool {
         let mut undone = true;
@@ -123,8 +128,8 @@ impl Effects {
             let result = match effect {
                 Effect::AddSlot(blocks) => self.slots.delete(self.slot(*blocks)).map_err(EffectError::from),
                 Effect::DeleteSlot(blocks) => self.slots.set(self.slot(*blocks)).map_err(EffectError::from),
-                Effect::Reveal(blocks) => self.view.revoke(*blocks).map_err(EffectError::from),
-                Effect::Revoke(blocks) => self.view.reveal(*blocks).map_err(EffectError::from),
+                Effect::Reveal(blocks) => self.view.revoke(&[*blocks]).map_err(EffectError::from),
+                Effect::Revoke(runs) => self.view.reveal(runs).map_err(EffectError::from),
                 Effect::Back(blocks) => {
                     if let Err(error) = self.mapping.discard(blocks.offset(), blocks.bytes()) {
                         tracing::warn!(%blocks, error = ?error, "memory that is not plugged stays reserved");

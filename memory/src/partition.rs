@@ -75,8 +75,8 @@ pub enum Effect {
     AddSlot(BlockRange),
     /// Let devices reach the blocks.
     Reveal(BlockRange),
-    /// End the devices' access to the blocks, requests in flight included.
-    Revoke(BlockRange),
+    /// End the devices' access to the runs, in order of address, requests in flight included. Nothing between them is plugged.
+    Revoke(Vec<BlockRange>),
     /// End the guest's access to the blocks, which are a slot as it was added.
     DeleteSlot(BlockRange),
     /// Replace a slot by parts of it, while no vCPU runs.
@@ -189,7 +189,7 @@ impl Partition {
         if !self.is_usable(range) || !self.plugged.all(range) {
             return answer(Answer::Error);
         }
-        let mut effects = vec![Effect::Revoke(range)];
+        let mut effects = vec![Effect::Revoke(vec![range])];
         self.plugged.remove(range);
         if self.plugged.is_empty() {
             self.withdraw(&mut effects);
@@ -202,7 +202,11 @@ impl Partition {
     /// UNPLUG_ALL: whatever is plugged.
     #[must_use]
     pub fn unplug_all(&mut self) -> Outcome {
-        let mut effects: Vec<_> = self.plugged.runs().map(Effect::Revoke).collect();
+        let mut effects = Vec::new();
+        if !self.plugged.is_empty() {
+            // One effect for all, so that devices are waited for once.
+            effects.push(Effect::Revoke(self.plugged.runs().collect()));
+        }
         self.plugged = BlockSet::new(self.blocks);
         self.withdraw(&mut effects);
         Outcome { answer: Answer::Ack(None), effects }

@@ -1,13 +1,14 @@
 //! One partition with everything around it: state, host memory, slots, the devices' view and discards.
 //!
 //! Three kinds of threads meet here. vCPU threads read figures and never wait. A device's thread brings the guest's
-//! requests. Control threads ask for sizes and wait, always with a time-out.
+//! requests. Control threads ask for sizes and wait, always with a time-out beside the turns of others.
 //!
 //! Operations exclude each other by a *turn* that is taken under the lock but held without it, because carrying out effects
 //! takes a while and, where slots are replaced, waits for vCPUs to stop: a vCPU that reads figures meanwhile must not
 //! block. For the same reason a device's thread never waits for the turn: a request that finds it taken is put off
-//! ([`Handled::Later`]), and the device is woken when the turn ends. Slots are replaced on control threads and on the
-//! discard thread only.
+//! ([`Handled::Later`]), and the device is woken when the turn ends. Other threads that wait for the turn come first, so that
+//! a guest that asks all the time keeps none of them waiting for more than one request. Slots are replaced on control threads
+//! and on the discard thread only.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -56,6 +57,8 @@ struct Inner {
     charge: Charge,
     /// Somebody has the turn.
     busy: bool,
+    /// Threads that wait for the turn.
+    waiting: u32,
     /// Signalled when a turn ends in which a request was put off.
     waker: Option<EventFd>,
     put_off: bool,
@@ -63,6 +66,10 @@ struct Inner {
     to_discard: VecDeque<BlockRange>,
     settling: bool,
     retired: bool,
+    /// The guest does nothing any more.
+    ended: bool,
+    /// How many sizes were requested so far.
+    requests: u64,
     /// Slots are not what they should be; nothing is done any more.
     broken: bool,
     /// Why the last operation failed, until a size is requested again.
@@ -94,6 +101,13 @@ pub struct Phases {
     pub discard: Duration,
     /// Bytes that had pages and went back to the host.
     pub discarded: ByteSize,
+}
+
+/// A size that was requested, to wait for.
+#[derive(Clone, Copy, Debug)]
+pub struct Requested {
+    number: u64,
+    before: ByteSize,
 }
 
 /// A partition's figures.
@@ -133,6 +147,29 @@ pub enum RequestError {
     /// The partition was given up.
     #[error("partition {0} is being removed")]
     Retired(PartitionId),
+    /// More is wanted than that, or is there.
+    #[error("partition {id} can't be plugged with {size}: expected at least {floor}, or a call that shrinks it")]
+    NoGrowth {
+        /// The partition.
+        id: PartitionId,
+        /// What was asked for.
+        size: ByteSize,
+        /// What it has or should have, at least a block.
+        floor: ByteSize,
+    },
+    /// Less is wanted than that.
+    #[error("partition {id} can't be shrunk to {size}: expected at most {requested}, which it should have now")]
+    NoShrinking {
+        /// The partition.
+        id: PartitionId,
+        /// What was asked for.
+        size: ByteSize,
+        /// What it should have.
+        requested: ByteSize,
+    },
+    /// Another size was requested since.
+    #[error("partition {0}: another size was requested meanwhile")]
+    Superseded(PartitionId),
     /// An earlier operation failed halfway.
     #[error("partition {0} is out of use because its memory slots are not what they should be")]
     Broken(PartitionId),
@@ -154,6 +191,12 @@ pub enum WaitError {
         /// Where things stand.
         report: Box<Report>,
     },
+    /// Somebody else wants another size.
+    #[error("partition {0}: another size was requested meanwhile")]
+    Superseded(PartitionId),
+    /// The guest is no more.
+    #[error("partition {0}: the VM has ended")]
+    Ended(PartitionId),
     /// The host could not do what the guest asked for.
     #[error("partition {0}: the guest's request failed")]
     Failed(PartitionId, #[source] Arc<EffectError>),
@@ -186,11 +229,14 @@ impl PartitionMemory {
             partition: Partition::new(blocks(bytes), blocks(window.granule())),
             charge: Charge::new(admission, window.id(), backing),
             busy: false,
+            waiting: 0,
             waker: None,
             put_off: false,
             to_discard: VecDeque::new(),
             settling: false,
             retired: false,
+            ended: false,
+            requests: 0,
             broken: false,
             fault: None,
             unplugged: 0,
@@ -227,7 +273,7 @@ impl PartitionMemory {
     #[must_use]
     pub fn handle(&self, request: Request) -> Handled {
         let mut inner = self.lock();
-        if inner.busy {
+        if inner.busy || inner.waiting != 0 {
             inner.put_off = true;
             return Handled::Later;
         }
@@ -271,27 +317,96 @@ impl PartitionMemory {
         inner.put_off = false;
     }
 
+    /// How many sizes were requested so far: changes whenever the host changes the device's configuration.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.lock().requests
+    }
+
     /// Changes what the host wants plugged, once it has been admitted. The caller tells the guest.
     ///
     /// # Errors
     /// The size is impossible or can't be backed, or the partition is out of use; nothing changed.
-    pub fn request_size(&self, size: ByteSize) -> Result<(), RequestError> {
+    pub fn request_size(&self, size: ByteSize) -> Result<Requested, RequestError> {
+        self.request_if(size, |_| Ok(()))
+    }
+
+    /// [`PartitionMemory::request_size`] for a partition that is to have `size` in the end: neither nothing nor less than it has
+    /// or should have.
+    ///
+    /// # Errors
+    /// As for that, or the size is too small.
+    pub fn request_growth(&self, size: ByteSize) -> Result<Requested, RequestError> {
         let id = self.window.id();
+        self.request_if(size, |inner| {
+            let floor = inner.partition.plugged().max(inner.partition.requested()).max(BLOCK);
+            if size < floor { Err(RequestError::NoGrowth { id, size, floor }) } else { Ok(()) }
+        })
+    }
+
+    /// [`PartitionMemory::request_size`] for a partition that is to have no more than `size`.
+    ///
+    /// # Errors
+    /// As for that, or less is requested already.
+    pub fn request_shrinking(&self, size: ByteSize) -> Result<Requested, RequestError> {
+        let id = self.window.id();
+        self.request_if(size, |inner| {
+            let requested = inner.partition.requested();
+            if size > requested { Err(RequestError::NoShrinking { id, size, requested }) } else { Ok(()) }
+        })
+    }
+
+    /// Requests again what was requested before `requested`.
+    ///
+    /// # Errors
+    /// As for [`PartitionMemory::request_size`], or another size was requested since, which stands.
+    pub fn take_back(&self, requested: Requested) -> Result<Requested, RequestError> {
+        let id = self.window.id();
+        let still = |inner: &Inner| {
+            if inner.requests == requested.number { Ok(()) } else { Err(RequestError::Superseded(id)) }
+        };
+        self.request_if(requested.before, still)
+    }
+
+    fn request_if(
+        &self,
+        size: ByteSize,
+        may: impl FnOnce(&Inner) -> Result<(), RequestError>,
+    ) -> Result<Requested, RequestError> {
         let mut inner = self.idle();
+        let result = may(&inner).and_then(|()| self.request_in(&mut inner, size));
+        self.release(inner);
+        result
+    }
+
+    fn request_in(&self, inner: &mut Inner, size: ByteSize) -> Result<Requested, RequestError> {
+        let id = self.window.id();
         if inner.retired {
             return Err(RequestError::Retired(id));
         }
         if inner.broken {
             return Err(RequestError::Broken(id));
         }
+        let before = inner.partition.requested();
         let mut partition = inner.partition.clone();
         partition.set_requested(size).map_err(|source| RequestError::Size(id, source))?;
-        inner.charge.resize(charge_of(&partition))?;
+        // What is being discarded will be there by the time that it is plugged again.
+        let there = partition.plugged().get().saturating_add(partition.discarding().get());
+        let growth = if size > before { size.get().saturating_sub(there) } else { 0 };
+        inner.charge.admit(charge_of(&partition), ByteSize::bytes(growth))?;
         inner.partition = partition;
         inner.fault = None;
         inner.phases = Phases::default();
-        self.release(inner);
-        Ok(())
+        inner.requests += 1;
+        Ok(Requested { number: inner.requests, before })
+    }
+
+    /// Ends all waits for the guest, now and later: it has ended.
+    pub fn end(&self) {
+        let mut inner = self.lock();
+        inner.ended = true;
+        drop(inner);
+        self.changed.notify_all();
     }
 
     /// Makes slots follow what is plugged, granule by granule. For when the guest has stopped giving memory back halfway.
@@ -303,7 +418,9 @@ impl PartitionMemory {
     pub fn settle(&self) -> Result<(), Arc<EffectError>> {
         let inner = self.idle();
         if inner.broken {
-            return inner.fault.clone().map_or(Ok(()), Err);
+            let result = inner.fault.clone().map_or(Ok(()), Err);
+            self.release(inner);
+            return result;
         }
         let mut partition = inner.partition.clone();
         let effects = partition.settle();
@@ -321,31 +438,33 @@ impl PartitionMemory {
         let mut inner = self.idle();
         let (plugged, discarding) = (inner.partition.plugged(), inner.partition.discarding());
         if plugged.get() != 0 || discarding.get() != 0 {
+            self.release(inner);
             return Err(StillInUse { id: self.window.id(), plugged, discarding });
         }
+        inner.requests += 1;
         // Zero is a size that every partition can have.
         let _ = inner.partition.set_requested(ByteSize::bytes(0));
         let charge = charge_of(&inner.partition);
-        let _ = inner.charge.resize(charge);
+        inner.charge.lower(charge);
         inner.retired = true;
         self.release(inner);
         Ok(())
     }
 
-    /// Waits until all that is requested is plugged.
+    /// Waits until all that was `requested` is plugged.
     ///
     /// # Errors
-    /// It is not after `timeout`, or the host could not do its part.
-    pub fn wait_plugged(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("plugged", timeout, true, |report| report.plugged >= report.requested)
+    /// It is not after `timeout`, another size is requested, the VM ends, or the host could not do its part.
+    pub fn wait_plugged(&self, requested: Requested, timeout: Duration) -> Result<Report, WaitError> {
+        self.wait("plugged", timeout, Some(requested), |report| report.plugged >= report.requested)
     }
 
-    /// Waits until no more than requested is plugged.
+    /// Waits until no more than was `requested` is plugged.
     ///
     /// # Errors
-    /// There still is after `timeout`, or the host could not do its part.
-    pub fn wait_unplugged(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("unplugged", timeout, true, |report| report.plugged <= report.requested)
+    /// There still is after `timeout`, another size is requested, the VM ends, or the host could not do its part.
+    pub fn wait_unplugged(&self, requested: Requested, timeout: Duration) -> Result<Report, WaitError> {
+        self.wait("unplugged", timeout, Some(requested), |report| report.plugged <= report.requested)
     }
 
     /// Waits until everything that was unplugged has gone back to the host.
@@ -353,30 +472,43 @@ impl PartitionMemory {
     /// # Errors
     /// It has not after `timeout`.
     pub fn wait_discarded(&self, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("discarded", timeout, false, |report| report.discarding.get() == 0)
+        self.wait("discarded", timeout, None, |report| report.discarding.get() == 0)
     }
 
     fn wait(
         &self,
         goal: &'static str,
         timeout: Duration,
-        heed_faults: bool,
+        requested: Option<Requested>,
         reached: fn(&Report) -> bool,
     ) -> Result<Report, WaitError> {
+        let id = self.window.id();
         let start = Instant::now();
         let mut inner = self.lock();
         loop {
             // Not during a turn: what is already true then may not have been answered yet.
             if !inner.busy {
                 let report = self.figures(&inner);
+                if requested.is_some_and(|requested| requested.number != inner.requests) {
+                    return Err(WaitError::Superseded(id));
+                }
                 if reached(&report) {
                     return Ok(report);
                 }
-                if let Some(fault) = inner.fault.as_ref().filter(|_| heed_faults) {
-                    return Err(WaitError::Failed(self.window.id(), fault.clone()));
-                }
             }
-            let Some(left) = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) else {
+            if requested.is_some() && inner.ended {
+                return Err(WaitError::Ended(id));
+            }
+            let left = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
+            let fault = inner.fault.as_ref().filter(|fault| {
+                // The guest was answered BUSY and tries again.
+                let may_pass = matches!(***fault, EffectError::InFlight(_));
+                requested.is_some() && !inner.busy && (left.is_none() || !may_pass)
+            });
+            if let Some(fault) = fault {
+                return Err(WaitError::Failed(id, fault.clone()));
+            }
+            let Some(left) = left else {
                 let report = Box::new(self.figures(&inner));
                 return Err(WaitError::Timeout { goal, waited: timeout, report });
             };
@@ -414,8 +546,7 @@ impl PartitionMemory {
                     _ => None,
                 }));
                 let charge = charge_of(&inner.partition);
-                // It never grows here: only a larger requested size makes it.
-                let _ = inner.charge.resize(charge);
+                inner.charge.lower(charge);
                 Ok(())
             }
             Err(failure) => {
@@ -459,7 +590,7 @@ impl PartitionMemory {
         inner.phases.discard += discarded.took;
         inner.phases.discarded = ByteSize::bytes(inner.phases.discarded.get() + discarded.freed.get());
         let charge = charge_of(&inner.partition);
-        let _ = inner.charge.resize(charge);
+        inner.charge.lower(charge);
         self.release(inner);
     }
 
@@ -467,20 +598,27 @@ impl PartitionMemory {
     /// processor they would have to wait for that.
     fn end_turn(&self, mut inner: MutexGuard<'_, Inner>) {
         let discards = !inner.to_discard.is_empty();
-        if std::mem::take(&mut inner.put_off)
-            && let Some(waker) = &inner.waker
-            && let Err(error) = waker.write(1)
-        {
-            tracing::error!(partition = %self.window.id(), %error, "cannot wake the device");
-        }
+        self.wake_device(&mut inner);
         self.release(inner);
         if discards {
             self.queue_discards();
         }
     }
 
+    /// Brings the device back if a request was put off, unless others wait for the turn: then the last of them does.
+    fn wake_device(&self, inner: &mut Inner) {
+        if inner.waiting == 0
+            && std::mem::take(&mut inner.put_off)
+            && let Some(waker) = &inner.waker
+            && let Err(error) = waker.write(1)
+        {
+            tracing::error!(partition = %self.window.id(), %error, "cannot wake the device");
+        }
+    }
+
     /// Gives the lock back and wakes who waits for a change: in this order, or they would wake only to wait for the lock.
-    fn release(&self, inner: MutexGuard<'_, Inner>) {
+    fn release(&self, mut inner: MutexGuard<'_, Inner>) {
+        self.wake_device(&mut inner);
         drop(inner);
         self.changed.notify_all();
     }
@@ -501,12 +639,15 @@ impl PartitionMemory {
         }
     }
 
-    /// The lock, once nobody has the turn. Whoever keeps it has the turn. Turns are short: a drain is limited.
+    /// The lock, once nobody has the turn. Whoever keeps it has the turn, and [`PartitionMemory::release`]s it. Turns are short:
+    /// a drain is limited.
     fn idle(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.lock();
+        inner.waiting += 1;
         while inner.busy {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
+        inner.waiting -= 1;
         inner
     }
 

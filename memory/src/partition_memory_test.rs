@@ -2,6 +2,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::testing::Fixture;
@@ -49,16 +50,16 @@ fn a_partition_comes_and_goes_as_a_whole() {
     let fixture = Fixture::new(ByteSize::mib(512));
     let partition = &fixture.partition;
     assert!(!write(&fixture, 0, 1), "devices see nothing of what is not plugged");
-    partition.request_size(ByteSize::mib(256)).unwrap();
+    let requested = partition.request_size(ByteSize::mib(256)).unwrap();
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(256));
-    assert!(matches!(partition.wait_plugged(AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
+    assert!(matches!(partition.wait_plugged(requested, AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
     ack(&fixture, Request::Plug(mib(0, 128)));
     assert!(write(&fixture, 128 * MIB - 8, 1) && !write(&fixture, 128 * MIB - 4, 1) && !write(&fixture, 128 * MIB, 1));
     let_the_discard_thread_catch_up(&fixture);
     ack(&fixture, Request::Plug(mib(128, 128)));
     assert!(write(&fixture, 128 * MIB - 4, 1), "plugged neighbours are one region");
     assert_eq!(fixture.view.memory().num_regions(), 2);
-    assert_eq!(partition.wait_plugged(AT_ONCE).unwrap().plugged, ByteSize::mib(256));
+    assert_eq!(partition.wait_plugged(requested, AT_ONCE).unwrap().plugged, ByteSize::mib(256));
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 256 * MIB)]);
     assert_eq!(fixture.slots.calls().len(), 1, "one slot, set once");
 
@@ -141,15 +142,122 @@ fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     let fixture = plugged(128);
     assert!(write(&fixture, 0, 42));
     let stuck = fixture.view.memory();
-    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
     assert_eq!(read(&fixture, 0), Some(42), "everything is as before");
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
-    let error = fixture.partition.wait_unplugged(SOON).unwrap_err();
+    let (limit, start) = (Duration::from_millis(50), Instant::now());
+    let error = fixture.partition.wait_unplugged(requested, limit).unwrap_err();
     assert!(matches!(&error, WaitError::Failed(_, cause) if matches!(**cause, EffectError::InFlight(_))), "{error:?}");
+    assert!(start.elapsed() >= limit, "the guest tries again, so who waits is patient");
     drop(stuck);
     ack(&fixture, Request::UnplugAll);
-    fixture.partition.wait_unplugged(AT_ONCE).unwrap();
+    fixture.partition.wait_unplugged(requested, AT_ONCE).unwrap();
+}
+
+#[test]
+fn an_unplug_of_many_pieces_waits_for_devices_once() {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    fixture.partition.request_size(ByteSize::mib(512)).unwrap();
+    for first in (0..512).step_by(4) {
+        ack(&fixture, Request::Plug(mib(first, 2)));
+    }
+    assert_eq!(fixture.view.memory().num_regions(), 1 + 128);
+    let (view, (held, holding)) = (fixture.view.clone(), mpsc::channel());
+    let (stop, stopped) = mpsc::channel::<()>();
+    // A device that is never idle: each request takes a snapshot before the one before lets its own go.
+    let device = thread::spawn(move || {
+        let mut snapshot = view.memory();
+        held.send(()).unwrap();
+        let mut requests = 0;
+        while matches!(stopped.recv_timeout(Duration::from_millis(20)), Err(mpsc::RecvTimeoutError::Timeout)) {
+            snapshot = view.memory();
+            requests += 1;
+        }
+        drop(snapshot);
+        requests
+    });
+    holding.recv().unwrap();
+    ack(&fixture, Request::UnplugAll);
+    drop(stop);
+    let requests = device.join().unwrap();
+    assert!(requests < 64, "one wait for all, not for each of 128: {requests} requests meanwhile");
+    assert_eq!(fixture.view.memory().num_regions(), 1);
+}
+
+#[test]
+fn who_waits_for_the_turn_comes_before_the_next_request_of_the_guest() {
+    let fixture = plugged(128);
+    let waker = EventFd::new(EFD_NONBLOCK).unwrap();
+    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
+    // The turn has ended, and somebody who waits for it has yet to run.
+    fixture.partition.lock().waiting += 1;
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Later);
+    fixture.partition.lock().waiting -= 1;
+    assert!(fixture.partition.request_size(ByteSize::mib(1)).is_err());
+    assert_eq!(waker.read().unwrap(), 1, "the guest's turn, whatever came of the other's");
+    ack(&fixture, Request::UnplugAll);
+}
+
+#[test]
+fn the_last_size_that_is_requested_counts_and_the_others_hear_of_it() {
+    let fixture = plugged(128);
+    let first = fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    let partition = fixture.partition.clone();
+    let waiting = thread::spawn(move || partition.wait_plugged(first, SOON));
+    let second = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    assert!(matches!(waiting.join().unwrap(), Err(WaitError::Superseded(_))), "zero is plugged, and not what it wants");
+    assert!(matches!(fixture.partition.take_back(first), Err(RequestError::Superseded(_))));
+    assert_eq!(fixture.partition.report().requested, ByteSize::bytes(0));
+    let _ = fixture.partition.take_back(second).unwrap();
+    assert_eq!(fixture.partition.report().requested, ByteSize::mib(256));
+    assert_eq!(fixture.partition.requests(), 4);
+}
+
+#[test]
+fn who_waits_for_the_guest_hears_of_its_end() {
+    let fixture = plugged(128);
+    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let partition = fixture.partition.clone();
+    let waiting = thread::spawn(move || partition.wait_unplugged(requested, SOON));
+    fixture.partition.end();
+    let error = waiting.join().unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "partition 1: the VM has ended");
+    fixture.partition.wait_discarded(AT_ONCE).unwrap();
+}
+
+#[test]
+fn growing_and_shrinking_go_one_way() {
+    let fixture = plugged(256);
+    let partition = &fixture.partition;
+    for size in [0, 2, 254] {
+        let error = partition.request_growth(ByteSize::mib(size)).unwrap_err().to_string();
+        assert!(error.ends_with("expected at least 256 MiB, or a call that shrinks it"), "{error}");
+    }
+    let error = partition.request_shrinking(ByteSize::mib(258)).unwrap_err().to_string();
+    assert_eq!(error, "partition 1 can't be shrunk to 258 MiB: expected at most 256 MiB, which it should have now");
+    assert_eq!((partition.report().requested, partition.requests()), (ByteSize::mib(256), 1), "nothing changed");
+    let _ = partition.request_shrinking(ByteSize::mib(128)).unwrap();
+    assert!(partition.request_growth(ByteSize::mib(192)).is_err(), "256 MiB are still plugged");
+    let _ = partition.request_growth(ByteSize::mib(256)).unwrap();
+    let empty = Fixture::new(ByteSize::mib(512));
+    let error = empty.partition.request_growth(ByteSize::bytes(0)).unwrap_err().to_string();
+    assert!(error.contains("with 0 bytes: expected at least 2 MiB"), "{error}");
+}
+
+#[test]
+fn memory_that_went_back_has_to_be_admitted_again() {
+    let fixture = plugged(384);
+    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    ack(&fixture, Request::Unplug(mib(128, 256)));
+    fixture.partition.wait_discarded(SOON).unwrap();
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(384), "the guest could still reach it");
+    fixture.host.set(ByteSize::mib(255));
+    let error = fixture.partition.request_size(ByteSize::mib(384)).unwrap_err().to_string();
+    assert_eq!(error, "partition 1 can't grow to 384 MiB: it needs 256 MiB more and the host has 255 MiB available");
+    fixture.partition.request_size(ByteSize::mib(130)).unwrap();
+    fixture.host.set(ByteSize::mib(256));
+    fixture.partition.request_size(ByteSize::mib(384)).unwrap();
 }
 
 #[test]
@@ -166,9 +274,9 @@ fn slots_follow_granules_where_the_guest_keeps_a_part() {
 #[test]
 fn settling_after_the_guest_stopped_halfway() {
     let fixture = plugged(256);
-    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
-    assert!(matches!(fixture.partition.wait_unplugged(AT_ONCE), Err(WaitError::Timeout { .. })));
+    assert!(matches!(fixture.partition.wait_unplugged(requested, AT_ONCE), Err(WaitError::Timeout { .. })));
     fixture.partition.settle().unwrap();
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(256), "the guest could still touch what was admitted");
@@ -178,16 +286,16 @@ fn settling_after_the_guest_stopped_halfway() {
 #[test]
 fn what_the_hypervisor_refuses_is_undone() {
     let fixture = Fixture::new(ByteSize::mib(512));
-    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    let requested = fixture.partition.request_size(ByteSize::mib(128)).unwrap();
     fixture.slots.fail(Some("set"));
     assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Busy));
     assert_eq!(fixture.partition.report().plugged, ByteSize::bytes(0));
     assert!(!write(&fixture, 0, 1));
-    let error = fixture.partition.wait_plugged(SOON).unwrap_err();
+    let error = fixture.partition.wait_plugged(requested, SOON).unwrap_err();
     assert_eq!(error.to_string(), "partition 1: the guest's request failed");
     fixture.slots.fail(None);
     ack(&fixture, Request::Plug(mib(0, 128)));
-    fixture.partition.wait_plugged(AT_ONCE).unwrap();
+    fixture.partition.wait_plugged(requested, AT_ONCE).unwrap();
 }
 
 #[test]
@@ -232,7 +340,7 @@ fn sizes_that_can_not_be_are_refused_before_the_guest_hears_of_them() {
     }
     let id = PartitionId::new(2).unwrap();
     let mut other = crate::admission::Charge::new(fixture.admission.clone(), id, Backing::None);
-    other.resize(ByteSize::mib(384)).unwrap();
+    other.admit(ByteSize::mib(384), ByteSize::bytes(0)).unwrap();
     let error = fixture.partition.request_size(ByteSize::mib(256)).unwrap_err().to_string();
     assert!(error.contains("beyond the VM's limit of 512 MiB"), "{error}");
     assert_eq!(fixture.partition.report().requested, ByteSize::mib(128));

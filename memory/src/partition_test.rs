@@ -48,11 +48,11 @@ fn giving_everything_back_costs_one_deletion() {
     let mut partition = partition(16, 16);
     partition.set_requested(size(0)).unwrap();
     let (first, second) = (range(0, 8), range(8, 8));
-    assert_eq!(partition.unplug(second), ack(vec![Effect::Revoke(second), Effect::Discard(second)]));
+    assert_eq!(partition.unplug(second), ack(vec![Effect::Revoke(vec![second]), Effect::Discard(second)]));
     let whole = range(0, 16);
     assert_eq!(
         partition.unplug(first),
-        ack(vec![Effect::Revoke(first), Effect::DeleteSlot(whole), Effect::Discard(whole)]),
+        ack(vec![Effect::Revoke(vec![first]), Effect::DeleteSlot(whole), Effect::Discard(whole)]),
         "what the guest touched of the second half meanwhile goes too"
     );
     assert_eq!((partition.slots(), partition.usable()), (&[][..], size(0)));
@@ -71,8 +71,7 @@ fn unplug_all_takes_every_run_and_every_slot() {
     assert_eq!(
         partition.unplug_all().effects,
         [
-            Effect::Revoke(range(0, 8)),
-            Effect::Revoke(range(16, 8)),
+            Effect::Revoke(vec![range(0, 8), range(16, 8)]),
             Effect::DeleteSlot(range(0, 8)),
             Effect::DeleteSlot(range(16, 8)),
             Effect::Discard(range(0, 8)),
@@ -312,12 +311,15 @@ impl Model {
                 }
             }
             Effect::Reveal(range) => Self::cells(&mut self.visible, *range).fill(true),
-            Effect::Revoke(range) => {
-                assert!(
-                    Self::cells(&mut self.visible, *range).iter().all(|visible| *visible),
-                    "not visible: {effect:?}"
-                );
-                Self::cells(&mut self.visible, *range).fill(false);
+            Effect::Revoke(runs) => {
+                for run in runs {
+                    let cells = Self::cells(&mut self.visible, *run);
+                    assert!(cells.iter().all(|visible| *visible), "not visible: {effect:?}");
+                    cells.fill(false);
+                }
+                let span = runs.iter().copied().reduce(BlockRange::join).unwrap();
+                let cells = Self::cells(&mut self.visible, span);
+                assert!(cells.iter().all(|visible| !visible), "visible between what is revoked: {effect:?}");
             }
             Effect::Discard(range) => {
                 self.discards.push_back(*range);

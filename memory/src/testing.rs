@@ -101,13 +101,26 @@ impl SlotTable for RecordedSlots {
     }
 }
 
-/// A host with more memory than any test wants.
-#[derive(Clone, Copy, Debug)]
-pub struct Boundless;
+/// A host with more memory than any test wants, until told otherwise.
+#[derive(Clone, Debug)]
+pub struct FakeHost(Arc<Mutex<ByteSize>>);
 
-impl HostMemory for Boundless {
+impl FakeHost {
+    /// What is available from now on.
+    pub fn set(&self, available: ByteSize) {
+        *self.0.lock().unwrap() = available;
+    }
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(ByteSize::bytes(u64::MAX))))
+    }
+}
+
+impl HostMemory for FakeHost {
     fn available(&self, _: Backing) -> io::Result<ByteSize> {
-        Ok(ByteSize::bytes(u64::MAX))
+        Ok(*self.0.lock().unwrap())
     }
 }
 
@@ -119,6 +132,8 @@ pub struct Fixture {
     pub slots: Arc<RecordedSlots>,
     /// The VM's account, with the window's size for a limit.
     pub admission: Arc<Admission>,
+    /// What the host has available.
+    pub host: FakeHost,
     /// What devices see.
     pub view: GuestView,
     /// Where memory is discarded.
@@ -138,7 +153,8 @@ impl Fixture {
     pub fn in_view(view: GuestView, window: ByteSize) -> Self {
         let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(3), vec![window], 40)).unwrap();
         let slots = Arc::new(RecordedSlots::default());
-        let admission = Admission::new(Some(window), Boundless);
+        let host = FakeHost::default();
+        let admission = Admission::new(Some(window), host.clone());
         let discarder = Discarder::spawn().unwrap();
         let partition = PartitionMemory::new(PartitionSetup {
             window: layout.windows()[0],
@@ -148,7 +164,7 @@ impl Fixture {
             admission: admission.clone(),
             discards: discarder.queue(),
         });
-        Self { partition: partition.unwrap(), slots, admission, view, discarder }
+        Self { partition: partition.unwrap(), slots, admission, host, view, discarder }
     }
 
     /// First address of the window.

@@ -1,13 +1,13 @@
 //! A partition's part in what devices see of guest memory.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{GuestAddress, GuestAddressSpace};
 
-use crate::blocks::BlockRange;
+use crate::blocks::{BLOCK, BlockRange, BlockSet};
 use crate::mapping::{HostMapping, MapError};
 use crate::{GuestMemory, GuestView};
 
@@ -16,8 +16,8 @@ pub(crate) struct WindowView {
     view: GuestView,
     start: GuestAddress,
     mapping: Arc<HostMapping>,
-    /// The regions there are, by blocks.
-    runs: Mutex<Vec<BlockRange>>,
+    /// Each run of these has a region.
+    visible: Mutex<BlockSet>,
 }
 
 /// Why a view could not be changed. It is as it was before.
@@ -45,33 +45,18 @@ pub enum ViewError {
 
 impl WindowView {
     pub(crate) fn new(view: GuestView, start: GuestAddress, mapping: Arc<HostMapping>) -> Self {
-        Self { view, start, mapping, runs: Mutex::new(Vec::new()) }
+        let blocks = u32::try_from(mapping.bytes() / BLOCK.get()).unwrap_or(u32::MAX);
+        Self { view, start, mapping, visible: Mutex::new(BlockSet::new(blocks)) }
     }
 
-    /// Shows `blocks`, none of which is visible.
-    pub(crate) fn reveal(&self, blocks: BlockRange) -> Result<(), ViewError> {
-        let mut runs = self.runs();
-        let (joined, others): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.touches(blocks));
-        let run = joined.iter().copied().fold(blocks, BlockRange::join);
-        self.exchange(&joined, &[run])?;
-        *runs = others;
-        runs.push(run);
-        Ok(())
+    /// Shows `ranges`, none of which is visible.
+    pub(crate) fn reveal(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
+        self.change(|visible| ranges.iter().for_each(|range| visible.insert(*range)))
     }
 
-    /// Hides `blocks`, all of which are visible. Devices may still hold the old view: [`WindowView::drain`].
-    pub(crate) fn revoke(&self, blocks: BlockRange) -> Result<(), ViewError> {
-        let mut runs = self.runs();
-        let (cut, mut others): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.overlaps(blocks));
-        let parts = |run: &BlockRange| {
-            let before = BlockRange::between(run.first(), blocks.first().max(run.first()));
-            before.into_iter().chain(BlockRange::between(blocks.end().min(run.end()), run.end()))
-        };
-        let rest: Vec<_> = cut.iter().flat_map(parts).collect();
-        self.exchange(&cut, &rest)?;
-        others.extend(rest);
-        *runs = others;
-        Ok(())
+    /// Hides `ranges`, all of which are visible. Devices may still hold the old view: [`WindowView::drain`].
+    pub(crate) fn revoke(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
+        self.change(|visible| ranges.iter().for_each(|range| visible.remove(*range)))
     }
 
     /// Waits until no device can reach `blocks`, which were revoked; false if one still can after `limit`.
@@ -95,31 +80,34 @@ impl WindowView {
 
     /// Hides everything.
     pub(crate) fn revoke_all(&self) {
-        let mut runs = self.runs();
-        if let Err(error) = self.exchange(&runs, &[]) {
+        let all = BlockRange::between(0, u32::MAX);
+        if let Err(error) = self.revoke(all.as_slice()) {
             tracing::error!(%error, "cannot take a partition out of what devices see");
         }
-        runs.clear();
     }
 
-    fn runs(&self) -> MutexGuard<'_, Vec<BlockRange>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn exchange(&self, old: &[BlockRange], new: &[BlockRange]) -> Result<(), ViewError> {
+    /// Changes what is visible: runs that are no longer what they were go, and new ones come, at once for who looks.
+    fn change(&self, change: impl FnOnce(&mut BlockSet)) -> Result<(), ViewError> {
+        let mut visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = visible.clone();
+        change(&mut wanted);
         let guard = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = |blocks: BlockRange| GuestAddress(self.start.0 + blocks.offset());
         let mut memory = GuestMemory::clone(&self.view.memory());
-        for &blocks in old {
+        for blocks in visible.runs().filter(|run| !wanted.is_run(*run)) {
             let refused = |source| ViewError::Regions { blocks, source };
-            memory = memory.remove_region(at(blocks), blocks.bytes()).map_err(refused)?.0;
+            memory = memory.remove_region(self.at(blocks), blocks.bytes()).map_err(refused)?.0;
         }
-        for &blocks in new {
-            let region = self.mapping.region(blocks.offset(), blocks.bytes(), at(blocks));
+        for blocks in wanted.runs().filter(|run| !visible.is_run(*run)) {
+            let region = self.mapping.region(blocks.offset(), blocks.bytes(), self.at(blocks));
             let region = region.map_err(|source| ViewError::Map { blocks, source })?;
             memory = memory.insert_region(region).map_err(|source| ViewError::Regions { blocks, source })?;
         }
         guard.replace(memory);
+        *visible = wanted;
         Ok(())
+    }
+
+    fn at(&self, blocks: BlockRange) -> GuestAddress {
+        GuestAddress(self.start.0 + blocks.offset())
     }
 }

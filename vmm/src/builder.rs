@@ -212,7 +212,7 @@ impl VmBuilder {
             discards: discarder.queue(),
             event_loop: event_loop.handle(),
         };
-        let partitions = Partitions::new(parts, layout.windows(), &bus)?;
+        let partitions = Partitions::new(parts, layout.windows(), &bus, &end)?;
 
         let acpi = Acpi {
             vcpus: config.vcpus.into(),

@@ -15,6 +15,7 @@ use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, Parti
 
 use crate::agent::{AgentClient, AgentError, GuestDriver, PartitionUse};
 use crate::config::PartitionMode;
+use crate::end::EndSignal;
 use crate::error::BuildError;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
@@ -193,8 +194,10 @@ pub(crate) struct Partitions {
     /// Held through a whole change of devices; changes wait for the guest.
     change: Mutex<()>,
     /// Those with a device.
-    table: Mutex<BTreeMap<PartitionId, Entry>>,
+    table: Arc<Table>,
 }
+
+type Table = Mutex<BTreeMap<PartitionId, Entry>>;
 
 #[derive(Clone)]
 struct Entry {
@@ -206,8 +209,20 @@ struct Entry {
 
 impl Partitions {
     /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots.
-    pub(crate) fn new(parts: PartitionParts, windows: &[Window], bus: &VirtioBus) -> Result<Self, BuildError> {
-        let partitions = Self { parts, windows: windows.to_vec(), change: Mutex::new(()), table: Mutex::default() };
+    pub(crate) fn new(
+        parts: PartitionParts,
+        windows: &[Window],
+        bus: &VirtioBus,
+        end: &EndSignal,
+    ) -> Result<Self, BuildError> {
+        let table = Arc::new(Table::default());
+        let partitions = Self { parts, windows: windows.to_vec(), change: Mutex::new(()), table: table.clone() };
+        let table = Arc::downgrade(&table);
+        end.on_end(move || {
+            let Some(table) = table.upgrade() else { return };
+            let table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.values().for_each(|entry| entry.handle.memory().end());
+        });
         for &window in windows {
             partitions.add(window, bus, true).map_err(|error| match error {
                 AddError::Map(error) => BuildError::from(error),
@@ -280,24 +295,24 @@ impl From<AddError> for PartitionError {
 }
 
 impl Vm {
-    /// Plugs partition `id` with `size` and waits until an instance can use it. What was unplugged before and is still
-    /// being discarded is waited for.
+    /// Plugs partition `id` until it has `size`, no less than it has, and waits until an instance can use it. What was
+    /// unplugged before and is still being discarded is waited for.
     ///
     /// # Errors
-    /// It was not admitted, the guest did not take all of it in time, or the agent found it in the wrong node or zone. What
-    /// was plugged is asked back.
+    /// It was not admitted, the guest did not take all of it in time, the agent found it in the wrong node or zone, or another
+    /// call wants another size of the partition meanwhile. What was added is asked back.
     pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;
         let start = Instant::now();
-        let report = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
+        let plugged = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
         let accepted = start.elapsed();
         let address = entry.handle.memory().window().range().start().0;
         let left = timeout.saturating_sub(accepted);
         let usage = match agent.await_partition(id.get().into(), size.get(), address, left) {
             Ok(usage) => usage,
             Err(source) => {
-                if let Err(error) = entry.handle.unplug(UNDO_LIMIT) {
+                if let Err(error) = entry.handle.undo(&plugged, UNDO_LIMIT) {
                     tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
                 }
                 return Err(PartitionError::NotUsable { id, size, source });
@@ -309,14 +324,14 @@ impl Vm {
         if let Some(entry) = self.partitions.table().get_mut(&id) {
             entry.mode = Some(mode);
         }
-        Ok(PlugReport { bytes: report.plugged, accepted, usable, mode, driver: usage.driver })
+        Ok(PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver: usage.driver })
     }
 
     /// Has the guest give back all of partition `id`. It does not wait until the host has freed the memory
     /// ([`Vm::await_discard`]). What the guest keeps after `timeout` is in the report, and stays asked for.
     ///
     /// # Errors
-    /// The partition is out of use, or the host could not do its part.
+    /// The partition is out of use, the host could not do its part, or another call wants another size of it meanwhile.
     pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.shrink(id, ByteSize::bytes(0), timeout)
     }
@@ -325,7 +340,7 @@ impl Vm {
     /// share. Otherwise like [`Vm::unplug`]; what is left is at most `size` unless the time ran out.
     ///
     /// # Errors
-    /// As for [`Vm::unplug`], or the partition can't have that size.
+    /// As for [`Vm::unplug`], or the partition can't have that size, or should have less already.
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;

@@ -31,6 +31,12 @@ pub trait VirtioDevice: Send {
     /// Feature bits offered. The transport adds `VIRTIO_F_VERSION_1`, `RING_INDIRECT_DESC` and `RING_EVENT_IDX`.
     fn features(&self) -> u64;
 
+    /// A number that changes whenever the host changes what [`VirtioDevice::read_config`] reads, at the same moment: so that a
+    /// driver can tell whether fields that it read one after the other belong together.
+    fn config_generation(&self) -> u8 {
+        0
+    }
+
     /// Reads device configuration at `offset`; bytes beyond it read as zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 

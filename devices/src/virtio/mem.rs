@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bellows_memory::partition::{Answer, Request};
-use bellows_memory::partition_memory::{Handled, PartitionMemory, Report, RequestError, StillInUse, WaitError};
+use bellows_memory::partition_memory::{
+    Handled, PartitionMemory, Report, RequestError, Requested, StillInUse, WaitError,
+};
 use bellows_memory::{ByteSize, EffectError, GuestMemory, GuestView};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
@@ -25,8 +27,10 @@ use crate::interrupt::Interrupt;
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 
-/// Requests that may be served before the other handlers on the loop get their turn.
+/// Requests that may be served before the other handlers on the loop get their turn,
 const BUDGET: u16 = 16;
+/// and the time after which they get it earlier: an unplug waits for other devices.
+const BUDGET_TIME: Duration = Duration::from_millis(10);
 /// Descriptors of a chain at most. Drivers use two; the framing is theirs, but not without a bound.
 const MAX_DESCRIPTORS: usize = 8;
 
@@ -52,13 +56,22 @@ struct Driver {
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
 }
 
+/// Memory that was plugged.
+#[derive(Clone, Copy, Debug)]
+pub struct Plugged {
+    /// The partition's figures then.
+    pub report: Report,
+    requested: Requested,
+}
+
 /// Why memory was not plugged.
 #[derive(Debug, thiserror::Error)]
 pub enum PlugError {
     /// It was not admitted; the guest never heard of it.
     #[error(transparent)]
     Refused(#[from] RequestError),
-    /// The guest did not plug it, or what was there before is still being discarded. The old size is requested again.
+    /// The guest did not plug it, or what was there before is still being discarded. The old size is requested again, unless
+    /// somebody else has requested another one.
     #[error(transparent)]
     Incomplete(#[from] WaitError),
 }
@@ -100,6 +113,11 @@ impl VirtioDevice for Mem {
         F_ACPI_PXM | F_UNPLUGGED_INACCESSIBLE
     }
 
+    fn config_generation(&self) -> u8 {
+        // Only whether it changes counts.
+        self.memory.requests() as u8
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_bytes(&config(self.memory.window(), &self.memory.report()), offset, data);
     }
@@ -139,21 +157,34 @@ impl MemHandle {
         &self.memory
     }
 
-    /// Has the guest plug memory until it has `size`. Waits first until what was unplugged before has been discarded: a
-    /// plug that meets a discard is answered BUSY, and Linux tries again only after the better part of a minute.
+    /// Has the guest plug memory until it has `size`, which is more than nothing and no less than it has. Waits first until what
+    /// was unplugged before has been discarded: a plug that meets a discard is answered BUSY, and Linux tries again only after
+    /// the better part of a minute.
     ///
     /// # Errors
     /// The size can't be had, or it is not plugged after `timeout`; the size requested before is requested again.
-    pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Report, PlugError> {
+    pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Plugged, PlugError> {
         let start = Instant::now();
-        let before = self.memory.wait_discarded(timeout)?.requested;
-        self.request(size)?;
-        self.memory.wait_plugged(timeout.saturating_sub(start.elapsed())).map_err(|error| {
-            if let Err(error) = self.request(before) {
-                tracing::warn!(%error, "a size that was not plugged stays requested");
+        self.memory.wait_discarded(timeout)?;
+        let requested = self.tell(self.memory.request_growth(size))?;
+        match self.memory.wait_plugged(requested, timeout.saturating_sub(start.elapsed())) {
+            Ok(report) => Ok(Plugged { report, requested }),
+            Err(error) => {
+                if let Err(error) = self.tell(self.memory.take_back(requested)) {
+                    tracing::warn!(%error, "a size that was not plugged is not taken back");
+                }
+                Err(PlugError::Incomplete(error))
             }
-            PlugError::Incomplete(error)
-        })
+        }
+    }
+
+    /// Has the guest give back what [`MemHandle::plug`] added.
+    ///
+    /// # Errors
+    /// Another size was requested since, which stands; otherwise as for [`MemHandle::unplug`].
+    pub fn undo(&self, plugged: &Plugged, timeout: Duration) -> Result<Report, UnplugError> {
+        let requested = self.tell(self.memory.take_back(plugged.requested))?;
+        self.await_unplug(requested, timeout)
     }
 
     /// Has the guest give everything back. Discards go on when this returns: [`PartitionMemory::wait_discarded`].
@@ -164,15 +195,23 @@ impl MemHandle {
         self.shrink(ByteSize::bytes(0), timeout)
     }
 
-    /// Has the guest give back what is beyond `size`; which blocks is its choice. See [`MemHandle::unplug`].
+    /// Has the guest give back what is beyond `size`, no more than is requested now; which blocks is its choice. See
+    /// [`MemHandle::unplug`].
     ///
     /// # Errors
     /// More is still plugged after `timeout`.
     pub fn shrink(&self, size: ByteSize, timeout: Duration) -> Result<Report, UnplugError> {
-        self.request(size)?;
-        self.memory.wait_unplugged(timeout).map_err(|error| match self.memory.settle() {
-            Ok(()) => UnplugError::Incomplete(error),
-            Err(error) => UnplugError::Unsettled(error),
+        let requested = self.tell(self.memory.request_shrinking(size))?;
+        self.await_unplug(requested, timeout)
+    }
+
+    fn await_unplug(&self, requested: Requested, timeout: Duration) -> Result<Report, UnplugError> {
+        self.memory.wait_unplugged(requested, timeout).map_err(|error| match error {
+            WaitError::Superseded(_) | WaitError::Ended(_) => UnplugError::Incomplete(error),
+            WaitError::Timeout { .. } | WaitError::Failed(..) => match self.memory.settle() {
+                Ok(()) => UnplugError::Incomplete(error),
+                Err(error) => UnplugError::Unsettled(error),
+            },
         })
     }
 
@@ -185,10 +224,9 @@ impl MemHandle {
         self.memory.retire()
     }
 
-    fn request(&self, size: ByteSize) -> Result<(), RequestError> {
-        self.memory.request_size(size)?;
-        self.driver.config_changed();
-        Ok(())
+    /// Tells the guest what was requested, if it was.
+    fn tell(&self, requested: Result<Requested, RequestError>) -> Result<Requested, RequestError> {
+        requested.inspect(|_| self.driver.config_changed())
     }
 }
 
@@ -229,13 +267,17 @@ struct Requests {
 }
 
 impl Requests {
-    /// Serves up to [`BUDGET`] requests; `true` if more may be waiting.
+    /// Serves requests until they have used their budget; `true` if more may be waiting.
     fn serve(&mut self) -> Result<bool, virtio_queue::Error> {
         self.queue.disable_notification(&*self.view.memory())?;
         let mut served = false;
         let mut more = true;
+        let start = Instant::now();
         // Looking at the ring counts too: a driver can move its index back and forth.
         for _ in 0..BUDGET {
+            if start.elapsed() > BUDGET_TIME {
+                break;
+            }
             let taken = match self.put_off.take() {
                 Some(taken) => taken,
                 None => match next_chain(&mut self.queue, &self.view)? {

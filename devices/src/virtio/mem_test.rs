@@ -100,12 +100,12 @@ fn the_host_plugs_and_unplugs_and_the_guest_follows() {
     let bench = Bench::new();
     let handle = bench.handle.clone();
     let guest = drive(bench, 4);
-    assert_eq!(handle.plug(ByteSize::mib(512), PATIENCE).unwrap().plugged, ByteSize::mib(512));
+    assert_eq!(handle.plug(ByteSize::mib(512), PATIENCE).unwrap().report.plugged, ByteSize::mib(512));
     assert_eq!(handle.retire().unwrap_err().plugged, ByteSize::mib(512));
     let report = handle.unplug(PATIENCE).unwrap();
     assert_eq!((report.plugged, report.slots), (ByteSize::bytes(0), 0));
     // At once, whether or not the discard is done.
-    assert_eq!(handle.plug(ByteSize::mib(128), PATIENCE).unwrap().plugged, ByteSize::mib(128));
+    assert_eq!(handle.plug(ByteSize::mib(128), PATIENCE).unwrap().report.plugged, ByteSize::mib(128));
     handle.unplug(PATIENCE).unwrap();
     let bench = guest.join().unwrap();
     handle.memory().wait_discarded(PATIENCE).unwrap();
@@ -115,6 +115,53 @@ fn the_host_plugs_and_unplugs_and_the_guest_follows() {
     assert_eq!(bench.fixture.slots.calls(), expected);
     handle.retire().unwrap();
     assert!(matches!(handle.plug(ByteSize::mib(128), PATIENCE), Err(PlugError::Refused(RequestError::Retired(_)))));
+}
+
+#[test]
+fn a_change_of_the_configuration_can_be_told_from_its_generation() {
+    let bench = Bench::new();
+    let before = bench.device.config_generation();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    assert_ne!(bench.device.config_generation(), before, "from the moment on that the size is another");
+}
+
+#[test]
+fn of_two_callers_the_last_one_is_followed() {
+    let bench = Bench::new();
+    let handle = bench.handle.clone();
+    let first = thread::spawn(move || handle.plug(ByteSize::mib(256), PATIENCE));
+    bench.driver.interrupt.wait_config(1);
+    bench.handle.unplug(AT_ONCE).unwrap();
+    let error = first.join().unwrap().unwrap_err();
+    assert!(matches!(error, PlugError::Incomplete(WaitError::Superseded(_))), "nothing is plugged: {error}");
+    assert_eq!((field(&bench.device, 48), bench.driver.interrupt.config_count()), (0, 2), "the last size stands");
+}
+
+#[test]
+fn a_size_in_the_wrong_direction_is_refused_before_the_guest_hears_of_it() {
+    let mut bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
+    for size in [0, 128] {
+        let error = bench.handle.plug(ByteSize::mib(size), AT_ONCE).unwrap_err();
+        assert!(matches!(error, PlugError::Refused(RequestError::NoGrowth { .. })), "{error}");
+    }
+    let error = bench.handle.shrink(ByteSize::mib(384), AT_ONCE).unwrap_err();
+    assert!(matches!(error, UnplugError::Refused(RequestError::NoShrinking { .. })), "{error}");
+    assert_eq!((field(&bench.device, 48), bench.driver.interrupt.config_count()), (256 * MIB, 0));
+}
+
+#[test]
+fn undoing_a_plug_leaves_what_was_there_before() {
+    let bench = Bench::new();
+    let handle = bench.handle.clone();
+    let guest = drive(bench, 3);
+    handle.plug(ByteSize::mib(128), PATIENCE).unwrap();
+    let plugged = handle.plug(ByteSize::mib(384), PATIENCE).unwrap();
+    assert_eq!(handle.undo(&plugged, PATIENCE).unwrap().plugged, ByteSize::mib(128));
+    let error = handle.undo(&plugged, PATIENCE).unwrap_err();
+    assert!(matches!(error, UnplugError::Refused(RequestError::Superseded(_))), "{error}");
+    assert_eq!(guest.join().unwrap().handle.memory().report().plugged, ByteSize::mib(128));
 }
 
 #[test]
@@ -136,7 +183,7 @@ fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
     assert!(matches!(error, UnplugError::Incomplete(_)), "{error}");
     assert_eq!(bench.fixture.slots.slots(), [(bench.fixture.start(), 128 * MIB)], "slots follow what the guest kept");
     assert_eq!(bench.ask(UNPLUG, 0, 64).0, ACK);
-    bench.handle.memory().wait_unplugged(AT_ONCE).unwrap();
+    bench.handle.unplug(AT_ONCE).unwrap();
 }
 
 #[test]

@@ -69,3 +69,20 @@ fn plugs_and_unplugs_100_times_with_data_intact() {
     assert_eq!(info.memory.unplugged, ByteSize::mib(128 * 100));
     guest.shutdown();
 }
+
+#[test]
+fn who_waits_for_memory_hears_that_the_vm_has_ended() {
+    let guest = Guest::ours().partition(128).boot();
+    guest.plug(1, 128);
+    let holder = guest.start("holder", &hold(32), Some(1));
+    holder.wait_for("holds");
+    std::thread::scope(|scope| {
+        let unplug = scope.spawn(|| guest.vm.unplug(partition(1), PATIENCE));
+        while guest.vm.partitions()[0].memory.requested != ByteSize::bytes(0) {
+            std::thread::yield_now();
+        }
+        guest.vm.stopper().stop();
+        let error = unplug.join().unwrap().expect_err("the memory is still in use");
+        assert!(format!("{error:?}").contains("Ended"), "{error:?}");
+    });
+}

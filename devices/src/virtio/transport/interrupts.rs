@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
-use super::common_config::{Live, NO_VECTOR};
+use super::common_config::NO_VECTOR;
 use crate::interrupt::{Interrupt, MsiController};
 use crate::pci::MsixVectors;
 
@@ -16,7 +16,6 @@ pub(super) struct Interrupts {
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
     isr: AtomicU8,
-    generation: AtomicU8,
     needs_reset: AtomicBool,
 }
 
@@ -28,7 +27,6 @@ impl Interrupts {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: AtomicU8::new(0),
-            generation: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
         })
     }
@@ -43,7 +41,7 @@ impl Interrupts {
         }
     }
 
-    /// Forgets what the driver set up. The generation goes on counting.
+    /// Forgets what the driver set up.
     pub(super) fn reset(&self) {
         self.set_config_vector(NO_VECTOR);
         for vector in &self.queue_vectors {
@@ -53,11 +51,8 @@ impl Interrupts {
         self.needs_reset.store(false, Ordering::Release);
     }
 
-    pub(super) fn live(&self) -> Live {
-        Live {
-            generation: self.generation.load(Ordering::Acquire),
-            needs_reset: self.needs_reset.load(Ordering::Acquire),
-        }
+    pub(super) fn is_broken(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
     }
 
     /// Reads the ISR status, which clears it.
@@ -79,7 +74,6 @@ impl Interrupt for Interrupts {
     }
 
     fn config(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
         self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
         self.trigger(&self.config_vector);
     }

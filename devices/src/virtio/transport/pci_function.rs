@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestAddressSpace;
 
-use super::common_config::{CommonConfig, Effect, QueueError};
+use super::common_config::{CommonConfig, Effect, Live, QueueError};
 use super::interrupts::Interrupts;
 use super::layout::{self, BAR, BAR_BYTES, Capabilities, MAX_QUEUES, NOTIFY, NOTIFY_MULTIPLIER, Region, WINDOW_DATA};
 use super::notifier::Notifier;
@@ -116,7 +116,11 @@ impl VirtioPci {
 
     fn read_region(&self, region: Region, offset: u64, data: &mut [u8]) {
         match region {
-            Region::Common => lock(&self.state).common.read(offset, data, self.interrupts.live()),
+            Region::Common => {
+                let state = lock(&self.state);
+                let generation = state.device.config_generation();
+                state.common.read(offset, data, Live { generation, needs_reset: self.interrupts.is_broken() });
+            }
             Region::Device => {
                 data.fill(0);
                 lock(&self.state).device.read_config(offset, data);

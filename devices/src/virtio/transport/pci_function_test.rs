@@ -35,6 +35,10 @@ impl VirtioDevice for Idle {
         1 << 5 | 1 << 40
     }
 
+    fn config_generation(&self) -> u8 {
+        self.config[7]
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset as usize..).zip(data) {
             *byte = self.config.get(at).copied().unwrap_or(0);
@@ -231,14 +235,13 @@ fn interrupts_go_by_their_vectors_and_wait_while_masked() {
 }
 
 #[test]
-fn configuration_changes_are_counted_and_told() {
+fn configuration_changes_are_told() {
     let machine = PciMachine::new();
     let (device, activations, _resets) = idle(1);
     let (driver, _queues) = machine.start(device);
     let interrupt = activations.recv().unwrap().interrupt;
-    let generation = driver.read::<1>(driver.common + field::CONFIG_GENERATION)[0];
+    assert_eq!(driver.read(driver.common + field::CONFIG_GENERATION), [8], "the device counts");
     interrupt.config();
-    assert_eq!(driver.read(driver.common + field::CONFIG_GENERATION), [generation.wrapping_add(1)]);
     assert_eq!(machine.msi.count(driver.message(0)), 1);
     assert_eq!(driver.read(driver.isr), [2]);
     assert_eq!(driver.read(driver.isr), [0], "reading clears it");
