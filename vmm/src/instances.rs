@@ -172,7 +172,8 @@ pub enum InstanceError {
     },
 }
 
-/// A function that runs, or has run, in a VM. Dropping it changes nothing: [`Instance::remove`] does.
+/// A function that runs, or has run, in a VM. Dropping it changes nothing: [`Instance::remove`] and
+/// [`Vm::remove_instance`] do.
 pub struct Instance {
     id: InstanceId,
     pid: u32,
@@ -202,6 +203,15 @@ impl Vm {
         let pid = agent.start_instance(&request).map_err(failed)?;
         tracing::debug!(instance = %spec.id, pid, "started an instance");
         Ok(Instance { id: spec.id.clone(), pid, agent })
+    }
+
+    /// Removes an instance by its name, as [`Instance::remove`] does: for one that nobody has a handle of, such as one whose
+    /// start was not answered in time.
+    ///
+    /// # Errors
+    /// See [`Instance::remove`].
+    pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+        remove(self.agent()?, id, timeout)
     }
 }
 
@@ -263,7 +273,7 @@ impl Instance {
     /// # Errors
     /// The agent has not done so after `timeout`; it goes on trying.
     pub fn remove(self, timeout: Duration) -> Result<(), InstanceError> {
-        self.agent.remove_instance(self.id.as_str(), timeout).map_err(failed("remove", &self.id))
+        remove(&self.agent, &self.id, timeout)
     }
 }
 
@@ -279,6 +289,10 @@ impl Forwarding {
             Err(InstanceError::Output { id, source })
         })
     }
+}
+
+fn remove(agent: &AgentClient, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+    agent.remove_instance(id.as_str(), timeout).map_err(failed("remove", id))
 }
 
 fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> InstanceError {

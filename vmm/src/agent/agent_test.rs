@@ -1,16 +1,14 @@
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+use bellows_protocol::agent_ttrpc::Agent;
+use fixture::Fixture;
 use ttrpc::TtrpcContext;
 use ttrpc::proto::{MessageHeader, Request, Response};
 
 use super::*;
 use crate::end::VmEnd;
 
-/// A guest's agent, served by the ttrpc library behind a stand-in for the vsock device.
 #[derive(Default)]
 struct FakeAgent {
     version: u32,
@@ -25,6 +23,16 @@ impl Agent for FakeAgent {
             kernel_release: "6.12".repeat(1000),
             ..Default::default()
         })
+    }
+
+    /// The process has the number of seconds that the call may take.
+    fn start_instance(
+        &self,
+        context: &TtrpcContext,
+        _: agent::StartInstanceRequest,
+    ) -> ttrpc::Result<agent::StartInstanceResponse> {
+        let pid = u32::try_from(Duration::from_nanos(context.timeout_nano.unsigned_abs()).as_secs()).unwrap();
+        Ok(agent::StartInstanceResponse { pid, ..Default::default() })
     }
 
     fn signal_instance(&self, _: &TtrpcContext, request: agent::SignalInstanceRequest) -> ttrpc::Result<agent::Empty> {
@@ -49,68 +57,6 @@ impl Agent for FakeAgent {
         let exit_code = request.instance_id.parse().unwrap_or(0);
         Ok(agent::ExitStatus { exit_code, oom_killed: true, ..Default::default() })
     }
-}
-
-struct Fixture {
-    _directory: tempfile::TempDir,
-    path: PathBuf,
-    end: Arc<EndSignal>,
-    device: Option<JoinHandle<()>>,
-}
-
-impl Fixture {
-    /// What answers `CONNECT` with `answer` and then does `serve`.
-    fn new(answer: &'static [u8], serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("vsock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let device = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut line = String::new();
-            BufReader::new(&stream).read_line(&mut line).unwrap();
-            assert_eq!(line, format!("CONNECT {AGENT_PORT}\n"));
-            stream.write_all(answer).unwrap();
-            serve(stream);
-        });
-        Self { _directory: directory, path, end: EndSignal::new().unwrap(), device: Some(device) }
-    }
-
-    fn with_agent(fake: Arc<FakeAgent>) -> Self {
-        Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
-    }
-
-    fn connect(&self) -> Result<AgentClient, AgentError> {
-        AgentClient::connect(&self.path, &self.end)
-    }
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        if let Some(device) = self.device.take()
-            && device.join().is_err()
-            && !thread::panicking()
-        {
-            panic!("the stand-in for the device failed");
-        }
-    }
-}
-
-/// Answers requests one by one, with the library's dispatch.
-fn serve(mut stream: &UnixStream, fake: Arc<FakeAgent>) {
-    let directory = tempfile::tempdir().unwrap();
-    let address = format!("unix://{}", directory.path().join("agent").display());
-    let mut server = ttrpc::Server::new().bind(&address).unwrap().register_service(create_agent(fake));
-    server.start().unwrap();
-    let mut agent = UnixStream::connect(directory.path().join("agent")).unwrap();
-    let mut answers = agent.try_clone().unwrap();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let _ = io::copy(&mut answers, &mut &*stream);
-        });
-        let _ = io::copy(&mut stream, &mut agent);
-        agent.shutdown(Shutdown::Both).unwrap();
-    });
-    server.shutdown();
 }
 
 fn text(result: Result<impl Sized, AgentError>) -> String {
@@ -138,6 +84,13 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
             scope.spawn(move || assert_eq!(client.wait_instance(&code.to_string()).unwrap().code, code));
         }
     });
+}
+
+#[test]
+fn a_start_may_take_as_long_as_the_agent_gives_it() {
+    let fixture = Fixture::with_agent(Arc::new(FakeAgent::default()));
+    let limit = fixture.connect().unwrap().start_instance(&agent::StartInstanceRequest::new()).unwrap();
+    assert!(limit > 60 + 30, "{limit} s");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! ends, at the latest with the VM.
 
 mod connection;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod partition;
 
 use std::io::{self, Read, Write};
@@ -25,6 +27,8 @@ use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
 const SHORT: Duration = Duration::from_secs(30);
+/// Time limit of `StartInstance`. The agent gives a container 60 s to start, and 30 s to what did not start to go away.
+const START: Duration = Duration::from_secs(60 + 30).saturating_add(SHORT);
 /// What a call may take beyond the limit that the agent was told.
 const GRACE: Duration = Duration::from_secs(5);
 /// The service's name on the wire.
@@ -246,7 +250,7 @@ impl AgentClient {
     /// Starts an instance; returns the number of its first process in the guest.
     pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
         const CALL: &str = "StartInstance";
-        let answer: agent::StartInstanceResponse = self.call(CALL, Some(SHORT), request)?;
+        let answer: agent::StartInstanceResponse = self.call(CALL, Some(START), request)?;
         if answer.pid == 0 {
             return Err(answer_error(CALL, "process number", 0, "a process".into()));
         }

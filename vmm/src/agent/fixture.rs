@@ -1,0 +1,78 @@
+//! Guests' agents for tests: as bad as they may be.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use bellows_protocol::AGENT_PORT;
+use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+
+use super::{AgentClient, AgentError};
+use crate::end::EndSignal;
+
+/// A stand-in for the vsock device.
+pub(crate) struct Fixture {
+    _directory: tempfile::TempDir,
+    pub(super) path: PathBuf,
+    pub(super) end: Arc<EndSignal>,
+    device: Option<JoinHandle<()>>,
+}
+
+impl Fixture {
+    /// What answers `CONNECT` with `answer` and then does `serve`.
+    pub(super) fn new(answer: &'static [u8], serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let device = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            assert_eq!(line, format!("CONNECT {AGENT_PORT}\n"));
+            stream.write_all(answer).unwrap();
+            serve(stream);
+        });
+        Self { _directory: directory, path, end: EndSignal::new().unwrap(), device: Some(device) }
+    }
+
+    /// A guest's agent behind the device, served by the ttrpc library.
+    pub(crate) fn with_agent(fake: Arc<dyn Agent + Send + Sync>) -> Self {
+        Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
+    }
+
+    pub(crate) fn connect(&self) -> Result<AgentClient, AgentError> {
+        AgentClient::connect(&self.path, &self.end)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take()
+            && device.join().is_err()
+            && !thread::panicking()
+        {
+            panic!("the stand-in for the device failed");
+        }
+    }
+}
+
+/// Answers requests one by one, with the library's dispatch.
+fn serve(mut stream: &UnixStream, fake: Arc<dyn Agent + Send + Sync>) {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}", directory.path().join("agent").display());
+    let mut server = ttrpc::Server::new().bind(&address).unwrap().register_service(create_agent(fake));
+    server.start().unwrap();
+    let mut agent = UnixStream::connect(directory.path().join("agent")).unwrap();
+    let mut answers = agent.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = io::copy(&mut answers, &mut &*stream);
+        });
+        let _ = io::copy(&mut stream, &mut agent);
+        agent.shutdown(Shutdown::Both).unwrap();
+    });
+    server.shutdown();
+}
