@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /agent               cpuset.mems=0: the agent's memory never lies in a partition
+//! /instances           pids.max: what all instances may have together, so that the agent can always start a thread
 //! /instances/<id>      memory.max, memory.oom.group, memory.swap.max, pids.max, and with a partition
 //!                      cpuset.mems=0, memory.private_node=<partition> where the node is private,
 //!                      cpuset.mems=0,<partition> with a stock kernel: see below
@@ -28,6 +29,10 @@ use crate::placement::Placement;
 pub const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "agent";
 const INSTANCES: &str = "instances";
+/// Where the kernel tells its own limits on tasks.
+const KERNEL: &str = "/proc/sys/kernel";
+/// Tasks that instances leave to the agent and to the kernel's threads, or half of all where that is less.
+const RESERVED_TASKS: u64 = 512;
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// Limits of an instance.
@@ -37,7 +42,7 @@ pub struct Limits {
     pub placement: Placement,
     /// `memory.max` in bytes.
     pub memory_max: Option<u64>,
-    /// `pids.max`.
+    /// `pids.max`; without, half of what all instances may have: one that forks for ever leaves room for its neighbours.
     pub pids_max: Option<u32>,
 }
 
@@ -54,20 +59,36 @@ impl Hierarchy {
     }
 
     /// Enables the controllers and moves this process, hence all it will start, to a cgroup that keeps it in base memory.
-    /// Kernel threads stay where they are: they cannot be confined for good.
+    /// Kernel threads stay where they are: they cannot be confined for good. Instances together are kept from taking all
+    /// tasks that the kernel can have.
     ///
     /// # Errors
-    /// [`AgentError::Path`]. A controller that the kernel lacks is logged: limits that need it fail where they are set.
+    /// [`AgentError::Path`], [`AgentError::Malformed`]. A controller that the kernel lacks is logged: limits that need it
+    /// fail where they are set.
     pub fn confine_agent(&self) -> Result<()> {
         enable_controllers(&self.root);
         let agent = self.root.join(AGENT);
         files::make_directory(&agent)?;
         files::make_directory(self.root.join(INSTANCES))?;
         enable_controllers(&self.root.join(INSTANCES));
+        self.limit_tasks(Path::new(KERNEL))?;
         if let Err(error) = files::write(agent.join("cpuset.mems"), "0") {
             tracing::warn!(%error, "the agent is not kept out of partitions");
         }
         files::write(agent.join("cgroup.procs"), "0")
+    }
+
+    /// Limits the tasks of all instances together to what the kernel, which says so in `kernel`, can have, less a reserve.
+    /// Without, one instance could take them all, and the agent would fail where it has to start a thread.
+    fn limit_tasks(&self, kernel: &Path) -> Result<()> {
+        let all = number(&kernel.join("threads-max"))?.min(number(&kernel.join("pid_max"))?);
+        let most = all - RESERVED_TASKS.min(all / 2);
+        files::write(self.tasks(), &most.to_string())
+    }
+
+    /// The file with the limit on tasks of all instances together.
+    fn tasks(&self) -> PathBuf {
+        self.root.join(INSTANCES).join("pids.max")
     }
 
     /// The path of an instance's cgroup within the hierarchy, as a container's configuration has it.
@@ -80,10 +101,14 @@ impl Hierarchy {
     /// # Errors
     /// [`AgentError::Path`], or [`AgentError::NotAllowed`] where the kernel does not let it use the node.
     pub fn create(&self, id: &InstanceId, limits: Limits) -> Result<Cgroup> {
+        let pids_max = match limits.pids_max {
+            Some(count) => count.into(),
+            None => number(&self.tasks())? / 2,
+        };
         let path = self.root.join(INSTANCES).join(id.as_str());
         std::fs::create_dir(&path).map_err(AgentError::path("create", &path))?;
         let cgroup = Cgroup { path };
-        match cgroup.limit(id, limits) {
+        match cgroup.limit(id, limits, pids_max) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
                 // Nothing is in it, so it can only fail to go for the same reason.
@@ -92,6 +117,12 @@ impl Hierarchy {
             }
         }
     }
+}
+
+/// The number that a file holds.
+fn number(path: &Path) -> Result<u64> {
+    let text = files::read(path)?;
+    text.parse().map_err(|_| AgentError::Malformed { what: path.display().to_string(), text })
 }
 
 fn enable_controllers(path: &Path) {
@@ -109,7 +140,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    fn limit(&self, id: &InstanceId, limits: Limits) -> Result<()> {
+    fn limit(&self, id: &InstanceId, limits: Limits, pids_max: u64) -> Result<()> {
         let mems = self.path.join("cpuset.mems");
         match limits.placement {
             Placement::Base => files::write(mems, "0")?,
@@ -141,10 +172,7 @@ impl Cgroup {
             Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             result => result?,
         }
-        if let Some(count) = limits.pids_max {
-            files::write(self.path.join("pids.max"), &count.to_string())?;
-        }
-        Ok(())
+        files::write(self.path.join("pids.max"), &pids_max.to_string())
     }
 
     /// Whether the kernel has killed a process of it for lack of memory.
@@ -262,6 +290,34 @@ mod tests {
         assert_eq!(flat_keyed(events, "group_kill"), None);
         assert_eq!(flat_keyed("populated x\n", "populated"), None);
         assert_eq!(flat_keyed("populated 1\nfrozen 0\n", "populated"), Some(1));
+    }
+
+    #[test]
+    fn instances_leave_tasks_to_the_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy::new(folder.path());
+        std::fs::create_dir(folder.path().join(INSTANCES)).unwrap();
+        for (threads, pids, most) in
+            [("3970\n", "4194304\n", "3458"), ("63000\n", "32768\n", "32256"), ("600\n", "4194304\n", "300")]
+        {
+            std::fs::write(folder.path().join("threads-max"), threads).unwrap();
+            std::fs::write(folder.path().join("pid_max"), pids).unwrap();
+            std::fs::write(hierarchy.tasks(), "").unwrap();
+            hierarchy.limit_tasks(folder.path()).unwrap();
+            assert_eq!(std::fs::read_to_string(hierarchy.tasks()).unwrap(), most);
+        }
+    }
+
+    #[test]
+    fn the_agent_does_not_go_on_without_that_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy::new(folder.path());
+        std::fs::create_dir(folder.path().join(AGENT)).unwrap();
+        std::fs::write(folder.path().join(AGENT).join("cgroup.procs"), "").unwrap();
+        let error = hierarchy.confine_agent().unwrap_err();
+        assert!(error.to_string().contains("/instances/pids.max"), "{error}");
+        std::fs::write(hierarchy.tasks(), "").unwrap();
+        hierarchy.confine_agent().unwrap();
     }
 
     #[test]

@@ -25,6 +25,8 @@ const SETTINGS: &[Setting] = &[
     // The agent's messages are few; without this the kernel drops some of them.
     // (It takes the word only as a line.)
     optional("/proc/sys/kernel/printk_devkmsg", "on\n"),
+    // The number of tasks has limits of its own; numbers should not be one, nor come again soon.
+    optional("/proc/sys/kernel/pid_max", "4194304"),
     // Functions reserve much and touch little; what they touch is bounded by their cgroup.
     optional("/proc/sys/vm/overcommit_memory", "1"),
     // Percentages would be of all memory, partitions included, and change with every plug.

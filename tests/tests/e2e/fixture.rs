@@ -178,7 +178,8 @@ impl Running {
         })
     }
 
-    fn start_spec(&self, spec: &InstanceSpec) -> Job {
+    /// Starts what is not a mere shell line.
+    pub fn start_spec(&self, spec: &InstanceSpec) -> Job {
         let instance = self.vm.start_instance(spec);
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
         let output = Printed::default();

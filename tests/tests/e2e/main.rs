@@ -9,6 +9,7 @@ mod disks;
 mod extension;
 mod fixture;
 mod images;
+mod instances;
 mod layers;
 mod partitions;
 mod sealed;
