@@ -268,11 +268,13 @@ impl Instance {
         self.agent.signal_instance(self.id.as_str(), number).map_err(failed("signal", &self.id))
     }
 
-    /// Kills what is left of it, and takes apart what it had: then its partition can be given back whole.
+    /// Kills what is left of it, and takes apart what it had: then its partition can be given back whole, and its name is
+    /// free. An instance that is gone already counts as removed.
     ///
     /// # Errors
-    /// The agent has not done so after `timeout`; it goes on trying.
-    pub fn remove(self, timeout: Duration) -> Result<(), InstanceError> {
+    /// The agent failed, or has not done so after `timeout` and may still be at it. Try again then: the instance stays until it
+    /// is removed.
+    pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
         remove(&self.agent, &self.id, timeout)
     }
 }
@@ -302,7 +304,45 @@ fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> I
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use bellows_protocol::agent::{Empty, InstanceRequest};
+    use bellows_protocol::agent_ttrpc::Agent;
+    use ttrpc::{Code, TtrpcContext};
+
     use super::*;
+    use crate::agent::fixture::Fixture;
+
+    /// An agent that can remove an instance only when it is asked once more.
+    #[derive(Default)]
+    struct Stalled(Mutex<Vec<String>>);
+
+    impl Agent for Stalled {
+        fn remove_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<Empty> {
+            let mut asked = self.0.lock().unwrap();
+            asked.push(request.instance_id);
+            let refusal = |code, message| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)));
+            match asked.len() {
+                1 => refusal(Code::DEADLINE_EXCEEDED, "a task is left"),
+                2 => Ok(Empty::new()),
+                _ => refusal(Code::NOT_FOUND, "there is no instance"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_removal_that_failed_can_be_tried_again() {
+        let fake = Arc::new(Stalled::default());
+        let fixture = Fixture::with_agent(fake.clone());
+        let agent = Arc::new(fixture.connect().unwrap());
+        let limit = Duration::from_secs(30);
+        let instance = Instance { id: "a".parse().unwrap(), pid: 1, agent: agent.clone() };
+        assert!(matches!(instance.remove(limit), Err(InstanceError::Agent { action: "remove", .. })));
+        instance.remove(limit).unwrap();
+        instance.remove(limit).expect("what is gone is removed");
+        remove(&agent, &"b".parse().unwrap(), limit).expect("its name is enough");
+        assert_eq!(*fake.0.lock().unwrap(), ["a", "a", "a", "b"]);
+    }
 
     fn spec(argv: &[&str]) -> InstanceSpec {
         InstanceSpec::new("a".parse().unwrap(), "image".parse().unwrap(), argv.iter().copied())

@@ -3,8 +3,9 @@ use std::thread;
 
 use bellows_protocol::agent_ttrpc::Agent;
 use fixture::Fixture;
+use protobuf::EnumOrUnknown;
 use ttrpc::TtrpcContext;
-use ttrpc::proto::{MessageHeader, Request, Response};
+use ttrpc::proto::{MessageHeader, Request, Response, Status};
 
 use super::*;
 use crate::end::VmEnd;
@@ -170,7 +171,7 @@ fn malformed_answers_end_the_call() {
         frame
     };
     type Answer = Box<dyn FnOnce(u32) -> Vec<u8> + Send>;
-    let table: [(Answer, &str); 6] = [
+    let table: [(Answer, &str); 7] = [
         (Box::new(move |id| frame(id, 2, u32::MAX, b"")), "4294967295 bytes"),
         (Box::new(move |id| frame(id, 1, 0, b"")), "type 1"),
         (Box::new(move |id| frame(id, 2, 100, b"short")), "end of file"),
@@ -182,6 +183,14 @@ fn malformed_answers_end_the_call() {
                 frame(id, 2, body.len() as u32, &body)
             }),
             "Hello",
+        ),
+        (
+            Box::new(move |id| {
+                let status = Status { code: EnumOrUnknown::from_i32(99), ..Default::default() };
+                let body = Response { status: Some(status).into(), ..Default::default() }.write_to_bytes().unwrap();
+                frame(id, 2, body.len() as u32, &body)
+            }),
+            "refused",
         ),
     ];
     for (answer, named) in table {

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use protobuf::Message;
+use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{
-    Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response,
+    Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
 };
 
 /// How long the peer may leave a request unread.
@@ -26,8 +26,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(30);
 pub(super) enum CallError {
     /// Time is up; the answer is dropped if it still comes.
     Timeout,
-    /// The peer answered with this status message.
-    Refused(String),
+    /// The peer answered with this status.
+    Refused { code: EnumOrUnknown<Code>, message: String },
     /// The connection is no more.
     Lost(String),
 }
@@ -112,7 +112,7 @@ impl Connection {
         })?;
         let answer = Response::parse_from_bytes(&answer).map_err(lost)?;
         match answer.status.into_option() {
-            Some(status) if status.code() != Code::OK => Err(CallError::Refused(status.message)),
+            Some(Status { code, message, .. }) if code != Code::OK.into() => Err(CallError::Refused { code, message }),
             _ => Answer::parse_from_bytes(&answer.payload).map_err(lost),
         }
     }

@@ -20,6 +20,7 @@ use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use connection::{CallError, Connection};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::Message;
+use ttrpc::Code;
 
 use crate::config::PartitionMode;
 use crate::end::EndSignal;
@@ -160,11 +161,16 @@ impl AgentClient {
         limit: Option<Duration>,
         request: &impl Message,
     ) -> Result<Answer, AgentError> {
-        self.connection.call(SERVICE, call, request, limit).map_err(|error| match error {
-            CallError::Timeout => AgentError::Timeout { call, limit: limit.unwrap_or_default() },
-            CallError::Refused(message) => AgentError::Refused { call, message: shown(&message) },
-            CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
-        })
+        self.connection.call(SERVICE, call, request, limit).map_err(|error| call_error(call, limit, error))
+    }
+
+    /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
+    fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
+        match self.connection.call::<agent::Empty>(SERVICE, call, request, Some(limit)) {
+            Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
+            Err(error) => Err(call_error(call, Some(limit), error)),
+            Ok(_) => Ok(()),
+        }
     }
 
     pub(crate) fn hello(&self) -> Result<GuestInfo, AgentError> {
@@ -293,10 +299,9 @@ impl AgentClient {
         Ok(())
     }
 
+    /// Returns once there is no such instance.
     pub(crate) fn remove_instance(&self, id: &str, limit: Duration) -> Result<(), AgentError> {
-        let request = instance(id);
-        self.call::<agent::Empty>("RemoveInstance", Some(limit), &request)?;
-        Ok(())
+        self.remove("RemoveInstance", limit, &instance(id))
     }
 
     pub(crate) fn statistics(&self) -> Result<GuestStatistics, AgentError> {
@@ -356,6 +361,14 @@ fn instance(id: &str) -> agent::InstanceRequest {
 /// As the protocol counts time; at least 1, since 0 means the agent's own limit.
 fn milliseconds(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+fn call_error(call: &'static str, limit: Option<Duration>, error: CallError) -> AgentError {
+    match error {
+        CallError::Timeout => AgentError::Timeout { call, limit: limit.unwrap_or_default() },
+        CallError::Refused { message, .. } => AgentError::Refused { call, message: shown(&message) },
+        CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
+    }
 }
 
 fn expect(call: &'static str, what: &'static str, found: u32, expected: u32) -> Result<(), AgentError> {
