@@ -93,7 +93,7 @@ struct Parts {
     placement: Placement,
     folder: PathBuf,
     cgroup: Option<Cgroup>,
-    rootfs: Option<RootFs>,
+    rootfs: RootFs,
 }
 
 #[derive(Debug)]
@@ -101,6 +101,20 @@ enum Slot {
     /// Being started or removed.
     Busy,
     Started(Arc<Instance>),
+    /// Not started, and not wholly taken apart either.
+    Remains(Parts),
+}
+
+/// Why an instance was not started, and what could not be taken apart of it.
+struct Failure {
+    error: AgentError,
+    remains: Option<Parts>,
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        Self { error, remains: None }
+    }
 }
 
 /// All instances.
@@ -112,6 +126,7 @@ pub struct Instances {
     launcher: Launcher,
     memory: MemoryInfo,
     reaper: Arc<Reaper>,
+    folder: PathBuf,
 }
 
 impl Instances {
@@ -123,13 +138,14 @@ impl Instances {
         memory: MemoryInfo,
         reaper: Arc<Reaper>,
     ) -> Self {
-        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper }
+        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper, folder: FOLDER.into() }
     }
 
     /// Starts an instance; answers its first process's number.
     ///
     /// # Errors
-    /// [`AgentError::Exists`]; what any of its parts fails with. Nothing is left of it then.
+    /// [`AgentError::Exists`]; what any of its parts fails with. Nothing is left of it then, or what can be removed as an
+    /// instance.
     pub fn start(&self, request: &Request) -> Result<u32> {
         {
             let mut table = self.lock();
@@ -138,19 +154,26 @@ impl Instances {
             }
             table.insert(request.id.clone(), Slot::Busy);
         }
-        let started = self.build(request);
-        let mut table = self.lock();
-        match started {
+        match self.build(request) {
             Ok(instance) => {
                 let pid = instance.process.pid.as_raw().unsigned_abs();
-                table.insert(request.id.clone(), Slot::Started(Arc::new(instance)));
+                self.settle(&request.id, Some(Slot::Started(Arc::new(instance))));
                 Ok(pid)
             }
-            Err(error) => {
-                table.remove(&request.id);
+            Err(Failure { error, remains }) => {
+                self.settle(&request.id, remains.map(Slot::Remains));
                 Err(error)
             }
         }
+    }
+
+    /// What becomes of an instance that was busy.
+    fn settle(&self, id: &InstanceId, slot: Option<Slot>) {
+        let mut table = self.lock();
+        match slot {
+            Some(slot) => table.insert(id.clone(), slot),
+            None => table.remove(id),
+        };
     }
 
     /// An instance that has been started.
@@ -161,7 +184,7 @@ impl Instances {
         match self.lock().get(id) {
             Some(Slot::Started(instance)) => Ok(Arc::clone(instance)),
             Some(Slot::Busy) => Err(busy(id)),
-            None => Err(unknown(id)),
+            Some(Slot::Remains(_)) | None => Err(unknown(id)),
         }
     }
 
@@ -174,36 +197,26 @@ impl Instances {
         self.reaper.signal(instance.process.pid, signal).map_err(AgentError::system("kill"))
     }
 
-    /// Ends an instance and takes it apart.
+    /// Ends an instance, or what is left of one that did not start, and takes it apart.
     ///
     /// # Errors
     /// [`AgentError::Unknown`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
     pub fn remove(&self, id: &InstanceId) -> Result<()> {
-        let instance = {
-            let mut table = self.lock();
-            match table.get_mut(id) {
-                Some(slot @ Slot::Started(_)) => match std::mem::replace(slot, Slot::Busy) {
-                    Slot::Started(instance) => instance,
-                    Slot::Busy => return Err(busy(id)),
-                },
-                Some(Slot::Busy) => return Err(busy(id)),
-                None => return Err(unknown(id)),
-            }
+        let slot = match self.lock().get_mut(id) {
+            Some(Slot::Busy) => return Err(busy(id)),
+            Some(slot) => std::mem::replace(slot, Slot::Busy),
+            None => return Err(unknown(id)),
         };
-        let removed = instance.parts.kill().and_then(|()| {
-            instance.process.exit.wait_for(KILL_LIMIT);
-            instance.oom_killed();
-            self.dismantle(&instance.parts)
-        });
-        let mut table = self.lock();
-        match removed {
-            Ok(()) => {
-                table.remove(id);
-            }
-            Err(_) => {
-                table.insert(id.clone(), Slot::Started(instance));
-            }
-        }
+        let removed = match &slot {
+            Slot::Started(instance) => instance.parts.kill().and_then(|()| {
+                instance.process.exit.wait_for(KILL_LIMIT);
+                instance.oom_killed();
+                self.dismantle(&instance.parts)
+            }),
+            Slot::Remains(parts) => parts.kill().and_then(|()| self.dismantle(parts)),
+            Slot::Busy => Ok(()),
+        };
+        self.settle(id, removed.is_err().then_some(slot));
         removed
     }
 
@@ -217,24 +230,27 @@ impl Instances {
         }
     }
 
-    fn build(&self, request: &Request) -> Result<Instance> {
+    fn build(&self, request: &Request) -> std::result::Result<Instance, Failure> {
         let limits = self.limits(request)?;
         let layers = self.images.begin_use(&request.image)?;
+        let folder = self.folder.join(request.id.as_str());
         let mut parts = Parts {
             id: request.id.clone(),
             image: request.image.clone(),
             placement: limits.placement,
-            folder: Path::new(FOLDER).join(request.id.as_str()),
             cgroup: None,
-            rootfs: None,
+            rootfs: RootFs::below(&folder),
+            folder,
         };
         match self.assemble(request, limits, &layers, &mut parts) {
             Ok(process) => Ok(Instance { parts, process, oom_killed: OnceLock::new() }),
             Err(error) => {
-                if let Err(cleanup) = parts.kill().and_then(|()| self.dismantle(&parts)) {
+                let cleanup = parts.kill().and_then(|()| self.dismantle(&parts));
+                let remains = cleanup.err().map(|cleanup| {
                     tracing::error!(id = %request.id, error = %cleanup, "remains of an instance that did not start");
-                }
-                Err(error)
+                    parts
+                });
+                Err(Failure { error, remains })
             }
         }
     }
@@ -242,10 +258,10 @@ impl Instances {
     fn assemble(&self, request: &Request, limits: Limits, layers: &[PathBuf], parts: &mut Parts) -> Result<Process> {
         files::make_directory(&parts.folder)?;
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
-        let rootfs = parts.rootfs.insert(RootFs::mount(&parts.folder, layers, limits.placement, limits.memory_max)?);
+        parts.rootfs.mount(layers, limits.placement, limits.memory_max)?;
         let configuration = configuration(&Workload {
             hostname: request.id.as_str(),
-            root: rootfs.root(),
+            root: parts.rootfs.root(),
             cgroup: &Hierarchy::name(&request.id),
             placement: limits.placement,
             memory_max: limits.memory_max,
@@ -276,9 +292,8 @@ impl Instances {
 
     /// Takes apart what has no processes any more.
     fn dismantle(&self, parts: &Parts) -> Result<()> {
-        if let Some(rootfs) = &parts.rootfs {
-            rootfs.unmount()?;
-        }
+        // First, and nothing else if it fails: the folder is removed with all that is in it.
+        parts.rootfs.unmount()?;
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             // In base memory the cache stays for the next one, and in a private node there is none.
@@ -326,7 +341,90 @@ fn unknown(id: &InstanceId) -> AgentError {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
+    use crate::mounts::mount_at;
+    use crate::pci::Sysfs;
+    use crate::uevent::Uevents;
+
+    fn request() -> Request {
+        Request {
+            id: "f-1".parse().unwrap(),
+            image: "demo".parse().unwrap(),
+            arguments: vec!["true".into()],
+            environment: Vec::new(),
+            working_directory: "/".into(),
+            uid: 0,
+            gid: 0,
+            node: Node::try_from(0).unwrap(),
+            memory_max: None,
+            pids_max: None,
+        }
+    }
+
+    /// An image, and instances whose start fails, because `folder` has no cgroups.
+    fn fixture(folder: &Path) -> (Arc<Images>, Instances) {
+        let images = Arc::<Images>::default();
+        images.mount(&Sysfs::default(), &Uevents::default(), &request().image, &[]).unwrap();
+        let reaper = Arc::<Reaper>::default();
+        let launcher = Launcher::new("/no/such/agent", folder, Arc::clone(&reaper));
+        let hierarchy = Hierarchy::new(folder.join("cgroup"));
+        let mut instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), reaper);
+        instances.folder = folder.join("i");
+        (images, instances)
+    }
+
+    /// Runs a test that mounts, which needs root, so that nobody else sees what it mounts.
+    fn in_mount_namespace(test: fn()) {
+        let thread = std::thread::spawn(move || {
+            let none: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+            test();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_failed_start_leaves_can_be_removed() {
+        in_mount_namespace(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let (images, instances) = fixture(folder.path());
+            let Request { id, image, .. } = request();
+            // A mount in use cannot be taken apart.
+            let scratch = folder.path().join("i/f-1/s");
+            mount_at(Some("scratch"), &scratch, "tmpfs", MsFlags::empty(), "").unwrap();
+            let used = std::fs::File::create(scratch.join("file")).unwrap();
+
+            let error = instances.start(&request()).unwrap_err();
+            assert!(error.to_string().contains("cgroup"), "{error}");
+            assert!(scratch.join("file").exists(), "files are not removed from what is still mounted");
+            assert!(matches!(instances.start(&request()), Err(AgentError::Exists { .. })));
+            assert!(matches!(instances.get(&id), Err(AgentError::Unknown { .. })));
+            let error = instances.remove(&id).unwrap_err();
+            assert!(error.to_string().contains("unmount"), "{error}");
+            assert!(matches!(images.unmount(&image), Err(AgentError::InUse { .. })));
+
+            drop(used);
+            instances.remove_all();
+            assert!(!folder.path().join("i/f-1").exists());
+            images.unmount(&image).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_failed_start_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, instances) = fixture(folder.path());
+        for _ in 0..2 {
+            let error = instances.start(&request()).unwrap_err();
+            assert!(error.to_string().contains("cgroup"), "{error}");
+            assert!(!folder.path().join("i/f-1").exists());
+        }
+        images.unmount(&request().image).unwrap();
+    }
 
     #[test]
     fn the_limit_is_met_before_the_partition_is_full() {

@@ -19,22 +19,17 @@ pub struct RootFs {
 }
 
 impl RootFs {
-    /// Mounts a tmpfs of at most `bytes` whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
-    /// writes to it; both below `folder`.
-    ///
-    /// # Errors
-    /// [`AgentError::Path`]; what was mounted is unmounted again.
-    pub fn mount(folder: &Path, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<Self> {
-        let rootfs = Self { scratch: folder.join("s"), root: folder.join("root") };
-        rootfs.mount_both(layers, placement, bytes).inspect_err(|_| {
-            if let Err(error) = rootfs.unmount() {
-                tracing::error!(%error, "half a root file system stays mounted");
-            }
-        })?;
-        Ok(rootfs)
+    /// The mounts to be below `folder`.
+    pub fn below(folder: &Path) -> Self {
+        Self { scratch: folder.join("s"), root: folder.join("root") }
     }
 
-    fn mount_both(&self, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<()> {
+    /// Mounts a tmpfs of at most `bytes` whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
+    /// writes to it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; one of the two may be mounted then.
+    pub fn mount(&self, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<()> {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(placement, bytes))?;
         let (upper, work) = (self.scratch.join("u"), self.scratch.join("w"));
@@ -53,7 +48,7 @@ impl RootFs {
         &self.root
     }
 
-    /// Unmounts both; the tmpfs's pages are free afterwards.
+    /// Unmounts both, as far as they are mounted; the tmpfs's pages are free afterwards.
     ///
     /// # Errors
     /// [`AgentError::Path`].
