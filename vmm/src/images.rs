@@ -11,9 +11,9 @@ use std::time::Duration;
 use bellows_block::{DiskError, Layer, Prefetch, Profile};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
-use crate::agent::AgentError;
+use crate::agent::{AgentClient, AgentError};
 use crate::config::{ConfigError, ImageConfig, Shape, Transport};
-use crate::hotplug::{AddError, DiskState, Disks, HotplugError, Opened, serial_of};
+use crate::hotplug::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
 use crate::virtio_bus::VirtioBus;
 use crate::vm::{NotRunning, Vm};
 
@@ -105,9 +105,20 @@ struct Entry {
     shape: Shape,
     /// Serial numbers of its disks.
     disks: Vec<String>,
-    mounted: bool,
+    mount: Mount,
     /// Reads ahead for as long as the VM has the image.
     _prefetch: Option<Arc<Prefetch>>,
+}
+
+/// Where an image stands with the guest.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Mount {
+    /// The agent was not asked to mount it.
+    Unasked,
+    /// The agent was asked, but did not say that it is mounted.
+    Maybe,
+    /// Instances can run it.
+    Done,
 }
 
 impl Images {
@@ -119,6 +130,30 @@ impl Images {
             self.set(Entry::new(config, shape, serials));
         }
         Ok(())
+    }
+
+    /// Has the guest mount an image, the layers of which are `disks`.
+    fn mount(&self, agent: &AgentClient, mut entry: Entry, disks: &[DiskInfo]) -> Result<Entry, ImageError> {
+        let id = entry.config.id.clone();
+        // The agent may do it and yet not answer in time.
+        entry.mount = entry.mount.max(Mount::Maybe);
+        self.set(entry.clone());
+        let failed = |source| ImageError::Agent { action: "mount", image: id.clone(), source };
+        agent.mount_image(id.as_str(), disks).map_err(failed)?;
+        entry.mount = Mount::Done;
+        self.set(entry.clone());
+        Ok(entry)
+    }
+
+    /// Removes an image, and from the guest if it may be there; returns the serial numbers of its disks.
+    fn remove(&self, agent: &AgentClient, id: &ImageId) -> Result<Vec<String>, ImageError> {
+        let entry = self.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if entry.mount != Mount::Unasked {
+            let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
+            agent.unmount_image(id.as_str(), entry.disks.len()).map_err(failed)?;
+        }
+        self.table().remove(id);
+        Ok(entry.disks)
     }
 
     fn get(&self, id: &ImageId) -> Option<Entry> {
@@ -141,7 +176,7 @@ impl Entry {
             let started = Prefetch::start(files(config, shape), profile.clone());
             started.inspect_err(|error| tracing::warn!(image = %config.id, %error, "nothing is read ahead")).ok()
         });
-        Self { config: config.clone(), shape, disks, mounted: false, _prefetch: prefetch.map(Arc::new) }
+        Self { config: config.clone(), shape, disks, mount: Mount::Unasked, _prefetch: prefetch.map(Arc::new) }
     }
 }
 
@@ -198,7 +233,8 @@ fn place(
 
 impl Vm {
     /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
-    /// configuration says otherwise.
+    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number of
+    /// layers.
     ///
     /// # Errors
     /// See [`ImageError`].
@@ -213,7 +249,8 @@ impl Vm {
     /// Adds an image while the VM runs, and makes it ready for instances.
     ///
     /// # Errors
-    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]).
+    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that the
+    /// agent did not mount ([`ImageError::Agent`]) is there all the same: it can be mounted again, or detached.
     pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
         config.check("image")?;
         let _change = self.disks.change();
@@ -233,13 +270,8 @@ impl Vm {
     /// See [`ImageError`]; disks that could not be detached are there without the image.
     pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
         let _change = self.disks.change();
-        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
-        if entry.mounted {
-            let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
-            self.agent()?.unmount_image(id.as_str()).map_err(failed)?;
-        }
-        self.images.table().remove(id);
-        self.detach_unused(entry.disks, timeout)
+        let disks = self.images.remove(self.agent()?, id)?;
+        self.detach_unused(disks, timeout)
     }
 
     /// The images there are, by name.
@@ -313,14 +345,9 @@ impl Vm {
     }
 
     fn mount(&self, entry: Entry) -> Result<ImageInfo, ImageError> {
-        let image = &entry.config.id;
         let disk = |serial: &String| self.disks.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.clone()));
         let disks = entry.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
-        let failed = |source| ImageError::Agent { action: "mount", image: image.clone(), source };
-        self.agent()?.mount_image(image.as_str(), &disks).map_err(failed)?;
-        let entry = Entry { mounted: true, ..entry };
-        self.images.set(entry.clone());
-        Ok(entry.into())
+        Ok(self.images.mount(self.agent()?, entry, &disks)?.into())
     }
 }
 
@@ -333,7 +360,7 @@ impl From<Entry> for ImageInfo {
             shape: entry.shape,
             transport,
             disks: entry.disks,
-            mounted: entry.mounted,
+            mounted: entry.mount == Mount::Done,
             prefetched,
         }
     }
@@ -350,7 +377,89 @@ fn can_mount_flat(release: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::path::PathBuf;
+
+    use bellows_devices::pci::PciAddress;
+    use bellows_protocol::agent::{Empty, MountImageRequest, UnmountImageRequest};
+    use bellows_protocol::agent_ttrpc::Agent;
+    use ttrpc::{Code, TtrpcContext};
+
     use super::*;
+    use crate::agent::fixture::Fixture;
+
+    /// An agent that says of some images that it could not mount them.
+    #[derive(Default)]
+    struct Slow {
+        mounted: Mutex<HashSet<String>>,
+        limits: Mutex<Vec<Duration>>,
+    }
+
+    fn refusal(code: Code) -> ttrpc::Result<Empty> {
+        Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, "")))
+    }
+
+    impl Slow {
+        fn asked(&self, context: &TtrpcContext) {
+            self.limits.lock().unwrap().push(Duration::from_nanos(context.timeout_nano.unsigned_abs()));
+        }
+    }
+
+    impl Agent for Slow {
+        fn mount_image(&self, context: &TtrpcContext, request: MountImageRequest) -> ttrpc::Result<Empty> {
+            self.asked(context);
+            let answer = match request.image_id.as_str() {
+                "never" => return refusal(Code::DEADLINE_EXCEEDED),
+                "late" => refusal(Code::DEADLINE_EXCEEDED),
+                _ => Ok(Empty::new()),
+            };
+            self.mounted.lock().unwrap().insert(request.image_id);
+            answer
+        }
+
+        fn unmount_image(&self, context: &TtrpcContext, request: UnmountImageRequest) -> ttrpc::Result<Empty> {
+            self.asked(context);
+            let removed = self.mounted.lock().unwrap().remove(&request.image_id);
+            if removed { Ok(Empty::new()) } else { refusal(Code::NOT_FOUND) }
+        }
+    }
+
+    fn add(images: &Images, id: &str, layers: u8) -> (Entry, Vec<DiskInfo>) {
+        let disk = |number: u8| DiskInfo {
+            serial: number.to_string(),
+            path: PathBuf::new(),
+            read_only: true,
+            transport: Transport::Blk,
+            address: PciAddress::new(0, number, 0).unwrap(),
+            state: DiskState::Attached,
+        };
+        let disks: Vec<_> = (1..=layers).map(disk).collect();
+        let config = ImageConfig::new(id.parse().unwrap(), [] as [&Layer; 0]);
+        let entry = Entry::new(&config, Shape::Layers, disks.iter().map(|disk| disk.serial.clone()).collect());
+        images.set(entry.clone());
+        (entry, disks)
+    }
+
+    #[test]
+    fn an_image_that_may_be_mounted_is_unmounted() {
+        let fake = Arc::new(Slow::default());
+        let fixture = Fixture::with_agent(fake.clone());
+        let agent = fixture.connect().unwrap();
+        let images = Images::default();
+        for (id, answered) in [("prompt", true), ("late", false), ("never", false)] {
+            let (entry, disks) = add(&images, id, 20);
+            let id = entry.config.id.clone();
+            assert_eq!(images.mount(&agent, entry, &disks).is_ok(), answered, "{id}");
+            assert_eq!(ImageInfo::from(images.get(&id).unwrap()).mounted, answered, "{id}");
+            assert_eq!(images.remove(&agent, &id).unwrap().len(), disks.len(), "{id}");
+            assert!(images.get(&id).is_none() && fake.mounted.lock().unwrap().is_empty(), "{id}");
+        }
+        let (entry, _) = add(&images, "unasked", 1);
+        images.remove(&agent, &entry.config.id).unwrap();
+        let limits = fake.limits.lock().unwrap();
+        assert_eq!(limits.len(), 6, "the agent is not asked to unmount what it was not asked to mount");
+        assert!(limits.iter().all(|limit| *limit > Duration::from_secs(20 * 10)), "{limits:?}");
+    }
 
     #[test]
     fn flat_images_need_a_kernel_that_finds_their_layers() {

@@ -30,6 +30,8 @@ use crate::hotplug::DiskInfo;
 const SHORT: Duration = Duration::from_secs(30);
 /// Time limit of `StartInstance`. The agent gives a container 60 s to start, and 30 s to what did not start to go away.
 const START: Duration = Duration::from_secs(60 + 30).saturating_add(SHORT);
+/// What the agent gives the disk of a layer to appear. It mounts them one by one.
+const PER_LAYER: Duration = Duration::from_secs(10);
 /// What a call may take beyond the limit that the agent was told.
 const GRACE: Duration = Duration::from_secs(5);
 /// The service's name on the wire.
@@ -208,14 +210,14 @@ impl AgentClient {
         };
         let layers = disks.iter().map(layer).collect();
         let request = agent::MountImageRequest { image_id: id.into(), layers, ..Default::default() };
-        self.call::<agent::Empty>("MountImage", Some(SHORT), &request)?;
+        self.call::<agent::Empty>("MountImage", Some(image_limit(disks.len())), &request)?;
         Ok(())
     }
 
-    pub(crate) fn unmount_image(&self, id: &str) -> Result<(), AgentError> {
+    /// Returns once there is no image `id` of so many layers. It may have to wait for an attempt to mount it.
+    pub(crate) fn unmount_image(&self, id: &str, layers: usize) -> Result<(), AgentError> {
         let request = agent::UnmountImageRequest { image_id: id.into(), ..Default::default() };
-        self.call::<agent::Empty>("UnmountImage", Some(SHORT), &request)?;
-        Ok(())
+        self.remove("UnmountImage", image_limit(layers), &request)
     }
 
     /// Returns once `bytes` of the window at `address` are online on `node`, where they should be.
@@ -352,6 +354,10 @@ fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
         timeout_ms: milliseconds(limit),
         ..Default::default()
     }
+}
+
+fn image_limit(layers: usize) -> Duration {
+    SHORT.saturating_add(PER_LAYER.saturating_mul(u32::try_from(layers).unwrap_or(u32::MAX)))
 }
 
 fn instance(id: &str) -> agent::InstanceRequest {
