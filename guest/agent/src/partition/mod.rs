@@ -6,7 +6,7 @@ mod mountinfo;
 mod numa_maps;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -213,7 +213,7 @@ impl MemoryInfo {
         Ok(())
     }
 
-    /// The processes that hold most of a node's memory, largest first.
+    /// The processes that hold most of a node's memory, largest first. How much is too little for one with very many mappings.
     pub fn holders(&self, node: Node) -> Vec<Holder> {
         let mut holders: Vec<Holder> = numbered(&self.proc, "")
             .into_iter()
@@ -221,10 +221,12 @@ impl MemoryInfo {
             .filter_map(|pid| {
                 // A process may end at any moment: then it holds nothing.
                 let folder = self.proc.join(pid.to_string());
-                let maps = files::read(folder.join("numa_maps")).ok()?;
-                let bytes = numa_maps::bytes_on(&maps, node.number());
-                let command = files::read(folder.join("comm")).unwrap_or_default();
-                (bytes > 0).then(|| Holder { pid: u32::try_from(pid).unwrap_or(u32::MAX), command, bytes })
+                let bytes = numa_maps::bytes_on(File::open(folder.join("numa_maps")).ok()?, node.number());
+                (bytes > 0).then(|| {
+                    let name = fs::read(folder.join("comm")).unwrap_or_default();
+                    let command = String::from_utf8_lossy(&name).trim_end().to_owned();
+                    Holder { pid: u32::try_from(pid).unwrap_or(u32::MAX), command, bytes }
+                })
             })
             .collect();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.bytes));

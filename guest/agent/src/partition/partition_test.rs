@@ -76,3 +76,22 @@ fn holders_come_largest_first() {
     assert_eq!(holders.iter().map(|holder| (holder.pid, holder.bytes)).collect::<Vec<_>>(), expected);
     assert_eq!(holders[0].command, "task11");
 }
+
+/// A process can call itself, and the files that it maps, whatever it likes, and map as many as it likes.
+#[test]
+fn a_holder_can_not_hide() {
+    let (folder, info) = fixture(2, "Movable");
+    let maps = b"7f00 bind:2 file=/tmp/\xff mapped=7 N2=7 kernelpagesize_kB=4\n";
+    for (pid, length) in [(10, None), (11, Some(1 << 40))] {
+        let process = folder.path().join(format!("proc/{pid}"));
+        fs::create_dir_all(&process).unwrap();
+        fs::write(process.join("comm"), b"task\xff\n").unwrap();
+        fs::write(process.join("numa_maps"), maps).unwrap();
+        if let Some(length) = length {
+            File::options().write(true).open(process.join("numa_maps")).unwrap().set_len(length).unwrap();
+        }
+    }
+    let holders = info.holders(Node::try_from(2).unwrap());
+    let expected = [10, 11].map(|pid| Holder { pid, command: "task\u{fffd}".into(), bytes: 7 * 4096 });
+    assert_eq!(holders, expected);
+}
