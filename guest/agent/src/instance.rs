@@ -6,7 +6,7 @@
 //! partition that would have to be migrated.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -102,13 +102,13 @@ enum Slot {
     Busy,
     Started(Arc<Instance>),
     /// Not started, and not wholly taken apart either.
-    Remains(Parts),
+    Remains(Box<Parts>),
 }
 
 /// Why an instance was not started, and what could not be taken apart of it.
 struct Failure {
     error: AgentError,
-    remains: Option<Parts>,
+    remains: Option<Box<Parts>>,
 }
 
 impl From<AgentError> for Failure {
@@ -248,7 +248,7 @@ impl Instances {
                 let cleanup = parts.kill().and_then(|()| self.dismantle(&parts));
                 let remains = cleanup.err().map(|cleanup| {
                     tracing::error!(id = %request.id, error = %cleanup, "remains of an instance that did not start");
-                    parts
+                    Box::new(parts)
                 });
                 Err(Failure { error, remains })
             }
@@ -341,6 +341,8 @@ fn unknown(id: &InstanceId) -> AgentError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
 
