@@ -44,6 +44,14 @@ pub enum AgentError {
         /// Its name.
         name: String,
     },
+    /// What is to be removed is not there: an earlier request may have removed it, with an answer that came too late.
+    #[error("there is no {kind} {name:?} to remove")]
+    Gone {
+        /// Kind of thing.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// There is one already.
     #[error("{kind} {name:?} is there already")]
     Exists {
@@ -143,11 +151,12 @@ impl AgentError {
     /// The status code that the monitor gets.
     ///
     /// `StartInstance` answers `NOT_FOUND` only where the command is missing (a shell would say 127) and
-    /// `PERMISSION_DENIED` only where it cannot be executed (126).
+    /// `PERMISSION_DENIED` only where it cannot be executed (126). `UnmountImage` and `RemoveInstance` answer `NOT_FOUND`
+    /// where nothing is left to do.
     pub fn code(&self) -> Code {
         match self {
             Self::Value(_) => Code::INVALID_ARGUMENT,
-            Self::CommandNotFound(_) => Code::NOT_FOUND,
+            Self::CommandNotFound(_) | Self::Gone { .. } => Code::NOT_FOUND,
             Self::CommandNotExecutable(_) => Code::PERMISSION_DENIED,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,

@@ -58,18 +58,21 @@ pub struct Layer {
 }
 
 impl Images {
-    /// Mounts the layers of an image, lowest first, those of them that are not mounted yet.
+    /// Mounts the layers of an image, lowest first, those of them that are not mounted yet. An image that is there with the
+    /// same layers is as good: the answer to an earlier request may have come too late.
     ///
     /// # Errors
-    /// [`AgentError::Exists`]; [`AgentError::TimedOut`] for a disk that does not appear; [`AgentError::Path`] for a layer
+    /// [`AgentError::Exists`] for an image with other layers; [`AgentError::TimedOut`] for a disk that does not appear; [`AgentError::Path`] for a layer
     /// that cannot be mounted. What was mounted for this image is unmounted again.
     pub fn mount(&self, sysfs: &Sysfs, uevents: &Uevents, id: &ImageId, layers: &[Layer]) -> Result<()> {
         // One image at a time: two that share a layer must not both mount it.
         let mut tables = self.lock();
-        if tables.images.contains_key(id) {
-            return Err(AgentError::Exists { kind: "image", name: id.to_string() });
-        }
         let serials: Vec<_> = layers.iter().map(|layer| layer.serial.clone()).collect();
+        match tables.images.get(id) {
+            Some(image) if image.layers == serials => return Ok(()),
+            Some(_) => return Err(AgentError::Exists { kind: "image", name: id.to_string() }),
+            None => {}
+        }
         for (mounted, layer) in layers.iter().enumerate() {
             if let Err(error) = tables.acquire(sysfs, uevents, layer) {
                 tables.release_all(&serials[..mounted]);
@@ -83,10 +86,11 @@ impl Images {
     /// Forgets an image and unmounts the layers that no other image uses.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`]; [`AgentError::InUse`] while an instance of it is there.
+    /// [`AgentError::Gone`]; [`AgentError::InUse`] while an instance of it is there.
     pub fn unmount(&self, id: &ImageId) -> Result<()> {
         let mut tables = self.lock();
-        let image = tables.images.get(id).ok_or_else(|| unknown(id))?;
+        let gone = || AgentError::Gone { kind: "image", name: id.to_string() };
+        let image = tables.images.get(id).ok_or_else(gone)?;
         if image.instances > 0 {
             let by = format!("{} instances", image.instances);
             return Err(AgentError::InUse { what: format!("image {id}"), by });
@@ -188,4 +192,41 @@ fn mount_point(serial: &Serial) -> PathBuf {
 
 fn unknown(id: &ImageId) -> AgentError {
     AgentError::Unknown { kind: "image", name: id.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers that are mounted already, for another image.
+    fn fixture() -> (Images, [Layer; 2]) {
+        let images = Images::default();
+        let layers = [("base", "0000:01:04.0"), ("top", "0000:01:05.0")]
+            .map(|(serial, address)| Layer { serial: serial.parse().unwrap(), address: address.parse().unwrap() });
+        for Layer { serial, address } in layers.clone() {
+            images.lock().layers.insert(serial, Mounted { address, images: 1 });
+        }
+        (images, layers)
+    }
+
+    fn users(images: &Images) -> Vec<usize> {
+        images.lock().layers.values().map(|layer| layer.images).collect()
+    }
+
+    #[test]
+    fn a_request_can_come_again() {
+        let (images, layers) = fixture();
+        let id: ImageId = "demo".parse().unwrap();
+        let mount = |layers: &[Layer]| images.mount(&Sysfs::default(), &Uevents::default(), &id, layers);
+        for _ in 0..2 {
+            mount(&layers).unwrap();
+            assert_eq!(users(&images), [2, 2], "it is one image");
+        }
+        assert_eq!(mount(&layers[..1]).unwrap_err().code(), ttrpc::Code::ALREADY_EXISTS);
+        images.unmount(&id).unwrap();
+        assert_eq!(users(&images), [1, 1]);
+        assert_eq!(images.unmount(&id).unwrap_err().code(), ttrpc::Code::NOT_FOUND);
+        let error = images.begin_use(&id).unwrap_err();
+        assert_eq!(error.code(), ttrpc::Code::FAILED_PRECONDITION, "NOT_FOUND is for the command of an instance");
+    }
 }

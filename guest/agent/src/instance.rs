@@ -200,12 +200,12 @@ impl Instances {
     /// Ends an instance, or what is left of one that did not start, and takes it apart.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
+    /// [`AgentError::Gone`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
     pub fn remove(&self, id: &InstanceId) -> Result<()> {
         let slot = match self.lock().get_mut(id) {
             Some(Slot::Busy) => return Err(busy(id)),
             Some(slot) => std::mem::replace(slot, Slot::Busy),
-            None => return Err(unknown(id)),
+            None => return Err(AgentError::Gone { kind: "instance", name: id.to_string() }),
         };
         let removed = match &slot {
             Slot::Started(instance) => instance.parts.kill().and_then(|()| {
@@ -413,6 +413,7 @@ mod tests {
             instances.remove_all();
             assert!(!folder.path().join("i/f-1").exists());
             images.unmount(&image).unwrap();
+            assert_eq!(instances.remove(&id).unwrap_err().code(), ttrpc::Code::NOT_FOUND);
         });
     }
 
