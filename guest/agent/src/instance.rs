@@ -1,11 +1,12 @@
 //! Instances: each a container with its own cgroup, root file system and partition.
 //!
 //! What an instance consists of is taken apart in the order that makes its partition cheap to give back: kill the cgroup,
-//! wait for its last process (anonymous memory is free then), unmount overlay and tmpfs (so is tmpfs memory), drop the
-//! page cache it brought in (it lies elsewhere where the node is private), remove the cgroup. Nothing is left in the
-//! partition that would have to be migrated.
+//! wait for its last process (anonymous memory is free then), destroy the sockets that outlive it with what they have to
+//! send, unmount overlay and tmpfs (so is tmpfs memory), drop the page cache it brought in (it lies elsewhere where the node
+//! is private), remove the cgroup. Nothing is left in the partition that would have to be migrated.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::partition::MemoryInfo;
 use crate::placement::Placement;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
+use crate::sockets;
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
@@ -75,6 +77,18 @@ impl Instance {
     /// Blocks until its first process has ended; answers its exit code, and whether the kernel killed for lack of memory.
     pub fn wait(&self) -> (i32, bool) {
         (self.process.exit.wait(), self.oom_killed())
+    }
+
+    /// Destroys what would keep memory of its partition; where that fails, it is given back later.
+    fn destroy_sockets(&self) {
+        let id = &self.parts.id;
+        match sockets::destroy_all(&self.process.network) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::debug!(%id, %error, "sockets may stay")
+            }
+            Err(error) => tracing::warn!(%id, %error, "sockets may stay"),
+        }
     }
 
     fn oom_killed(&self) -> bool {
@@ -211,6 +225,7 @@ impl Instances {
             Slot::Started(instance) => instance.parts.kill().and_then(|()| {
                 instance.process.exit.wait_for(KILL_LIMIT);
                 instance.oom_killed();
+                instance.destroy_sockets();
                 self.dismantle(&instance.parts)
             }),
             Slot::Remains(parts) => parts.kill().and_then(|()| self.dismantle(parts)),

@@ -7,7 +7,7 @@
 //! | devices come and go | [`pci`], told of progress by [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
 //! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
-//! | instances | [`instance`], with [`container`] (an OCI container), [`cgroup`] (limits and the end of it), [`output`] |
+//! | instances | [`instance`], with [`container`] (an OCI container), [`cgroup`] (limits and the end of it), [`output`], [`sockets`] (what would stay) |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
 //! | the end | [`shutdown`] |
@@ -32,6 +32,7 @@ pub mod seccomp;
 pub mod server;
 pub mod settings;
 pub mod shutdown;
+pub mod sockets;
 pub mod statistics;
 pub mod uevent;
 pub mod vsock;

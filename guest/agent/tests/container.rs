@@ -116,6 +116,7 @@ fn inside() {
     let fixture = Fixture::new();
 
     its_streams_and_exit_code_arrive(&fixture);
+    its_network_is_known(&fixture);
     it_is_contained(&fixture);
     it_has_the_rights_of_its_user(&fixture);
     system_calls_are_refused(&fixture);
@@ -133,6 +134,14 @@ fn inside() {
 fn its_streams_and_exit_code_arrive(fixture: &Fixture) {
     let (code, stdout, stderr) = fixture.run("streams", "echo $GREETING; pwd; echo oops >&2; cat; exit 5");
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (5, "hello\n/bin\n", "oops\n"));
+}
+
+/// Though it has ended before anybody could look.
+fn its_network_is_known(fixture: &Fixture) {
+    let process = fixture.launch("network", &["ls", "-l", "/proc/self/ns/net"], 0, Placement::Base).unwrap();
+    let inode = nix::sys::stat::fstat(&process.network).unwrap().st_ino;
+    let stdout = text(&process.stdout);
+    assert!(stdout.contains(&format!("net:[{inode}]")), "{inode} {stdout}");
 }
 
 fn it_is_contained(fixture: &Fixture) {

@@ -238,3 +238,26 @@ fn a_partition_in_use_stays_and_says_by_whom() {
     guest.vm.await_discard(partition(1), PATIENCE).unwrap();
     guest.shutdown();
 }
+
+/// A socket sends a page from where it lies and takes no answer, for as long as TCP can wait.
+#[test]
+fn what_a_socket_has_to_send_does_not_stay_in_the_partition() {
+    let guest = Guest::ours().vcpus(2).partition(128).boot();
+    guest.plug(1, 128);
+    let line = r#"exec python3 -c '
+import mmap, socket
+IP_MINTTL, TCP_USER_TIMEOUT, SO_ZEROCOPY, MSG_ZEROCOPY = 21, 18, 60, 0x4000000
+page = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+page.write(b"x" * 4096)
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+accepted, _ = listener.accept()
+client.setsockopt(socket.IPPROTO_IP, IP_MINTTL, 255)
+client.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 2**31 - 1)
+client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+print(client.send(memoryview(page), MSG_ZEROCOPY))'"#;
+    let (status, output) = guest.start("sends", line, Some(1)).finish();
+    assert_eq!((status.code, output.trim()), (0, "4096"));
+    park(&guest, 1);
+    guest.shutdown();
+}

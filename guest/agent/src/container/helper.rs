@@ -97,7 +97,8 @@ fn first_failure(failures: OwnedFd) -> Option<Report> {
     Some(serde_json::from_slice(&text).unwrap_or_else(|_| Report::Failed(String::from_utf8_lossy(&text).into())))
 }
 
-/// Brings up `lo` in the container's network namespace. This process joins it for that, and ends soon after.
+/// Brings up `lo` in the container's network namespace. This process joins it for that, and
+/// stays in it: the agent finds it here.
 fn bring_up_loopback(pid: i32) -> Result<(), Report> {
     let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(failed("network namespace"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(failed("setns"))?;

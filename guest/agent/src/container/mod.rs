@@ -16,6 +16,7 @@ mod executor;
 pub mod helper;
 pub mod spec;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -64,6 +65,8 @@ pub struct Process {
     pub stdout: OutputStream,
     /// What it writes as errors.
     pub stderr: OutputStream,
+    /// The container's network namespace.
+    pub network: OwnedFd,
 }
 
 /// Creates containers.
@@ -86,7 +89,7 @@ impl Launcher {
     ///
     /// # Errors
     /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::Container`],
-    /// [`AgentError::TimedOut`]. Processes may be left in the container's cgroup then, and state here: see
+    /// [`AgentError::TimedOut`], [`AgentError::Path`]. Processes may be left in the container's cgroup then, and state here: see
     /// [`Launcher::forget`].
     pub fn launch(&self, id: &str, bundle: &Path) -> Result<Process> {
         let (stdout, stdout_end) = OutputStream::new().map_err(AgentError::system("pipe"))?;
@@ -105,8 +108,11 @@ impl Launcher {
             Some(Report::Pid(pid)) => {
                 let pid = Pid::from_raw(pid);
                 let exit = self.reaper.watch(pid);
+                // The helper, which has joined it, lives still; the container's process may have ended.
+                let network = format!("/proc/{helper}/ns/net");
+                let network = File::open(&network).map_err(AgentError::path("open", network))?.into();
                 drop(ours);
-                Ok(Process { pid, exit, stdout, stderr })
+                Ok(Process { pid, exit, stdout, stderr, network })
             }
             Some(Report::NotFound(message)) => Err(AgentError::CommandNotFound(message)),
             Some(Report::NotExecutable(message)) => Err(AgentError::CommandNotExecutable(message)),

@@ -1,0 +1,155 @@
+//! The end of what an instance's sockets leave behind.
+//!
+//! A TCP socket outlives the last process that had it while there is something to send: for days, if its options say so, and
+//! with it the pages of a partition that are to be sent. The kernel destroys a socket when asked to (`sock_diag(7)`,
+//! `linux/inet_diag.h`), if it is built with `INET_DIAG_DESTROY`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+/// How often sockets are looked for before those that are left are left alone.
+const ROUNDS: u32 = 10;
+/// Between two looks: the kernel closes sockets that were on their way between processes with some delay.
+const PAUSE: Duration = Duration::from_millis(10);
+
+// linux/sock_diag.h
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+/// All states but that of a socket that has nothing to send and only keeps its address for a minute.
+const STATES: u32 = !(1 << TCP_TIME_WAIT);
+/// net/tcp_states.h
+const TCP_TIME_WAIT: u32 = 6;
+
+/// Bytes of a `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// A `struct inet_diag_sockid`; in a `struct inet_diag_msg` it comes after four bytes.
+type SocketId = [u8; 48];
+const ID_OFFSET: usize = 4;
+/// The kernel fills at most that much with one answer.
+const BUFFER: usize = 32 << 10;
+
+/// Destroys the TCP sockets of a network namespace whose processes have ended.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same;
+/// those of `setns(2)`, `socket(2)` and what follows it.
+pub fn destroy_all(network: impl AsFd) -> io::Result<()> {
+    destroy_all_of(&Diagnosis::of(network)?).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => io::ErrorKind::Unsupported.into(),
+        _ => error,
+    })
+}
+
+fn destroy_all_of(diagnosis: &Diagnosis) -> io::Result<()> {
+    for _ in 0..ROUNDS {
+        let mut any = false;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for id in diagnosis.sockets(family)? {
+                diagnosis.destroy(family, &id)?;
+                any = true;
+            }
+        }
+        if !any {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// A netlink socket in a network namespace.
+struct Diagnosis(OwnedFd);
+
+impl Diagnosis {
+    /// A socket belongs to the namespace that the thread which makes it is in.
+    fn of(network: impl AsFd) -> io::Result<Self> {
+        let network = network.as_fd();
+        let make = || {
+            setns(network, CloneFlags::CLONE_NEWNET)?;
+            let protocol = SockProtocol::NetlinkSockDiag;
+            socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
+        };
+        let made = thread::scope(|scope| {
+            let maker = thread::Builder::new().name("setns".into()).spawn_scoped(scope, make)?;
+            maker.join().map_err(|_| io::Error::other("the thread panicked"))
+        })?;
+        Ok(Self(made?))
+    }
+
+    fn sockets(&self, family: AddressFamily) -> io::Result<Vec<SocketId>> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        self.send(&request(SOCK_DIAG_BY_FAMILY, flags, family, &[0; size_of::<SocketId>()]))?;
+        let mut ids = Vec::new();
+        let end = self.receive(|answer| ids.extend(answer.get(ID_OFFSET..).and_then(<[u8]>::first_chunk)));
+        end.map(|()| ids)
+    }
+
+    /// One that is gone already, or on its way, is as good.
+    fn destroy(&self, family: AddressFamily, id: &SocketId) -> io::Result<()> {
+        self.send(&request(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, family, id))?;
+        match self.receive(|_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "socket not destroyed");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn send(&self, request: &[u8]) -> io::Result<()> {
+        send(self.0.as_raw_fd(), request, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Passes each answer to `see`, up to the one that ends them: a status.
+    fn receive(&self, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let count = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut messages = &buffer[..count];
+            while let Some((kind, answer, rest)) = first_message(messages) {
+                match i32::from(kind) {
+                    libc::NLMSG_DONE | libc::NLMSG_ERROR => return status(answer),
+                    _ => see(answer),
+                }
+                messages = rest;
+            }
+        }
+    }
+}
+
+/// A `struct nlmsghdr` with a `struct inet_diag_req_v2`.
+fn request(kind: u16, flags: i32, family: AddressFamily, id: &SocketId) -> Vec<u8> {
+    let body = [&[family as u8, libc::IPPROTO_TCP as u8, 0, 0][..], &STATES.to_ne_bytes(), id].concat();
+    let length = (HEADER + body.len()) as u32;
+    // Sequence and port stay zero: there is one request at a time.
+    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags as u16).to_ne_bytes(), &[0; 8], &body].concat()
+}
+
+/// Kind and content of the first of some netlink messages, and those that follow.
+fn first_message(messages: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(*messages.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes(*messages.get(4..)?.first_chunk()?);
+    let content = messages.get(HEADER..length)?;
+    // Each message starts at a multiple of four.
+    let rest = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, content, rest))
+}
+
+/// What the last of some answers says: zero, or an error's number negated.
+fn status(answer: &[u8]) -> io::Result<()> {
+    match answer.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+        Some(code) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "sockets_test.rs"]
+mod tests;
