@@ -1,5 +1,6 @@
 //! Answers the monitor's requests. Values are checked here, once; what is called has types that carry the rules.
 
+use std::os::fd::RawFd;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use bellows_protocol::values::{
 };
 use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
-use ttrpc::TtrpcContext;
+use nix::sys::socket::{VsockAddr, getpeername};
+use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
@@ -58,12 +60,32 @@ pub struct Service {
 pub fn start(service: Arc<Service>) -> ttrpc::Result<ttrpc::Server> {
     let mut server = ttrpc::Server::new()
         .bind(&format!("vsock://-1:{AGENT_PORT}"))?
+        .set_accept_hook(HostOnly)
         .register_service(create_agent(service))
         .set_thread_count_min(2)
         .set_thread_count_default(4)
         .set_thread_count_max(16);
     server.start()?;
     Ok(server)
+}
+
+/// Lets in the host and nobody else: instances have vsock, too, and a kernel with a loopback for it leads them here.
+#[derive(Debug)]
+struct HostOnly;
+
+impl AcceptHook for HostOnly {
+    fn on_accept(&self, connection: RawFd) -> std::result::Result<HookOutput, HookError> {
+        let peer = getpeername::<VsockAddr>(connection).map_err(|error| HookError::Io(error.into()))?;
+        if is_host(peer) {
+            return Ok(HookOutput { data: ConnectionData::default(), payload_transform: None });
+        }
+        tracing::warn!(%peer, "somebody else than the host calls");
+        Err(HookError::Rejected(peer.to_string()))
+    }
+}
+
+fn is_host(peer: VsockAddr) -> bool {
+    peer.cid() == libc::VMADDR_CID_HOST
 }
 
 fn limit(milliseconds: u32) -> Duration {
@@ -302,6 +324,8 @@ impl Agent for Service {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn request() -> StartInstanceRequest {
@@ -312,6 +336,18 @@ mod tests {
             node: 2,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn only_the_host_is_let_in() {
+        let port = 40_000;
+        assert!(is_host(VsockAddr::new(libc::VMADDR_CID_HOST, port)));
+        // The loopback, and the guest itself.
+        for cid in [libc::VMADDR_CID_LOCAL, 3] {
+            assert!(!is_host(VsockAddr::new(cid, port)), "{cid}");
+        }
+        let (_here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(HostOnly.on_accept(there.as_raw_fd()).is_err());
     }
 
     #[test]
