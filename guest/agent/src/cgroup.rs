@@ -96,6 +96,11 @@ impl Hierarchy {
         format!("/{INSTANCES}/{id}")
     }
 
+    /// An instance's cgroup, whether it is there or not.
+    pub fn cgroup(&self, id: &InstanceId) -> Cgroup {
+        Cgroup { path: self.root.join(INSTANCES).join(id.as_str()) }
+    }
+
     /// Creates an instance's cgroup with its limits set.
     ///
     /// # Errors
@@ -105,9 +110,8 @@ impl Hierarchy {
             Some(count) => count.into(),
             None => number(&self.tasks())? / 2,
         };
-        let path = self.root.join(INSTANCES).join(id.as_str());
-        std::fs::create_dir(&path).map_err(AgentError::path("create", &path))?;
-        let cgroup = Cgroup { path };
+        let cgroup = self.cgroup(id);
+        std::fs::create_dir(&cgroup.path).map_err(AgentError::path("create", &cgroup.path))?;
         match cgroup.limit(id, limits, pids_max) {
             Ok(()) => Ok(cgroup),
             Err(error) => {

@@ -141,6 +141,7 @@ pub struct Instances {
     memory: MemoryInfo,
     reaper: Arc<Reaper>,
     folder: PathBuf,
+    kill_limit: Duration,
 }
 
 impl Instances {
@@ -152,7 +153,8 @@ impl Instances {
         memory: MemoryInfo,
         reaper: Arc<Reaper>,
     ) -> Self {
-        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper, folder: FOLDER.into() }
+        let (folder, kill_limit) = (FOLDER.into(), KILL_LIMIT);
+        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper, folder, kill_limit }
     }
 
     /// Starts an instance; answers its first process's number.
@@ -222,13 +224,13 @@ impl Instances {
             None => return Err(AgentError::Gone { kind: "instance", name: id.to_string() }),
         };
         let removed = match &slot {
-            Slot::Started(instance) => instance.parts.kill().and_then(|()| {
-                instance.process.exit.wait_for(KILL_LIMIT);
+            Slot::Started(instance) => instance.parts.kill(self.kill_limit).and_then(|()| {
+                instance.process.exit.wait_for(self.kill_limit);
                 instance.oom_killed();
                 instance.destroy_sockets();
                 self.dismantle(&instance.parts)
             }),
-            Slot::Remains(parts) => parts.kill().and_then(|()| self.dismantle(parts)),
+            Slot::Remains(parts) => parts.kill(self.kill_limit).and_then(|()| self.dismantle(parts)),
             Slot::Busy => Ok(()),
         };
         self.settle(id, removed.is_err().then_some(slot));
@@ -260,7 +262,7 @@ impl Instances {
         match self.assemble(request, limits, &layers, &mut parts) {
             Ok(process) => Ok(Instance { parts, process, oom_killed: OnceLock::new() }),
             Err(error) => {
-                let cleanup = parts.kill().and_then(|()| self.dismantle(&parts));
+                let cleanup = parts.kill(self.kill_limit).and_then(|()| self.dismantle(&parts));
                 let remains = cleanup.err().map(|cleanup| {
                     tracing::error!(id = %request.id, error = %cleanup, "remains of an instance that did not start");
                     Box::new(parts)
@@ -335,8 +337,8 @@ impl Instances {
 }
 
 impl Parts {
-    fn kill(&self) -> Result<()> {
-        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill(KILL_LIMIT))
+    fn kill(&self, limit: Duration) -> Result<()> {
+        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill(limit))
     }
 }
 
@@ -430,6 +432,43 @@ mod tests {
             images.unmount(&image).unwrap();
             assert_eq!(instances.remove(&id).unwrap_err().code(), ttrpc::Code::NOT_FOUND);
         });
+    }
+
+    /// One whose last process does not end, as far as its cgroup says.
+    #[test]
+    fn remains_with_processes_stay_until_these_have_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, mut instances) = fixture(folder.path());
+        instances.kill_limit = Duration::from_millis(5);
+        let Request { id, image, .. } = request();
+        let cgroup = folder.path().join("cgroup").join(&Hierarchy::name(&id)[1..]);
+        let own = folder.path().join("i/f-1");
+        for path in [&cgroup, &own] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        let populated = |count| std::fs::write(cgroup.join("cgroup.events"), format!("populated {count}\n")).unwrap();
+        std::fs::write(cgroup.join("cgroup.kill"), "").unwrap();
+        populated(1);
+        images.begin_use(&image).unwrap();
+        let parts = Parts {
+            id: id.clone(),
+            image: image.clone(),
+            placement: Placement::Base,
+            cgroup: Some(instances.hierarchy.cgroup(&id)),
+            rootfs: RootFs::below(&own),
+            folder: own.clone(),
+        };
+        instances.settle(&id, Some(Slot::Remains(Box::new(parts))));
+
+        assert!(matches!(instances.remove(&id), Err(AgentError::TimedOut { .. })));
+        assert!(own.exists() && matches!(images.unmount(&image), Err(AgentError::InUse { .. })));
+        populated(0);
+        // A folder of files is not gone as a cgroup is.
+        assert!(instances.remove(&id).unwrap_err().to_string().contains("remove"));
+        std::fs::remove_dir_all(&cgroup).unwrap();
+        instances.remove(&id).unwrap();
+        assert!(!own.exists());
+        images.unmount(&image).unwrap();
     }
 
     #[test]
