@@ -5,27 +5,26 @@
 //! talking, and dropping the connection joins its thread.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{
     Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
 };
 
-/// How long the peer may leave a request unread.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+use super::writer::{WriteError, Writer};
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum CallError {
-    /// Time is up; the answer is dropped if it still comes.
-    Timeout,
+    /// Time is up, after so long; the answer is dropped if it still comes.
+    Timeout(Duration),
     /// The peer answered with this status.
     Refused { code: EnumOrUnknown<Code>, message: String },
     /// The connection is no more.
@@ -35,7 +34,8 @@ pub(super) enum CallError {
 /// A connection on which any number of threads may call at once.
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    writer: Mutex<UnixStream>,
+    writer: Writer,
+    write_limit: Duration,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -52,13 +52,13 @@ struct State {
 }
 
 impl Connection {
-    /// Takes a connected stream, whose next bytes are the peer's first answer.
+    /// Takes a connected stream, whose next bytes are the peer's first answer. Requests may take up to `write_limit` to be
+    /// written.
     ///
     /// # Errors
     /// No thread could be made, or the stream can't be shared with it.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, write_limit: Duration) -> io::Result<Self> {
         stream.set_read_timeout(None)?;
-        stream.set_write_timeout(Some(WRITE_LIMIT))?;
         let mut input = stream.try_clone()?;
         let shared = Arc::new(Shared::default());
         let reader = thread::Builder::new().name("agent".into()).stack_size(256 << 10).spawn({
@@ -70,7 +70,7 @@ impl Connection {
                 let _ = input.shutdown(Shutdown::Both);
             }
         })?;
-        Ok(Self { shared, writer: Mutex::new(stream), reader: Some(reader) })
+        Ok(Self { shared, writer: Writer::new(stream), write_limit, reader: Some(reader) })
     }
 
     /// Calls `method` of `service`; without a limit the call ends with the connection.
@@ -81,6 +81,7 @@ impl Connection {
         request: &impl Message,
         limit: Option<Duration>,
     ) -> Result<Answer, CallError> {
+        let start = Instant::now();
         let lost = |error: protobuf::Error| CallError::Lost(error.to_string());
         let envelope = Request {
             service: service.into(),
@@ -97,18 +98,19 @@ impl Connection {
         let stream = self.shared.open(sender)?;
         let mut frame = Vec::from(MessageHeader::new_request(stream, length));
         frame.extend(body);
-        self.send(&frame).map_err(|error| self.shared.give_up(stream).unwrap_or(error))?;
+        let write_limit = limit.unwrap_or(Duration::MAX).min(self.write_limit);
+        self.send(&frame, start, write_limit).map_err(|error| self.shared.give_up(stream, error))?;
 
         let answer = match limit {
             None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(limit) => receiver.recv_timeout(limit),
+            Some(limit) => receiver.recv_timeout(limit.saturating_sub(start.elapsed())),
         };
         let answer = answer.unwrap_or_else(|error| {
-            self.shared.give_up(stream);
-            Err(match error {
-                RecvTimeoutError::Timeout => CallError::Timeout,
+            let error = match error {
+                RecvTimeoutError::Timeout => CallError::Timeout(limit.unwrap_or_default()),
                 RecvTimeoutError::Disconnected => CallError::Lost("the connection has ended".into()),
-            })
+            };
+            Err(self.shared.give_up(stream, error))
         })?;
         let answer = Response::parse_from_bytes(&answer).map_err(lost)?;
         match answer.status.into_option() {
@@ -119,16 +121,23 @@ impl Connection {
 
     /// Ends the connection and all calls in progress.
     pub(super) fn close(&self) {
-        // It may be closed already.
-        let _ = self.writer.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+        self.writer.shutdown();
     }
 
-    fn send(&self, frame: &[u8]) -> Result<(), CallError> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.write_all(frame).map_err(|error| {
-            // Part of a frame may be out: nothing that comes after it would be understood.
-            let _ = writer.shutdown(Shutdown::Both);
-            CallError::Lost(error.to_string())
+    fn send(&self, frame: &[u8], start: Instant, limit: Duration) -> Result<(), CallError> {
+        let deadline = start + limit;
+        let turn = self.writer.turn(deadline).ok_or(CallError::Timeout(limit))?;
+        // The turn ends after the connection, so that nobody goes on with half a frame.
+        turn.write(frame, deadline).map_err(|error| match error {
+            WriteError::NotBegun => CallError::Timeout(limit),
+            WriteError::Broken(error) => {
+                self.shared.end(error.to_string());
+                self.close();
+                match error.kind() {
+                    io::ErrorKind::TimedOut => CallError::Timeout(limit),
+                    _ => CallError::Lost(error.to_string()),
+                }
+            }
         })
     }
 }
@@ -157,20 +166,24 @@ impl Shared {
         Ok(stream)
     }
 
-    /// Expects no answer any more; says why there can't be one if that is known.
-    fn give_up(&self, stream: u32) -> Option<CallError> {
+    /// Expects no answer any more. What `error` says of the end of the connection gives way to what is known of it.
+    fn give_up(&self, stream: u32, error: CallError) -> CallError {
         let mut state = self.lock();
         state.waiting.remove(&stream);
-        state.lost.clone().map(CallError::Lost)
+        match (error, &state.lost) {
+            (CallError::Lost(_), Some(known)) => CallError::Lost(known.clone()),
+            (error, _) => error,
+        }
     }
 
+    /// The first reason is the one that counts.
     fn end(&self, error: String) {
         let mut state = self.lock();
+        let error = state.lost.get_or_insert(error).clone();
         for (_, sender) in state.waiting.drain() {
             // Whoever waited may have just given up.
             let _ = sender.try_send(Err(CallError::Lost(error.clone())));
         }
-        state.lost = Some(error);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -208,4 +221,49 @@ fn read_answer(input: &mut UnixStream) -> io::Result<(MessageHeader, Vec<u8>)> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((header, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use bellows_protocol::agent::{Empty, InstanceRequest};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_reads_slowly_delays_nobody_beyond_the_limit() {
+        const WRITE_LIMIT: Duration = Duration::from_secs(1);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours, WRITE_LIMIT).unwrap();
+        let (begin, begun) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
+        // 1 KiB each 2 ms: more than the socket holds would take some 4 s.
+        let reader = thread::spawn(move || {
+            let mut bytes = [0; 1024];
+            while stopped.recv_timeout(Duration::from_millis(2)) == Err(RecvTimeoutError::Timeout) {
+                if theirs.read(&mut bytes).unwrap() == 0 {
+                    break;
+                }
+                let _ = begin.send(());
+            }
+        });
+        let call = |bytes, limit| {
+            let request = InstanceRequest { instance_id: "a".repeat(bytes), ..Default::default() };
+            connection.call::<Empty>("service", "method", &request, Some(limit)).unwrap_err()
+        };
+        thread::scope(|scope| {
+            let start = Instant::now();
+            let first = scope.spawn(|| call(2 << 20, 2 * WRITE_LIMIT));
+            begun.recv().unwrap();
+            let limit = Duration::from_millis(20);
+            assert_eq!(call(1, limit), CallError::Timeout(limit));
+            assert!(!first.is_finished(), "the second does not wait for the first");
+            assert_eq!(first.join().unwrap(), CallError::Timeout(WRITE_LIMIT));
+            assert!(start.elapsed() < 2 * WRITE_LIMIT, "{:?}", start.elapsed());
+        });
+        assert_eq!(call(1, WRITE_LIMIT), CallError::Lost("the guest reads too slowly".into()));
+        drop(stop);
+        reader.join().unwrap();
+    }
 }

@@ -7,6 +7,7 @@ mod connection;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod partition;
+mod writer;
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -34,6 +35,8 @@ const START: Duration = Duration::from_secs(60 + 30).saturating_add(SHORT);
 const PER_LAYER: Duration = Duration::from_secs(10);
 /// What a call may take beyond the limit that the agent was told.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the guest may take to read a request.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// The service's name on the wire.
 const SERVICE: &str = "bellows.agent.v1.Agent";
 /// Longest answer to `CONNECT`.
@@ -148,7 +151,7 @@ impl AgentClient {
         let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
         let socket = handshake(uds_path, SHORT).map_err(failed)?;
         let hook = socket.try_clone().map_err(failed)?;
-        let connection = Connection::new(socket).map_err(failed)?;
+        let connection = Connection::new(socket, WRITE_LIMIT).map_err(failed)?;
         end.on_end(move || {
             // It may be closed already.
             let _ = hook.shutdown(Shutdown::Both);
@@ -163,14 +166,14 @@ impl AgentClient {
         limit: Option<Duration>,
         request: &impl Message,
     ) -> Result<Answer, AgentError> {
-        self.connection.call(SERVICE, call, request, limit).map_err(|error| call_error(call, limit, error))
+        self.connection.call(SERVICE, call, request, limit).map_err(|error| call_error(call, error))
     }
 
     /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
     fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
         match self.connection.call::<agent::Empty>(SERVICE, call, request, Some(limit)) {
             Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
-            Err(error) => Err(call_error(call, Some(limit), error)),
+            Err(error) => Err(call_error(call, error)),
             Ok(_) => Ok(()),
         }
     }
@@ -369,9 +372,9 @@ fn milliseconds(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
-fn call_error(call: &'static str, limit: Option<Duration>, error: CallError) -> AgentError {
+fn call_error(call: &'static str, error: CallError) -> AgentError {
     match error {
-        CallError::Timeout => AgentError::Timeout { call, limit: limit.unwrap_or_default() },
+        CallError::Timeout(limit) => AgentError::Timeout { call, limit },
         CallError::Refused { message, .. } => AgentError::Refused { call, message: shown(&message) },
         CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
     }

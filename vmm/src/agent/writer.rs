@@ -1,0 +1,113 @@
+//! Writes whole frames, each by its deadline, to a peer that may read as slowly as it likes.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Why a frame is not out.
+#[derive(Debug)]
+pub(super) enum WriteError {
+    /// Time was up before anything of it was out: the stream is as it was.
+    NotBegun,
+    /// Part of it may be out: nothing that comes after it would be understood.
+    Broken(io::Error),
+}
+
+/// A stream that threads take turns to write.
+pub(super) struct Writer {
+    stream: UnixStream,
+    /// A thread writes.
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+/// The stream, while the others wait.
+pub(super) struct Turn<'a>(&'a Writer);
+
+impl Writer {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, taken: Mutex::default(), free: Condvar::new() }
+    }
+
+    /// Waits until nobody else writes; `None` if that is not so before `deadline`.
+    pub(super) fn turn(&self, deadline: Instant) -> Option<Turn<'_>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.free.wait_timeout_while(self.lock(), left, |taken| *taken);
+        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *taken {
+            return None;
+        }
+        *taken = true;
+        Some(Turn(self))
+    }
+
+    /// Ends the stream, and with it a write in progress.
+    pub(super) fn shutdown(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn<'_> {
+    /// Writes a frame before `deadline`.
+    pub(super) fn write(&self, frame: &[u8], deadline: Instant) -> Result<(), WriteError> {
+        let mut rest = frame;
+        while !rest.is_empty() {
+            match send(&self.0.stream, rest, deadline) {
+                Ok(bytes) => rest = rest.get(bytes..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && rest.len() == frame.len() => {
+                    return Err(WriteError::NotBegun);
+                }
+                Err(error) => return Err(WriteError::Broken(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = false;
+        self.0.free.notify_one();
+    }
+}
+
+/// Writes what there is space for, once there is some. The stream itself blocks, for its reader.
+fn send(stream: &UnixStream, bytes: &[u8], deadline: Instant) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    loop {
+        // SAFETY: the pointer and the length are those of `bytes`, which is only read.
+        let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return Ok(sent);
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::WouldBlock => await_space(stream, deadline)?,
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Waits until there may be space, or the stream has ended.
+fn await_space(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "the guest reads too slowly"));
+    }
+    // Rounded up, so that this does not spin through the last millisecond.
+    let milliseconds = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+    let mut entry = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: there is one entry, whose descriptor outlives the call.
+    let count = unsafe { libc::poll(&raw mut entry, 1, milliseconds) };
+    let error = io::Error::last_os_error();
+    if count < 0 && error.kind() != io::ErrorKind::Interrupted { Err(error) } else { Ok(()) }
+}
