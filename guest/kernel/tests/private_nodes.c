@@ -424,6 +424,10 @@ static void test_full_tmpfs(void)
 		check(pages > 30000);
 		check_most(pages, 128 * MIB / PAGE);
 		check_most(base - node_pages(0, "MemFree"), 1024);
+		/* Who comes from outside can't have a page either, is told so, and is not kept waiting. */
+		check_is(run("", "hole", "0"), 128 + SIGBUS);
+		check_is(ftruncate(fd, 0), 0);
+		check_is(run("", "hole", "0"), 0);
 		close(fd);
 		check_is(umount("/mnt"), 0);
 	}
@@ -768,6 +772,7 @@ static void test_leaked_tmpfs(void)
 
 static void test_remove_parked(void)
 {
+	long unparks;
 	double end;
 
 	if (!plug(FIRST, 256 * MIB))
@@ -782,6 +787,22 @@ static void test_remove_parked(void)
 	check(!strcmp(state_of(FIRST), "empty"));
 	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+
+	/* What has been used meanwhile counts anew. */
+	write_text("5", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	end = now() + 7;
+	if (!plug(FIRST, 256 * MIB) || !unplug(FIRST, 5))
+		return;
+	write_text("600", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	if (!plug(FIRST, 384 * MIB) || !unplug(FIRST, 5))
+		return;
+	while (now() < end)
+		pause_ms(50);
+	unparks = stat_of(FIRST, "unparks");
+	check(plug(FIRST, 384 * MIB));
+	check_is(stat_of(FIRST, "unparks") - unparks, 1);
+	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(unplug(FIRST, 5) && plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
 }
 
 /* 7. Where free memory has to keep its content, and where nothing is private. */

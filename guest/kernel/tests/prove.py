@@ -40,6 +40,7 @@ PROOFS = [
     ("shmem_collapse", 7, "collapsed huge pages of tmpfs come from anywhere", "subjects"),
     ("oom", 8, "a full node is everybody's problem", "bounded,full_tmpfs"),
     ("fault_oom", 8, "a page fault that finds no memory is retried for ever", "unkillable"),
+    ("shmem_full", 8, "a task from outside waits for a page of a full node", "full_tmpfs"),
     ("badness", 9, "private memory counts for a system-wide OOM", "system_oom"),
     ("migrate_target", 10, "pages that are in the way move anywhere", "holder"),
     ("move_pages", 10, "`move_pages()` moves private memory", "escape"),
@@ -62,6 +63,7 @@ PROOFS = [
     ("blocks", 21, "memory blocks of a parked node can go offline", "parked_blocks"),
     ("size", 21, "a parked node is unparked whatever size is asked for", "resize"),
     ("remove", 22, "parked memory is never removed", "remove_parked"),
+    ("remove_anew", 22, "the time since an earlier park counts", "remove_parked"),
 ]
 
 

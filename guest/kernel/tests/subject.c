@@ -385,6 +385,22 @@ static int hog_kernel(int node)
 	return hog(node);
 }
 
+/* Writes through a mapping to where a file has no page. */
+static int hole(int node)
+{
+	int fd = open("/mnt/hole", O_RDWR | O_CREAT, 0600);
+	char *memory;
+
+	(void)node;
+	if (fd < 0 || ftruncate(fd, PAGE))
+		return 1;
+	memory = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED)
+		return 2;
+	*memory = 1;
+	return 0;
+}
+
 /* Holds 8 MiB until told otherwise. */
 static int holder(int node)
 {
@@ -522,7 +538,7 @@ static const struct {
 	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hog", hog },
 	{ "hog_kernel", hog_kernel }, { "holder", holder }, { "splicer", splicer }, { "target", target },
 	{ "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy }, { "wanderer", wanderer },
-	{ "hugetlb", hugetlb },
+	{ "hugetlb", hugetlb }, { "hole", hole },
 };
 
 int subject(const char *what, const char *arg)
