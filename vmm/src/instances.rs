@@ -37,7 +37,7 @@ pub struct InstanceSpec {
     pub partition: Option<PartitionId>,
     /// Its cgroup's `memory.max`; `None` is as much as its partition bears without getting full, or no limit without one.
     pub memory_max: Option<ByteSize>,
-    /// Most processes and threads.
+    /// Most processes and threads; 0 is half of what all instances may have, which the guest's kernel says.
     pub pids_max: u32,
 }
 

@@ -24,6 +24,8 @@ use crate::vm::{NotRunning, Vm};
 const UNDO_LIMIT: Duration = Duration::from_secs(10);
 /// How long the guest's driver may take to say that it is done, once the host has all.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the agent may take to count pages, before the guest is asked for memory and after: memory need not wait for it.
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What plugging a partition took.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -355,15 +357,16 @@ impl Vm {
         };
         let complete = report.plugged <= size;
         let driver = settled(agent, id, if complete { SETTLE_LIMIT } else { Duration::ZERO });
-        let after = Counters::read(agent);
+        // Who did not answer is not asked again.
+        let counted = before.and_then(|before| Some((before, Counters::read(agent)?)));
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
         Ok(UnplugReport {
             unplug,
             slots: report.phases.slots,
             drain: report.phases.drain,
             left: report.plugged,
-            migrated_pages: difference(before.migrated, after.migrated),
-            zeroed_pages: difference(before.zeroed, after.zeroed),
+            migrated_pages: counted.map(|(before, after)| after.migrated.saturating_sub(before.migrated)),
+            zeroed_pages: counted.and_then(|(before, after)| Some(after.zeroed?.saturating_sub(before.zeroed?))),
             driver,
         })
     }
@@ -455,26 +458,22 @@ impl Vm {
 }
 
 /// What the guest had to do to give memory back, since boot.
-#[derive(Default)]
+#[derive(Clone, Copy)]
 struct Counters {
-    migrated: Option<u64>,
+    migrated: u64,
     zeroed: Option<u64>,
 }
 
 impl Counters {
-    fn read(agent: &AgentClient) -> Self {
-        match agent.statistics() {
-            Ok(statistics) => Self { migrated: Some(statistics.migrated_pages), zeroed: statistics.zeroed_pages },
+    fn read(agent: &AgentClient) -> Option<Self> {
+        match agent.statistics(COUNT_LIMIT) {
+            Ok(statistics) => Some(Self { migrated: statistics.migrated_pages, zeroed: statistics.zeroed_pages }),
             Err(error) => {
                 tracing::debug!(%error, "the guest does not count migrated pages");
-                Self::default()
+                None
             }
         }
     }
-}
-
-fn difference(before: Option<u64>, after: Option<u64>) -> Option<u64> {
-    before.zip(after).map(|(before, after)| after.saturating_sub(before))
 }
 
 /// What the guest's driver says once it is done, or after `limit`. The host has seen for itself what is unplugged, so it does not

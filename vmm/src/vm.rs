@@ -10,7 +10,7 @@ use bellows_memory::{BaseMemory, Discarder};
 use bellows_protocol::ready::BootTimes;
 use tempfile::TempDir;
 
-use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics};
+use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics, SHORT};
 use crate::config::VmConfig;
 use crate::end::{EndSignal, VmEnd};
 use crate::hotplug::Disks;
@@ -153,7 +153,7 @@ impl Vm {
     /// # Errors
     /// The guest can't say.
     pub fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
-        Ok(self.agent()?.statistics()?)
+        Ok(self.agent()?.statistics(SHORT)?)
     }
 
     /// What made the vCPUs leave the guest so far, by vCPU.

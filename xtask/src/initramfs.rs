@@ -24,6 +24,7 @@ const MODULES: &[&str] = &[
     "nd_pmem",
     "erofs",
     "overlay",
+    "tcp_diag",
 ];
 
 /// The initramfs for our own kernel, which has everything built in.

@@ -106,7 +106,7 @@ fn what_the_agent_refuses_or_gets_wrong_is_named() {
     assert!(error.contains("node 5") && error.contains("expected 4"), "{error}");
     let error = text(client.wait_instance("300"));
     assert!(error.contains("exit code 300"), "{error}");
-    let error = text(client.statistics());
+    let error = text(client.statistics(SHORT));
     assert!(error.contains("Statistics"), "{error}");
 }
 

@@ -28,7 +28,7 @@ use crate::end::EndSignal;
 use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
-const SHORT: Duration = Duration::from_secs(30);
+pub(crate) const SHORT: Duration = Duration::from_secs(30);
 /// Time limit of `StartInstance`. The agent gives a container 60 s to start, and 30 s to what did not start to go away.
 const START: Duration = Duration::from_secs(60 + 30).saturating_add(SHORT);
 /// What the agent gives the disk of a layer to appear. It mounts them one by one.
@@ -309,8 +309,8 @@ impl AgentClient {
         self.remove("RemoveInstance", limit, &instance(id))
     }
 
-    pub(crate) fn statistics(&self) -> Result<GuestStatistics, AgentError> {
-        let answer = self.call::<agent::StatisticsResponse>("Statistics", Some(SHORT), &agent::Empty::new())?;
+    pub(crate) fn statistics(&self, limit: Duration) -> Result<GuestStatistics, AgentError> {
+        let answer = self.call::<agent::StatisticsResponse>("Statistics", Some(limit), &agent::Empty::new())?;
         let reasons = answer.migrated_by_reason.into_iter().take(MAX_REASONS);
         Ok(GuestStatistics {
             migrated_pages: answer.migrated_pages,
