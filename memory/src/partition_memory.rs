@@ -79,6 +79,13 @@ struct Inner {
     phases: Phases,
 }
 
+impl Inner {
+    /// Charges no more than the state says; only a larger requested size charges more.
+    fn lower_charge(&mut self) {
+        self.charge.lower(charge_of(&self.partition));
+    }
+}
+
 /// What became of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Handled {
@@ -444,8 +451,7 @@ impl PartitionMemory {
         inner.requests += 1;
         // Zero is a size that every partition can have.
         let _ = inner.partition.set_requested(ByteSize::bytes(0));
-        let charge = charge_of(&inner.partition);
-        inner.charge.lower(charge);
+        inner.lower_charge();
         inner.retired = true;
         self.release(inner);
         Ok(())
@@ -545,8 +551,7 @@ impl PartitionMemory {
                     Effect::Discard(blocks) => Some(*blocks),
                     _ => None,
                 }));
-                let charge = charge_of(&inner.partition);
-                inner.charge.lower(charge);
+                inner.lower_charge();
                 Ok(())
             }
             Err(failure) => {
@@ -589,16 +594,14 @@ impl PartitionMemory {
         inner.discarded += discarded.freed.get();
         inner.phases.discard += discarded.took;
         inner.phases.discarded = ByteSize::bytes(inner.phases.discarded.get() + discarded.freed.get());
-        let charge = charge_of(&inner.partition);
-        inner.charge.lower(charge);
+        inner.lower_charge();
         self.release(inner);
     }
 
     /// Lets others have the turn. Who waits for an unplug is woken before the thread that frees the memory: where they share a
     /// processor they would have to wait for that.
-    fn end_turn(&self, mut inner: MutexGuard<'_, Inner>) {
+    fn end_turn(&self, inner: MutexGuard<'_, Inner>) {
         let discards = !inner.to_discard.is_empty();
-        self.wake_device(&mut inner);
         self.release(inner);
         if discards {
             self.queue_discards();

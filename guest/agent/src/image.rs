@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
+use bellows_protocol::DISK_LIMIT;
 use bellows_protocol::values::{ImageId, PciAddress, Serial};
 use nix::mount::MsFlags;
 
@@ -19,8 +19,6 @@ use crate::uevent::Uevents;
 
 /// Where layers are mounted.
 pub const LAYERS: &str = "/run/l";
-/// How long a layer's disk may take to appear.
-const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The images and layers that are mounted.
 #[derive(Debug, Default)]
@@ -157,7 +155,7 @@ impl Tables {
             mounted.images += 1;
             return Ok(());
         }
-        let disk = sysfs.await_disk(uevents, address, DEVICE_LIMIT)?;
+        let disk = sysfs.await_disk(uevents, address, DISK_LIMIT)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         // Persistent memory is read where it is, with no page cache in between.
         let options = if disk.is_persistent_memory { "dax=always" } else { "" };

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use bellows_protocol::KILL_LIMIT;
 use bellows_protocol::values::{ImageId, InstanceId, Node};
 use nix::sys::signal::Signal;
 
@@ -28,8 +29,6 @@ use crate::sockets;
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
-/// How long an instance's processes may take to end once killed.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// An instance's `memory.max` is at least this fraction below its partition's size, and at least this many bytes: its own
 /// limit must be met first, as the kernel's answer to a full node may hit a neighbour.
 const MARGIN_FRACTION: u64 = 64;

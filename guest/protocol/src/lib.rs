@@ -5,6 +5,8 @@
 //! - [`ready`] is the one line that the agent sends to the host when it can be called.
 //! - [`values`] checks the values that both sides exchange as strings. Each side checks what it receives.
 
+use std::time::Duration;
+
 #[allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -20,6 +22,15 @@ pub const PROTOCOL_VERSION: u32 = 2;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;
+
+/// How long the agent gives a container to start. The monitor waits for as long, and for what comes after.
+pub const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the agent gives an instance's processes to end once killed.
+pub const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the agent gives a layer's disk to appear. It mounts layers one by one.
+pub const DISK_LIMIT: Duration = Duration::from_secs(10);
 
 /// vsock port on the host (CID 2) that the agent connects to once it listens.
 ///

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
 use bellows_protocol::agent::{self, Stream};
-use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
 use connection::{CallError, Connection};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::Message;
@@ -29,10 +29,8 @@ use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
-/// Time limit of `StartInstance`. The agent gives a container 60 s to start, and 30 s to what did not start to go away.
-const START: Duration = Duration::from_secs(60 + 30).saturating_add(SHORT);
-/// What the agent gives the disk of a layer to appear. It mounts them one by one.
-const PER_LAYER: Duration = Duration::from_secs(10);
+/// Time limit of `StartInstance`: the agent takes apart what did not start.
+const START: Duration = START_LIMIT.saturating_add(KILL_LIMIT).saturating_add(SHORT);
 /// What a call may take beyond the limit that the agent was told.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the guest may take to read a request.
@@ -360,7 +358,7 @@ fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
 }
 
 fn image_limit(layers: usize) -> Duration {
-    SHORT.saturating_add(PER_LAYER.saturating_mul(u32::try_from(layers).unwrap_or(u32::MAX)))
+    SHORT.saturating_add(DISK_LIMIT.saturating_mul(u32::try_from(layers).unwrap_or(u32::MAX)))
 }
 
 fn instance(id: &str) -> agent::InstanceRequest {

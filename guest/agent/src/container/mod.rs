@@ -23,8 +23,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
+use bellows_protocol::START_LIMIT;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,6 @@ use crate::reaper::{Exit, Reaper};
 
 /// The argument that makes the agent's program a helper.
 pub const HELPER: &str = "container";
-/// How long the creation of a container may take.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Longest report of a helper, in bytes.
 const MAX_REPORT: u64 = 16 << 10;
 
@@ -120,7 +118,7 @@ impl Launcher {
             None => {
                 let error = match helper_exit.get() {
                     Some(code) => AgentError::Container(format!("its helper ended with {code}")),
-                    None => AgentError::TimedOut { what: format!("container {id}"), after: LIMIT },
+                    None => AgentError::TimedOut { what: format!("container {id}"), after: START_LIMIT },
                 };
                 // It may hang in the kernel; whatever it has started is in the container's cgroup.
                 let _ = self.reaper.signal(helper, Signal::SIGKILL);
@@ -143,7 +141,7 @@ impl Launcher {
 
 fn read_report(socket: &UnixStream) -> Result<Option<Report>> {
     use std::io::Read;
-    socket.set_read_timeout(Some(LIMIT)).map_err(AgentError::system("setsockopt"))?;
+    socket.set_read_timeout(Some(START_LIMIT)).map_err(AgentError::system("setsockopt"))?;
     let mut line = String::new();
     match BufReader::new(socket.take(MAX_REPORT)).read_line(&mut line) {
         Ok(0) => Ok(None),
