@@ -55,7 +55,7 @@ pub struct Driver {
     pub last_unplug: Times,
 }
 
-/// What a request took.
+/// What a request took. While the driver is at work on the next one, its two numbers may be of different requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
     /// From when the driver started to work to when the host had acknowledged all.
@@ -170,7 +170,10 @@ impl Device {
     }
 
     fn times(&self, name: &str) -> Result<Times> {
-        Ok(Times { total_ns: self.number(&format!("{name}_ns"))?, host_ns: self.number(&format!("{name}_host_ns"))? })
+        let total_ns = self.number(&format!("{name}_ns"))?;
+        // Of a later request, if one ends meanwhile: but a part all the same.
+        let host_ns = self.number(&format!("{name}_host_ns"))?.min(total_ns);
+        Ok(Times { total_ns, host_ns })
     }
 
     fn number(&self, name: &str) -> Result<u64> {

@@ -45,6 +45,15 @@ fn a_device_is_found_by_its_node_and_read() {
 }
 
 #[test]
+fn a_request_that_ends_meanwhile_does_not_take_less_than_its_part() {
+    let (_sys, device) = fixture("plugging");
+    let device = device.unwrap();
+    // The first one: its time was not there yet, its part was when that was read.
+    fs::write(device.folder.join("last_plug_ns"), "0\n").unwrap();
+    assert_eq!(device.read().unwrap().last_plug, Times { total_ns: 0, host_ns: 0 });
+}
+
+#[test]
 fn a_stock_kernel_says_nothing() {
     let sys = tempfile::tempdir().unwrap();
     assert!(Device::find(sys.path(), Node::try_from(1).unwrap()).is_none());
