@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::partition::MemoryInfo;
 use crate::placement::Placement;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
-use crate::sockets;
+use crate::sockets::Sockets;
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
@@ -64,6 +65,7 @@ pub struct Request {
 pub struct Instance {
     parts: Parts,
     process: Process,
+    sockets: Sockets,
     oom_killed: OnceLock<bool>,
 }
 
@@ -75,13 +77,17 @@ impl Instance {
 
     /// Blocks until its first process has ended; answers its exit code, and whether the kernel killed for lack of memory.
     pub fn wait(&self) -> (i32, bool) {
-        (self.process.exit.wait(), self.oom_killed())
+        let code = self.process.exit.wait();
+        // Already, so that the kernel has cleaned up its network by the time that memory is to go back.
+        self.destroy_sockets();
+        (code, self.oom_killed())
     }
 
-    /// Destroys what would keep memory of its partition; where that fails, it is given back later.
+    /// Destroys what would keep memory of its partition, once its first process has ended and the kernel all others with it;
+    /// where that fails, memory is given back later.
     fn destroy_sockets(&self) {
         let id = &self.parts.id;
-        match sockets::destroy_all(&self.process.network) {
+        match self.sockets.destroy() {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 tracing::debug!(%id, %error, "sockets may stay")
@@ -259,7 +265,9 @@ impl Instances {
             folder,
         };
         match self.assemble(request, limits, &layers, &mut parts) {
-            Ok(process) => Ok(Instance { parts, process, oom_killed: OnceLock::new() }),
+            Ok((process, network)) => {
+                Ok(Instance { parts, process, sockets: Sockets::of(network), oom_killed: OnceLock::new() })
+            }
             Err(error) => {
                 let cleanup = parts.kill(self.kill_limit).and_then(|()| self.dismantle(&parts));
                 let remains = cleanup.err().map(|cleanup| {
@@ -271,7 +279,13 @@ impl Instances {
         }
     }
 
-    fn assemble(&self, request: &Request, limits: Limits, layers: &[PathBuf], parts: &mut Parts) -> Result<Process> {
+    fn assemble(
+        &self,
+        request: &Request,
+        limits: Limits,
+        layers: &[PathBuf],
+        parts: &mut Parts,
+    ) -> Result<(Process, OwnedFd)> {
         files::make_directory(&parts.folder)?;
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
         parts.rootfs.mount(layers, limits.placement, limits.memory_max)?;

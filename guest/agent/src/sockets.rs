@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -33,12 +34,32 @@ const ID_OFFSET: usize = 4;
 /// The kernel fills at most that much with one answer.
 const BUFFER: usize = 32 << 10;
 
-/// Destroys the TCP sockets of a network namespace whose processes have ended.
-///
-/// # Errors
-/// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same;
-/// those of `setns(2)`, `socket(2)` and what follows it.
-pub fn destroy_all(network: impl AsFd) -> io::Result<()> {
+/// The sockets of a network namespace, which is kept until they are destroyed.
+#[derive(Debug)]
+pub struct Sockets(Mutex<Option<OwnedFd>>);
+
+impl Sockets {
+    /// Those of `network`.
+    pub fn of(network: OwnedFd) -> Self {
+        Self(Mutex::new(Some(network)))
+    }
+
+    /// Destroys the TCP sockets, whose processes have ended, and lets the namespace go.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same, and
+    /// another call tries again; those of `setns(2)`, `socket(2)` and what follows it.
+    pub fn destroy(&self) -> io::Result<()> {
+        let mut network = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let result = network.as_ref().map_or(Ok(()), destroy_all);
+        if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
+            *network = None;
+        }
+        result
+    }
+}
+
+fn destroy_all(network: &OwnedFd) -> io::Result<()> {
     destroy_all_of(&Diagnosis::of(network)?).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => io::ErrorKind::Unsupported.into(),
         _ => error,

@@ -38,8 +38,8 @@ fn orphans_are_destroyed() {
     let test = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         bring_up_loopback().unwrap();
-        let network = File::open("/proc/thread-self/ns/net").unwrap();
-        let diagnosis = Diagnosis::of(&network).unwrap();
+        let network = || OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap());
+        let diagnosis = Diagnosis::of(network()).unwrap();
         for (family, address) in [
             (AddressFamily::Inet, IpAddr::from(Ipv4Addr::LOCALHOST)),
             (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::LOCALHOST)),
@@ -49,8 +49,11 @@ fn orphans_are_destroyed() {
             // Long enough for what would end by itself.
             thread::sleep(Duration::from_millis(100));
             assert_eq!(diagnosis.sockets(family).unwrap().len(), 2, "{address}");
-            destroy_all(&network).unwrap();
+            let sockets = Sockets::of(network());
+            sockets.destroy().unwrap();
             assert_eq!(diagnosis.sockets(family).unwrap().len(), 0, "{address}");
+            assert!(sockets.0.lock().unwrap().is_none(), "the namespace is let go");
+            sockets.destroy().unwrap();
         }
     };
     thread::spawn(test).join().unwrap();

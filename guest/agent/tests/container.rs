@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,7 +42,7 @@ impl Fixture {
         Self { folder, launcher }
     }
 
-    fn launch(&self, id: &str, arguments: &[&str], uid: u32, placement: Placement) -> Result<Process> {
+    fn launch(&self, id: &str, arguments: &[&str], uid: u32, placement: Placement) -> Result<(Process, OwnedFd)> {
         let bundle = self.folder.path().join(id);
         fs::create_dir_all(&bundle).unwrap();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
@@ -72,7 +73,7 @@ impl Fixture {
     }
 
     fn run_as(&self, id: &str, script: &str, uid: u32) -> (i32, String, String) {
-        let process = self.launch(id, &["sh", "-c", script], uid, Placement::Base).unwrap();
+        let (process, _) = self.launch(id, &["sh", "-c", script], uid, Placement::Base).unwrap();
         let stdout = text(&process.stdout);
         let stderr = text(&process.stderr);
         (process.exit.wait_for(Duration::from_secs(30)).expect("it ends"), stdout, stderr)
@@ -138,8 +139,8 @@ fn its_streams_and_exit_code_arrive(fixture: &Fixture) {
 
 /// Though it has ended before anybody could look.
 fn its_network_is_known(fixture: &Fixture) {
-    let process = fixture.launch("network", &["ls", "-l", "/proc/self/ns/net"], 0, Placement::Base).unwrap();
-    let inode = nix::sys::stat::fstat(&process.network).unwrap().st_ino;
+    let (process, network) = fixture.launch("network", &["ls", "-l", "/proc/self/ns/net"], 0, Placement::Base).unwrap();
+    let inode = nix::sys::stat::fstat(&network).unwrap().st_ino;
     let stdout = text(&process.stdout);
     assert!(stdout.contains(&format!("net:[{inode}]")), "{inode} {stdout}");
 }
@@ -183,7 +184,7 @@ fn signals_are_reported(fixture: &Fixture) {
     let (code, _, _) = fixture.run("signalled", "sh -c 'kill -SEGV $$'; exit $?");
     assert_eq!(code, 128 + 11);
     // The first process itself, from outside.
-    let process = fixture.launch("killed", &["sleep", "60"], 0, Placement::Base).unwrap();
+    let (process, _) = fixture.launch("killed", &["sleep", "60"], 0, Placement::Base).unwrap();
     nix::sys::signal::kill(process.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(process.exit.wait_for(Duration::from_secs(30)), Some(128 + 9));
     assert_eq!(text(&process.stdout), "");

@@ -63,8 +63,6 @@ pub struct Process {
     pub stdout: OutputStream,
     /// What it writes as errors.
     pub stderr: OutputStream,
-    /// The container's network namespace.
-    pub network: OwnedFd,
 }
 
 /// Creates containers.
@@ -83,13 +81,14 @@ impl Launcher {
         Self { program: program.into(), state: state.into(), reaper }
     }
 
-    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes.
+    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes; answers its first process and
+    /// its network namespace.
     ///
     /// # Errors
     /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::Container`],
     /// [`AgentError::TimedOut`], [`AgentError::Path`]. Processes may be left in the container's cgroup then, and state here: see
     /// [`Launcher::forget`].
-    pub fn launch(&self, id: &str, bundle: &Path) -> Result<Process> {
+    pub fn launch(&self, id: &str, bundle: &Path) -> Result<(Process, OwnedFd)> {
         let (stdout, stdout_end) = OutputStream::new().map_err(AgentError::system("pipe"))?;
         let (stderr, stderr_end) = OutputStream::new().map_err(AgentError::system("pipe"))?;
         let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
@@ -110,7 +109,7 @@ impl Launcher {
                 let network = format!("/proc/{helper}/ns/net");
                 let network = File::open(&network).map_err(AgentError::path("open", network))?.into();
                 drop(ours);
-                Ok(Process { pid, exit, stdout, stderr, network })
+                Ok((Process { pid, exit, stdout, stderr }, network))
             }
             Some(Report::NotFound(message)) => Err(AgentError::CommandNotFound(message)),
             Some(Report::NotExecutable(message)) => Err(AgentError::CommandNotExecutable(message)),
