@@ -145,7 +145,7 @@ fn with_kvm(
         let build = |(package, name)| workspace::test_program(package, name);
         let tests = WITH_KVM.into_iter().map(build).collect::<Result<Vec<_>>>()?;
         let shared = if sharing {
-            Some((workspace::benchmark(layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
+            Some((workspace::benchmark("bellows-tests", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
         } else {
             None
         };

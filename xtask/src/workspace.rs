@@ -65,15 +65,8 @@ pub fn test_program(package: &str, name: &str) -> Result<PathBuf> {
     build_one(&format!("build the test program {name}"), command, name)
 }
 
-/// The program of a benchmark, which runs where KVM is. Not optimised: it mostly waits.
-pub fn benchmark(name: &str) -> Result<PathBuf> {
-    let mut command = cargo();
-    command.args(["test", "-p", "bellows-tests", "--bench", name, "--no-run"]);
-    build_one(&format!("build the benchmark {name}"), command, name)
-}
-
-/// A benchmark of criterion's, which runs on this machine.
-pub fn criterion(package: &str, name: &str) -> Result<PathBuf> {
+/// The program of a benchmark, optimised like what users run: the monitor is part of it.
+pub fn benchmark(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["bench", "-p", package, "--bench", name, "--no-run"]);
     build_one(&format!("build the benchmark {name}"), command, name)

@@ -80,7 +80,7 @@ struct Interval {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let program = workspace::criterion("bellows-devices", "blk")?;
+    let program = workspace::benchmark("bellows-devices", "blk")?;
     let home = super::directory()?.join("criterion");
     progress::step("read through virtio-blk", |step| {
         let mut command = std::process::Command::new("taskset");

@@ -26,7 +26,7 @@ impl Program {
         eprintln!("host: {host}");
         let cache = Cache::open()?;
         let artefacts = Artefacts::build(&cache, host, install)?;
-        Ok(Self { host, artefacts, path: workspace::benchmark(name)?, cache })
+        Ok(Self { host, artefacts, path: workspace::benchmark("bellows-tests", name)?, cache })
     }
 
     /// Runs it to its end and hands on what it prints; lines that are none of its results are for people. Where it runs in the
