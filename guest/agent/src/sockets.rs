@@ -44,18 +44,16 @@ impl Sockets {
         Self(Mutex::new(Some(network)))
     }
 
-    /// Destroys the TCP sockets, whose processes have ended, and lets the namespace go.
+    /// Destroys the TCP sockets, whose processes have ended, and lets the namespace go. After an error another call tries again.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same, and
-    /// another call tries again; those of `setns(2)`, `socket(2)` and what follows it.
+    /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same; those
+    /// of `setns(2)`, `socket(2)` and what follows it.
     pub fn destroy(&self) -> io::Result<()> {
         let mut network = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let result = network.as_ref().map_or(Ok(()), destroy_all);
-        if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
-            *network = None;
-        }
-        result
+        network.as_ref().map_or(Ok(()), destroy_all)?;
+        *network = None;
+        Ok(())
     }
 }
 

@@ -60,6 +60,14 @@ fn orphans_are_destroyed() {
 }
 
 #[test]
+fn a_namespace_is_kept_for_another_try() {
+    let sockets = Sockets::of(File::open("/dev/null").unwrap().into());
+    for _ in 0..2 {
+        sockets.destroy().unwrap_err();
+    }
+}
+
+#[test]
 fn a_request_is_laid_out_as_the_kernel_reads_it() {
     let id = std::array::from_fn(|index| index as u8);
     let message = request(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, AddressFamily::Inet6, &id);
