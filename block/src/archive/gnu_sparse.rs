@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 
+use super::header;
 use crate::erofs::SparseMap;
 
 /// Most segments of one file: their list is held in memory.
@@ -135,15 +136,9 @@ fn take_segments(fields: &[u8], segments: &mut Vec<(u64, u64)>) -> Option<()> {
     Some(())
 }
 
-/// A number field of a header: octal digits, or binary where the first bit is set.
+/// A number field of a header.
 fn field(bytes: &[u8]) -> Option<u64> {
-    if bytes.first()? & 0x80 != 0 {
-        let (high, low) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
-        let empty = high.iter().enumerate().all(|(index, byte)| *byte == if index == 0 { 0x80 } else { 0 });
-        return empty.then_some(u64::from_be_bytes(*low.first_chunk()?));
-    }
-    let text = std::str::from_utf8(bytes).ok()?.trim_matches(['\0', ' ']);
-    u64::from_str_radix(text, 8).ok()
+    header::number(bytes)?.try_into().ok()
 }
 
 fn number(value: &[u8]) -> Option<u64> {

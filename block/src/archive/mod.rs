@@ -5,6 +5,7 @@
 mod acl;
 mod directory;
 mod gnu_sparse;
+mod header;
 mod limits;
 mod name;
 mod pax;
@@ -32,10 +33,12 @@ pub enum ArchiveError {
         source: std::io::Error,
     },
     /// What should be a tar header is none.
-    #[error("the archive has no valid header at byte {offset}: {reason}")]
+    #[error("the archive has no valid header at byte {offset}{}: {reason}", .last.as_ref().map(|name| format!(", behind entry `{name}`")).unwrap_or_default())]
     Header {
         /// Where in the uncompressed archive.
         offset: u64,
+        /// The last entry seen.
+        last: Option<EntryName>,
         /// What is wrong with it.
         reason: String,
     },
@@ -52,10 +55,7 @@ pub enum ArchiveError {
 /// What is wrong with an archive's entry.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EntryProblem {
-    /// The name begins with a slash.
-    #[error("has an absolute name")]
-    Absolute,
-    /// The name has a component `..`.
+    /// The name leads out of the root with `..`.
     #[error("has a name that leaves the image")]
     ParentReference,
     /// The name or one of its components is too long, or has a zero byte.
@@ -82,6 +82,14 @@ pub enum EntryProblem {
     /// It would take too much memory.
     #[error("exceeds the limit of {0} bytes of names and attributes")]
     Metadata(u64),
+    /// An owner or a group that no file can have.
+    #[error("has the {field} {value}: expected 0 to 4294967294, or from -2 down to -2147483648")]
+    Id {
+        /// Which of the two.
+        field: &'static str,
+        /// Its value.
+        value: i64,
+    },
     /// A field with a value that makes no sense.
     #[error("has an invalid {0}")]
     Field(&'static str),

@@ -82,38 +82,42 @@ pub(crate) fn meaning(path: &[u8]) -> Result<Meaning<'_>, EntryProblem> {
     }
 }
 
-/// Splits a name that is relative and goes only down; `.` and doubled slashes mean nothing.
+/// Splits a name into the path below the root that it means. A slash in front, doubled ones and `.` mean nothing, and `..` goes
+/// back up, by the name alone; what leads out of the root is refused.
 pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
-    if path.starts_with(b"/") {
-        return Err(EntryProblem::Absolute);
-    }
-    if path.is_empty() || path.len() > MAX_PATH || path.contains(&0) {
+    if path.contains(&0) {
         return Err(EntryProblem::InvalidName);
     }
     let mut components = Vec::new();
     for component in path.split(|byte| *byte == b'/') {
         match component {
             b"" | b"." => {}
-            b".." => return Err(EntryProblem::ParentReference),
-            _ if component.len() > MAX_COMPONENT => return Err(EntryProblem::InvalidName),
+            b".." => drop(components.pop().ok_or(EntryProblem::ParentReference)?),
             _ => components.push(component),
         }
+    }
+    let length = components.iter().map(|component| component.len() + 1).sum::<usize>();
+    if length > MAX_PATH || components.iter().any(|component| component.len() > MAX_COMPONENT) {
+        return Err(EntryProblem::InvalidName);
     }
     Ok(components)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn names_that_leave_the_image_are_refused() {
         for (path, problem) in [
-            (&b"/etc/passwd"[..], EntryProblem::Absolute),
-            (b"../x", EntryProblem::ParentReference),
+            (&b"../x"[..], EntryProblem::ParentReference),
+            (b"..", EntryProblem::ParentReference),
+            (b"/../x", EntryProblem::ParentReference),
+            (b"./../x/y", EntryProblem::ParentReference),
             (b"a/../../x", EntryProblem::ParentReference),
-            (b"a/..", EntryProblem::ParentReference),
-            (b"", EntryProblem::InvalidName),
+            (b"a/b/../../../a/b", EntryProblem::ParentReference),
             (b"a\0b", EntryProblem::InvalidName),
             (&[b'a'; 256], EntryProblem::InvalidName),
             (&b"ab/".repeat(2000), EntryProblem::InvalidName),
@@ -127,8 +131,46 @@ mod tests {
     }
 
     #[test]
+    fn the_root_has_many_names() {
+        for path in [&b""[..], b"/", b".", b"./", b"//", b"/./", b"a/..", b"./a/b/../../"] {
+            assert_eq!(meaning(path).unwrap(), Meaning::Root, "{}", EntryName::new(path));
+        }
+    }
+
+    /// Ways to write the path of `components`: what is put before, between and behind them changes nothing.
+    fn spellings(components: Vec<Vec<u8>>) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
+        let detour =
+            prop::sample::select(vec![&b""[..], b"./", b"/", b"././/", b"x/../", b".wh.x/y/../../", b"...//../"]);
+        let detours = prop::collection::vec(detour, components.len() + 1);
+        (Just(components), detours, any::<bool>(), any::<bool>()).prop_map(|(components, detours, absolute, closed)| {
+            let mut path = if absolute { b"/".to_vec() } else { Vec::new() };
+            path.extend(detours[0]);
+            for (component, detour) in components.iter().zip(&detours[1..]) {
+                path.extend([component, &b"/"[..], detour].concat());
+            }
+            if !closed && !components.is_empty() && path.ends_with(b"/") {
+                path.pop();
+            }
+            (components, path)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_spelling_of_a_path_means_that_path(
+            (expected, path) in prop::collection::vec("[a-z.]{0,3}[a-z]", 0..5)
+                .prop_map(|names| names.into_iter().map(String::into_bytes).collect())
+                .prop_flat_map(spellings)
+        ) {
+            prop_assert_eq!(components(&path).unwrap(), expected);
+            let (absolute, relative) = ([b"/", &path[..]].concat(), [b"./", &path[..]].concat());
+            prop_assert_eq!(components(&absolute).unwrap(), components(&path).unwrap());
+            prop_assert_eq!(components(&relative).unwrap(), components(&path).unwrap());
+        }
+    }
+
+    #[test]
     fn whiteouts() {
-        assert_eq!(meaning(b"./").unwrap(), Meaning::Root);
         assert_eq!(meaning(b"./a//b/").unwrap(), Meaning::Present { parent: vec![b"a"], name: b"b" });
         assert_eq!(meaning(b"a/.wh.b").unwrap(), Meaning::Whiteout { parent: vec![b"a"], name: b"b" });
         assert_eq!(meaning(b"a/.wh..wh..opq").unwrap(), Meaning::Opaque { directory: vec![b"a"] });

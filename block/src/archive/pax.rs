@@ -14,8 +14,8 @@ pub(super) struct PaxHeader {
     pub path: Option<Vec<u8>>,
     pub link: Option<Vec<u8>>,
     pub size: Option<u64>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
+    pub uid: Option<i64>,
+    pub gid: Option<i64>,
     pub mtime: Option<Timestamp>,
     /// Full names and values.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,

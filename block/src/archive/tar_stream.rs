@@ -1,23 +1,25 @@
 //! Reads a tar stream entry by entry: ustar, GNU long names and sparse files, PAX extended headers.
 //!
-//! The crate `tar` decodes single headers; its own iterator neither bounds extended headers nor keeps binary attribute
-//! values whole.
+//! The crate `tar` neither bounds extended headers nor keeps binary attribute values whole.
 
 use std::io::{self, BufReader, Read, Seek};
 
-use tar::Header;
-
+use super::header::{BLOCK, Header, Number, until_zero};
 use super::pax::PaxHeader;
 use super::{ArchiveError, EntryName, EntryProblem, acl, gnu_sparse};
 use crate::erofs::{Device, SparseMap, Timestamp};
-
-const BLOCK: u64 = 512;
 
 /// No extended header is larger: names of 1 MiB exist in archives made to harm only.
 const MAX_EXTENDED: u64 = 1 << 20;
 
 /// Extended headers that may precede one entry.
 const MAX_EXTENDED_COUNT: usize = 16;
+
+/// Blocks of zeros behind the two that end an archive, in which another archive is looked for: records are filled up with them.
+const MAX_PADDING: usize = 1 << 16;
+
+/// Longest target of a symbolic link in bytes that Linux reads (`PATH_MAX` and its zero byte).
+const MAX_TARGET: usize = 4095;
 
 /// One entry of an archive, its data not read yet.
 #[derive(Debug)]
@@ -83,18 +85,19 @@ impl<R: Read> TarStream<R> {
             self.skip_data()?;
             let start = self.offset;
             let Some(header) = self.header()? else { return Ok(None) };
-            let error = |reason: String| ArchiveError::Header { offset: start, reason };
-            let size = header.entry_size().map_err(|source| error(source.to_string()))?;
-            match header.as_bytes()[156] {
-                b'x' => pax = PaxHeader::parse(&self.extended(size)?).map_err(error)?,
+            match header.kind() {
+                b'x' => {
+                    let records = self.extended(&header)?;
+                    pax = PaxHeader::parse(&records).map_err(|reason| self.header_error(start, reason))?;
+                }
                 // Comments of the tool that made the archive, such as git's.
-                b'g' => drop(self.extended(size)?),
-                b'L' => long_name = Some(until_zero(self.extended(size)?)),
-                b'K' => long_link = Some(until_zero(self.extended(size)?)),
+                b'g' => drop(self.extended(&header)?),
+                b'L' => long_name = Some(until_zero(&self.extended(&header)?).to_owned()),
+                b'K' => long_link = Some(until_zero(&self.extended(&header)?).to_owned()),
                 _ => return self.entry(&header, pax, long_name, long_link).map(Some),
             }
         }
-        Err(ArchiveError::Header { offset: self.offset, reason: "too many extended headers in a row".to_owned() })
+        Err(self.header_error(self.offset, "too many extended headers in a row".to_owned()))
     }
 
     fn entry(
@@ -104,43 +107,45 @@ impl<R: Read> TarStream<R> {
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<TarEntry, ArchiveError> {
-        let name =
-            pax.sparse.name.take().or(pax.path).or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+        let given = [pax.sparse.name.take(), pax.path.take(), long_name];
+        let name = given.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_else(|| header.name());
         let error = |reason| ArchiveError::Entry { name: EntryName::new(&name), reason };
-        let field = |name| move |_: io::Error| EntryProblem::Field(name);
+        let number = |field: Number| header.number(field).ok_or_else(|| error(EntryProblem::Field(field.name())));
         self.name = Some(EntryName::new(&name));
         let link = || {
-            let link = pax.link.or(long_link).or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
-            link.filter(|link| !link.is_empty() && !link.contains(&0)).ok_or(EntryProblem::Field("link target"))
+            let link = pax.link.or(long_link).filter(|link| !link.is_empty());
+            let link = link.unwrap_or_else(|| header.link_name().to_owned());
+            let valid = !link.is_empty() && link.len() <= MAX_TARGET && !link.contains(&0);
+            if valid { Ok(link) } else { Err(error(EntryProblem::Field("link target"))) }
         };
         let device = || {
-            let major = header.device_major().map_err(field("device number"))?.unwrap_or_default();
-            let minor = header.device_minor().map_err(field("device number"))?.unwrap_or_default();
-            if major >= 1 << 12 || minor >= 1 << 20 {
-                return Err(EntryProblem::Field("device number"));
-            }
-            Ok(Device { major, minor })
+            let part = |field, limit| {
+                let part = u32::try_from(number(field)?).ok().filter(|part| *part < limit);
+                part.ok_or_else(|| error(EntryProblem::Field(field.name())))
+            };
+            Ok(Device { major: part(Number::DeviceMajor, 1 << 12)?, minor: part(Number::DeviceMinor, 1 << 20)? })
         };
-        let mut kind = match header.as_bytes()[156] {
+        let mut kind = match header.kind() {
             // Before there was a type for directories, a slash at the end made one.
-            b'0' | b'\0' if name.ends_with(b"/") => Ok(TarKind::Directory),
-            b'0' | b'\0' if pax.socket => Ok(TarKind::Socket),
-            b'0' | b'\0' | b'7' | b'S' => Ok(TarKind::File(None)),
-            b'1' => link().map(TarKind::HardLink),
-            b'2' => link().map(TarKind::Symlink),
-            b'3' => device().map(TarKind::CharDevice),
-            b'4' => device().map(TarKind::BlockDevice),
-            b'5' => Ok(TarKind::Directory),
-            b'6' => Ok(TarKind::Fifo),
-            other => Err(EntryProblem::Type(other)),
-        }
-        .map_err(error)?;
+            b'0' | b'\0' if name.ends_with(b"/") => TarKind::Directory,
+            b'0' | b'\0' if pax.socket => TarKind::Socket,
+            b'0' | b'\0' | b'7' | b'S' => TarKind::File(None),
+            b'1' => TarKind::HardLink(link()?),
+            b'2' => TarKind::Symlink(link()?),
+            b'3' => TarKind::CharDevice(device()?),
+            b'4' => TarKind::BlockDevice(device()?),
+            b'5' => TarKind::Directory,
+            b'6' => TarKind::Fifo,
+            other => return Err(error(EntryProblem::Type(other))),
+        };
         // Other types have no data, whatever their size field says.
         if matches!(kind, TarKind::File(_)) {
-            let size = header.entry_size().map_err(field("size")).map_err(error)?;
-            let stored = pax.size.unwrap_or(size);
-            if header.as_bytes()[156] == b'S' {
-                let map = gnu_sparse::old_map(header.as_bytes(), stored, || self.block())?;
+            let stored = match pax.size {
+                Some(stored) => stored,
+                None => number(Number::Size)?.try_into().map_err(|_| error(EntryProblem::Field("size")))?,
+            };
+            if header.kind() == b'S' {
+                let map = gnu_sparse::old_map(header.block(), stored, || self.block())?;
                 kind = TarKind::File(Some(map.ok_or_else(|| error(EntryProblem::Field("map of holes")))?));
                 self.set_data(stored);
             } else {
@@ -158,73 +163,99 @@ impl<R: Read> TarStream<R> {
                 pax.xattrs.push((attribute.to_vec(), list));
             }
         }
-        let id = |pax: Option<u32>, own: io::Result<u64>, name| match pax {
-            Some(id) => Ok(id),
-            None => own.ok().and_then(|id| u32::try_from(id).ok()).ok_or(EntryProblem::Field(name)),
+        let id = |pax: Option<i64>, field: Number| {
+            let value = pax.map_or_else(|| number(field), Ok)?;
+            id(value).ok_or_else(|| error(EntryProblem::Id { field: field.name(), value }))
         };
-        let mtime = || {
-            let seconds = header.mtime().map_err(field("modification time"))?.cast_signed();
-            Ok(Timestamp { seconds, nanoseconds: 0 })
-        };
-        let permissions = header.mode().map_err(field("mode")).map_err(error)? & 0o7777;
+        let mtime = || Ok(Timestamp { seconds: number(Number::ModificationTime)?, nanoseconds: 0 });
         Ok(TarEntry {
             kind,
-            #[allow(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
-            permissions: permissions as u16,
-            uid: id(pax.uid, header.uid(), "owner").map_err(error)?,
-            gid: id(pax.gid, header.gid(), "group").map_err(error)?,
-            mtime: pax.mtime.map_or_else(mtime, Ok).map_err(error)?,
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "masked to 12 bits")]
+            permissions: (number(Number::Mode)? & 0o7777) as u16,
+            uid: id(pax.uid, Number::Uid)?,
+            gid: id(pax.gid, Number::Gid)?,
+            mtime: pax.mtime.map_or_else(mtime, Ok)?,
             xattrs: pax.xattrs,
             name,
         })
     }
 
-    /// Reads one header; `None` at the end: a block of zeros, or nothing more.
+    /// Reads one header; `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let start = self.offset;
-        let mut header = Header::new_old();
-        let block = header.as_mut_bytes();
-        if !self.fill(block)? || block.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        // The sum of all bytes, those of the checksum itself taken for spaces.
-        let sum = |range: &[u8]| range.iter().map(|byte| u32::from(*byte)).sum::<u32>();
-        let actual = sum(&block[..148]) + 8 * u32::from(b' ') + sum(&block[156..]);
-        match header.cksum() {
-            Ok(stated) if stated == actual => Ok(Some(header)),
-            Ok(stated) => Err(ArchiveError::Header {
-                offset: start,
-                reason: format!("its checksum is {actual}, it states {stated}"),
-            }),
-            Err(source) => Err(ArchiveError::Header { offset: start, reason: source.to_string() }),
+        match self.next_block()? {
+            Block::Zeros => self.end().map(|()| None),
+            Block::End => Ok(None),
+            Block::Part => Err(self.ends_early()),
+            Block::Full(block) => Header::new(block).map(Some).map_err(|reason| self.header_error(start, reason)),
         }
     }
 
-    /// Fills a block; `false` if the archive has ended.
-    fn fill(&mut self, block: &mut [u8]) -> Result<bool, ArchiveError> {
+    /// Looks behind a block of zeros: two end the archive, and one does where nothing follows. Entries behind it would be lost.
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        let start = self.offset;
+        match self.next_block()? {
+            Block::Zeros => {}
+            Block::End => return Ok(()),
+            Block::Part | Block::Full(_) => {
+                let reason = "there is data behind a single block of zeros, and two end an archive".to_owned();
+                return Err(self.header_error(start, reason));
+            }
+        }
+        for _ in 0..MAX_PADDING {
+            let start = self.offset;
+            match self.next_block()? {
+                Block::Zeros => {}
+                Block::Full(block) if Header::new(block).is_ok() => {
+                    return Err(self.header_error(start, "another archive begins behind the end".to_owned()));
+                }
+                // Whatever that is, it is not part of the archive.
+                Block::End | Block::Part | Block::Full(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what comes where a header could be.
+    fn next_block(&mut self) -> Result<Block, ArchiveError> {
+        let mut block = [0; BLOCK];
+        let filled = self.fill(&mut block)?;
+        Ok(match filled {
+            0 => Block::End,
+            BLOCK if block == [0; BLOCK] => Block::Zeros,
+            BLOCK => Block::Full(block),
+            // Zeros say nothing, however many.
+            _ if block == [0; BLOCK] => Block::End,
+            _ => Block::Part,
+        })
+    }
+
+    /// Fills a block as far as the archive goes.
+    fn fill(&mut self, block: &mut [u8; BLOCK]) -> Result<usize, ArchiveError> {
         let mut filled = 0;
         while filled < block.len() {
             match self.read_inner(&mut block[filled..])? {
-                0 if filled == 0 => return Ok(false),
-                0 => return Err(self.ends_early()),
+                0 => break,
                 count => filled += count,
             }
         }
-        Ok(true)
+        Ok(filled)
     }
 
     /// Reads a block that has to be there.
-    fn block(&mut self) -> Result<[u8; 512], ArchiveError> {
-        let mut block = [0; 512];
-        if self.fill(&mut block)? { Ok(block) } else { Err(self.ends_early()) }
+    fn block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        let mut block = [0; BLOCK];
+        if self.fill(&mut block)? == BLOCK { Ok(block) } else { Err(self.ends_early()) }
     }
 
     /// Reads the data of an extended header.
-    fn extended(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
-        if size > MAX_EXTENDED {
-            let reason = format!("an extended header has {size} bytes; at most {MAX_EXTENDED} are read");
-            return Err(ArchiveError::Header { offset: self.offset, reason });
-        }
+    fn extended(&mut self, header: &Header) -> Result<Vec<u8>, ArchiveError> {
+        let size = header.number(Number::Size).and_then(|size| u64::try_from(size).ok());
+        let Some(size) = size.filter(|size| *size <= MAX_EXTENDED) else {
+            let size = size.map_or("an invalid size".to_owned(), |size| format!("{size} bytes"));
+            let reason = format!("an extended header has {size}; at most {MAX_EXTENDED} bytes are read");
+            return Err(self.header_error(self.offset, reason));
+        };
         self.set_data(size);
         let mut data = Vec::new();
         let result = self.take(size).read_to_end(&mut data);
@@ -234,7 +265,7 @@ impl<R: Read> TarStream<R> {
 
     fn set_data(&mut self, size: u64) {
         self.data = size;
-        self.padding = size.wrapping_neg() % BLOCK;
+        self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
     /// Length of the present entry's data that is not read yet.
@@ -248,6 +279,8 @@ impl<R: Read> TarStream<R> {
         while left > 0 {
             let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
             match self.read_inner(&mut buffer[..most])? {
+                // Some archives end with their last entry's data.
+                0 if left <= u128::from(self.padding) => break,
                 0 => return Err(self.ends_early()),
                 count => left -= count as u128,
             }
@@ -271,6 +304,10 @@ impl<R: Read> TarStream<R> {
 
     fn ends_early(&self) -> ArchiveError {
         self.read_error(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn header_error(&self, offset: u64, reason: String) -> ArchiveError {
+        ArchiveError::Header { offset, last: self.name.clone(), reason }
     }
 
     /// An error of reading, with where that was.
@@ -308,8 +345,23 @@ impl<R: Read> Read for TarStream<R> {
     }
 }
 
-fn until_zero(mut name: Vec<u8>) -> Vec<u8> {
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    name.truncate(end);
-    name
+/// What may come where a header could be.
+#[allow(clippy::large_enum_variant, reason = "looked at where it was made")]
+enum Block {
+    Full([u8; BLOCK]),
+    Zeros,
+    /// The archive ends within it.
+    Part,
+    /// Nothing more, or less than a block of zeros.
+    End,
 }
+
+/// An owner or a group as `chown` takes it: negative ones wrap. -1 stands for none.
+fn id(value: i64) -> Option<u32> {
+    let id = u32::try_from(value).ok().or_else(|| i32::try_from(value).ok().map(i32::cast_unsigned));
+    id.filter(|id| *id != u32::MAX)
+}
+
+#[cfg(test)]
+#[path = "tar_stream_test.rs"]
+mod tests;
