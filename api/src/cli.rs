@@ -98,7 +98,7 @@ pub struct RunArgs {
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
-    /// Who the command runs as, `uid` or `uid:gid`, instead of the image's
+    /// Who the command runs as, `user` or `user:group`, each by name or number, instead of the image's
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
     /// VM configuration in JSON; other arguments win over it

@@ -7,7 +7,7 @@ use bellows_block::StoreError;
 use bellows_block::oci::{OciError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
-    BuildError, ConfigError, ImageError, InstanceError, ParseUserError, PartitionError, ReadyError, ValueError, VmEnd,
+    BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, ValueError, VmEnd,
 };
 
 /// Exit code where something went wrong.
@@ -54,9 +54,6 @@ pub enum CliError {
         /// The file or directory.
         path: PathBuf,
     },
-    /// The image wants a user that only the image knows.
-    #[error(transparent)]
-    User(#[from] ParseUserError),
     /// A value that the guest would not take.
     #[error(transparent)]
     Value(#[from] ValueError),
@@ -148,7 +145,6 @@ impl CliError {
             | Self::NoImage { .. }
             | Self::Reference(_)
             | Self::RootFs { .. }
-            | Self::User(_)
             | Self::Value(_)
             | Self::PartitionNumber(_)
             | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))

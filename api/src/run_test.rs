@@ -59,7 +59,7 @@ fn bad_input_is_named_with_its_exit_code() {
         (format!("{kernel} {store} --image {}", directory.path().display()), 2, "has no image in it"),
         (format!("{kernel} --layer /nowhere/layer -- true"), 1, "/nowhere/layer"),
         (format!("{kernel} --layer {broken}"), 2, "-- CMD"),
-        (format!("{kernel} --layer {broken} --user nobody -- true"), 2, "nobody"),
+        (format!("{kernel} --layer {broken} --user 4294967295 -- true"), 2, "4294967295"),
         (format!("{kernel} --layer {broken} --partition 1M -- true"), 2, "`partitions[0]` is 1 MiB"),
         (format!("{kernel} --layer {broken} --layer {broken} -- true"), 2, "images[0].layers[1].digest"),
         (format!("{kernel} --layer {broken} --shape flat -- true"), 2, "`images[0].shape` is flat"),

@@ -1,14 +1,13 @@
 //! Instances: functions that run in a VM, each in its container and, if it is to have one, in its partition.
 
-use std::fmt;
 use std::io::{self, Write};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::agent::StartInstanceRequest;
+pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, ValueError, check_command, check_working_directory};
 
 use crate::agent::{AgentClient, AgentError, ExitStatus, Output};
@@ -41,46 +40,6 @@ pub struct InstanceSpec {
     pub pids_max: u32,
 }
 
-/// Who an instance runs as, by number.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct User {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-/// A text that is no user.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the user {0:?} is not known by number: expected `uid` or `uid:gid`, or nothing for root")]
-pub struct ParseUserError(String);
-
-impl FromStr for User {
-    type Err = ParseUserError;
-
-    fn from_str(text: &str) -> Result<Self, ParseUserError> {
-        let number = |text: &str| match text {
-            "root" => Some(0),
-            digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
-            _ => None,
-        };
-        let (user, group) = match text.split_once(':') {
-            Some((user, group)) => (number(user), number(group)),
-            None if text.is_empty() => (Some(0), Some(0)),
-            // Without a group a number has none of its own in the image either.
-            None => (number(text), Some(0)),
-        };
-        let (uid, gid) = user.zip(group).ok_or_else(|| ParseUserError(text.to_owned()))?;
-        Ok(Self { uid, gid })
-    }
-}
-
-impl fmt::Display for User {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.uid, self.gid)
-    }
-}
-
 impl InstanceSpec {
     /// Runs `argv` as root in `/`, in base memory.
     #[must_use]
@@ -105,7 +64,14 @@ impl InstanceSpec {
         self
     }
 
-    /// Checks what the guest would refuse.
+    /// Checks what the guest would refuse without looking at the image.
+    ///
+    /// # Errors
+    /// What can't be run.
+    pub fn validate(&self) -> Result<(), ValueError> {
+        self.request().map(drop)
+    }
+
     fn request(&self) -> Result<StartInstanceRequest, ValueError> {
         check_command(&self.argv, &self.env)?;
         Ok(StartInstanceRequest {
@@ -114,8 +80,7 @@ impl InstanceSpec {
             arguments: self.argv.clone(),
             environment: self.env.clone(),
             working_directory: check_working_directory(&self.cwd)?.to_owned(),
-            uid: self.user.uid,
-            gid: self.user.gid,
+            user: self.user.to_string(),
             node: self.partition.map_or(0, |partition| partition.get().into()),
             memory_max_bytes: self.memory_max.unwrap_or_default().get(),
             pids_max: self.pids_max,
@@ -346,16 +311,6 @@ mod tests {
 
     fn spec(argv: &[&str]) -> InstanceSpec {
         InstanceSpec::new("a".parse().unwrap(), "image".parse().unwrap(), argv.iter().copied())
-    }
-
-    #[test]
-    fn users_are_numbers() {
-        for (text, uid, gid) in [("", 0, 0), ("root", 0, 0), ("7", 7, 0), ("7:8", 7, 8), ("root:5", 0, 5)] {
-            assert_eq!(text.parse(), Ok(User { uid, gid }), "{text:?}");
-        }
-        for text in ["nobody", "1:", ":1", "-1", "+1", "4294967296", "1:2:3", " 1"] {
-            assert!(text.parse::<User>().unwrap_err().to_string().contains(text), "{text:?}");
-        }
     }
 
     #[test]

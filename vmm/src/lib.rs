@@ -25,7 +25,7 @@ mod vm;
 
 pub use agent::{
     AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, Output,
-    PartitionUse,
+    PartitionUse, StartFailure,
 };
 pub use builder::VmBuilder;
 pub use config::{
@@ -36,7 +36,7 @@ pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
 pub use images::{ImageError, ImageInfo};
-pub use instances::{DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, ParseUserError, User};
+pub use instances::{Account, DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, User};
 pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
 pub use pmem::{LostLayer, PmemError};
 pub use ready::NotReady;

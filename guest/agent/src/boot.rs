@@ -50,6 +50,9 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
     // Before the driver that brings a partition's memory: memory that is online already keeps its zone.
     settings::apply_all();
+    if let Err(error) = settings::raise_limits() {
+        tracing::warn!(%error, "open files are few");
+    }
     modules::load_listed(Path::new(modules::LIST));
     if let Err(error) = settings::bring_up_loopback() {
         tracing::warn!(%error, "no loopback");

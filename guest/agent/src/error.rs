@@ -8,6 +8,8 @@ use bellows_protocol::values::{Node, ValueError};
 use thiserror::Error;
 use ttrpc::Code;
 
+use crate::accounts::AccountError;
+
 /// Result of a request.
 pub type Result<T> = std::result::Result<T, AgentError>;
 
@@ -18,6 +20,17 @@ pub enum AgentError {
     /// The request holds a value that is not acceptable.
     #[error(transparent)]
     Value(#[from] ValueError),
+    /// Nobody can be run as the user that is asked for.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// A file of the image is not what it should be.
+    #[error("{path} of the image {problem}")]
+    Image {
+        /// Which one.
+        path: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// An operation on a path failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Path {
@@ -155,7 +168,7 @@ impl AgentError {
     /// where nothing is left to do.
     pub fn code(&self) -> Code {
         match self {
-            Self::Value(_) => Code::INVALID_ARGUMENT,
+            Self::Value(_) | Self::Account(_) | Self::Image { .. } => Code::INVALID_ARGUMENT,
             Self::CommandNotFound(_) | Self::Gone { .. } => Code::NOT_FOUND,
             Self::CommandNotExecutable(_) => Code::PERMISSION_DENIED,
             Self::Exists { .. } => Code::ALREADY_EXISTS,

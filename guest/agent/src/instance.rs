@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bellows_protocol::KILL_LIMIT;
+use bellows_protocol::user::User;
 use bellows_protocol::values::{ImageId, InstanceId, Node};
 use nix::sys::signal::Signal;
 
@@ -20,13 +21,13 @@ use crate::cgroup::{Cgroup, Hierarchy, Limits};
 use crate::container::spec::{Workload, configuration};
 use crate::container::{Launcher, Process};
 use crate::error::{AgentError, Result};
-use crate::files;
 use crate::image::Images;
 use crate::partition::MemoryInfo;
 use crate::placement::Placement;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
+use crate::{files, furnish};
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
@@ -48,10 +49,8 @@ pub struct Request {
     pub environment: Vec<String>,
     /// Absolute path in the image.
     pub working_directory: String,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
+    /// Who it runs as.
+    pub user: User,
     /// Node of its partition.
     pub node: Node,
     /// Limit in bytes.
@@ -289,17 +288,19 @@ impl Instances {
         files::make_directory(&parts.folder)?;
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
         parts.rootfs.mount(layers, limits.placement, limits.memory_max)?;
+        let root = parts.rootfs.root();
+        let credentials = furnish::credentials(root, &request.user)?;
+        furnish::furnish(root, request.id.as_str(), &request.working_directory)?;
         let configuration = configuration(&Workload {
             hostname: request.id.as_str(),
-            root: parts.rootfs.root(),
+            root,
             cgroup: &Hierarchy::name(&request.id),
             placement: limits.placement,
             memory_max: limits.memory_max,
             arguments: &request.arguments,
             environment: &request.environment,
             working_directory: &request.working_directory,
-            uid: request.uid,
-            gid: request.gid,
+            credentials: &credentials,
         });
         let file = parts.folder.join("config.json");
         std::fs::write(&file, configuration.to_string()).map_err(AgentError::path("write", &file))?;
@@ -388,8 +389,7 @@ mod tests {
             arguments: vec!["true".into()],
             environment: Vec::new(),
             working_directory: "/".into(),
-            uid: 0,
-            gid: 0,
+            user: User::default(),
             node: Node::try_from(0).unwrap(),
             memory_max: None,
             pids_max: None,

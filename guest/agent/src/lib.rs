@@ -7,16 +7,18 @@
 //! | devices come and go | [`pci`], told of progress by [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
 //! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
-//! | instances | [`instance`], with [`container`] (an OCI container), [`cgroup`] (limits and the end of it), [`output`], [`sockets`] (what would stay) |
+//! | instances | [`instance`], with [`container`] (an OCI container), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`output`], [`sockets`] (what would stay) |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
 //! | the end | [`shutdown`] |
 
+pub mod accounts;
 pub mod boot;
 pub mod cgroup;
 pub mod container;
 pub mod error;
 pub mod files;
+pub mod furnish;
 pub mod image;
 pub mod instance;
 pub mod log;

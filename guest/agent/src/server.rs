@@ -137,8 +137,7 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
         working_directory: check_working_directory(&request.working_directory)?.to_owned(),
         arguments: request.arguments,
         environment: request.environment,
-        uid: request.uid,
-        gid: request.gid,
+        user: request.user.parse()?,
         node: request.node.try_into()?,
         memory_max: none_if_zero(request.memory_max_bytes),
         pids_max: none_if_zero(request.pids_max),
@@ -368,6 +367,7 @@ mod tests {
             StartInstanceRequest { arguments: Vec::new(), ..request() },
             StartInstanceRequest { environment: vec!["x".into()], ..request() },
             StartInstanceRequest { working_directory: "tmp".into(), ..request() },
+            StartInstanceRequest { user: "4294967295".into(), ..request() },
             StartInstanceRequest { node: u32::MAX, ..request() },
         ];
         for request in bad {

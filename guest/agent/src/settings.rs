@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::AgentError;
@@ -51,6 +52,18 @@ pub fn apply_all() {
             Err(error) => tracing::warn!(%error, value = setting.value, "not set"),
         }
     }
+}
+
+/// Soft and hard limit on open files, of this process and of all that it starts; the hard one is the kernel's `fs.nr_open`. Some
+/// programs go through all numbers up to the soft one.
+const OPEN_FILES: (u64, u64) = (1 << 16, 1 << 20);
+
+/// Raises the limit on open files from the kernel's 1,024 and 4,096.
+///
+/// # Errors
+/// Those of `setrlimit(2)`.
+pub fn raise_limits() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
 }
 
 /// Brings up `lo` in this thread's network namespace.

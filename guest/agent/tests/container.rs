@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use bellows_agent::accounts::Credentials;
 use bellows_agent::container::spec::{Workload, configuration};
 use bellows_agent::container::{Launcher, Process};
 use bellows_agent::error::{AgentError, Result};
@@ -36,6 +37,10 @@ impl Fixture {
         }
         fs::write(binaries.join("text"), "text").unwrap();
         fs::write(binaries.join("lost"), "#!/no/such/interpreter\n").unwrap();
+        for (name, content, mode) in [("bare", "echo", 0o755), ("empty", "", 0o755), ("private", "#!/bin/sh", 0o700)] {
+            fs::write(binaries.join(name), content).unwrap();
+            fs::set_permissions(binaries.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
         fs::set_permissions(binaries.join("lost"), fs::Permissions::from_mode(0o755)).unwrap();
         let reaper = Reaper::start().unwrap();
         let launcher = Launcher::new(env!("CARGO_BIN_EXE_bellows-agent"), folder.path().join("state"), reaper);
@@ -48,6 +53,7 @@ impl Fixture {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let root = self.folder.path().join("root");
         let cgroup = format!("/bellows-test-{}/{id}", std::process::id());
+        let credentials = Credentials { uid, gid: uid, groups: vec![uid, 4242], home: "/home".into() };
         let configuration = configuration(&Workload {
             hostname: id,
             root: &root,
@@ -57,8 +63,7 @@ impl Fixture {
             arguments: &arguments,
             environment: &["GREETING=hello".to_owned()],
             working_directory: "/bin",
-            uid,
-            gid: uid,
+            credentials: &credentials,
         });
         fs::write(bundle.join("config.json"), configuration.to_string()).unwrap();
         let result = self.launcher.launch(id, &bundle);
@@ -161,11 +166,11 @@ fn it_is_contained(fixture: &Fixture) {
 }
 
 fn it_has_the_rights_of_its_user(fixture: &Fixture) {
-    let script = "id -u; id -g; grep -E '^(CapEff|NoNewPrivs|Seccomp|SigIgn|SigBlk):' /proc/self/status";
+    let script = "id -u; id -g; id -G; echo $HOME; umask; grep -E '^(CapEff|NoNewPrivs|Seccomp|SigIgn|SigBlk):' /proc/self/status";
     let (code, stdout, _) = fixture.run_as("user", script, 1000);
     assert_eq!(code, 0);
     let words: Vec<_> = stdout.split_whitespace().collect();
-    assert_eq!(words[..2], ["1000", "1000"]);
+    assert_eq!(words[..6], ["1000", "1000", "1000", "4242", "/home", "0022"]);
     let value = |key: &str| words[words.iter().position(|word| *word == key).unwrap() + 1];
     assert_eq!(value("CapEff:"), "0000000000000000");
     assert_eq!(value("NoNewPrivs:"), "1");
@@ -196,8 +201,19 @@ fn a_missing_command_is_reported(fixture: &Fixture) {
     assert!(matches!(&missing, AgentError::CommandNotFound(text) if text.contains("no-such-command")), "{missing:?}");
     let lost = error("lost", "lost");
     assert!(matches!(&lost, AgentError::CommandNotFound(text) if text.contains("interpreter")), "{lost:?}");
-    let text = error("text", "text");
-    assert!(matches!(text, AgentError::CommandNotExecutable(_)), "{text:?}");
+    let lost = error("lost-elsewhere", "/bin/lost");
+    assert!(matches!(&lost, AgentError::CommandNotFound(text) if text.contains("/no/such/interpreter")), "{lost:?}");
+    for (id, command, reason) in [
+        ("text", "text", "permission denied"),
+        ("bare", "/bin/bare", "exec format error"),
+        ("empty", "/bin/empty", "exec format error"),
+        ("folder", "/bin", "directory"),
+        ("private", "/bin/private", "permission denied"),
+    ] {
+        let error = fixture.launch(id, &[command], 1000, Placement::Base).unwrap_err();
+        let AgentError::CommandNotExecutable(text) = error else { panic!("{id}: {error:?}") };
+        assert!(text.contains(reason) && text.contains(command), "{text}");
+    }
 }
 
 /// This machine has one node, so that is where the policy points; that it is asked for is what can be seen here.

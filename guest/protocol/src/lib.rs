@@ -3,7 +3,8 @@
 //! - [`agent`] holds the messages and [`agent_ttrpc`] the client and the server trait, both generated from
 //!   `proto/agent.proto`. They are spoken with ttrpc over vsock: the agent listens on [`AGENT_PORT`].
 //! - [`ready`] is the one line that the agent sends to the host when it can be called.
-//! - [`values`] checks the values that both sides exchange as strings. Each side checks what it receives.
+//! - [`values`] checks the values that both sides exchange as strings, [`user`] those that say who an instance runs as. Each side
+//!   checks what it receives.
 
 use std::time::Duration;
 
@@ -13,12 +14,13 @@ mod generated {
 }
 
 pub mod ready;
+pub mod user;
 pub mod values;
 
 pub use generated::{agent, agent_ttrpc};
 
 /// Version of the protocol. The two sides compare theirs in `Hello` and in the ready line.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;

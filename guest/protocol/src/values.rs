@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::user::MAX_ACCOUNT;
+
 /// Longest instance or image identifier.
 pub const MAX_IDENTIFIER: usize = 64;
 /// Longest serial number of a block device: `VIRTIO_BLK_ID_BYTES` (VIRTIO 1.2 section 5.2.6).
@@ -61,10 +63,16 @@ pub enum ValueError {
     /// Not an absolute path without NUL.
     #[error("{0:?} is no absolute path")]
     Path(String),
+    /// Not `user[:group]`.
+    #[error("{0:?} is no user: want a user or user:group, each by name or number")]
+    User(String),
+    /// The number of a user or group is out of range.
+    #[error("no user or group has the number {0}: want 0 to {MAX_ACCOUNT}")]
+    AccountNumber(String),
 }
 
 /// How an offending value appears in a message: not whole when it is long.
-fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(80).collect()
 }
 

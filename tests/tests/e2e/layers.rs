@@ -389,14 +389,15 @@ pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap()
 }
 
-/// The root itself, whose time no layer sets, and where the guest mounts what every container has.
+/// The root itself, whose time no layer sets, where the guest mounts what every container has, and the files that it is given.
 pub fn is_the_containers(name: &[u8]) -> bool {
     let is_below = |mount: &[u8]| name.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
-    name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below)
+    let given = [&b"etc"[..], b"etc/hosts", b"etc/hostname", b"etc/resolv.conf", b"etc/mtab"];
+    name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below) || given.contains(&name)
 }
 
 /// The layers of the image of busybox as plain archives, lowest first: a shell, and little to import.
-fn small_archives(directory: &Path) -> Vec<PathBuf> {
+pub fn small_archives(directory: &Path) -> Vec<PathBuf> {
     layout_archives(&artefact("BELLOWS_ALPINE_LIKE_IMAGE"), directory)
 }
 

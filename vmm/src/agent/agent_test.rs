@@ -30,8 +30,17 @@ impl Agent for FakeAgent {
     fn start_instance(
         &self,
         context: &TtrpcContext,
-        _: agent::StartInstanceRequest,
+        request: agent::StartInstanceRequest,
     ) -> ttrpc::Result<agent::StartInstanceResponse> {
+        let refused = match request.user.as_str() {
+            "" => None,
+            "not-found" => Some(ttrpc::Code::NOT_FOUND),
+            "not-executable" => Some(ttrpc::Code::PERMISSION_DENIED),
+            _ => Some(ttrpc::Code::INVALID_ARGUMENT),
+        };
+        if let Some(code) = refused {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, format!("\"{}\"\nis wrong", request.user))));
+        }
         let pid = u32::try_from(Duration::from_nanos(context.timeout_nano.unsigned_abs()).as_secs()).unwrap();
         Ok(agent::StartInstanceResponse { pid, ..Default::default() })
     }
@@ -198,6 +207,22 @@ fn malformed_answers_end_the_call() {
         let client = fixture.connect().unwrap();
         let error = text(client.hello());
         assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn a_start_that_failed_says_whose_fault_it_is() {
+    let fixture = Fixture::with_agent(Arc::new(FakeAgent::default()));
+    let client = fixture.connect().unwrap();
+    for (user, expected) in [
+        ("not-found", StartFailure::CommandNotFound),
+        ("not-executable", StartFailure::CommandNotExecutable),
+        ("nobody", StartFailure::Other),
+    ] {
+        let request = agent::StartInstanceRequest { user: user.into(), ..Default::default() };
+        let error = client.start_instance(&request).unwrap_err();
+        assert!(matches!(&error, AgentError::NotStarted { reason, .. } if *reason == expected), "{error:?}");
+        assert_eq!(error.to_string(), format!("\"{user}\"\\nis wrong"));
     }
 }
 

@@ -20,7 +20,7 @@ use bellows_protocol::agent::{self, Stream};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
 use connection::{CallError, Connection};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
-use protobuf::Message;
+use protobuf::{EnumOrUnknown, Message};
 use ttrpc::Code;
 
 use crate::config::PartitionMode;
@@ -74,6 +74,14 @@ pub enum AgentError {
         /// What it says.
         message: String,
     },
+    /// The instance could not be started.
+    #[error("{message}")]
+    NotStarted {
+        /// Why not.
+        reason: StartFailure,
+        /// What the agent says.
+        message: String,
+    },
     /// The connection failed, or ended with the VM.
     #[error("`{call}` failed on the way to the guest's agent: {message}")]
     Lost {
@@ -94,6 +102,17 @@ pub enum AgentError {
         /// What it could have been.
         expected: String,
     },
+}
+
+/// Why an instance could not be started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StartFailure {
+    /// Its command is not in the image, or the interpreter of that is not.
+    CommandNotFound,
+    /// Its command is there, but can't be executed.
+    CommandNotExecutable,
+    /// Something else.
+    Other,
 }
 
 /// What a guest says of itself.
@@ -259,7 +278,13 @@ impl AgentClient {
     /// Starts an instance; returns the number of its first process in the guest.
     pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
         const CALL: &str = "StartInstance";
-        let answer: agent::StartInstanceResponse = self.call(CALL, Some(START), request)?;
+        let answer = self.connection.call::<agent::StartInstanceResponse>(SERVICE, CALL, request, Some(START));
+        let answer = answer.map_err(|error| match error {
+            CallError::Refused { code, message } => {
+                AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }
+            }
+            error => call_error(CALL, error),
+        })?;
         if answer.pid == 0 {
             return Err(answer_error(CALL, "process number", 0, "a process".into()));
         }
@@ -368,6 +393,14 @@ fn instance(id: &str) -> agent::InstanceRequest {
 /// As the protocol counts time; at least 1, since 0 means the agent's own limit.
 fn milliseconds(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+fn start_failure(code: EnumOrUnknown<Code>) -> StartFailure {
+    match code.enum_value() {
+        Ok(Code::NOT_FOUND) => StartFailure::CommandNotFound,
+        Ok(Code::PERMISSION_DENIED) => StartFailure::CommandNotExecutable,
+        _ => StartFailure::Other,
+    }
 }
 
 fn call_error(call: &'static str, error: CallError) -> AgentError {

@@ -1,10 +1,9 @@
 //! The last steps of a container's first process before it becomes the instance's command.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 
-use super::Report;
+use super::{Report, program};
 use crate::seccomp;
 
 /// Finds the command as a shell would, installs the filter of system calls, and becomes the command.
@@ -57,12 +56,7 @@ impl CommandExecutor {
         seccomp::install().map_err(|error| failed("system call filter", &error))?;
 
         let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
-        let message = format!("cannot execute {:?}: {error}", file.to_string_lossy());
-        Err(match error {
-            // The file is there; its interpreter is not.
-            Errno::ENOENT => Report::NotFound(format!("{message} (its interpreter is missing)")),
-            _ => Report::NotExecutable(message),
-        })
+        Err(program::failure(Path::new(OsStr::from_bytes(file.as_bytes())), error))
     }
 }
 
@@ -98,28 +92,30 @@ fn find_command(spec: &Spec) -> Result<PathBuf, Report> {
 
 /// The file that `name` means: itself where it has a slash, else the first executable one in the folders of `path`.
 fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
-    let candidates: Vec<PathBuf> = if name.contains('/') {
-        vec![PathBuf::from(name)]
-    } else {
-        path.split(':').map(|folder| Path::new(if folder.is_empty() { "." } else { folder }).join(name)).collect()
-    };
+    if name.contains('/') {
+        let file = PathBuf::from(name);
+        return match program::check(&file) {
+            Ok(()) => Ok(file),
+            Err(error) => Err(program::failure(&file, error)),
+        };
+    }
+    // What is there but can't be executed is skipped, as shells do, and named if there is nothing better.
     let mut found = None;
-    for candidate in candidates {
-        match std::fs::metadata(&candidate) {
-            Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => return Ok(candidate),
-            Ok(_) => found = found.or(Some(candidate)),
-            Err(_) => {}
+    for folder in path.split(':') {
+        let file = Path::new(if folder.is_empty() { "." } else { folder }).join(name);
+        match program::check(&file) {
+            Ok(()) => return Ok(file),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(error) => found = found.or(Some(program::failure(&file, error))),
         }
     }
-    match found {
-        Some(candidate) => Err(Report::NotExecutable(format!("{} is no executable file", candidate.display()))),
-        None if name.contains('/') => Err(Report::NotFound(format!("{name:?} is not in the image"))),
-        None => Err(Report::NotFound(format!("command {name:?} is in none of {path}"))),
-    }
+    Err(found.unwrap_or_else(|| Report::NotFound(format!("command {name:?} is in none of {path}"))))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -137,6 +133,11 @@ mod tests {
         assert_eq!(find(full.join("tool").to_str().unwrap(), ""), Ok(full.join("tool")));
         assert!(matches!(find("text", &path), Err(Report::NotExecutable(_))));
         assert!(matches!(find("folder", &path), Err(Report::NotExecutable(_))));
+        // Another folder may have one that can be executed.
+        let better = format!("{path}:{}", folder.path().join("better").display());
+        std::fs::create_dir(folder.path().join("better")).unwrap();
+        std::os::unix::fs::symlink(full.join("tool"), folder.path().join("better/text")).unwrap();
+        assert_eq!(find("text", &better), Ok(folder.path().join("better/text")));
         let Err(Report::NotFound(message)) = find("none", &path) else { panic!("found") };
         assert!(message.contains("none") && message.contains(&path), "{message}");
         assert!(matches!(find("/no/such/tool", &path), Err(Report::NotFound(_))));

@@ -14,6 +14,7 @@
 
 mod executor;
 pub mod helper;
+mod program;
 pub mod spec;
 
 use std::fs::File;

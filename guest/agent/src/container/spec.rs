@@ -1,9 +1,11 @@
 //! The OCI runtime configuration of an instance.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::accounts::Credentials;
 use crate::placement::Placement;
 
 /// Where commands are looked for when the environment has no `PATH`.
@@ -28,10 +30,8 @@ pub struct Workload<'a> {
     pub environment: &'a [String],
     /// Absolute.
     pub working_directory: &'a str,
-    /// User it runs as.
-    pub uid: u32,
-    /// Group it runs as.
-    pub gid: u32,
+    /// Who it runs as.
+    pub credentials: &'a Credentials,
 }
 
 /// What containers may do by default elsewhere, less `MKNOD`: device nodes are how a container without a device
@@ -68,16 +68,16 @@ const MASKED: [&str; 10] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// What new files are not.
+const UMASK: u32 = 0o022;
+
 /// The configuration as `config.json` holds it.
 pub fn configuration(workload: &Workload<'_>) -> Value {
-    let mut environment = workload.environment.to_vec();
-    if !environment.iter().any(|variable| variable.starts_with("PATH=")) {
-        environment.push(format!("PATH={DEFAULT_PATH}"));
-    }
+    let credentials = workload.credentials;
     // Root gets the capabilities; another user can only ever get them back by a set-user-ID program, which
     // `noNewPrivileges` rules out.
     let (all, none) = (json!(CAPABILITIES), json!([]));
-    let usable = if workload.uid == 0 { &all } else { &none };
+    let usable = if credentials.uid == 0 { &all } else { &none };
     let namespaces = ["pid", "ipc", "uts", "mount", "network", "cgroup"].map(|kind| json!({ "type": kind }));
     let mut linux = json!({
         "cgroupsPath": workload.cgroup,
@@ -103,9 +103,14 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "root": { "path": workload.root, "readonly": false },
         "process": {
             "terminal": false,
-            "user": { "uid": workload.uid, "gid": workload.gid },
+            "user": {
+                "uid": credentials.uid,
+                "gid": credentials.gid,
+                "additionalGids": credentials.groups,
+                "umask": UMASK,
+            },
             "args": workload.arguments,
-            "env": environment,
+            "env": environment(workload),
             "cwd": workload.working_directory,
             "capabilities": {
                 "bounding": all,
@@ -129,6 +134,27 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
     })
 }
 
+/// What is given, where the last of a name wins, and what Docker and runc add to it; an empty `HOME` counts as none.
+fn environment(workload: &Workload<'_>) -> Vec<String> {
+    let mut names = HashSet::new();
+    let mut variables: Vec<String> = Vec::new();
+    for variable in workload.environment.iter().rev() {
+        let name = variable.split('=').next().unwrap_or_default();
+        if names.insert(name) && variable != "HOME=" {
+            variables.push(variable.clone());
+        }
+    }
+    variables.reverse();
+    let added = [("PATH", DEFAULT_PATH), ("HOSTNAME", workload.hostname), ("HOME", &workload.credentials.home)];
+    for (name, value) in added {
+        let start = format!("{name}=");
+        if !variables.iter().any(|variable| variable.starts_with(&start)) {
+            variables.push(start + value);
+        }
+    }
+    variables
+}
+
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value {
     json!({ "destination": destination, "type": kind, "source": source, "options": options })
 }
@@ -139,9 +165,13 @@ mod tests {
 
     use super::*;
 
+    fn user(uid: u32) -> Credentials {
+        Credentials { uid, gid: 7, groups: vec![7, 8], home: "/home/user".into() }
+    }
+
     fn workload<'a>(
         placement: Placement,
-        uid: u32,
+        credentials: &'a Credentials,
         arguments: &'a [String],
         environment: &'a [String],
     ) -> Workload<'a> {
@@ -154,15 +184,14 @@ mod tests {
             arguments,
             environment,
             working_directory: "/",
-            uid,
-            gid: 0,
+            credentials,
         }
     }
 
     #[test]
     fn the_policy_names_the_partition() {
         let node = Node::try_from(3).unwrap();
-        let configuration = configuration(&workload(Placement::Policy(node), 0, &[], &[]));
+        let configuration = configuration(&workload(Placement::Policy(node), &user(0), &[], &[]));
         let policy = &configuration["linux"]["memoryPolicy"];
         assert_eq!(policy["nodes"], "3");
         assert_eq!(policy["flags"], json!(["MPOL_F_STATIC_NODES"]));
@@ -171,29 +200,48 @@ mod tests {
     #[test]
     fn base_memory_and_private_nodes_need_no_policy() {
         for placement in [Placement::Base, Placement::Private(Node::try_from(3).unwrap())] {
-            assert!(configuration(&workload(placement, 0, &[], &[]))["linux"].get("memoryPolicy").is_none());
+            assert!(configuration(&workload(placement, &user(0), &[], &[]))["linux"].get("memoryPolicy").is_none());
         }
     }
 
     #[test]
     fn shared_memory_is_bounded_by_the_limit() {
-        let mounts = configuration(&workload(Placement::Base, 0, &[], &[]))["mounts"].clone();
+        let mounts = configuration(&workload(Placement::Base, &user(0), &[], &[]))["mounts"].clone();
         let shm = mounts.as_array().unwrap().iter().find(|mount| mount["source"] == "shm").unwrap();
         assert!(shm["options"].as_array().unwrap().contains(&json!("size=4096")), "{shm}");
     }
 
+    fn environment(given: &[&str]) -> Value {
+        let given: Vec<_> = given.iter().map(ToString::to_string).collect();
+        configuration(&workload(Placement::Base, &user(0), &[], &given))["process"]["env"].clone()
+    }
+
     #[test]
-    fn a_path_is_there_unless_given() {
-        let given = ["PATH=/opt".to_owned()];
-        assert_eq!(configuration(&workload(Placement::Base, 0, &[], &given))["process"]["env"], json!(["PATH=/opt"]));
-        let default = configuration(&workload(Placement::Base, 0, &[], &[]));
-        assert_eq!(default["process"]["env"], json!([format!("PATH={DEFAULT_PATH}")]));
+    fn what_programs_take_for_granted_is_there_unless_given() {
+        let path = format!("PATH={DEFAULT_PATH}");
+        assert_eq!(environment(&[]), json!([path, "HOSTNAME=f-1", "HOME=/home/user"]));
+        let given = ["HOME=/image", "PATH=/opt", "HOSTNAME=me"];
+        assert_eq!(environment(&given), json!(given));
+        assert_eq!(environment(&["PATH=", "HOME=", "HOSTNAME="]), json!(["PATH=", "HOSTNAME=", "HOME=/home/user"]));
+    }
+
+    #[test]
+    fn the_last_of_a_name_wins() {
+        let all = environment(&["A=1", "HOME=/x", "EQ=a=b=c", "A=2", "AB=", "HOME="]);
+        assert_eq!(all.as_array().unwrap()[..3], [json!("EQ=a=b=c"), json!("A=2"), json!("AB=")]);
+        assert!(all.as_array().unwrap().contains(&json!("HOME=/home/user")), "{all}");
+    }
+
+    #[test]
+    fn a_user_has_groups_and_a_umask() {
+        let user = configuration(&workload(Placement::Base, &user(1000), &[], &[]))["process"]["user"].clone();
+        assert_eq!(user, json!({ "uid": 1000, "gid": 7, "additionalGids": [7, 8], "umask": 0o022 }));
     }
 
     #[test]
     fn only_root_has_capabilities() {
         let capabilities =
-            |uid| configuration(&workload(Placement::Base, uid, &[], &[]))["process"]["capabilities"].clone();
+            |uid| configuration(&workload(Placement::Base, &user(uid), &[], &[]))["process"]["capabilities"].clone();
         assert_eq!(capabilities(0)["effective"], json!(CAPABILITIES));
         assert_eq!(capabilities(1000)["effective"], json!([]));
         assert!(!CAPABILITIES.contains(&"CAP_MKNOD") && !CAPABILITIES.contains(&"CAP_SYS_ADMIN"));
@@ -202,8 +250,8 @@ mod tests {
     #[test]
     fn the_library_understands_it() {
         let arguments = ["/bin/true".to_owned()];
-        let text =
-            configuration(&workload(Placement::Policy(Node::try_from(1).unwrap()), 0, &arguments, &[])).to_string();
+        let text = configuration(&workload(Placement::Policy(Node::try_from(1).unwrap()), &user(0), &arguments, &[]))
+            .to_string();
         let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_str(&text).unwrap();
         assert!(spec.linux().as_ref().unwrap().memory_policy().is_some());
     }

@@ -1,0 +1,153 @@
+//! What programs take for granted in a root file system, and what it says of who is to run: looked at from within, so that no
+//! link of an image leads out of it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+
+use bellows_protocol::user::User;
+use nix::sched::{CloneFlags, unshare};
+
+use crate::accounts::{self, Credentials};
+use crate::error::{AgentError, Result};
+
+/// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
+const MAX_ACCOUNTS: u64 = 4 << 20;
+/// How much of a file is looked at to tell whether it says anything, in bytes.
+const MAX_LOOK: u64 = 64 << 10;
+
+/// Gives the root file system at `root` the files and the working directory that it lacks.
+///
+/// # Errors
+/// [`AgentError::Path`] for the working directory, [`AgentError::System`].
+pub fn furnish(root: &Path, hostname: &str, working_directory: &str) -> Result<()> {
+    within(root, || {
+        for (path, text) in files(hostname) {
+            // Most programs do without.
+            if let Err(error) = give(Path::new(path), &text) {
+                tracing::warn!(path, %error, "not given to the instance");
+            }
+        }
+        if let Err(error) = link(Path::new("/etc/mtab"), "/proc/mounts") {
+            tracing::warn!(%error, "no /etc/mtab");
+        }
+        make_working_directory(Path::new(working_directory))
+    })?
+}
+
+/// Who `user` is in the root file system at `root`.
+///
+/// # Errors
+/// [`AgentError::Account`], [`AgentError::Path`], [`AgentError::Image`], [`AgentError::System`].
+pub fn credentials(root: &Path, user: &User) -> Result<Credentials> {
+    let (passwd, group) = within(root, || Ok::<_, AgentError>((read("/etc/passwd")?, read("/etc/group")?)))??;
+    Ok(accounts::resolve(user, &passwd, &group)?)
+}
+
+/// Does `work` on a thread whose root directory is `root`.
+fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let enter = || -> Result<T> {
+        // Root and working directory are this thread's own from here on.
+        unshare(CloneFlags::CLONE_FS).map_err(AgentError::system("unshare"))?;
+        nix::unistd::chroot(root).map_err(AgentError::path("change the root directory to", root))?;
+        nix::unistd::chdir("/").map_err(AgentError::path("enter", root))?;
+        Ok(work())
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("furnish".into()).spawn_scoped(scope, enter);
+        let thread = thread.map_err(AgentError::system("clone"))?;
+        thread.join().unwrap_or_else(|_| Err(AgentError::system("clone")(io::Error::other("the thread panicked"))))
+    })
+}
+
+/// The instance has no network but its loopback. So its own name is that, and a name server is not to be had: the address is what
+/// resolvers use without one, spelt out for programs that want to read it.
+fn files(hostname: &str) -> [(&'static str, String); 3] {
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n\
+         127.0.0.1\t{hostname}\n"
+    );
+    let resolv = "# No network: nobody answers.\nnameserver 127.0.0.1\n".to_owned();
+    [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolv)]
+}
+
+/// Writes a file unless the image has one that says anything. Tools leave empty ones behind, where a container's are mounted, and
+/// links to where a service would write them.
+fn give(path: &Path, text: &str) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Ok(()),
+        Ok(_) => {
+            let mut start = Vec::new();
+            fs::File::open(path)?.take(MAX_LOOK).read_to_end(&mut start)?;
+            let mut lines = start.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+            if lines.any(|line| !matches!(line.first(), None | Some(b'#'))) {
+                return Ok(());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_parent(path)?,
+        Err(error) => return Err(error),
+    }
+    remove(path)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?.write_all(text.as_bytes())
+}
+
+fn link(path: &Path, target: &str) -> io::Result<()> {
+    make_parent(path)?;
+    match std::os::unix::fs::symlink(target, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| DirBuilder::new().recursive(true).mode(0o755).create(parent))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Root's, as with Docker and runc, whoever the program runs as.
+fn make_working_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(AgentError::path("make the working directory", path))
+}
+
+/// A file of accounts; empty where there is none.
+fn read(path: &'static str) -> Result<Vec<u8>> {
+    let failed = || AgentError::path("read the image's", path);
+    // Without waiting for the other end of what may be a pipe.
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(failed()(error)),
+    };
+    if !file.metadata().map_err(failed())?.is_file() {
+        return Err(AgentError::Image { path, problem: "is no regular file".into() });
+    }
+    let mut text = Vec::new();
+    file.take(MAX_ACCOUNTS + 1).read_to_end(&mut text).map_err(failed())?;
+    if text.len() as u64 > MAX_ACCOUNTS {
+        return Err(AgentError::Image { path, problem: format!("has more than {MAX_ACCOUNTS} bytes") });
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+#[path = "furnish_test.rs"]
+mod tests;
