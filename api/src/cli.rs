@@ -92,9 +92,18 @@ pub struct RunArgs {
     /// EROFS file to stack above the image's layers
     #[arg(long = "layer", value_name = "FILE")]
     pub layers: Vec<PathBuf>,
-    /// Environment variable, which wins over the image's
-    #[arg(long = "env", value_name = "NAME=VALUE")]
+    /// Environment variable, which wins over the image's; NAME alone has its value on this host
+    #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// File of environment variables, NAME=VALUE or NAME a line, which win over the image's; # starts a comment
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub env_files: Vec<PathBuf>,
+    /// Program to run instead of the image's entrypoint and command; empty for none
+    #[arg(long, value_name = "CMD")]
+    pub entrypoint: Option<String>,
+    /// Seconds that the command may take to end after SIGINT, SIGTERM, SIGHUP or SIGQUIT, before SIGKILL
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = any_seconds)]
+    pub stop_timeout: Duration,
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
@@ -276,6 +285,11 @@ pub enum Host {
     Kvm,
     /// The emulated host.
     Lab,
+}
+
+fn any_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -7,13 +7,22 @@ use bellows_block::StoreError;
 use bellows_block::oci::{OciError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
-    BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, ValueError, VmEnd,
+    AgentError, BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, StartFailure,
+    ValueError, VmEnd,
 };
+
+use crate::environment::{EnvError, EnvFileError};
 
 /// Exit code where something went wrong.
 pub const RUNTIME: u8 = 1;
 /// Exit code where arguments or configuration can't be.
 pub const USAGE: u8 = 2;
+/// Exit code of `bellows run` where it fails itself: codes below may be the program's.
+pub const RUN: u8 = 125;
+/// Exit code of `bellows run` where the program can't be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// Exit code of `bellows run` where the program is not there.
+const NOT_FOUND: u8 = 127;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +63,12 @@ pub enum CliError {
         /// The file or directory.
         path: PathBuf,
     },
+    /// No environment variable.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// A file of variables is not what it should be.
+    #[error(transparent)]
+    EnvFile(#[from] EnvFileError),
     /// A value that the guest would not take.
     #[error(transparent)]
     Value(#[from] ValueError),
@@ -145,12 +160,31 @@ impl CliError {
             | Self::NoImage { .. }
             | Self::Reference(_)
             | Self::RootFs { .. }
+            | Self::Env(_)
+            | Self::EnvFile(_)
             | Self::Value(_)
             | Self::PartitionNumber(_)
             | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))
             | Self::Instance(InstanceError::Spec { .. }) => USAGE,
             Self::Interrupted(signal) => 128_u8.saturating_add(*signal),
             _ => RUNTIME,
+        }
+    }
+
+    /// The exit code of `bellows run`, in Docker's words: 127 and 126 for a program that is not there or can't be executed, 125 for
+    /// everything that is no program's fault, as a shell has it for signals.
+    #[must_use]
+    pub fn run_exit_code(&self) -> u8 {
+        match self {
+            Self::Instance(InstanceError::Agent { source: AgentError::NotStarted { reason, .. }, .. }) => {
+                match reason {
+                    StartFailure::CommandNotFound => NOT_FOUND,
+                    StartFailure::CommandNotExecutable => NOT_EXECUTABLE,
+                    StartFailure::Other => RUN,
+                }
+            }
+            Self::Interrupted(_) => self.exit_code(),
+            _ => RUN,
         }
     }
 
@@ -192,5 +226,25 @@ mod tests {
         assert!(error.chain().starts_with("cannot understand the configuration `vm.json`: EOF"), "{}", error.chain());
         assert_eq!(error.exit_code(), USAGE);
         assert_eq!(CliError::Interrupted(15).exit_code(), 143);
+    }
+
+    #[test]
+    fn a_run_ends_with_dockers_codes() {
+        let not_started = |reason| {
+            let source = AgentError::NotStarted { reason, message: "\"x\" is not there".into() };
+            CliError::Instance(InstanceError::Agent { action: "start", id: "main".parse().unwrap(), source })
+        };
+        for (reason, code) in [
+            (StartFailure::CommandNotFound, 127),
+            (StartFailure::CommandNotExecutable, 126),
+            (StartFailure::Other, 125),
+        ] {
+            let error = not_started(reason);
+            assert_eq!((error.run_exit_code(), error.exit_code()), (code, RUNTIME));
+            assert_eq!(error.chain(), "cannot start instance main: \"x\" is not there");
+        }
+        assert_eq!(CliError::Missing("the command", "-- CMD").run_exit_code(), 125);
+        assert_eq!(io_error("open", "/nowhere")(std::io::Error::other("x")).run_exit_code(), 125);
+        assert_eq!(CliError::Interrupted(2).run_exit_code(), 130);
     }
 }

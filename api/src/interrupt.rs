@@ -1,17 +1,38 @@
-//! SIGINT and SIGTERM: the VM that runs is stopped and what it made goes with it; an import ends and leaves nothing behind.
+//! Signals. A program that runs gets them and has some time to end; before and after it, the VM is stopped and what it made goes with
+//! it; an import ends and leaves nothing behind.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use bellows_block::Cancel;
 use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
 use nix::sys::signal::{SigSet, Signal};
 
+/// Signals that end a run.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+/// Signals that a program gets and may do with what it likes.
+const OTHERS: [Signal; 2] = [Signal::SIGUSR1, Signal::SIGUSR2];
+/// How long a killed program may take to be gone, with its output passed on, before the VM is stopped.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long what waits for the VM may take to end once that is stopped: output that nobody reads can hold it up for ever.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
 /// What a signal ends.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupts {
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// The program has ended.
+    ended: Condvar,
+    kill_limit: Duration,
+    stop_limit: Duration,
+    /// Ends this process.
+    exit: fn(i32),
 }
 
 #[derive(Default)]
@@ -21,25 +42,40 @@ struct State {
     vms: Vec<VmStopper>,
     /// Ends what is being imported.
     import: Option<Cancel>,
+    /// Gets signals, until it has ended and its output is passed on.
+    program: Option<Program>,
     received: Option<u8>,
 }
 
+struct Program {
+    send: Arc<dyn Fn(Signal) + Send + Sync>,
+    /// How long it may take to end.
+    limit: Duration,
+    /// It has been asked to.
+    asked: bool,
+}
+
+/// A program that gets signals as long as this is kept.
+pub(crate) struct PassingOn(Interrupts);
+
 impl Interrupts {
-    /// Takes over the two signals for this process. To be called before any other thread is made.
+    /// Takes over the signals for this process. To be called before any other thread is made.
     ///
     /// # Errors
     /// The signals or the thread that waits for them can't be had.
     pub(crate) fn install() -> io::Result<Self> {
         let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
+        let ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
+        // nohup(1) has a say.
+        let wanted = ENDING.into_iter().chain(OTHERS).filter(|&signal| signal != Signal::SIGHUP || !ignored);
+        wanted.for_each(|signal| signals.add(signal));
         signals.thread_block()?;
         let interrupts = Self::default();
         let state = interrupts.clone();
-        thread::Builder::new().name("signals".into()).stack_size(256 << 10).spawn(move || {
+        start_thread("signals", move || {
             loop {
                 match signals.wait() {
-                    Ok(signal) => state.receive(signal as u8),
+                    Ok(signal) => state.receive(signal),
                     Err(nix::Error::EINTR) => {}
                     Err(error) => {
                         tracing::error!(%error, "signals are not heard any more");
@@ -76,25 +112,124 @@ impl Interrupts {
         result
     }
 
-    /// The signal that came, if one did.
+    /// From here on a program gets the signals, through `send`, which may block. One that should end it and has not done so
+    /// after `limit` is followed by SIGKILL; a second one stops the VM at once. To be kept until its output is passed on.
+    pub(crate) fn pass_on(&self, limit: Duration, send: impl Fn(Signal) + Send + Sync + 'static) -> PassingOn {
+        self.state().program = Some(Program { send: Arc::new(send), limit, asked: false });
+        PassingOn(self.clone())
+    }
+
+    /// The signal that ended something other than a program, if one did.
     pub(crate) fn received(&self) -> Option<u8> {
         self.state().received
     }
 
-    fn receive(&self, signal: u8) {
+    fn receive(&self, signal: Signal) {
         let mut state = self.state();
+        if state.received.is_none()
+            && let Some(program) = &mut state.program
+        {
+            let (send, limit) = (program.send.clone(), program.limit);
+            let ends = ENDING.contains(&signal);
+            let first = ends && !program.asked;
+            program.asked |= ends;
+            if !ends || first {
+                drop(state);
+                self.spawn("signal", move || send(signal));
+                if ends {
+                    let interrupts = self.clone();
+                    self.spawn("stop", move || interrupts.kill_after(limit, signal));
+                }
+                return;
+            }
+        }
         // Nothing to end, or somebody who does not want to wait for it.
         let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none();
         if idle || state.received.is_some() {
-            std::process::exit(128 + i32::from(signal));
+            drop(state);
+            return (self.shared.exit)(128 + signal as i32);
         }
-        state.received = Some(signal);
+        self.stop(state, signal);
+    }
+
+    /// Kills the program unless it ends by itself.
+    fn kill_after(&self, limit: Duration, signal: Signal) {
+        if let Some(state) = self.still_there(self.state(), limit)
+            && let Some(program) = &state.program
+        {
+            let send = program.send.clone();
+            self.spawn("signal", move || send(Signal::SIGKILL));
+            // Nobody in the guest listens any more, or nobody reads the output.
+            if let Some(state) = self.still_there(state, self.shared.kill_limit) {
+                self.stop(state, signal);
+            }
+        }
+    }
+
+    /// Ends what there is to end.
+    fn stop(&self, mut state: MutexGuard<'_, State>, signal: Signal) {
+        state.received = Some(signal as u8);
         state.import.iter().for_each(Cancel::cancel);
         // Who waits for the guest now fails, and takes the VMs down.
         state.vms.iter().for_each(VmStopper::stop);
+        if state.program.is_some() {
+            let shared = self.shared.clone();
+            self.spawn("exit", move || {
+                thread::sleep(shared.stop_limit);
+                (shared.exit)(128 + signal as i32);
+            });
+        }
+    }
+
+    /// Waits for the end of the program, but not for longer than `limit`.
+    fn still_there<'a>(&'a self, state: MutexGuard<'a, State>, limit: Duration) -> Option<MutexGuard<'a, State>> {
+        let there = |state: &mut State| state.program.is_some();
+        let (state, wait) =
+            self.shared.ended.wait_timeout_while(state, limit, there).unwrap_or_else(PoisonError::into_inner);
+        wait.timed_out().then_some(state)
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) {
+        if let Err(error) = start_thread(name, work) {
+            tracing::error!(%error, "the program does not hear of a signal");
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            kill_limit: KILL_LIMIT,
+            stop_limit: STOP_LIMIT,
+            exit: |code| std::process::exit(code),
+        }
+    }
+}
+
+impl Drop for PassingOn {
+    fn drop(&mut self) {
+        self.0.state().program = None;
+        self.0.shared.ended.notify_all();
+    }
+}
+
+fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(work).map(drop)
+}
+
+/// Whether a process with this `/proc/PID/status` ignores SIGHUP.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (Signal::SIGHUP as u64 - 1) != 0)
+}
+
+#[cfg(test)]
+#[path = "interrupt_test.rs"]
+mod tests;

@@ -6,9 +6,11 @@ pub mod error;
 pub mod image;
 pub mod run;
 
+mod environment;
 mod interrupt;
 mod measure;
 mod mount;
+mod output;
 mod progress;
 mod registry;
 mod store;
@@ -30,14 +32,22 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors, which the exit code knows.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(error::USAGE));
+            let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+            return ExitCode::from(match error.exit_code() {
+                0 => 0,
+                _ if run => error::RUN,
+                code => u8::try_from(code).unwrap_or(error::USAGE),
+            });
         }
     };
     // `BELLOWS_LOG=debug` shows more; warnings are for everybody.
     let wanted = std::env::var("BELLOWS_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = wanted.unwrap_or(LevelFilter::WARN);
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr);
+    // Nobody may read it.
+    log.log_internal_errors(false).init();
+    let run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Image(command) => image::run(&command),
@@ -46,8 +56,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("bellows: {}", error.chain());
-            ExitCode::from(error.exit_code())
+            output::say(error.chain());
+            ExitCode::from(if run { error.run_exit_code() } else { error.exit_code() })
         }
     }
 }

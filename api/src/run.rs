@@ -1,23 +1,27 @@
 //! `bellows run`: boots one VM, runs one instance in it, gives its memory back.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_block::{Image, LayerDigest, Store};
-use bellows_memory::ByteSize;
+use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
-    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceSpec, LayerConfig, Output, PartitionId,
-    PartitionMode, PlugReport, Shape, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
+    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig, Output,
+    PartitionId, PartitionMode, PlugReport, Shape, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
 };
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::cli::{GuestArgs, ProfileUse, RunArgs};
+use crate::environment::environment;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
+use crate::output::{Lenient, Watched, say};
 use crate::store;
 
 /// What `--json` prints.
@@ -178,50 +182,56 @@ fn in_vm(
         _ => None,
     };
     let start = Instant::now();
-    let status = run_instance(&vm, &spec, args.json, limit)?;
+    let status = run_instance(&vm, &spec, args, interrupts)?;
     let run = start.elapsed();
-    // A run that failed is no example.
-    let recorded_bytes = match profile.filter(|_| status.code == 0).map(|profile| profile.keep(&vm, &spec.image)) {
-        // Nobody has asked for it.
-        Some(Err(error)) if args.profile == ProfileUse::Auto => {
-            tracing::warn!(error = error.chain(), "what the run has read is not kept");
-            None
-        }
-        kept => kept.transpose()?,
-    };
-    let partition = match plug {
-        Some((partition, plug)) => Some(give_back(&vm, partition, &plug, limit)?),
-        None => None,
-    };
-    if args.json {
-        let report = RunReport {
-            exit_code: status.code,
-            oom_killed: status.oom_killed,
-            guest_kernel: guest.kernel_release,
-            partition_mode: guest.partition_mode,
-            shape: image.shape,
-            transport: image.transport,
-            prefetched_bytes: image.prefetched,
-            recorded_bytes,
-            boot_ms: milliseconds(boot),
-            run_ms: milliseconds(run),
-            partition,
+    let conclude = || -> Result<(), CliError> {
+        // A run that failed is no example.
+        let recorded_bytes = match profile.filter(|_| status.code == 0).map(|profile| profile.keep(&vm, &spec.image)) {
+            // Nobody has asked for it.
+            Some(Err(error)) if args.profile == ProfileUse::Auto => {
+                tracing::warn!(error = error.chain(), "what the run has read is not kept");
+                None
+            }
+            kept => kept.transpose()?,
         };
-        print_json(&report)?;
-    } else if status.oom_killed {
-        eprintln!("bellows: the kernel killed a process of the instance for lack of memory");
-    }
-    match vm.shutdown(limit) {
-        VmEnd::PoweredOff | VmEnd::Reset => Ok(status.code),
-        other => Err(CliError::End(other)),
+        let partition = match plug {
+            Some((partition, plug)) => Some(give_back(&vm, partition, &plug, limit)?),
+            None => None,
+        };
+        if args.json {
+            let report = RunReport {
+                exit_code: status.code,
+                oom_killed: status.oom_killed,
+                guest_kernel: guest.kernel_release,
+                partition_mode: guest.partition_mode,
+                shape: image.shape,
+                transport: image.transport,
+                prefetched_bytes: image.prefetched,
+                recorded_bytes,
+                boot_ms: milliseconds(boot),
+                run_ms: milliseconds(run),
+                partition,
+            };
+            print_json(&report)?;
+        } else if status.oom_killed {
+            say("the kernel killed a process of the instance for lack of memory");
+        }
+        match vm.shutdown(limit) {
+            VmEnd::PoweredOff | VmEnd::Reset => Ok(()),
+            other => Err(CliError::End(other)),
+        }
+    };
+    match conclude() {
+        // Somebody does not want to wait for that.
+        Err(_) if interrupts.received().is_some() => Ok(status.code),
+        result => result.map(|()| status.code),
     }
 }
 
 fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(report)
         .map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?;
-    println!("{text}");
-    Ok(())
+    writeln!(io::stdout(), "{text}").map_err(io_error("write to", "standard output"))
 }
 
 fn end(end: VmEnd) -> Result<u8, CliError> {
@@ -231,19 +241,36 @@ fn end(end: VmEnd) -> Result<u8, CliError> {
     }
 }
 
-fn run_instance(vm: &Vm, spec: &InstanceSpec, json: bool, limit: Duration) -> Result<ExitStatus, CliError> {
-    let instance = vm.start_instance(spec)?;
-    let stderr = instance.forward(Output::Stderr, io::stderr())?;
-    let stdout = if json {
-        instance.forward(Output::Stdout, io::stderr())?
-    } else {
-        instance.forward(Output::Stdout, io::stdout())?
+fn run_instance(vm: &Vm, spec: &InstanceSpec, args: &RunArgs, interrupts: &Interrupts) -> Result<ExitStatus, CliError> {
+    let instance = Arc::new(vm.start_instance(spec)?);
+    let signal = {
+        let instance = instance.clone();
+        move |signal: Signal| {
+            // It may have ended already.
+            if let Err(error) = instance.signal(signal as u32) {
+                tracing::debug!(%error, %signal, "not passed on");
+            }
+        }
     };
-    let status = instance.wait()?;
+    let passing = interrupts.pass_on(args.stop_timeout, signal.clone());
+    let stderr = instance.forward(Output::Stderr, Lenient(io::stderr()))?;
+    let stdout = if args.json {
+        instance.forward(Output::Stdout, Lenient(io::stderr()))?
+    } else {
+        // It would otherwise wait for a reader that is gone.
+        instance.forward(Output::Stdout, Watched::new(io::stdout(), move || signal(Signal::SIGKILL)))?
+    };
+    let mut status = instance.wait()?;
     // Its other processes ended with the first one, so nothing holds the output open.
-    stdout.join()?;
+    match stdout.join() {
+        Err(InstanceError::Output { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+            status.code = 128 + Signal::SIGPIPE as u8;
+        }
+        result => drop(result?),
+    }
     stderr.join()?;
-    instance.remove(limit)?;
+    instance.remove(args.guest.timeout)?;
+    drop(passing);
     Ok(status)
 }
 
@@ -257,7 +284,7 @@ pub(crate) fn give_back(
     let unplug = vm.unplug(partition, limit)?;
     let discard = vm.await_discard(partition, limit)?;
     if unplug.left.get() != 0 {
-        eprintln!("bellows: the guest keeps {} of partition {partition}", unplug.left);
+        say(format_args!("the guest keeps {} of partition {partition}", unplug.left));
     }
     Ok(PartitionReport::new(plug, &unplug, &discard))
 }
@@ -273,7 +300,19 @@ fn configuration(args: &RunArgs) -> Result<VmConfig, CliError> {
     if let Some(serial) = &args.serial {
         config.serial = serial.clone();
     }
+    round_memory(&mut config);
     Ok(config)
+}
+
+/// Takes any size, though memory comes in blocks, and says so.
+pub(crate) fn round_memory(config: &mut VmConfig) {
+    let wanted = config.memory;
+    if let Some(bytes) = wanted.get().checked_next_multiple_of(BLOCK.get())
+        && bytes != wanted.get()
+    {
+        config.memory = ByteSize::bytes(bytes);
+        say(format_args!("memory of {wanted} is rounded up to {}", config.memory));
+    }
 }
 
 fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {
@@ -349,16 +388,23 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
         (None, None) if args.command.is_empty() && args.partitions.is_empty() => return Ok(None),
         (None, None) => return Err(CliError::Missing("what to run", "--image or --layer")),
     };
+    if let Some(entrypoint) = &args.entrypoint {
+        // What the image has belongs to its own entrypoint.
+        defaults.entrypoint = Some(entrypoint.clone()).filter(|program| !program.is_empty()).into_iter().collect();
+        defaults.cmd.clear();
+    }
     let mut spec = InstanceSpec::new("main".parse()?, id, defaults.argv(&args.command));
     if spec.argv.is_empty() {
         return Err(CliError::Missing("the command", "-- CMD: the image has none of its own"));
     }
-    spec.env = environment(&defaults.env, &args.env);
+    spec.env = environment(&defaults.env, &args.env_files, &args.env, |name| std::env::var_os(name))?;
     spec.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
     spec.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
     if !config.partitions.is_empty() {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
     }
+    // Before anything boots.
+    spec.validate()?;
     Ok(Some(Function { spec, profile }))
 }
 
@@ -396,14 +442,6 @@ fn layer_of_file(path: &Path) -> Result<LayerConfig, CliError> {
         }
     }
     Ok(LayerConfig { path: path.to_owned(), digest: LayerDigest::finish(hasher), bytes })
-}
-
-/// `defaults` with `wanted` put over it, by name.
-fn environment(defaults: &[String], wanted: &[String]) -> Vec<String> {
-    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
-    let overridden: Vec<_> = wanted.iter().map(|variable| name(variable)).collect();
-    let kept = defaults.iter().filter(|variable| !overridden.contains(&name(variable)));
-    kept.chain(wanted).cloned().collect()
 }
 
 /// What `bytes` are to a person.

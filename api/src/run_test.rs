@@ -30,7 +30,7 @@ fn arguments_win_over_the_file() {
 }
 
 #[test]
-fn bad_input_is_named_with_its_exit_code() {
+fn bad_input_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = directory.path().join(name);
@@ -38,31 +38,34 @@ fn bad_input_is_named_with_its_exit_code() {
         path.display().to_string()
     };
     let unknown = file("unknown.json", r#"{"kernel": "k", "memory": "1G", "colour": "red"}"#);
-    let broken = file("broken.json", "{");
+    let broken = file("broken.json", "{ }");
     let zero = file("zero.json", r#"{"kernel": "k", "memory": 0}"#);
     let kernel = "--kernel k --memory 512M";
     let store = format!("--store {}", directory.path().join("store").display());
-    for (line, code, named) in [
-        ("".to_owned(), 2, "--kernel"),
-        ("--kernel k".to_owned(), 2, "--memory"),
-        ("--kernel k --memory 0".to_owned(), 2, "`memory` is 0 bytes"),
-        ("--kernel k --memory 16M".to_owned(), 2, "`memory` is 16 MiB"),
-        ("--kernel k --memory 100000G".to_owned(), 2, "`memory` is 100000 GiB"),
-        ("--kernel k --memory 512M --vcpus 0".to_owned(), 2, "`vcpus` is 0"),
-        (format!("--config {unknown}"), 2, "colour"),
-        (format!("--config {broken}"), 2, "broken.json"),
-        (format!("--config {zero}"), 2, "`memory` is 0 bytes"),
-        ("--config /nowhere/vm.json".to_owned(), 1, "/nowhere/vm.json"),
-        (format!("{kernel} -- true"), 2, "--image"),
-        (format!("{kernel} --partition 1G"), 2, "--image"),
-        (format!("{kernel} {store} --image /nowhere/image"), 2, "/nowhere/image"),
-        (format!("{kernel} {store} --image {}", directory.path().display()), 2, "has no image in it"),
-        (format!("{kernel} --layer /nowhere/layer -- true"), 1, "/nowhere/layer"),
-        (format!("{kernel} --layer {broken}"), 2, "-- CMD"),
-        (format!("{kernel} --layer {broken} --user 4294967295 -- true"), 2, "4294967295"),
-        (format!("{kernel} --layer {broken} --partition 1M -- true"), 2, "`partitions[0]` is 1 MiB"),
-        (format!("{kernel} --layer {broken} --layer {broken} -- true"), 2, "images[0].layers[1].digest"),
-        (format!("{kernel} --layer {broken} --shape flat -- true"), 2, "`images[0].shape` is flat"),
+    for (line, named) in [
+        ("".to_owned(), "--kernel"),
+        ("--kernel k".to_owned(), "--memory"),
+        ("--kernel k --memory 0".to_owned(), "`memory` is 0 bytes"),
+        ("--kernel k --memory 16M".to_owned(), "`memory` is 16 MiB"),
+        ("--kernel k --memory 100000G".to_owned(), "`memory` is 100000 GiB"),
+        ("--kernel k --memory 512M --vcpus 0".to_owned(), "`vcpus` is 0"),
+        (format!("--config {unknown}"), "colour"),
+        (format!("--config {broken}"), "broken.json"),
+        (format!("--config {zero}"), "`memory` is 0 bytes"),
+        ("--config /nowhere/vm.json".to_owned(), "/nowhere/vm.json"),
+        (format!("{kernel} -- true"), "--image"),
+        (format!("{kernel} --partition 1G"), "--image"),
+        (format!("{kernel} {store} --image /nowhere/image"), "/nowhere/image"),
+        (format!("{kernel} {store} --image {}", directory.path().display()), "has no image in it"),
+        (format!("{kernel} --layer /nowhere/layer -- true"), "/nowhere/layer"),
+        (format!("{kernel} --layer {broken}"), "-- CMD"),
+        (format!("{kernel} --layer {broken} --user 4294967295 -- true"), "4294967295"),
+        (format!("{kernel} --layer {broken} --cwd opt -- true"), "opt"),
+        (format!("{kernel} --layer {broken} --env =8300 -- true"), "=8300"),
+        (format!("{kernel} --layer {broken} --env-file {broken} -- true"), "line 1"),
+        (format!("{kernel} --layer {broken} --partition 1M -- true"), "`partitions[0]` is 1 MiB"),
+        (format!("{kernel} --layer {broken} --layer {broken} -- true"), "images[0].layers[1].digest"),
+        (format!("{kernel} --layer {broken} --shape flat -- true"), "`images[0].shape` is flat"),
     ] {
         let args = args(&line);
         let result = configuration(&args).and_then(|mut config| {
@@ -71,7 +74,7 @@ fn bad_input_is_named_with_its_exit_code() {
         });
         let error = result.expect_err(&line);
         assert!(error.chain().contains(named), "{line}: {}", error.chain());
-        assert_eq!(error.exit_code(), code, "{line}: {}", error.chain());
+        assert_eq!(error.run_exit_code(), 125, "{line}: {}", error.chain());
     }
 }
 
@@ -81,7 +84,7 @@ fn an_instance_is_the_images_with_the_users_changes() {
     let layer = directory.path().join("layer.erofs");
     std::fs::write(&layer, [0; 4096]).unwrap();
     let line = format!(
-        "--kernel k --memory 512M --partition 1G --layer {} --env A=1 --cwd /x --user 7:8 -- sh -c true",
+        "--kernel k --memory 512M --partition 1G --layer {} --env A=1 --cwd /x --user app:8 -- sh -c true",
         layer.display()
     );
     let args = args(&line);
@@ -89,7 +92,7 @@ fn an_instance_is_the_images_with_the_users_changes() {
     let Function { spec, profile } = prepare(&args, &mut config, &Interrupts::default()).unwrap().unwrap();
     assert!(profile.is_none() && !config.record_reads, "files have no profile");
     assert_eq!(spec.argv, ["sh", "-c", "true"]);
-    assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "7:8"));
+    assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "app:8"));
     assert_eq!(spec.partition, PartitionId::new(1));
     let image = &config.images[0];
     assert_eq!((&spec.image, image.layers.len()), (&image.id, 1));
@@ -97,8 +100,29 @@ fn an_instance_is_the_images_with_the_users_changes() {
 }
 
 #[test]
-fn the_users_environment_wins_by_name() {
-    let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let merged = environment(&texts(&["A=1", "AB=2", "C=3"]), &texts(&["A=9", "D=4"]));
-    assert_eq!(merged, ["AB=2", "C=3", "A=9", "D=4"]);
+fn memory_of_any_size_is_rounded_up() {
+    for (given, memory) in [("512M", "512M"), ("3329M", "3330M"), ("536870913", "514M")] {
+        let config = configuration(&args(&format!("--kernel k --memory {given}"))).unwrap();
+        assert_eq!(config.memory, memory.parse().unwrap(), "{given}");
+        config.validate().unwrap();
+    }
+    let most = configuration(&args(&format!("--kernel k --memory {}", u64::MAX))).unwrap();
+    assert!(most.validate().is_err());
+}
+
+#[test]
+fn another_entrypoint_goes_without_the_images_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let layer = directory.path().join("layer.erofs");
+    std::fs::write(&layer, [0; 4096]).unwrap();
+    let argv = |line: &str| {
+        let line = format!("--kernel k --memory 512M --layer {} {line}", layer.display());
+        let args = args(&line);
+        let function = prepare(&args, &mut configuration(&args).unwrap(), &Interrupts::default())?;
+        Ok::<_, CliError>(function.unwrap().spec.argv)
+    };
+    assert_eq!(argv("--entrypoint env -- -i sh").unwrap(), ["env", "-i", "sh"]);
+    assert_eq!(argv("--entrypoint env").unwrap(), ["env"]);
+    assert_eq!(argv("--entrypoint= -- sh").unwrap(), ["sh"]);
+    assert!(matches!(argv("--entrypoint="), Err(CliError::Missing("the command", _))));
 }

@@ -92,7 +92,7 @@ fn the_demonstration_reports_what_it_should() {
     }
 }
 
-/// Each wrong input gives an error that names the value, exit code 1 or 2, and no process or socket that stays.
+/// Each wrong input gives an error that names the value, exit code 125, and no process or socket that stays.
 #[test]
 fn wrong_input_is_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -127,7 +127,7 @@ fn wrong_input_is_named() {
     for (arguments, named) in cases {
         let output = run(&directory.path().join("store"), arguments);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {:?} {text}", output.status);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {text}");
         assert!(text.contains(named), "{arguments:?} does not name {named}: {text}");
         assert!(!text.contains("panicked"), "{arguments:?}: {text}");
     }

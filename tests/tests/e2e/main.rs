@@ -12,6 +12,7 @@ mod images;
 mod instances;
 mod layers;
 mod partitions;
+mod programs;
 mod sealed;
 mod stress;
 mod vsock;
