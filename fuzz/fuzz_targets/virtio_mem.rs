@@ -35,6 +35,10 @@ struct Block {
 
 struct Model {
     blocks: Vec<Block>,
+    /// Blocks of a granule.
+    granule: u32,
+    /// Blocks that the guest may plug: since the last UNPLUG ALL as many as the largest requested size takes.
+    usable: u32,
     discards: VecDeque<BlockRange>,
 }
 
@@ -47,25 +51,35 @@ impl Model {
         self.blocks.iter().filter(|block| block.plugged).count() as u64
     }
 
+    fn granules(&self, size: ByteSize) -> u32 {
+        let blocks = u32::try_from(size.get() / BLOCK.get()).expect("a size in the window");
+        blocks.next_multiple_of(self.granule)
+    }
+
+    fn requested(&mut self, size: ByteSize) {
+        self.usable = self.usable.max(self.granules(size));
+    }
+
     /// What a request has to be answered, and what it makes of the blocks.
     fn answer(&mut self, request: Request, partition: &Partition) -> Answer {
         let plugged = self.plugged();
         let (Request::Plug(range) | Request::Unplug(range) | Request::State(range)) = request else {
             self.blocks.iter_mut().for_each(|block| block.plugged = false);
+            self.usable = self.granules(partition.requested());
             return Answer::Ack(None);
         };
-        if u64::from(range.end()) * BLOCK.get() > partition.usable().get() {
+        if range.end() > self.usable {
             return Answer::Error;
         }
         let blocks = self.at(range);
         let inside = blocks.iter().filter(|block| block.plugged).count();
         match request {
             Request::Plug(_) => {
-                if (plugged + blocks.len() as u64) * BLOCK.get() > partition.requested().get() {
-                    return Answer::Nack;
-                }
                 if inside != 0 {
                     return Answer::Error;
+                }
+                if (plugged + blocks.len() as u64) * BLOCK.get() > partition.requested().get() {
+                    return Answer::Nack;
                 }
                 if blocks.iter().any(|block| block.discards != 0) {
                     return Answer::Busy;
@@ -148,7 +162,10 @@ impl Model {
 
     fn check(&self, partition: &Partition) {
         assert!(partition.plugged() <= partition.usable() && partition.requested() <= partition.usable());
-        assert!(partition.usable() <= partition.window());
+        assert_eq!(partition.usable().get(), u64::from(self.usable) * BLOCK.get());
+        let held = self.blocks.iter().filter(|block| block.slot.is_some() || block.discards != 0).count() as u64;
+        let reach = (held * BLOCK.get()).max(partition.requested().get());
+        assert!(partition.reach().get() >= reach, "{} are charged of {reach}", partition.reach());
         assert_eq!(partition.plugged().get(), self.plugged() * BLOCK.get());
         let discarding = self.blocks.iter().filter(|block| block.discards != 0).count() as u64;
         assert_eq!(partition.discarding().get(), discarding * BLOCK.get());
@@ -161,7 +178,7 @@ impl Model {
         let mut end = 0;
         for &slot in partition.slots() {
             assert!(end <= slot.first(), "slots overlap or are out of order: {slot}");
-            assert!(u64::from(slot.end()) * BLOCK.get() <= partition.usable().get(), "more than admitted: {slot}");
+            assert!(slot.end() <= self.usable, "beyond the usable region: {slot}");
             slots[slot.first() as usize..slot.end() as usize].fill(Some(slot));
             end = slot.end();
         }
@@ -194,8 +211,10 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
     let granule = [64, 8, 1, 5][usize::from(input.byte() % 4)];
     let mut partition = Partition::new(BLOCKS.into(), granule);
-    let mut model = Model { blocks: vec![Block::default(); BLOCKS.into()], discards: VecDeque::new() };
+    let blocks = vec![Block::default(); u32::from(BLOCKS).next_multiple_of(granule) as usize];
+    let mut model = Model { blocks, granule, usable: 0, discards: VecDeque::new() };
     while !input.is_empty() {
+        let reach = partition.reach();
         match input.byte() % 8 {
             0..=3 => {
                 let Ok(request) = mem_request::parse(&request(&mut input, window), window) else { continue };
@@ -203,21 +222,28 @@ fuzz_target!(|data: &[u8]| {
                 let outcome = partition.request(request);
                 assert_eq!(outcome.answer, expected, "{request:?}");
                 assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None), "{request:?}");
-                if matches!(request, Request::Plug(_)) && outcome.answer == Answer::Ack(None) {
+                if let (Request::Plug(range), Answer::Ack(None)) = (request, outcome.answer) {
                     assert!(partition.plugged() <= partition.requested(), "{request:?}");
+                    assert!(partition.reach().get() <= reach.get() + range.bytes(), "{request:?}");
+                } else {
+                    assert!(partition.reach() <= reach, "{request:?}");
                 }
                 let _ = mem_request::encode(outcome.answer);
                 model.apply(&outcome.effects);
             }
             4 => {
                 let size = ByteSize::bytes(u64::from(input.byte()) * BLOCK.get());
-                let usable = partition.usable_with(size);
                 match partition.set_requested(size) {
-                    Ok(()) => assert_eq!((partition.requested(), partition.usable()), (size, usable)),
+                    Ok(()) => model.requested(size),
                     Err(_) => assert!(size > partition.window()),
                 }
             }
-            5 => _ = partition.set_requested(ByteSize::bytes(input.u64())),
+            5 => {
+                let size = ByteSize::bytes(input.u64());
+                if partition.set_requested(size).is_ok() {
+                    model.requested(size);
+                }
+            }
             6 => {
                 let unsettled = partition.is_unsettled();
                 let effects = partition.settle();

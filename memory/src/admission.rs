@@ -120,6 +120,14 @@ impl Charge {
         Ok(())
     }
 
+    /// Makes the charge larger, if `wanted` is more than it.
+    ///
+    /// # Errors
+    /// As for [`Charge::admit`].
+    pub fn raise(&mut self, wanted: ByteSize) -> Result<(), AdmissionError> {
+        if wanted.get() > self.bytes { self.admit(wanted, ByteSize::bytes(0)) } else { Ok(()) }
+    }
+
     /// Makes the charge smaller, if `wanted` is smaller.
     pub fn lower(&mut self, wanted: ByteSize) {
         let less = self.bytes.saturating_sub(wanted.get());

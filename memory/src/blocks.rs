@@ -74,6 +74,12 @@ impl BlockRange {
         self.first <= other.first && other.end <= self.end
     }
 
+    /// The blocks that are in both, if any.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        Self::between(self.first.max(other.first), self.end.min(other.end))
+    }
+
     /// The smallest range that holds both.
     #[must_use]
     pub fn join(self, other: Self) -> Self {

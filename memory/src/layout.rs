@@ -124,6 +124,7 @@ impl AddressRange {
 pub struct Window {
     id: PartitionId,
     range: AddressRange,
+    size: ByteSize,
     granule: u64,
 }
 
@@ -138,6 +139,12 @@ impl Window {
     #[must_use]
     pub const fn range(self) -> AddressRange {
         self.range
+    }
+
+    /// The most that can be plugged, as it was asked for; its addresses are rounded up.
+    #[must_use]
+    pub const fn size(self) -> ByteSize {
+        self.size
     }
 
     /// The guest's memory-block size in bytes: the unit in which slots follow what is plugged.
@@ -238,9 +245,9 @@ impl Layout {
         let mut next =
             base_end.checked_add(memory_block).and_then(|at| align_up(at, memory_block)).ok_or_else(beyond)?;
         let mut windows = Vec::with_capacity(spec.windows.len());
-        for (window, id) in spec.windows.iter().zip(1..).map(|(window, number)| (window.get(), PartitionId(number))) {
-            let bytes = align_up(window, memory_block).ok_or_else(beyond)?;
-            windows.push(Window { id, range: AddressRange { start: next, bytes }, granule: memory_block });
+        for (&size, id) in spec.windows.iter().zip((1..).map(PartitionId)) {
+            let bytes = align_up(size.get(), memory_block).ok_or_else(beyond)?;
+            windows.push(Window { id, range: AddressRange { start: next, bytes }, size, granule: memory_block });
             next = next.checked_add(bytes).ok_or_else(beyond)?;
         }
 

@@ -36,6 +36,7 @@ fn memory_blocks_grow_with_the_end_of_base_memory() {
     let large = layout(ByteSize::gib(63), &[ByteSize::mib(512)]).unwrap();
     assert_eq!(large.memory_block(), 2 * GIB);
     assert_eq!((large.windows()[0].range().start().0, large.windows()[0].range().bytes()), (66 * GIB, 2 * GIB));
+    assert_eq!(large.windows()[0].size(), ByteSize::mib(512), "what was asked for, whatever its addresses take");
 }
 
 #[test]

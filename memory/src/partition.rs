@@ -14,12 +14,14 @@
 //!
 //! # Slots
 //!
-//! - A partition of which nothing is plugged has no slot. The first PLUG makes one that covers all that was admitted
-//!   ([`Partition::usable`]), so that filling a partition costs one slot.
+//! - A partition of which nothing is plugged has no slot. The first PLUG makes one as large as what was requested, in whole
+//!   granules, so that filling a partition costs one slot.
 //! - While the host wants everything back (requested size 0) slots stay until the last block is gone, and then go as a
 //!   whole. UNPLUG_ALL and the last UNPLUG do the same whatever the requested size is.
 //! - [`Partition::settle`] makes slots follow granules (the guest's memory blocks) where the guest stopped halfway or keeps
 //!   a part: a granule without a plugged block loses its slot.
+//! - Where a guest plugs blocks here and there, so that whole granules would let it reach more than was requested, a slot
+//!   covers just the blocks. All that slots cover is in [`Partition::reach`], which admission counts.
 //! - An unplugged block in a granule that is still partly plugged was discarded but can be touched again through the slot.
 //!   Whenever a slot goes, all of it is discarded once more, so nothing that was touched in between stays behind.
 
@@ -118,7 +120,9 @@ pub enum RequestedSizeError {
 /// The state of one partition.
 #[derive(Clone, Debug)]
 pub struct Partition {
-    /// Blocks of the window.
+    /// Blocks that the host may want plugged at most.
+    window: u32,
+    /// Blocks that the guest has addresses for: the window in whole granules.
     blocks: u32,
     /// Blocks of a granule.
     granule: u32,
@@ -135,12 +139,16 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// A partition of `blocks` blocks with nothing plugged, whose slots follow granules of `granule` blocks (at least one).
+    /// A partition that may have `window` blocks plugged and has none, whose slots follow granules of `granule` blocks (at
+    /// least one). The guest has addresses for whole granules.
     #[must_use]
-    pub fn new(blocks: u32, granule: u32) -> Self {
+    pub fn new(window: u32, granule: u32) -> Self {
+        let granule = granule.max(1);
+        let blocks = window.div_ceil(granule).saturating_mul(granule);
         Self {
+            window,
             blocks,
-            granule: granule.max(1),
+            granule,
             plugged: BlockSet::new(blocks),
             discarding: BlockSet::new(blocks),
             pending: VecDeque::new(),
@@ -161,17 +169,17 @@ impl Partition {
         }
     }
 
-    /// PLUG: all of `range` must be unplugged and usable, and no more plugged in the end than requested.
+    /// PLUG: all of `range` must be unplugged and usable (section 5.15.6.1), and no more plugged in the end than requested.
     #[must_use]
     pub fn plug(&mut self, range: BlockRange) -> Outcome {
         if !self.is_usable(range) {
             return answer(Answer::Error);
         }
-        if range.count() > self.requested.saturating_sub(self.plugged.len()) {
-            return answer(Answer::Nack);
-        }
         if self.plugged.any(range) {
             return answer(Answer::Error);
+        }
+        if range.count() > self.requested.saturating_sub(self.plugged.len()) {
+            return answer(Answer::Nack);
         }
         if self.discarding.any(range) {
             return answer(Answer::Busy);
@@ -199,7 +207,9 @@ impl Partition {
         Outcome { answer: Answer::Ack(None), effects }
     }
 
-    /// UNPLUG_ALL: whatever is plugged.
+    /// UNPLUG_ALL: whatever is plugged. Only here may the usable region shrink (section 5.15.4.2): the driver reads the
+    /// configuration again afterwards. At any other time a PLUG may be under way that the driver chose by the old size, and
+    /// Linux gives a device up that answers it with an error.
     #[must_use]
     pub fn unplug_all(&mut self) -> Outcome {
         let mut effects = Vec::new();
@@ -209,6 +219,7 @@ impl Partition {
         }
         self.plugged = BlockSet::new(self.blocks);
         self.withdraw(&mut effects);
+        self.usable = self.whole_granules(self.requested);
         Outcome { answer: Answer::Ack(None), effects }
     }
 
@@ -236,17 +247,11 @@ impl Partition {
             return Err(RequestedSizeError::Unaligned(size));
         }
         self.requested = match u32::try_from(size.get() / BLOCK.get()) {
-            Ok(blocks) if blocks <= self.blocks => blocks,
+            Ok(blocks) if blocks <= self.window => blocks,
             _ => return Err(RequestedSizeError::BeyondWindow { requested: size, window }),
         };
-        self.refit();
+        self.usable = self.usable.max(self.whole_granules(self.requested));
         Ok(())
-    }
-
-    /// What [`Partition::usable`] would be with `size` requested, at most the window.
-    #[must_use]
-    pub fn usable_with(&self, size: ByteSize) -> ByteSize {
-        bytes(self.fit(u32::try_from(size.get().div_ceil(BLOCK.get())).unwrap_or(u32::MAX)))
     }
 
     /// Makes slots follow granules. Nothing to do unless [`Partition::is_unsettled`].
@@ -304,10 +309,10 @@ impl Partition {
         true
     }
 
-    /// Size of the window.
+    /// The most that can be requested.
     #[must_use]
     pub fn window(&self) -> ByteSize {
-        bytes(self.blocks)
+        bytes(self.window)
     }
 
     /// How much the host wants plugged.
@@ -316,11 +321,17 @@ impl Partition {
         bytes(self.requested)
     }
 
-    /// How far into the window the guest may plug: the largest size requested since nothing was plugged, rounded up to
-    /// whole granules. That is also the most that the guest can reach through slots, so admission counts this.
+    /// How far into its addresses the guest may plug: the largest size requested since the last UNPLUG_ALL, in whole granules.
     #[must_use]
     pub fn usable(&self) -> ByteSize {
         bytes(self.usable)
+    }
+
+    /// What the guest may come to have of the host's memory, so what admission counts: all that slots cover and what else waits
+    /// for its discard; or what is requested, in whole granules as far as the window goes, where that is more.
+    #[must_use]
+    pub fn reach(&self) -> ByteSize {
+        bytes(self.held().max(self.wanted()))
     }
 
     /// How much is plugged.
@@ -357,7 +368,6 @@ impl Partition {
         for slot in slots {
             self.discard(slot, effects);
         }
-        self.refit();
     }
 
     fn discard(&mut self, range: BlockRange, effects: &mut Vec<Effect>) {
@@ -366,41 +376,54 @@ impl Partition {
         effects.push(Effect::Discard(range));
     }
 
-    /// How far the usable region reaches with `requested` blocks: it grows with them and shrinks only when nothing is
-    /// plugged.
-    fn fit(&self, requested: u32) -> u32 {
-        let needed = requested.div_ceil(self.granule).saturating_mul(self.granule).min(self.blocks);
-        if self.plugged.is_empty() { needed } else { needed.max(self.usable) }
+    fn whole_granules(&self, blocks: u32) -> u32 {
+        blocks.div_ceil(self.granule).saturating_mul(self.granule).min(self.blocks)
     }
 
-    fn refit(&mut self) {
-        self.usable = self.fit(self.requested);
+    /// Blocks that slots are made for ahead of what the guest plugs.
+    fn wanted(&self) -> u32 {
+        self.whole_granules(self.requested).min(self.window)
+    }
+
+    /// Blocks that may have host memory: in slots, or waiting for their discard.
+    fn held(&self) -> u32 {
+        let inside: u32 = self.slots.iter().map(|&slot| slot.count() - self.discarding.count(slot)).sum();
+        inside + self.discarding.len()
     }
 
     /// Gives slots to what of `range`, just plugged, has none.
     fn add_slots(&mut self, range: BlockRange, effects: &mut Vec<Effect>) {
-        let wants_all = self.requested.div_ceil(self.granule).saturating_mul(self.granule) >= self.usable;
+        let mut room = self.wanted().saturating_sub(self.held());
         let mut added = Vec::new();
         let mut start = 0;
         let ends = self.slots.iter().map(|slot| (slot.first(), slot.end())).chain([(self.usable, self.usable)]);
         for (end, next) in ends {
             if let Some(gap) = BlockRange::between(start, end)
-                && gap.overlaps(range)
+                && let Some(part) = gap.intersection(range)
             {
-                // All of the gap where the host wants it filled; else just the granules needed.
-                let (first, end) = if wants_all {
-                    (gap.first(), gap.end())
-                } else {
-                    let end = range.end().div_ceil(self.granule).saturating_mul(self.granule);
-                    (gap.first().max(range.first() / self.granule * self.granule), gap.end().min(end))
-                };
-                added.extend(BlockRange::between(first, end));
+                let slot = self.slot_for(part, gap, room);
+                room = room.saturating_sub(slot.count());
+                added.push(slot);
             }
             start = next;
         }
         effects.extend(added.iter().copied().map(Effect::AddSlot));
         self.slots.extend(added);
         self.slots.sort_unstable_by_key(|slot| slot.first());
+    }
+
+    /// The slot in `gap` for `part` of it: all that the host still wants covered, which is `room` blocks; at least whole granules
+    /// if there is room for these; else no more than has to be.
+    fn slot_for(&self, part: BlockRange, gap: BlockRange, room: u32) -> BlockRange {
+        if gap.count() <= room {
+            return gap;
+        }
+        let first = (part.first() / self.granule * self.granule).max(gap.first());
+        let end = self.whole_granules(part.end()).min(gap.end());
+        match BlockRange::between(first, gap.end().min(first.saturating_add(room))) {
+            Some(slot) if slot.end() >= end => slot,
+            _ => part,
+        }
     }
 
     /// The parts of `slot` whose granules have a plugged block, neighbours joined.

@@ -82,7 +82,7 @@ struct Inner {
 impl Inner {
     /// Charges no more than the state says; only a larger requested size charges more.
     fn lower_charge(&mut self) {
-        self.charge.lower(charge_of(&self.partition));
+        self.charge.lower(self.partition.reach());
     }
 }
 
@@ -126,7 +126,7 @@ pub struct Report {
     pub window: ByteSize,
     /// What the host wants plugged.
     pub requested: ByteSize,
-    /// How far into the window the guest may plug; also what admission counts while anything is plugged.
+    /// How far into its addresses the guest may plug. It never shrinks but when the guest gives everything back at once.
     pub usable: ByteSize,
     /// What is plugged now.
     pub plugged: ByteSize,
@@ -233,7 +233,7 @@ impl PartitionMemory {
         // A layout's window is far below 2^32 blocks.
         let blocks = |bytes: u64| u32::try_from(bytes / BLOCK.get()).unwrap_or(u32::MAX);
         let inner = Inner {
-            partition: Partition::new(blocks(bytes), blocks(window.granule())),
+            partition: Partition::new(blocks(window.size().get()), blocks(window.granule())),
             charge: Charge::new(admission, window.id(), backing),
             busy: false,
             waiting: 0,
@@ -289,6 +289,12 @@ impl PartitionMemory {
         }
         let mut partition = inner.partition.clone();
         let outcome = partition.request(request);
+        // Only a guest that plugs blocks here and there comes to reach more than was admitted with the size.
+        if let Err(error) = inner.charge.raise(partition.reach()) {
+            tracing::warn!(partition = %self.window.id(), ?request, %error, "a request of the guest was not admitted");
+            self.end_turn(inner);
+            return Handled::Answer(Answer::Busy);
+        }
         let (mut inner, result) = self.perform(inner, partition, &outcome.effects);
         let answer = match result {
             Ok(()) => outcome.answer,
@@ -400,7 +406,7 @@ impl PartitionMemory {
         // What is being discarded will be there by the time that it is plugged again.
         let there = partition.plugged().get().saturating_add(partition.discarding().get());
         let growth = if size > before { size.get().saturating_sub(there) } else { 0 };
-        inner.charge.admit(charge_of(&partition), ByteSize::bytes(growth))?;
+        inner.charge.admit(partition.reach(), ByteSize::bytes(growth))?;
         inner.partition = partition;
         inner.fault = None;
         inner.phases = Phases::default();
@@ -556,6 +562,7 @@ impl PartitionMemory {
             }
             Err(failure) => {
                 inner.broken |= failure.slots_in_doubt;
+                inner.lower_charge();
                 let error = Arc::new(failure.error);
                 inner.fault = Some(error.clone());
                 Err(error)
@@ -665,11 +672,6 @@ impl Drop for PartitionMemory {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.effects.tear_down(inner.partition.slots());
     }
-}
-
-/// What admission counts: all that the guest can reach, and what has not gone back yet.
-fn charge_of(partition: &Partition) -> ByteSize {
-    partition.usable().max(partition.discarding())
 }
 
 #[cfg(test)]

@@ -250,14 +250,53 @@ fn memory_that_went_back_has_to_be_admitted_again() {
     let fixture = plugged(384);
     fixture.partition.request_size(ByteSize::mib(128)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 256)));
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(384), "the guest can still reach it");
+    let_the_discard_thread_catch_up(&fixture);
     fixture.partition.wait_discarded(SOON).unwrap();
-    assert_eq!(fixture.admission.admitted(), ByteSize::mib(384), "the guest could still reach it");
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "slots have followed");
     fixture.host.set(ByteSize::mib(255));
     let error = fixture.partition.request_size(ByteSize::mib(384)).unwrap_err().to_string();
     assert_eq!(error, "partition 1 can't grow to 384 MiB: it needs 256 MiB more and the host has 255 MiB available");
     fixture.partition.request_size(ByteSize::mib(130)).unwrap();
     fixture.host.set(ByteSize::mib(256));
     fixture.partition.request_size(ByteSize::mib(384)).unwrap();
+}
+
+#[test]
+fn a_size_that_is_taken_back_costs_nothing_and_breaks_no_driver() {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    for _ in 0..3 {
+        let requested = fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+        assert_eq!(fixture.admission.admitted(), ByteSize::mib(256));
+        let _ = fixture.partition.take_back(requested).unwrap();
+        assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
+        // The guest's first request, which was under way by then.
+        assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Nack));
+    }
+    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    ack(&fixture, Request::Plug(mib(0, 128)));
+    assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)], "no more than was admitted");
+}
+
+#[test]
+fn what_the_guest_comes_to_reach_beyond_its_size_is_admitted_or_refused() {
+    let fixture = plugged(512);
+    ack(&fixture, Request::Unplug(mib(0, 512)));
+    fixture.partition.wait_discarded(SOON).unwrap();
+    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    ack(&fixture, Request::Plug(mib(256, 2)));
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(128));
+    ack(&fixture, Request::Plug(mib(0, 2)));
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(130));
+    fixture.host.set(ByteSize::mib(1));
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(128, 2))), Handled::Answer(Answer::Busy));
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(130));
+    ack(&fixture, Request::Plug(mib(258, 124)));
+    fixture.host.set(ByteSize::mib(2));
+    fixture.slots.fail(Some("set"));
+    ack(&fixture, Request::Unplug(mib(258, 2)));
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(128, 2))), Handled::Answer(Answer::Busy));
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(130), "what fails is not charged");
 }
 
 #[test]
@@ -279,8 +318,9 @@ fn settling_after_the_guest_stopped_halfway() {
     assert!(matches!(fixture.partition.wait_unplugged(requested, AT_ONCE), Err(WaitError::Timeout { .. })));
     fixture.partition.settle().unwrap();
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
-    assert_eq!(fixture.admission.admitted(), ByteSize::mib(256), "the guest could still touch what was admitted");
     fixture.partition.settle().unwrap();
+    fixture.partition.wait_discarded(SOON).unwrap();
+    assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "what the guest can still touch");
 }
 
 #[test]
@@ -354,7 +394,7 @@ fn only_an_empty_partition_is_given_up() {
     ack(&fixture, Request::UnplugAll);
     fixture.partition.wait_discarded(SOON).unwrap();
     fixture.partition.retire().unwrap();
-    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Error));
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Nack));
     assert!(matches!(fixture.partition.request_size(ByteSize::mib(128)), Err(RequestError::Retired(_))));
     assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
 }

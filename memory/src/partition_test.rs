@@ -55,7 +55,8 @@ fn giving_everything_back_costs_one_deletion() {
         ack(vec![Effect::Revoke(vec![first]), Effect::DeleteSlot(whole), Effect::Discard(whole)]),
         "what the guest touched of the second half meanwhile goes too"
     );
-    assert_eq!((partition.slots(), partition.usable()), (&[][..], size(0)));
+    assert_eq!(partition.slots(), []);
+    assert_eq!(partition.usable(), size(16), "a PLUG that is under way must not fall outside of it");
     assert!(partition.discard_done(second));
     assert_eq!(partition.discarding(), size(16), "the second half waits for its second discard");
     assert!(partition.discard_done(whole));
@@ -79,6 +80,68 @@ fn unplug_all_takes_every_run_and_every_slot() {
         ]
     );
     assert_eq!(partition.unplug_all(), ack(vec![]), "nothing plugged is fine");
+}
+
+#[test]
+fn a_plug_that_comes_after_its_size_was_taken_back_is_refused_and_no_error() {
+    let mut partition = partition(24, 0);
+    partition.set_requested(size(0)).unwrap();
+    assert_eq!(partition.usable(), size(24));
+    assert_eq!(partition.plug(range(0, 8)).answer, Answer::Nack);
+    assert_eq!(partition.reach(), size(0), "nothing is charged for it");
+    partition.set_requested(size(8)).unwrap();
+    assert_eq!(partition.plug(range(16, 8)).answer, Answer::Ack(None), "any block of the usable region will do");
+}
+
+#[test]
+fn only_unplug_all_shrinks_the_usable_region() {
+    let mut partition = partition(32, 32);
+    partition.set_requested(size(8)).unwrap();
+    let _ = partition.unplug(range(0, 32));
+    let _ = partition.settle();
+    assert_eq!((partition.plugged(), partition.usable()), (size(0), size(32)));
+    let _ = partition.unplug_all();
+    assert_eq!(partition.usable(), size(8), "what the driver reads when it starts again");
+    partition.set_requested(size(0)).unwrap();
+    let _ = partition.unplug_all();
+    assert_eq!(partition.usable(), size(0));
+}
+
+#[test]
+fn blocks_here_and_there_let_the_guest_reach_no_more_than_them() {
+    let mut partition = partition(64, 64);
+    partition.set_requested(size(0)).unwrap();
+    let _ = partition.unplug(range(0, 64));
+    while let Some(&done) = partition.pending.front() {
+        assert!(partition.discard_done(done));
+    }
+    partition.set_requested(size(12)).unwrap();
+    assert_eq!(partition.reach(), size(16));
+    assert_eq!(partition.plug(range(41, 1)).effects[1], Effect::AddSlot(range(40, 16)), "what was admitted, at once");
+    for granule in 0..4 {
+        let _ = partition.plug(range(granule * GRANULE, 1));
+    }
+    assert_eq!(partition.slots()[..3], [range(0, 1), range(8, 1), range(16, 1)]);
+    assert_eq!(partition.reach(), size(16 + 4));
+    let _ = partition.unplug(range(8, 1));
+    let _ = partition.settle();
+    assert_eq!(partition.slots(), [range(0, 1), range(16, 1), range(24, 1), range(40, 8)]);
+}
+
+#[test]
+fn a_window_that_ends_in_a_granule_is_no_larger_for_that() {
+    let mut partition = Partition::new(12, GRANULE);
+    let error = partition.set_requested(size(13)).unwrap_err();
+    assert_eq!(error.to_string(), "requested size of 26 MiB: the partition's window is 24 MiB");
+    partition.set_requested(size(12)).unwrap();
+    assert_eq!((partition.usable(), partition.reach()), (size(16), size(12)));
+    assert_eq!(partition.plug(range(0, 4)).effects[1], Effect::AddSlot(range(0, 12)));
+    assert_eq!(
+        partition.plug(range(15, 1)).effects[1],
+        Effect::AddSlot(range(15, 1)),
+        "the guest may choose its blocks"
+    );
+    assert_eq!(partition.reach(), size(13));
 }
 
 #[test]
@@ -108,7 +171,6 @@ fn a_settled_partition_gets_back_only_the_granules_it_plugs() {
     while let Some(&done) = partition.pending.front() {
         assert!(partition.discard_done(done));
     }
-    assert_eq!(partition.usable(), size(32), "it shrinks only when nothing is plugged");
     let plug = range(18, 2);
     assert_eq!(
         partition.plug(plug),
@@ -131,6 +193,7 @@ fn requests_that_make_no_sense_are_errors_and_change_nothing() {
     for (request, answer) in [
         (Request::Plug(range(0, 1)), Answer::Error),
         (Request::Plug(range(7, 2)), Answer::Error),
+        (Request::Plug(range(0, 16)), Answer::Error),
         (Request::Plug(range(16, 1)), Answer::Error),
         (Request::Plug(range(15, 2)), Answer::Error),
         (Request::Plug(range(u32::MAX - 1, 1)), Answer::Error),
@@ -176,7 +239,6 @@ fn requested_sizes_are_checked() {
         assert!(error.contains(message), "{error}");
     }
     assert_eq!(partition.requested(), size(16));
-    assert_eq!(partition.usable_with(size(17)), size(24));
     assert_eq!(partition.usable(), size(16));
 }
 
@@ -212,8 +274,9 @@ enum Block {
     Discarding(u32),
 }
 
-/// The same rules, block by block and the long way round.
+/// The rules of VIRTIO 1.2 section 5.15 and of slots and discards, block by block and the long way round.
 struct Model {
+    window: u32,
     blocks: Vec<Block>,
     /// The slot that a block lies in.
     slot: Vec<Option<BlockRange>>,
@@ -224,9 +287,10 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
-        let n = BLOCKS as usize;
+    fn new(window: u32) -> Self {
+        let n = window.next_multiple_of(GRANULE) as usize;
         Self {
+            window,
             blocks: vec![Block::Unplugged; n],
             slot: vec![None; n],
             visible: vec![false; n],
@@ -240,9 +304,24 @@ impl Model {
         self.blocks.iter().filter(|&&block| block == Block::Plugged).count() as u32
     }
 
-    fn refit(&mut self) {
-        let needed = self.requested.next_multiple_of(GRANULE);
-        self.usable = if self.plugged() == 0 { needed } else { needed.max(self.usable) };
+    fn granules(&self) -> u32 {
+        self.requested.next_multiple_of(GRANULE)
+    }
+
+    /// Section 5.15.4.2: the usable region holds the requested size and does not shrink.
+    fn set_requested(&mut self, blocks: u32) {
+        self.requested = blocks;
+        self.usable = self.usable.max(self.granules());
+    }
+
+    /// What the guest can touch, has touched, or may yet be given.
+    fn reach(&self) -> u32 {
+        let held = self
+            .blocks
+            .iter()
+            .zip(&self.slot)
+            .filter(|(block, slot)| slot.is_some() || matches!(block, Block::Discarding(_)));
+        (held.count() as u32).max(self.granules().min(self.window))
     }
 
     /// What the specification says to `request`, and the new state of the blocks.
@@ -252,7 +331,8 @@ impl Model {
             for block in self.blocks.iter_mut().filter(|block| **block == Block::Plugged) {
                 *block = Block::Unplugged;
             }
-            self.refit();
+            // The one request that may shrink it.
+            self.usable = self.granules();
             return Answer::Ack(None);
         };
         if range.end() > usable {
@@ -263,10 +343,10 @@ impl Model {
         let inside = blocks.iter().filter(|&&block| block == Block::Plugged).count() as u32;
         match request {
             Request::Plug(_) => {
-                if plugged + range.count() > self.requested {
-                    return Answer::Nack;
-                } else if inside != 0 {
+                if inside != 0 {
                     return Answer::Error;
+                } else if plugged + range.count() > self.requested {
+                    return Answer::Nack;
                 } else if blocks.iter().any(|block| matches!(block, Block::Discarding(_))) {
                     return Answer::Busy;
                 }
@@ -282,7 +362,6 @@ impl Model {
             _ if inside == range.count() => return Answer::Ack(Some(BlockState::Plugged)),
             _ => return Answer::Ack(Some(BlockState::Mixed)),
         }
-        self.refit();
         Answer::Ack(None)
     }
 
@@ -354,6 +433,8 @@ impl Model {
         prop_assert_eq!(partition.plugged(), count(|block| *block == Block::Plugged));
         prop_assert_eq!(partition.discarding(), count(|block| matches!(block, Block::Discarding(_))));
         prop_assert_eq!((partition.requested(), partition.usable()), (size(self.requested), size(self.usable)));
+        prop_assert_eq!(partition.reach(), size(self.reach()));
+        prop_assert!(self.slot[self.usable as usize..].iter().all(Option::is_none), "a slot beyond the usable region");
         for (index, block) in self.blocks.iter().enumerate() {
             let plugged = *block == Block::Plugged;
             prop_assert_eq!(self.visible[index], plugged, "devices see plugged blocks only: block {}", index);
@@ -370,28 +451,33 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
-    fn behaves_like_the_model(steps in prop::collection::vec(any_step(), 1..80)) {
-        let (mut partition, mut model) = (Partition::new(BLOCKS, GRANULE), Model::new());
+    fn behaves_like_the_model(
+        window in prop_oneof![Just(BLOCKS), 1..=BLOCKS],
+        steps in prop::collection::vec(any_step(), 1..80),
+    ) {
+        let (mut partition, mut model) = (Partition::new(window, GRANULE), Model::new(window));
         for step in steps {
-            match step {
+            let (reach, usable) = (partition.reach(), partition.usable());
+            match step.clone() {
                 Step::Request(request) => {
                     let outcome = partition.request(request);
                     prop_assert_eq!(outcome.answer, model.answer(request), "{:?}", request);
                     prop_assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None));
                     outcome.effects.iter().for_each(|effect| model.apply(effect));
                 }
-                Step::Requested(blocks) => {
-                    partition.set_requested(size(blocks)).unwrap();
-                    model.requested = blocks;
-                    model.refit();
-                }
+                Step::Requested(blocks) => match partition.set_requested(size(blocks)) {
+                    Ok(()) => model.set_requested(blocks),
+                    Err(_) => prop_assert!(blocks > window),
+                },
                 Step::Settle => {
                     partition.settle().iter().for_each(|effect| model.apply(effect));
                     prop_assert!(!partition.is_unsettled());
-                    for (granule, blocks) in model.blocks.chunks(GRANULE as usize).enumerate() {
-                        let plugged = blocks.contains(&Block::Plugged);
-                        let slot = model.slot[granule * GRANULE as usize];
-                        prop_assert_eq!(slot.is_some(), plugged, "granule {}", granule);
+                    let granules = model.blocks.chunks(GRANULE as usize).zip(model.slot.chunks(GRANULE as usize));
+                    for (granule, (blocks, slots)) in granules.enumerate() {
+                        for slot in slots.iter().flatten() {
+                            let mut inside = blocks.iter().zip(slots).filter(|(_, other)| **other == Some(*slot));
+                            prop_assert!(inside.any(|(block, _)| *block == Block::Plugged), "{} in {}", slot, granule);
+                        }
                     }
                 }
                 Step::DiscardDone => if let Some(range) = model.discard_done() {
@@ -399,6 +485,14 @@ proptest! {
                 },
             }
             model.check(&partition)?;
+            let added = match step {
+                Step::Request(Request::Plug(range)) => range.count(),
+                Step::Requested(blocks) => blocks + GRANULE,
+                _ => 0,
+            };
+            prop_assert!(partition.reach().get() <= reach.get() + size(added).get(), "{:?} adds more than it asks for", step);
+            let shrinks = matches!(step, Step::Request(Request::UnplugAll));
+            prop_assert!(partition.usable() >= usable || shrinks, "{:?} shrinks the usable region", step);
         }
         while let Some(range) = model.discard_done() {
             prop_assert!(partition.discard_done(range));

@@ -221,7 +221,10 @@ impl MemHandle {
     /// # Errors
     /// Memory is plugged or being discarded; nothing changed.
     pub fn retire(&self) -> Result<(), StillInUse> {
-        self.memory.retire()
+        self.memory.retire()?;
+        // A size that nobody plugged may have been requested until now.
+        self.driver.config_changed();
+        Ok(())
     }
 
     /// Tells the guest what was requested, if it was.

@@ -118,6 +118,42 @@ fn the_host_plugs_and_unplugs_and_the_guest_follows() {
 }
 
 #[test]
+fn plugs_that_are_taken_back_break_no_driver() {
+    let mut bench = Bench::new();
+    for taken_back in 1..=100 {
+        // The driver reads the size, the host's patience ends, and only then comes the request.
+        let error = bench.handle.plug(ByteSize::mib(512), AT_ONCE).unwrap_err();
+        assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { .. })), "{error}");
+        assert_eq!(field(&bench.device, 32), 512 * MIB, "the usable region stays");
+        assert_eq!(bench.ask(PLUG, 0, 64).0, NACK);
+        assert_eq!(bench.driver.interrupt.config_count(), 2 * taken_back);
+    }
+    bench.handle.unplug(AT_ONCE).unwrap();
+    assert_eq!(bench.ask(PLUG, 0, 64).0, NACK, "nor does an unplug");
+    let handle = bench.handle.clone();
+    let changes = bench.driver.interrupt.config_count();
+    let host = thread::spawn(move || handle.plug(ByteSize::mib(128), PATIENCE));
+    bench.driver.interrupt.wait_config(changes + 1);
+    assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
+    assert_eq!(host.join().unwrap().unwrap().report.plugged, ByteSize::mib(128));
+    assert_eq!(bench.fixture.admission.admitted(), ByteSize::mib(128));
+
+    bench.handle.memory().request_size(ByteSize::bytes(0)).unwrap();
+    assert_eq!(bench.ask(UNPLUG, 0, 64).0, ACK);
+    assert_eq!(field(&bench.device, 32), 512 * MIB, "nor does the guest's last request");
+    assert_eq!(bench.ask(UNPLUG_ALL, 0, 0).0, ACK);
+    assert_eq!(field(&bench.device, 32), 0, "only this does");
+}
+
+#[test]
+fn the_guest_hears_that_its_partition_is_given_up() {
+    let bench = Bench::new();
+    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.handle.retire().unwrap();
+    assert_eq!((field(&bench.device, 48), bench.driver.interrupt.config_count()), (0, 1));
+}
+
+#[test]
 fn a_change_of_the_configuration_can_be_told_from_its_generation() {
     let bench = Bench::new();
     let before = bench.device.config_generation();
