@@ -6,8 +6,10 @@
 //! ```
 //!
 //! An established connection ends each direction on its own. The guest ends one with SHUTDOWN; the host by end of file
-//! (sends no more) or by refusing data (receives no more). When the guest has ended both and what it sent is delivered,
-//! the connection is [finished](Connection::is_finished) and answered by RST; any breach of the protocol ends it at once.
+//! (sends no more) or by refusing data (receives no more). The guest learns of that by a SHUTDOWN, which takes a while: data
+//! that it sent before it has read that is dropped, and costs nobody what the host has sent. When the guest has ended both
+//! and what it sent is delivered, the connection is [finished](Connection::is_finished) and answered by RST; any breach of the
+//! protocol ends it at once.
 
 use super::backlog::Backlog;
 use super::credit::{CreditExceeded, ReceiveWindow, SendCredit};
@@ -200,11 +202,15 @@ impl Connection {
                 self.ask_for_credit();
                 Ok(Effect::Established)
             }
-            (Op::ReadWrite, Phase::Established) if !self.guest_shut.send && !self.host_shut.receive => {
+            (Op::ReadWrite, Phase::Established) if !self.guest_shut.send => {
                 if len as usize > present {
                     return Err(Violation::Truncated { len, present });
                 }
                 self.window.receive(len)?;
+                if self.host_shut.receive {
+                    self.forwarded(len);
+                    return Ok(Effect::None);
+                }
                 Ok(Effect::Payload)
             }
             (Op::Shutdown, Phase::Established) => {
@@ -267,6 +273,7 @@ impl Connection {
     pub fn host_deaf(&mut self) {
         self.host_shut.receive = true;
         self.backlog.clear();
+        self.forwarded(self.window.held());
     }
 
     /// Bytes of host data that may go to the guest now, if the host socket may have any.

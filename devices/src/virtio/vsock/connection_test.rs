@@ -119,7 +119,35 @@ fn the_host_may_end_one_direction_and_go_on_in_the_other() {
     connection.host_deaf();
     assert_eq!(connection.take_control(), Some((Op::Shutdown, 3)));
     assert!(connection.is_orphaned());
-    assert!(receive(&mut connection, Op::ReadWrite, 1, 0).is_err());
+}
+
+#[test]
+fn data_that_met_the_host_s_shutdown_on_its_way_is_dropped() {
+    for gone in [false, true] {
+        let mut connection = established(100);
+        receive(&mut connection, Op::ReadWrite, BUFFER, 0).unwrap();
+        connection.store(BUFFER as usize - 10).unwrap();
+        connection.host_deaf();
+        if gone {
+            connection.host_ended();
+        } else {
+            connection.host_readable();
+            assert_eq!(connection.sendable(), 100, "what the host has sent goes on");
+        }
+        assert_eq!(connection.take_control(), Some((Op::Shutdown, if gone { 3 } else { 1 })));
+        // The guest may use all its credit, again and again, for as long as it has not read that.
+        for dropped in 1..4 {
+            assert_eq!(connection.advertise(), (BUFFER, dropped * BUFFER));
+            assert_eq!(receive(&mut connection, Op::ReadWrite, BUFFER, 0), Ok(Effect::None));
+            assert!(connection.backlog().is_empty());
+            assert_eq!(connection.take_control(), Some((Op::CreditUpdate, 0)));
+        }
+        let error = CreditExceeded { len: BUFFER + 1, free: BUFFER };
+        assert_eq!(receive(&mut connection, Op::ReadWrite, BUFFER + 1, 0), Err(Violation::Credit(error)));
+        assert_eq!(connection.receive(5, 2, 0, 1), Err(Violation::Truncated { len: 2, present: 1 }));
+        receive(&mut connection, Op::Shutdown, 0, 2).unwrap();
+        assert_eq!(receive(&mut connection, Op::ReadWrite, 1, 0), Err(Violation::Unexpected(Op::ReadWrite)));
+    }
 }
 
 #[test]

@@ -216,8 +216,49 @@ fn each_side_may_refuse_to_listen() {
     client.shutdown(Direction::Read).unwrap();
     stream.send(&mut machine, Op::ReadWrite, 0, b"too late");
     assert_eq!(stream.expect(&mut machine, Op::Shutdown).0.flags, 1);
+    // Under way before the guest could know.
+    stream.send(&mut machine, Op::ReadWrite, 0, b"too late");
     client.write_all(b"still here").unwrap();
     assert_eq!(stream.read(&mut machine, 10), b"still here");
+}
+
+#[test]
+fn an_early_answer_reaches_a_guest_that_still_sends() {
+    let mut machine = Machine::new();
+    // With a host that has read nothing and one that has read all so far, and with less room than the answer takes.
+    for (reads, room) in [(false, 1 << 16), (true, 1 << 16), (true, 4)] {
+        let (mut client, mut stream) = machine.pair(room);
+        stream.send(&mut machine, Op::ReadWrite, 0, b"question");
+        if reads {
+            client.read_exact(&mut [0; 8]).unwrap();
+        }
+        // The device is to find the guest's packets before it sees what the host does.
+        let held = machine.hold();
+        for _ in 0..3 {
+            let header = stream.header(Op::ReadWrite, 0, 6).to_bytes();
+            machine.driver.queues[1].add(&[Part::Readable(&header), Part::Readable(b"more..")]);
+            stream.sent = stream.sent.wrapping_add(6);
+        }
+        machine.driver.queues[1].kick();
+        client.write_all(b"enough").unwrap();
+        drop(client);
+        held.release();
+        for _ in 0..3 {
+            machine.driver.queues[1].wait_used();
+        }
+        let mut answer = Vec::new();
+        while answer.len() < 6 {
+            let (header, payload) = stream.receive(&mut machine);
+            assert_ne!(header.op, Op::Reset.number(), "after {answer:?}; reads {reads}, room {room}");
+            answer.extend(payload);
+            stream.fwd_cnt = answer.len() as u32;
+            stream.send(&mut machine, Op::CreditUpdate, 0, &[]);
+        }
+        assert_eq!(answer, b"enough");
+        stream.send(&mut machine, Op::Reset, 0, &[]);
+        machine.take_in();
+        machine.inbox.clear();
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -12,7 +14,7 @@ use vm_memory::GuestAddress;
 use super::connection::Ports;
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM};
 use super::*;
-use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, Part, Used};
+use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, PATIENCE, Part, Used};
 
 #[path = "hostile_test.rs"]
 mod hostile;
@@ -144,6 +146,29 @@ impl Machine {
         handle.remove(handle.add(Box::new(Nobody)).unwrap()).unwrap();
     }
 
+    /// Keeps the device's loop from running until it is released.
+    fn hold(&self) -> Held {
+        struct Hold {
+            holding: mpsc::Sender<()>,
+            released: mpsc::Receiver<()>,
+        }
+        impl event_manager::MutEventSubscriber for Hold {
+            fn process(&mut self, _: event_manager::Events, _: &mut event_manager::EventOps) {}
+            fn init(&mut self, _: &mut event_manager::EventOps) {
+                self.holding.send(()).unwrap();
+                let _ = self.released.recv();
+            }
+        }
+        let (holding, held) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let handle = self.guest.event_loop().handle();
+        let thread = thread::spawn(move || {
+            handle.remove(handle.add(Box::new(Hold { holding, released })).unwrap()).unwrap();
+        });
+        held.recv_timeout(PATIENCE).unwrap();
+        Held { release, thread }
+    }
+
     /// Takes in every packet that the device has sent by now, without waiting for more.
     fn take_in(&mut self) {
         self.settle();
@@ -186,6 +211,19 @@ impl Machine {
         let stream = self.accept(buf_alloc);
         assert_eq!(read_line(&mut client), format!("OK {}\n", stream.ports.host));
         (client, stream)
+    }
+}
+
+/// A device's loop that does not run.
+struct Held {
+    release: mpsc::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Held {
+    fn release(self) {
+        drop(self.release);
+        self.thread.join().unwrap();
     }
 }
 
