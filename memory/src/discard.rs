@@ -8,8 +8,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::ByteSize;
 use crate::mapping::{HostMapping, MapError};
+use crate::{ByteSize, limited};
 
 /// How much is freed in one system call: few enough pages that nobody waits long for the address space's lock.
 const STEP: u64 = 256 << 20;
@@ -73,7 +73,7 @@ impl Drop for Discarder {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the discard thread panicked");
+            limited!(error, "the discard thread panicked");
         }
     }
 }
@@ -105,7 +105,7 @@ impl DiscardQueue {
 
 fn run(tasks: &Receiver<Task>) {
     if let Err(error) = give_way() {
-        tracing::debug!(%error, "discards take processors from what waits for an unplug");
+        limited!(debug, %error, "discards take processors from what waits for an unplug");
     }
     for task in tasks {
         match task {
@@ -149,7 +149,7 @@ fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
         }
         at += step;
     }
-    tracing::debug!(offset, bytes, freed = discarded.freed.get(), took = ?discarded.took, "discarded memory");
+    limited!(debug, offset, bytes, freed = discarded.freed.get(), took = ?discarded.took, "discarded memory");
     discarded
 }
 

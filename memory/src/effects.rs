@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
 
-use crate::GuestView;
 use crate::blocks::BlockRange;
 use crate::mapping::{HostMapping, MapError};
 use crate::partition::Effect;
 use crate::slots::{Slot, SlotError, SlotTable};
 use crate::window_view::{ViewError, WindowView};
+use crate::{GuestView, limited};
 
 /// How long an unplug waits for device requests in flight before it is answered BUSY. They take microseconds; a cold
 /// read from a slow disk may take a while.
@@ -132,7 +132,7 @@ impl Effects {
                 Effect::Revoke(runs) => self.view.reveal(runs).map_err(EffectError::from),
                 Effect::Back(blocks) => {
                     if let Err(error) = self.mapping.discard(blocks.offset(), blocks.bytes()) {
-                        tracing::warn!(%blocks, error = ?error, "memory that is not plugged stays reserved");
+                        limited!(warn, %blocks, error = ?error, "memory that is not plugged stays reserved");
                     }
                     Ok(())
                 }
@@ -143,7 +143,7 @@ impl Effects {
                 }
             };
             if let Err(error) = result {
-                tracing::error!(?effect, error = ?error, "cannot undo half an operation");
+                limited!(error, ?effect, error = ?error, "cannot undo half an operation");
                 undone = false;
             }
         }
@@ -155,7 +155,7 @@ impl Effects {
         self.view.revoke_all();
         for &blocks in slots {
             if let Err(error) = self.slots.delete(self.slot(blocks)) {
-                tracing::error!(%blocks, error = ?error, "a slot outlives its partition: its memory stays mapped");
+                limited!(error, %blocks, error = ?error, "a slot outlives its partition: its memory stays mapped");
                 std::mem::forget(self.mapping.clone());
             }
         }

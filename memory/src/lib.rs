@@ -10,6 +10,7 @@ pub mod device_area;
 pub mod discard;
 mod effects;
 pub mod layout;
+pub mod limited_log;
 pub mod mapping;
 pub mod partition;
 pub mod partition_memory;

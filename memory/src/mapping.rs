@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::ByteSize;
 use crate::blocks::BLOCK;
+use crate::{ByteSize, limited};
 
 /// What host memory is made of.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -260,7 +260,7 @@ impl HostMapping {
             match advise(at, bytes, advice) {
                 // A kernel without transparent huge pages knows no such advice; small pages are what there is.
                 Err(e) if advice != libc::MADV_DONTFORK && e.raw_os_error() == Some(libc::EINVAL) => {
-                    tracing::debug!(what, "the host kernel does not know this advice");
+                    limited!(debug, what, "the host kernel does not know this advice");
                 }
                 Err(source) => return Err(MapError::Advise { what, bytes: ByteSize::bytes(bytes), source }),
                 Ok(()) => {}
@@ -274,7 +274,7 @@ impl Drop for HostMapping {
     fn drop(&mut self) {
         let regions = self.regions.get_mut().unwrap_or_else(PoisonError::into_inner);
         if regions.iter_mut().any(is_held) {
-            tracing::error!(bytes = self.bytes, "guest memory is still in use at its end: it stays mapped");
+            limited!(error, bytes = self.bytes, "guest memory is still in use at its end: it stays mapped");
             return;
         }
         unmap(self.start, self.bytes as usize);
@@ -319,7 +319,7 @@ fn unmap(at: NonNull<u8>, bytes: usize) {
     }
     // SAFETY: the callers own the range and nothing in it is in use.
     if unsafe { libc::munmap(at.as_ptr().cast(), bytes) } != 0 {
-        tracing::warn!(bytes, error = %io::Error::last_os_error(), "cannot unmap memory");
+        limited!(warn, bytes, error = %io::Error::last_os_error(), "cannot unmap memory");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::layout::{PartitionId, Window};
 use crate::mapping::{Backing, HostMapping, MapError};
 use crate::partition::{Answer, Effect, Partition, Request, RequestedSizeError};
 use crate::slots::SlotTable;
-use crate::{ByteSize, GuestView};
+use crate::{ByteSize, GuestView, limited};
 
 /// What a partition's memory is made with.
 pub struct PartitionSetup {
@@ -291,7 +291,7 @@ impl PartitionMemory {
         let outcome = partition.request(request);
         // Only a guest that plugs blocks here and there comes to reach more than was admitted with the size.
         if let Err(error) = inner.charge.raise(partition.reach()) {
-            tracing::warn!(partition = %self.window.id(), ?request, %error, "a request of the guest was not admitted");
+            limited!(warn, partition = %self.window.id(), ?request, %error, "a request of the guest was not admitted");
             self.end_turn(inner);
             return Handled::Answer(Answer::Busy);
         }
@@ -299,7 +299,7 @@ impl PartitionMemory {
         let answer = match result {
             Ok(()) => outcome.answer,
             Err(error) => {
-                tracing::warn!(partition = %self.window.id(), ?request, error = ?error, "a request of the guest failed");
+                limited!(warn, partition = %self.window.id(), ?request, error = ?error, "a request of the guest failed");
                 Answer::Busy
             }
         };
@@ -584,7 +584,7 @@ impl PartitionMemory {
             let mapping = self.effects.mapping().clone();
             if self.discards.discard(mapping, blocks.offset(), blocks.bytes(), done).is_err() {
                 // The VM is ending: its mappings go as a whole.
-                tracing::debug!(partition = %self.window.id(), %blocks, "not discarded: the discard thread has ended");
+                limited!(debug, partition = %self.window.id(), %blocks, "not discarded: the discard thread has ended");
             }
         }
     }
@@ -592,11 +592,11 @@ impl PartitionMemory {
     /// Called on the discard thread.
     fn discarded(&self, blocks: BlockRange, discarded: &Discarded) {
         if let Some(error) = &discarded.error {
-            tracing::error!(partition = %self.window.id(), %blocks, error = ?error, "cannot discard all of it");
+            limited!(error, partition = %self.window.id(), %blocks, error = ?error, "cannot discard all of it");
         }
         let mut inner = self.idle();
         if !inner.partition.discard_done(blocks) {
-            tracing::error!(partition = %self.window.id(), %blocks, "a discard was done out of order");
+            limited!(error, partition = %self.window.id(), %blocks, "a discard was done out of order");
         }
         inner.discarded += discarded.freed.get();
         inner.phases.discard += discarded.took;
@@ -622,7 +622,7 @@ impl PartitionMemory {
             && let Some(waker) = &inner.waker
             && let Err(error) = waker.write(1)
         {
-            tracing::error!(partition = %self.window.id(), %error, "cannot wake the device");
+            limited!(error, partition = %self.window.id(), %error, "cannot wake the device");
         }
     }
 

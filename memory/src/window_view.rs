@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
 use crate::mapping::{HostMapping, MapError};
-use crate::{GuestMemory, GuestView};
+use crate::{GuestMemory, GuestView, limited};
 
 /// Keeps the plugged blocks of one window in a view, as one region for each run of neighbouring blocks.
 pub(crate) struct WindowView {
@@ -82,7 +82,7 @@ impl WindowView {
     pub(crate) fn revoke_all(&self) {
         let all = BlockRange::between(0, u32::MAX);
         if let Err(error) = self.revoke(all.as_slice()) {
-            tracing::error!(%error, "cannot take a partition out of what devices see");
+            limited!(error, %error, "cannot take a partition out of what devices see");
         }
     }
 

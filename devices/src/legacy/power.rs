@@ -1,6 +1,8 @@
 //! Ports by which a guest switches itself off or resets itself: the sleep and reset registers of hardware-reduced ACPI
 //! (ACPI 6.5 sections 4.8.3.6 and 4.8.3.7).
 
+use bellows_memory::limited;
+
 use crate::bus::BusDevice;
 
 /// What the guest asks for.
@@ -51,7 +53,7 @@ impl BusDevice for PowerPorts {
         match offset {
             Self::SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => match value >> 2 & 7 {
                 Self::SLEEP_TYPE_OFF => (self.requested)(PowerRequest::Shutdown),
-                other => tracing::debug!(sleep_type = other, "the guest asked for a sleep state that there is not"),
+                other => limited!(debug, sleep_type = other, "the guest asked for a sleep state that there is not"),
             },
             Self::RESET if value == Self::RESET_VALUE => (self.requested)(PowerRequest::Reset),
             _ => {}

@@ -1,7 +1,8 @@
 //! One root bus: its slots, and its part of the MMIO window.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bellows_memory::limited;
 
 use super::bar::BarAllocator;
 use super::config_space::ConfigSpace;
@@ -42,7 +43,6 @@ impl RootBus {
             function: function.clone(),
             window: self.bars.window(),
             bars: Mutex::new(Bars { removed: false, list: bars }),
-            complained: AtomicBool::new(false),
         }));
         Some(address)
     }
@@ -67,8 +67,6 @@ pub(super) struct Slot {
     /// Where its BARs may be.
     window: AddressRange,
     bars: Mutex<Bars>,
-    /// Whether a BAR out of place has been logged.
-    complained: AtomicBool,
 }
 
 struct Bars {
@@ -127,9 +125,7 @@ impl Slot {
                 self.function.bar_mapped(bar.index, Some(address));
             }
             Err(error) => {
-                if !self.complained.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(function = %self.address, bar = bar.index, %error, "the guest misplaced a BAR");
-                }
+                limited!(warn, function = %self.address, bar = bar.index, %error, "the guest misplaced a BAR");
             }
         }
     }

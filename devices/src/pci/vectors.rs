@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use bellows_memory::limited;
+
 use super::msix::Delivery;
 use crate::interrupt::{MsiController, MsiVector};
 
@@ -96,13 +98,13 @@ impl MsixVectors {
 impl Vector {
     fn send(&self, number: u16) {
         if let Err(error) = self.vector.trigger() {
-            tracing::warn!(vector = number, %error, "an interrupt was lost");
+            limited!(warn, vector = number, %error, "an interrupt was lost");
         }
     }
 
     fn route(&self, number: u16, message: Option<crate::interrupt::MsiMessage>) {
         if let Err(error) = self.vector.route(message) {
-            tracing::warn!(vector = number, ?message, %error, "an interrupt could not be routed");
+            limited!(warn, vector = number, ?message, %error, "an interrupt could not be routed");
         }
     }
 }

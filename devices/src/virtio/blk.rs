@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bellows_block::Disk;
-use bellows_memory::GuestMemory;
+use bellows_memory::{GuestMemory, limited};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
@@ -208,18 +208,18 @@ impl QueueHandler for Requests {
         let well_formed = self.collect(&mut chain);
         let memory = chain.memory();
         if !well_formed {
-            tracing::debug!(head = chain.head_index(), "dropped a malformed descriptor chain");
+            limited!(debug, head = chain.head_index(), "dropped a malformed descriptor chain");
             return 0;
         }
         // The status is the last writable byte; where there is none, the driver can't be told anything.
         let Some(writable) = self.writable.bytes().checked_sub(1) else {
-            tracing::debug!(head = chain.head_index(), "dropped a request without a status byte");
+            limited!(debug, head = chain.head_index(), "dropped a request without a status byte");
             return 0;
         };
         let (status, bytes) = match self.serve(memory, writable) {
             Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
             Err(failure) => {
-                tracing::debug!(%failure, "a block request failed");
+                limited!(debug, %failure, "a block request failed");
                 (failure.status(), 0)
             }
         };

@@ -10,7 +10,7 @@ use bellows_memory::partition::{Answer, Request};
 use bellows_memory::partition_memory::{
     Handled, PartitionMemory, Report, RequestError, Requested, StillInUse, WaitError,
 };
-use bellows_memory::{ByteSize, EffectError, GuestMemory, GuestView};
+use bellows_memory::{ByteSize, EffectError, GuestMemory, GuestView, limited};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_queue::{Queue, QueueT};
@@ -171,7 +171,7 @@ impl MemHandle {
             Ok(report) => Ok(Plugged { report, requested }),
             Err(error) => {
                 if let Err(error) = self.tell(self.memory.take_back(requested)) {
-                    tracing::warn!(%error, "a size that was not plugged is not taken back");
+                    limited!(warn, %error, "a size that was not plugged is not taken back");
                 }
                 Err(PlugError::Incomplete(error))
             }
@@ -338,11 +338,11 @@ impl Requests {
         well_formed &= !cut_short && got == REQUEST_SIZE && room(&response) >= RESPONSE_SIZE as u64;
         let request = match parse(&bytes, self.memory.window()) {
             _ if !well_formed => {
-                tracing::debug!(head, descriptors, got, "a chain is no memory request");
+                limited!(debug, head, descriptors, got, "a chain is no memory request");
                 None
             }
             Err(error) => {
-                tracing::debug!(head, %error, "a memory request makes no sense");
+                limited!(debug, head, %error, "a memory request makes no sense");
                 None
             }
             Ok(request) => Some(request),
@@ -370,7 +370,7 @@ impl MutEventSubscriber for Requests {
                 let _ = self.kick.write(1);
             }
             Err(error) => {
-                tracing::warn!(%error, "the driver broke the memory device's queue; it has to reset the device");
+                limited!(warn, %error, "the driver broke the memory device's queue; it has to reset the device");
                 self.broken = true;
                 self.interrupt.needs_reset();
             }
@@ -379,7 +379,7 @@ impl MutEventSubscriber for Requests {
 
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = self.listen(ops) {
-            tracing::error!(%error, "cannot listen to the memory device's queue");
+            limited!(error, %error, "cannot listen to the memory device's queue");
             self.interrupt.needs_reset();
         }
     }
@@ -400,7 +400,7 @@ fn respond(memory: &GuestMemory, response: &[(GuestAddress, u32)], answer: Answe
     for &(address, len) in response {
         let len = (len as usize).min(RESPONSE_SIZE - written);
         if memory.write_slice(&answer[written..written + len], address).is_err() {
-            tracing::debug!(address = address.0, "no memory for an answer");
+            limited!(debug, address = address.0, "no memory for an answer");
             break;
         }
         written += len;

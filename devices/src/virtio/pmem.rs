@@ -4,6 +4,7 @@
 //! The device tells where the memory is, and answers flush requests; the memory itself is a slot of the hypervisor's. It is
 //! read-only here, so there is nothing to flush.
 
+use bellows_memory::limited;
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -76,7 +77,7 @@ impl QueueHandler for Requests {
         let kind = kind.and_then(|request| chain.memory().read_obj::<u32>(request.addr()).ok()).map(u32::from_le);
         let answer = if kind == Some(FLUSH) { DONE } else { FAILED };
         if answer == FAILED {
-            tracing::debug!(?kind, "a request to persistent memory makes no sense");
+            limited!(debug, ?kind, "a request to persistent memory makes no sense");
         }
         let room = chain.clone().writable().next().filter(|response| response.len() >= 4);
         match room.map(|response| chain.memory().write_obj(answer.to_le(), response.addr())) {

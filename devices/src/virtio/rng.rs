@@ -5,6 +5,7 @@
 
 use std::io;
 
+use bellows_memory::limited;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes;
 
@@ -73,7 +74,7 @@ impl QueueHandler for Requests {
                 let filled = fill_random(bytes)
                     .and_then(|()| chain.memory().write_slice(bytes, address).map_err(io::Error::other));
                 if let Err(error) = filled {
-                    tracing::debug!(%error, address = address.0, "a request for random bytes was cut short");
+                    limited!(debug, %error, address = address.0, "a request for random bytes was cut short");
                     return written;
                 }
                 // Both fit: no more than MAX_BYTES_PER_REQUEST in all, and the write above proved the addresses.

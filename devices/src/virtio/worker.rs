@@ -6,12 +6,11 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use bellows_memory::{GuestMemory, GuestView};
+use bellows_memory::{GuestMemory, GuestView, limited};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
+use vm_memory::{Address as _, GuestAddress, GuestAddressSpace, GuestMemoryBackend as _, GuestMemoryLoadGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, Activation, ActiveQueue};
@@ -21,6 +20,10 @@ use crate::interrupt::Interrupt;
 /// One request of the driver: descriptors and the snapshot of guest memory that they are to be looked up in. Iteration
 /// ends by itself however the descriptors are linked; a chain that is malformed just ends early.
 pub type Chain = DescriptorChain<GuestMemoryLoadGuard<GuestMemory>>;
+
+/// Where the entries of an available ring begin, and the bytes of one (VIRTIO 1.2, section 2.7.6).
+const AVAIL_RING_ENTRIES: u64 = 4;
+const AVAIL_RING_ENTRY: u64 = 2;
 
 /// Requests that one queue may have served before the other handlers on the loop get their turn.
 const BUDGET: u16 = 64;
@@ -55,7 +58,7 @@ impl Drop for OnLoop {
     fn drop(&mut self) {
         if let Err(error) = self.event_loop.remove(self.id) {
             // The loop has ended and dropped its handlers: ours is not running either.
-            tracing::debug!(%error, "the event loop was gone before the handler");
+            limited!(debug, %error, "the event loop was gone before the handler");
         }
     }
 }
@@ -138,7 +141,7 @@ impl<H: QueueHandler> MutEventSubscriber for Subscriber<H> {
                 let _ = self.kick.write(1);
             }
             Err(error) => {
-                tracing::warn!(queue = self.index, %error, "the driver broke the queue; it has to reset the device");
+                limited!(warn, queue = self.index, %error, "the driver broke the queue; it has to reset the device");
                 self.broken = true;
                 self.interrupt.needs_reset();
             }
@@ -147,7 +150,7 @@ impl<H: QueueHandler> MutEventSubscriber for Subscriber<H> {
 
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.kick, EventSet::IN)) {
-            tracing::error!(queue = self.index, %error, "cannot listen to the queue");
+            limited!(error, queue = self.index, %error, "cannot listen to the queue");
             self.interrupt.needs_reset();
         }
     }
@@ -169,17 +172,17 @@ pub fn next_chain_in<M>(queue: &mut Queue, memory: M) -> Result<Option<Descripto
 where
     M: Clone + Deref<Target = GuestMemory>,
 {
-    // The iterator also ends where the ring's entry can't be read: that must not look like an empty queue whose index has
-    // moved on, which callers try again at once.
-    for _ in 0..2 {
-        if let Some(chain) = queue.iter(memory.clone())?.next() {
-            return Ok(Some(chain));
-        }
-        if queue.avail_idx(&*memory, Ordering::Acquire)?.0 == queue.next_avail() {
-            return Ok(None);
-        }
+    // The library logs what it cannot read and heads that it is handed back though they are none, each time: a driver must
+    // not get that far.
+    let entry = AVAIL_RING_ENTRIES + AVAIL_RING_ENTRY * u64::from(queue.next_avail() % queue.size().max(1));
+    let entry = GuestAddress(queue.avail_ring()).checked_add(entry).ok_or(virtio_queue::Error::AddressOverflow)?;
+    if !memory.check_range(entry, AVAIL_RING_ENTRY as usize) {
+        return Err(virtio_queue::Error::InvalidChain);
     }
-    Err(virtio_queue::Error::InvalidChain)
+    match queue.iter(memory)?.next() {
+        Some(chain) if chain.head_index() >= queue.size() => Err(virtio_queue::Error::InvalidDescriptorIndex),
+        chain => Ok(chain),
+    }
 }
 
 #[cfg(test)]

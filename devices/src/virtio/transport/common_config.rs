@@ -7,7 +7,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 /// Bytes of the structure, up to and without `queue_notify_data`, which belongs to a feature that is not offered.
 pub const BYTES: u64 = 56;
@@ -342,7 +342,7 @@ impl QueueConfig {
         };
         let queue = build().map_err(|source| QueueError::Setup { queue: index, source })?;
         // An available ring at address 0 is how the queue knows one that was never set up.
-        if self.available == 0 || !queue.is_valid(memory) {
+        if self.available == 0 || !self.is_in_memory(memory) {
             return Err(QueueError::NotInMemory {
                 queue: index,
                 descriptors: self.descriptors,
@@ -351,6 +351,15 @@ impl QueueConfig {
             });
         }
         Ok(queue)
+    }
+
+    /// Whether table and rings (VIRTIO 1.2, section 2.7) are in memory. The queue can tell too, but logs what it finds, as
+    /// often as a driver sets up a bad one.
+    fn is_in_memory(&self, memory: &GuestMemory) -> bool {
+        let size = usize::from(self.size);
+        [(self.descriptors, 16 * size), (self.available, 6 + 2 * size), (self.used, 6 + 8 * size)]
+            .into_iter()
+            .all(|(address, bytes)| memory.check_range(GuestAddress(address), bytes))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bellows_memory::limited;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::Doorbells;
@@ -35,13 +36,13 @@ impl Notifier {
         if let Some(old) = self.wired.take()
             && let Err(error) = doorbells.unwire(old, &self.fd)
         {
-            tracing::warn!(address = old, %error, "a doorbell could not be unwired");
+            limited!(warn, address = old, %error, "a doorbell could not be unwired");
         }
         if let Some(address) = address {
             match doorbells.wire(address, &self.fd) {
                 Ok(()) => self.wired = Some(address),
                 // Slower, but every write to the BAR still arrives.
-                Err(error) => tracing::warn!(address, %error, "a doorbell could not be wired"),
+                Err(error) => limited!(warn, address, %error, "a doorbell could not be wired"),
             }
         }
     }

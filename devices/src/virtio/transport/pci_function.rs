@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_memory::GuestView;
+use bellows_memory::{GuestView, limited};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestAddressSpace;
@@ -176,7 +176,7 @@ impl VirtioPci {
             Effect::Activate => {
                 if let Err(error) = self.activate(&mut state) {
                     let device_type = state.device.device_type();
-                    tracing::warn!(device_type, error = &error as &dyn std::error::Error, "a device can't start");
+                    limited!(warn, device_type, error = &error as &dyn std::error::Error, "a device can't start");
                     self.stop(&mut state);
                     self.interrupts.needs_reset();
                 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use bellows_memory::{GuestMemory, GuestView};
+use bellows_memory::{GuestMemory, GuestView, limited};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, Permissions};
@@ -123,7 +123,7 @@ impl Handler {
                 }
             }
             Err(error) => {
-                tracing::warn!(guest_port = port, %error, "a vsock client was turned away");
+                limited!(warn, guest_port = port, %error, "a vsock client was turned away");
                 // Off the loop before it is closed.
                 let _ = ops.remove(Events::empty(&socket));
             }
@@ -164,7 +164,7 @@ impl Handler {
             let head = chain.head_index();
             match segments.gather(memory, chain, Permissions::Read) {
                 Ok(()) => self.packet(&segments.read_header(), &segments, ops),
-                Err(malformed) => tracing::debug!(%malformed, "a packet of the guest was dropped"),
+                Err(malformed) => limited!(debug, %malformed, "a packet of the guest was dropped"),
             }
             self.tx.queue.add_used(memory, head, 0)?;
             used = true;
@@ -181,7 +181,7 @@ impl Handler {
             Event::Connect { id, port } => match self.host.connect(id, port, &self.listener, ops) {
                 Ok(()) => self.muxer.host_accepted(id),
                 Err(error) => {
-                    tracing::debug!(port, %error, "the guest's connection was refused");
+                    limited!(debug, port, %error, "the guest's connection was refused");
                     self.muxer.host_refused(id);
                 }
             },
@@ -291,7 +291,7 @@ impl Handler {
                     }
                 },
                 Err(malformed) => {
-                    tracing::debug!(%malformed, "a buffer of the guest was given back unused");
+                    limited!(debug, %malformed, "a buffer of the guest was given back unused");
                     0
                 }
             };
@@ -337,7 +337,7 @@ impl Handler {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.muxer.host_blocked(id),
                 Err(error) => {
-                    tracing::debug!(%error, "a host socket failed");
+                    limited!(debug, %error, "a host socket failed");
                     self.host.close(id, ops);
                     self.muxer.host_failed(id);
                 }
@@ -365,7 +365,7 @@ impl Handler {
         self.muxer.clear();
         self.host.clear(ops);
         if let Err(error) = ops.remove(Events::empty(&*self.listener)) {
-            tracing::warn!(%error, "cannot stop watching the vsock listener");
+            limited!(warn, %error, "cannot stop watching the vsock listener");
         }
         self.interrupt.needs_reset();
     }
@@ -378,7 +378,7 @@ impl MutEventSubscriber for Handler {
             return;
         }
         if let Err(error) = self.pump(ops) {
-            tracing::warn!(%error, "the driver broke a vsock queue; it has to reset the device");
+            limited!(warn, %error, "the driver broke a vsock queue; it has to reset the device");
             self.give_up(ops);
         }
     }
@@ -394,7 +394,7 @@ impl MutEventSubscriber for Handler {
             .and_then(|()| ops.add(Events::with_data(&self.again, Token::Again.data(), EventSet::IN)))
             .and_then(|()| ops.add(Events::with_data(&*self.listener, Token::Listener.data(), EventSet::IN)));
         if let Err(error) = added {
-            tracing::error!(%error, "cannot listen to the vsock queues");
+            limited!(error, %error, "cannot listen to the vsock queues");
             self.broken = true;
             self.interrupt.needs_reset();
         }

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use bellows_memory::limited;
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -120,7 +121,7 @@ impl Host {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) => {
-                tracing::warn!(%error, "a vsock client was turned away");
+                limited!(warn, %error, "a vsock client was turned away");
                 self.reserve = None;
                 drop(listener.accept());
                 self.reserve = EventFd::new(0).ok();
@@ -157,7 +158,7 @@ impl Host {
                 None => ClientProgress::Gone,
             },
             Err(error) => {
-                tracing::debug!(%error, "a vsock client did not ask for a connection");
+                limited!(debug, %error, "a vsock client did not ask for a connection");
                 self.drop_client(index, ops);
                 ClientProgress::Gone
             }
@@ -173,7 +174,7 @@ impl Host {
     /// Makes a client's socket, which is on the loop, that of connection `id`.
     pub fn adopt(&mut self, id: ConnectionId, socket: UnixStream, ops: &mut EventOps) -> bool {
         if let Err(error) = ops.modify(events(&socket, Token::Stream(id))) {
-            tracing::warn!(%error, "cannot watch a vsock client");
+            limited!(warn, %error, "cannot watch a vsock client");
             unwatch(&socket, ops);
             return false;
         }
@@ -226,7 +227,7 @@ impl Host {
         for (due, how) in [(duty.shut_read, Shutdown::Read), (duty.shut_write, Shutdown::Write)] {
             if due && let Err(error) = stream.socket.shutdown(how) {
                 // The host has closed its end, which its own event tells.
-                tracing::trace!(%error, "shutdown came too late");
+                limited!(debug, %error, "shutdown came too late");
             }
         }
     }
@@ -270,13 +271,13 @@ fn events(socket: &impl AsRawFd, token: Token) -> Events {
 fn watch(socket: &impl AsRawFd, token: Token, ops: &mut EventOps) -> bool {
     let added = ops.add(events(socket, token));
     if let Err(error) = &added {
-        tracing::warn!(%error, "cannot watch a vsock socket");
+        limited!(warn, %error, "cannot watch a vsock socket");
     }
     added.is_ok()
 }
 
 fn unwatch(socket: &impl AsRawFd, ops: &mut EventOps) {
     if let Err(error) = ops.remove(Events::empty(socket)) {
-        tracing::warn!(%error, "cannot stop watching a vsock socket");
+        limited!(warn, %error, "cannot stop watching a vsock socket");
     }
 }

@@ -9,6 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use bellows_memory::limited;
+
 /// Bytes that a Unix socket's path may have, without its end.
 const MAX_PATH: usize = 107;
 
@@ -95,7 +97,7 @@ impl Drop for HostListener {
         if identity(&self.path).ok() == Some(self.file)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the vsock socket");
+            limited!(warn, path = %self.path.display(), %error, "cannot remove the vsock socket");
         }
     }
 }

@@ -6,6 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bellows_memory::limited;
+
 use super::connection::{Connection, Effect, HostDuty, Ports, Violation};
 use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 
@@ -412,7 +414,7 @@ impl Muxer {
     }
 
     fn reset_violator(&mut self, id: ConnectionId, ports: Ports, violation: Violation) {
-        tracing::debug!(host_port = ports.host, guest_port = ports.guest, %violation, "connection reset");
+        limited!(debug, host_port = ports.host, guest_port = ports.guest, %violation, "connection reset");
         self.refused.violations += 1;
         self.abort(id);
     }
