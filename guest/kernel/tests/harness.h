@@ -99,6 +99,20 @@ void resume(pid_t pid);
 /* To the end, of a subject that never stops. */
 int run(const char *cgroup, const char *what, const char *arg);
 
+/* --- Instances --- */
+
+/* Plugs @bytes, and creates @cgroup, attached to them. */
+bool instance_begin(struct partition *partition, const char *cgroup, unsigned long bytes);
+bool instance_end(struct partition *partition, const char *cgroup, double seconds);
+/* What an instance in the cgroup "subject" does with its partition. */
+void use_and_leave(struct partition *partition);
+/*
+ * The same with a limit for base memory: @outer has @budget as its memory.max, and "@outer/inner" is attached, and has the
+ * size of the partition as its memory.max.
+ */
+bool budgeted_begin(struct partition *partition, const char *outer, unsigned long bytes, unsigned long budget);
+bool budgeted_end(struct partition *partition, const char *outer, double seconds);
+
 /* --- Where memory lies --- */
 
 /* The node of the page at @address of this process; negative if there is none. */
@@ -108,7 +122,23 @@ bool all_on(const void *address, size_t bytes, int node);
 /* Pages of @pid's mappings on @node, from numa_maps. */
 long mapped_pages(pid_t pid, int node);
 
+/* --- Subjects: what runs in the cgroups --- */
+
+#define NO_SUBJECT	127
+
+/* Runs the subject; its result is the exit code. */
 int subject(const char *what, const char *arg);
+/* Those that use memory of their node, and those that go for base memory; NO_SUBJECT if there is none of that name. */
+int user(const char *what, int node);
+int attacker(const char *what);
+
+/* Anonymous memory; NULL if there is none. */
+char *map(size_t bytes);
+/* Writes to each page; first looks that it was zero. */
+bool touch(char *memory, size_t bytes);
+/* Stops until it is told to go on. Returns 0. */
+int hold(void);
+
 void stress(int seconds);
 void cycle(int count);
 

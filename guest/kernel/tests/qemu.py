@@ -23,7 +23,7 @@ import threading
 import time
 
 TESTS = pathlib.Path(__file__).resolve().parent
-SOURCES = ["private_nodes.c", "harness.c", "subject.c", "stress.c"]
+SOURCES = sorted(TESTS.glob("*.c"))
 TROUBLE = re.compile(
     r"WARNING:|BUG:|BUG at|\bOops\b|Call Trace|INFO: .*(lockdep|deadlock|circular|recursive)|kernel panic|"
     r"possible (circular|recursive|irq)|suspicious RCU|Bad page|leaked out|general protection|"
@@ -122,6 +122,8 @@ def command_line(options, directory):
             f"virtio-mem-pci,id=vm{number},memdev=ram{number},node={number + 1},block-size=2M,requested-size=0,"
             "unplugged-inaccessible=on",
         ]
+    # A disk of zeros: what is read from there is page cache.
+    line += ["-blockdev", "driver=null-co,node-name=disk,size=4294967296,read-zeroes=on", "-device", "virtio-blk-pci,drive=disk"]
     line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     line += ["-chardev", f"socket,id=host,path={directory}/host,server=on,wait=off", "-serial", "chardev:host"]
     line += ["-qmp", f"unix:{directory}/qmp,server=on,wait=off"]
@@ -151,7 +153,7 @@ def main():
         program = f"{directory}/init"
         subprocess.run(
             ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", program]
-            + [str(TESTS / source) for source in SOURCES]
+            + [str(source) for source in SOURCES]
             + ["-lpthread"],
             check=True,
         )

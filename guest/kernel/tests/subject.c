@@ -31,7 +31,7 @@
 
 static char zeroed_data[64 * PAGE];
 
-static char *map(size_t bytes)
+char *map(size_t bytes)
 {
 	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -39,7 +39,7 @@ static char *map(size_t bytes)
 }
 
 /* Writes to each page; first looks that it was zero. */
-static bool touch(char *memory, size_t bytes)
+bool touch(char *memory, size_t bytes)
 {
 	size_t i;
 
@@ -53,7 +53,7 @@ static bool touch(char *memory, size_t bytes)
 	return true;
 }
 
-static int hold(void)
+int hold(void)
 {
 	raise(SIGSTOP);
 	return 0;
@@ -353,171 +353,6 @@ static int pin_and_die(int node)
 	return !touch(memory, 16 * MIB) || ring_with_buffer(memory, 16 * MIB) < 0;
 }
 
-/* As much as there is, until killed. */
-static int hog(int node)
-{
-	(void)node;
-	for (;;) {
-		char *memory = map(16 * MIB);
-
-		if (!memory)
-			return 1;
-		touch(memory, 16 * MIB);
-	}
-}
-
-/* The same by all other means: tmpfs, pipes, page tables. */
-static int hog_kernel(int node)
-{
-	char buffer[PAGE];
-	int fd = open("/tmp/hog", O_RDWR | O_CREAT, 0600), pipes[2], i;
-
-	(void)node;
-	memset(buffer, 1, sizeof(buffer));
-	unlink("/tmp/hog");
-	while (write(fd, buffer, PAGE) == PAGE)
-		;
-	for (i = 0; i < 64 && !pipe(pipes); i++) {
-		fcntl(pipes[1], F_SETFL, O_NONBLOCK);
-		while (write(pipes[1], buffer, PAGE) == PAGE)
-			;
-	}
-	return hog(node);
-}
-
-/* Writes through a mapping to where a file has no page. */
-static int hole(int node)
-{
-	int fd = open("/mnt/hole", O_RDWR | O_CREAT, 0600);
-	char *memory;
-
-	(void)node;
-	if (fd < 0 || ftruncate(fd, PAGE))
-		return 1;
-	memory = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED)
-		return 2;
-	*memory = 1;
-	return 0;
-}
-
-/* Holds 8 MiB until told otherwise. */
-static int holder(int node)
-{
-	char *memory = map(8 * MIB);
-
-	(void)node;
-	madvise(memory, 8 * MIB, MADV_NOHUGEPAGE);
-	if (!touch(memory, 8 * MIB))
-		return 1;
-	hold();
-	return memory[5 * MIB] != 1;
-}
-
-/* Holds most of a large node, in huge pages where there are any. */
-static int big_holder(int node)
-{
-	size_t bytes = 1152 * MIB;
-	char *memory = map(bytes);
-
-	(void)node;
-	madvise(memory, bytes, MADV_HUGEPAGE);
-	if (!touch(memory, bytes))
-		return 1;
-	return hold();
-}
-
-/* Has memory that it does not need any more, until it is told to go. */
-static int lazy(int node)
-{
-	char *memory = map(16 * MIB);
-
-	(void)node;
-	madvise(memory, 16 * MIB, MADV_NOHUGEPAGE);
-	if (!touch(memory, 16 * MIB) || madvise(memory, 16 * MIB, MADV_FREE))
-		return 1;
-	return hold();
-}
-
-/* A few pages from one CPU, and then leaves from another. */
-static int wanderer(int node)
-{
-	char *memory = map(5 * PAGE);
-	cpu_set_t cpus;
-
-	(void)node;
-	madvise(memory, 5 * PAGE, MADV_NOHUGEPAGE);
-	CPU_ZERO(&cpus);
-	CPU_SET(0, &cpus);
-	if (sched_setaffinity(0, sizeof(cpus), &cpus) || !touch(memory, 5 * PAGE))
-		return 1;
-	CPU_ZERO(&cpus);
-	CPU_SET(1, &cpus);
-	return sched_setaffinity(0, sizeof(cpus), &cpus) ? 2 : 0;
-}
-
-/* Gives a page to the pipe that is its standard input. */
-static int splicer(int node)
-{
-	char *memory = map(8 * MIB);
-	struct iovec page = { memory + 4 * MIB, PAGE };
-
-	(void)node;
-	madvise(memory, 8 * MIB, MADV_NOHUGEPAGE);
-	if (!touch(memory, 8 * MIB))
-		return 1;
-	return vmsplice(0, &page, 1, 0) == PAGE ? 0 : 2;
-}
-
-/* Somebody else writes to memory that it has not touched. */
-static int target(int node)
-{
-	char *memory = map(MIB);
-	FILE *file = fopen("/tmp/address", "w");
-
-	madvise(memory, MIB, MADV_NOHUGEPAGE);
-	fprintf(file, "%p", memory);
-	fclose(file);
-	hold();
-	return !(memory[0] && memory[PAGE] && all_on(memory, 2 * PAGE, node));
-}
-
-/* Of the rest of its life: all of a container's day. For the stress test. */
-static int worker(int node)
-{
-	unsigned int seed = getpid();
-	int i;
-
-	for (i = 0; i < 1000000; i++) {
-		size_t bytes = (1 + rand_r(&seed) % 64) * 16 * PAGE;
-		char *memory = map(bytes);
-
-		switch (rand_r(&seed) % 5) {
-		case 0:
-			madvise(memory, bytes, MADV_NOHUGEPAGE);
-			break;
-		case 1:
-			if (rand_r(&seed) % 8 == 0 && fork() == 0)
-				_exit(!touch(memory, bytes));
-			break;
-		case 2:
-			munmap(memory, bytes);
-			memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-			break;
-		}
-		if (memory == MAP_FAILED || !memory)
-			return 1;
-		/* Negative: it is being migrated just now. */
-		if (!touch(memory, bytes) || (node_of(memory) >= 0 && node_of(memory) != node))
-			return 2;
-		if (rand_r(&seed) % 4)
-			munmap(memory, bytes);
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
-	}
-	return 0;
-}
-
 /* A huge page of the pool, which is base memory for an attached task as well. */
 static int hugetlb(int node)
 {
@@ -535,18 +370,17 @@ static const struct {
 } subjects[] = {
 	{ "anon", anon }, { "huge", huge }, { "collapse", collapse }, { "cow", cow },
 	{ "kernel_memory", kernel_memory }, { "children", children }, { "shared", shared },
-	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hog", hog },
-	{ "hog_kernel", hog_kernel }, { "holder", holder }, { "splicer", splicer }, { "target", target },
-	{ "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy }, { "wanderer", wanderer },
-	{ "hugetlb", hugetlb }, { "hole", hole },
+	{ "escape", escape }, { "pin", pin }, { "pin_and_die", pin_and_die }, { "hugetlb", hugetlb },
 };
 
 int subject(const char *what, const char *arg)
 {
+	int node = arg ? atoi(arg) : 0, status;
 	size_t i;
 
 	for (i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++)
 		if (!strcmp(subjects[i].name, what))
-			return subjects[i].run(arg ? atoi(arg) : 0);
-	return 127;
+			return subjects[i].run(node);
+	status = user(what, node);
+	return status == NO_SUBJECT ? attacker(what) : status;
 }

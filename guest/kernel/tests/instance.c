@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Instances, as an agent makes them: a partition, and a cgroup attached to it.
+ */
+#include <stdio.h>
+
+#include "harness.h"
+
+bool instance_begin(struct partition *partition, const char *cgroup, unsigned long bytes)
+{
+	if (!plug(partition, bytes))
+		return false;
+	if (check_is(cgroup_create(cgroup, partition->node), 0))
+		return true;
+	cgroup_remove(cgroup);
+	return false;
+}
+
+bool instance_end(struct partition *partition, const char *cgroup, double seconds)
+{
+	cgroup_kill(cgroup);
+	check_is(cgroup_remove(cgroup), 0);
+	return check(unplug(partition, seconds));
+}
+
+bool budgeted_begin(struct partition *partition, const char *outer, unsigned long bytes, unsigned long budget)
+{
+	char inner[64], number[32];
+
+	if (!check_is(cgroup_create(outer, -1), 0))
+		return false;
+	snprintf(number, sizeof(number), "%lu", budget);
+	check_is(write_text(number, "/sys/fs/cgroup/%s/memory.max", outer), 0);
+	check_is(write_text("+memory", "/sys/fs/cgroup/%s/cgroup.subtree_control", outer), 0);
+	snprintf(inner, sizeof(inner), "%s/inner", outer);
+	if (!instance_begin(partition, inner, bytes)) {
+		cgroup_remove(outer);
+		return false;
+	}
+	snprintf(number, sizeof(number), "%lu", bytes);
+	return check_is(write_text(number, "/sys/fs/cgroup/%s/memory.max", inner), 0);
+}
+
+bool budgeted_end(struct partition *partition, const char *outer, double seconds)
+{
+	char inner[64];
+	bool ended;
+
+	snprintf(inner, sizeof(inner), "%s/inner", outer);
+	ended = instance_end(partition, inner, seconds);
+	return check_is(cgroup_remove(outer), 0) && ended;
+}
+
+void use_and_leave(struct partition *partition)
+{
+	char node[8];
+
+	snprintf(node, sizeof(node), "%d", partition->node);
+	check_is(run("subject", "huge", node), 0);
+	check_is(run("subject", "anon", node), 0);
+	check_is(run("subject", "shared", node), 0);
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What happens when a partition is not quite empty, and to one that has been
+ * parked for long.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include "tests.h"
+
+void test_pinned_by_pipe(void)
+{
+	int pipes[2], saved = dup(0);
+	long zeroed, requests;
+	char byte;
+
+	if (!instance_begin(FIRST, "subject", 256 * MIB) || pipe(pipes))
+		return;
+	dup2(pipes[1], 0);
+	check_is(run("subject", "splicer", "0"), 0);
+	dup2(saved, 0);
+	close(saved);
+	zeroed = vmstat("contig_alloc_zeroed");
+	requests = vmstat("pgmigrate_success");
+	cgroup_kill("subject");
+	check_is(cgroup_remove("subject"), 0);
+	check(!unplug(FIRST, 3));
+	check(!strcmp(state_of(FIRST), "draining"));
+	check_is(allocated(FIRST), 1);
+	check_most(stat_of(FIRST, "plugged_bytes"), 4 * MIB);
+	check_is(vmstat("contig_alloc_zeroed") - zeroed, 0);
+	check_is(vmstat("pgmigrate_success") - requests, 0);
+
+	/* The page is still what it was. */
+	check_is(read(pipes[0], &byte, 1), 1);
+	check_is(byte, 1);
+	close(pipes[0]);
+	close(pipes[1]);
+	check(unplug(FIRST, 5));
+	check_is(allocated(FIRST), 0);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+/* Pages migrated, the sum of all reasons. */
+static long migrated_by_reason(void)
+{
+	static const char * const reasons[] = {
+		"compaction", "memory_failure", "memory_hotplug", "syscall", "mempolicy_mbind", "numa_misplaced",
+		"contig_range", "longterm_pin", "demotion", "damon",
+	};
+	long sum = 0;
+	char key[64];
+	size_t i;
+
+	for (i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++) {
+		snprintf(key, sizeof(key), "pgmigrate_%s", reasons[i]);
+		sum += vmstat(key);
+	}
+	return sum;
+}
+
+/* Somebody still maps memory: the report says who, and nothing is lost. */
+void test_holder(void)
+{
+	long moved = vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug");
+	long by_reason;
+	char node[8];
+	double end;
+	pid_t pid;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	pid = spawn("subject", "holder", node);
+	check(await_stop(pid, 10));
+	check(!unplug(FIRST, 3));
+	check(!strcmp(state_of(FIRST), "draining"));
+	/* A page that is on its way is mapped nowhere: wait until there is nothing left to move. */
+	for (end = now() + 30; stat_of(FIRST, "plugged_bytes") > 32 * (long)MIB && now() < end;)
+		pause_ms(100);
+	for (end = now() + 30; mapped_pages(pid, FIRST->node) < 2048 && now() < end;)
+		pause_ms(100);
+	check(mapped_pages(pid, FIRST->node) >= 2048);
+	check(mapped_pages(pid, 0) < 1024);
+	/* Moved together, but within the partition. */
+	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
+	note("%ld MiB are left of 256, for %ld pages", stat_of(FIRST, "plugged_bytes") / (long)MIB, allocated(FIRST));
+	check(vmstat("pgmigrate_contig_range") + vmstat("pgmigrate_memory_hotplug") > moved);
+	/* The driver tries again every now and then, so the two are of the same moment only if nothing has moved between them. */
+	end = now() + 30;
+	do {
+		moved = migrated();
+		by_reason = migrated_by_reason();
+	} while (migrated() != moved && now() < end);
+	check_is(by_reason, moved);
+	resume(pid);
+	check_is(await_exit(pid, 10), 0);
+	check(unplug(FIRST, 5));
+	check_is(cgroup_remove("subject"), 0);
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+void test_leaked_tmpfs(void)
+{
+	char options[32], buffer[PAGE], wrong = 0;
+	int fd, i;
+
+	memset(buffer, 7, sizeof(buffer));
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	snprintf(options, sizeof(options), "private_node=%d", FIRST->node);
+	check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0);
+	fd = open("/mnt/file", O_RDWR | O_CREAT, 0600);
+	for (i = 0; i < 2048; i++)
+		write(fd, buffer, PAGE);
+	check_is(cgroup_remove("subject"), 0);
+	check(!unplug(FIRST, 3));
+	check(allocated(FIRST) >= 2048);
+	check_most(stat_of(FIRST, "plugged_bytes"), 32 * MIB);
+	for (i = 0; i < 2048; i++) {
+		pread(fd, buffer, PAGE, i * PAGE);
+		wrong |= buffer[0] ^ 7;
+		wrong |= buffer[PAGE - 1] ^ 7;
+	}
+	check_is(wrong, 0);
+	close(fd);
+	check_is(umount("/mnt"), 0);
+	check(unplug(FIRST, 5));
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
+
+void test_remove_parked(void)
+{
+	long unparks;
+	double end;
+
+	if (!plug(FIRST, 256 * MIB))
+		return;
+	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(unplug(FIRST, 5));
+	check_is(memory_blocks(FIRST->node), 2);
+	end = now() + 20;
+	while (memory_blocks(FIRST->node) && now() < end)
+		pause_ms(50);
+	check_is(memory_blocks(FIRST->node), 0);
+	check(!strcmp(state_of(FIRST), "empty"));
+	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+
+	/* What has been used meanwhile counts anew. */
+	write_text("5", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	end = now() + 7;
+	if (!plug(FIRST, 256 * MIB) || !unplug(FIRST, 5))
+		return;
+	write_text("600", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	if (!plug(FIRST, 384 * MIB) || !unplug(FIRST, 5))
+		return;
+	while (now() < end)
+		pause_ms(50);
+	unparks = stat_of(FIRST, "unparks");
+	check(plug(FIRST, 384 * MIB));
+	check_is(stat_of(FIRST, "unparks") - unparks, 1);
+	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(unplug(FIRST, 5) && plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
+}
