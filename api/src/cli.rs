@@ -23,7 +23,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot a VM, run one instance of an image in it, and give its memory back
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Images in the layer store
     #[command(subcommand)]
     Image(ImageCommand),
@@ -167,6 +167,10 @@ pub enum ImageCommand {
         /// Speak HTTP to the registry, not HTTPS; one on this host is always spoken to in HTTP.
         #[arg(long)]
         plain_http: bool,
+        /// A folder with a folder for each registry, which has containerd's `hosts.toml` or certificates as Docker names them,
+        /// instead of those in `/etc`.
+        #[arg(long, value_name = "DIR")]
+        hosts_dir: Option<PathBuf>,
         /// Name for the image in the store, beside its digest.
         #[arg(long)]
         name: Option<String>,

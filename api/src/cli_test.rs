@@ -6,7 +6,7 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 
 fn run(line: &str) -> RunArgs {
     match parse(&format!("run {line}")).unwrap().command {
-        Command::Run(arguments) => arguments,
+        Command::Run(arguments) => *arguments,
         other => panic!("{other:?}"),
     }
 }

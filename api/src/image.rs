@@ -82,9 +82,9 @@ struct CollectedReport {
 /// See [`CliError`].
 pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
     match command {
-        ImageCommand::Import { source, reference, platform, plain_http, name, store } => {
+        ImageCommand::Import { source, reference, platform, plain_http, hosts_dir, name, store } => {
             let (reference, platform) = (reference.as_deref(), platform.as_ref());
-            let wanted = Wanted { reference, platform, plain_http: *plain_http };
+            let wanted = Wanted { reference, platform, plain_http: *plain_http, hosts_folder: hosts_dir.as_deref() };
             import(source, wanted, name.as_deref(), store)
         }
         ImageCommand::Ls { store } => list(store),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use bellows_block::oci::Retry;
 use bellows_block::store::{Progress, ProgressKind};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -19,6 +20,14 @@ pub(crate) struct ImportProgress {
 }
 
 impl ImportProgress {
+    /// Says above the bars that something is waited for and tried again.
+    pub(crate) fn retry(&self, retry: &Retry) {
+        let text = format!("bellows: {retry}");
+        if self.screen.is_hidden() || self.screen.println(&text).is_err() {
+            eprintln!("{text}");
+        }
+    }
+
     pub(crate) fn show(&self, step: Progress) {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         match step.kind {

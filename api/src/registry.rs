@@ -2,8 +2,9 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bellows_block::oci::{AuthFile, Credentials, RegistryOptions, RegistryReference};
+use bellows_block::oci::{AuthFile, CredentialSource, RegistryOptions, RegistryReference, Retries, Retry};
 
 use crate::error::CliError;
 
@@ -16,20 +17,25 @@ pub(crate) fn reference(source: &Path) -> Result<Option<RegistryReference>, CliE
     Ok(name.map(str::parse).transpose()?)
 }
 
-/// How to speak to the registry of `reference`.
-pub(crate) fn options(reference: &RegistryReference, plain_http: bool) -> Result<RegistryOptions, CliError> {
-    let files = auth_files(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from));
-    Ok(RegistryOptions { plain_http, credentials: credentials(&files, reference)?, ..RegistryOptions::default() })
-}
+/// Where folders of registries are looked for if nothing else is said: ours, containerd's, Docker's and Podman's.
+const HOSTS_FOLDERS: [&str; 4] =
+    ["/etc/bellows/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d", "/etc/containers/certs.d"];
 
-/// The first file that knows the registry says it.
-fn credentials(files: &[PathBuf], reference: &RegistryReference) -> Result<Option<Credentials>, CliError> {
-    for file in files {
-        if let Some(credentials) = AuthFile::read(file)?.credentials(reference)? {
-            return Ok(Some(credentials));
-        }
-    }
-    Ok(None)
+/// How to speak to registries. `hosts_folder` comes instead of the usual ones.
+pub(crate) fn options(
+    plain_http: bool,
+    hosts_folder: Option<&Path>,
+    notice: impl Fn(&Retry) + Send + Sync + 'static,
+) -> Result<RegistryOptions, CliError> {
+    let files = auth_files(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from));
+    let files = files.into_iter().map(AuthFile::read).collect::<Result<Vec<_>, _>>()?;
+    let hosts_folders = match hosts_folder {
+        Some(folder) => vec![folder.to_owned()],
+        None => HOSTS_FOLDERS.map(PathBuf::from).into(),
+    };
+    let retries = Retries { notice: Arc::new(notice), ..Retries::default() };
+    let credentials = CredentialSource::Files(files.into());
+    Ok(RegistryOptions { plain_http, credentials, hosts_folders, retries, ..RegistryOptions::default() })
 }
 
 /// Where credentials are: what the variable says and nothing else, or else Podman's and Docker's usual files, if they are there.
@@ -63,25 +69,20 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         fs::create_dir_all(path("run/containers")).unwrap();
         fs::create_dir_all(path("home/.docker")).unwrap();
-        let auths =
-            |host: &str, user: &str| format!(r#"{{"auths":{{"{host}":{{"username":"{user}","password":"p"}}}}}}"#);
-        fs::write(path("home/.docker/config.json"), auths("r.io", "docker")).unwrap();
         let variable = |name: &str| match name {
             "XDG_RUNTIME_DIR" => Some(path("run")),
             "HOME" => Some(path("home")),
             _ => None,
         };
-        let user = |variable: &dyn Fn(&str) -> Option<PathBuf>| {
-            credentials(&auth_files(variable), &"r.io/a".parse().unwrap()).map(|found| found.map(|found| found.user))
-        };
-        assert_eq!(user(&variable).unwrap().as_deref(), Some("docker"));
-        fs::write(path("run/containers/auth.json"), auths("other.io", "podman")).unwrap();
-        assert_eq!(user(&variable).unwrap().as_deref(), Some("docker"));
-        fs::write(path("run/containers/auth.json"), auths("r.io", "podman")).unwrap();
-        assert_eq!(user(&variable).unwrap().as_deref(), Some("podman"));
-        assert_eq!(user(&|_| None).unwrap(), None);
+        assert!(auth_files(variable).is_empty());
+        let (podman, docker) = (path("run/containers/auth.json"), path("home/.docker/config.json"));
+        fs::write(&docker, "{}").unwrap();
+        assert_eq!(auth_files(variable), std::slice::from_ref(&docker));
+        fs::write(&podman, "{}").unwrap();
+        assert_eq!(auth_files(variable), [podman, docker]);
         // What was named has to be there.
-        let error = user(&|name| (name == "REGISTRY_AUTH_FILE").then(|| path("nowhere"))).unwrap_err();
-        assert!(error.to_string().contains("nowhere"), "{error}");
+        let named = |name: &str| (name == "REGISTRY_AUTH_FILE").then(|| path("nowhere"));
+        assert_eq!(auth_files(named), [path("nowhere")]);
+        assert!(AuthFile::read(path("nowhere")).unwrap_err().to_string().contains("nowhere"));
     }
 }

@@ -5,7 +5,7 @@ use crate::cli::{Cli, Command};
 
 fn args(line: &str) -> RunArgs {
     match Cli::try_parse_from(["bellows", "run"].into_iter().chain(line.split_whitespace())).unwrap().command {
-        Command::Run(args) => args,
+        Command::Run(args) => *args,
         other => panic!("{other:?}"),
     }
 }

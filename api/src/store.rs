@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bellows_block::oci::Platform;
 use bellows_block::{Image, ImageName, ImageSource, ImportOptions, Store};
@@ -36,6 +37,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) platform: Option<&'a Platform>,
     /// Of a registry.
     pub(crate) plain_http: bool,
+    /// Where registries' folders are, if not in the usual places.
+    pub(crate) hosts_folder: Option<&'a Path>,
 }
 
 /// Brings an image into the store, and shows how far that is.
@@ -47,9 +50,9 @@ pub(crate) fn import(
     interrupts: &Interrupts,
 ) -> Result<Image, CliError> {
     interrupts.import(|cancel| {
-        let progress = ImportProgress::default();
+        let progress = Arc::<ImportProgress>::default();
         let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
-        let source = open_source(store, path, wanted, &options)?;
+        let source = open_source(store, path, wanted, &options, &progress)?;
         import_source(store, &source, wanted, name, &options)
     })
 }
@@ -59,6 +62,7 @@ fn open_source(
     path: &Path,
     wanted: Wanted<'_>,
     options: &ImportOptions<'_>,
+    progress: &Arc<ImportProgress>,
 ) -> Result<ImageSource, CliError> {
     let Some(reference) = registry::reference(path)? else {
         return match wanted.plain_http {
@@ -74,7 +78,8 @@ fn open_source(
             "--reference is for files with images: give the tag as in docker://NAME:{tag}"
         )));
     }
-    let registry = registry::options(&reference, wanted.plain_http)?;
+    let screen = Arc::clone(progress);
+    let registry = registry::options(wanted.plain_http, wanted.hosts_folder, move |retry| screen.retry(retry))?;
     Ok(ImageSource::registry(&reference, &registry, &options.cancel)?)
 }
 
@@ -99,10 +104,10 @@ pub(crate) fn find_image(
 ) -> Result<Image, CliError> {
     if image.is_dir() || image.is_file() || registry::reference(image)?.is_some() {
         return interrupts.import(|cancel| {
-            let progress = ImportProgress::default();
+            let progress = Arc::<ImportProgress>::default();
             let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
             let wanted = Wanted { reference, ..Wanted::default() };
-            let source = open_source(store, image, wanted, &options)?;
+            let source = open_source(store, image, wanted, &options, &progress)?;
             if let ImageSource::RootFs(path) = &source {
                 // Any directory could be one: that has to be said.
                 return Err(CliError::RootFs { path: path.clone() });

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "registry")]
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(feature = "registry")]
+use std::time::Duration;
 
 /// A wish to end something early. Clones are the same wish.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +50,14 @@ impl Cancel {
             return wake();
         }
         wakers.push(Box::new(wake));
+    }
+
+    /// Sleeps for `time`, or until the wish is uttered; whether that time has passed.
+    #[cfg(feature = "registry")]
+    pub(crate) fn sleep(&self, time: Duration) -> bool {
+        let (waker, woken) = mpsc::channel::<()>();
+        self.on_cancel(move || drop(waker));
+        woken.recv_timeout(time) == Err(RecvTimeoutError::Timeout) && !self.is_cancelled()
     }
 
     fn wakers(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {

@@ -199,15 +199,39 @@ pub enum RegistryError {
     /// A token's document is not one.
     #[error("it is not valid: {0}")]
     Json(serde_json::Error),
-    /// A program has the credentials.
-    #[error(
-        "the credentials in `{path}` are those of the program `docker-credential-{helper}`, which is not supported; only user and password in the file are"
-    )]
+    /// A credential helper fails.
+    #[error("cannot get credentials from the program `docker-credential-{helper}`, which `{path}` names")]
     Helper {
         /// The file of credentials.
         path: PathBuf,
         /// The program's name.
         helper: String,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// A token is no password.
+    #[error("the registry wants a user and a password, and there is only a token for it")]
+    NoPassword,
+    /// It names a place that is none.
+    #[error("`{0}` is no URL of a server")]
+    Url(String),
+    /// It redirects to what is no place.
+    #[error("the registry redirects to `{0}`, which is no URL of a server")]
+    Location(String),
+    /// It redirects without end.
+    #[error("there are more than {0} redirects")]
+    Redirects(usize),
+    /// All servers may only be asked for what has a digest.
+    #[error("no server may be asked what a tag stands for: a server without the capability `resolve` can't say")]
+    NoServer,
+    /// What says where a registry's images are is not right.
+    #[error("`{path}`: {problem}")]
+    Hosts {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Credentials that are not understood.
     #[error("the credentials in `{path}` are no user and password")]

@@ -18,6 +18,8 @@ pub use docker::DockerArchive;
 pub use error::{OciError, RegistryError};
 pub use layout::OciLayout;
 #[cfg(feature = "registry")]
-pub use registry::{AuthFile, Credentials, ParseReferenceError, RegistryOptions, RegistryReference};
+pub use registry::{
+    AuthFile, CredentialSource, Credentials, ParseReferenceError, RegistryOptions, RegistryReference, Retries, Retry,
+};
 pub use source::{ImageSource, SourceImage, SourceLayer};
 pub use spec::{ImageConfig, ParsePlatformError, Platform};

@@ -198,6 +198,15 @@ pub struct Request {
     pub target: String,
     /// The header of this name.
     pub authorization: Option<String>,
+    /// All headers, their names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// The header `name`, in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
 }
 
 /// What it answers.
@@ -209,6 +218,10 @@ pub enum Answer {
     Endless(&'static str),
     /// The first bytes of content that should have more, and nothing after that.
     Stalled(Vec<u8>, u64),
+    /// The first bytes of content that should have more, and the connection's end.
+    Cut(Vec<u8>, u64),
+    /// These bytes instead of an answer, and the connection's end.
+    Broken(Vec<u8>),
     /// Nothing at all.
     Silent,
 }
@@ -243,6 +256,11 @@ impl Answer {
                 stream.write_all(&content)?;
                 until_the_other_side_ends(stream)
             }
+            Self::Cut(content, bytes) => {
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n")?;
+                stream.write_all(&content)
+            }
+            Self::Broken(bytes) => stream.write_all(&bytes),
             Self::Silent => until_the_other_side_ends(stream),
         }
     }
@@ -278,7 +296,8 @@ impl FakeRegistry {
     pub fn of(layout: &Path, wrong: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> Self {
         let blobs = layout.join("blobs/sha256");
         Self::start(move |request| {
-            let name = request.target.rsplit("sha256:").next().unwrap_or_default();
+            let path = request.target.split('?').next().unwrap_or_default();
+            let name = path.rsplit("sha256:").next().unwrap_or_default();
             let found = || match std::fs::read(blobs.join(name)) {
                 Ok(data) if request.target.contains("/manifests/") => {
                     let document: Value = serde_json::from_slice(&data).unwrap();
@@ -319,12 +338,10 @@ fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
 fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines().map_while(|line| line.ok());
     let target = lines.next()?.split(' ').nth(1)?.to_owned();
-    let mut authorization = None;
-    for line in lines.take_while(|line| !line.is_empty()) {
-        match line.split_once(": ") {
-            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => authorization = Some(value.to_owned()),
-            _ => {}
-        }
-    }
-    Some(Request { target, authorization })
+    let head = lines.take_while(|line| !line.is_empty());
+    let header =
+        |line: String| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers: Vec<_> = head.filter_map(header).collect();
+    let authorization = headers.iter().find(|(name, _)| name == "authorization").map(|(_, value)| value.clone());
+    Some(Request { target, authorization, headers })
 }

@@ -2,36 +2,89 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs};
+use std::sync::Arc;
+use std::{fmt, fs, io};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::reference::RegistryReference;
+use super::helper;
 use crate::oci::error::{OciError, RegistryError};
 use crate::oci::spec::parse;
 
-/// A user and a password.
+/// The registry of names without one, and what credential helpers know it by.
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
+
+/// What shows a registry who asks.
 #[derive(Clone, Eq, PartialEq)]
-pub struct Credentials {
-    /// The user.
-    pub user: String,
-    /// The password.
-    pub password: String,
+pub enum Credentials {
+    /// A user and a password.
+    Password {
+        /// The user.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// What a registry gave for a password, to get its own tokens with.
+    IdentityToken(String),
 }
 
 impl fmt::Debug for Credentials {
-    /// Without the password, so that no log has it.
+    /// Without secrets, so that no log has them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+        match self {
+            Self::Password { user, .. } => f.debug_struct("Password").field("user", user).finish_non_exhaustive(),
+            Self::IdentityToken(_) => f.debug_struct("IdentityToken").finish_non_exhaustive(),
+        }
     }
 }
 
 impl Credentials {
-    /// What HTTP's basic authentication sends.
-    pub(super) fn basic(&self) -> String {
-        format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", self.user, self.password)))
+    /// What HTTP's basic authentication sends; there is none with a token.
+    pub(super) fn basic(&self) -> Option<String> {
+        match self {
+            Self::Password { user, password } => {
+                Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+            }
+            Self::IdentityToken(_) => None,
+        }
+    }
+}
+
+/// Where credentials come from.
+#[derive(Clone, Debug, Default)]
+pub enum CredentialSource {
+    /// Nowhere: nobody in particular asks.
+    #[default]
+    Nobody,
+    /// These, for the registry and not for its mirrors.
+    Fixed(Credentials),
+    /// The first of these files that knows a server; looked into when a server asks.
+    Files(Arc<[AuthFile]>),
+}
+
+impl CredentialSource {
+    /// What there is for `repository` at `server`, host and port; `is_mirror` where that only mirrors the registry meant.
+    pub(super) fn find(
+        &self,
+        server: &str,
+        repository: &str,
+        is_mirror: bool,
+    ) -> Result<Option<Credentials>, RegistryError> {
+        match self {
+            Self::Nobody => Ok(None),
+            Self::Fixed(credentials) => Ok((!is_mirror).then(|| credentials.clone())),
+            Self::Files(files) => {
+                for file in &**files {
+                    if let Some(credentials) = file.credentials(server, repository)? {
+                        return Ok(Some(credentials));
+                    }
+                }
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -79,43 +132,58 @@ impl AuthFile {
         Ok(Self { path, content })
     }
 
-    /// What it has for the registry of `reference`; of several entries the one that names most of it.
-    ///
-    /// # Errors
-    /// What it has is no user and password: a program is to be asked for them (a credential helper), or it is a token of
-    /// another kind, or damaged.
-    pub fn credentials(&self, reference: &RegistryReference) -> Result<Option<Credentials>, OciError> {
-        let names = names(reference);
-        let error = |source| OciError::Registry { url: reference.registry().to_owned(), source };
-        let helper = |helper: &str| {
-            let (path, helper) = (self.path.clone(), helper.to_owned());
-            error(RegistryError::Helper { path, helper })
-        };
-        let by_name = |name: &String| self.content.auths.iter().find(|(key, _)| normalized(key) == name);
-        let entry = names.iter().find_map(by_name).map(|(_, entry)| entry);
-        if let Some(entry) = entry {
-            let damaged = || error(RegistryError::Credentials { path: self.path.clone() });
-            match entry {
-                Entry { identity_token: Some(token), .. } if !token.is_empty() => return Err(damaged()),
-                Entry { auth: Some(auth), .. } if !auth.is_empty() => {
-                    return decode(auth).map(Some).ok_or_else(damaged);
-                }
-                Entry { username: Some(user), password: Some(password), .. } => {
-                    return Ok(Some(Credentials { user: user.clone(), password: password.clone() }));
-                }
-                _ => {}
+    /// What it has for `repository` of `registry`; of several entries the one that names most of it. A credential helper is
+    /// asked where the file says so.
+    fn credentials(&self, registry: &str, repository: &str) -> Result<Option<Credentials>, RegistryError> {
+        self.credentials_by(registry, repository, |program, server| helper::ask(program, server, None))
+    }
+
+    /// The same; `ask` asks a program for a server's credentials.
+    fn credentials_by(
+        &self,
+        registry: &str,
+        repository: &str,
+        ask: impl Fn(&str, &str) -> io::Result<Option<Credentials>>,
+    ) -> Result<Option<Credentials>, RegistryError> {
+        let names = names(registry, repository);
+        let server = if registry == DOCKER_HUB { DOCKER_HUB_SERVER } else { registry };
+        let ask = |name: &str| {
+            let error = |source| RegistryError::Helper { path: self.path.clone(), helper: name.to_owned(), source };
+            // A name is not a path.
+            if name.is_empty() || name.contains('/') {
+                return Err(error(io::ErrorKind::InvalidFilename.into()));
             }
-        }
+            ask(&format!("docker-credential-{name}"), server).map_err(error)
+        };
         let content = &self.content;
-        if let Some((_, program)) =
-            content.cred_helpers.iter().find(|(key, _)| names.iter().any(|n| n == normalized(key)))
-        {
-            return Err(helper(program));
+        let mut helpers = content.cred_helpers.iter();
+        if let Some((_, program)) = helpers.find(|(key, _)| names.iter().any(|name| name == normalized(key))) {
+            return ask(program);
         }
-        // `docker login` leaves an empty entry where it gave the password to a program.
-        match (&content.creds_store, entry) {
-            (Some(program), Some(_)) => Err(helper(program)),
-            _ => Ok(None),
+        let by_name = |name: &String| content.auths.iter().find(|(key, _)| normalized(key) == name);
+        let entry = names.iter().find_map(by_name).map(|(_, entry)| entry);
+        match entry {
+            Some(Entry { identity_token: Some(token), .. }) if !token.is_empty() => {
+                return Ok(Some(Credentials::IdentityToken(token.clone())));
+            }
+            Some(Entry { auth: Some(auth), .. }) if !auth.is_empty() => {
+                let damaged = || RegistryError::Credentials { path: self.path.clone() };
+                return decode(auth).map(Some).ok_or_else(damaged);
+            }
+            Some(Entry { username: Some(user), password: Some(password), .. }) => {
+                return Ok(Some(Credentials::Password { user: user.clone(), password: password.clone() }));
+            }
+            _ => {}
+        }
+        match (content.creds_store.as_deref().filter(|program| !program.is_empty()).map(ask), entry) {
+            (None, _) => Ok(None),
+            // `docker login` leaves an empty entry where it gave the password to a program.
+            (Some(answer), Some(_)) => answer,
+            // Without one, nobody has logged in: a program that fails is no reason not to ask as nobody.
+            (Some(answer), None) => Ok(answer.unwrap_or_else(|error| {
+                tracing::warn!(%error, "asking without credentials");
+                None
+            })),
         }
     }
 
@@ -130,12 +198,12 @@ fn decode(auth: &str) -> Option<Credentials> {
     let text = String::from_utf8(BASE64_STANDARD.decode(auth.trim()).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     // Some writers end it with zeros.
-    Some(Credentials { user: user.to_owned(), password: password.trim_end_matches('\0').to_owned() })
+    Some(Credentials::Password { user: user.to_owned(), password: password.trim_end_matches('\0').to_owned() })
 }
 
-/// What entries for `reference` may be called: its repository, what that is in, and its registry last.
-fn names(reference: &RegistryReference) -> Vec<String> {
-    let mut name = format!("{}/{}", reference.registry(), reference.repository());
+/// What entries for a repository may be called: itself, what it is in, and its registry last.
+fn names(registry: &str, repository: &str) -> Vec<String> {
+    let mut name = format!("{registry}/{repository}");
     let mut names = vec![name.clone()];
     while let Some(end) = name.rfind('/') {
         name.truncate(end);
@@ -149,7 +217,7 @@ fn normalized(key: &str) -> &str {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
     let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
-    if ["index.docker.io", "registry-1.docker.io"].contains(&key) { "docker.io" } else { key }
+    if ["index.docker.io", "registry-1.docker.io"].contains(&key) { DOCKER_HUB } else { key }
 }
 
 #[cfg(test)]
@@ -157,14 +225,26 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::oci::registry::RegistryReference;
 
+    /// What a file has, where helpers answer with what they were asked, but for one that fails.
     fn lookup(content: &Value, reference: &str) -> Result<Option<String>, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         fs::write(&path, content.to_string()).unwrap();
-        let found = AuthFile::read(&path).and_then(|file| file.credentials(&reference.parse().unwrap()));
-        let found = found.map_err(|error| format!("{error}: {}", std::error::Error::source(&error).unwrap()))?;
-        Ok(found.map(|credentials| format!("{} {}", credentials.user, credentials.password)))
+        let reference: RegistryReference = reference.parse().unwrap();
+        let ask = |program: &str, server: &str| match program {
+            "docker-credential-missing" => Err(io::ErrorKind::NotFound.into()),
+            "docker-credential-empty" => Ok(None),
+            _ => Ok(Some(Credentials::Password { user: program.to_owned(), password: server.to_owned() })),
+        };
+        let file = AuthFile::read(&path).map_err(|error| error.to_string())?;
+        let found = file.credentials_by(reference.registry(), reference.repository(), ask);
+        let found = found.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
+        Ok(found.map(|credentials| match credentials {
+            Credentials::Password { user, password } => format!("{user} {password}"),
+            Credentials::IdentityToken(token) => format!("token {token}"),
+        }))
     }
 
     fn auth(text: &str) -> Value {
@@ -192,22 +272,67 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_password_is_refused_and_said() {
-        let helpers = json!({"credHelpers": {"r.io": "cloud"}, "credsStore": "desktop", "auths": {"s.io": {}}});
-        assert!(lookup(&helpers, "r.io/a").unwrap_err().contains("`docker-credential-cloud`"));
-        assert!(lookup(&helpers, "s.io/a").unwrap_err().contains("`docker-credential-desktop`"));
-        // Nobody logged in there.
-        assert_eq!(lookup(&helpers, "t.io/a").unwrap(), None);
-        for entry in [json!({"auth": "?"}), auth("nocolon"), json!({"auth": "", "identitytoken": "x"})] {
+    fn programs_are_asked_where_the_file_says_so() {
+        let content = json!({
+            "credHelpers": {"r.io": "cloud", "docker.io": "hub", "e.io": "empty", "evil.io": "../x"},
+            "credsStore": "desktop",
+            "auths": {"r.io": auth("not:this"), "s.io": {}, "t.io": auth("u:p")},
+        });
+        for (reference, expected) in [
+            ("r.io/a", Some("docker-credential-cloud r.io")),
+            ("busybox", Some("docker-credential-hub https://index.docker.io/v1/")),
+            ("e.io/a", None),
+            ("s.io/a", Some("docker-credential-desktop s.io")),
+            ("t.io/a", Some("u p")),
+            ("other.io/a", Some("docker-credential-desktop other.io")),
+        ] {
+            assert_eq!(lookup(&content, reference).unwrap().as_deref(), expected, "{reference}");
+        }
+        let message = lookup(&content, "evil.io/a").unwrap_err();
+        assert!(message.contains("docker-credential-../x") && message.contains("config.json"), "{message}");
+    }
+
+    #[test]
+    fn a_program_that_fails_is_named_where_somebody_logged_in() {
+        let content = json!({"credHelpers": {"r.io": "missing"}, "credsStore": "missing", "auths": {"s.io": {}}});
+        for reference in ["r.io/a", "s.io/a"] {
+            let message = lookup(&content, reference).unwrap_err();
+            assert!(message.contains("`docker-credential-missing`") && message.contains("config.json"), "{message}");
+        }
+        assert_eq!(lookup(&content, "t.io/a"), Ok(None));
+    }
+
+    #[test]
+    fn identity_tokens_are_kept_apart_from_passwords() {
+        let entry = json!({"auth": auth("u:p")["auth"], "identitytoken": "x"});
+        assert_eq!(lookup(&json!({"auths": {"r.io": entry}}), "r.io/a").unwrap().as_deref(), Some("token x"));
+        for entry in [json!({"auth": "?"}), auth("nocolon")] {
             let message = lookup(&json!({"auths": {"r.io": entry}}), "r.io/a").unwrap_err();
-            assert!(message.contains("r.io") && message.contains("config.json"), "{message}");
+            assert!(message.contains("config.json"), "{message}");
         }
     }
 
     #[test]
+    fn a_mirror_is_not_shown_the_registrys_password() {
+        let fixed = CredentialSource::Fixed(Credentials::IdentityToken("x".to_owned()));
+        assert!(fixed.find("r.io", "a", false).unwrap().is_some());
+        assert_eq!(fixed.find("m.io", "a", true).unwrap(), None);
+        let content = json!({"auths": {"m.io": auth("m:p"), "r.io": auth("r:p")}});
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        fs::write(&path, content.to_string()).unwrap();
+        let files = CredentialSource::Files([AuthFile::read(&path).unwrap()].into());
+        let found = files.find("m.io", "a", true).unwrap();
+        assert_eq!(found, Some(Credentials::Password { user: "m".to_owned(), password: "p".to_owned() }));
+        assert_eq!(files.find("x.io", "a", true).unwrap(), None);
+    }
+
+    #[test]
     fn passwords_are_in_no_log() {
-        let credentials = Credentials { user: "u".to_owned(), password: "secret".to_owned() };
-        assert!(!format!("{credentials:?}").contains("secret"));
-        assert_eq!(credentials.basic(), "Basic dTpzZWNyZXQ=");
+        let password = Credentials::Password { user: "u".to_owned(), password: "secret".to_owned() };
+        let token = Credentials::IdentityToken("secret".to_owned());
+        assert!(!format!("{password:?}{token:?}").contains("secret"));
+        assert_eq!(password.basic().as_deref(), Some("Basic dTpzZWNyZXQ="));
+        assert_eq!(token.basic(), None);
     }
 }

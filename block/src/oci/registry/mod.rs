@@ -1,13 +1,20 @@
 //! Images in registries. Nothing that a registry says is believed before its digest was compared; what it may send is bounded
 //! by the descriptors, and documents by a limit.
 
+mod address;
+mod auth;
+mod blob;
 mod client;
 mod credentials;
+mod helper;
+mod hosts;
 mod reference;
+mod retry;
+mod server;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +22,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use ureq::http::header;
 
+use self::blob::BlobReader;
 use self::client::Client;
 use self::reference::Version;
 use super::blob::BlobError;
@@ -27,23 +35,35 @@ use super::spec::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIF
 use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 
-pub use credentials::{AuthFile, Credentials};
+pub use credentials::{AuthFile, CredentialSource, Credentials};
 pub use reference::{ParseReferenceError, RegistryReference};
+pub use retry::{Retries, Retry};
 
 /// How to speak to a registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
     /// HTTP instead of HTTPS; always so with a registry on this host.
     pub plain_http: bool,
-    /// Who to be there; nobody in particular where it is left out.
-    pub credentials: Option<Credentials>,
+    /// Who to be there.
+    pub credentials: CredentialSource,
+    /// Folders with a folder for each registry, which says where else its images are and who vouches for it: containerd's
+    /// `hosts.toml`, or certificates as Docker names them. The first that knows a registry counts.
+    pub hosts_folders: Vec<PathBuf>,
     /// Longest time that the registry may let pass without sending or taking anything.
     pub patience: Duration,
+    /// How often to try what fails for a reason that may pass.
+    pub retries: Retries,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
-        Self { plain_http: false, credentials: None, patience: Duration::from_secs(60) }
+        Self {
+            plain_http: false,
+            credentials: CredentialSource::Nobody,
+            hosts_folders: Vec::new(),
+            patience: Duration::from_secs(60),
+            retries: Retries::default(),
+        }
     }
 }
 
@@ -78,7 +98,7 @@ impl RegistryImage {
         options: &RegistryOptions,
         cancel: &Cancel,
     ) -> Result<Self, OciError> {
-        let client = Client::new(reference, options, cancel);
+        let client = Client::new(reference, options, cancel)?;
         let (path, pinned) = match reference.version() {
             Version::Tag(tag) => (format!("manifests/{tag}"), None),
             Version::Digest(digest) => (format!("manifests/{digest}"), Some(*digest)),
@@ -126,7 +146,7 @@ impl Repository {
     }
 
     /// Reads a document, which is not checked.
-    pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
+    pub fn document(self: &Arc<Self>, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
         let (top, data) = &self.top;
         if top.digest == descriptor.digest {
             return Ok(data.clone());
@@ -146,12 +166,8 @@ impl Repository {
     }
 
     /// Begins to read a blob; the content is not checked, but it has `bytes` bytes.
-    pub fn open(&self, digest: &LayerDigest, bytes: u64) -> Result<Box<dyn Read + Send>, OciError> {
-        let response = self.client.get(&format!("blobs/{digest}"), "*/*")?;
-        match response.body().content_length() {
-            Some(actual) if actual != bytes => Err(OciError::Size { path: self.path(digest), expected: bytes, actual }),
-            _ => Ok(Box::new(Exactly { inner: response.into_body().into_reader(), left: bytes })),
-        }
+    pub fn open(self: &Arc<Self>, digest: &LayerDigest, bytes: u64) -> Result<Box<dyn Read + Send>, OciError> {
+        Ok(Box::new(BlobReader::open(self, digest, bytes)?))
     }
 }
 
@@ -165,7 +181,8 @@ struct Fetched {
 /// Reads an index or a manifest of at most `limit` bytes.
 fn fetch_manifest(client: &Client, path: &Path, name: &str, limit: u64) -> Result<Fetched, OciError> {
     let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
-    let response = client.get(name, &accept)?;
+    let is_tag = !name.contains("sha256:");
+    let response = client.get(name, &accept, 0, is_tag)?;
     let too_large = |actual| OciError::TooLarge { path: path.to_owned(), actual, limit };
     if let Some(bytes) = response.body().content_length().filter(|bytes| *bytes > limit) {
         return Err(too_large(bytes));
@@ -180,35 +197,6 @@ fn fetch_manifest(client: &Client, path: &Path, name: &str, limit: u64) -> Resul
     match data.len() as u64 {
         actual if actual > limit => Err(too_large(actual)),
         _ => Ok(Fetched { data, media_type, digest }),
-    }
-}
-
-/// A stream of a length that is known, whatever the other side says.
-struct Exactly<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Exactly<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
-            return match self.inner.read(&mut [0])? {
-                0 => Ok(0),
-                _ => Err(io::Error::other("it goes on beyond the size that its descriptor says")),
-            };
-        }
-        let most = usize::try_from(self.left).map_or(into.len(), |left| left.min(into.len()));
-        let count = match self.inner.read(&mut into[..most]) {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
-            Ok(count) if count > 0 || most == 0 => count,
-            // Whether the connection says how much was to come or not.
-            Ok(_) | Err(_) => {
-                let message = format!("it ends {} bytes before the size that its descriptor says", self.left);
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
-        };
-        self.left -= count as u64;
-        Ok(count)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::address::is_loopback;
 use crate::digest::LayerDigest;
 
 /// Where images are that name no registry.
@@ -66,8 +67,7 @@ impl RegistryReference {
             Some((host, port)) if !port.ends_with(']') => host,
             _ => &self.registry,
         };
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        is_loopback(host)
     }
 
     fn parse(text: &str) -> Result<Self, &'static str> {

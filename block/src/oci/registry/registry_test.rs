@@ -27,6 +27,11 @@ fn layout() -> (LayoutBuilder, Value) {
     (builder, manifest)
 }
 
+/// `u` and `p`.
+fn password() -> CredentialSource {
+    CredentialSource::Fixed(Credentials::Password { user: "u".to_owned(), password: "p".to_owned() })
+}
+
 fn amd64() -> Platform {
     "linux/amd64".parse().unwrap()
 }
@@ -49,7 +54,9 @@ impl Place {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let (options, cancel) = (RegistryOptions::default(), Cancel::default());
+        // Patience with a test's registry is not worth waiting for.
+        let retries = Retries { tries: 3, backoff: Duration::from_millis(1), ..Retries::default() };
+        let (options, cancel) = (RegistryOptions { retries, ..RegistryOptions::default() }, Cancel::default());
         Self { directory, store, options, platform: amd64(), cancel, reports: Mutex::new(Vec::new()) }
     }
 
@@ -162,8 +169,10 @@ fn a_registry_with_a_password_is_told_it() {
     let mut place = Place::new();
     let message = place.refused(&reference);
     assert!(message.contains("wants a user and a password"), "{message}");
-    let credentials =
-        |password: &str| Some(Credentials { user: RegistryServer::USER.0.to_owned(), password: password.to_owned() });
+    let credentials = |password: &str| {
+        let (user, password) = (RegistryServer::USER.0.to_owned(), password.to_owned());
+        CredentialSource::Fixed(Credentials::Password { user, password })
+    };
     place.options.credentials = credentials("wrong");
     let message = place.refused(&reference);
     assert!(message.contains("status 401") && !message.contains("wrong"), "{message}");
@@ -196,7 +205,7 @@ fn tokens_are_fetched_as_often_as_it_takes() {
     });
     let port = registry.address().split_once(':').unwrap().1.to_owned();
     let mut place = Place::new();
-    place.options.credentials = Some(Credentials { user: "u".to_owned(), password: "p".to_owned() });
+    place.options.credentials = password();
     let options = ImportOptions { threads: std::num::NonZero::<usize>::MIN, ..ImportOptions::default() };
     let reference = format!("{}/port{port}/image@{digest}", registry.address());
     let source = ImageSource::registry(&reference.parse().unwrap(), &place.options, &place.cancel).unwrap();
@@ -232,7 +241,7 @@ fn a_redirect_is_followed_without_the_token() {
         request.target.contains("/blobs/").then(|| Answer::Content(307, vec![("Location", location)], Vec::new()))
     });
     let mut place = Place::new();
-    place.options.credentials = Some(Credentials { user: "u".to_owned(), password: "p".to_owned() });
+    place.options.credentials = password();
     place.import(&format!("{}/a@{digest}", registry.address())).unwrap();
     let requests = storage.requests();
     assert_eq!(requests.len(), LAYERS + 1);
@@ -385,7 +394,8 @@ fn silence_is_not_waited_for_forever() {
 #[test]
 fn other_hosts_are_spoken_to_in_private_unless_that_is_said() {
     let place = Place::new();
-    let client = |options: &RegistryOptions, text: &str| Client::new(&text.parse().unwrap(), options, &place.cancel);
+    let client =
+        |options: &RegistryOptions, text: &str| Client::new(&text.parse().unwrap(), options, &place.cancel).unwrap();
     assert_eq!(client(&place.options, "r.io:5000/a").url("x"), "https://r.io:5000/v2/a/x");
     assert_eq!(client(&place.options, "a").url("x"), "https://registry-1.docker.io/v2/library/a/x");
     let plain = RegistryOptions { plain_http: true, ..RegistryOptions::default() };
@@ -395,3 +405,6 @@ fn other_hosts_are_spoken_to_in_private_unless_that_is_said() {
     let message = place.refused("localhost:1/a");
     assert!(message.contains("`http://localhost:1/v2/a/manifests/latest`") && message.contains("refused"), "{message}");
 }
+
+#[path = "patience_test.rs"]
+mod patience;
