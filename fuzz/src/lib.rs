@@ -48,3 +48,68 @@ impl<'a> Input<'a> {
         number
     }
 }
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+
+/// A file in memory, for code that reads or writes one: emptied and filled anew for each input.
+pub struct Scratch(File);
+
+impl Scratch {
+    /// An empty one.
+    ///
+    /// # Panics
+    /// There is no memory for it.
+    pub fn new() -> Self {
+        Self(tempfile::tempfile_in("/dev/shm").expect("a file in memory"))
+    }
+
+    /// The file, with `content` and nothing else in it.
+    ///
+    /// # Panics
+    /// There is no memory for it.
+    pub fn holding(&mut self, content: &[u8]) -> &File {
+        use std::io::Seek as _;
+        self.0.set_len(0).and_then(|()| self.0.rewind()).expect("an empty file");
+        self.0.write_all(content).expect("room in memory");
+        &self.0
+    }
+
+    /// A name of it, for as long as it lives.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Bytes of a tar archive's blocks.
+const TAR_BLOCK: usize = 512;
+
+/// Makes the checksum of each block right that looks like a tar header: it keeps accidents out, not authors.
+pub fn sign_tar_headers(archive: &mut [u8]) {
+    for block in archive.as_chunks_mut::<TAR_BLOCK>().0 {
+        if block[257..262] == *b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+/// Makes the checksum of an EROFS superblock right: CRC-32C of the first block behind its first KiB, without the checksum
+/// itself (`erofs_superblock_csum_verify()` in Linux).
+pub fn sign_erofs(image: &mut [u8]) {
+    let Some(superblock) = image.get_mut(1024..4096) else { return };
+    superblock[4..8].fill(0);
+    let sum = superblock.iter().fold(!0_u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 })
+    });
+    superblock[4..8].copy_from_slice(&sum.to_le_bytes());
+}

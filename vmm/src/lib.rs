@@ -23,6 +23,8 @@ mod resident;
 mod virtio_bus;
 mod vm;
 
+#[cfg(feature = "testing")]
+pub use agent::exercise::exercise as exercise_agent_client;
 pub use agent::{
     AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, Output,
     PartitionUse, StartFailure,

@@ -1,49 +1,133 @@
-//! `cargo xtask fuzz`: builds and runs every cargo-fuzz target.
+//! `cargo xtask fuzz`: builds and runs cargo-fuzz targets, and keeps what they found.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 
 use crate::error::{Error, Result};
 use crate::{progress, run, workspace};
 
-/// The names of all targets. Builds them, and installs cargo-fuzz where it is missing.
-pub fn build() -> Result<Vec<String>> {
+/// How many targets run side by side.
+const SIDE_BY_SIDE: usize = 2;
+/// Most memory of a target, in MiB.
+const MEMORY: u32 = 2048;
+/// Seconds after which one input takes too long.
+const INPUT_SECONDS: u32 = 60;
+/// What libFuzzer calls the number of inputs that it has tried.
+const EXECUTIONS: &str = "stat::number_of_executed_units:";
+
+/// The names of all targets. Installs cargo-fuzz where it is missing.
+pub fn names() -> Result<Vec<String>> {
     if run::capture(workspace::cargo().args(["fuzz", "--version"])).is_err() {
         progress::step("install cargo-fuzz", |step| {
             run::quiet(step, workspace::cargo().args(["install", "--locked", "cargo-fuzz"]))
         })?;
     }
     let targets = run::capture(&mut cargo_fuzz("list"))?;
-    progress::step("build the fuzz targets", |step| run::quiet(step, &mut cargo_fuzz("build")))?;
     Ok(targets.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
 }
 
-/// Runs one target for some time, starting from its saved corpus. What it finds goes below the target directory, so that
-/// a run doesn't change the checkout.
-pub fn run_target(target: &str, seconds: u64) -> Result<()> {
-    let found = workspace::target_directory().join("fuzz-corpus").join(target);
-    std::fs::create_dir_all(&found).map_err(Error::at(&found))?;
-    let saved = workspace::root().join("fuzz/corpus").join(target);
+/// Builds all targets; returns their names.
+pub fn build() -> Result<Vec<String>> {
+    let targets = names()?;
+    progress::step("build the fuzz targets", |step| run::quiet(step, &mut cargo_fuzz("build")))?;
+    Ok(targets)
+}
+
+/// Runs one target for some time, starting from its saved corpus; returns how many inputs it tried. What it finds goes below
+/// the target directory, so that a run doesn't change the checkout.
+pub fn run_target(target: &str, seconds: u64) -> Result<u64> {
+    let mut executions = 0;
     progress::step(&format!("fuzz {target}"), |step| {
         let mut command = cargo_fuzz("run");
-        command.arg(target).arg(found);
-        if saved.exists() {
-            command.arg(saved);
+        command.arg(target).args(corpora(target)?).arg("--").arg(format!("-max_total_time={seconds}"));
+        command.args([format!("-rss_limit_mb={MEMORY}"), format!("-timeout={INPUT_SECONDS}")]);
+        command.arg("-print_final_stats=1");
+        let mut output = String::new();
+        let status = run::lines(&mut command, |line| {
+            step.line(line);
+            output.push_str(line);
+            output.push('\n');
+            if let Some(count) = line.strip_prefix(EXECUTIONS).and_then(|count| count.trim().parse().ok()) {
+                executions = count;
+            }
+        })?;
+        if status.success() { Ok(()) } else { Err(Error::other(format!("{output}\nfuzz {target}: {status}"))) }
+    })?;
+    Ok(executions)
+}
+
+/// Calls `run` with each of `targets`, some side by side, to the end even where one fails.
+pub fn each(targets: &[String], run: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
+    let (next, failed) = (Mutex::new(targets.iter()), Mutex::new(Vec::new()));
+    let take = || next.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                while let Some(target) = take() {
+                    if let Err(error) = run(target) {
+                        eprintln!("{error}");
+                        failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target.as_str());
+                    }
+                }
+            });
         }
-        command.args(["--", &format!("-max_total_time={seconds}"), "-rss_limit_mb=2048", "-print_final_stats=1"]);
-        run::quiet(step, &mut command)
+    });
+    let failed = failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if failed.is_empty() { Ok(()) } else { Err(Error::other(format!("failed: {}", failed.join(", ")))) }
+}
+
+/// Runs the targets whose names contain `only`; with `keep` what they know then becomes their saved corpora.
+pub fn run_all(seconds: u64, only: &str, keep: bool) -> Result<()> {
+    let targets: Vec<String> = build()?.into_iter().filter(|target| target.contains(only)).collect();
+    if targets.is_empty() {
+        return Err(Error::other(format!("no fuzz target's name contains `{only}`")));
+    }
+    each(&targets, |target| {
+        if seconds > 0 {
+            let executions = run_target(target, seconds)?;
+            eprintln!("fuzz {target}: {executions} inputs in {seconds} s");
+        }
+        if keep { minimise(target) } else { Ok(()) }
     })
 }
 
-/// Runs all targets, one after the other, to the end even where one fails.
-pub fn run_all(seconds: u64) -> Result<()> {
-    let mut failed = Vec::new();
-    for target in build()? {
-        if let Err(error) = run_target(&target, seconds) {
-            eprintln!("{error}");
-            failed.push(target);
-        }
+/// Replaces a target's saved corpus by the fewest inputs that reach all that was ever reached.
+fn minimise(target: &str) -> Result<()> {
+    let fewest = workspace::target_directory().join("fuzz-minimised").join(target);
+    if fewest.exists() {
+        fs::remove_dir_all(&fewest).map_err(Error::at(&fewest))?;
     }
-    if failed.is_empty() { Ok(()) } else { Err(Error::other(format!("failed: {}", failed.join(", ")))) }
+    fs::create_dir_all(&fewest).map_err(Error::at(&fewest))?;
+    progress::step(&format!("minimise the corpus of {target}"), |step| {
+        let mut command = cargo_fuzz("run");
+        command.arg(target).arg(&fewest).args(corpora(target)?).args(["--", "-merge=1"]);
+        run::quiet(step, &mut command)
+    })?;
+    let saved = saved(target);
+    if saved.exists() {
+        fs::remove_dir_all(&saved).map_err(Error::at(&saved))?;
+    }
+    fs::create_dir_all(&saved).map_err(Error::at(&saved))?;
+    for entry in fs::read_dir(&fewest).map_err(Error::at(&fewest))? {
+        let from = entry.map_err(Error::at(&fewest))?.path();
+        let to = saved.join(from.file_name().unwrap_or_default());
+        fs::copy(&from, &to).map_err(Error::at(&to))?;
+    }
+    Ok(())
+}
+
+/// The folder for what a target finds, which is made, and that of its saved corpus, if there is one.
+fn corpora(target: &str) -> Result<Vec<PathBuf>> {
+    let found = workspace::target_directory().join("fuzz-corpus").join(target);
+    fs::create_dir_all(&found).map_err(Error::at(&found))?;
+    Ok([found, saved(target)].into_iter().filter(|folder| Path::exists(folder)).collect())
+}
+
+fn saved(target: &str) -> PathBuf {
+    workspace::root().join("fuzz/corpus").join(target)
 }
 
 /// Sanitizers are an unstable feature of the compiler; this lets the stable one have it.

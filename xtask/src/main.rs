@@ -58,19 +58,21 @@ enum Command {
         only: Option<String>,
     },
     /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
-    Stress {
-        /// How long partitions, instances and disks come and go by chance, with each kernel.
-        #[arg(long, default_value_t = 5)]
-        minutes: u32,
-    },
+    Stress(stress::Options),
     /// Compare with other monitors, both sides in one run.
     #[command(subcommand)]
     Bench(bench::Benchmark),
-    /// Run the fuzz targets.
+    /// Run the fuzz targets, two at a time.
     Fuzz {
-        /// Time for each target.
+        /// Time for each target; none where its corpus is only to be kept.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Run nothing but the targets whose names contain this.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+        only: String,
+        /// Keep what they know then, minimised, as their corpora in `fuzz/corpus`.
+        #[arg(long)]
+        keep: bool,
     },
 }
 
@@ -97,9 +99,9 @@ fn execute(options: &Options) -> Result<i32> {
         }
         Command::Test { only: None } => test::run(install)?,
         Command::Test { only: Some(name) } => test::run_with_kvm(name, install)?,
-        Command::Stress { minutes } => stress::run(*minutes, install)?,
+        Command::Stress(options) => stress::run(options, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
-        Command::Fuzz { seconds } => fuzz::run_all(*seconds)?,
+        Command::Fuzz { seconds, only, keep } => fuzz::run_all(*seconds, only, *keep)?,
     }
     Ok(0)
 }

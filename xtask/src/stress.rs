@@ -1,13 +1,18 @@
-//! `cargo xtask stress`: what takes too long for every run.
+//! `cargo xtask stress`: what takes too long for every run. It goes on where an earlier run of the same commit was ended.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 
 use bellows_tests::lab::Host;
+use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::{kernel, packages, run, test};
+use crate::{fuzz, kernel, packages, run, test, workspace};
 
 /// Partitions of the guest in which tasks come and go.
 const PARTITIONS: &str = "8";
@@ -15,33 +20,114 @@ const PARTITIONS: &str = "8";
 const MEMORY: &str = "2560";
 /// Longest time for one boot of the debug kernel on an emulated processor, beside the time that is asked for.
 const LIMIT_SECONDS: u32 = 3600;
+/// A fuzz target's progress is kept after each of so many seconds.
+const SLICE_SECONDS: u64 = 300;
 
-/// Runs what lasts so many `minutes`, wherever chance rules, and all else once.
-pub fn run(minutes: u32, install: bool) -> Result<()> {
-    test::stress(minutes, install)?;
-    guest_kernel(minutes, install)
+/// What to run, and for how long.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// How long partitions, instances and disks come and go by chance, with each kernel, and how long each fuzz target runs.
+    #[arg(long, default_value_t = 5)]
+    minutes: u32,
+    /// Run nothing but the parts whose names contain this; may be given again.
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+    /// Run what an earlier run has done, too.
+    #[arg(long)]
+    again: bool,
+    /// Print the names of the parts.
+    #[arg(long)]
+    list: bool,
 }
 
-/// The guest kernel's tests with a debug build, in guests of QEMU: all of them; partitions that come and go by chance; what a
-/// thousand plugs leave behind; and a kernel that has to keep what is in free memory.
-fn guest_kernel(minutes: u32, install: bool) -> Result<()> {
+/// Boots of the guest kernel's tests, with a debug build of it: name, partitions, and what is appended to the command line.
+/// All tests; what a thousand plugs leave behind; and kernels that have to keep what is in free memory.
+const BOOTS: [(&str, &str, &str); 4] = [
+    ("kernel-tests", "2", ""),
+    ("kernel-cycles", "2", "cycles=1000"),
+    ("kernel-init-on-free", "2", "init_on_free=1"),
+    ("kernel-page-poison", "2", "page_poison=1"),
+];
+/// Imports that are killed.
+const IMPORTS: &str = "imports";
+/// VMs whose partitions, instances and disks come and go.
+const VMS: &str = "vms";
+/// Partitions of one guest that come and go, in the guest kernel's tests.
+const KERNEL_STRESS: &str = "kernel-stress";
+/// What names of fuzz targets follow.
+const FUZZ: &str = "fuzz-";
+
+/// Runs all parts that are wanted and not done yet, whatever fails on the way.
+pub fn run(options: &Options, install: bool) -> Result<()> {
+    let targets = fuzz::names()?;
+    let parts = [IMPORTS, VMS, KERNEL_STRESS].into_iter().chain(BOOTS.map(|(name, ..)| name)).map(str::to_owned);
+    let parts: Vec<String> = parts.chain(targets.iter().map(|target| format!("{FUZZ}{target}"))).collect();
+    let wanted = |part: &&String| options.only.is_empty() || options.only.iter().any(|only| part.contains(only));
+    let wanted: Vec<&String> = parts.iter().filter(wanted).collect();
+    if options.list || wanted.is_empty() {
+        println!("{}", parts.join("\n"));
+        return if options.list { Ok(()) } else { Err(Error::other("no part has such a name; these are all")) };
+    }
+    let record = Record::open(options)?;
+    let mut failed = Vec::new();
+    let mut fuzzed = Vec::new();
+    for part in wanted {
+        if let Some(target) = part.strip_prefix(FUZZ) {
+            fuzzed.push(target.to_owned());
+        } else if record.lock().done.contains(part) {
+            eprintln!("{part}: done by an earlier run");
+        } else if let Err(error) = self::part(part, options.minutes, install) {
+            eprintln!("{part}: {error}");
+            failed.push(part.clone());
+        } else {
+            record.update(|progress| _ = progress.done.insert(part.clone()))?;
+        }
+    }
+    if !fuzzed.is_empty() {
+        fuzz::build()?;
+        let result = fuzz::each(&fuzzed, |target| fuzz_in_slices(target, u64::from(options.minutes) * 60, &record));
+        failed.extend(result.err().map(|error| format!("fuzz targets: {error}")));
+        for (target, Fuzzed { seconds, executions }) in &record.lock().fuzzed {
+            println!("{FUZZ}{target}: {executions} inputs in {:.1} minutes", *seconds as f64 / 60.0);
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Error::other(format!("failed: {}", failed.join("; ")))) }
+}
+
+fn part(name: &str, minutes: u32, install: bool) -> Result<()> {
+    let seconds = minutes * 60;
+    match name {
+        IMPORTS => test::killed_imports(install),
+        VMS => test::stress(minutes, install),
+        KERNEL_STRESS => boot(PARTITIONS, &format!("stress={seconds}"), LIMIT_SECONDS + seconds, install),
+        name => BOOTS
+            .iter()
+            .filter(|(known, ..)| *known == name)
+            .try_for_each(|(_, partitions, append)| boot(partitions, append, LIMIT_SECONDS, install)),
+    }
+}
+
+/// Runs a target for what is left of `seconds`.
+fn fuzz_in_slices(target: &str, seconds: u64, record: &Record) -> Result<()> {
+    loop {
+        let done = record.lock().fuzzed.get(target).copied().unwrap_or_default();
+        let slice = seconds.saturating_sub(done.seconds).min(SLICE_SECONDS);
+        if slice == 0 {
+            return Ok(());
+        }
+        let executions = fuzz::run_target(target, slice)?;
+        record.update(|progress| {
+            let fuzzed = progress.fuzzed.entry(target.to_owned()).or_default();
+            fuzzed.seconds += slice;
+            fuzzed.executions += executions;
+        })?;
+    }
+}
+
+fn boot(partitions: &str, append: &str, limit: u32, install: bool) -> Result<()> {
     packages::ensure(&[packages::KERNEL, packages::KERNEL_TESTS], install)?;
     let kernel = kernel::debug(&Cache::open()?)?;
-    let seconds = minutes * 60;
-    for (partitions, append) in [
-        ("2", String::new()),
-        (PARTITIONS, format!("stress={seconds}")),
-        ("2", "cycles=1000".to_owned()),
-        ("2", "init_on_free=1".to_owned()),
-        ("2", "page_poison=1".to_owned()),
-    ] {
-        eprintln!("guest kernel's tests, {partitions} partitions {append}");
-        boot(&kernel, partitions, &append, LIMIT_SECONDS + seconds)?;
-    }
-    Ok(())
-}
-
-fn boot(kernel: &Path, partitions: &str, append: &str, limit: u32) -> Result<()> {
+    eprintln!("guest kernel's tests, {partitions} partitions {append}");
     let program = kernel::directory().join("tests/qemu.py");
     let mut command = Command::new("python3");
     command.arg(&program).arg("--kernel").arg(kernel).args(["--partitions", partitions, "--append", append]);
@@ -52,4 +138,83 @@ fn boot(kernel: &Path, partitions: &str, append: &str, limit: u32) -> Result<()>
     }
     let status = run::lines(&mut command, |line| eprintln!("{line}"))?;
     if status.success() { Ok(()) } else { Err(Error::other(format!("{} failed: {status}", program.display()))) }
+}
+
+/// What was done of a commit, kept below the target directory.
+struct Record {
+    path: PathBuf,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+struct Progress {
+    commit: String,
+    minutes: u32,
+    /// Parts that passed.
+    done: BTreeSet<String>,
+    fuzzed: BTreeMap<String, Fuzzed>,
+}
+
+/// How long a target ran without a finding, and how many inputs it tried.
+#[derive(Clone, Copy, Default, Deserialize, Serialize)]
+struct Fuzzed {
+    seconds: u64,
+    executions: u64,
+}
+
+impl Record {
+    /// The record of this commit and so many minutes, empty where there is none.
+    fn open(options: &Options) -> Result<Self> {
+        let commit = run::capture(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(workspace::root()))?;
+        let path = workspace::target_directory().join("stress.json");
+        let (commit, minutes) = (commit.trim().to_owned(), options.minutes);
+        Ok(Self { progress: Mutex::new(known(&path, commit, minutes, options.again)), path })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Changes it and keeps it.
+    fn update(&self, change: impl FnOnce(&mut Progress)) -> Result<()> {
+        let mut progress = self.lock();
+        change(&mut progress);
+        let text = serde_json::to_string_pretty(&*progress).map_err(|error| Error::other(error.to_string()))?;
+        let new = self.path.with_extension("new");
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)).map_err(Error::at(&self.path))
+    }
+}
+
+/// What `path` says of `commit` and so many `minutes`.
+fn known(path: &Path, commit: String, minutes: u32, again: bool) -> Progress {
+    let kept = fs::read(path).ok().and_then(|data| serde_json::from_slice(&data).ok());
+    let same = |progress: &Progress| !again && progress.commit == commit && progress.minutes == minutes;
+    kept.filter(same).unwrap_or(Progress { commit, minutes, ..Progress::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_known_for_the_same_commit_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stress.json");
+        let progress = known(&path, "a".into(), 5, false);
+        assert!(progress.done.is_empty());
+        let record = Record { path: path.clone(), progress: Mutex::new(progress) };
+        record.update(|progress| _ = progress.done.insert(IMPORTS.into())).unwrap();
+        let fuzzed = Fuzzed { seconds: 300, executions: 7 };
+        record.update(|progress| _ = progress.fuzzed.insert("vsock".into(), fuzzed)).unwrap();
+
+        let again = known(&path, "a".into(), 5, false);
+        assert!(again.done.contains(IMPORTS) && again.fuzzed["vsock"].executions == 7);
+        for other in
+            [known(&path, "b".into(), 5, false), known(&path, "a".into(), 6, false), known(&path, "a".into(), 5, true)]
+        {
+            assert!(other.done.is_empty() && other.fuzzed.is_empty());
+        }
+        fs::write(&path, "{").unwrap();
+        assert!(known(&path, "a".into(), 5, false).done.is_empty());
+    }
 }

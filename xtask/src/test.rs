@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use bellows_tests::bench::layers::Way;
 use bellows_tests::lab::{Host, LabBuilder};
@@ -100,16 +101,22 @@ pub fn run(install: bool) -> Result<()> {
         workspace::cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
     if workspace::root().join("fuzz").exists() {
-        for target in tally.add(fuzz::build()).unwrap_or_default() {
-            tally.add(fuzz::run_target(&target, FUZZ_SECONDS));
-        }
+        let targets = tally.add(fuzz::build()).unwrap_or_default();
+        let counted = Mutex::new(&mut tally);
+        let lock = || counted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // What fails is counted.
+        let _ = fuzz::each(&targets, |target| {
+            let result = fuzz::run_target(target, FUZZ_SECONDS);
+            lock().add(result);
+            Ok(())
+        });
     }
     with_kvm(&mut tally, &[], &["--skip=stress::"], true, install);
     tally.conclude()
 }
 
-/// Runs what is too long for every run: imports that are killed, and `minutes` of VMs' life.
-pub fn stress(minutes: u32, install: bool) -> Result<()> {
+/// Kills imports at random moments and looks at the store after each.
+pub fn killed_imports(install: bool) -> Result<()> {
     packages::ensure(&packages::all(Host::detect()), install)?;
     let mut tally = Tally::default();
     rust_tests(
@@ -119,6 +126,13 @@ pub fn stress(minutes: u32, install: bool) -> Result<()> {
             .args(["test", "-p", "bellows-block", "killed_imports"])
             .env("BELLOWS_TEST_KILLS", KILLED_IMPORTS.to_string()),
     );
+    tally.conclude()
+}
+
+/// Runs the tests that are about chance, for so many `minutes` of VMs' life.
+pub fn stress(minutes: u32, install: bool) -> Result<()> {
+    packages::ensure(&packages::all(Host::detect()), install)?;
+    let mut tally = Tally::default();
     let environment = [("BELLOWS_STRESS_MINUTES", minutes.to_string())];
     with_kvm(&mut tally, &environment, &["--nocapture", "stress::"], false, install);
     tally.conclude()

@@ -4,6 +4,8 @@
 //! ends, at the latest with the VM.
 
 mod connection;
+#[cfg(any(test, feature = "testing"))]
+pub mod exercise;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod partition;

@@ -1,0 +1,88 @@
+//! The documents of an image: an archive of files with any names and contents, which may name each other by digest and size.
+//! An image is found in it, or it is refused.
+#![no_main]
+
+use std::cell::RefCell;
+use std::io::Read as _;
+
+use bellows_block::archive::Limits;
+use bellows_block::oci::ImageSource;
+use bellows_block::{Cancel, LayerDigest};
+use bellows_fuzz::{Input, Scratch};
+use libfuzzer_sys::fuzz_target;
+
+/// Names that mean something, with `@` for the digest of the file's own content.
+const NAMES: [&str; 12] = [
+    "blobs/sha256/@",
+    "index.json",
+    "oci-layout",
+    "manifest.json",
+    "./blobs/sha256/@",
+    "sha256:@",
+    "@.tar.gz",
+    "@/layer.tar",
+    "@.json",
+    "repositories",
+    "version",
+    "etc/passwd",
+];
+const MAX_FILES: usize = 12;
+/// What an archive may cost here.
+const LIMITS: Limits = Limits { unpacked_bytes: 1 << 20, ratio: 200, entries: 100, metadata_bytes: 1 << 20 };
+
+thread_local! {
+    static ARCHIVE: RefCell<Scratch> = RefCell::default();
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut input = Input::new(data);
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    while !input.is_empty() && files.len() < MAX_FILES {
+        let name = NAMES[usize::from(input.byte()) % NAMES.len()];
+        let length = usize::from(input.u16());
+        let content = filled(input.bytes(length), &files);
+        files.push((name.replace('@', &LayerDigest::of(&content).hex()), content));
+    }
+    ARCHIVE.with_borrow_mut(|file| {
+        file.holding(&archive(&files));
+        let Ok(source) = ImageSource::open(&file.path(), "/dev/shm".as_ref(), LIMITS, &Cancel::default()) else { return };
+        let platform = "linux/amd64".parse().expect("a platform");
+        let Ok(image) = source.image(&platform, None) else { return };
+        for layer in &image.layers {
+            if let Ok((bytes, blob)) = layer.open() {
+                let read = std::io::copy(&mut blob.take(LIMITS.unpacked_bytes), &mut std::io::sink());
+                assert!(bytes.is_none_or(|bytes| read.is_ok_and(|read| read == bytes)), "a file in an archive has its length");
+            }
+        }
+    });
+});
+
+/// `text` with `@n` replaced by the digest of the file with that digit's number, and `#n` by its size.
+fn filled(text: &[u8], files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut filled = Vec::new();
+    let mut rest = text.iter();
+    while let Some(byte) = rest.next() {
+        let named = |digit: &u8| files.get(usize::from(digit.wrapping_sub(b'0')));
+        match (byte, rest.as_slice().first().and_then(named)) {
+            (b'@', Some((_, content))) => filled.extend(LayerDigest::of(content).hex().as_bytes()),
+            (b'#', Some((_, content))) => filled.extend(content.len().to_string().as_bytes()),
+            _ => {
+                filled.push(*byte);
+                continue;
+            }
+        }
+        rest.next();
+    }
+    filled
+}
+
+fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, content.as_slice()).expect("a short name");
+    }
+    builder.into_inner().expect("room in memory")
+}
