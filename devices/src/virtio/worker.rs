@@ -6,6 +6,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bellows_memory::{GuestMemory, GuestView, limited};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
@@ -27,6 +29,10 @@ const AVAIL_RING_ENTRY: u64 = 2;
 
 /// Requests that one queue may have served before the other handlers on the loop get their turn.
 const BUDGET: u16 = 64;
+
+/// The time after which the driver hears of completed requests though more are waiting: who waits for one must not wait for
+/// those behind it where they take long.
+const NOTICE_AFTER: Duration = Duration::from_micros(500);
 
 /// Serves the requests of one queue, one after the other.
 pub trait QueueHandler: Send + 'static {
@@ -63,8 +69,9 @@ impl Drop for OnLoop {
     }
 }
 
-/// A queue that is being served; dropping this ends that.
+/// A queue that is being served; dropping this ends that, after the request that is being served.
 pub struct QueueWorker {
+    stop: Arc<AtomicBool>,
     _on_loop: OnLoop,
 }
 
@@ -76,7 +83,9 @@ impl QueueWorker {
     pub fn start(activation: &mut Activation, index: u16, handler: impl QueueHandler) -> Result<Self, ActivateError> {
         let queue = activation.queues.get_mut(usize::from(index)).and_then(Option::take);
         let ActiveQueue { queue, kick } = queue.ok_or(ActivateError::MissingQueue(index))?;
+        let stop = Arc::new(AtomicBool::new(false));
         let subscriber = Subscriber {
+            stop: stop.clone(),
             index,
             queue,
             kick,
@@ -85,11 +94,19 @@ impl QueueWorker {
             handler,
             broken: false,
         };
-        Ok(Self { _on_loop: OnLoop::start(&activation.event_loop, Box::new(subscriber))? })
+        Ok(Self { stop, _on_loop: OnLoop::start(&activation.event_loop, Box::new(subscriber))? })
+    }
+}
+
+impl Drop for QueueWorker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
     }
 }
 
 struct Subscriber<H> {
+    /// The worker is being dropped: no other request is begun.
+    stop: Arc<AtomicBool>,
     index: u16,
     queue: Queue,
     kick: EventFd,
@@ -106,8 +123,17 @@ impl<H: QueueHandler> Subscriber<H> {
         self.queue.disable_notification(&*self.memory.memory())?;
         let mut served = false;
         let mut more = true;
+        let mut noticed = Instant::now();
         // Looking at the ring counts too: a driver can move its index back and forth.
         for _ in 0..BUDGET {
+            if self.stop.load(Ordering::Acquire) {
+                more = false;
+                break;
+            }
+            if served && noticed.elapsed() >= NOTICE_AFTER {
+                self.notify()?;
+                (served, noticed) = (false, Instant::now());
+            }
             let Some(chain) = next_chain(&mut self.queue, &self.memory)? else {
                 if self.queue.enable_notification(&*self.memory.memory())? {
                     continue;
@@ -120,10 +146,18 @@ impl<H: QueueHandler> Subscriber<H> {
             self.queue.add_used(&*self.memory.memory(), head, written)?;
             served = true;
         }
-        if served && self.queue.needs_notification(&*self.memory.memory())? {
-            self.interrupt.queue(self.index);
+        if served {
+            self.notify()?;
         }
         Ok(more)
+    }
+
+    /// Tells the driver of completed requests, if it wants to hear of them.
+    fn notify(&mut self) -> Result<(), virtio_queue::Error> {
+        if self.queue.needs_notification(&*self.memory.memory())? {
+            self.interrupt.queue(self.index);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::virtio::VirtioDevice;
-use crate::virtio::testing::{FakeGuest, Part};
+use crate::virtio::testing::{DriverQueue, FakeGuest, FakeInterrupt, PATIENCE, Part};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Answers each request with its first readable byte, and can be held up before it does; says when a request arrives.
@@ -90,7 +90,7 @@ fn interrupts_are_suppressed_by_the_used_event() {
     for n in 1..=3 {
         queue.add(&[Part::Readable(b"x"), Part::Writable(1)]);
         queue.kick();
-        served.recv_timeout(crate::virtio::testing::PATIENCE).unwrap();
+        served.recv_timeout(PATIENCE).unwrap();
         if n == 3 {
             driver.interrupt.wait_queue(0, 1);
         }
@@ -166,7 +166,7 @@ fn a_ring_whose_end_is_gone_asks_for_a_reset() {
     let goes = (GuestAddress(1 << 30), 1 << 20);
     let guest = FakeGuest::with_memory(&[(GuestAddress(0), 1 << 30), goes]);
     let (mut device, _served) = Echo::new();
-    let interrupt = Arc::new(crate::virtio::testing::FakeInterrupt::new(1));
+    let interrupt = Arc::new(FakeInterrupt::new(1));
     let mut driver = guest.queue(0, 256, interrupt.clone());
     // The index is in what stays, the entries are not.
     driver.available = GuestAddress((1 << 30) - 4);
@@ -195,7 +195,7 @@ fn reset_waits_for_the_request_in_flight() {
     let closed = gate.lock().unwrap();
     driver.queues[0].add(&[Part::Readable(b"x"), Part::Writable(1)]);
     driver.queues[0].kick();
-    served.recv_timeout(crate::virtio::testing::PATIENCE).unwrap();
+    served.recv_timeout(PATIENCE).unwrap();
     std::thread::scope(|scope| {
         let reset = scope.spawn(|| device.reset());
         drop(closed);
@@ -212,10 +212,74 @@ fn a_missing_queue_is_refused() {
         .activate(Activation {
             memory: guest.view().clone(),
             queues: vec![None],
-            interrupt: Arc::new(crate::virtio::testing::FakeInterrupt::new(1)),
+            interrupt: Arc::new(FakeInterrupt::new(1)),
             features: 0,
             event_loop: guest.event_loop().handle(),
         })
         .unwrap_err();
     assert!(matches!(error, ActivateError::MissingQueue(0)), "{error}");
+}
+
+/// Serves requests one by one as they are let through.
+struct Steps {
+    begun: mpsc::Sender<()>,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl QueueHandler for Steps {
+    fn handle(&mut self, _: Chain) -> u32 {
+        self.begun.send(()).unwrap();
+        self.go_on.recv().unwrap();
+        0
+    }
+}
+
+/// A queue with three requests of which the first has begun.
+fn three_requests() -> (FakeGuest, Arc<FakeInterrupt>, QueueWorker, DriverQueue, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let guest = FakeGuest::new();
+    let interrupt = Arc::new(FakeInterrupt::new(1));
+    let mut queue = guest.queue(0, 256, interrupt.clone());
+    let ((begun, has_begun), (go, go_on)) = (mpsc::channel(), mpsc::channel());
+    let mut activation = Activation {
+        memory: guest.view().clone(),
+        queues: vec![Some(queue.device_side(false))],
+        interrupt: interrupt.clone(),
+        features: 0,
+        event_loop: guest.event_loop().handle(),
+    };
+    for _ in 0..3 {
+        queue.add(&[Part::Writable(1)]);
+    }
+    let worker = QueueWorker::start(&mut activation, 0, Steps { begun, go_on }).unwrap();
+    queue.kick();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    (guest, interrupt, worker, queue, has_begun, go)
+}
+
+#[test]
+fn who_waits_for_a_request_does_not_wait_for_slow_ones_behind_it() {
+    let (_guest, interrupt, worker, mut queue, has_begun, go) = three_requests();
+    // The request takes its time.
+    std::thread::sleep(2 * NOTICE_AFTER);
+    go.send(()).unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(interrupt.queue_count(0), 1, "while the second one runs");
+    assert!(queue.pop_used().is_some());
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    interrupt.wait_queue(0, 2);
+    drop(worker);
+}
+
+#[test]
+fn a_reset_waits_for_one_request_and_not_for_those_behind_it() {
+    let (_guest, _interrupt, worker, _queue, has_begun, go) = three_requests();
+    let stop = worker.stop.clone();
+    let reset = std::thread::spawn(move || drop(worker));
+    while !stop.load(Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+    (0..3).for_each(|_| go.send(()).unwrap());
+    reset.join().unwrap();
+    assert_eq!(has_begun.try_iter().count(), 0, "the others were not begun");
 }
