@@ -154,14 +154,6 @@ impl BlockSet {
         self.count(range) == range.count()
     }
 
-    /// Whether `range` is one of [`BlockSet::runs`].
-    #[must_use]
-    pub fn is_run(&self, range: BlockRange) -> bool {
-        let beside =
-            |block: Option<u32>| block.and_then(|block| BlockRange::new(block, 1)).is_some_and(|block| self.any(block));
-        self.all(range) && !beside(range.first.checked_sub(1)) && !beside(Some(range.end))
-    }
-
     /// The maximal runs of neighbouring blocks in the set, in order.
     pub fn runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
         let mut at = 0;

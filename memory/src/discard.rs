@@ -26,9 +26,12 @@ pub struct Discarded {
 }
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
+///
+/// It is less urgent than other threads ([`give_way`]). What others may have to wait for it leaves to a second thread, which is
+/// as urgent as the one that made them, and waits itself: so the order stays.
 pub struct Discarder {
     queue: DiscardQueue,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Submits work to a [`Discarder`]. Cheap to clone; may outlive the thread, which then takes nothing more.
@@ -49,15 +52,18 @@ enum Task {
 }
 
 impl Discarder {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
-    /// The thread could not be made.
+    /// A thread could not be made.
     pub fn spawn() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let thread =
-            thread::Builder::new().name("discard".to_owned()).stack_size(256 << 10).spawn(move || run(&receiver))?;
-        Ok(Self { queue: DiscardQueue { sender }, thread: Some(thread) })
+        let (urgent, tasks) = mpsc::channel::<Urgent>();
+        let builder = |name: &str| thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
+        // Ends when the other has.
+        let settle = builder("settle").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
+        let discard = builder("discard").spawn(move || run(&receiver, &urgent))?;
+        Ok(Self { queue: DiscardQueue { sender }, threads: vec![discard, settle] })
     }
 
     /// A way to submit work.
@@ -70,10 +76,10 @@ impl Discarder {
 impl Drop for Discarder {
     fn drop(&mut self) {
         let _ = self.queue.sender.send(Task::Stop);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            limited!(error, "the discard thread panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                limited!(error, "the discard thread panicked");
+            }
         }
     }
 }
@@ -94,7 +100,8 @@ impl DiscardQueue {
         self.sender.send(task).map_err(|_| WorkerEnded)
     }
 
-    /// Runs `task` on the thread after all that was submitted before.
+    /// Runs `task` after all that was submitted before, and before what is submitted later, on a thread that is as urgent as
+    /// others: vCPUs may wait for it.
     ///
     /// # Errors
     /// The thread has ended.
@@ -103,7 +110,21 @@ impl DiscardQueue {
     }
 }
 
-fn run(tasks: &Receiver<Task>) {
+/// A task for the urgent thread, and how the other hears that it is done.
+struct Urgent {
+    task: Box<dyn FnOnce() + Send>,
+    /// Dropped when it is.
+    done: Sender<()>,
+}
+
+impl Urgent {
+    fn run(self) {
+        (self.task)();
+        drop(self.done);
+    }
+}
+
+fn run(tasks: &Receiver<Task>, urgent: &Sender<Urgent>) {
     if let Err(error) = give_way() {
         limited!(debug, %error, "discards take processors from what waits for an unplug");
     }
@@ -115,7 +136,13 @@ fn run(tasks: &Receiver<Task>) {
                 drop(mapping);
                 done(discarded);
             }
-            Task::Run(task) => task(),
+            Task::Run(task) => {
+                let (done, finished) = mpsc::channel();
+                // It runs for as long as this one does.
+                if urgent.send(Urgent { task, done }).is_ok() {
+                    let _ = finished.recv();
+                }
+            }
             Task::Stop => return,
         }
     }
@@ -145,7 +172,9 @@ fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
         discarded.took += start.elapsed();
         match (resident, result) {
             (Ok(resident), Ok(())) => discarded.freed = ByteSize::bytes(discarded.freed.get() + resident),
-            (Err(error), _) | (_, Err(error)) => discarded.error = Some(error),
+            // It went back all the same.
+            (Err(error), Ok(())) => limited!(debug, %error, "memory that is discarded can't be counted"),
+            (_, Err(error)) => discarded.error = Some(error),
         }
         at += step;
     }

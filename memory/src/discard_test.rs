@@ -50,3 +50,19 @@ fn ending_finishes_what_is_queued_and_takes_nothing_more() {
     assert_eq!(receiver.iter().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     assert_eq!(queue.run(|| ()), Err(WorkerEnded));
 }
+
+#[test]
+fn others_wait_for_no_thread_that_gives_way() {
+    let policy = || {
+        // SAFETY: takes numbers only; on Linux 0 is this thread.
+        unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) }
+    };
+    let discarder = Discarder::spawn().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let urgent = sender.clone();
+    discarder.queue().run(move || urgent.send(policy()).unwrap()).unwrap();
+    assert_eq!(receiver.recv().unwrap(), policy(), "as urgent as this one");
+    let mapping = Arc::new(HostMapping::reserve(2 * MIB, Backing::None).unwrap());
+    discarder.queue().discard(mapping, 0, 2 * MIB, move |_| sender.send(policy()).unwrap()).unwrap();
+    assert_ne!(receiver.recv().unwrap(), policy(), "which discards are not");
+}

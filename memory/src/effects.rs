@@ -12,9 +12,9 @@ use crate::slots::{Slot, SlotError, SlotTable};
 use crate::window_view::{ViewError, WindowView};
 use crate::{GuestView, limited};
 
-/// How long an unplug waits for device requests in flight before it is answered BUSY. They take microseconds; a cold
-/// read from a slow disk may take a while.
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take
+/// longer, and its requests hold on to nothing but the memory that they use.
+const DRAIN_LIMIT: Duration = Duration::from_millis(2);
 
 /// Why the host could not do its part of a plug or unplug.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ pub enum EffectError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// A device holds on to memory.
-    #[error("a device still uses {0} after {DRAIN_LIMIT:?}")]
+    #[error("a device still uses {0}")]
     InFlight(BlockRange),
 }
 
@@ -39,6 +39,14 @@ pub(crate) struct Failure {
     pub(crate) error: EffectError,
     /// It could not be undone.
     pub(crate) slots_in_doubt: bool,
+    /// The guest has lost a slot whose memory it takes to be there.
+    pub(crate) memory_lost: bool,
+}
+
+/// How far effects were undone.
+struct Undone {
+    all: bool,
+    memory_lost: bool,
 }
 
 /// Time spent in effects.
@@ -67,6 +75,11 @@ impl Effects {
         Self { start, mapping, slots, view }
     }
 
+    /// Ends the VM because the guest has lost memory.
+    pub(crate) fn lost(&self, error: Arc<EffectError>) {
+        self.slots.lost(error);
+    }
+
     pub(crate) fn mapping(&self) -> &Arc<HostMapping> {
         &self.mapping
     }
@@ -78,7 +91,8 @@ impl Effects {
             if let Err(error) = self.apply(effect, &mut spent) {
                 let halfway = matches!(effect, Effect::ReplaceSlot { .. } | Effect::DeleteSlot(_));
                 let undone = self.undo(&effects[..index]);
-                return Err(Failure { error, slots_in_doubt: halfway || !undone });
+                let memory_lost = undone.memory_lost || matches!(effect, Effect::ReplaceSlot { .. });
+                return Err(Failure { error, slots_in_doubt: halfway || !undone.all, memory_lost });
             }
         }
         Ok(spent)
@@ -121,9 +135,9 @@ impl Effects {
         Err(EffectError::InFlight(span))
     }
 
-    /// Undoes effects that were carried out, the last one first; false if that can't be done.
-    fn undo(&self, effects: &[Effect]) -> bool {
-        let mut undone = true;
+    /// Undoes effects that were carried out, the last one first, as far as that can be done.
+    fn undo(&self, effects: &[Effect]) -> Undone {
+        let mut undone = Undone { all: true, memory_lost: false };
         for effect in effects.iter().rev() {
             let result = match effect {
                 Effect::AddSlot(blocks) => self.slots.delete(self.slot(*blocks)).map_err(EffectError::from),
@@ -138,13 +152,14 @@ impl Effects {
                 }
                 Effect::Discard(_) => Ok(()),
                 Effect::ReplaceSlot { .. } => {
-                    undone = false;
+                    undone.all = false;
                     Ok(())
                 }
             };
             if let Err(error) = result {
                 limited!(error, ?effect, error = ?error, "cannot undo half an operation");
-                undone = false;
+                undone.all = false;
+                undone.memory_lost |= matches!(effect, Effect::DeleteSlot(_));
             }
         }
         undone

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::blocks::BLOCK;
 use crate::{ByteSize, limited};
@@ -215,21 +215,28 @@ impl HostMapping {
         let region = builder.build().map_err(|source| MapError::Region(size, source))?;
         let region = GuestRegionMmap::new(region, guest).map(Arc::new);
         let region = region.ok_or(MapError::GuestAddress { guest: guest.0, bytes: size })?;
-        let mut regions = self.regions();
-        regions.retain_mut(is_held);
-        regions.push(region.clone());
+        self.regions().push(region.clone());
         Ok(region)
+    }
+
+    /// Forgets the regions that nobody uses any more.
+    pub fn tidy(&self) {
+        self.regions().retain_mut(is_held);
     }
 
     /// Whether anybody still holds a region that reaches into `bytes` at `offset`, say in an old snapshot of guest memory.
     #[must_use]
     pub fn is_in_use(&self, offset: u64, bytes: u64) -> bool {
+        self.is_in_use_beside(offset, bytes, |_| 0)
+    }
+
+    /// [`HostMapping::is_in_use`] by others than those that `known` counts, who hold what is inside the region and nothing else
+    /// of it.
+    pub(crate) fn is_in_use_beside(&self, offset: u64, bytes: u64, known: impl Fn(&MmapRegion) -> usize) -> bool {
         let (start, end) = (self.host_address(offset), self.host_address(offset) + bytes);
-        let mut regions = self.regions();
-        regions.retain_mut(is_held);
-        regions.iter().any(|region| {
+        self.regions().iter_mut().any(|region| {
             let first = region.as_ptr() as u64;
-            first < end && start < first + region.len()
+            first < end && start < first + region.len() && is_held_beside(region, &known)
         })
     }
 
@@ -283,10 +290,15 @@ impl Drop for HostMapping {
 
 /// Whether somebody else holds `region` or the mapping inside it.
 fn is_held(region: &mut Arc<GuestRegionMmap>) -> bool {
+    is_held_beside(region, |_| 0)
+}
+
+/// Whether somebody else holds `region` or, beside those that `known` counts, the mapping inside it.
+fn is_held_beside(region: &mut Arc<GuestRegionMmap>, known: impl Fn(&MmapRegion) -> usize) -> bool {
     let Some(region) = Arc::get_mut(region) else { return true };
     let mapping = region.get_mmap();
     // One count is the region's, one is ours.
-    let held = Arc::strong_count(&mapping) != 2 || Arc::weak_count(&mapping) != 0;
+    let held = Arc::strong_count(&mapping) > 2 + known(&mapping) || Arc::weak_count(&mapping) != 0;
     // Whatever the last holder did with the memory happened before it let go.
     fence(Ordering::Acquire);
     held

@@ -88,7 +88,7 @@ pub enum Effect {
         /// Its parts that stay.
         new: Vec<BlockRange>,
     },
-    /// Free the host memory of the blocks, in the order of these effects, then call [`Partition::discard_done`].
+    /// Free the host memory of the blocks, then call [`Partition::discard_done`].
     Discard(BlockRange),
 }
 
@@ -128,7 +128,7 @@ pub struct Partition {
     granule: u32,
     plugged: BlockSet,
     discarding: BlockSet,
-    /// Discards that were asked for and not yet done, in order. They may overlap.
+    /// Discards that were asked for and not yet done. They may overlap.
     pending: VecDeque<BlockRange>,
     /// Disjoint, in order of address.
     slots: Vec<BlockRange>,
@@ -291,15 +291,13 @@ impl Partition {
         self.slots.iter().any(|&slot| self.plugged_granules(slot).as_slice() != [slot])
     }
 
-    /// The oldest discard is done; it was of `range`.
+    /// A discard of `range` is done. One that is never reported keeps its blocks from being plugged.
     ///
-    /// Returns false, and changes nothing, if it was not: discards are reported in the order they were asked for.
+    /// Returns false, and changes nothing, if there was none to be done.
     #[must_use]
     pub fn discard_done(&mut self, range: BlockRange) -> bool {
-        if self.pending.front() != Some(&range) {
-            return false;
-        }
-        self.pending.pop_front();
+        let Some(index) = self.pending.iter().position(|pending| *pending == range) else { return false };
+        self.pending.remove(index);
         self.discarding.remove(range);
         for again in &self.pending {
             if again.overlaps(range) {

@@ -26,6 +26,10 @@ use crate::partition::{Answer, Effect, Partition, Request, RequestedSizeError};
 use crate::slots::SlotTable;
 use crate::{ByteSize, GuestView, limited};
 
+/// How long a request of the guest is put off because a device uses the memory that is to go. Then it is answered BUSY: a
+/// driver tries again, and can ask for something else until then.
+const DEVICE_LIMIT: Duration = Duration::from_secs(30);
+
 /// What a partition's memory is made with.
 pub struct PartitionSetup {
     /// Where it lies.
@@ -62,6 +66,9 @@ struct Inner {
     /// Signalled when a turn ends in which a request was put off.
     waker: Option<EventFd>,
     put_off: bool,
+    /// Since when the guest's request waits for devices that use the memory.
+    waits_since: Option<Instant>,
+    device_limit: Duration,
     /// What is to be discarded and has yet to be queued, the oldest first.
     to_discard: VecDeque<BlockRange>,
     settling: bool,
@@ -72,6 +79,11 @@ struct Inner {
     requests: u64,
     /// Slots are not what they should be; nothing is done any more.
     broken: bool,
+    /// By what the guest has lost memory, until the VM has been told to end.
+    lost: Option<Arc<EffectError>>,
+    /// What could not be discarded, and why.
+    not_discarded: Vec<BlockRange>,
+    discard_fault: Option<Arc<MapError>>,
     /// Why the last operation failed, until a size is requested again.
     fault: Option<Arc<EffectError>>,
     unplugged: u64,
@@ -83,6 +95,12 @@ impl Inner {
     /// Charges no more than the state says; only a larger requested size charges more.
     fn lower_charge(&mut self) {
         self.charge.lower(self.partition.reach());
+    }
+
+    /// Whether a request that failed with `error` may still come to be granted, if it is brought again.
+    fn is_worth_waiting(&mut self, error: &EffectError) -> bool {
+        matches!(error, EffectError::InFlight(_))
+            && self.waits_since.get_or_insert_with(Instant::now).elapsed() < self.device_limit
     }
 }
 
@@ -207,6 +225,9 @@ pub enum WaitError {
     /// The host could not do what the guest asked for.
     #[error("partition {0}: the guest's request failed")]
     Failed(PartitionId, #[source] Arc<EffectError>),
+    /// What the guest gave back is still the VM's.
+    #[error("partition {0}: memory that the guest gave back can't be discarded")]
+    NotDiscarded(PartitionId, #[source] Arc<MapError>),
 }
 
 /// The partition still holds memory.
@@ -239,12 +260,17 @@ impl PartitionMemory {
             waiting: 0,
             waker: None,
             put_off: false,
+            waits_since: None,
+            device_limit: DEVICE_LIMIT,
             to_discard: VecDeque::new(),
             settling: false,
             retired: false,
             ended: false,
             requests: 0,
             broken: false,
+            lost: None,
+            not_discarded: Vec::new(),
+            discard_fault: None,
             fault: None,
             unplugged: 0,
             discarded: 0,
@@ -275,8 +301,8 @@ impl PartitionMemory {
 
     /// Carries out a request of the guest, up to where it may be answered.
     ///
-    /// The caller must not hold a snapshot of guest memory: an unplug waits, for a second at most, until nobody holds one in
-    /// which the blocks are visible.
+    /// The caller must not hold a snapshot of guest memory: an unplug waits, for some milliseconds at most, until nobody holds
+    /// one in which the blocks are visible, nor has pinned any of them. It is put off where that takes longer.
     #[must_use]
     pub fn handle(&self, request: Request) -> Handled {
         let mut inner = self.lock();
@@ -298,11 +324,17 @@ impl PartitionMemory {
         let (mut inner, result) = self.perform(inner, partition, &outcome.effects);
         let answer = match result {
             Ok(()) => outcome.answer,
+            Err(error) if inner.is_worth_waiting(&error) => {
+                inner.put_off = true;
+                self.end_turn(inner);
+                return Handled::Later;
+            }
             Err(error) => {
                 limited!(warn, partition = %self.window.id(), ?request, error = ?error, "a request of the guest failed");
                 Answer::Busy
             }
         };
+        inner.waits_since = None;
         if matches!(answer, Answer::Ack(_)) {
             inner.phases.requests = inner.phases.requests.saturating_add(1);
             // While the host wants everything back the slots go at the end, all at once.
@@ -328,6 +360,7 @@ impl PartitionMemory {
         let mut inner = self.lock();
         inner.waker = waker;
         inner.put_off = false;
+        inner.waits_since = None;
     }
 
     /// How many sizes were requested so far: changes whenever the host changes the device's configuration.
@@ -479,11 +512,17 @@ impl PartitionMemory {
         self.wait("unplugged", timeout, Some(requested), |report| report.plugged <= report.requested)
     }
 
-    /// Waits until everything that was unplugged has gone back to the host.
+    /// Waits until everything that was unplugged has gone back to the host. What could not be discarded before is tried again.
     ///
     /// # Errors
-    /// It has not after `timeout`.
+    /// It has not after `timeout`, or the host refused: the memory stays charged, and can't be plugged.
     pub fn wait_discarded(&self, timeout: Duration) -> Result<Report, WaitError> {
+        let mut inner = self.lock();
+        inner.discard_fault = None;
+        let again = std::mem::take(&mut inner.not_discarded);
+        inner.to_discard.extend(again);
+        drop(inner);
+        self.queue_discards();
         self.wait("discarded", timeout, None, |report| report.discarding.get() == 0)
     }
 
@@ -507,6 +546,11 @@ impl PartitionMemory {
                 if reached(&report) {
                     return Ok(report);
                 }
+            }
+            if requested.is_none()
+                && let Some(fault) = &inner.discard_fault
+            {
+                return Err(WaitError::NotDiscarded(id, fault.clone()));
             }
             if requested.is_some() && inner.ended {
                 return Err(WaitError::Ended(id));
@@ -564,6 +608,7 @@ impl PartitionMemory {
                 inner.broken |= failure.slots_in_doubt;
                 inner.lower_charge();
                 let error = Arc::new(failure.error);
+                inner.lost = failure.memory_lost.then(|| error.clone());
                 inner.fault = Some(error.clone());
                 Err(error)
             }
@@ -578,7 +623,7 @@ impl PartitionMemory {
             let this = self.this.clone();
             let done = move |discarded| {
                 if let Some(this) = this.upgrade() {
-                    this.discarded(blocks, &discarded);
+                    this.discarded(blocks, discarded);
                 }
             };
             let mapping = self.effects.mapping().clone();
@@ -590,13 +635,16 @@ impl PartitionMemory {
     }
 
     /// Called on the discard thread.
-    fn discarded(&self, blocks: BlockRange, discarded: &Discarded) {
+    fn discarded(&self, blocks: BlockRange, discarded: Discarded) {
         if let Some(error) = &discarded.error {
             limited!(error, partition = %self.window.id(), %blocks, error = ?error, "cannot discard all of it");
         }
         let mut inner = self.idle();
-        if !inner.partition.discard_done(blocks) {
-            limited!(error, partition = %self.window.id(), %blocks, "a discard was done out of order");
+        if let Some(error) = discarded.error {
+            inner.not_discarded.push(blocks);
+            inner.discard_fault = Some(Arc::new(error));
+        } else if !inner.partition.discard_done(blocks) {
+            limited!(error, partition = %self.window.id(), %blocks, "a discard was done that nobody asked for");
         }
         inner.discarded += discarded.freed.get();
         inner.phases.discard += discarded.took;
@@ -607,9 +655,13 @@ impl PartitionMemory {
 
     /// Lets others have the turn. Who waits for an unplug is woken before the thread that frees the memory: where they share a
     /// processor they would have to wait for that.
-    fn end_turn(&self, inner: MutexGuard<'_, Inner>) {
+    fn end_turn(&self, mut inner: MutexGuard<'_, Inner>) {
         let discards = !inner.to_discard.is_empty();
+        let lost = inner.lost.take();
         self.release(inner);
+        if let Some(error) = lost {
+            self.effects.lost(error);
+        }
         if discards {
             self.queue_discards();
         }

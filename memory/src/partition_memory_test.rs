@@ -30,6 +30,15 @@ fn ack(fixture: &Fixture, request: Request) {
     assert_eq!(fixture.partition.handle(request), Handled::Answer(Answer::Ack(None)), "{request:?}");
 }
 
+/// Like [`ack`] where discards or a settlement may have the turn at first.
+fn ack_soon(fixture: &Fixture, request: Request) {
+    let start = Instant::now();
+    while fixture.partition.handle(request) == Handled::Later {
+        assert!(start.elapsed() < SOON, "{request:?} is put off for ever");
+        thread::yield_now();
+    }
+}
+
 fn write(fixture: &Fixture, offset: u64, value: u64) -> bool {
     fixture.view.memory().write_obj(value, GuestAddress(fixture.start() + offset)).is_ok()
 }
@@ -123,7 +132,15 @@ fn an_unplug_waits_for_requests_in_flight() {
     let _ = fixture.slots.calls();
 
     let (sender, answered) = mpsc::channel();
-    let guest = thread::spawn(move || sender.send(partition.handle(Request::UnplugAll)).unwrap());
+    let guest = thread::spawn(move || {
+        let answer = loop {
+            match partition.handle(Request::UnplugAll) {
+                Handled::Later => thread::yield_now(),
+                answer => break answer,
+            }
+        };
+        sender.send(answer).unwrap();
+    });
     while fixture.view.memory().num_regions() != 1 {
         thread::yield_now();
     }
@@ -140,12 +157,23 @@ fn an_unplug_waits_for_requests_in_flight() {
 #[test]
 fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     let fixture = plugged(128);
+    fixture.partition.lock().device_limit = Duration::from_millis(50);
+    let waker = EventFd::new(EFD_NONBLOCK).unwrap();
+    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
     assert!(write(&fixture, 0, 42));
     let stuck = fixture.view.memory();
     let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
-    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    assert_eq!(read(&fixture, 0), Some(42), "everything is as before");
-    assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
+    let start = Instant::now();
+    let answer = loop {
+        match fixture.partition.handle(Request::UnplugAll) {
+            Handled::Later => assert_eq!(waker.read().unwrap(), 1, "it is brought again"),
+            Handled::Answer(answer) => break answer,
+        }
+        assert_eq!(read(&fixture, 0), Some(42), "everything is as before");
+        assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
+    };
+    assert_eq!(answer, Answer::Busy);
+    assert!(start.elapsed() >= Duration::from_millis(50));
     let (limit, start) = (Duration::from_millis(50), Instant::now());
     let error = fixture.partition.wait_unplugged(requested, limit).unwrap_err();
     assert!(matches!(&error, WaitError::Failed(_, cause) if matches!(**cause, EffectError::InFlight(_))), "{error:?}");
@@ -153,6 +181,53 @@ fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     drop(stuck);
     ack(&fixture, Request::UnplugAll);
     fixture.partition.wait_unplugged(requested, AT_ONCE).unwrap();
+}
+
+#[test]
+fn a_request_that_takes_long_delays_no_unplug_of_other_memory() {
+    let fixture = plugged(256);
+    let memory = fixture.view.memory();
+    let base = fixture.view.pin(&memory, [(GuestAddress(4096), 8192)]).unwrap();
+    let used = fixture.view.pin(&memory, [(GuestAddress(fixture.start() + 130 * MIB - 8), 16)]).unwrap();
+    drop(memory);
+    // All around, in what is one piece for devices.
+    ack_soon(&fixture, Request::Unplug(mib(0, 128)));
+    ack_soon(&fixture, Request::Unplug(mib(132, 124)));
+    assert_eq!(fixture.partition.report().plugged, ByteSize::mib(4));
+    let_the_discard_thread_catch_up(&fixture);
+    for block in [128, 130] {
+        assert_eq!(fixture.partition.handle(Request::Unplug(mib(block, 2))), Handled::Later);
+    }
+    used.slices().next().unwrap().write_obj(7_u64, 0).unwrap();
+    assert_eq!(read(&fixture, 130 * MIB - 8), Some(7), "plugged it stays");
+    drop(used);
+    ack_soon(&fixture, Request::UnplugAll);
+    assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().plugged, ByteSize::bytes(0));
+    drop(base);
+}
+
+#[test]
+fn a_request_that_lets_its_snapshot_go_is_waited_for_all_the_same() {
+    let fixture = plugged(128);
+    let (partition, memory) = (fixture.partition.clone(), fixture.view.memory());
+    let guest = thread::spawn(move || {
+        loop {
+            if let Handled::Answer(answer) = partition.handle(Request::UnplugAll) {
+                return answer;
+            }
+        }
+    });
+    while fixture.view.memory().num_regions() != 1 {
+        thread::yield_now();
+    }
+    // The snapshot was taken before, the pin comes when the blocks are out of sight already.
+    let pinned = fixture.view.pin(&memory, [(GuestAddress(fixture.start()), 4096)]).unwrap();
+    drop(memory);
+    assert_eq!(fixture.partition.report().plugged, ByteSize::mib(128));
+    pinned.slices().next().unwrap().write_obj(1_u64, 0).unwrap();
+    drop(pinned);
+    assert_eq!(guest.join().unwrap(), Answer::Ack(None));
+    assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4), "nothing is left behind");
 }
 
 #[test]
@@ -178,7 +253,7 @@ fn an_unplug_of_many_pieces_waits_for_devices_once() {
         requests
     });
     holding.recv().unwrap();
-    ack(&fixture, Request::UnplugAll);
+    while fixture.partition.handle(Request::UnplugAll) == Handled::Later {}
     drop(stop);
     let requests = device.join().unwrap();
     assert!(requests < 64, "one wait for all, not for each of 128: {requests} requests meanwhile");
@@ -295,6 +370,7 @@ fn what_the_guest_comes_to_reach_beyond_its_size_is_admitted_or_refused() {
     fixture.host.set(ByteSize::mib(2));
     fixture.slots.fail(Some("set"));
     ack(&fixture, Request::Unplug(mib(258, 2)));
+    let_the_discard_thread_catch_up(&fixture);
     assert_eq!(fixture.partition.handle(Request::Plug(mib(128, 2))), Handled::Answer(Answer::Busy));
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(130), "what fails is not charged");
 }
@@ -352,22 +428,76 @@ fn a_slot_that_can_not_be_deleted_puts_the_partition_out_of_use() {
 }
 
 #[test]
+fn a_guest_that_has_lost_memory_does_not_go_on() {
+    let fixture = plugged(384);
+    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    fixture.slots.fail(Some("replace"));
+    ack(&fixture, Request::Unplug(mib(128, 128)));
+    let_the_discard_thread_catch_up(&fixture);
+    let lost = fixture.slots.lost_memory().unwrap();
+    assert!(lost.contains("cannot replace the memory slot"), "{lost}");
+    assert!(matches!(fixture.partition.request_size(ByteSize::bytes(0)), Err(RequestError::Broken(_))));
+
+    let unharmed = plugged(128);
+    unharmed.slots.fail(Some("delete"));
+    assert_eq!(unharmed.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    assert_eq!(unharmed.slots.lost_memory(), None, "what is still there is not lost");
+}
+
+#[test]
+fn a_slot_that_can_not_be_brought_back_is_lost_memory() {
+    let fixture = plugged(384);
+    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    ack(&fixture, Request::Unplug(mib(128, 128)));
+    let_the_discard_thread_catch_up(&fixture);
+    // Two slots: the first is deleted, the second is not, and the first does not come back.
+    fixture.slots.fail_after("delete", 1);
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    assert!(fixture.slots.lost_memory().is_some());
+}
+
+#[test]
+fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
+    let fixture = plugged(128);
+    assert!(write(&fixture, 0, 42));
+    let memory = fixture.view.memory().get_host_address(GuestAddress(fixture.start())).unwrap();
+    // SAFETY: a page of guest memory, which is mapped; its contents don't change.
+    assert_eq!(unsafe { libc::mlock(memory.cast(), 4096) }, 0, "{}", std::io::Error::last_os_error());
+    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    ack(&fixture, Request::UnplugAll);
+    for _ in 0..2 {
+        let error = fixture.partition.wait_discarded(SOON).unwrap_err();
+        assert!(matches!(&error, WaitError::NotDiscarded(_, cause) if cause.to_string().contains("MADV_DONTNEED")));
+        let report = fixture.partition.report();
+        assert_eq!((report.discarding, report.discarded), (ByteSize::mib(128), ByteSize::bytes(0)));
+        assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "it is still there");
+    }
+    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Busy));
+    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::munlock(memory.cast(), 4096) }, 0);
+    assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4));
+    assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
+}
+
+#[test]
 fn a_request_that_meets_an_operation_is_put_off_and_figures_are_not() {
     let fixture = plugged(256);
     let waker = EventFd::new(0).unwrap();
     fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
     let stuck = fixture.view.memory();
     let partition = fixture.partition.clone();
-    let unplug = thread::spawn(move || partition.handle(Request::Unplug(mib(128, 128))));
-    while fixture.view.memory().last_addr().0 >= fixture.start() + 128 * MIB {
-        thread::yield_now();
-    }
-    assert_eq!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later);
-    assert_eq!(fixture.partition.report().plugged, ByteSize::mib(256), "nothing is given back before it is");
+    drop(partition);
     drop(stuck);
+    fixture.partition.lock().busy = true;
+    assert_eq!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later);
+    assert_eq!(fixture.partition.report().plugged, ByteSize::mib(256), "nothing waits for figures");
+    let mut inner = fixture.partition.lock();
+    inner.busy = false;
+    fixture.partition.release(inner);
     assert_eq!(waker.read().unwrap(), 1);
     assert!(!matches!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later));
-    assert_eq!(unplug.join().unwrap(), Handled::Answer(Answer::Ack(None)));
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The narrow door to the hypervisor's memory slots.
 
+use std::sync::Arc;
+
 use vm_memory::GuestAddress;
+
+use crate::effects::EffectError;
 
 /// A range of host memory that the guest reaches at a guest-physical address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,6 +52,9 @@ pub trait SlotTable: Send + Sync {
     /// a part that is in both.
     ///
     /// # Errors
-    /// The hypervisor refused one step; the VM can't go on.
+    /// The hypervisor refused one step: the guest has lost memory. It has not run since, and does not run again.
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError>;
+
+    /// Ends the VM: by `error` the guest has lost memory that it takes to be there.
+    fn lost(&self, error: Arc<EffectError>);
 }

@@ -10,6 +10,7 @@ use vm_memory::GuestAddress;
 
 use crate::admission::{Admission, HostMemory};
 use crate::discard::Discarder;
+use crate::effects::EffectError;
 use crate::layout::{Layout, LayoutSpec};
 use crate::mapping::Backing;
 use crate::partition_memory::{PartitionMemory, PartitionSetup};
@@ -27,6 +28,9 @@ struct State {
     slots: Vec<Slot>,
     calls: Vec<String>,
     fail: Option<&'static str>,
+    /// Calls of that that still succeed, and what fails with it then.
+    fail_after: Option<(&'static str, u32)>,
+    lost: Option<String>,
 }
 
 impl RecordedSlots {
@@ -49,6 +53,17 @@ impl RecordedSlots {
         self.state().fail = action;
     }
 
+    /// Has every call refused once `action` has succeeded `calls` times more.
+    pub fn fail_after(&self, action: &'static str, calls: u32) {
+        self.state().fail_after = Some((action, calls));
+    }
+
+    /// Why the VM was ended because of lost memory, if it was.
+    #[must_use]
+    pub fn lost_memory(&self) -> Option<String> {
+        self.state().lost.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -58,7 +73,13 @@ impl State {
     fn call(&mut self, action: &'static str, slot: Slot) -> Result<(), SlotError> {
         let suffix = if slot.read_only { " read-only" } else { "" };
         self.calls.push(format!("{action} {:#x}+{:#x}{suffix}", slot.guest.0, slot.bytes));
-        if self.fail == Some(action) {
+        let refused = matches!(self.fail_after, Some((_, 0)));
+        if let Some((first, left)) = &mut self.fail_after
+            && *first == action
+        {
+            *left = left.saturating_sub(1);
+        }
+        if self.fail == Some(action) || refused {
             return Err(SlotError { action, slot, source: io::Error::other("refused by the test") });
         }
         Ok(())
@@ -98,6 +119,10 @@ impl SlotTable for RecordedSlots {
         state.remove(old);
         new.iter().for_each(|slot| state.add(*slot));
         Ok(())
+    }
+
+    fn lost(&self, error: Arc<EffectError>) {
+        self.state().lost = Some(error.to_string());
     }
 }
 

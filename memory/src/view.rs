@@ -1,13 +1,191 @@
-//! What devices see of guest memory.
+//! What devices see of guest memory, and what they use of it for longer than a moment.
 
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use std::ops::{Deref, Range};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::region::GuestRegionCollectionError;
+use vm_memory::{
+    GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
+};
 
 /// One immutable snapshot of the guest memory that devices may touch: base memory and the partitions plugged right now.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
-/// The current snapshot, replaced as a whole when a partition comes or goes.
+/// The current snapshot, replaced as a whole when a partition comes or goes. Cheap to clone: all clones are one view.
 ///
-/// A device takes a snapshot (`view.memory()`) for each batch of requests and drops it before it waits again; so once a
+/// A device takes a snapshot (`view.memory()`) for each batch of requests and drops it before it waits for anything; so once a
 /// replaced snapshot has no holder left, no request in flight can reach what was revoked. Taking one allocates nothing
-/// and takes no lock.
-pub type GuestView = GuestMemoryAtomic<GuestMemory>;
+/// and takes no lock. A request that may take longer, because a disk may, goes on with [`GuestView::pin`]: who waits for
+/// snapshots does not wait for it, unless it uses the very memory that is to go.
+#[derive(Clone)]
+pub struct GuestView {
+    current: GuestMemoryAtomic<GuestMemory>,
+    /// The regions of the current snapshot, which does not give them out.
+    regions: Arc<Mutex<Vec<Arc<GuestRegionMmap>>>>,
+    pins: Arc<Mutex<Pins>>,
+    /// Entries of lists of regions that were written.
+    #[cfg(test)]
+    written: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// What is pinned, by whom.
+#[derive(Default)]
+struct Pins {
+    /// The number of the last pin.
+    last: u64,
+    pieces: Vec<Piece>,
+}
+
+/// A piece that is pinned.
+struct Piece {
+    /// Number of the pin.
+    number: u64,
+    range: Range<u64>,
+    /// The address of the mapping that the pin holds for this piece: its name.
+    mapping: usize,
+}
+
+/// Pieces of guest memory that a request uses. As long as this exists, none of them is unplugged, and they stay mapped.
+pub struct Pinned {
+    /// Where each piece lies in its mapping, in bytes.
+    pieces: Vec<(Arc<MmapRegion>, usize, usize)>,
+    number: u64,
+    pins: Arc<Mutex<Pins>>,
+}
+
+impl GuestView {
+    /// A view of `memory`.
+    #[must_use]
+    pub fn new(memory: GuestMemory) -> Self {
+        Self {
+            current: GuestMemoryAtomic::new(memory),
+            regions: Arc::default(),
+            pins: Arc::default(),
+            #[cfg(test)]
+            written: Arc::default(),
+        }
+    }
+
+    /// Puts `regions`, in order of address, in place of those that begin in `window`, at once for who looks. The list is written
+    /// once, however many regions come and go.
+    ///
+    /// # Errors
+    /// The regions overlap each other or others; nothing changed.
+    pub(crate) fn replace(
+        &self,
+        window: Range<GuestAddress>,
+        regions: impl IntoIterator<Item = Arc<GuestRegionMmap>>,
+    ) -> Result<(), GuestRegionCollectionError> {
+        let guard = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.regions);
+        let memory = self.current.memory();
+        let in_step = memory.num_regions() == known.len()
+            && memory.iter().zip(&*known).all(|(region, known)| std::ptr::eq(region, &raw const **known));
+        if !in_step {
+            *known = take_apart(&memory)?;
+        }
+        let place = |address| known.partition_point(|region| region.start_addr() < address);
+        let (first, behind) = (place(window.start), place(window.end));
+        let list: Vec<_> =
+            known[..first].iter().cloned().chain(regions).chain(known[behind..].iter().cloned()).collect();
+        #[cfg(test)]
+        self.written.fetch_add(list.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        guard.replace(GuestMemory::from_arc_regions(list.clone())?);
+        *known = list;
+        Ok(())
+    }
+
+    /// Pins the pieces (address, bytes) of `memory`, a snapshot of this view, which need not be held any longer afterwards.
+    ///
+    /// # Errors
+    /// The first of them that is not in `memory` whole.
+    pub fn pin(
+        &self,
+        memory: &GuestMemory,
+        pieces: impl IntoIterator<Item = (GuestAddress, usize)>,
+    ) -> Result<Pinned, GuestMemoryError> {
+        let mut pinned = Pinned { pieces: Vec::new(), number: 0, pins: self.pins.clone() };
+        let mut named = Vec::new();
+        for (mut address, mut bytes) in pieces {
+            while bytes > 0 {
+                let region = memory.find_region(address).ok_or(GuestMemoryError::InvalidGuestAddress(address))?;
+                let offset = address.0 - region.start_addr().0;
+                let length = usize::try_from(region.len() - offset).unwrap_or(usize::MAX).min(bytes);
+                // Inside a region, which is mapped as a whole.
+                let mapping = region.get_mmap();
+                named.push((address.0..address.0 + length as u64, name(&mapping)));
+                pinned.pieces.push((mapping, offset as usize, length));
+                // Wraps at the end of all addresses, where there is no memory.
+                address.0 = address.0.wrapping_add(length as u64);
+                bytes -= length;
+            }
+        }
+        // The snapshot is held until here: whoever finds that nobody holds it any more finds this.
+        let mut pins = lock(&self.pins);
+        pins.last += 1;
+        pinned.number = pins.last;
+        pins.pieces.extend(named.into_iter().map(|(range, mapping)| Piece { number: pinned.number, range, mapping }));
+        drop(pins);
+        Ok(pinned)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn regions_written(&self) -> u64 {
+        self.written.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether anything of `bytes` at `start` is pinned.
+    pub(crate) fn is_pinned(&self, start: GuestAddress, bytes: u64) -> bool {
+        let behind = start.0.saturating_add(bytes);
+        lock(&self.pins).pieces.iter().any(|piece| piece.range.start < behind && start.0 < piece.range.end)
+    }
+
+    /// How many pieces of `mapping` are pinned, which is how often their pins hold it.
+    pub(crate) fn pins_of(&self, mapping: &MmapRegion) -> usize {
+        lock(&self.pins).pieces.iter().filter(|piece| piece.mapping == name(mapping)).count()
+    }
+}
+
+impl Deref for GuestView {
+    type Target = GuestMemoryAtomic<GuestMemory>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.current
+    }
+}
+
+impl Pinned {
+    /// The pieces in the order they were named; one that lies in several regions of memory comes in several parts.
+    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+        // Each was found in its mapping: none is left out.
+        self.pieces.iter().filter_map(|(mapping, offset, bytes)| mapping.get_slice(*offset, *bytes).ok())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // Before the mappings are let go: who counts them in between finds one too many rather than one too few.
+        lock(&self.pins).pieces.retain(|piece| piece.number != self.number);
+    }
+}
+
+/// The regions of `memory`, one by one.
+fn take_apart(memory: &GuestMemory) -> Result<Vec<Arc<GuestRegionMmap>>, GuestRegionCollectionError> {
+    let take = |region: &GuestRegionMmap| Ok(memory.remove_region(region.start_addr(), region.len())?.1);
+    memory.iter().map(take).collect()
+}
+
+/// A mapping's name for as long as it is held.
+fn name(mapping: &MmapRegion) -> usize {
+    std::ptr::from_ref(mapping).addr()
+}
+
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The lists are whole after every step.
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "view_test.rs"]
+mod tests;

@@ -5,19 +5,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::region::GuestRegionCollectionError;
-use vm_memory::{GuestAddress, GuestAddressSpace};
+use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
 use crate::mapping::{HostMapping, MapError};
-use crate::{GuestMemory, GuestView, limited};
+use crate::{GuestView, limited};
 
 /// Keeps the plugged blocks of one window in a view, as one region for each run of neighbouring blocks.
 pub(crate) struct WindowView {
     view: GuestView,
     start: GuestAddress,
     mapping: Arc<HostMapping>,
-    /// Each run of these has a region.
-    visible: Mutex<BlockSet>,
+    visible: Mutex<Visible>,
+}
+
+/// What devices see of the window.
+struct Visible {
+    blocks: BlockSet,
+    /// A region for each run of the blocks, in order.
+    regions: Vec<(BlockRange, Arc<GuestRegionMmap>)>,
 }
 
 /// Why a view could not be changed. It is as it was before.
@@ -33,20 +39,15 @@ pub enum ViewError {
         source: MapError,
     },
     /// Something else lies in the window.
-    #[error("{blocks} do not fit into what devices see of guest memory")]
-    Regions {
-        /// The blocks in question.
-        blocks: BlockRange,
-        /// What went wrong.
-        #[source]
-        source: GuestRegionCollectionError,
-    },
+    #[error("a partition does not fit into what devices see of guest memory")]
+    Regions(#[source] GuestRegionCollectionError),
 }
 
 impl WindowView {
     pub(crate) fn new(view: GuestView, start: GuestAddress, mapping: Arc<HostMapping>) -> Self {
         let blocks = u32::try_from(mapping.bytes() / BLOCK.get()).unwrap_or(u32::MAX);
-        Self { view, start, mapping, visible: Mutex::new(BlockSet::new(blocks)) }
+        let visible = Visible { blocks: BlockSet::new(blocks), regions: Vec::new() };
+        Self { view, start, mapping, visible: Mutex::new(visible) }
     }
 
     /// Shows `ranges`, none of which is visible.
@@ -63,7 +64,10 @@ impl WindowView {
     pub(crate) fn drain(&self, blocks: BlockRange, limit: Duration) -> bool {
         let start = Instant::now();
         let mut pause = Duration::ZERO;
-        while self.mapping.is_in_use(blocks.offset(), blocks.bytes()) {
+        // Snapshots first: a device that lets one go has pinned by then what it goes on using.
+        while self.mapping.is_in_use_beside(blocks.offset(), blocks.bytes(), |mapping| self.view.pins_of(mapping))
+            || self.view.is_pinned(self.at(blocks.first()), blocks.bytes())
+        {
             if start.elapsed() >= limit {
                 return false;
             }
@@ -86,28 +90,39 @@ impl WindowView {
         }
     }
 
-    /// Changes what is visible: runs that are no longer what they were go, and new ones come, at once for who looks.
+    /// Changes what is visible: runs that are no longer what they were go, and new ones come, at once for who looks. Takes time in
+    /// proportion to the number of runs that there are.
     fn change(&self, change: impl FnOnce(&mut BlockSet)) -> Result<(), ViewError> {
         let mut visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = visible.clone();
-        change(&mut wanted);
-        let guard = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = GuestMemory::clone(&self.view.memory());
-        for blocks in visible.runs().filter(|run| !wanted.is_run(*run)) {
-            let refused = |source| ViewError::Regions { blocks, source };
-            memory = memory.remove_region(self.at(blocks), blocks.bytes()).map_err(refused)?.0;
+        let mut blocks = visible.blocks.clone();
+        change(&mut blocks);
+        let mut old = visible.regions.iter().peekable();
+        let mut regions = Vec::new();
+        for run in blocks.runs() {
+            while old.next_if(|(other, _)| other.first() < run.first()).is_some() {}
+            let region = match old.next_if(|(other, _)| *other == run) {
+                Some((_, region)) => region.clone(),
+                None => {
+                    let region = self.mapping.region(run.offset(), run.bytes(), self.at(run.first()));
+                    region.map_err(|source| ViewError::Map { blocks: run, source })?
+                }
+            };
+            regions.push((run, region));
         }
-        for blocks in wanted.runs().filter(|run| !visible.is_run(*run)) {
-            let region = self.mapping.region(blocks.offset(), blocks.bytes(), self.at(blocks));
-            let region = region.map_err(|source| ViewError::Map { blocks, source })?;
-            memory = memory.insert_region(region).map_err(|source| ViewError::Regions { blocks, source })?;
-        }
-        guard.replace(memory);
-        *visible = wanted;
+        let end = GuestAddress(self.start.0 + self.mapping.bytes());
+        self.view
+            .replace(self.start..end, regions.iter().map(|(_, region)| region.clone()))
+            .map_err(ViewError::Regions)?;
+        *visible = Visible { blocks, regions };
+        self.mapping.tidy();
         Ok(())
     }
 
-    fn at(&self, blocks: BlockRange) -> GuestAddress {
-        GuestAddress(self.start.0 + blocks.offset())
+    fn at(&self, block: u32) -> GuestAddress {
+        GuestAddress(self.start.0 + u64::from(block) * BLOCK.get())
     }
 }
+
+#[cfg(test)]
+#[path = "window_view_test.rs"]
+mod tests;

@@ -2,39 +2,44 @@
 
 use std::io;
 
-use bellows_memory::{GuestMemory, GuestView};
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use bellows_memory::GuestView;
+use vm_memory::{Address as _, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 const PAGE: usize = 4096;
 /// Pages asked about in one system call.
 const PAGES: usize = 64 << 10;
 
-/// Bytes under all that `view` shows now: base memory and what is plugged.
+/// Bytes under all that `view` shows: base memory and what is plugged. No snapshot is held for longer than a part takes, so that
+/// no unplug waits for the rest.
 ///
 /// # Errors
 /// The kernel can't tell.
 pub(crate) fn resident_bytes(view: &GuestView) -> io::Result<u64> {
-    let memory = view.memory();
-    let memory: &GuestMemory = &memory;
-    memory.iter().map(region).sum()
+    let mut states = vec![0_u8; PAGES];
+    let (mut at, mut resident) = (0, 0);
+    loop {
+        let memory = view.memory();
+        // The first region that does not end before `at`.
+        let Some(region) = memory.iter().find(|region| region.last_addr().raw_value() >= at) else {
+            return Ok(resident);
+        };
+        let offset = at.saturating_sub(region.start_addr().0);
+        let length = usize::try_from(region.len() - offset).map_err(io::Error::other)?.min(PAGES * PAGE);
+        resident += part(region, offset, length, &mut states)?;
+        at = region.start_addr().0 + offset + length as u64;
+    }
 }
 
-fn region(region: &GuestRegionMmap) -> io::Result<u64> {
-    let mut states = vec![0_u8; PAGES];
-    let bytes = usize::try_from(region.len()).map_err(io::Error::other)?;
-    let mut resident = 0;
-    for start in (0..bytes).step_by(PAGES * PAGE) {
-        let length = (PAGES * PAGE).min(bytes - start);
-        // SAFETY: the chunk lies in the region, whose mapping outlives the borrow, and `states` has a byte for each of its
-        // pages.
-        let result = unsafe { libc::mincore(region.as_ptr().add(start).cast(), length, states.as_mut_ptr()) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let pages = states[..length.div_ceil(PAGE)].iter().filter(|state| *state & 1 != 0).count();
-        resident += (pages * PAGE) as u64;
+/// Bytes with pages of `length` at `offset` of `region`, no more than `states` has a byte for each page of.
+fn part(region: &GuestRegionMmap, offset: u64, length: usize, states: &mut [u8]) -> io::Result<u64> {
+    let offset = usize::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the part lies in the region, whose mapping outlives the borrow, and `states` has a byte for each of its pages.
+    let result = unsafe { libc::mincore(region.as_ptr().add(offset).cast(), length, states.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
     }
-    Ok(resident)
+    let pages = states[..length.div_ceil(PAGE)].iter().filter(|state| *state & 1 != 0).count();
+    Ok((pages * PAGE) as u64)
 }
 
 #[cfg(test)]

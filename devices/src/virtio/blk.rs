@@ -4,13 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use bellows_block::Disk;
-use bellows_memory::{GuestMemory, limited};
+use bellows_memory::view::Pinned;
+use bellows_memory::{GuestMemory, GuestView, limited};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::{Bytes, GuestMemoryBackend as _, VolatileSlice};
+use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryBackend as _, VolatileSlice};
 
 use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, Segments};
 use super::device::read_bytes;
@@ -90,7 +91,7 @@ impl VirtioDevice for Block {
         for (index, _) in (0..).zip(&self.queue_sizes) {
             let enabled = activation.queues.get(usize::from(index)).is_some_and(Option::is_some);
             if enabled || index == 0 {
-                let handler = Requests::new(self.disk.clone(), write_through);
+                let handler = Requests::new(self.disk.clone(), activation.memory.clone(), write_through);
                 workers.push(QueueWorker::start(&mut activation, index, handler)?);
             }
         }
@@ -106,6 +107,7 @@ impl VirtioDevice for Block {
 /// Serves one queue.
 struct Requests {
     disk: Arc<dyn Disk>,
+    memory: GuestView,
     limits: Limits,
     write_through: bool,
     readable: Segments,
@@ -113,11 +115,12 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(disk: Arc<dyn Disk>, write_through: bool) -> Self {
+    fn new(disk: Arc<dyn Disk>, memory: GuestView, write_through: bool) -> Self {
         let limits = Limits { sectors: disk.sectors(), read_only: disk.read_only() };
         let segments = usize::from(QUEUE_SIZE);
         Self {
             disk,
+            memory,
             limits,
             write_through,
             readable: Segments::with_capacity(segments),
@@ -167,25 +170,31 @@ impl Requests {
         Ok(header)
     }
 
-    /// Carries a request out; how many bytes of data it wrote to guest memory.
-    fn serve(&self, memory: &GuestMemory, writable: u64) -> Result<u64, Failure> {
+    /// Carries a request out; how many bytes of data it wrote to guest memory. The disk may take long: by then nothing is held of
+    /// guest memory but what it reads or writes.
+    fn serve(&self, chain: Chain, writable: u64) -> Result<u64, Failure> {
+        let memory = chain.memory();
         let header = self.header(memory)?;
         let readable = self.readable.bytes() - HEADER_SIZE as u64;
         match Request::parse(&header, readable, writable, self.limits)? {
             Request::Read { offset, bytes } => {
-                let segments = self.writable.part(0, bytes);
-                transfer_batches(memory, segments, offset, |offset, slices| self.disk.read_at(offset, slices))?;
+                let data = self.pin(memory, self.writable.part(0, bytes))?;
+                drop(chain);
+                transfer(&data, offset, |offset, slices| self.disk.read_at(offset, slices))?;
                 Ok(bytes)
             }
             Request::Write { offset, bytes } => {
-                let segments = self.readable.part(HEADER_SIZE as u64, bytes);
-                transfer_batches(memory, segments, offset, |offset, slices| self.disk.write_at(offset, slices))?;
+                let data = self.pin(memory, self.readable.part(HEADER_SIZE as u64, bytes))?;
+                drop(chain);
+                transfer(&data, offset, |offset, slices| self.disk.write_at(offset, slices))?;
+                drop(data);
                 if self.write_through {
                     self.disk.flush()?;
                 }
                 Ok(0)
             }
             Request::Flush => {
+                drop(chain);
                 self.disk.flush()?;
                 Ok(0)
             }
@@ -201,28 +210,33 @@ impl Requests {
             }
         }
     }
+
+    fn pin(&self, memory: &GuestMemory, segments: impl Iterator<Item = Segment>) -> Result<Pinned, Failure> {
+        let pieces = segments.map(|segment| (segment.address, segment.bytes as usize));
+        Ok(self.memory.pin(memory, pieces)?)
+    }
 }
 
 impl QueueHandler for Requests {
     fn handle(&mut self, mut chain: Chain) -> u32 {
-        let well_formed = self.collect(&mut chain);
-        let memory = chain.memory();
-        if !well_formed {
-            limited!(debug, head = chain.head_index(), "dropped a malformed descriptor chain");
+        let head = chain.head_index();
+        if !self.collect(&mut chain) {
+            limited!(debug, head, "dropped a malformed descriptor chain");
             return 0;
         }
         // The status is the last writable byte; where there is none, the driver can't be told anything.
         let Some(writable) = self.writable.bytes().checked_sub(1) else {
-            limited!(debug, head = chain.head_index(), "dropped a request without a status byte");
+            limited!(debug, head, "dropped a request without a status byte");
             return 0;
         };
-        let (status, bytes) = match self.serve(memory, writable) {
+        let (status, bytes) = match self.serve(chain, writable) {
             Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
             Err(failure) => {
                 limited!(debug, %failure, "a block request failed");
                 (failure.status(), 0)
             }
         };
+        let memory = self.memory.memory();
         let last = self.writable.part(writable, 1).next().and_then(|last| memory.get_slice(last.address, 1).ok());
         match last.map(|last| last.copy_from(&[status])) {
             Some(()) => u32::try_from(bytes + 1).unwrap_or(u32::MAX),
@@ -253,40 +267,27 @@ impl Failure {
     }
 }
 
-/// Calls `transfer` with the guest memory that `segments` name and the position on the disk of each batch of it.
-fn transfer_batches(
-    memory: &GuestMemory,
-    segments: impl Iterator<Item = Segment>,
+/// Calls `transfer` with `data` and the position on the disk, batch by batch.
+fn transfer(
+    data: &Pinned,
     mut offset: u64,
     transfer: impl Fn(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
-) -> Result<(), Failure> {
-    let mut segments = segments.peekable();
-    let Some(first) = segments.next() else { return Ok(()) };
-    // Most requests are one piece, which needs no table, and which is quicker to find.
-    if segments.peek().is_none()
-        && let Ok(slice) = memory.get_slice(first.address, first.bytes as usize)
-    {
-        return Ok(transfer(offset, &[slice])?);
-    }
+) -> io::Result<()> {
     let mut batch = [VolatileSlice::from(&mut [][..]); BATCH];
-    let mut filled = 0;
-    let mut bytes = 0;
-    let slices = |segment: Segment| memory.get_slices(segment.address, segment.bytes as usize);
-    for slice in std::iter::once(first).chain(segments).flat_map(slices) {
-        let slice = slice?;
-        batch[filled] = slice;
-        filled += 1;
-        bytes += slice.len() as u64;
-        if filled == BATCH {
-            transfer(offset, &batch)?;
-            offset += bytes;
-            (filled, bytes) = (0, 0);
+    let mut slices = data.slices();
+    loop {
+        let mut filled = 0;
+        // Most requests are one piece.
+        for (place, slice) in batch.iter_mut().zip(&mut slices) {
+            *place = slice;
+            filled += 1;
         }
-    }
-    if filled > 0 {
+        if filled == 0 {
+            return Ok(());
+        }
         transfer(offset, &batch[..filled])?;
+        offset += batch[..filled].iter().map(|slice| slice.len() as u64).sum::<u64>();
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,12 @@
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::{Mutex, mpsc};
 
 use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer, RawDisk};
+use bellows_memory::ByteSize;
+use bellows_memory::partition::{Answer, Request};
+use bellows_memory::partition_memory::Handled;
+use bellows_memory::testing::Fixture;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -9,7 +14,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::virtio::Pmem;
-use crate::virtio::testing::{Completion, DriverQueue, FakeGuest, Part};
+use crate::virtio::testing::{Completion, DriverQueue, FakeGuest, PATIENCE, Part};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -326,4 +331,97 @@ fn many_requests_in_one_kick_are_all_answered() {
     for (start, buffer) in requests {
         assert!(guest.read(buffer, 4096) == data[start..start + 4096]);
     }
+}
+
+/// A disk whose calls say that they have begun and then wait.
+struct SlowDisk {
+    begun: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl SlowDisk {
+    fn wait(&self) -> io::Result<()> {
+        self.begun.send(()).map_err(io::Error::other)?;
+        self.go_on.lock().unwrap().recv().map_err(io::Error::other)
+    }
+}
+
+impl Disk for SlowDisk {
+    fn sectors(&self) -> u64 {
+        64
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn id(&self) -> bellows_block::DiskId {
+        bellows_block::DiskId::default()
+    }
+
+    fn read_at(&self, _: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        self.wait()?;
+        buffers.iter().for_each(|buffer| buffer.copy_from(&vec![7_u8; buffer.len()]));
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[VolatileSlice<'_>]) -> io::Result<()> {
+        self.wait()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.wait()
+    }
+}
+
+#[test]
+fn a_slow_disk_delays_no_unplug_of_memory_that_it_does_not_touch() {
+    const BLOCK: u64 = bellows_memory::BLOCK.get();
+    let blocks = |first, count| bellows_memory::BlockRange::new(first, count).unwrap();
+    let guest = FakeGuest::new();
+    let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(128));
+    let partition = &fixture.partition;
+    partition.request_size(ByteSize::mib(128)).unwrap();
+    let ((begun, has_begun), (go, go_on)) = (mpsc::channel(), mpsc::channel());
+    let mut device = Block::new(Arc::new(SlowDisk { begun, go_on: Mutex::new(go_on) }) as Arc<dyn Disk>);
+    let mut driver = guest.activate(&mut device);
+    let queue = &mut driver.queues[0];
+    let done = Handled::Answer(Answer::Ack(None));
+    // Discards take their turns.
+    let soon = |request| loop {
+        match partition.handle(request) {
+            Handled::Later => std::thread::yield_now(),
+            answer => break answer,
+        }
+    };
+
+    let data = GuestAddress(fixture.start() + BLOCK);
+    let (read, write, flush) = (header(VIRTIO_BLK_T_IN, 0), header(VIRTIO_BLK_T_OUT, 0), header(VIRTIO_BLK_T_FLUSH, 0));
+    let requests: [(&[Part<'_>], bool); 4] = [
+        (&[Part::Readable(&flush), Part::Writable(1)], false),
+        (&[Part::Readable(&read), Part::Writable(512), Part::Writable(1)], false),
+        (&[Part::Readable(&read), Part::WritableAt(data, 512), Part::Writable(1)], true),
+        (&[Part::Readable(&write), Part::ReadableAt(data, 512), Part::Writable(1)], true),
+    ];
+    for (request, touches) in requests {
+        assert_eq!(soon(Request::Plug(blocks(0, 4))), done);
+        queue.add(request);
+        queue.kick();
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(soon(Request::Unplug(blocks(0, 1))), done, "{request:?}");
+        assert_eq!(soon(Request::Unplug(blocks(2, 2))), done, "{request:?}");
+        partition.wait_discarded(PATIENCE).unwrap();
+        if touches {
+            assert_eq!(partition.handle(Request::UnplugAll), Handled::Later, "{request:?}");
+        } else {
+            assert_eq!(soon(Request::UnplugAll), done, "{request:?}");
+        }
+        go.send(()).unwrap();
+        queue.wait_used();
+        assert_eq!(soon(Request::UnplugAll), done);
+        assert_eq!(partition.wait_discarded(PATIENCE).unwrap().plugged, ByteSize::bytes(0));
+    }
+    // Memory that goes before the disk has begun is not there.
+    let late = queue.request_parts(&[Part::Readable(&read), Part::WritableAt(data, 512), Part::Writable(1)]);
+    assert_eq!(status(&late), IOERR);
 }

@@ -83,6 +83,9 @@ pub enum ActivateError {
     /// The driver left out a queue that the device can't work without.
     #[error("the driver did not enable queue {0}")]
     MissingQueue(u16),
+    /// The driver did not accept a feature that the device can't work without.
+    #[error("the driver did not accept {0}")]
+    MissingFeature(&'static str),
     /// The event loop did not take the handler.
     #[error("the event loop did not take the device's queues")]
     EventLoop(#[source] event_manager::Error),

@@ -123,6 +123,11 @@ impl VirtioDevice for Mem {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        // Without it a driver may read what is not plugged (section 5.15.6.2), where nothing is; a device need not work then
+        // (section 5.15.5.2).
+        if activation.features & F_UNPLUGGED_INACCESSIBLE == 0 {
+            return Err(ActivateError::MissingFeature("VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE"));
+        }
         let queue = activation.queues.get_mut(usize::from(REQUESTS)).and_then(Option::take);
         let ActiveQueue { queue, kick } = queue.ok_or(ActivateError::MissingQueue(REQUESTS))?;
         let resume = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ActivateError::Events)?;
@@ -207,7 +212,9 @@ impl MemHandle {
 
     fn await_unplug(&self, requested: Requested, timeout: Duration) -> Result<Report, UnplugError> {
         self.memory.wait_unplugged(requested, timeout).map_err(|error| match error {
-            WaitError::Superseded(_) | WaitError::Ended(_) => UnplugError::Incomplete(error),
+            WaitError::Superseded(_) | WaitError::Ended(_) | WaitError::NotDiscarded(..) => {
+                UnplugError::Incomplete(error)
+            }
             WaitError::Timeout { .. } | WaitError::Failed(..) => match self.memory.settle() {
                 Ok(()) => UnplugError::Incomplete(error),
                 Err(error) => UnplugError::Unsettled(error),

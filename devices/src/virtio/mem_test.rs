@@ -412,8 +412,20 @@ fn a_queue_that_was_not_enabled_is_missed() {
         memory: guest.view().clone(),
         queues: vec![None],
         interrupt: Arc::new(FakeInterrupt::new(1)),
-        features: 0,
+        features: F_UNPLUGGED_INACCESSIBLE,
         event_loop: guest.event_loop().handle(),
     });
     assert!(matches!(error, Err(ActivateError::MissingQueue(0))));
+}
+
+#[test]
+fn a_driver_that_would_read_what_is_not_plugged_is_refused() {
+    let fixture = Fixture::new(ByteSize::mib(128));
+    let guest = FakeGuest::new();
+    let (mut device, _) = Mem::new(fixture.partition.clone());
+    let old = FakeGuest::all_features(&device) & !F_UNPLUGGED_INACCESSIBLE;
+    let error = guest.try_activate(&mut device, old).err().unwrap();
+    assert_eq!(error.to_string(), "the driver did not accept VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE");
+    let mut driver = guest.activate(&mut device);
+    assert_eq!(driver.queues[0].request(&[&request(UNPLUG_ALL, 0, 0)], &[10]).written[0][0], ACK, "it may try again");
 }

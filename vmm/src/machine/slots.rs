@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use bellows_memory::EffectError;
 use bellows_memory::slots::{Slot, SlotError, SlotTable};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 
+use super::exit::{ExitNotice, ExitReason};
 use super::gate::Gate;
 
 /// [`SlotTable`] over `KVM_SET_USER_MEMORY_REGION`.
@@ -15,6 +17,7 @@ pub struct KvmSlots {
     vm: Arc<VmFd>,
     gate: Arc<Gate>,
     numbers: Mutex<SlotNumbers>,
+    notice: OnceLock<ExitNotice>,
 }
 
 impl KvmSlots {
@@ -23,7 +26,18 @@ impl KvmSlots {
         let count = u32::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(0);
         // A host that reports nothing has 32.
         let count = if count == 0 { 32 } else { count };
-        Self { vm, gate, numbers: Mutex::new(SlotNumbers::new(count)) }
+        Self { vm, gate, numbers: Mutex::new(SlotNumbers::new(count)), notice: OnceLock::new() }
+    }
+
+    /// Has a VM that loses memory ended by `notice`; the first one stands.
+    pub fn end_with(&self, notice: ExitNotice) {
+        let _ = self.notice.set(notice);
+    }
+
+    fn replace_closed(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {
+        let mut numbers = self.numbers();
+        self.delete_locked(&mut numbers, old)?;
+        new.iter().try_for_each(|slot| self.set_locked(&mut numbers, *slot))
     }
 
     fn numbers(&self) -> MutexGuard<'_, SlotNumbers> {
@@ -72,12 +86,15 @@ impl SlotTable for KvmSlots {
 
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {
         let _closed = self.gate.close();
-        let mut numbers = self.numbers();
-        self.delete_locked(&mut numbers, old)?;
-        for slot in new {
-            self.set_locked(&mut numbers, *slot)?;
+        // The guest must not run without memory that it takes to be there.
+        self.replace_closed(old, new).inspect_err(|_| self.gate.stop())
+    }
+
+    fn lost(&self, error: Arc<EffectError>) {
+        match self.notice.get() {
+            Some(notice) => notice.report(ExitReason::Error(Box::new(error))),
+            None => self.gate.stop(),
         }
-        Ok(())
     }
 }
 
