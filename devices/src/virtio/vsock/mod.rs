@@ -44,6 +44,8 @@ const QUEUE_SIZES: &[u16] = &[256, 256, 64];
 
 /// `VIRTIO_VSOCK_F_STREAM`.
 const FEATURE_STREAM: u64 = 1 << 0;
+/// `VIRTIO_VSOCK_F_NO_IMPLIED_STREAM`: a driver that accepts it has streams only if it accepts them too.
+const FEATURE_NO_IMPLIED_STREAM: u64 = 1 << 2;
 
 /// Context identifiers that guests may have: the lower ones and the highest are reserved.
 const GUEST_CIDS: std::ops::Range<u32> = 3..u32::MAX;
@@ -90,7 +92,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        FEATURE_STREAM
+        FEATURE_STREAM | FEATURE_NO_IMPLIED_STREAM
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -98,6 +100,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        if activation.features & (FEATURE_STREAM | FEATURE_NO_IMPLIED_STREAM) == FEATURE_NO_IMPLIED_STREAM {
+            return Err(ActivateError::MissingFeature("VIRTIO_VSOCK_F_STREAM"));
+        }
         let mut take = |index: u16| activation.queues.get_mut(usize::from(index)).and_then(Option::take);
         let rx = take(RX).ok_or(ActivateError::MissingQueue(RX))?;
         let tx = take(TX).ok_or(ActivateError::MissingQueue(TX))?;

@@ -351,3 +351,16 @@ fn reserved_contexts_and_used_paths_are_refused() {
     drop(machine.device);
     assert!(!path.exists());
 }
+
+#[test]
+fn streams_are_implied_unless_the_driver_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = FakeGuest::new();
+    let mut device = Vsock::new(CID, &dir.path().join("v")).unwrap();
+    assert_eq!(device.features(), 0b101);
+    for (features, works) in [(0b000, true), (0b001, true), (0b101, true), (0b100, false)] {
+        let started = guest.try_activate(&mut device, features);
+        assert_eq!(started.is_ok(), works, "{features:#b}");
+        device.reset();
+    }
+}
