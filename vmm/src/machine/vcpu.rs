@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bellows_devices::bus::Bus;
+use bellows_memory::limited;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
@@ -15,9 +16,6 @@ use super::exit::{ExitReason, VcpuError};
 use super::gate::Gate;
 use super::kick::{Kick, immediate_exit};
 use super::statistics::{VcpuStatistics, count};
-
-/// Of unclaimed accesses the first is logged, and then each one whose number is a multiple of this.
-const LOG_EVERY: u64 = 1 << 16;
 
 /// A vCPU, made by [`super::VcpuPool`] and run on a thread of its own.
 pub(crate) struct Vcpu {
@@ -176,17 +174,13 @@ impl Answer<'_> {
     }
 
     fn unclaimed_read(&self, what: &'static str, address: u64) {
-        if count(&self.statistics.unclaimed_reads) % LOG_EVERY == 1 {
-            tracing::debug!("the guest read {what} {address:#x}, where nothing is; more such reads are only counted");
-        }
+        count(&self.statistics.unclaimed_reads);
+        limited!(debug, "the guest read {what} {address:#x}, where nothing is");
     }
 
     fn unclaimed_write(&self, what: &'static str, address: u64) {
-        if count(&self.statistics.unclaimed_writes) % LOG_EVERY == 1 {
-            tracing::debug!(
-                "the guest wrote to {what} {address:#x}, where nothing takes it; more such writes are only counted"
-            );
-        }
+        count(&self.statistics.unclaimed_writes);
+        limited!(debug, "the guest wrote to {what} {address:#x}, where nothing takes it");
     }
 }
 
