@@ -19,10 +19,6 @@ pub trait HostMemory: Send + Sync {
     fn available(&self, backing: Backing) -> io::Result<ByteSize>;
 }
 
-/// The host's memory according to `/proc/meminfo`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ProcMeminfo;
-
 /// One VM's account of what its partitions may use.
 pub struct Admission {
     limit: Option<ByteSize>,
@@ -43,7 +39,8 @@ pub struct Charge {
 pub enum AdmissionError {
     /// The VM's own limit.
     #[error(
-        "partition {id} can't grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit}"
+        "partition {id} can't grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit} for \
+         all of them"
     )]
     Limit {
         /// The partition.
@@ -55,7 +52,7 @@ pub enum AdmissionError {
         /// What all of them may have.
         limit: ByteSize,
     },
-    /// The host is too full.
+    /// The host is too full, or a control group is that the monitor is in.
     #[error("partition {id} can't grow to {wanted}: it needs {more} more and the host has {available} available")]
     Host {
         /// The partition.
@@ -141,32 +138,6 @@ impl Drop for Charge {
     fn drop(&mut self) {
         let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         *admitted = admitted.saturating_sub(self.bytes);
-    }
-}
-
-impl HostMemory for ProcMeminfo {
-    fn available(&self, backing: Backing) -> io::Result<ByteSize> {
-        parse_meminfo(&std::fs::read_to_string("/proc/meminfo")?, backing)
-    }
-}
-
-fn parse_meminfo(text: &str, backing: Backing) -> io::Result<ByteSize> {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/meminfo has no {name}")))
-    };
-    match backing {
-        Backing::None | Backing::Thp => Ok(ByteSize::bytes(field("MemAvailable")?.saturating_mul(1024))),
-        Backing::Hugetlbfs => {
-            let page = field("Hugepagesize")?.saturating_mul(1024);
-            if page != crate::BLOCK.get() {
-                // The figures are of the default size only; another size is left to the reservation at plug.
-                return Ok(ByteSize::bytes(u64::MAX));
-            }
-            let free = field("HugePages_Free")?.saturating_sub(field("HugePages_Rsvd")?);
-            Ok(ByteSize::bytes(free.saturating_mul(page)))
-        }
     }
 }
 

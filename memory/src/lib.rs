@@ -16,12 +16,13 @@ pub mod partition;
 pub mod partition_memory;
 pub mod size;
 pub mod slots;
+pub mod system_memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod view;
 mod window_view;
 
-pub use admission::{Admission, AdmissionError, ProcMeminfo};
+pub use admission::{Admission, AdmissionError};
 pub use base::BaseMemory;
 pub use blocks::{BLOCK, BlockRange};
 pub use device_area::{DeviceArea, DeviceMemory};
@@ -31,6 +32,7 @@ pub use layout::{Layout, LayoutSpec, PartitionId, Window};
 pub use mapping::{Backing, HostMapping};
 pub use partition_memory::{PartitionMemory, PartitionSetup};
 pub use size::ByteSize;
+pub use system_memory::SystemMemory;
 pub use view::{GuestMemory, GuestView};
 pub use window_view::ViewError;
 

@@ -10,7 +10,7 @@ use bellows_devices::bus::{Bus, BusDevice};
 use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, LayoutSpec, ProcMeminfo};
+use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, LayoutSpec, SystemMemory};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -119,6 +119,13 @@ impl VmBuilder {
         self
     }
 
+    /// Sets the most that base memory and all partitions together may have.
+    #[must_use]
+    pub fn memory_limit(mut self, limit: ByteSize) -> Self {
+        self.config.memory_limit = Some(limit);
+        self
+    }
+
     /// Sets how partitions are kept apart in the guest.
     #[must_use]
     pub fn partition_mode(mut self, mode: PartitionMode) -> Self {
@@ -181,6 +188,8 @@ impl VmBuilder {
             move |reason| end.report(VmEnd::from(windows.explain(reason)))
         });
 
+        machine.slots().end_with(notice.clone());
+
         let base = BaseMemory::map(&layout, config.backing)?;
         for &slot in base.slots() {
             machine.slots().set(slot)?;
@@ -208,7 +217,7 @@ impl VmBuilder {
             backing: config.backing,
             view: base.view().clone(),
             slots: machine.slots(),
-            admission: Admission::new(None, ProcMeminfo),
+            admission: Admission::new(config.partition_limit(), SystemMemory::open().map_err(system("memory limits"))?),
             discards: discarder.queue(),
             event_loop: event_loop.handle(),
         };

@@ -64,6 +64,10 @@ pub struct VmConfig {
     /// Window sizes of the partitions: the largest size that each can be plugged with.
     #[serde(default)]
     pub partitions: Vec<ByteSize>,
+    /// The most that base memory and all partitions together may have at a time: a plug beyond it is refused. Without it the windows
+    /// and the host are the limit.
+    #[serde(default)]
+    pub memory_limit: Option<ByteSize>,
     /// How partitions are kept apart in the guest.
     #[serde(default)]
     pub partition_mode: PartitionMode,
@@ -182,6 +186,7 @@ impl VmConfig {
             memory,
             backing: Backing::default(),
             partitions: Vec::new(),
+            memory_limit: None,
             partition_mode: PartitionMode::default(),
             images: Vec::new(),
             record_reads: false,
@@ -216,6 +221,10 @@ impl VmConfig {
             let expected = format!("at most {MAX_MEMORY} with `memory` counted in");
             return Err(error("partitions", format!("{} together", ByteSize::bytes(total)), expected));
         }
+        if let Some(limit) = self.memory_limit.filter(|limit| *limit < self.memory) {
+            let expected = format!("at least the {} of `memory`, which it counts", self.memory);
+            return Err(error("memory_limit", limit, expected));
+        }
         self.check_disks()?;
         self.vsock.check()?;
         if let SerialOutput::File(path) = &self.serial {
@@ -242,6 +251,11 @@ impl VmConfig {
             check_path(&format!("drives[{index}].path"), &drive.path)?;
         }
         Ok(())
+    }
+
+    /// The most that all partitions together may have, if that is limited.
+    pub(crate) fn partition_limit(&self) -> Option<ByteSize> {
+        self.memory_limit.map(|limit| ByteSize::bytes(limit.get().saturating_sub(self.memory.get())))
     }
 
     /// How many disks images and drives are when the VM boots.

@@ -41,6 +41,22 @@ fn what_is_left_out_has_a_default() {
 }
 
 #[test]
+fn the_memory_limit_counts_base_memory() {
+    let mut config = sane();
+    assert_eq!(config.partition_limit(), None);
+    config.memory_limit = Some(ByteSize::mib(512));
+    config.validate().unwrap();
+    assert_eq!(config.partition_limit(), Some(ByteSize::bytes(0)));
+    config.memory_limit = Some(ByteSize::gib(1));
+    assert_eq!(config.partition_limit(), Some(ByteSize::mib(512)));
+    config.memory_limit = Some(ByteSize::mib(510));
+    let error = config.validate().unwrap_err().to_string();
+    for part in ["memory_limit", "510 MiB", "at least the 512 MiB of `memory`"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn partition_modes_have_one_name_everywhere() {
     for mode in [PartitionMode::Stock, PartitionMode::Extension] {
         assert_eq!(mode.to_string().parse(), Ok(mode));

@@ -1,0 +1,206 @@
+//! What this process may still have of the host's memory: what the host has available, and what the control groups that it is
+//! in leave, whichever is least.
+//!
+//! A group that is full has processes killed, this one among them, long before the host is: so the limits count of the
+//! process's own group and of all that it lies in, as far as they can be seen from here (version 2, and the `memory`
+//! controller of version 1). Files are read on each call; where groups are mounted is looked up once.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::admission::HostMemory;
+use crate::mapping::Backing;
+use crate::{BLOCK, ByteSize};
+
+/// The memory of the system that this process runs on.
+#[derive(Clone, Debug)]
+pub struct SystemMemory {
+    /// `/`, but for tests.
+    root: PathBuf,
+    mounts: Vec<Mount>,
+}
+
+/// The names of a version's files.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Version {
+    limit: &'static str,
+    usage: &'static str,
+    /// Field of `memory.stat`, sum over what lies in the group.
+    inactive_file: &'static str,
+}
+
+const V1: Version =
+    Version { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", inactive_file: "total_inactive_file" };
+const V2: Version = Version { limit: "memory.max", usage: "memory.current", inactive_file: "inactive_file" };
+
+/// A mounted hierarchy of control groups that counts memory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Mount {
+    version: Version,
+    /// The group at the mount point.
+    group: PathBuf,
+    point: PathBuf,
+}
+
+impl SystemMemory {
+    /// The system's memory, with the control groups that are mounted now.
+    ///
+    /// # Errors
+    /// `/proc/self/mountinfo` can't be read.
+    pub fn open() -> io::Result<Self> {
+        Self::open_at(Path::new("/"))
+    }
+
+    fn open_at(root: &Path) -> io::Result<Self> {
+        let mounts = parse_mounts(&read(&root.join("proc/self/mountinfo"))?);
+        Ok(Self { root: root.to_owned(), mounts })
+    }
+
+    /// What the process's groups leave; nothing where none has a limit.
+    fn left_by_groups(&self) -> io::Result<Option<u64>> {
+        if self.mounts.is_empty() {
+            return Ok(None);
+        }
+        let memberships = read(&self.root.join("proc/self/cgroup"))?;
+        let mut least = None;
+        for mount in &self.mounts {
+            let Some(group) = own_group(&memberships, mount.version) else { continue };
+            for directory in directories(mount, &group) {
+                let left = self.left_by(&directory, mount.version)?;
+                least = least.into_iter().chain(left).min();
+            }
+        }
+        Ok(least)
+    }
+
+    /// What the group in `directory` leaves, if it has a limit. Files that were read once and lie about cost nothing: the kernel
+    /// lets go of them before it kills anybody.
+    fn left_by(&self, directory: &Path, version: Version) -> io::Result<Option<u64>> {
+        let file = |name: &str| {
+            // What a mount point's path says holds from the root.
+            let path = self.root.join(directory.strip_prefix("/").unwrap_or(directory)).join(name);
+            match read(&path) {
+                // The root group has no such file, nor one of which the controller is off.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                text => text.map(|text| Some((path, text))),
+            }
+        };
+        let Some((path, text)) = file(version.limit)? else { return Ok(None) };
+        let Some(limit) = parse_limit(&path, &text)? else { return Ok(None) };
+        let Some((path, text)) = file(version.usage)? else { return Ok(None) };
+        let usage = parse_number(&path, &text)?;
+        let stat = file("memory.stat")?.map(|(_, text)| text).unwrap_or_default();
+        let reclaimable = stat_field(&stat, version.inactive_file);
+        Ok(Some(limit.saturating_sub(usage.saturating_sub(reclaimable))))
+    }
+}
+
+impl HostMemory for SystemMemory {
+    fn available(&self, backing: Backing) -> io::Result<ByteSize> {
+        let host = parse_meminfo(&read(&self.root.join("proc/meminfo"))?, backing)?;
+        if backing == Backing::Hugetlbfs {
+            // Its pages are not the groups' memory.
+            return Ok(host);
+        }
+        let groups = self.left_by_groups()?.map_or(host, ByteSize::bytes);
+        Ok(host.min(groups))
+    }
+}
+
+/// The hierarchies that count memory, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn parse_mounts(text: &str) -> Vec<Mount> {
+    let mount = |line: &str| {
+        let (own, rest) = line.split_once(" - ")?;
+        let mut own = own.split(' ').skip(3);
+        let (group, point) = (unescape(own.next()?), unescape(own.next()?));
+        let mut rest = rest.split(' ');
+        let (kind, _source, options) = (rest.next()?, rest.next()?, rest.next().unwrap_or_default());
+        let version = match kind {
+            "cgroup2" => V2,
+            "cgroup" if options.split(',').any(|option| option == "memory") => V1,
+            _ => return None,
+        };
+        Some(Mount { version, group, point })
+    };
+    text.lines().filter_map(mount).collect()
+}
+
+/// A path of `/proc/self/mountinfo`, where some characters stand as `\ooo`.
+fn unescape(text: &str) -> PathBuf {
+    let plain = [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")];
+    PathBuf::from(plain.iter().fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain)))
+}
+
+/// The group of the process in the hierarchy of `version`, from `/proc/self/cgroup` (cgroups(7)).
+fn own_group(text: &str, version: Version) -> Option<PathBuf> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (number, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
+        let fits = match version {
+            V2 => number == "0" && controllers.is_empty(),
+            _ => controllers.split(',').any(|controller| controller == "memory"),
+        };
+        fits.then(|| PathBuf::from(group))
+    })
+}
+
+/// Where `group` and the groups that it lies in are, up to the mount point. None where the mount shows other groups only.
+fn directories(mount: &Mount, group: &Path) -> Vec<PathBuf> {
+    let Ok(below) = group.strip_prefix(&mount.group) else { return Vec::new() };
+    // A process that was moved out of what its namespace shows is in `/../...`.
+    if below.components().any(|part| part == Component::ParentDir) {
+        return Vec::new();
+    }
+    below.ancestors().map(|part| mount.point.join(part)).collect()
+}
+
+/// A limit in bytes; `max`, and in version 1 a number beyond all addresses, is none.
+fn parse_limit(path: &Path, text: &str) -> io::Result<Option<u64>> {
+    const NONE_FROM: u64 = 1 << 62;
+    if text.trim() == "max" {
+        return Ok(None);
+    }
+    parse_number(path, text).map(|limit| Some(limit).filter(|limit| *limit < NONE_FROM))
+}
+
+fn parse_number(path: &Path, text: &str) -> io::Result<u64> {
+    text.trim().parse().map_err(|_| {
+        let message = format!("{} holds {:?}: expected a number of bytes", path.display(), text.trim());
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+/// A field of `memory.stat`, 0 where it is missing.
+fn stat_field(text: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+fn parse_meminfo(text: &str, backing: Backing) -> io::Result<ByteSize> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/meminfo has no {name}")))
+    };
+    match backing {
+        Backing::None | Backing::Thp => Ok(ByteSize::bytes(field("MemAvailable")?.saturating_mul(1024))),
+        Backing::Hugetlbfs => {
+            let page = field("Hugepagesize")?.saturating_mul(1024);
+            if page != BLOCK.get() {
+                // The figures are of the default size only; another size is left to the reservation at plug.
+                return Ok(ByteSize::bytes(u64::MAX));
+            }
+            let free = field("HugePages_Free")?.saturating_sub(field("HugePages_Rsvd")?);
+            Ok(ByteSize::bytes(free.saturating_mul(page)))
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+#[path = "system_memory_test.rs"]
+mod tests;
