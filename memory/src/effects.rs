@@ -22,6 +22,9 @@ pub enum EffectError {
     /// No host memory.
     #[error("cannot back {0} with host memory")]
     Back(BlockRange, #[source] MapError),
+    /// No room for another mapping of the host's.
+    #[error("cannot take {0} out of what lies beside it")]
+    Cut(BlockRange, #[source] MapError),
     /// The hypervisor refused.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -127,6 +130,9 @@ impl Effects {
     /// Waits once for all `runs`: each wait of its own would be for requests that came after the one before.
     fn revoke(&self, runs: &[BlockRange]) -> Result<(), EffectError> {
         let Some(span) = runs.iter().copied().reduce(BlockRange::join) else { return Ok(()) };
+        for run in runs {
+            self.mapping.cut_out(run.offset(), run.bytes()).map_err(|source| EffectError::Cut(*run, source))?;
+        }
         self.view.revoke(runs)?;
         if self.view.drain(span, DRAIN_LIMIT) {
             return Ok(());

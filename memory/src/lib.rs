@@ -14,6 +14,7 @@ pub mod limited_log;
 pub mod mapping;
 pub mod partition;
 pub mod partition_memory;
+pub mod pieces;
 pub mod size;
 pub mod slots;
 pub mod system_memory;

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use crate::blocks::BLOCK;
+use crate::blocks::{BLOCK, BlockRange};
+use crate::pieces::{CountedPieces, TooManyPieces};
 use crate::{ByteSize, limited};
 
 /// What host memory is made of.
@@ -37,6 +38,8 @@ pub struct HostMapping {
     bytes: u64,
     backing: Backing,
     regions: Mutex<Vec<Arc<GuestRegionMmap>>>,
+    /// With hugetlbfs, where each range is a mapping of its own.
+    pieces: Option<Mutex<CountedPieces>>,
 }
 
 // SAFETY: `start` is only the address of a mapping that lives as long as `self`; nothing here reads or writes through it,
@@ -51,6 +54,9 @@ pub enum MapError {
     /// No room in the address space, or a limit.
     #[error("cannot reserve {0} of addresses for guest memory")]
     Reserve(ByteSize, #[source] io::Error),
+    /// A guest cuts its memory up.
+    #[error(transparent)]
+    Pieces(#[from] TooManyPieces),
     /// The pool of huge pages is too small.
     #[error("cannot reserve {0} of 2 MiB huge pages (/proc/sys/vm/nr_hugepages says how many the host has)")]
     HugePages(ByteSize, #[source] io::Error),
@@ -107,7 +113,9 @@ impl HostMapping {
         let end = unsafe { start.add(bytes as usize) };
         unmap(raw, head);
         unmap(end, tail);
-        let mapping = Self { start, bytes, backing, regions: Mutex::new(Vec::new()) };
+        let blocks = u32::try_from(bytes / BLOCK.get()).unwrap_or(u32::MAX);
+        let pieces = (backing == Backing::Hugetlbfs).then(|| Mutex::new(CountedPieces::new(blocks)));
+        let mapping = Self { start, bytes, backing, regions: Mutex::new(Vec::new()), pieces };
         mapping.advise(0, bytes)?;
         Ok(mapping)
     }
@@ -140,6 +148,7 @@ impl HostMapping {
         if self.backing != Backing::Hugetlbfs {
             return Ok(());
         }
+        self.change_pieces(offset, bytes, CountedPieces::back)?;
         let size = ByteSize::bytes(bytes);
         let refused = |source| MapError::HugePages(size, source);
         // Mapped elsewhere first: MAP_FIXED would leave a hole behind when the pool is too small.
@@ -158,6 +167,31 @@ impl HostMapping {
         self.advise(offset, bytes)
     }
 
+    /// Sees to it that `bytes` at `offset` can be discarded by themselves.
+    ///
+    /// # Errors
+    /// That would cut the memory into too many pieces, or the range is none.
+    pub(crate) fn cut_out(&self, offset: u64, bytes: u64) -> Result<(), MapError> {
+        self.change_pieces(offset, bytes, CountedPieces::cut_out)
+    }
+
+    fn change_pieces(
+        &self,
+        offset: u64,
+        bytes: u64,
+        change: impl FnOnce(&mut CountedPieces, BlockRange) -> Result<(), TooManyPieces>,
+    ) -> Result<(), MapError> {
+        self.range(offset, bytes)?;
+        let block = |offset: u64| u32::try_from(offset / BLOCK.get()).unwrap_or(u32::MAX);
+        if let Some(pieces) = &self.pieces
+            && let Some(range) = BlockRange::between(block(offset), block(offset + bytes))
+        {
+            // The cuts are whole after every step.
+            change(&mut pieces.lock().unwrap_or_else(PoisonError::into_inner), range)?;
+        }
+        Ok(())
+    }
+
     /// Gives the memory of `bytes` at `offset` back to the host. The contents are lost: it reads as zeros afterwards.
     ///
     /// With [`Backing::Hugetlbfs`] the reservation goes too: until [`HostMapping::back`] reads cost nothing and writes fail.
@@ -171,6 +205,10 @@ impl HostMapping {
             return advise(at, bytes, libc::MADV_DONTNEED).map_err(refused);
         }
         map(at.as_ptr(), bytes as usize, protection(self.backing), libc::MAP_FIXED).map_err(refused)?;
+        self.change_pieces(offset, bytes, |pieces, range| {
+            pieces.discard(range);
+            Ok(())
+        })?;
         self.advise(offset, bytes)
     }
 
