@@ -10,8 +10,8 @@ use bellows_block::{Image, LayerDigest, Store};
 use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
-    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig, Output,
-    PartitionId, PartitionMode, PlugReport, Shape, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
+    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig, PartitionId,
+    PartitionMode, PlugReport, Shape, StreamName, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
 };
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -253,17 +253,17 @@ fn run_instance(vm: &Vm, spec: &InstanceSpec, args: &RunArgs, interrupts: &Inter
         }
     };
     let passing = interrupts.pass_on(args.stop_timeout, signal.clone());
-    let stderr = instance.forward(Output::Stderr, Lenient(io::stderr()))?;
+    let stderr = instance.forward(StreamName::Stderr, Lenient(io::stderr()))?;
     let stdout = if args.json {
-        instance.forward(Output::Stdout, Lenient(io::stderr()))?
+        instance.forward(StreamName::Stdout, Lenient(io::stderr()))?
     } else {
         // It would otherwise wait for a reader that is gone.
-        instance.forward(Output::Stdout, Watched::new(io::stdout(), move || signal(Signal::SIGKILL)))?
+        instance.forward(StreamName::Stdout, Watched::new(io::stdout(), move || signal(Signal::SIGKILL)))?
     };
     let mut status = instance.wait()?;
     // Its other processes ended with the first one, so nothing holds the output open.
     match stdout.join() {
-        Err(InstanceError::Output { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+        Err(InstanceError::PassOn { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
             status.code = 128 + Signal::SIGPIPE as u8;
         }
         result => drop(result?),
@@ -394,12 +394,12 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
         defaults.cmd.clear();
     }
     let mut spec = InstanceSpec::new("main".parse()?, id, defaults.argv(&args.command));
-    if spec.argv.is_empty() {
+    if spec.process.argv.is_empty() {
         return Err(CliError::Missing("the command", "-- CMD: the image has none of its own"));
     }
-    spec.env = environment(&defaults.env, &args.env_files, &args.env, |name| std::env::var_os(name))?;
-    spec.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
-    spec.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
+    spec.process.env = environment(&defaults.env, &args.env_files, &args.env, |name| std::env::var_os(name))?;
+    spec.process.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
+    spec.process.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
     if !config.partitions.is_empty() {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
     }

@@ -91,8 +91,8 @@ fn an_instance_is_the_images_with_the_users_changes() {
     let mut config = configuration(&args).unwrap();
     let Function { spec, profile } = prepare(&args, &mut config, &Interrupts::default()).unwrap().unwrap();
     assert!(profile.is_none() && !config.record_reads, "files have no profile");
-    assert_eq!(spec.argv, ["sh", "-c", "true"]);
-    assert_eq!((spec.cwd.as_str(), spec.user.to_string().as_str()), ("/x", "app:8"));
+    assert_eq!(spec.process.argv, ["sh", "-c", "true"]);
+    assert_eq!((spec.process.cwd.as_str(), spec.process.user.to_string().as_str()), ("/x", "app:8"));
     assert_eq!(spec.partition, PartitionId::new(1));
     let image = &config.images[0];
     assert_eq!((&spec.image, image.layers.len()), (&image.id, 1));
@@ -119,7 +119,7 @@ fn another_entrypoint_goes_without_the_images_command() {
         let line = format!("--kernel k --memory 512M --layer {} {line}", layer.display());
         let args = args(&line);
         let function = prepare(&args, &mut configuration(&args).unwrap(), &Interrupts::default())?;
-        Ok::<_, CliError>(function.unwrap().spec.argv)
+        Ok::<_, CliError>(function.unwrap().spec.process.argv)
     };
     assert_eq!(argv("--entrypoint env -- -i sh").unwrap(), ["env", "-i", "sh"]);
     assert_eq!(argv("--entrypoint env").unwrap(), ["env"]);

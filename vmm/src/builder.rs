@@ -38,7 +38,7 @@ const FIXED_DEVICES: usize = 2;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use bellows_vmm::{ByteSize, InstanceSpec, Output, PartitionId, VmBuilder};
+/// use bellows_vmm::{ByteSize, InstanceSpec, StreamName, PartitionId, VmBuilder};
 ///
 /// # fn run(image: bellows_vmm::ImageConfig) -> Result<(), Box<dyn std::error::Error>> {
 /// # let partition = PartitionId::new(1).ok_or("a number")?;
@@ -54,7 +54,7 @@ const FIXED_DEVICES: usize = 2;
 /// vm.plug(partition, ByteSize::gib(1), limit)?;
 /// let spec = InstanceSpec::new("first".parse()?, image.id, ["/usr/bin/python3", "-c", "print('hello')"]).in_partition(partition);
 /// let instance = vm.start_instance(&spec)?;
-/// let output = instance.forward(Output::Stdout, std::io::stdout())?;
+/// let output = instance.forward(StreamName::Stdout, std::io::stdout())?;
 /// let status = instance.wait()?;
 /// output.join()?;
 /// instance.remove(limit)?;

@@ -2,16 +2,17 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::agent::StartInstanceRequest;
+use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
-use bellows_protocol::values::{ImageId, InstanceId, ValueError, check_command, check_working_directory};
+use bellows_protocol::values::{ImageId, InstanceId, ProcessId, ValueError};
 
-use crate::agent::{AgentClient, AgentError, ExitStatus, Output};
+use crate::agent::{AgentClient, AgentError, ExitStatus};
 use crate::partitions::PartitionError;
+use crate::processes::{Forwarding, Process, ProcessSpec};
 use crate::vm::{NotRunning, Vm};
 
 /// Processes and threads that an instance may have if nothing else is said.
@@ -24,14 +25,8 @@ pub struct InstanceSpec {
     pub id: InstanceId,
     /// An image that was mounted ([`Vm::mount_image`], [`Vm::attach_image`]).
     pub image: ImageId,
-    /// The command and its arguments.
-    pub argv: Vec<String>,
-    /// `NAME=value` pairs.
-    pub env: Vec<String>,
-    /// Absolute path of the directory that it starts in; empty means `/`.
-    pub cwd: String,
-    /// Who it runs as.
-    pub user: User,
+    /// Its first process, with which it ends.
+    pub process: ProcessSpec,
     /// Where its memory comes from; `None` is base memory.
     pub partition: Option<PartitionId>,
     /// Its cgroup's `memory.max`; `None` is as much as its partition bears without getting full, or no limit without one.
@@ -47,10 +42,7 @@ impl InstanceSpec {
         Self {
             id,
             image,
-            argv: argv.into_iter().map(Into::into).collect(),
-            env: Vec::new(),
-            cwd: String::new(),
-            user: User::default(),
+            process: ProcessSpec::new(argv),
             partition: None,
             memory_max: None,
             pids_max: DEFAULT_PIDS_MAX,
@@ -73,14 +65,10 @@ impl InstanceSpec {
     }
 
     fn request(&self) -> Result<StartInstanceRequest, ValueError> {
-        check_command(&self.argv, &self.env)?;
         Ok(StartInstanceRequest {
             instance_id: self.id.to_string(),
             image_id: self.image.to_string(),
-            arguments: self.argv.clone(),
-            environment: self.env.clone(),
-            working_directory: check_working_directory(&self.cwd)?.to_owned(),
-            user: self.user.to_string(),
+            process: Some(self.process.request()?).into(),
             node: self.partition.map_or(0, |partition| partition.get().into()),
             memory_max_bytes: self.memory_max.unwrap_or_default().get(),
             pids_max: self.pids_max,
@@ -126,11 +114,41 @@ pub enum InstanceError {
         #[source]
         source: AgentError,
     },
-    /// Output could not be read or passed on.
-    #[error("cannot pass on the output of instance {id}")]
-    Output {
+    /// A stream can't be had.
+    #[error("cannot connect to {stream} of process {process} of instance {id}")]
+    Connect {
         /// The instance.
         id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// A stream broke off.
+    #[error("cannot go on with {stream} of process {process} of instance {id}")]
+    Stream {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// What a stream is passed on to failed, or what it is fed from.
+    #[error("cannot pass on {stream} of process {process} of instance {id}")]
+    PassOn {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
         /// What the system answered.
         #[source]
         source: io::Error,
@@ -141,14 +159,8 @@ pub enum InstanceError {
 /// [`Vm::remove_instance`] do.
 pub struct Instance {
     id: InstanceId,
-    pid: u32,
+    init: Process,
     agent: Arc<AgentClient>,
-}
-
-/// A thread that passes an instance's output on.
-pub struct Forwarding {
-    id: InstanceId,
-    thread: JoinHandle<Result<u64, InstanceError>>,
 }
 
 impl Vm {
@@ -167,7 +179,7 @@ impl Vm {
         let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
         let pid = agent.start_instance(&request).map_err(failed)?;
         tracing::debug!(instance = %spec.id, pid, "started an instance");
-        Ok(Instance { id: spec.id.clone(), pid, agent })
+        Ok(Instance::new(spec.id.clone(), pid, agent))
     }
 
     /// Removes an instance by its name, as [`Instance::remove`] does: for one that nobody has a handle of, such as one whose
@@ -181,40 +193,34 @@ impl Vm {
 }
 
 impl Instance {
+    pub(crate) fn new(id: InstanceId, pid: u32, agent: Arc<AgentClient>) -> Self {
+        let init = Process::new(id.clone(), ProcessId::init(), pid, agent.clone());
+        Self { id, init, agent }
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Number of its first process in the guest.
+    /// Its first process.
     #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
+    pub fn init(&self) -> &Process {
+        &self.init
     }
 
-    /// Passes what it writes on to `sink`, on a thread of its own, until it ends. Output that nobody reads makes the instance
-    /// wait.
+    pub(crate) fn agent(&self) -> &Arc<AgentClient> {
+        &self.agent
+    }
+
+    /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that nobody
+    /// reads makes the instance wait.
     ///
     /// # Errors
-    /// The thread could not be made.
-    pub fn forward(&self, output: Output, mut sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
-        let (id, agent) = (self.id.clone(), self.agent.clone());
-        let thread = thread::Builder::new().name("output".into()).stack_size(256 << 10);
-        let spawned = thread.spawn(move || {
-            let mut bytes = 0;
-            loop {
-                let data = agent.read_output(id.as_str(), output).map_err(failed("read the output of", &id))?;
-                if data.is_empty() {
-                    return Ok(bytes);
-                }
-                bytes += data.len() as u64;
-                let written = sink.write_all(&data).and_then(|()| sink.flush());
-                written.map_err(|source| InstanceError::Output { id: id.clone(), source })?;
-            }
-        });
-        let thread = spawned.map_err(|source| InstanceError::Output { id: self.id.clone(), source })?;
-        Ok(Forwarding { id: self.id.clone(), thread })
+    /// The stream or the thread can't be had.
+    pub fn forward(&self, stream: StreamName, sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
+        self.init.connect(stream)?.forward(sink)
     }
 
     /// Waits for the end of its first process.
@@ -222,15 +228,15 @@ impl Instance {
     /// # Errors
     /// The agent can't say, or the VM has ended.
     pub fn wait(&self) -> Result<ExitStatus, InstanceError> {
-        self.agent.wait_instance(self.id.as_str()).map_err(failed("wait for", &self.id))
+        self.init.wait()
     }
 
-    /// Sends it a signal, by number.
+    /// Sends its first process a signal, by number.
     ///
     /// # Errors
-    /// It has ended, or there is no such signal.
+    /// It is gone, or there is no such signal.
     pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
-        self.agent.signal_instance(self.id.as_str(), number).map_err(failed("signal", &self.id))
+        self.init.signal(number)
     }
 
     /// Kills what is left of it, and takes apart what it had: then its partition can be given back whole, and its name is
@@ -244,22 +250,8 @@ impl Instance {
     }
 }
 
-impl Forwarding {
-    /// Waits for the end of the output; returns how many bytes there were.
-    ///
-    /// # Errors
-    /// It could not be read, or not passed on.
-    pub fn join(self) -> Result<u64, InstanceError> {
-        let Self { id, thread } = self;
-        thread.join().unwrap_or_else(|_| {
-            let source = io::Error::other("the thread panicked");
-            Err(InstanceError::Output { id, source })
-        })
-    }
-}
-
 fn remove(agent: &AgentClient, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
-    agent.remove_instance(id.as_str(), timeout).map_err(failed("remove", id))
+    agent.remove_instance(id, timeout).map_err(failed("remove", id))
 }
 
 fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> InstanceError {
@@ -301,7 +293,7 @@ mod tests {
         let fixture = Fixture::with_agent(fake.clone());
         let agent = Arc::new(fixture.connect().unwrap());
         let limit = Duration::from_secs(30);
-        let instance = Instance { id: "a".parse().unwrap(), pid: 1, agent: agent.clone() };
+        let instance = Instance::new("a".parse().unwrap(), 1, agent.clone());
         assert!(matches!(instance.remove(limit), Err(InstanceError::Agent { action: "remove", .. })));
         instance.remove(limit).unwrap();
         instance.remove(limit).expect("what is gone is removed");
@@ -316,9 +308,14 @@ mod tests {
     #[test]
     fn what_the_guest_would_refuse_is_refused_here() {
         let request = spec(&["sh"]).in_partition(PartitionId::new(3).unwrap()).request().unwrap();
-        assert_eq!((request.node, request.working_directory.as_str(), request.memory_max_bytes), (3, "/", 0));
+        assert_eq!((request.node, request.process.working_directory.as_str(), request.memory_max_bytes), (3, "/", 0));
         assert!(spec(&[]).request().is_err());
-        assert!(InstanceSpec { cwd: "tmp".into(), ..spec(&["sh"]) }.request().is_err());
-        assert!(InstanceSpec { env: vec!["x".into()], ..spec(&["sh"]) }.request().is_err());
+        let refused = |change: fn(&mut ProcessSpec)| {
+            let mut spec = spec(&["sh"]);
+            change(&mut spec.process);
+            spec.request().is_err()
+        };
+        assert!(refused(|process| process.cwd = "tmp".into()));
+        assert!(refused(|process| process.env = vec!["x".into()]));
     }
 }

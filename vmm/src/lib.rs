@@ -18,6 +18,7 @@ mod instances;
 pub mod machine;
 mod partitions;
 mod pmem;
+mod processes;
 mod ready;
 mod resident;
 mod virtio_bus;
@@ -26,8 +27,8 @@ mod vm;
 #[cfg(feature = "testing")]
 pub use agent::exercise::exercise as exercise_agent_client;
 pub use agent::{
-    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, Output,
-    PartitionUse, StartFailure,
+    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, PartitionUse,
+    StartFailure, Stream,
 };
 pub use builder::VmBuilder;
 pub use config::{
@@ -38,9 +39,10 @@ pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
 pub use images::{ImageError, ImageInfo};
-pub use instances::{Account, DEFAULT_PIDS_MAX, Forwarding, Instance, InstanceError, InstanceSpec, User};
+pub use instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceError, InstanceSpec, User};
 pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
 pub use pmem::{LostLayer, PmemError};
+pub use processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use ready::NotReady;
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
@@ -49,4 +51,5 @@ pub use bellows_block::Profile;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;
-pub use bellows_protocol::values::{ImageId, InstanceId, ValueError};
+pub use bellows_protocol::stream::StreamName;
+pub use bellows_protocol::values::{ImageId, InstanceId, ProcessId, TerminalSize, ValueError};

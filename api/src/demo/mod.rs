@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bellows_block::page_cache::{evict, resident};
 use bellows_block::{HostDisk, Image, Layer};
 use bellows_vmm::{
-    GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, Output, PartitionId, PlugReport, SerialOutput, Vm,
+    GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
     VmBuilder, VmConfig, VmEnd,
 };
 
@@ -276,14 +276,14 @@ impl Booted {
         let mut argv = image.config.argv(&[]);
         argv.extend([args.mib.to_string(), hold.to_string()]);
         let mut spec = InstanceSpec::new(id.parse()?, self.image.id.clone(), argv).in_partition(partition);
-        spec.env.clone_from(&image.config.env);
-        spec.cwd.clone_from(&image.config.working_dir);
-        spec.user = image.config.user.parse()?;
+        spec.process.env.clone_from(&image.config.env);
+        spec.process.cwd.clone_from(&image.config.working_dir);
+        spec.process.user = image.config.user.parse()?;
         let start = Instant::now();
         let instance = self.vm.start_instance(&spec)?;
         let output = Captured::default();
-        let stdout = instance.forward(Output::Stdout, output.clone())?;
-        let stderr = instance.forward(Output::Stderr, io::stderr())?;
+        let stdout = instance.forward(StreamName::Stdout, output.clone())?;
+        let stderr = instance.forward(StreamName::Stderr, io::stderr())?;
         Ok(Running { instance, start, output, forwarding: [stdout, stderr] })
     }
 }

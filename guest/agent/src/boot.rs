@@ -20,7 +20,7 @@ use crate::reaper::Reaper;
 use crate::server::{self, Service};
 use crate::statistics::{Migrations, VmStat};
 use crate::uevent::Uevents;
-use crate::{log, modules, mounts, settings, vsock};
+use crate::{log, modules, mounts, settings, streams, vsock};
 
 /// Where the container library keeps its state.
 const CONTAINERS: &str = "/run/containers";
@@ -64,15 +64,17 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     let images = Arc::new(Images::default());
     let launcher = Launcher::new("/proc/self/exe", CONTAINERS, Arc::clone(&reaper));
     let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), reaper);
+    let instances = Arc::new(instances);
     let service = Arc::new(Service {
         uevents,
         sysfs: Sysfs::default(),
         memory: MemoryInfo::default(),
         images,
-        instances: Arc::new(instances),
+        instances: Arc::clone(&instances),
         migrations: LazyLock::new(Migrations::start),
     });
     let server = server::start(Arc::clone(&service)).map_err(|error| AgentError::Container(error.to_string()))?;
+    streams::listener::start(instances).map_err(AgentError::system("listening for streams"))?;
     match vsock::signal_ready(init) {
         Ok(()) => tracing::info!("ready"),
         Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bellows_protocol::stream::StreamLineError;
 use bellows_protocol::values::{Node, ValueError};
 use thiserror::Error;
 use ttrpc::Code;
@@ -31,6 +32,9 @@ pub enum AgentError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A connection does not begin as a stream.
+    #[error(transparent)]
+    StreamLine(#[from] StreamLineError),
     /// An operation on a path failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Path {
@@ -81,6 +85,9 @@ pub enum AgentError {
         /// Who has it.
         by: String,
     },
+    /// The instance's first process has ended, and every other with it.
+    #[error("instance {0:?} has ended")]
+    Ended(String),
     /// It did not happen in time.
     #[error("no {what} after {} ms", after.as_millis())]
     TimedOut {
@@ -163,17 +170,17 @@ impl AgentError {
 
     /// The status code that the monitor gets.
     ///
-    /// `StartInstance` answers `NOT_FOUND` only where the command is missing (a shell would say 127) and
-    /// `PERMISSION_DENIED` only where it cannot be executed (126). `UnmountImage` and `RemoveInstance` answer `NOT_FOUND`
-    /// where nothing is left to do.
+    /// `StartInstance` and `StartProcess` answer `NOT_FOUND` only where the command is missing (a shell would say 127) and
+    /// `PERMISSION_DENIED` only where it cannot be executed (126). `UnmountImage`, `RemoveInstance` and `RemoveProcess` answer
+    /// `NOT_FOUND` where nothing is left to do.
     pub fn code(&self) -> Code {
         match self {
-            Self::Value(_) | Self::Account(_) | Self::Image { .. } => Code::INVALID_ARGUMENT,
+            Self::Value(_) | Self::StreamLine(_) | Self::Account(_) | Self::Image { .. } => Code::INVALID_ARGUMENT,
             Self::CommandNotFound(_) | Self::Gone { .. } => Code::NOT_FOUND,
             Self::CommandNotExecutable(_) => Code::PERMISSION_DENIED,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Unknown { .. } | Self::InUse { .. } | Self::NoMemory(_) => Code::FAILED_PRECONDITION,
+            Self::Unknown { .. } | Self::InUse { .. } | Self::Ended(_) | Self::NoMemory(_) => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Path { .. }
             | Self::System { .. }

@@ -13,17 +13,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bellows_protocol::KILL_LIMIT;
-use bellows_protocol::user::User;
-use bellows_protocol::values::{ImageId, InstanceId, Node};
+use bellows_protocol::values::{ImageId, InstanceId, Node, ProcessId};
 use nix::sys::signal::Signal;
 
 use crate::cgroup::{Cgroup, Hierarchy, Limits};
-use crate::container::spec::{Workload, configuration};
-use crate::container::{Launcher, Process};
+use crate::container::spec::{ProcessSpec, Workload, configuration};
+use crate::container::{Joining, Launcher, Process};
 use crate::error::{AgentError, Result};
 use crate::image::Images;
 use crate::partition::MemoryInfo;
 use crate::placement::Placement;
+use crate::processes::Others;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
@@ -43,14 +43,8 @@ pub struct Request {
     pub id: InstanceId,
     /// Its image.
     pub image: ImageId,
-    /// Command and arguments.
-    pub arguments: Vec<String>,
-    /// `NAME=value`.
-    pub environment: Vec<String>,
-    /// Absolute path in the image.
-    pub working_directory: String,
-    /// Who it runs as.
-    pub user: User,
+    /// Its first process.
+    pub process: ProcessSpec,
     /// Node of its partition.
     pub node: Node,
     /// Limit in bytes.
@@ -63,23 +57,33 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Instance {
     parts: Parts,
-    process: Process,
+    init: Arc<Process>,
+    others: Others,
     sockets: Sockets,
     oom_killed: OnceLock<bool>,
 }
 
 impl Instance {
-    /// Its first process.
-    pub fn process(&self) -> &Process {
-        &self.process
+    /// A process of it.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`].
+    pub fn process(&self, id: &ProcessId) -> Result<Arc<Process>> {
+        if *id == ProcessId::init() { Ok(Arc::clone(&self.init)) } else { self.others.get(id) }
     }
 
-    /// Blocks until its first process has ended; answers its exit code, and whether the kernel killed for lack of memory.
-    pub fn wait(&self) -> (i32, bool) {
-        let code = self.process.exit.wait();
+    /// Blocks until a process has ended; answers its exit code, and whether the kernel killed for lack of memory.
+    ///
+    /// # Errors
+    /// Those of [`Instance::process`].
+    pub fn wait(&self, id: &ProcessId) -> Result<(i32, bool)> {
+        let code = self.process(id)?.exit.wait();
+        if *id != ProcessId::init() {
+            return Ok((code, self.parts.oom_killed()));
+        }
         // Already, so that the kernel has cleaned up its network by the time that memory is to go back.
         self.destroy_sockets();
-        (code, self.oom_killed())
+        Ok((code, self.oom_killed()))
     }
 
     /// Destroys what would keep memory of its partition, once its first process has ended and the kernel all others with it;
@@ -97,9 +101,7 @@ impl Instance {
 
     fn oom_killed(&self) -> bool {
         // Kept, because the cgroup may be gone when the next one asks.
-        *self
-            .oom_killed
-            .get_or_init(|| self.parts.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_killed().unwrap_or(false)))
+        *self.oom_killed.get_or_init(|| self.parts.oom_killed())
     }
 }
 
@@ -176,7 +178,7 @@ impl Instances {
         }
         match self.build(request) {
             Ok(instance) => {
-                let pid = instance.process.pid.as_raw().unsigned_abs();
+                let pid = instance.init.pid.as_raw().unsigned_abs();
                 self.settle(&request.id, Some(Slot::Started(Arc::new(instance))));
                 Ok(pid)
             }
@@ -208,13 +210,62 @@ impl Instances {
         }
     }
 
-    /// Sends a signal to an instance's first process.
+    /// Starts another process in an instance; answers its number.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`], [`AgentError::System`].
-    pub fn signal(&self, id: &InstanceId, signal: Signal) -> Result<()> {
-        let instance = self.get(id)?;
-        self.reaper.signal(instance.process.pid, signal).map_err(AgentError::system("kill"))
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`]; what starting it fails with.
+    /// Nothing is left of it then, but processes that it may have started.
+    pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
+        let instance = self.get(instance)?;
+        let Parts { id: name, folder, placement, rootfs, .. } = &instance.parts;
+        if *id == ProcessId::init() {
+            return Err(AgentError::Exists { kind: "process", name: id.to_string() });
+        }
+        let place = instance.others.begin(id)?;
+        if instance.init.exit.get().is_some() {
+            return Err(AgentError::Ended(name.to_string()));
+        }
+        let credentials = furnish::credentials(rootfs.root(), &process.user)?;
+        let joining = Joining { container: name.as_str(), folder, name: id.as_str(), placement: *placement };
+        let process = self.launcher.join(&joining, process, &credentials)?;
+        let pid = process.pid.as_raw().unsigned_abs();
+        place.fill(process);
+        Ok(pid)
+    }
+
+    /// Sends a signal to a process.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::System`].
+    pub fn signal(&self, instance: &InstanceId, id: &ProcessId, signal: Signal) -> Result<()> {
+        let process = self.get(instance)?.process(id)?;
+        self.reaper.signal(process.pid, signal).map_err(AgentError::system("kill"))
+    }
+
+    /// Kills a process that [`Instances::start_process`] has started, and forgets it.
+    ///
+    /// # Errors
+    /// [`AgentError::Gone`], [`AgentError::InUse`]; [`AgentError::TimedOut`], then it can be tried again.
+    pub fn remove_process(&self, instance: &InstanceId, id: &ProcessId) -> Result<()> {
+        let gone = || AgentError::Gone { kind: "process", name: id.to_string() };
+        if *id == ProcessId::init() {
+            return Err(AgentError::InUse { what: format!("process {id}"), by: format!("instance {instance}") });
+        }
+        let instance = match self.get(instance) {
+            Err(AgentError::Unknown { .. }) => return Err(gone()),
+            instance => instance?,
+        };
+        let process = match instance.others.get(id) {
+            Err(AgentError::Unknown { .. }) => return Err(gone()),
+            process => process?,
+        };
+        self.reaper.signal(process.pid, Signal::SIGKILL).map_err(AgentError::system("kill"))?;
+        if process.exit.wait_for(self.kill_limit).is_none() {
+            return Err(AgentError::TimedOut { what: format!("end of process {id}"), after: self.kill_limit });
+        }
+        process.streams.close();
+        instance.others.forget(id);
+        Ok(())
     }
 
     /// Ends an instance, or what is left of one that did not start, and takes it apart.
@@ -228,8 +279,9 @@ impl Instances {
             None => return Err(AgentError::Gone { kind: "instance", name: id.to_string() }),
         };
         let removed = match &slot {
-            Slot::Started(instance) => instance.parts.kill(self.kill_limit).and_then(|()| {
-                instance.process.exit.wait_for(self.kill_limit);
+            Slot::Started(instance) => self.kill(instance).and_then(|()| {
+                instance.init.exit.wait_for(self.kill_limit);
+                instance.init.streams.close();
                 instance.oom_killed();
                 instance.destroy_sockets();
                 self.dismantle(&instance.parts)
@@ -239,6 +291,14 @@ impl Instances {
         };
         self.settle(id, removed.is_err().then_some(slot));
         removed
+    }
+
+    /// Kills all processes of an instance, also those that were just being started.
+    fn kill(&self, instance: &Instance) -> Result<()> {
+        instance.parts.kill(self.kill_limit)?;
+        // They fail in a container whose first process is gone; one may have come to the cgroup in the meantime.
+        instance.others.close(self.kill_limit)?;
+        instance.parts.kill(self.kill_limit)
     }
 
     /// Ends all instances, as far as it goes.
@@ -264,9 +324,13 @@ impl Instances {
             folder,
         };
         match self.assemble(request, limits, &layers, &mut parts) {
-            Ok((process, network)) => {
-                Ok(Instance { parts, process, sockets: Sockets::of(network), oom_killed: OnceLock::new() })
-            }
+            Ok((process, network)) => Ok(Instance {
+                parts,
+                init: Arc::new(process),
+                others: Others::default(),
+                sockets: Sockets::of(network),
+                oom_killed: OnceLock::new(),
+            }),
             Err(error) => {
                 let cleanup = parts.kill(self.kill_limit).and_then(|()| self.dismantle(&parts));
                 let remains = cleanup.err().map(|cleanup| {
@@ -289,22 +353,20 @@ impl Instances {
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
         parts.rootfs.mount(layers, limits.placement, limits.memory_max)?;
         let root = parts.rootfs.root();
-        let credentials = furnish::credentials(root, &request.user)?;
-        furnish::furnish(root, request.id.as_str(), &request.working_directory)?;
+        let credentials = furnish::credentials(root, &request.process.user)?;
+        furnish::furnish(root, request.id.as_str(), &request.process.working_directory)?;
         let configuration = configuration(&Workload {
             hostname: request.id.as_str(),
             root,
             cgroup: &Hierarchy::name(&request.id),
             placement: limits.placement,
             memory_max: limits.memory_max,
-            arguments: &request.arguments,
-            environment: &request.environment,
-            working_directory: &request.working_directory,
+            process: &request.process,
             credentials: &credentials,
         });
         let file = parts.folder.join("config.json");
         std::fs::write(&file, configuration.to_string()).map_err(AgentError::path("write", &file))?;
-        self.launcher.launch(request.id.as_str(), &parts.folder)
+        self.launcher.launch(request.id.as_str(), &parts.folder, &request.process, &credentials)
     }
 
     fn limits(&self, request: &Request) -> Result<Limits> {
@@ -351,6 +413,10 @@ impl Instances {
 }
 
 impl Parts {
+    fn oom_killed(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_killed().unwrap_or(false))
+    }
+
     fn kill(&self, limit: Duration) -> Result<()> {
         self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill(limit))
     }
@@ -374,22 +440,27 @@ fn unknown(id: &InstanceId) -> AgentError {
 mod tests {
     use std::path::Path;
 
+    use bellows_protocol::user::User;
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
     use crate::mounts::mount_at;
     use crate::pci::Sysfs;
+    use crate::streams::StdioSpec;
     use crate::uevent::Uevents;
 
     fn request() -> Request {
         Request {
             id: "f-1".parse().unwrap(),
             image: "demo".parse().unwrap(),
-            arguments: vec!["true".into()],
-            environment: Vec::new(),
-            working_directory: "/".into(),
-            user: User::default(),
+            process: ProcessSpec {
+                arguments: vec!["true".into()],
+                environment: Vec::new(),
+                working_directory: "/".into(),
+                user: User::default(),
+                stdio: StdioSpec::Pipes { stdin: false },
+            },
             node: Node::try_from(0).unwrap(),
             memory_max: None,
             pids_max: None,

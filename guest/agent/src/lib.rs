@@ -7,7 +7,8 @@
 //! | devices come and go | [`pci`], told of progress by [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
 //! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
-//! | instances | [`instance`], with [`container`] (an OCI container), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`output`], [`sockets`] (what would stay) |
+//! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (what would stay) |
+//! | input and output | [`streams`]: a connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
 //! | the end | [`shutdown`] |
@@ -24,10 +25,10 @@ pub mod instance;
 pub mod log;
 pub mod modules;
 pub mod mounts;
-pub mod output;
 pub mod partition;
 pub mod pci;
 pub mod placement;
+pub mod processes;
 pub mod reaper;
 pub mod rootfs;
 pub mod seccomp;
@@ -36,5 +37,6 @@ pub mod settings;
 pub mod shutdown;
 pub mod sockets;
 pub mod statistics;
+pub mod streams;
 pub mod uevent;
 pub mod vsock;

@@ -2,6 +2,7 @@
 //!
 //! - Memory placement: a task that could change its policy or move its pages could leave its partition.
 //! - What needs a capability that an instance does not have, and has had bugs anyway.
+//! - vsock sockets: they know no namespaces, and lead to the host and to what listens in the guest.
 //! - Ways around this filter: 32-bit calls end the process, x32 calls and `clone3` (whose flags a filter cannot see) do not
 //!   exist, new user namespaces (whose owner has every capability in them) are refused.
 
@@ -102,6 +103,11 @@ pub fn program() -> Result<BpfProgram, seccompiler::Error> {
     .map_err(seccompiler::Error::Backend)?;
     let rule = SeccompRule::new(vec![new_user_namespace]).map_err(seccompiler::Error::Backend)?;
     rules.insert(libc::SYS_clone, vec![rule]);
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let vsock = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_VSOCK as u64)
+            .map_err(seccompiler::Error::Backend)?;
+        rules.insert(call, vec![SeccompRule::new(vec![vsock]).map_err(seccompiler::Error::Backend)?]);
+    }
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(seccompiler::Error::Backend)?;
     let denied =
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)

@@ -67,6 +67,18 @@ fn user_namespaces_are_refused() {
 }
 
 #[test]
+fn vsock_is_refused_and_other_sockets_are_not() {
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        assert_eq!(of(call, libc::AF_VSOCK as u64), REFUSED, "{call}");
+        // The kernel looks at the lower half only.
+        assert_eq!(of(call, 1 << 32 | libc::AF_VSOCK as u64), REFUSED, "{call}");
+        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
+            assert_eq!(of(call, family as u64), libc::SECCOMP_RET_ALLOW, "{call} {family}");
+        }
+    }
+}
+
+#[test]
 fn ways_around_are_closed() {
     assert_eq!(of(libc::SYS_clone3, 0), ABSENT);
     assert_eq!(of(i64::from(X32_BIT) | libc::SYS_mbind, 0), ABSENT);

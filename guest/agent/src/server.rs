@@ -1,25 +1,25 @@
 //! Answers the monitor's requests. Values are checked here, once; what is called has types that carry the rules.
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitPartitionRequest, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, PartitionDriver, PartitionMemory,
-    ReadOutputRequest, ReadOutputResponse, ReasonCount, SettlePartitionRequest, SignalInstanceRequest,
-    StartInstanceRequest, StartInstanceResponse, StatisticsResponse, Stream, UnmountImageRequest,
+    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, PartitionDriver, PartitionMemory, Process,
+    ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
+    StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
-    InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ValueError, check_command, check_working_directory,
-    parse_all,
+    InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ProcessId, TerminalSize, ValueError, check_command,
+    check_working_directory, parse_all,
 };
 use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{VsockAddr, getpeername};
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
+use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
 use crate::instance::{Instances, Request};
@@ -27,7 +27,9 @@ use crate::partition::{self, Driver, MemoryInfo, State};
 use crate::pci::Sysfs;
 use crate::shutdown;
 use crate::statistics::{self, Migrations, VmStat};
+use crate::streams::StdioSpec;
 use crate::uevent::Uevents;
+use crate::vsock;
 
 /// Time limit of a request that names none.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
@@ -53,7 +55,7 @@ pub struct Service {
 /// Starts to answer requests.
 ///
 /// The library keeps between `min` and `max` *idle* threads per connection and starts more whenever fewer than `min` are
-/// left, so requests that block for long (`WaitInstance`, `ReadOutput`) never hold up others.
+/// left, so requests that block for long (`WaitProcess`) never hold up others.
 ///
 /// # Errors
 /// There is no vsock.
@@ -69,23 +71,21 @@ pub fn start(service: Arc<Service>) -> ttrpc::Result<ttrpc::Server> {
     Ok(server)
 }
 
-/// Lets in the host and nobody else: instances have vsock, too, and a kernel with a loopback for it leads them here.
+/// Lets in the host and nobody else.
 #[derive(Debug)]
 struct HostOnly;
 
 impl AcceptHook for HostOnly {
     fn on_accept(&self, connection: RawFd) -> std::result::Result<HookOutput, HookError> {
-        let peer = getpeername::<VsockAddr>(connection).map_err(|error| HookError::Io(error.into()))?;
-        if is_host(peer) {
-            return Ok(HookOutput { data: ConnectionData::default(), payload_transform: None });
+        // SAFETY: the library keeps the connection open while it asks about it.
+        match vsock::check_host(&unsafe { BorrowedFd::borrow_raw(connection) }) {
+            Ok(()) => Ok(HookOutput { data: ConnectionData::default(), payload_transform: None }),
+            Err(error) => {
+                tracing::warn!(%error, "somebody else than the host calls");
+                Err(HookError::Io(error))
+            }
         }
-        tracing::warn!(%peer, "somebody else than the host calls");
-        Err(HookError::Rejected(peer.to_string()))
     }
-}
-
-fn is_host(peer: VsockAddr) -> bool {
-    peer.cid() == libc::VMADDR_CID_HOST
 }
 
 fn limit(milliseconds: u32) -> Duration {
@@ -130,17 +130,25 @@ fn partition_driver(driver: &Driver) -> PartitionDriver {
 }
 
 fn instance_request(request: StartInstanceRequest) -> Result<Request> {
-    check_command(&request.arguments, &request.environment)?;
     Ok(Request {
         id: request.instance_id.parse()?,
         image: request.image_id.parse()?,
-        working_directory: check_working_directory(&request.working_directory)?.to_owned(),
-        arguments: request.arguments,
-        environment: request.environment,
-        user: request.user.parse()?,
+        process: process_spec(request.process.unwrap_or_default())?,
         node: request.node.try_into()?,
         memory_max: none_if_zero(request.memory_max_bytes),
         pids_max: none_if_zero(request.pids_max),
+    })
+}
+
+fn process_spec(process: Process) -> Result<ProcessSpec> {
+    check_command(&process.arguments, &process.environment)?;
+    let terminal = process.terminal.as_ref().map(|size| TerminalSize::new(size.columns, size.rows)).transpose()?;
+    Ok(ProcessSpec {
+        working_directory: check_working_directory(&process.working_directory)?.to_owned(),
+        arguments: process.arguments,
+        environment: process.environment,
+        user: process.user.parse()?,
+        stdio: terminal.map_or(StdioSpec::Pipes { stdin: process.stdin }, StdioSpec::Terminal),
     })
 }
 
@@ -160,6 +168,10 @@ fn instance_id(text: &str) -> std::result::Result<InstanceId, ValueError> {
     text.parse()
 }
 
+fn process_id(instance: &str, process: &str) -> std::result::Result<(InstanceId, ProcessId), ValueError> {
+    Ok((instance.parse()?, process.parse()?))
+}
+
 impl Service {
     fn addresses(request: &DevicesRequest) -> Result<Vec<PciAddress>> {
         Ok(parse_all(&request.pci_addresses, "PCI addresses", MAX_DEVICES)?)
@@ -170,23 +182,35 @@ impl Service {
         self.images.mount(&self.sysfs, &self.uevents, &id, &layers(&request.layers)?)
     }
 
-    fn do_read_output(&self, request: &ReadOutputRequest) -> Result<Vec<u8>> {
-        let instance = self.instances.get(&instance_id(&request.instance_id)?)?;
-        let stream = match request.stream.enum_value() {
-            Ok(Stream::STDOUT) => &instance.process().stdout,
-            Ok(Stream::STDERR) => &instance.process().stderr,
-            Err(number) => return Err(AgentError::Unknown { kind: "stream", name: number.to_string() }),
-        };
-        stream.read(request.max_bytes).map_err(AgentError::system("read of the instance's output"))
+    fn do_wait(&self, request: &ProcessRequest) -> Result<ExitStatus> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        let (exit_code, oom_killed) = self.instances.get(&instance)?.wait(&process)?;
+        Ok(ExitStatus { exit_code, oom_killed, ..Default::default() })
     }
 
-    fn do_signal(&self, request: &SignalInstanceRequest) -> Result<()> {
-        let id = instance_id(&request.instance_id)?;
+    fn do_signal(&self, request: &SignalProcessRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
         let signal = i32::try_from(request.signal)
             .ok()
             .and_then(|number| Signal::try_from(number).ok())
             .ok_or_else(|| AgentError::Unknown { kind: "signal", name: request.signal.to_string() })?;
-        self.instances.signal(&id, signal)
+        self.instances.signal(&instance, &process, signal)
+    }
+
+    fn do_resize(&self, request: &ResizeTerminalRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        let size = TerminalSize::new(request.size.columns, request.size.rows)?;
+        self.instances.get(&instance)?.process(&process)?.streams.resize(size)
+    }
+
+    fn do_start_process(&self, request: StartProcessRequest) -> Result<u32> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        self.instances.start_process(&instance, &process, &process_spec(request.process.unwrap_or_default())?)
+    }
+
+    fn do_remove_process(&self, request: &ProcessRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        self.instances.remove_process(&instance, &process)
     }
 
     /// What is known of a partition without looking at processes.
@@ -284,23 +308,31 @@ impl Agent for Service {
         })
     }
 
-    fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartInstanceResponse> {
+    fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartResponse> {
         let pid = self.instances.start(&instance_request(request)?)?;
-        Ok(StartInstanceResponse { pid, ..Default::default() })
+        Ok(StartResponse { pid, ..Default::default() })
     }
 
-    fn read_output(&self, _: &TtrpcContext, request: ReadOutputRequest) -> ttrpc::Result<ReadOutputResponse> {
-        Ok(ReadOutputResponse { data: self.do_read_output(&request)?, ..Default::default() })
+    fn start_process(&self, _: &TtrpcContext, request: StartProcessRequest) -> ttrpc::Result<StartResponse> {
+        Ok(StartResponse { pid: self.do_start_process(request)?, ..Default::default() })
     }
 
-    fn wait_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<ExitStatus> {
-        let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
-        let (exit_code, oom_killed) = self.instances.get(&id)?.wait();
-        Ok(ExitStatus { exit_code, oom_killed, ..Default::default() })
+    fn wait_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<ExitStatus> {
+        Ok(self.do_wait(&request)?)
     }
 
-    fn signal_instance(&self, _: &TtrpcContext, request: SignalInstanceRequest) -> ttrpc::Result<Empty> {
+    fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
         self.do_signal(&request)?;
+        Ok(Empty::new())
+    }
+
+    fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+        self.do_resize(&request)?;
+        Ok(Empty::new())
+    }
+
+    fn remove_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.do_remove_process(&request)?;
         Ok(Empty::new())
     }
 
@@ -327,33 +359,47 @@ mod tests {
 
     use super::*;
 
+    fn process() -> Process {
+        Process { arguments: vec!["sh".into()], ..Default::default() }
+    }
+
     fn request() -> StartInstanceRequest {
         StartInstanceRequest {
             instance_id: "f-1".into(),
             image_id: "python".into(),
-            arguments: vec!["sh".into()],
+            process: Some(process()).into(),
             node: 2,
             ..Default::default()
         }
     }
 
+    fn with(process: Process) -> StartInstanceRequest {
+        StartInstanceRequest { process: Some(process).into(), ..request() }
+    }
+
     #[test]
     fn only_the_host_is_let_in() {
-        let port = 40_000;
-        assert!(is_host(VsockAddr::new(libc::VMADDR_CID_HOST, port)));
-        // The loopback, and the guest itself.
-        for cid in [libc::VMADDR_CID_LOCAL, 3] {
-            assert!(!is_host(VsockAddr::new(cid, port)), "{cid}");
-        }
         let (_here, there) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(HostOnly.on_accept(there.as_raw_fd()).is_err());
+    }
+
+    #[test]
+    fn a_terminal_is_one_whatever_else_is_asked_for() {
+        let stdio = |process| process_spec(process).unwrap().stdio;
+        assert_eq!(stdio(process()), StdioSpec::Pipes { stdin: false });
+        assert_eq!(stdio(Process { stdin: true, ..process() }), StdioSpec::Pipes { stdin: true });
+        let size = |columns| bellows_protocol::agent::TerminalSize { columns, rows: 24, ..Default::default() };
+        let terminal = |columns| Process { terminal: Some(size(columns)).into(), stdin: true, ..process() };
+        assert_eq!(stdio(terminal(80)), StdioSpec::Terminal(TerminalSize { columns: 80, rows: 24 }));
+        let error = process_spec(terminal(70_000)).unwrap_err();
+        assert!(error.code() == ttrpc::Code::INVALID_ARGUMENT && error.to_string().contains("70000"), "{error}");
     }
 
     #[test]
     fn zero_means_no_limit() {
         let parsed = instance_request(request()).unwrap();
         assert_eq!((parsed.memory_max, parsed.pids_max), (None, None));
-        assert_eq!(parsed.working_directory, "/");
+        assert_eq!(parsed.process.working_directory, "/");
         let limited = StartInstanceRequest { memory_max_bytes: 5, pids_max: 6, ..request() };
         let parsed = instance_request(limited).unwrap();
         assert_eq!((parsed.memory_max, parsed.pids_max), (Some(5), Some(6)));
@@ -364,10 +410,11 @@ mod tests {
         let bad = [
             StartInstanceRequest { instance_id: "../x".into(), ..request() },
             StartInstanceRequest { image_id: String::new(), ..request() },
-            StartInstanceRequest { arguments: Vec::new(), ..request() },
-            StartInstanceRequest { environment: vec!["x".into()], ..request() },
-            StartInstanceRequest { working_directory: "tmp".into(), ..request() },
-            StartInstanceRequest { user: "4294967295".into(), ..request() },
+            StartInstanceRequest { process: None.into(), ..request() },
+            with(Process::new()),
+            with(Process { environment: vec!["x".into()], ..process() }),
+            with(Process { working_directory: "tmp".into(), ..process() }),
+            with(Process { user: "4294967295".into(), ..process() }),
             StartInstanceRequest { node: u32::MAX, ..request() },
         ];
         for request in bad {

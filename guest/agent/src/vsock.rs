@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bellows_protocol::READY_PORT;
 use bellows_protocol::ready::{BootTimes, ready_line};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getpeername, socket};
 use nix::time::{ClockId, clock_gettime};
 
 /// Tells the host that the agent, which began at `init`, can be called: one line, then the stream is closed.
@@ -24,7 +24,38 @@ pub fn signal_ready(init: Duration) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
+/// Checks that it is the host that has connected: others in the guest may have vsock, and a kernel with a loopback for it leads
+/// them here.
+///
+/// # Errors
+/// Somebody else has; it names them. Those of `getpeername(2)`.
+pub fn check_host(connection: &impl AsFd) -> io::Result<()> {
+    let peer = getpeername::<VsockAddr>(connection.as_fd().as_raw_fd())?;
+    if is_host(peer) { Ok(()) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, peer.to_string())) }
+}
+
+fn is_host(peer: VsockAddr) -> bool {
+    peer.cid() == libc::VMADDR_CID_HOST
+}
+
 /// Time since the kernel's clock started; zero where it can't be had.
 pub fn kernel_clock() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_is_let_in() {
+        let port = 40_000;
+        assert!(is_host(VsockAddr::new(libc::VMADDR_CID_HOST, port)));
+        // The loopback, and the guest itself.
+        for cid in [libc::VMADDR_CID_LOCAL, 3] {
+            assert!(!is_host(VsockAddr::new(cid, port)), "{cid}");
+        }
+        let (_here, there) = UnixStream::pair().unwrap();
+        assert!(check_host(&there).is_err());
+    }
 }

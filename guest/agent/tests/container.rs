@@ -4,20 +4,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
-use bellows_agent::container::spec::{Workload, configuration};
-use bellows_agent::container::{Launcher, Process};
+use bellows_agent::container::spec::{ProcessSpec, Workload, configuration};
+use bellows_agent::container::{Joining, Launcher, Process};
 use bellows_agent::error::{AgentError, Result};
-use bellows_agent::output::OutputStream;
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
-use bellows_protocol::values::Node;
+use bellows_agent::streams::StdioSpec;
+use bellows_agent::streams::listener::Permits;
+use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
+use bellows_protocol::user::{Account, User};
+use bellows_protocol::values::{Node, TerminalSize};
 use nix::mount::{MsFlags, mount};
 
 /// A root file system of one static program, and folders for the containers made from it.
@@ -32,7 +38,9 @@ impl Fixture {
         let binaries = folder.path().join("root/bin");
         fs::create_dir_all(&binaries).unwrap();
         fs::copy("/bin/busybox", binaries.join("busybox")).expect("busybox-static is installed");
-        for name in ["sh", "cat", "id", "ls", "mount", "unshare", "sleep", "grep", "ip", "mknod", "hostname"] {
+        for name in
+            ["sh", "cat", "id", "ls", "mount", "unshare", "sleep", "grep", "ip", "mknod", "hostname", "stty", "tty"]
+        {
             std::os::unix::fs::symlink("busybox", binaries.join(name)).unwrap();
         }
         fs::write(binaries.join("text"), "text").unwrap();
@@ -47,30 +55,44 @@ impl Fixture {
         Self { folder, launcher }
     }
 
-    fn launch(&self, id: &str, arguments: &[&str], uid: u32, placement: Placement) -> Result<(Process, OwnedFd)> {
-        let bundle = self.folder.path().join(id);
+    fn launch(&self, id: &str, process: &ProcessSpec, placement: Placement) -> Result<(Process, OwnedFd)> {
+        let bundle = self.bundle(id);
         fs::create_dir_all(&bundle).unwrap();
-        let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let root = self.folder.path().join("root");
         let cgroup = format!("/bellows-test-{}/{id}", std::process::id());
-        let credentials = Credentials { uid, gid: uid, groups: vec![uid, 4242], home: "/home".into() };
+        let credentials = credentials(process);
         let configuration = configuration(&Workload {
             hostname: id,
             root: &root,
             cgroup: &cgroup,
             placement,
             memory_max: None,
-            arguments: &arguments,
-            environment: &["GREETING=hello".to_owned()],
-            working_directory: "/bin",
+            process,
             credentials: &credentials,
         });
         fs::write(bundle.join("config.json"), configuration.to_string()).unwrap();
-        let result = self.launcher.launch(id, &bundle);
+        let result = self.launcher.launch(id, &bundle, process, &credentials);
         if result.is_err() {
             self.launcher.forget(id);
         }
         result
+    }
+
+    fn start(&self, id: &str, process: &ProcessSpec) -> Process {
+        self.launch(id, process, Placement::Base).unwrap().0
+    }
+
+    fn join(&self, id: &str, name: &str, process: &ProcessSpec) -> Result<Process> {
+        self.join_at(id, name, process, Placement::Base)
+    }
+
+    fn join_at(&self, id: &str, name: &str, process: &ProcessSpec, placement: Placement) -> Result<Process> {
+        let joining = Joining { container: id, folder: &self.bundle(id), name, placement };
+        self.launcher.join(&joining, process, &credentials(process))
+    }
+
+    fn bundle(&self, id: &str) -> PathBuf {
+        self.folder.path().join(id)
     }
 
     fn run(&self, id: &str, script: &str) -> (i32, String, String) {
@@ -78,21 +100,69 @@ impl Fixture {
     }
 
     fn run_as(&self, id: &str, script: &str, uid: u32) -> (i32, String, String) {
-        let (process, _) = self.launch(id, &["sh", "-c", script], uid, Placement::Base).unwrap();
-        let stdout = text(&process.stdout);
-        let stderr = text(&process.stderr);
-        (process.exit.wait_for(Duration::from_secs(30)).expect("it ends"), stdout, stderr)
+        finish(&self.start(id, &ProcessSpec { user: user(uid), ..shell(script) }))
     }
 }
 
-fn text(stream: &OutputStream) -> String {
-    let mut data = Vec::new();
-    loop {
-        match stream.read(0).unwrap() {
-            piece if piece.is_empty() => return String::from_utf8(data).unwrap(),
-            piece => data.extend(piece),
-        }
+/// A shell that runs `script` as root, without input.
+fn shell(script: &str) -> ProcessSpec {
+    command(&["sh", "-c", script])
+}
+
+fn command(arguments: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
+        environment: vec!["GREETING=hello".into()],
+        working_directory: "/bin".into(),
+        user: user(0),
+        stdio: StdioSpec::Pipes { stdin: false },
     }
+}
+
+fn user(number: u32) -> User {
+    User { user: Account::Number(number), group: None }
+}
+
+fn credentials(process: &ProcessSpec) -> Credentials {
+    let Account::Number(uid) = process.user.user else { panic!("{:?}", process.user) };
+    Credentials { uid, gid: uid, groups: vec![uid, 4242], home: "/home".into() }
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+const INPUT: StdioSpec = StdioSpec::Pipes { stdin: true };
+const TERMINAL: StdioSpec = StdioSpec::Terminal(TerminalSize { columns: 91, rows: 17 });
+
+/// Connects to a stream as the monitor does.
+fn connect(process: &Process, stream: StreamName) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    process.streams.connect(stream, &theirs, &process.ended, Permits::new(1).take().unwrap()).unwrap();
+    parse_answer_line(&read_line(&ours, MAX_ANSWER_LINE, LIMIT).unwrap()).unwrap();
+    ours.set_read_timeout(Some(LIMIT)).unwrap();
+    ours
+}
+
+/// All that comes of a stream. It does not break off.
+fn text(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Reads until `end` has come.
+fn text_until(mut stream: &UnixStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{end:?} does not come: {text:?}");
+        text.push(char::from(byte[0]));
+    }
+    text
+}
+
+fn finish(process: &Process) -> (i32, String, String) {
+    let stdout = text(connect(process, StreamName::Stdout));
+    let stderr = text(connect(process, StreamName::Stderr));
+    (process.exit.wait_for(LIMIT).expect("it ends"), stdout, stderr)
 }
 
 const INNER: &str = "BELLOWS_TEST_IN_NAMESPACE";
@@ -129,10 +199,25 @@ fn inside() {
     signals_are_reported(&fixture);
     a_missing_command_is_reported(&fixture);
     memory_is_bound_to_its_node(&fixture);
+    input_comes_to_its_end(&fixture);
+    streams_belong_to_the_user(&fixture);
+    a_terminal_is_one(&fixture);
+    a_terminal_has_a_size(&fixture);
+    a_terminal_is_hung_up(&fixture);
+    a_process_joins(&fixture);
+    what_joins_has_streams_of_its_own(&fixture);
+    what_cannot_join_is_reported(&fixture);
+    what_a_process_leaves_behind_does_not_hold_its_streams(&fixture);
 
     let group = cgroups.join(format!("bellows-test-{}", std::process::id()));
     for entry in fs::read_dir(&group).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
-        fs::remove_dir(entry.path()).unwrap();
+        // Some still run.
+        fs::write(entry.path().join("cgroup.kill"), "1").unwrap();
+        let start = Instant::now();
+        while let Err(error) = fs::remove_dir(entry.path()) {
+            assert!(start.elapsed() < LIMIT, "{error}");
+            std::thread::yield_now();
+        }
     }
     fs::remove_dir(group).unwrap();
 }
@@ -144,9 +229,10 @@ fn its_streams_and_exit_code_arrive(fixture: &Fixture) {
 
 /// Though it has ended before anybody could look.
 fn its_network_is_known(fixture: &Fixture) {
-    let (process, network) = fixture.launch("network", &["ls", "-l", "/proc/self/ns/net"], 0, Placement::Base).unwrap();
+    let spec = command(&["ls", "-l", "/proc/self/ns/net"]);
+    let (process, network) = fixture.launch("network", &spec, Placement::Base).unwrap();
     let inode = nix::sys::stat::fstat(&network).unwrap().st_ino;
-    let stdout = text(&process.stdout);
+    let (_, stdout, _) = finish(&process);
     assert!(stdout.contains(&format!("net:[{inode}]")), "{inode} {stdout}");
 }
 
@@ -189,14 +275,13 @@ fn signals_are_reported(fixture: &Fixture) {
     let (code, _, _) = fixture.run("signalled", "sh -c 'kill -SEGV $$'; exit $?");
     assert_eq!(code, 128 + 11);
     // The first process itself, from outside.
-    let (process, _) = fixture.launch("killed", &["sleep", "60"], 0, Placement::Base).unwrap();
+    let process = fixture.start("killed", &command(&["sleep", "60"]));
     nix::sys::signal::kill(process.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_eq!(process.exit.wait_for(Duration::from_secs(30)), Some(128 + 9));
-    assert_eq!(text(&process.stdout), "");
+    assert_eq!(finish(&process), (128 + 9, String::new(), String::new()));
 }
 
 fn a_missing_command_is_reported(fixture: &Fixture) {
-    let error = |id, command| fixture.launch(id, &[command], 0, Placement::Base).unwrap_err();
+    let error = |id, name| fixture.launch(id, &command(&[name]), Placement::Base).unwrap_err();
     let missing = error("missing", "no-such-command");
     assert!(matches!(&missing, AgentError::CommandNotFound(text) if text.contains("no-such-command")), "{missing:?}");
     let lost = error("lost", "lost");
@@ -210,7 +295,9 @@ fn a_missing_command_is_reported(fixture: &Fixture) {
         ("folder", "/bin", "directory"),
         ("private", "/bin/private", "permission denied"),
     ] {
-        let error = fixture.launch(id, &[command], 1000, Placement::Base).unwrap_err();
+        let error = fixture
+            .launch(id, &ProcessSpec { user: user(1000), ..self::command(&[command]) }, Placement::Base)
+            .unwrap_err();
         let AgentError::CommandNotExecutable(text) = error else { panic!("{id}: {error:?}") };
         assert!(text.contains(reason) && text.contains(command), "{text}");
     }
@@ -219,8 +306,150 @@ fn a_missing_command_is_reported(fixture: &Fixture) {
 /// This machine has one node, so that is where the policy points; that it is asked for is what can be seen here.
 fn memory_is_bound_to_its_node(fixture: &Fixture) {
     let partition = Placement::Policy(Node::try_from(1).unwrap());
-    let error = fixture.launch("elsewhere", &["sh"], 0, partition).unwrap_err();
+    let error = fixture.launch("elsewhere", &shell(":"), partition).unwrap_err();
     let exists = Path::new("/sys/devices/system/node/node1").exists();
     assert!(!exists, "this test expects a machine with one node");
     assert!(matches!(error, AgentError::Container(_)), "{error:?}");
+
+    let _init = fixture.start("here", &shell("sleep 60"));
+    let error = fixture.join_at("here", "x", &shell(":"), partition).unwrap_err();
+    assert!(matches!(&error, AgentError::Container(text) if text.contains("memory policy")), "{error:?}");
+}
+
+fn input_comes_to_its_end(fixture: &Fixture) {
+    let process = fixture.start("input", &ProcessSpec { stdio: INPUT, ..shell("cat; echo END") });
+    let mut stdin = connect(&process, StreamName::Stdin);
+    let stdout = connect(&process, StreamName::Stdout);
+    // More than all that lies in between holds.
+    let sent = "0123456789abcdef".repeat(1 << 16);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            stdin.write_all(sent.as_bytes()).unwrap();
+            stdin.shutdown(Shutdown::Write).unwrap();
+        });
+        assert!(text(stdout) == format!("{sent}END\n"));
+    });
+    assert_eq!(process.exit.wait_for(LIMIT), Some(0));
+
+    // Without, there is nothing to connect to, and nothing to read.
+    let process = fixture.start("no-input", &shell("cat; ls -l /proc/self/fd/0"));
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let permit = Permits::new(1).take().unwrap();
+    let error = process.streams.connect(StreamName::Stdin, &theirs, &process.ended, permit).unwrap_err();
+    assert!(error.to_string().contains("stdin"), "{error}");
+    let (_, stdout, _) = finish(&process);
+    assert!(stdout.trim().ends_with("/dev/null"), "{stdout}");
+}
+
+fn streams_belong_to_the_user(fixture: &Fixture) {
+    let script = "echo out >/dev/stdout; echo err >/dev/stderr; cat /dev/stdin";
+    let process = fixture.start("owner", &ProcessSpec { user: user(1000), stdio: INPUT, ..shell(script) });
+    let mut stdin = connect(&process, StreamName::Stdin);
+    stdin.write_all(b"in\n").unwrap();
+    drop(stdin);
+    assert_eq!(finish(&process), (0, "out\nin\n".into(), "err\n".into()));
+}
+
+fn a_terminal_is_one(fixture: &Fixture) {
+    let script =
+        "test -t 0 -a -t 1 -a -t 2 && tty && stty size && echo $TERM && : >/dev/tty && cat /dev/null >$(tty); exit 7";
+    let spec = ProcessSpec { user: user(1000), stdio: TERMINAL, ..shell(script) };
+    let process = fixture.start("terminal", &spec);
+    // Its output waits until somebody connects.
+    assert_eq!(process.exit.wait_for(LIMIT), Some(7));
+    assert_eq!(text(connect(&process, StreamName::Terminal)), "/dev/pts/0\r\n17 91\r\nxterm\r\n");
+}
+
+fn a_terminal_has_a_size(fixture: &Fixture) {
+    let script = "trap 'stty size; exit 3' WINCH; echo ready; sleep 60 & wait";
+    let process = fixture.start("size", &ProcessSpec { stdio: TERMINAL, ..shell(script) });
+    let terminal = connect(&process, StreamName::Terminal);
+    text_until(&terminal, "ready\r\n");
+    process.streams.resize(TerminalSize { columns: 100, rows: 50 }).unwrap();
+    assert_eq!(text(terminal), "50 100\r\n");
+    assert_eq!(process.exit.wait_for(LIMIT), Some(3));
+    let error = fixture.start("pipes", &shell(":")).streams.resize(TerminalSize::default()).unwrap_err();
+    assert!(error.to_string().contains("terminal"), "{error}");
+}
+
+/// When the monitor is gone. What is typed arrives, and ^C is a signal.
+fn a_terminal_is_hung_up(fixture: &Fixture) {
+    // The kernel spares a container's first process what it does not handle.
+    let script = "trap 'echo interrupted' INT; trap 'exit 5' HUP; echo ready; read line; echo got $line; read line; sleep 60 & wait";
+    let process = fixture.start("hung-up", &ProcessSpec { stdio: TERMINAL, ..shell(script) });
+    let mut terminal = connect(&process, StreamName::Terminal);
+    text_until(&terminal, "ready\r\n");
+    terminal.write_all(b"typed\n").unwrap();
+    text_until(&terminal, "got typed\r\n");
+    terminal.write_all(b"\x03").unwrap();
+    text_until(&terminal, "interrupted\r\n");
+    drop(terminal);
+    assert_eq!(process.exit.wait_for(LIMIT), Some(5));
+
+    let spec = ProcessSpec { stdio: TERMINAL, ..command(&["sleep", "60"]) };
+    let _init = fixture.start("hung-up-too", &command(&["sleep", "60"]));
+    let process = fixture.join("hung-up-too", "x", &spec).unwrap();
+    drop(connect(&process, StreamName::Terminal));
+    assert_eq!(process.exit.wait_for(LIMIT), Some(128 + 1));
+}
+
+fn a_process_joins(fixture: &Fixture) {
+    let init = fixture.start("joined", &command(&["sleep", "60"]));
+    let script = "echo $GREETING; pwd; hostname; id -u; grep ^0: /proc/self/cgroup; \
+                  grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; ls -l /proc/self/ns; exit 9";
+    let process = fixture.join("joined", "second", &ProcessSpec { user: user(1000), ..shell(script) }).unwrap();
+    let (code, stdout, stderr) = finish(&process);
+    assert_eq!((code, stderr.as_str()), (9, ""), "{stdout}");
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[..5], ["hello", "/bin", "joined", "1000", "0::/"], "{stdout}");
+    let rights = ["CapEff:\t0000000000000000", "CapBnd:\t00000000a00425fb", "NoNewPrivs:\t1", "Seccomp:\t2"];
+    assert_eq!(lines[5..9], rights, "{stdout}");
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
+        let namespace = fs::read_link(format!("/proc/{}/ns/{kind}", init.pid)).unwrap();
+        assert!(stdout.contains(namespace.to_str().unwrap()), "{kind} {namespace:?} {stdout}");
+    }
+    // It ends with the container.
+    let process = fixture.join("joined", "third", &command(&["sleep", "60"])).unwrap();
+    nix::sys::signal::kill(init.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(process.exit.wait_for(LIMIT), Some(128 + 9));
+    assert!(!fixture.bundle("joined").join("process-second.json").exists());
+}
+
+fn what_joins_has_streams_of_its_own(fixture: &Fixture) {
+    let _init = fixture.start("streams-of", &shell("sleep 60"));
+    let process = fixture.join("streams-of", "input", &ProcessSpec { stdio: INPUT, ..shell("cat") }).unwrap();
+    let mut stdin = connect(&process, StreamName::Stdin);
+    stdin.write_all(b"in").unwrap();
+    drop(stdin);
+    assert_eq!(finish(&process), (0, "in".into(), String::new()));
+
+    let spec = ProcessSpec { user: user(1000), stdio: TERMINAL, ..shell("tty; stty size; : >/dev/tty; exit 4") };
+    let process = fixture.join("streams-of", "terminal", &spec).unwrap();
+    assert_eq!(text(connect(&process, StreamName::Terminal)), "/dev/pts/0\r\n17 91\r\n");
+    assert_eq!(process.exit.wait_for(LIMIT), Some(4));
+}
+
+fn what_cannot_join_is_reported(fixture: &Fixture) {
+    let init = fixture.start("not-joined", &shell("sleep 60"));
+    let error = |process: &ProcessSpec| fixture.join("not-joined", "x", process).unwrap_err();
+    let missing = error(&command(&["no-such-command"]));
+    assert!(matches!(&missing, AgentError::CommandNotFound(text) if text.contains("no-such-command")), "{missing:?}");
+    assert!(matches!(error(&command(&["text"])), AgentError::CommandNotExecutable(_)));
+    let nowhere = error(&ProcessSpec { working_directory: "/nowhere".into(), ..shell(":") });
+    assert!(matches!(nowhere, AgentError::Container(_)), "{nowhere:?}");
+    nix::sys::signal::kill(init.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    init.exit.wait_for(LIMIT).unwrap();
+    assert!(matches!(error(&shell(":")), AgentError::Container(_)));
+}
+
+fn what_a_process_leaves_behind_does_not_hold_its_streams(fixture: &Fixture) {
+    let _init = fixture.start("left-behind", &shell("sleep 300"));
+    let silent = fixture.join("left-behind", "silent", &shell("sleep 300 & echo done")).unwrap();
+    assert_eq!(finish(&silent), (0, "done\n".into(), String::new()));
+    // One that never stops to write; what was written before is there.
+    let script = "(while :; do echo x; done) & echo mine; exit 3";
+    let noisy = fixture.join("left-behind", "noisy", &shell(script)).unwrap();
+    let (code, stdout, _) = finish(&noisy);
+    assert_eq!(code, 3);
+    assert!(stdout.contains("mine\n"));
 }

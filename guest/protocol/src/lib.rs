@@ -3,6 +3,7 @@
 //! - [`agent`] holds the messages and [`agent_ttrpc`] the client and the server trait, both generated from
 //!   `proto/agent.proto`. They are spoken with ttrpc over vsock: the agent listens on [`AGENT_PORT`].
 //! - [`ready`] is the one line that the agent sends to the host when it can be called.
+//! - [`stream`] is how a connection to [`STREAM_PORT`] becomes a stream of a process.
 //! - [`values`] checks the values that both sides exchange as strings, [`user`] those that say who an instance runs as. Each side
 //!   checks what it receives.
 
@@ -14,16 +15,25 @@ mod generated {
 }
 
 pub mod ready;
+pub mod stream;
 pub mod user;
 pub mod values;
 
 pub use generated::{agent, agent_ttrpc};
 
-/// Version of the protocol. The two sides compare theirs in `Hello` and in the ready line.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// Version of the protocol. The two sides compare theirs in `Hello`, in the ready line and in the first
+/// line of each stream.
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;
+
+/// vsock port on which the agent lets the host connect to the streams of processes, in the guest.
+pub const STREAM_PORT: u32 = 1026;
+
+/// How long the agent goes on to read what a process has left in its pipes for others to write to, once it has ended. What it
+/// wrote itself is read whole, however long that takes.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the agent gives a container to start. The monitor waits for as long, and for what comes after.
 pub const START_LIMIT: Duration = Duration::from_secs(60);

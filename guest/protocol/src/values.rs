@@ -15,8 +15,8 @@ pub const MAX_SERIAL: usize = 20;
 pub const MAX_LAYERS: usize = 128;
 /// Most partitions' nodes: node numbers are below this.
 pub const MAX_NODES: u32 = 1024;
-/// Most data in one `ReadOutput` answer, in bytes.
-pub const MAX_OUTPUT_READ: u32 = 1 << 20;
+/// Most processes of one instance that were started beside its first and have not been removed.
+pub const MAX_PROCESSES: usize = 256;
 /// Most PCI functions in one request.
 pub const MAX_DEVICES: usize = 1024;
 /// Most bytes in an instance's arguments and environment together.
@@ -69,6 +69,14 @@ pub enum ValueError {
     /// The number of a user or group is out of range.
     #[error("no user or group has the number {0}: want 0 to {MAX_ACCOUNT}")]
     AccountNumber(String),
+    /// Not a size that a terminal can have.
+    #[error("a terminal cannot have {columns} columns and {rows} rows: {} at most", u16::MAX)]
+    TerminalSize {
+        /// Characters in a line.
+        columns: u32,
+        /// Lines.
+        rows: u32,
+    },
 }
 
 /// How an offending value appears in a message: not whole when it is long.
@@ -135,6 +143,18 @@ text_value!(
     InstanceId, Identifier, is_identifier
 );
 text_value!(
+    /// Names a process within an instance, under the same rule.
+    ProcessId, Identifier, is_identifier
+);
+
+impl ProcessId {
+    /// The name of an instance's first process, which no other has.
+    pub fn init() -> Self {
+        Self("init".into())
+    }
+}
+
+text_value!(
     /// Names an image within a VM, under the same rule as an instance.
     ImageId, Identifier, is_identifier
 );
@@ -177,6 +197,28 @@ impl TryFrom<u32> for Node {
 impl fmt::Display for Node {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
+    }
+}
+
+/// Size of a terminal in characters; zero where it is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl TerminalSize {
+    /// The size that a message gives.
+    ///
+    /// # Errors
+    /// [`ValueError::TerminalSize`].
+    pub fn new(columns: u32, rows: u32) -> Result<Self, ValueError> {
+        match (columns.try_into(), rows.try_into()) {
+            (Ok(columns), Ok(rows)) => Ok(Self { columns, rows }),
+            _ => Err(ValueError::TerminalSize { columns, rows }),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bellows_tests::bench::load::{Arrival, Function};
-use bellows_vmm::{Instance, InstanceSpec, Output, PartitionId};
+use bellows_vmm::{Instance, InstanceSpec, PartitionId, StreamName};
 
 use crate::common::{Result, image_id};
 use crate::guest::Guest;
@@ -47,7 +47,7 @@ pub fn run(guest: &Guest, number: usize, arrival: &Arrival, partition: Option<Pa
     let spec = partition.into_iter().fold(spec, InstanceSpec::in_partition);
     let instance = guest.vm.start_instance(&spec)?;
     let printed = Printed::default();
-    let streams = [Output::Stdout, Output::Stderr].map(|stream| instance.forward(stream, printed.clone()));
+    let streams = [StreamName::Stdout, StreamName::Stderr].map(|stream| instance.forward(stream, printed.clone()));
     let status = instance.wait()?;
     for stream in streams {
         stream?.join()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bellows_tests::bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
-use bellows_vmm::{ByteSize, GuestState, Instance, Output, PartitionId};
+use bellows_vmm::{ByteSize, GuestState, Instance, PartitionId, StreamName};
 
 use crate::common::{PATIENCE, Result};
 use crate::guest::{Guest, NEIGHBOUR_MIB};
@@ -93,8 +93,8 @@ fn start(guest: &mut Guest, program: &str, partition: PartitionId) -> Result<(In
     let instance = guest.start(program, partition)?;
     let progress = Progress::default();
     // The threads end with the instance's output.
-    instance.forward(Output::Stdout, progress.clone())?;
-    instance.forward(Output::Stderr, progress.clone())?;
+    instance.forward(StreamName::Stdout, progress.clone())?;
+    instance.forward(StreamName::Stderr, progress.clone())?;
     Ok((instance, progress))
 }
 

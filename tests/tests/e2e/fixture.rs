@@ -8,8 +8,8 @@ use std::time::Duration;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
-    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, Output, PartitionId,
-    PartitionMode, SerialOutput, UnplugReport, Vm, VmBuilder, VmEnd,
+    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, PartitionId,
+    PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd,
 };
 
 /// How long anything may take, on an emulated CPU as well.
@@ -184,7 +184,7 @@ impl Running {
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
         let output = Printed::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
-        let forwarding = [Output::Stdout, Output::Stderr].map(forward).into();
+        let forwarding = [StreamName::Stdout, StreamName::Stderr].map(forward).into();
         Job { instance, output, forwarding, console: self.console.clone() }
     }
 

@@ -44,7 +44,7 @@ fn image(directory: &Path) -> Imported {
 /// Runs a shell line as `user` in `cwd`.
 fn run(guest: &Running, id: &str, user: &str, cwd: &str, line: &str) -> (ExitStatus, String) {
     let mut spec = InstanceSpec::new(id.parse().unwrap(), image_id(), ["/bin/sh", "-c", line]);
-    (spec.user, spec.cwd) = (user.parse().unwrap(), cwd.into());
+    (spec.process.user, spec.process.cwd) = (user.parse().unwrap(), cwd.into());
     guest.start_spec(&spec).finish()
 }
 
@@ -80,7 +80,7 @@ fn a_program_finds_what_it_takes_for_granted() {
 
     let failure = |user: &str, command: &str| {
         let mut spec = InstanceSpec::new("failed".parse().unwrap(), image_id(), [command]);
-        spec.user = user.parse().unwrap();
+        spec.process.user = user.parse().unwrap();
         match guest.vm.start_instance(&spec) {
             Err(InstanceError::Agent { source: AgentError::NotStarted { reason, message }, .. }) => (reason, message),
             other => panic!("{user} {command}: {:?}", other.err()),

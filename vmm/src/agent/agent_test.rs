@@ -1,4 +1,5 @@
-use std::sync::{Arc, Mutex};
+use std::io::Read;
+use std::sync::Mutex;
 use std::thread;
 
 use bellows_protocol::agent_ttrpc::Agent;
@@ -31,21 +32,24 @@ impl Agent for FakeAgent {
         &self,
         context: &TtrpcContext,
         request: agent::StartInstanceRequest,
-    ) -> ttrpc::Result<agent::StartInstanceResponse> {
-        let refused = match request.user.as_str() {
+    ) -> ttrpc::Result<agent::StartResponse> {
+        let refused = match request.process.user.as_str() {
             "" => None,
             "not-found" => Some(ttrpc::Code::NOT_FOUND),
             "not-executable" => Some(ttrpc::Code::PERMISSION_DENIED),
             _ => Some(ttrpc::Code::INVALID_ARGUMENT),
         };
         if let Some(code) = refused {
-            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, format!("\"{}\"\nis wrong", request.user))));
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                code,
+                format!("\"{}\"\nis wrong", request.process.user),
+            )));
         }
         let pid = u32::try_from(Duration::from_nanos(context.timeout_nano.unsigned_abs()).as_secs()).unwrap();
-        Ok(agent::StartInstanceResponse { pid, ..Default::default() })
+        Ok(agent::StartResponse { pid, ..Default::default() })
     }
 
-    fn signal_instance(&self, _: &TtrpcContext, request: agent::SignalInstanceRequest) -> ttrpc::Result<agent::Empty> {
+    fn signal_process(&self, _: &TtrpcContext, request: agent::SignalProcessRequest) -> ttrpc::Result<agent::Empty> {
         self.signals.lock().unwrap().push(request.signal);
         Ok(agent::Empty::new())
     }
@@ -63,10 +67,18 @@ impl Agent for FakeAgent {
         Ok(agent::PartitionMemory { node: request.node + 1, ..Default::default() })
     }
 
-    fn wait_instance(&self, _: &TtrpcContext, request: agent::InstanceRequest) -> ttrpc::Result<agent::ExitStatus> {
+    fn wait_process(&self, _: &TtrpcContext, request: agent::ProcessRequest) -> ttrpc::Result<agent::ExitStatus> {
         let exit_code = request.instance_id.parse().unwrap_or(0);
         Ok(agent::ExitStatus { exit_code, oom_killed: true, ..Default::default() })
     }
+}
+
+fn id(text: &str) -> InstanceId {
+    text.parse().unwrap()
+}
+
+fn wait(client: &AgentClient, instance: &str) -> Result<ExitStatus, AgentError> {
+    client.wait_process(&id(instance), &ProcessId::init())
 }
 
 fn text(result: Result<impl Sized, AgentError>) -> String {
@@ -85,13 +97,13 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     let info = client.hello().unwrap();
     assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
     assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
-    client.signal_instance("a", 15).unwrap();
+    client.signal_process(&id("a"), &ProcessId::init(), 15).unwrap();
     assert_eq!(*fake.signals.lock().unwrap(), [15]);
-    assert_eq!(client.wait_instance("137").unwrap(), ExitStatus { code: 137, oom_killed: true });
+    assert_eq!(wait(&client, "137").unwrap(), ExitStatus { code: 137, oom_killed: true });
     thread::scope(|scope| {
         for code in 0..8_u8 {
             let client = &client;
-            scope.spawn(move || assert_eq!(client.wait_instance(&code.to_string()).unwrap().code, code));
+            scope.spawn(move || assert_eq!(wait(&client, &code.to_string()).unwrap().code, code));
         }
     });
 }
@@ -113,7 +125,7 @@ fn what_the_agent_refuses_or_gets_wrong_is_named() {
     assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
     let error = text(client.inspect_partition(4));
     assert!(error.contains("node 5") && error.contains("expected 4"), "{error}");
-    let error = text(client.wait_instance("300"));
+    let error = text(wait(&client, "300"));
     assert!(error.contains("exit code 300"), "{error}");
     let error = text(client.statistics(SHORT));
     assert!(error.contains("Statistics"), "{error}");
@@ -138,10 +150,10 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
     let silent = || Fixture::new(b"OK 1\n", |mut stream| drop(io::copy(&mut stream, &mut io::sink())));
     let fixture = silent();
     let client = fixture.connect().unwrap();
-    let error = client.remove_instance("a", Duration::from_millis(5)).unwrap_err();
+    let error = client.remove_instance(&id("a"), Duration::from_millis(5)).unwrap_err();
     assert!(matches!(error, AgentError::Timeout { call: "RemoveInstance", .. }), "{error}");
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| client.wait_instance("a"));
+        let waiter = scope.spawn(|| wait(&client, "a"));
         fixture.end.report(VmEnd::Reset);
         assert!(matches!(waiter.join().unwrap(), Err(AgentError::Lost { .. })));
     });
@@ -154,9 +166,9 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
         let _ = io::copy(&mut stream, &mut io::sink());
     });
     let client = half.connect().unwrap();
-    let first = text(client.wait_instance("a"));
+    let first = text(wait(&client, "a"));
     assert!(first.contains("failed on the way"), "{first}");
-    assert_eq!(text(client.wait_instance("a")), first, "the reason stays known");
+    assert_eq!(text(wait(&client, "a")), first, "the reason stays known");
 }
 
 /// Answers the first request with a header and body of its own.
@@ -219,23 +231,10 @@ fn a_start_that_failed_says_whose_fault_it_is() {
         ("not-executable", StartFailure::CommandNotExecutable),
         ("nobody", StartFailure::Other),
     ] {
-        let request = agent::StartInstanceRequest { user: user.into(), ..Default::default() };
+        let process = agent::Process { user: user.into(), ..Default::default() };
+        let request = agent::StartInstanceRequest { process: Some(process).into(), ..Default::default() };
         let error = client.start_instance(&request).unwrap_err();
         assert!(matches!(&error, AgentError::NotStarted { reason, .. } if *reason == expected), "{error:?}");
         assert_eq!(error.to_string(), format!("\"{user}\"\\nis wrong"));
     }
-}
-
-#[test]
-fn more_output_than_was_asked_for_is_refused() {
-    let fixture = answering(|stream| {
-        let data = vec![0; READ_BYTES as usize + 1];
-        let payload = agent::ReadOutputResponse { data, ..Default::default() }.write_to_bytes().unwrap();
-        let body = Response { payload, ..Default::default() }.write_to_bytes().unwrap();
-        let mut frame = Vec::from(MessageHeader::new_response(stream, body.len() as u32));
-        frame.extend(body);
-        frame
-    });
-    let client = fixture.connect().unwrap();
-    assert!(text(client.read_output("a", Output::Stdout)).contains("65537"), "too much");
 }

@@ -7,8 +7,11 @@ use std::error::Error;
 use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bellows_protocol::values::ProcessId;
 use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Response};
 
@@ -30,13 +33,15 @@ pub fn exercise(bytes: &[u8]) {
     let answers = frames(&bytes[..bytes.len().min(64 << 10)]);
     theirs.write_all(&answers).expect("it fits");
     theirs.shutdown(Shutdown::Write).expect("it is open");
-    let client = AgentClient { connection: Connection::new(ours, WRITE_LIMIT).expect("a thread") };
+    let connection = Connection::new(ours, WRITE_LIMIT).expect("a thread");
+    let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default() };
+    let instance = "a".parse().expect("an identifier");
     let calls: [&dyn Fn() -> Option<String>; 6] = [
         &|| said(client.hello()),
         &|| said(client.inspect_partition(1)),
         &|| said(client.settle_partition(1, LIMIT)),
-        &|| said(client.wait_instance("a")),
-        &|| said(client.remove_instance("a", LIMIT)),
+        &|| said(client.wait_process(&instance, &ProcessId::init())),
+        &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),
     ];
     for index in 0..=answers.len() / MESSAGE_HEADER_LENGTH {

@@ -1,14 +1,16 @@
 //! Guests' agents for tests: as bad as they may be.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use bellows_protocol::AGENT_PORT;
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+use bellows_protocol::stream::{MAX_STREAM_LINE, read_line};
+use bellows_protocol::{AGENT_PORT, STREAM_PORT};
 
 use super::{AgentClient, AgentError};
 use crate::end::EndSignal;
@@ -21,19 +23,30 @@ pub(crate) struct Fixture {
     device: Option<JoinHandle<()>>,
 }
 
+/// What becomes of a connection.
+type Serve = Box<dyn FnOnce(UnixStream) + Send>;
+
 impl Fixture {
     /// What answers `CONNECT` with `answer` and then does `serve`.
     pub(super) fn new(answer: &'static [u8], serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
+        Self::with_connections(vec![(AGENT_PORT, answer, Box::new(serve))])
+    }
+
+    /// The same for several connections, in the order in which they come, each to a port.
+    fn with_connections(expected: Vec<(u32, &'static [u8], Serve)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
         let listener = UnixListener::bind(&path).unwrap();
         let device = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut line = String::new();
-            BufReader::new(&stream).read_line(&mut line).unwrap();
-            assert_eq!(line, format!("CONNECT {AGENT_PORT}\n"));
-            stream.write_all(answer).unwrap();
-            serve(stream);
+            thread::scope(|scope| {
+                for (port, answer, serve) in expected {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let line = read_line(&stream, 64, Duration::from_secs(30)).unwrap();
+                    assert_eq!(String::from_utf8(line).unwrap(), format!("CONNECT {port}\n"));
+                    stream.write_all(answer).unwrap();
+                    scope.spawn(move || serve(stream));
+                }
+            });
         });
         Self { _directory: directory, path, end: EndSignal::new().unwrap(), device: Some(device) }
     }
@@ -41,6 +54,20 @@ impl Fixture {
     /// A guest's agent behind the device, served by the ttrpc library.
     pub(crate) fn with_agent(fake: Arc<dyn Agent + Send + Sync>) -> Self {
         Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
+    }
+
+    /// An agent that answers nothing, but for a stream: `serve` is called when `line` has come.
+    pub(super) fn with_stream(line: &'static str, serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
+        let silent = |mut stream: UnixStream| drop(io::copy(&mut stream, &mut io::sink()));
+        let serve_stream = move |stream: UnixStream| {
+            let asked = read_line(&stream, MAX_STREAM_LINE, Duration::from_secs(30)).unwrap();
+            assert_eq!(String::from_utf8(asked).unwrap(), line);
+            serve(stream);
+        };
+        Self::with_connections(vec![
+            (AGENT_PORT, b"OK 1073741824\n", Box::new(silent)),
+            (STREAM_PORT, b"OK 1073741825\n", Box::new(serve_stream)),
+        ])
     }
 
     pub(crate) fn connect(&self) -> Result<AgentClient, AgentError> {

@@ -9,20 +9,26 @@ pub mod exercise;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod partition;
+mod stream;
 mod writer;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
-use bellows_protocol::agent::{self, Stream};
+use bellows_protocol::agent;
+use bellows_protocol::stream::read_line;
+use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
 use connection::{CallError, Connection};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::{EnumOrUnknown, Message};
+use stream::OpenStreams;
+pub use stream::Stream;
 use ttrpc::Code;
 
 use crate::config::PartitionMode;
@@ -43,8 +49,6 @@ const SERVICE: &str = "bellows.agent.v1.Agent";
 const MAX_OK_LINE: usize = 32;
 /// Longest excerpt of what the guest says.
 const MAX_TEXT: usize = 300;
-/// Most output in one answer, in bytes.
-const READ_BYTES: u32 = 64 << 10;
 /// Most reasons for migrations that are kept.
 const MAX_REASONS: usize = 32;
 
@@ -150,32 +154,28 @@ pub struct GuestStatistics {
     pub cpu: Duration,
 }
 
-/// Which output of an instance.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Output {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-/// A connection to the guest's agent. Any number of threads may call at once.
+/// A connection to the guest's agent, and those to streams of processes. Any number of threads may call at once.
 pub(crate) struct AgentClient {
     connection: Connection,
+    uds_path: PathBuf,
+    streams: Arc<OpenStreams>,
 }
 
 impl AgentClient {
     /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
     pub(crate) fn connect(uds_path: &Path, end: &EndSignal) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
-        let socket = handshake(uds_path, SHORT).map_err(failed)?;
+        let socket = handshake(uds_path, AGENT_PORT, SHORT).map_err(failed)?;
         let hook = socket.try_clone().map_err(failed)?;
         let connection = Connection::new(socket, WRITE_LIMIT).map_err(failed)?;
+        let streams = Arc::<OpenStreams>::default();
+        let open = streams.clone();
         end.on_end(move || {
             // It may be closed already.
             let _ = hook.shutdown(Shutdown::Both);
+            open.end();
         });
-        Ok(Self { connection })
+        Ok(Self { connection, uds_path: uds_path.to_owned(), streams })
     }
 
     /// Calls without a limit end with the connection, which ends with the VM.
@@ -279,59 +279,78 @@ impl AgentClient {
 
     /// Starts an instance; returns the number of its first process in the guest.
     pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
-        const CALL: &str = "StartInstance";
-        let answer = self.connection.call::<agent::StartInstanceResponse>(SERVICE, CALL, request, Some(START));
+        self.start("StartInstance", request)
+    }
+
+    /// Starts another process in an instance; returns its number in the guest.
+    pub(crate) fn start_process(&self, request: &agent::StartProcessRequest) -> Result<u32, AgentError> {
+        self.start("StartProcess", request)
+    }
+
+    fn start(&self, call: &'static str, request: &impl Message) -> Result<u32, AgentError> {
+        let answer = self.connection.call::<agent::StartResponse>(SERVICE, call, request, Some(START));
         let answer = answer.map_err(|error| match error {
             CallError::Refused { code, message } => {
                 AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }
             }
-            error => call_error(CALL, error),
+            error => call_error(call, error),
         })?;
         if answer.pid == 0 {
-            return Err(answer_error(CALL, "process number", 0, "a process".into()));
+            return Err(answer_error(call, "process number", 0, "a process".into()));
         }
         Ok(answer.pid)
     }
 
-    /// Waits for output; empty at its end.
-    pub(crate) fn read_output(&self, id: &str, output: Output) -> Result<Vec<u8>, AgentError> {
-        const CALL: &str = "ReadOutput";
-        let stream = match output {
-            Output::Stdout => Stream::STDOUT,
-            Output::Stderr => Stream::STDERR,
-        };
-        let request = agent::ReadOutputRequest {
-            instance_id: id.into(),
-            stream: stream.into(),
-            max_bytes: READ_BYTES,
-            ..Default::default()
-        };
-        let data = self.call::<agent::ReadOutputResponse>(CALL, None, &request)?.data;
-        if data.len() > READ_BYTES as usize {
-            return Err(answer_error(CALL, "bytes", data.len(), format!("at most {READ_BYTES}")));
-        }
-        Ok(data)
-    }
-
-    /// Waits for the end of the instance's first process.
-    pub(crate) fn wait_instance(&self, id: &str) -> Result<ExitStatus, AgentError> {
-        const CALL: &str = "WaitInstance";
-        let request = instance(id);
-        let answer: agent::ExitStatus = self.call(CALL, None, &request)?;
+    /// Waits for the end of a process.
+    pub(crate) fn wait_process(&self, instance: &InstanceId, id: &ProcessId) -> Result<ExitStatus, AgentError> {
+        const CALL: &str = "WaitProcess";
+        let answer: agent::ExitStatus = self.call(CALL, None, &process(instance, id))?;
         let code = u8::try_from(answer.exit_code)
             .map_err(|_| answer_error(CALL, "exit code", answer.exit_code, "0 to 255".into()))?;
         Ok(ExitStatus { code, oom_killed: answer.oom_killed })
     }
 
-    pub(crate) fn signal_instance(&self, id: &str, signal: u32) -> Result<(), AgentError> {
-        let request = agent::SignalInstanceRequest { instance_id: id.into(), signal, ..Default::default() };
-        self.call::<agent::Empty>("SignalInstance", Some(SHORT), &request)?;
+    pub(crate) fn signal_process(&self, instance: &InstanceId, id: &ProcessId, signal: u32) -> Result<(), AgentError> {
+        let request = agent::SignalProcessRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            signal,
+            ..Default::default()
+        };
+        self.call::<agent::Empty>("SignalProcess", Some(SHORT), &request)?;
         Ok(())
     }
 
+    pub(crate) fn resize_terminal(
+        &self,
+        instance: &InstanceId,
+        id: &ProcessId,
+        size: TerminalSize,
+    ) -> Result<(), AgentError> {
+        let request = agent::ResizeTerminalRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            size: Some(terminal_size(size)).into(),
+            ..Default::default()
+        };
+        self.call::<agent::Empty>("ResizeTerminal", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    /// Returns once there is no such process beside the instance's first.
+    pub(crate) fn remove_process(
+        &self,
+        instance: &InstanceId,
+        id: &ProcessId,
+        limit: Duration,
+    ) -> Result<(), AgentError> {
+        self.remove("RemoveProcess", limit, &process(instance, id))
+    }
+
     /// Returns once there is no such instance.
-    pub(crate) fn remove_instance(&self, id: &str, limit: Duration) -> Result<(), AgentError> {
-        self.remove("RemoveInstance", limit, &instance(id))
+    pub(crate) fn remove_instance(&self, id: &InstanceId, limit: Duration) -> Result<(), AgentError> {
+        let request = agent::InstanceRequest { instance_id: id.to_string(), ..Default::default() };
+        self.remove("RemoveInstance", limit, &request)
     }
 
     pub(crate) fn statistics(&self, limit: Duration) -> Result<GuestStatistics, AgentError> {
@@ -353,20 +372,14 @@ impl AgentClient {
     }
 }
 
-/// Asks the vsock device for a stream to the agent.
-fn handshake(uds_path: &Path, limit: Duration) -> io::Result<UnixStream> {
+/// Asks the vsock device for a connection to the agent's `port`.
+fn handshake(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
     let mut socket = UnixStream::connect(uds_path)?;
-    socket.set_read_timeout(Some(limit))?;
     socket.set_write_timeout(Some(limit))?;
-    socket.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
-    // Byte by byte: what follows the line is the agent's.
-    let mut line = Vec::with_capacity(MAX_OK_LINE);
-    while line.last() != Some(&b'\n') && line.len() < MAX_OK_LINE {
-        let mut byte = [0];
-        if socket.read(&mut byte)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
-        }
-        line.push(byte[0]);
+    socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let line = read_line(&socket, MAX_OK_LINE, limit)?;
+    if line.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
     }
     let port = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
     if !port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit)) {
@@ -388,8 +401,12 @@ fn image_limit(layers: usize) -> Duration {
     SHORT.saturating_add(DISK_LIMIT.saturating_mul(u32::try_from(layers).unwrap_or(u32::MAX)))
 }
 
-fn instance(id: &str) -> agent::InstanceRequest {
-    agent::InstanceRequest { instance_id: id.into(), ..Default::default() }
+fn process(instance: &InstanceId, id: &ProcessId) -> agent::ProcessRequest {
+    agent::ProcessRequest { instance_id: instance.to_string(), process_id: id.to_string(), ..Default::default() }
+}
+
+pub(crate) fn terminal_size(size: TerminalSize) -> agent::TerminalSize {
+    agent::TerminalSize { columns: size.columns.into(), rows: size.rows.into(), ..Default::default() }
 }
 
 /// As the protocol counts time; at least 1, since 0 means the agent's own limit.

@@ -2,29 +2,34 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bellows_protocol::values::{MAX_NODES, TerminalSize};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 
-use super::{Report, program};
+use super::{Report, program, terminal};
 use crate::seccomp;
 
-/// Finds the command as a shell would, installs the filter of system calls, and becomes the command.
+/// Finds the command as a shell would, gives it its terminal, installs the filter of system calls, and becomes the command.
 #[derive(Debug, Clone)]
 pub(super) struct CommandExecutor {
     /// Where a failure is reported; closed by a successful `exec`.
     failures: Arc<File>,
+    /// Size of its terminal, if it is to have one.
+    terminal: Option<(u16, u16)>,
+    /// Node that its memory is bound to: the library does that for a container's first process alone.
+    policy: Option<u32>,
 }
 
 impl CommandExecutor {
-    pub(super) fn new(failures: File) -> Self {
-        Self { failures: Arc::new(failures) }
+    pub(super) fn new(failures: File, terminal: Option<(u16, u16)>, policy: Option<u32>) -> Self {
+        Self { failures: Arc::new(failures), terminal, policy }
     }
 
     fn report(&self, report: &Report) {
@@ -53,6 +58,12 @@ impl CommandExecutor {
         unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(|error| failed("SIGPIPE", &error))?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(|error| failed("signal mask", &error))?;
+        if let Some(node) = self.policy {
+            bind_memory(node).map_err(|error| failed("memory policy", &error))?;
+        }
+        if let Some((columns, rows)) = self.terminal {
+            terminal::open(TerminalSize { columns, rows }).map_err(|error| failed("terminal", &error))?;
+        }
         seccomp::install().map_err(|error| failed("system call filter", &error))?;
 
         let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
@@ -72,6 +83,23 @@ impl Executor for CommandExecutor {
         let Err(report) = self.execute(spec);
         self.report(&report);
         Err(ExecutorError::Other("the command cannot be run".into()))
+    }
+}
+
+/// Has all memory that this process and what it starts will allocate come from `node`.
+fn bind_memory(node: u32) -> io::Result<()> {
+    const WORD_BITS: u32 = libc::c_ulong::BITS;
+    const MASK_WORDS: usize = MAX_NODES.div_ceil(WORD_BITS) as usize;
+    let mut mask: [libc::c_ulong; MASK_WORDS] = [0; MASK_WORDS];
+    let word = mask.get_mut((node / WORD_BITS) as usize).ok_or(io::ErrorKind::InvalidInput)?;
+    *word |= 1 << (node % WORD_BITS);
+    let mode = libc::MPOL_BIND | libc::MPOL_F_STATIC_NODES;
+    // The kernel reads one bit less than it is told.
+    let bits = libc::c_ulong::from(MAX_NODES) + 1;
+    // SAFETY: the kernel only reads the mask, of which there is more than it is told.
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,10 +1,10 @@
-//! The helper's side: a process of one thread that creates one container and ends.
+//! The helper's side: a process of one thread that creates one container, or one more process in it, and ends.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -14,26 +14,24 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use tracing::Level;
 
-use super::Report;
 use super::executor::CommandExecutor;
+use super::{Order, Report, Step, descriptor};
 use crate::log;
 
-/// Runs the helper. Arguments: the container's identifier, its bundle, the library's state folder. Standard input is the
-/// socket to the agent; standard output and error are the container's.
+/// Runs the helper, whose one argument is its [`Order`]. Standard input is the socket to the agent; standard output and error
+/// are the process's, or with a terminal standard output is where that goes.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     log::start(Level::WARN);
-    let (Some(id), Some(bundle), Some(state)) = (arguments.next(), arguments.next(), arguments.next()) else {
+    let order = arguments.next().and_then(|order| serde_json::from_str::<Order>(&order).ok());
+    let (Some(order), Ok(agent)) = (order, std::io::stdin().as_fd().try_clone_to_owned()) else {
         return ExitCode::from(2);
     };
-    let agent = match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(socket) => UnixStream::from(socket),
-        Err(_) => return ExitCode::from(2),
-    };
-    let report = create(id, bundle.into(), state.into()).map_or_else(|report| report, Report::Pid);
+    let agent = UnixStream::from(agent);
+    let report = obey(&order, &agent).map_or_else(|report| report, Report::Pid);
     if say(&agent, &report).is_err() {
         return ExitCode::FAILURE;
     }
-    // Until the agent watches the container's first process, that must not become its child.
+    // Until the agent watches the process, that must not become its child.
     let _ = (&agent).read(&mut [0]);
     if matches!(report, Report::Pid(_)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -44,43 +42,62 @@ fn say(mut agent: &UnixStream, report: &Report) -> std::io::Result<()> {
     agent.write_all(&line)
 }
 
-fn create(id: String, bundle: PathBuf, state: PathBuf) -> Result<i32, Report> {
+fn obey(order: &Order, agent: &UnixStream) -> Result<i32, Report> {
     let (failures, failures_end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
-    let built = build(id, bundle, state, failures_end);
-    // Building has let go of this process's writing end.
-    let (mut container, pid) = match built {
-        Ok(container) => container,
-        Err(error) => return Err(first_failure(failures).unwrap_or(Report::Failed(chain(&error)))),
-    };
-    bring_up_loopback(pid)?;
-    if let Err(error) = container.start() {
-        return Err(first_failure(failures).unwrap_or(Report::Failed(chain(&error))));
-    }
-    // Ends with a successful exec, which closes the last writing end, or with a report.
-    match first_failure(failures) {
-        Some(report) => Err(report),
-        None => Ok(pid),
+    match &order.step {
+        Step::Create { bundle } => create(builder(order, agent, failures_end, None)?, bundle, failures),
+        Step::Join { process, policy } => join(builder(order, agent, failures_end, *policy)?, process, failures),
     }
 }
 
-fn build(
-    id: String,
-    bundle: PathBuf,
-    state: PathBuf,
+/// Creates the container and has its first process go on.
+fn create(builder: ContainerBuilder, bundle: &Path, failures: OwnedFd) -> Result<i32, Report> {
+    // Building lets go of this process's writing end.
+    let mut container = match builder.as_init(bundle).with_systemd(false).with_detach(true).build() {
+        Ok(container) => container,
+        Err(error) => return Err(first_failure(failures).unwrap_or(Report::Failed(chain(&error)))),
+    };
+    let pid = container.pid().ok_or_else(|| Report::Failed("the container has no process".into()))?.as_raw();
+    bring_up_loopback(pid)?;
+    let started = container.start().map(|()| pid);
+    outcome(failures, started)
+}
+
+/// Starts another process in the container.
+fn join(builder: ContainerBuilder, process: &Path, failures: OwnedFd) -> Result<i32, Report> {
+    let joined = builder.as_tenant().with_process(Some(process)).with_detach(true).build();
+    outcome(failures, joined.map(|pid| pid.as_raw()))
+}
+
+/// What became of a process that was told to go on: the pipe ends with a successful exec, or with a report.
+fn outcome(failures: OwnedFd, started: Result<i32, LibcontainerError>) -> Result<i32, Report> {
+    match first_failure(failures) {
+        Some(report) => Err(report),
+        None => started.map_err(|error| Report::Failed(chain(&error))),
+    }
+}
+
+fn builder(
+    order: &Order,
+    agent: &UnixStream,
     failures: OwnedFd,
-) -> Result<(libcontainer::container::Container, i32), LibcontainerError> {
-    let container = ContainerBuilder::new(id, SyscallType::default())
-        .with_root_path(state)?
-        .with_executor(CommandExecutor::new(File::from(failures)))
-        .with_stdin(File::open("/dev/null").map_err(LibcontainerError::OtherIO)?)
-        .with_stdout(duplicate(std::io::stdout())?)
-        .with_stderr(duplicate(std::io::stderr())?)
-        .as_init(bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()?;
-    let pid = container.pid().ok_or_else(|| LibcontainerError::Other("the container has no process".into()))?;
-    Ok((container, pid.as_raw()))
+    policy: Option<u32>,
+) -> Result<ContainerBuilder, Report> {
+    let stdin = if order.stdin {
+        descriptor::receive(agent).map_err(failed("standard input"))?
+    } else {
+        File::open("/dev/null").map_err(failed("/dev/null"))?.into()
+    };
+    let executor = CommandExecutor::new(File::from(failures), order.terminal, policy);
+    let build = || {
+        Ok(ContainerBuilder::new(order.id.clone(), SyscallType::default())
+            .with_root_path(&order.state)?
+            .with_executor(executor)
+            .with_stdin(stdin)
+            .with_stdout(duplicate(std::io::stdout())?)
+            .with_stderr(duplicate(std::io::stderr())?))
+    };
+    build().map_err(|error: LibcontainerError| Report::Failed(chain(&error)))
 }
 
 fn duplicate(stream: impl AsFd) -> Result<OwnedFd, LibcontainerError> {

@@ -1,4 +1,4 @@
-//! Creating an instance's container.
+//! Creating an instance's container, and starting processes in it.
 //!
 //! The container library forks without `exec`, which is only safe in a process with one thread. So the agent, which has
 //! many, runs *itself* as a [`helper`] that has one:
@@ -10,12 +10,15 @@
 //!       <── the container's first process becomes the agent's child
 //! ```
 //!
-//! As the helper lives until the agent watches process N, its exit status cannot be missed.
+//! As the helper lives until the agent watches process N, its exit status cannot be missed. A process that joins a container which
+//! is there is started in the same way; it enters the container's namespaces and its cgroup instead of making any.
 
+mod descriptor;
 mod executor;
 pub mod helper;
 mod program;
 pub mod spec;
+mod terminal;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -30,20 +33,46 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use self::spec::ProcessSpec;
+use crate::accounts::Credentials;
 use crate::error::{AgentError, Result};
-use crate::output::OutputStream;
-use crate::reaper::{Exit, Reaper};
+use crate::placement::Placement;
+use crate::reaper::{Exit, Reaper, pidfd};
+use crate::streams::{ChildPipes, StdioSpec, Streams};
 
 /// The argument that makes the agent's program a helper.
 pub const HELPER: &str = "container";
 /// Longest report of a helper, in bytes.
 const MAX_REPORT: u64 = 16 << 10;
 
+/// What a helper is told, as its argument.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    /// The container.
+    id: String,
+    /// Where the container library keeps its state.
+    state: PathBuf,
+    /// Columns and rows of the terminal that the process is to have. Its master comes over the helper's standard output then.
+    terminal: Option<(u16, u16)>,
+    /// Standard input has been sent over the socket; otherwise it is `/dev/null`.
+    stdin: bool,
+    step: Step,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Step {
+    /// Create the container that `bundle` describes, and start its first process.
+    Create { bundle: PathBuf },
+    /// Start another process in it: the one that the file describes.
+    Join { process: PathBuf, policy: Option<u32> },
+}
+
 /// What a helper says at its end.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Report {
-    /// The container runs; its first process as the agent sees it.
+    /// The process runs; its number as the agent sees it.
     Pid(i32),
     /// The command is not in the root file system.
     NotFound(String),
@@ -53,20 +82,33 @@ enum Report {
     Failed(String),
 }
 
-/// A container's first process.
+/// A process of a container.
 #[derive(Debug)]
 pub struct Process {
     /// Its number as the agent sees it.
     pub pid: Pid,
     /// How it ends.
     pub exit: Arc<Exit>,
-    /// What it writes.
-    pub stdout: OutputStream,
-    /// What it writes as errors.
-    pub stderr: OutputStream,
+    /// Readable when it has ended.
+    pub ended: Arc<OwnedFd>,
+    /// What it reads and writes.
+    pub streams: Streams,
 }
 
-/// Creates containers.
+/// Where another process is to be started.
+#[derive(Debug)]
+pub struct Joining<'a> {
+    /// The container.
+    pub container: &'a str,
+    /// Where its files are kept.
+    pub folder: &'a Path,
+    /// The process's name, which no other has.
+    pub name: &'a str,
+    /// Where the container's memory comes from.
+    pub placement: Placement,
+}
+
+/// Creates containers, and processes in them.
 #[derive(Debug, Clone)]
 pub struct Launcher {
     /// The agent's program.
@@ -82,35 +124,98 @@ impl Launcher {
         Self { program: program.into(), state: state.into(), reaper }
     }
 
-    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes; answers its first process and
-    /// its network namespace.
+    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it; answers its
+    /// first process and its network namespace.
     ///
     /// # Errors
     /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::Container`],
-    /// [`AgentError::TimedOut`], [`AgentError::Path`]. Processes may be left in the container's cgroup then, and state here: see
-    /// [`Launcher::forget`].
-    pub fn launch(&self, id: &str, bundle: &Path) -> Result<(Process, OwnedFd)> {
-        let (stdout, stdout_end) = OutputStream::new().map_err(AgentError::system("pipe"))?;
-        let (stderr, stderr_end) = OutputStream::new().map_err(AgentError::system("pipe"))?;
-        let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
+    /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may be left in the container's cgroup
+    /// then, and state here: see [`Launcher::forget`].
+    pub fn launch(
+        &self,
+        id: &str,
+        bundle: &Path,
+        process: &ProcessSpec,
+        credentials: &Credentials,
+    ) -> Result<(Process, OwnedFd)> {
         crate::files::make_directory(&self.state)?;
+        let open_network = |helper| {
+            // The helper, which has joined it, lives still; the container's process may have ended.
+            let network = format!("/proc/{helper}/ns/net");
+            Ok(File::open(&network).map_err(AgentError::path("open", network))?.into())
+        };
+        self.start(id, Step::Create { bundle: bundle.into() }, process.stdio, credentials, open_network)
+    }
 
+    /// Starts another process in a container that runs.
+    ///
+    /// # Errors
+    /// Those of [`Launcher::launch`].
+    pub fn join(&self, joining: &Joining<'_>, process: &ProcessSpec, credentials: &Credentials) -> Result<Process> {
+        let Joining { container, folder, name, placement } = *joining;
+        let file = folder.join(format!("process-{name}.json"));
+        let description = spec::process(container, process, credentials).to_string();
+        std::fs::write(&file, description).map_err(AgentError::path("write", &file))?;
+        let policy = match placement {
+            Placement::Policy(node) => Some(node.number()),
+            Placement::Base | Placement::Private(_) => None,
+        };
+        let step = Step::Join { process: file.clone(), policy };
+        let joined = self.start(container, step, process.stdio, credentials, |_| Ok(()));
+        if let Err(error) = std::fs::remove_file(&file) {
+            tracing::warn!(path = %file.display(), %error, "file stays");
+        }
+        joined.map(|(process, ())| process)
+    }
+
+    /// Has a helper take `step`. `look` is called with the helper's number while it lives and has done that.
+    fn start<T>(
+        &self,
+        id: &str,
+        step: Step,
+        stdio: StdioSpec,
+        credentials: &Credentials,
+        look: impl FnOnce(Pid) -> Result<T>,
+    ) -> Result<(Process, T)> {
+        let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
         let mut command = Command::new(&self.program);
-        command.arg(HELPER).arg(id).arg(bundle).arg(&self.state).env_clear().current_dir("/");
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout_end).stderr(stderr_end);
+        command.env_clear().current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));
+        let mut order = Order { id: id.into(), state: self.state.clone(), terminal: None, stdin: false, step };
+        let streams = match stdio {
+            StdioSpec::Pipes { stdin } => {
+                let pipes = Streams::pipes(stdin, credentials.uid, credentials.gid);
+                let pipes = pipes.map_err(AgentError::system("pipe"))?;
+                let (streams, ChildPipes { stdin, stdout, stderr }) = pipes;
+                command.stdout(stdout).stderr(stderr);
+                if let Some(stdin) = stdin {
+                    order.stdin = true;
+                    descriptor::send(&ours, &stdin).map_err(AgentError::system("sendmsg"))?;
+                }
+                Source::Pipes(streams)
+            }
+            StdioSpec::Terminal(size) => {
+                let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
+                command.stdout(OwnedFd::from(theirs)).stderr(Stdio::null());
+                order.terminal = Some((size.columns, size.rows));
+                Source::Terminal(ours)
+            }
+        };
+        let order = serde_json::to_string(&order).map_err(|error| AgentError::Container(error.to_string()))?;
+        command.arg(HELPER).arg(order);
         let (helper, helper_exit) = self.reaper.spawn(&mut command).map_err(AgentError::path("run", &self.program))?;
-        // The command holds the child's ends of pipes and socket.
+        // The command holds the child's ends of pipes and sockets.
         drop(command);
 
         match read_report(&ours)? {
             Some(Report::Pid(pid)) => {
                 let pid = Pid::from_raw(pid);
                 let exit = self.reaper.watch(pid);
-                // The helper, which has joined it, lives still; the container's process may have ended.
-                let network = format!("/proc/{helper}/ns/net");
-                let network = File::open(&network).map_err(AgentError::path("open", network))?.into();
+                // It is there, even if it has ended: the helper is its parent and does not wait for it.
+                let ended = Arc::new(pidfd(pid).map_err(AgentError::system("pidfd_open"))?);
+                let seen = look(helper)?;
+                let streams = streams.ready().map_err(AgentError::system("terminal"))?;
                 drop(ours);
-                Ok((Process { pid, exit, stdout, stderr }, network))
+                Ok((Process { pid, exit, ended, streams }, seen))
             }
             Some(Report::NotFound(message)) => Err(AgentError::CommandNotFound(message)),
             Some(Report::NotExecutable(message)) => Err(AgentError::CommandNotExecutable(message)),
@@ -135,6 +240,22 @@ impl Launcher {
                 tracing::warn!(path = %folder.display(), %error, "container state stays");
             }
             _ => {}
+        }
+    }
+}
+
+/// Where our ends of a process's streams come from.
+enum Source {
+    Pipes(Streams),
+    /// The terminal's master comes from the process, before it is the command.
+    Terminal(UnixStream),
+}
+
+impl Source {
+    fn ready(self) -> std::io::Result<Streams> {
+        match self {
+            Self::Pipes(streams) => Ok(streams),
+            Self::Terminal(socket) => Streams::terminal(descriptor::receive(&socket)?),
         }
     }
 }

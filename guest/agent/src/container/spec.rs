@@ -3,15 +3,32 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use bellows_protocol::user::User;
 use serde_json::{Value, json};
 
 use crate::accounts::Credentials;
 use crate::placement::Placement;
+use crate::streams::StdioSpec;
 
 /// Where commands are looked for when the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What an instance runs, and as whom.
+/// What a process runs, as whom, and with what for standard streams.
+#[derive(Debug)]
+pub struct ProcessSpec {
+    /// Command and arguments.
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    /// Absolute path in the image.
+    pub working_directory: String,
+    /// Who it runs as.
+    pub user: User,
+    /// Its standard streams.
+    pub stdio: StdioSpec,
+}
+
+/// An instance, and what it runs first.
 #[derive(Debug)]
 pub struct Workload<'a> {
     /// Host name within the container.
@@ -24,13 +41,9 @@ pub struct Workload<'a> {
     pub placement: Placement,
     /// Its limit in bytes, which its tmpfs share.
     pub memory_max: Option<u64>,
-    /// Command and arguments.
-    pub arguments: &'a [String],
-    /// `NAME=value`.
-    pub environment: &'a [String],
-    /// Absolute.
-    pub working_directory: &'a str,
-    /// Who it runs as.
+    /// Its first process.
+    pub process: &'a ProcessSpec,
+    /// Who that runs as.
     pub credentials: &'a Credentials,
 }
 
@@ -73,11 +86,6 @@ const UMASK: u32 = 0o022;
 
 /// The configuration as `config.json` holds it.
 pub fn configuration(workload: &Workload<'_>) -> Value {
-    let credentials = workload.credentials;
-    // Root gets the capabilities; another user can only ever get them back by a set-user-ID program, which
-    // `noNewPrivileges` rules out.
-    let (all, none) = (json!(CAPABILITIES), json!([]));
-    let usable = if credentials.uid == 0 { &all } else { &none };
     let namespaces = ["pid", "ipc", "uts", "mount", "network", "cgroup"].map(|kind| json!({ "type": kind }));
     let mut linux = json!({
         "cgroupsPath": workload.cgroup,
@@ -101,26 +109,7 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "ociVersion": "1.3.0",
         "hostname": workload.hostname,
         "root": { "path": workload.root, "readonly": false },
-        "process": {
-            "terminal": false,
-            "user": {
-                "uid": credentials.uid,
-                "gid": credentials.gid,
-                "additionalGids": credentials.groups,
-                "umask": UMASK,
-            },
-            "args": workload.arguments,
-            "env": environment(workload),
-            "cwd": workload.working_directory,
-            "capabilities": {
-                "bounding": all,
-                "permitted": usable,
-                "effective": usable,
-                "inheritable": [],
-                "ambient": [],
-            },
-            "noNewPrivileges": true,
-        },
+        "process": process(workload.hostname, workload.process, workload.credentials),
         "mounts": [
             mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
             mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
@@ -134,18 +123,49 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
     })
 }
 
+/// A process as `config.json` holds the first one, and the library takes another. Its terminal is not the library's: see
+/// `terminal`.
+pub fn process(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) -> Value {
+    // Root gets the capabilities; another user can only ever get them back by a set-user-ID program, which
+    // `noNewPrivileges` rules out.
+    let (all, none) = (json!(CAPABILITIES), json!([]));
+    let usable = if credentials.uid == 0 { &all } else { &none };
+    json!({
+        "terminal": false,
+        "user": {
+            "uid": credentials.uid,
+            "gid": credentials.gid,
+            "additionalGids": credentials.groups,
+            "umask": UMASK,
+        },
+        "args": spec.arguments,
+        "env": environment(hostname, spec, credentials),
+        "cwd": spec.working_directory,
+        "capabilities": {
+            "bounding": all,
+            "permitted": usable,
+            "effective": usable,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "noNewPrivileges": true,
+    })
+}
+
 /// What is given, where the last of a name wins, and what Docker and runc add to it; an empty `HOME` counts as none.
-fn environment(workload: &Workload<'_>) -> Vec<String> {
+fn environment(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) -> Vec<String> {
     let mut names = HashSet::new();
     let mut variables: Vec<String> = Vec::new();
-    for variable in workload.environment.iter().rev() {
+    for variable in spec.environment.iter().rev() {
         let name = variable.split('=').next().unwrap_or_default();
         if names.insert(name) && variable != "HOME=" {
             variables.push(variable.clone());
         }
     }
     variables.reverse();
-    let added = [("PATH", DEFAULT_PATH), ("HOSTNAME", workload.hostname), ("HOME", &workload.credentials.home)];
+    let terminal = matches!(spec.stdio, StdioSpec::Terminal(_)).then_some(("TERM", "xterm"));
+    let added =
+        [("PATH", DEFAULT_PATH), ("HOSTNAME", hostname), ("HOME", &credentials.home)].into_iter().chain(terminal);
     for (name, value) in added {
         let start = format!("{name}=");
         if !variables.iter().any(|variable| variable.starts_with(&start)) {
@@ -161,7 +181,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
 
 #[cfg(test)]
 mod tests {
-    use bellows_protocol::values::Node;
+    use bellows_protocol::values::{Node, TerminalSize};
 
     use super::*;
 
@@ -169,29 +189,34 @@ mod tests {
         Credentials { uid, gid: 7, groups: vec![7, 8], home: "/home/user".into() }
     }
 
-    fn workload<'a>(
-        placement: Placement,
-        credentials: &'a Credentials,
-        arguments: &'a [String],
-        environment: &'a [String],
-    ) -> Workload<'a> {
-        Workload {
+    fn spec(environment: &[&str], stdio: StdioSpec) -> ProcessSpec {
+        ProcessSpec {
+            arguments: vec!["/bin/true".into()],
+            environment: environment.iter().map(ToString::to_string).collect(),
+            working_directory: "/".into(),
+            user: User::default(),
+            stdio,
+        }
+    }
+
+    fn configured(placement: Placement) -> Value {
+        configuration(&Workload {
             hostname: "f-1",
             root: Path::new("/run/i/f-1/root"),
             cgroup: "/instances/f-1",
             placement,
             memory_max: Some(4096),
-            arguments,
-            environment,
-            working_directory: "/",
-            credentials,
-        }
+            process: &spec(&[], PIPES),
+            credentials: &user(0),
+        })
     }
+
+    const PIPES: StdioSpec = StdioSpec::Pipes { stdin: false };
 
     #[test]
     fn the_policy_names_the_partition() {
         let node = Node::try_from(3).unwrap();
-        let configuration = configuration(&workload(Placement::Policy(node), &user(0), &[], &[]));
+        let configuration = configured(Placement::Policy(node));
         let policy = &configuration["linux"]["memoryPolicy"];
         assert_eq!(policy["nodes"], "3");
         assert_eq!(policy["flags"], json!(["MPOL_F_STATIC_NODES"]));
@@ -200,20 +225,19 @@ mod tests {
     #[test]
     fn base_memory_and_private_nodes_need_no_policy() {
         for placement in [Placement::Base, Placement::Private(Node::try_from(3).unwrap())] {
-            assert!(configuration(&workload(placement, &user(0), &[], &[]))["linux"].get("memoryPolicy").is_none());
+            assert!(configured(placement)["linux"].get("memoryPolicy").is_none());
         }
     }
 
     #[test]
     fn shared_memory_is_bounded_by_the_limit() {
-        let mounts = configuration(&workload(Placement::Base, &user(0), &[], &[]))["mounts"].clone();
+        let mounts = configured(Placement::Base)["mounts"].clone();
         let shm = mounts.as_array().unwrap().iter().find(|mount| mount["source"] == "shm").unwrap();
         assert!(shm["options"].as_array().unwrap().contains(&json!("size=4096")), "{shm}");
     }
 
     fn environment(given: &[&str]) -> Value {
-        let given: Vec<_> = given.iter().map(ToString::to_string).collect();
-        configuration(&workload(Placement::Base, &user(0), &[], &given))["process"]["env"].clone()
+        process("f-1", &spec(given, PIPES), &user(0))["env"].clone()
     }
 
     #[test]
@@ -226,6 +250,15 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_is_of_a_kind() {
+        let terminal = StdioSpec::Terminal(TerminalSize::default());
+        let environment = |given: &[&str]| process("f-1", &spec(given, terminal), &user(0))["env"].clone();
+        assert_eq!(environment(&["PATH=", "HOME=/", "HOSTNAME="])[3], "TERM=xterm");
+        assert_eq!(environment(&["TERM=dumb"])[0], "TERM=dumb");
+        assert_eq!(environment(&["TERM=dumb"]).as_array().unwrap().len(), 4);
+    }
+
+    #[test]
     fn the_last_of_a_name_wins() {
         let all = environment(&["A=1", "HOME=/x", "EQ=a=b=c", "A=2", "AB=", "HOME="]);
         assert_eq!(all.as_array().unwrap()[..3], [json!("EQ=a=b=c"), json!("A=2"), json!("AB=")]);
@@ -234,14 +267,13 @@ mod tests {
 
     #[test]
     fn a_user_has_groups_and_a_umask() {
-        let user = configuration(&workload(Placement::Base, &user(1000), &[], &[]))["process"]["user"].clone();
+        let user = process("f-1", &spec(&[], PIPES), &user(1000))["user"].clone();
         assert_eq!(user, json!({ "uid": 1000, "gid": 7, "additionalGids": [7, 8], "umask": 0o022 }));
     }
 
     #[test]
     fn only_root_has_capabilities() {
-        let capabilities =
-            |uid| configuration(&workload(Placement::Base, &user(uid), &[], &[]))["process"]["capabilities"].clone();
+        let capabilities = |uid| process("f-1", &spec(&[], PIPES), &user(uid))["capabilities"].clone();
         assert_eq!(capabilities(0)["effective"], json!(CAPABILITIES));
         assert_eq!(capabilities(1000)["effective"], json!([]));
         assert!(!CAPABILITIES.contains(&"CAP_MKNOD") && !CAPABILITIES.contains(&"CAP_SYS_ADMIN"));
@@ -249,9 +281,7 @@ mod tests {
 
     #[test]
     fn the_library_understands_it() {
-        let arguments = ["/bin/true".to_owned()];
-        let text = configuration(&workload(Placement::Policy(Node::try_from(1).unwrap()), &user(0), &arguments, &[]))
-            .to_string();
+        let text = configured(Placement::Policy(Node::try_from(1).unwrap())).to_string();
         let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_str(&text).unwrap();
         assert!(spec.linux().as_ref().unwrap().memory_policy().is_some());
     }

@@ -1,0 +1,113 @@
+//! The processes of an instance beside its first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bellows_protocol::values::{MAX_PROCESSES, ProcessId, ValueError};
+
+use crate::container::Process;
+use crate::error::{AgentError, Result};
+
+/// Processes that were started in a container which was there, until they are removed.
+#[derive(Debug, Default)]
+pub struct Others {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Without a process: it is being started.
+    table: HashMap<ProcessId, Option<Arc<Process>>>,
+    /// No more may be started.
+    closed: bool,
+}
+
+/// The place of a process that is being started; free again if it is dropped before it is filled.
+#[derive(Debug)]
+pub struct Place<'a> {
+    others: &'a Others,
+    id: ProcessId,
+}
+
+impl Others {
+    /// A process that has been started.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`].
+    pub fn get(&self, id: &ProcessId) -> Result<Arc<Process>> {
+        match self.lock().table.get(id) {
+            Some(Some(process)) => Ok(Arc::clone(process)),
+            Some(None) => Err(AgentError::InUse { what: format!("process {id}"), by: "its start".into() }),
+            None => Err(AgentError::Unknown { kind: "process", name: id.to_string() }),
+        }
+    }
+
+    /// A place for another one.
+    ///
+    /// # Errors
+    /// [`AgentError::Exists`], [`AgentError::InUse`] while the instance is removed, [`ValueError::TooMany`].
+    pub fn begin(&self, id: &ProcessId) -> Result<Place<'_>> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(AgentError::InUse { what: "the instance".into(), by: "its removal".into() });
+        }
+        if state.table.contains_key(id) {
+            return Err(AgentError::Exists { kind: "process", name: id.to_string() });
+        }
+        let count = state.table.len() + 1;
+        if count > MAX_PROCESSES {
+            return Err(ValueError::TooMany { what: "processes", count, limit: MAX_PROCESSES }.into());
+        }
+        state.table.insert(id.clone(), None);
+        Ok(Place { others: self, id: id.clone() })
+    }
+
+    /// Forgets one that has ended.
+    pub fn forget(&self, id: &ProcessId) {
+        self.lock().table.remove(id);
+    }
+
+    /// Lets no more be started, waits until none is being started, and ends the streams of those that were.
+    ///
+    /// # Errors
+    /// [`AgentError::TimedOut`].
+    pub fn close(&self, limit: Duration) -> Result<()> {
+        let mut state = self.lock();
+        state.closed = true;
+        let starting = |state: &mut State| state.table.values().any(Option::is_none);
+        let waited = self.changed.wait_timeout_while(state, limit, starting);
+        let (mut state, waited) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+        if waited.timed_out() {
+            return Err(AgentError::TimedOut { what: "end of the start of a process".into(), after: limit });
+        }
+        for (_, process) in state.table.drain() {
+            process.iter().for_each(|process| process.streams.close());
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Place<'_> {
+    /// The process that is to be there.
+    pub fn fill(self, process: Process) {
+        if let Some(place) = self.others.lock().table.get_mut(&self.id) {
+            *place = Some(Arc::new(process));
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.others.lock();
+        if matches!(state.table.get(&self.id), Some(None)) {
+            state.table.remove(&self.id);
+        }
+        self.others.changed.notify_all();
+    }
+}

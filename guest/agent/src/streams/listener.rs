@@ -1,0 +1,127 @@
+//! Lets the monitor connect to streams, one vsock connection for each.
+
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bellows_protocol::STREAM_PORT;
+use bellows_protocol::stream::{MAX_STREAM_LINE, answer_line, parse_request_line, read_line};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket};
+
+use crate::error::{AgentError, Result};
+use crate::instance::Instances;
+use crate::vsock;
+
+/// Streams that can be connected at a time: each takes a thread and up to two buffers of 64 KiB.
+const MAX_STREAMS: usize = 256;
+/// How long the monitor may take for its first line, and to take the answer.
+const LINE_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
+/// How long to leave the monitor waiting when there is no descriptor for its connection.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Starts to let the monitor in.
+///
+/// # Errors
+/// There is no vsock, or no thread to be had.
+pub fn start(instances: Arc<Instances>) -> io::Result<()> {
+    let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT))?;
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    let permits = Permits::new(MAX_STREAMS);
+    thread::Builder::new().name("streams".into()).spawn(move || {
+        loop {
+            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                // SAFETY: the call has made the descriptor for us alone.
+                Ok(connection) => admit(unsafe { OwnedFd::from_raw_fd(connection) }, &instances, &permits),
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(error) => {
+                    tracing::error!(%error, "a stream cannot be connected");
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Lets in the host and nobody else.
+fn admit(connection: OwnedFd, instances: &Instances, permits: &Permits) {
+    match vsock::check_host(&connection) {
+        // Any stream socket will do for read, write and shutdown.
+        Ok(()) => serve(&UnixStream::from(connection), instances, permits),
+        Err(error) => tracing::warn!(%error, "somebody else than the host wants a stream"),
+    }
+}
+
+/// Makes `connection` the stream that its first line asks for, or says why not.
+pub(super) fn serve(connection: &UnixStream, instances: &Instances, permits: &Permits) {
+    if let Err(error) = connect(connection, instances, permits) {
+        tracing::debug!(%error, "no stream");
+        // The monitor may be gone.
+        let _ = (&*connection).write_all(answer_line(Err(&error)).as_bytes());
+    }
+}
+
+fn connect(connection: &UnixStream, instances: &Instances, permits: &Permits) -> Result<()> {
+    connection.set_write_timeout(Some(LINE_LIMIT)).map_err(AgentError::system("setsockopt"))?;
+    let line = read_line(connection, MAX_STREAM_LINE, LINE_LIMIT).map_err(AgentError::system("read"))?;
+    let request = parse_request_line(&line)?;
+    let permit = permits.take().ok_or_else(|| AgentError::InUse {
+        what: "every stream that can be connected".into(),
+        by: format!("{MAX_STREAMS} others"),
+    })?;
+    let process = instances.get(&request.instance)?.process(&request.process)?;
+    process.streams.connect(request.stream, connection, &process.ended, permit)
+}
+
+/// How many streams may be connected.
+#[derive(Debug)]
+pub struct Permits {
+    taken: Arc<AtomicUsize>,
+    most: usize,
+}
+
+/// The right of one stream to be connected, given back when this is dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicUsize>);
+
+impl Permits {
+    /// So many may.
+    pub fn new(most: usize) -> Self {
+        Self { taken: Arc::default(), most }
+    }
+
+    /// The right of another one, if there is one left.
+    pub fn take(&self) -> Option<Permit> {
+        let more = |taken: usize| (taken < self.most).then(|| taken + 1);
+        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Permit(Arc::clone(&self.taken)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_are_as_many_as_there_are() {
+        let permits = Permits::new(2);
+        let (first, _second) = (permits.take().unwrap(), permits.take().unwrap());
+        assert!(permits.take().is_none());
+        drop(first);
+        assert!(permits.take().is_some());
+    }
+}

@@ -1,0 +1,194 @@
+//! A process's standard streams: pipes or a terminal, whose other ends wait here until the monitor connects.
+//!
+//! What nobody has connected to yet stays in the pipe, and so does what the monitor does not take: a process that writes more
+//! waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, [`relay`] carries the bytes.
+
+pub mod listener;
+mod relay;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use bellows_protocol::stream::StreamName;
+use bellows_protocol::values::TerminalSize;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::{SFlag, fstat, major, minor};
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+
+use self::listener::Permit;
+use self::relay::Relay;
+use crate::error::{AgentError, Result};
+
+/// What a process has for standard streams.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StdioSpec {
+    /// Pipes.
+    Pipes {
+        /// Standard input is one, too, and not `/dev/null`.
+        stdin: bool,
+    },
+    /// A terminal of this size for all three.
+    Terminal(TerminalSize),
+}
+
+/// The process's ends of its pipes.
+#[derive(Debug)]
+pub struct ChildPipes {
+    /// Missing where standard input is `/dev/null`.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+/// Our ends of a process's streams. Dropping them ends them.
+#[derive(Debug)]
+pub struct Streams {
+    slots: Mutex<Vec<(StreamName, Slot)>>,
+    /// Says that the relays are to end.
+    stop: Arc<EventFd>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// The monitor may connect.
+    Free(Arc<OwnedFd>),
+    /// It has, or it is too late for that; a terminal can still be resized while somebody has it.
+    Taken(Weak<OwnedFd>),
+}
+
+impl Streams {
+    /// Pipes that belong to the user who will use them: whoever opens `/dev/stdout` opens a file with an owner.
+    ///
+    /// # Errors
+    /// There is no pipe to be had.
+    pub fn pipes(stdin: bool, uid: u32, gid: u32) -> io::Result<(Self, ChildPipes)> {
+        let mut slots = Vec::new();
+        let mut pipe = |name| {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            let (ours, theirs) = if name == StreamName::Stdin { (write, read) } else { (read, write) };
+            set_nonblocking(&ours)?;
+            slots.push((name, Slot::Free(Arc::new(ours))));
+            Ok::<_, io::Error>(theirs)
+        };
+        let child = ChildPipes {
+            stdin: stdin.then(|| pipe(StreamName::Stdin)).transpose()?,
+            stdout: pipe(StreamName::Stdout)?,
+            stderr: pipe(StreamName::Stderr)?,
+        };
+        Ok((Self::new(slots)?, child))
+    }
+
+    /// A terminal, by its master.
+    ///
+    /// # Errors
+    /// It is none, or no descriptor is to be had.
+    pub fn terminal(master: OwnedFd) -> io::Result<Self> {
+        // It comes from within the container. `Documentation/admin-guide/devices.txt`: /dev/ptmx.
+        const PTMX: (u64, u64) = (5, 2);
+        let file = fstat(&master)?;
+        let kind = SFlag::from_bits_truncate(file.st_mode & SFlag::S_IFMT.bits());
+        if kind != SFlag::S_IFCHR || (major(file.st_rdev), minor(file.st_rdev)) != PTMX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "what came is no terminal"));
+        }
+        set_nonblocking(&master)?;
+        Ok(Self::new(vec![(StreamName::Terminal, Slot::Free(Arc::new(master)))])?)
+    }
+
+    fn new(slots: Vec<(StreamName, Slot)>) -> nix::Result<Self> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { slots: Mutex::new(slots), stop: Arc::new(stop) })
+    }
+
+    /// Makes `connection` the stream `name` of a process at whose end `ended` becomes readable, and says so on it.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::System`].
+    pub fn connect(
+        &self,
+        name: StreamName,
+        connection: &UnixStream,
+        ended: &Arc<OwnedFd>,
+        permit: Permit,
+    ) -> Result<()> {
+        let mut slots = self.lock();
+        let Some((_, slot)) = slots.iter_mut().find(|(slot, _)| *slot == name) else {
+            return Err(AgentError::Unknown { kind: "stream", name: name.to_string() });
+        };
+        let Slot::Free(end) = slot else {
+            return Err(AgentError::InUse { what: format!("stream {name}"), by: "another connection".into() });
+        };
+        let relay = Relay {
+            connection: connection.try_clone().map_err(AgentError::system("dup"))?,
+            end: Arc::clone(end),
+            stop: Arc::clone(&self.stop),
+            ended: Arc::clone(ended),
+            permit,
+        };
+        let taken = Slot::Taken(Arc::downgrade(end));
+        relay.start(name).map_err(AgentError::system("clone"))?;
+        *slot = taken;
+        Ok(())
+    }
+
+    /// Sets the terminal's size.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`] where there is none, or not any more; [`AgentError::System`].
+    pub fn resize(&self, size: TerminalSize) -> Result<()> {
+        let slots = self.lock();
+        let terminal = slots.iter().find_map(|slot| match slot {
+            (StreamName::Terminal, Slot::Free(end)) => Some(Arc::clone(end)),
+            (StreamName::Terminal, Slot::Taken(end)) => end.upgrade(),
+            _ => None,
+        });
+        let none = || AgentError::Unknown { kind: "stream", name: StreamName::Terminal.to_string() };
+        set_size(&*terminal.ok_or_else(none)?, size).map_err(AgentError::system("ioctl"))
+    }
+
+    /// Ends all streams, whether the monitor has read them or not.
+    pub fn close(&self) {
+        for (_, slot) in &mut *self.lock() {
+            if let Slot::Free(end) = slot {
+                *slot = Slot::Taken(Arc::downgrade(end));
+            }
+        }
+        // Cannot fail: its count is far from its limit.
+        let _ = self.stop.write(1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(StreamName, Slot)>> {
+        self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Tells the terminal behind `terminal`, either end of it, how large it is.
+///
+/// # Errors
+/// Those of `ioctl(2)`.
+pub fn set_size(terminal: &impl AsFd, size: TerminalSize) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request reads a `winsize`, which outlives the call.
+    match unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets `O_NONBLOCK` for everybody who has this end.
+fn set_nonblocking(end: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(end, FcntlArg::F_GETFL)?);
+    fcntl(end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Carries bytes between the monitor's connection and our end of a stream, each stream on a thread of its own.
+//!
+//! Nothing here blocks but `poll(2)`, which the end of the process's instance always wakes. A direction has one buffer and
+//! reads only when that is empty: who is slow on either side makes the other one wait.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use bellows_protocol::DRAIN_LIMIT;
+use bellows_protocol::stream::{StreamName, answer_line};
+use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
+use nix::unistd::{read, write};
+
+use super::listener::Permit;
+
+/// Bytes that are read at once: what a pipe holds. Memory that is never filled costs nothing.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Stack of a relay's thread, which hardly uses any.
+const STACK_BYTES: usize = 64 << 10;
+
+/// The monitor has closed its end, or a half of it.
+const GONE: Events = libc::POLLRDHUP;
+const NOTHING: Events = 0;
+
+/// `POLLIN` and the like. (`nix` has no `POLLRDHUP`.)
+type Events = libc::c_short;
+
+/// One connected stream.
+#[derive(Debug)]
+pub(super) struct Relay {
+    /// To the monitor, which waits for the answer.
+    pub connection: UnixStream,
+    /// Our end of the pipe or terminal; does not block.
+    pub end: Arc<OwnedFd>,
+    /// Readable when this is to stop, whatever is left.
+    pub stop: Arc<EventFd>,
+    /// Readable when the process has ended.
+    pub ended: Arc<OwnedFd>,
+    /// The right to be.
+    pub permit: Permit,
+}
+
+impl Relay {
+    /// Carries what `name` carries until that ends, on a thread.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn start(self, name: StreamName) -> io::Result<()> {
+        let thread = thread::Builder::new().name("stream".into()).stack_size(STACK_BYTES);
+        thread.spawn(move || {
+            if let Err(error) = self.carry(name) {
+                tracing::warn!(%name, %error, "a stream broke off");
+            }
+        })?;
+        Ok(())
+    }
+
+    fn carry(self, name: StreamName) -> io::Result<()> {
+        (&self.connection).write_all(answer_line(Ok(())).as_bytes())?;
+        self.connection.set_nonblocking(true)?;
+        let finished = match name {
+            StreamName::Stdin => self.carry_input()?,
+            StreamName::Stdout | StreamName::Stderr => self.carry_output(None)?,
+            StreamName::Terminal => self.carry_output(Some(Flow::new()))?,
+        };
+        let Self { connection, end, stop, permit: _permit, .. } = self;
+        // Who still writes gets SIGPIPE, who still reads the end of the file; a terminal is hung up.
+        drop(end);
+        if finished {
+            // The monitor takes an end for one only while the connection stands, and closes it then.
+            connection.shutdown(Shutdown::Write)?;
+            wait([watch(&connection, GONE), watch(&stop, libc::POLLIN)], None)?;
+        }
+        Ok(())
+    }
+
+    /// Carries what the monitor sends, until it has sent all or nobody reads it. Answers `false`: there is no end to tell.
+    fn carry_input(&self) -> io::Result<bool> {
+        let mut flow = Flow::new();
+        loop {
+            let (source, sink) = if flow.is_empty() {
+                (watch(&self.connection, libc::POLLIN), watch(&self.end, NOTHING))
+            } else {
+                (self.stopped(), watch(&self.end, libc::POLLOUT))
+            };
+            let [stopped, _, sink] = wait([self.stopped(), source, sink], None)?;
+            let unread = sink & libc::POLLERR != 0;
+            if stopped != NOTHING || unread || flow.step(&self.connection, &self.end, usize::MAX)? != Step::Goes {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Carries what the process writes, and for a terminal what is typed, to the end. `false` if it was not told all: the
+    /// monitor is gone, or this is to stop.
+    fn carry_output(&self, mut typed: Option<Flow>) -> io::Result<bool> {
+        let mut flow = Flow::new();
+        let mut deadline = None;
+        // How much there is to take, once that is known.
+        let mut last = u64::MAX;
+        loop {
+            let mut at_connection = GONE;
+            let mut at_end = NOTHING;
+            if flow.is_empty() {
+                at_end |= libc::POLLIN;
+            } else {
+                at_connection |= libc::POLLOUT;
+            }
+            match &typed {
+                Some(typed) if typed.is_empty() => at_connection |= libc::POLLIN,
+                Some(_) => at_end |= libc::POLLOUT,
+                None => {}
+            }
+            let ended = if deadline.is_none() { watch(&self.ended, libc::POLLIN) } else { self.stopped() };
+            let watched =
+                [self.stopped(), self.watch(&self.connection, at_connection), self.watch(&self.end, at_end), ended];
+            let pause = deadline.filter(|_| last == u64::MAX);
+            let [stopped, connection, _, ended] = wait(watched, pause)?;
+            if stopped != NOTHING || connection & (GONE | libc::POLLHUP | libc::POLLERR) != 0 {
+                return Ok(false);
+            }
+            if let Some(flow) = &mut typed
+                && flow.step(&self.connection, &self.end, usize::MAX)? != Step::Goes
+            {
+                // Nobody reads it any more; there may still be output.
+                typed = None;
+            }
+            match flow.step(&self.end, &self.connection, usize::try_from(last - flow.taken).unwrap_or(usize::MAX))? {
+                Step::Goes => {}
+                Step::SourceEnded => return Ok(true),
+                Step::SinkGone => return Ok(false),
+            }
+            // Others that the process has left behind may hold the stream for ever. What it wrote itself is taken.
+            if deadline.is_none() && ended != NOTHING {
+                deadline = Some(Instant::now() + DRAIN_LIMIT);
+            }
+            if last == u64::MAX && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                last = flow.taken + bytes_waiting(&self.end)?;
+            }
+            if flow.taken >= last && flow.is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn stopped(&self) -> Watched<'_> {
+        watch(&self.stop, libc::POLLIN)
+    }
+
+    /// Watches `descriptor`, unless nothing is wanted of it: it could be hung up, which `poll` then says again and again.
+    fn watch<'a>(&'a self, descriptor: &'a impl AsFd, wanted: Events) -> Watched<'a> {
+        if wanted == NOTHING { self.stopped() } else { watch(descriptor, wanted) }
+    }
+}
+
+/// Bytes on their way in one direction.
+#[derive(Debug)]
+struct Flow {
+    buffer: Vec<u8>,
+    pending: Range<usize>,
+    /// Bytes that were read so far.
+    taken: u64,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+enum Step {
+    /// There may be more.
+    Goes,
+    /// There is no more to read.
+    SourceEnded,
+    /// Nobody takes what was read.
+    SinkGone,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { buffer: vec![0; BUFFER_BYTES], pending: 0..0, taken: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Reads up to `most` bytes if nothing is pending, and writes what is, as far as neither would block.
+    fn step(&mut self, source: &impl AsFd, sink: &impl AsFd, most: usize) -> io::Result<Step> {
+        if self.is_empty() {
+            let most = most.min(BUFFER_BYTES);
+            if most == 0 {
+                return Ok(Step::Goes);
+            }
+            match read(source, &mut self.buffer[..most]) {
+                // A terminal whose other end is closed says EIO.
+                Ok(0) | Err(Errno::EIO | Errno::ECONNRESET) => return Ok(Step::SourceEnded),
+                Ok(count) => {
+                    self.pending = 0..count;
+                    self.taken += count as u64;
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Step::Goes),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match write(sink, &self.buffer[self.pending.clone()]) {
+            Ok(count) => self.pending.start += count,
+            Err(Errno::EPIPE | Errno::ECONNRESET | Errno::EIO) => return Ok(Step::SinkGone),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Step::Goes)
+    }
+}
+
+/// A descriptor and what is wanted of it.
+#[derive(Clone, Copy)]
+struct Watched<'a>(BorrowedFd<'a>, Events);
+
+fn watch(descriptor: &impl AsFd, wanted: Events) -> Watched<'_> {
+    Watched(descriptor.as_fd(), wanted)
+}
+
+/// Waits until something is to be said of one of `watched`, or for `deadline`; answers what is said of each.
+fn wait<const N: usize>(watched: [Watched<'_>; N], deadline: Option<Instant>) -> io::Result<[Events; N]> {
+    let entry = |Watched(descriptor, events)| libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: NOTHING };
+    let mut entries = watched.map(entry);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Rounded up, so that this does not spin through the last millisecond.
+        let timeout = left.map_or(-1, |left| i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX));
+        // SAFETY: there are as many entries as is said, and their descriptors outlive the call.
+        if unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, timeout) } >= 0 {
+            return Ok(entries.map(|entry| entry.revents));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Bytes that can be read from a pipe or terminal now.
+fn bytes_waiting(end: &OwnedFd) -> io::Result<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request writes an `int`, which outlives the call.
+    match unsafe { libc::ioctl(end.as_raw_fd(), libc::FIONREAD, &raw mut count) } {
+        0 => Ok(u64::try_from(count).unwrap_or(0)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+#[path = "relay_test.rs"]
+mod tests;
