@@ -107,6 +107,12 @@ pub struct RunArgs {
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
+    /// Pass standard input on to the command, which reads /dev/null otherwise
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
     /// Who the command runs as, `user` or `user:group`, each by name or number, instead of the image's
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,

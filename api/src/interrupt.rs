@@ -10,6 +10,8 @@ use bellows_block::Cancel;
 use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::terminal;
+
 /// Signals that end a run.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 /// Signals that a program gets and may do with what it likes.
@@ -207,7 +209,10 @@ impl Default for Shared {
             ended: Condvar::new(),
             kill_limit: KILL_LIMIT,
             stop_limit: STOP_LIMIT,
-            exit: |code| std::process::exit(code),
+            exit: |code| {
+                terminal::restore();
+                std::process::exit(code)
+            },
         }
     }
 }

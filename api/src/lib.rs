@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod registry;
 mod store;
+mod terminal;
 mod usage;
 
 use std::io::{self, IsTerminal};

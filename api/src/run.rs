@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +11,9 @@ use bellows_block::{Image, LayerDigest, Store};
 use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
-    DiscardReport, ExitStatus, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig, PartitionId,
-    PartitionMode, PlugReport, Shape, StreamName, Transport, UnplugReport, Vm, VmBuilder, VmConfig, VmEnd,
+    DiscardReport, ExitStatus, Forwarding, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig,
+    PartitionId, PartitionMode, PlugReport, Shape, Stdio, StreamName, Transport, UnplugReport, Vm, VmBuilder, VmConfig,
+    VmEnd,
 };
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -23,6 +25,7 @@ use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::output::{Lenient, Watched, say};
 use crate::store;
+use crate::terminal::{self, Raw, Resizes};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -119,8 +122,9 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
 /// # Errors
 /// See [`CliError`].
 pub fn run(args: &RunArgs) -> Result<u8, CliError> {
+    let resizes = args.tty.then(Resizes::install).transpose()?;
     let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
-    let result = prepare_and_run(args, &interrupts);
+    let result = prepare_and_run(args, &interrupts, resizes);
     match (result, interrupts.received()) {
         // What failed then failed because it was stopped.
         (Err(_), Some(signal)) => Err(CliError::Interrupted(signal)),
@@ -128,11 +132,11 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
     }
 }
 
-fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts) -> Result<u8, CliError> {
+fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resizes>) -> Result<u8, CliError> {
     let mut config = configuration(args)?;
     let function = prepare(args, &mut config, interrupts)?;
     config.validate()?;
-    in_vm(args, config, function, interrupts)
+    in_vm(args, config, function, interrupts, resizes)
 }
 
 /// What to run.
@@ -162,6 +166,7 @@ fn in_vm(
     config: VmConfig,
     function: Option<Function>,
     interrupts: &Interrupts,
+    resizes: Option<Resizes>,
 ) -> Result<u8, CliError> {
     let limit = args.guest.timeout;
     let window = config.partitions.first().copied();
@@ -182,7 +187,7 @@ fn in_vm(
         _ => None,
     };
     let start = Instant::now();
-    let status = run_instance(&vm, &spec, args, interrupts)?;
+    let status = run_instance(&vm, &spec, args, interrupts, resizes)?;
     let run = start.elapsed();
     let conclude = || -> Result<(), CliError> {
         // A run that failed is no example.
@@ -241,7 +246,13 @@ fn end(end: VmEnd) -> Result<u8, CliError> {
     }
 }
 
-fn run_instance(vm: &Vm, spec: &InstanceSpec, args: &RunArgs, interrupts: &Interrupts) -> Result<ExitStatus, CliError> {
+fn run_instance(
+    vm: &Vm,
+    spec: &InstanceSpec,
+    args: &RunArgs,
+    interrupts: &Interrupts,
+    resizes: Option<Resizes>,
+) -> Result<ExitStatus, CliError> {
     let instance = Arc::new(vm.start_instance(spec)?);
     let signal = {
         let instance = instance.clone();
@@ -253,22 +264,50 @@ fn run_instance(vm: &Vm, spec: &InstanceSpec, args: &RunArgs, interrupts: &Inter
         }
     };
     let passing = interrupts.pass_on(args.stop_timeout, signal.clone());
-    let stderr = instance.forward(StreamName::Stderr, Lenient(io::stderr()))?;
-    let stdout = if args.json {
-        instance.forward(StreamName::Stdout, Lenient(io::stderr()))?
-    } else {
+    let init = instance.init();
+    let output: Box<dyn Write + Send> = match args.json {
+        true => Box::new(Lenient(io::stderr())),
         // It would otherwise wait for a reader that is gone.
-        instance.forward(StreamName::Stdout, Watched::new(io::stdout(), move || signal(Signal::SIGKILL)))?
+        false => Box::new(Watched::new(io::stdout(), move || signal(Signal::SIGKILL))),
+    };
+    let (outputs, fed) = match spec.process.stdio {
+        Stdio::Terminal(_) => {
+            let terminal = init.connect(StreamName::Terminal)?;
+            let outputs = vec![terminal.forward(output)?];
+            (outputs, args.interactive.then_some(terminal))
+        }
+        Stdio::Pipes { stdin } => {
+            let stdout = instance.forward(StreamName::Stdout, output)?;
+            let stderr = instance.forward(StreamName::Stderr, Lenient(io::stderr()))?;
+            (vec![stdout, stderr], stdin.then(|| init.connect(StreamName::Stdin)).transpose()?)
+        }
+    };
+    let raw = (args.tty && args.interactive).then(Raw::enter).transpose()?;
+    if let Some(resizes) = resizes {
+        resizes.follow(init.clone())?;
+    }
+    let input = match fed {
+        Some(stream) => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(io_error("read", "standard input"))?;
+            Some(stream.feed(File::from(stdin))?)
+        }
+        None => None,
     };
     let mut status = instance.wait()?;
     // Its other processes ended with the first one, so nothing holds the output open.
-    match stdout.join() {
-        Err(InstanceError::PassOn { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
-            status.code = 128 + Signal::SIGPIPE as u8;
+    for output in outputs {
+        match output.join() {
+            Err(InstanceError::PassOn { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                status.code = 128 + Signal::SIGPIPE as u8;
+            }
+            result => drop(result?),
         }
-        result => drop(result?),
     }
-    stderr.join()?;
+    drop(raw);
+    // Otherwise it waits for what nobody will read.
+    if let Some(input) = input.filter(Forwarding::is_finished) {
+        input.join()?;
+    }
     instance.remove(args.guest.timeout)?;
     drop(passing);
     Ok(status)
@@ -400,6 +439,7 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     spec.process.env = environment(&defaults.env, &args.env_files, &args.env, |name| std::env::var_os(name))?;
     spec.process.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
     spec.process.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
+    spec.process.stdio = terminal::stdio(args.interactive, args.tty)?;
     if !config.partitions.is_empty() {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
     }

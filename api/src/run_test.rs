@@ -126,3 +126,23 @@ fn another_entrypoint_goes_without_the_images_command() {
     assert_eq!(argv("--entrypoint= -- sh").unwrap(), ["sh"]);
     assert!(matches!(argv("--entrypoint="), Err(CliError::Missing("the command", _))));
 }
+
+#[test]
+fn input_and_terminals_are_for_who_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let layer = directory.path().join("layer.erofs");
+    std::fs::write(&layer, [0; 4096]).unwrap();
+    let stdio = |options: &str| {
+        let args = args(&format!("--kernel k --memory 512M {options} --layer {} -- cat", layer.display()));
+        let mut config = configuration(&args).unwrap();
+        prepare(&args, &mut config, &Interrupts::default()).map(|function| function.unwrap().spec.process.stdio)
+    };
+    assert_eq!(stdio("").unwrap(), Stdio::Pipes { stdin: false });
+    assert_eq!(stdio("-i").unwrap(), Stdio::Pipes { stdin: true });
+    assert!(matches!(stdio("-t").unwrap(), Stdio::Terminal(_)));
+    // Who runs tests may have a terminal.
+    if !io::IsTerminal::is_terminal(&io::stdin()) {
+        let error = stdio("-it").unwrap_err();
+        assert!(error.to_string().contains("-t") && error.exit_code() == 2, "{error}");
+    }
+}

@@ -14,6 +14,7 @@ mod layers;
 mod partitions;
 mod programs;
 mod sealed;
+mod streams;
 mod stress;
 mod vsock;
 mod warm;
