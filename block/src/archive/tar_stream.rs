@@ -317,8 +317,11 @@ impl<R: Read> TarStream<R> {
 }
 
 impl<R: Read + Seek> TarStream<BufReader<R>> {
-    /// Goes past the present entry's data without reading it.
-    pub fn pass_data(&mut self) -> Result<(), ArchiveError> {
+    /// Goes past the present entry's data without reading it, in an archive of `length` bytes.
+    pub fn pass_data(&mut self, length: u64) -> Result<(), ArchiveError> {
+        if self.offset.checked_add(self.data).is_none_or(|end| end > length) {
+            return Err(self.ends_early());
+        }
         let bytes = self.data.saturating_add(self.padding);
         let passed = i64::try_from(bytes).map_err(io::Error::other).and_then(|bytes| self.inner.seek_relative(bytes));
         passed.map_err(|source| self.read_error(source))?;

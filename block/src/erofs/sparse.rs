@@ -36,6 +36,13 @@ impl SparseMap {
         (end <= bytes).then_some(Self { bytes, segments })
     }
 
+    /// The map of a file of `bytes` bytes without holes.
+    #[must_use]
+    pub fn dense(bytes: u64) -> Self {
+        let segments = if bytes == 0 { Vec::new() } else { vec![(0, bytes)] };
+        Self { bytes, segments }
+    }
+
     /// Length of the file.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -49,7 +56,7 @@ impl SparseMap {
     }
 
     /// The segments, none of them empty.
-    pub(super) fn segments(&self) -> &[(u64, u64)] {
+    pub(crate) fn segments(&self) -> &[(u64, u64)] {
         &self.segments
     }
 

@@ -4,37 +4,65 @@ use std::path::PathBuf;
 #[cfg(feature = "registry")]
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-
 use super::blob::{BlobError, Digests};
 use super::container::Container;
+use super::docker::MANIFEST;
 use super::error::OciError;
 #[cfg(feature = "registry")]
 use super::registry::Repository;
 use super::source::SourceLayer;
-use super::spec::{Descriptor, parse};
+use super::spec::{ConfigFile, Descriptor, Document, parse};
 use crate::digest::LayerDigest;
 
 /// Blobs that are called by their digests.
 #[derive(Clone, Debug)]
 pub(super) enum Blobs {
     /// The files of an image layout.
-    Files(Container),
+    Layout(Container),
+    /// Those beside the manifest in skopeo's form for directories (`dir:`), which has the digest `top`.
+    Dir { files: Container, top: LayerDigest },
     /// Those of a registry's repository.
     #[cfg(feature = "registry")]
     Registry(Arc<Repository>),
 }
 
+/// What a document is. Registries keep the kinds apart.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum DocumentKind {
+    /// A manifest or an index.
+    Manifest,
+    /// An image's configuration.
+    Config,
+}
+
 impl Blobs {
-    /// Reads a JSON document, and checks it against its descriptor. Says what messages call it.
-    pub fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<(PathBuf, T), OciError> {
+    /// Reads an index or a manifest. Says what messages call it.
+    pub fn manifest(&self, descriptor: &Descriptor) -> Result<(PathBuf, Document), OciError> {
+        let (path, data) = self.document(descriptor, DocumentKind::Manifest)?;
+        let document = Document::parse(&path, &data)?;
+        Ok((path, document))
+    }
+
+    /// Reads an image's configuration. Says what messages call it.
+    pub fn config(&self, descriptor: &Descriptor) -> Result<(PathBuf, ConfigFile), OciError> {
+        let (path, data) = self.document(descriptor, DocumentKind::Config)?;
+        let document = parse(&path, &data)?;
+        Ok((path, document))
+    }
+
+    /// Reads a document, and checks it against its descriptor.
+    #[cfg_attr(
+        not(feature = "registry"),
+        allow(unused_variables, reason = "files are called the same whatever they are")
+    )]
+    fn document(&self, descriptor: &Descriptor, kind: DocumentKind) -> Result<(PathBuf, Vec<u8>), OciError> {
         let (path, data) = match self {
-            Self::Files(files) => {
-                let name = file_name(&descriptor.digest);
+            Self::Layout(files) | Self::Dir { files, .. } => {
+                let name = self.file_name(files, &descriptor.digest);
                 (files.path(&name), files.document(&name)?)
             }
             #[cfg(feature = "registry")]
-            Self::Registry(repository) => (repository.path(&descriptor.digest), repository.document(descriptor)?),
+            Self::Registry(repository) => (repository.path(&descriptor.digest), repository.document(descriptor, kind)?),
         };
         let (expected, actual) = (descriptor.size, data.len() as u64);
         if expected != actual {
@@ -42,16 +70,16 @@ impl Blobs {
         }
         BlobError::check(Some(descriptor.digest), LayerDigest::of(&data))
             .map_err(|source| OciError::Blob { path: path.clone(), source })?;
-        let document = parse(&path, &data)?;
-        Ok((path, document))
+        Ok((path, data))
     }
 
     /// The layer that `descriptor` names; nothing of it is read.
     pub fn layer(&self, descriptor: &Descriptor, diff_id: LayerDigest) -> SourceLayer {
         let digests = Digests { blob: Some(descriptor.digest), diff_id: Some(diff_id) };
         match self {
-            Self::Files(files) => {
-                SourceLayer::member(files, file_name(&descriptor.digest), Some(descriptor.size), digests)
+            Self::Layout(files) | Self::Dir { files, .. } => {
+                let name = self.file_name(files, &descriptor.digest);
+                SourceLayer::member(files, name, Some(descriptor.size), digests)
             }
             #[cfg(feature = "registry")]
             Self::Registry(repository) => {
@@ -59,8 +87,17 @@ impl Blobs {
             }
         }
     }
-}
 
-fn file_name(digest: &LayerDigest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    fn file_name(&self, files: &Container, digest: &LayerDigest) -> String {
+        let hex = digest.hex();
+        match self {
+            Self::Dir { top, .. } if digest == top => MANIFEST.to_owned(),
+            Self::Dir { .. } => {
+                // The manifests that an index lists.
+                let manifest = format!("{hex}.manifest.json");
+                if files.has(&manifest) { manifest } else { hex }
+            }
+            _ => format!("blobs/sha256/{hex}"),
+        }
+    }
 }

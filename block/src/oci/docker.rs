@@ -5,8 +5,10 @@ use serde::Deserialize;
 use super::blob::{BlobError, Digests};
 use super::container::Container;
 use super::error::OciError;
+use super::names::{list, named};
+use super::platform::{Platform, Rank};
 use super::source::{SourceImage, SourceLayer};
-use super::spec::{ConfigFile, Platform, parse};
+use super::spec::{ConfigFile, parse};
 use crate::digest::LayerDigest;
 
 /// The file that makes an archive one of Docker's.
@@ -24,18 +26,24 @@ pub struct DockerArchive {
 struct Entry {
     config: String,
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    layers: Option<Vec<String>>,
 }
 
 impl Entry {
-    fn is_called(&self, reference: &str) -> bool {
-        let tags = self.repo_tags.iter().flatten();
-        // Its whole name, or just the tag.
-        tags.into_iter().any(|tag| tag == reference || tag.rsplit_once(':').is_some_and(|(_, tag)| tag == reference))
+    fn names(&self) -> Vec<&str> {
+        self.repo_tags.iter().flatten().map(String::as_str).chain([self.config.as_str()]).collect()
     }
 
-    fn name(&self) -> &str {
-        self.repo_tags.as_ref().and_then(|tags| tags.first()).unwrap_or(&self.config)
+    /// What messages call it.
+    fn shown(&self) -> &str {
+        self.names().first().copied().unwrap_or_default()
+    }
+
+    /// The digest that its configuration's name is made of, with or without the algorithm.
+    fn digest(&self) -> Option<LayerDigest> {
+        let name = self.config.rsplit('/').next()?;
+        let hex = name.strip_prefix("sha256:").unwrap_or(name).trim_end_matches(".json");
+        format!("sha256:{hex}").parse().ok()
     }
 }
 
@@ -44,42 +52,73 @@ impl DockerArchive {
         Self { files }
     }
 
-    /// Finds the image for `platform`, called `reference` where that is given: a name with its tag, or only the tag.
+    /// Finds the image for `platform`, called `reference` where that is given: a name, only a tag, or a digest.
     ///
     /// # Errors
     /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         let path = self.files.path(MANIFEST);
         let entries: Vec<Entry> = parse(&path, &self.files.document(MANIFEST)?)?;
-        let fits: Vec<_> = entries.iter().filter(|e| reference.is_none_or(|wanted| e.is_called(wanted))).collect();
-        let list = |entries: &[&Entry]| {
-            let words: Vec<_> = entries.iter().take(20).map(|entry| format!("`{}`", entry.name())).collect();
-            if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
+        let wanted = match reference {
+            Some(reference) => named(&entries, reference, Entry::digest, Entry::names),
+            None => entries.iter().collect(),
         };
-        let wanted = Box::new(platform.clone());
-        let entry = match fits[..] {
-            [only] => only,
-            [] => {
-                let found = list(&entries.iter().collect::<Vec<_>>());
-                let reference = reference.map(str::to_owned);
-                return Err(OciError::NoImage { path, platform: wanted, reference, found });
+        let mut found: Vec<(Rank, &Entry, SourceImage)> = Vec::new();
+        let mut passed_over = Vec::new();
+        for entry in &wanted {
+            let (config_path, digest, config) = self.config(entry)?;
+            match config.platform.rank(platform) {
+                // The same image under two names is still one image.
+                Some(_) if found.iter().any(|(_, _, image)| image.digest == Some(digest)) => {}
+                Some(rank) => {
+                    let names = entry.layers.as_deref().unwrap_or_default();
+                    let diff_ids = config.diff_ids(&config_path, digest, names.len())?;
+                    let layers = self.layers(entry, names, diff_ids)?;
+                    let config = config.config.unwrap_or_default().into();
+                    found.push((rank, entry, SourceImage { digest: Some(digest), config, layers }));
+                }
+                None => passed_over.push(format!("`{}` ({})", entry.shown(), config.platform.complete())),
             }
-            _ => return Err(OciError::Ambiguous { path, platform: wanted, found: list(&fits) }),
-        };
+        }
+        let best = found.iter().map(|(rank, ..)| *rank).max();
+        found.retain(|(rank, ..)| Some(*rank) == best);
+        let shown =
+            |entry: &Entry| (format!("`{}`", entry.shown()), entry.digest().unwrap_or_else(|| LayerDigest::of(&[])));
+        let platform = Box::new(platform.clone());
+        match found.len() {
+            0 => {
+                let all = || list(&entries.iter().map(shown).collect::<Vec<_>>());
+                let found = if wanted.is_empty() { all() } else { passed_over.join(", ") };
+                Err(OciError::NoImage { path, platform, reference: reference.map(str::to_owned), found })
+            }
+            1 => Ok(found.remove(0).2),
+            _ => {
+                let found = list(&found.iter().map(|(_, entry, _)| shown(entry)).collect::<Vec<_>>());
+                Err(OciError::Ambiguous { path, platform, found })
+            }
+        }
+    }
+
+    /// Reads an image's configuration; the name of its file is compared with its digest where it looks like one.
+    fn config(&self, entry: &Entry) -> Result<(std::path::PathBuf, LayerDigest, ConfigFile), OciError> {
         let path = self.files.path(&entry.config);
         let data = self.files.document(&entry.config)?;
         let digest = LayerDigest::of(&data);
-        // The name is the digest; it is compared where it looks like one.
-        let name = entry.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
-        let named = format!("sha256:{name}").parse().ok();
-        BlobError::check(named, digest).map_err(|source| OciError::Blob { path: path.clone(), source })?;
-        let config: ConfigFile = parse(&path, &data)?;
-        let diff_ids = config.check(&path, platform, digest, entry.layers.len())?;
-        let layer = |(name, diff_id): (&String, &LayerDigest)| {
-            SourceLayer::member(&self.files, name.clone(), None, Digests { blob: None, diff_id: Some(*diff_id) })
+        BlobError::check(entry.digest(), digest).map_err(|source| OciError::Blob { path: path.clone(), source })?;
+        let config = parse(&path, &data)?;
+        Ok((path, digest, config))
+    }
+
+    fn layers(&self, entry: &Entry, names: &[String], diff_ids: &[LayerDigest]) -> Result<Vec<SourceLayer>, OciError> {
+        let layer = |(number, (name, diff_id)): (usize, (&String, &LayerDigest))| {
+            if name.is_empty() {
+                let (path, image) = (self.files.path(MANIFEST), entry.shown().to_owned());
+                return Err(OciError::LayerName { path, image, number: number + 1 });
+            }
+            let digests = Digests { blob: None, diff_id: Some(*diff_id) };
+            Ok(SourceLayer::member(&self.files, name.clone(), None, digests))
         };
-        let layers = std::iter::zip(&entry.layers, diff_ids).map(layer).collect();
-        Ok(SourceImage { digest: Some(digest), config: config.config.unwrap_or_default().into(), layers })
+        std::iter::zip(names, diff_ids).enumerate().map(layer).collect()
     }
 }
 

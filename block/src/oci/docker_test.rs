@@ -1,5 +1,6 @@
 use std::io::Read as _;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -111,6 +112,122 @@ fn files_of_layers() {
     check(&saved.finish(), None);
 }
 
+/// As crane, ko and kaniko write it, and as buildpacks do, who call layers by absolute names.
+#[test]
+fn names_of_digests_and_absolute_ones() {
+    let layers = layers();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let (hex, text) = Saved::config(&diff_ids, "amd64");
+    for (prefix, ending) in [("", ".tar.gz"), ("./", ".tar"), ("/", ".tar"), ("layers/", "")] {
+        let names: Vec<_> = diff_ids.iter().map(|digest| format!("{prefix}{}{ending}", digest.hex())).collect();
+        let mut saved = Saved::new();
+        saved.archive = Archive::new().file(format!("sha256:{hex}"), &text);
+        for (name, layer) in names.iter().zip(&layers) {
+            saved.archive = saved.archive.file(name, layer);
+        }
+        saved.manifest = vec![json!({"Config": format!("sha256:{hex}"), "RepoTags": ["a:1"], "Layers": names})];
+        check(&saved.finish(), None);
+    }
+}
+
+/// The same content in any order, under names written in any way.
+fn shuffled(seed: usize, prefix: &str) -> Vec<u8> {
+    let layers = layers();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let (hex, text) = Saved::config(&diff_ids, "amd64");
+    let names: Vec<_> = diff_ids.iter().map(|digest| format!("{}.tar", digest.hex())).collect();
+    let manifest = json!([{"Config": format!("{hex}.json"), "RepoTags": ["a:1"], "Layers": names}]).to_string();
+    let mut files = vec![
+        (names[0].clone(), layers[0].clone()),
+        (names[1].clone(), layers[1].clone()),
+        (format!("{hex}.json"), text.into_bytes()),
+        ("manifest.json".to_owned(), manifest.into_bytes()),
+        ("repositories".to_owned(), b"{}".to_vec()),
+    ];
+    let mut archive = Archive::new();
+    let mut seed = seed;
+    while !files.is_empty() {
+        let (name, data) = files.remove(seed % files.len());
+        seed /= files.len() + 1;
+        archive = archive.file(format!("{prefix}{name}"), data);
+    }
+    archive.finish()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn order_and_spelling_change_nothing(seed in 0..120_usize, prefix in "(/|\\./|a/\\.\\./)?") {
+        check(&shuffled(seed, &prefix), None);
+    }
+}
+
+#[test]
+fn of_images_for_several_platforms_the_hosts_is_taken() {
+    let layers = layers();
+    let diff_ids = [LayerDigest::of(&layers[0])];
+    let mut saved = Saved::new();
+    saved.archive = Archive::new().file("layer.tar", &layers[0]);
+    for architecture in ["arm64", "amd64"] {
+        let (hex, text) = Saved::config(&diff_ids, architecture);
+        saved.archive = saved.archive.file(format!("{hex}.json"), text);
+        saved.manifest.push(json!({"Config": format!("{hex}.json"), "RepoTags": null, "Layers": ["layer.tar"]}));
+    }
+    // The same one again, under another name.
+    saved.manifest.push(saved.manifest[1].clone());
+    saved.manifest[2]["RepoTags"] = json!(["a:1", "docker.io/b/c:2"]);
+    let (hex, _) = Saved::config(&diff_ids, "amd64");
+    let (other_hex, _) = Saved::config(&diff_ids, "arm64");
+    let data = saved.finish();
+    for reference in [None, Some("a:1"), Some("a:1"), Some("b/c:2"), Some("2"), Some(&*format!("sha256:{hex}"))] {
+        assert_eq!(image(&data, reference).unwrap().digest.unwrap().hex(), hex, "{reference:?}");
+    }
+    let message = image(&data, Some(&format!("sha256:{other_hex}"))).unwrap_err().to_string();
+    assert!(message.contains("(linux/arm64)") && message.contains("linux/amd64"), "{message}");
+}
+
+#[test]
+fn an_image_may_have_no_layers() {
+    for (layers, rootfs) in [(json!([]), json!({"type": "layers", "diff_ids": null})), (json!(null), json!(null))] {
+        let mut saved = Saved::new();
+        let config = json!({"os": "", "architecture": null, "rootfs": rootfs}).to_string();
+        saved.archive = Archive::new().file("config", config);
+        saved.manifest = vec![json!({"Config": "config", "RepoTags": [], "Layers": layers})];
+        let data = saved.finish();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("saved.tar"), data).unwrap();
+        let source = ImageSource::open(
+            &directory.path().join("saved.tar"),
+            directory.path(),
+            Limits::default(),
+            &Cancel::default(),
+        );
+        assert!(source.unwrap().image(&Platform::host(), None).unwrap().layers.is_empty());
+    }
+}
+
+/// What `docker save` writes is that when it was unpacked, too.
+#[test]
+fn a_directory_of_it_is_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let archive = directory.path().join("saved.tar");
+    std::fs::write(&archive, shuffled(0, "")).unwrap();
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let tar = std::process::Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&root).status().unwrap();
+    assert!(tar.success());
+    let source = ImageSource::open(&root, directory.path(), Limits::default(), &Cancel::default()).unwrap();
+    assert!(matches!(source, ImageSource::Docker(_)));
+    let image = source.image(&"linux/amd64".parse().unwrap(), Some("a")).err().map(|error| error.to_string());
+    assert!(image.unwrap().contains("`a:1`"));
+    for layer in source.image(&"linux/amd64".parse().unwrap(), Some("a:1")).unwrap().layers {
+        let mut data = Vec::new();
+        layer.open().unwrap().1.read_to_end(&mut data).unwrap();
+        assert_eq!(layer.digests.diff_id, Some(LayerDigest::of(&data)));
+    }
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let layers = layers();
@@ -130,6 +247,8 @@ fn what_is_wrong_is_named() {
     assert!(words.contains("1 layers but 2 diff_ids"), "{words}");
     let words = message(saved(&format!("{hex}.json"), &text.replace("sh", "zsh"), &["a", "b"]));
     assert!(words.contains(&hex) && words.contains("damaged"), "{words}");
+    let words = message(saved(&format!("{hex}.json"), &text, &["a", ""]));
+    assert!(words.contains("no name for layer 2"), "{words}");
     // Names that lead elsewhere lead nowhere.
     let image = saved(&format!("{hex}.json"), &text, &["../../etc/passwd", "/etc/passwd"]).unwrap();
     for layer in &image.layers {

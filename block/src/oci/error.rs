@@ -4,12 +4,14 @@ use std::io;
 use std::path::PathBuf;
 
 use super::blob::BlobError;
-use super::spec::Platform;
-use crate::archive::ArchiveError;
+use super::platform::Platform;
+use crate::archive::{ArchiveError, EntryName};
 use crate::digest::LayerDigest;
 
 /// How deep indexes may nest.
 pub(super) const MAX_INDEX_DEPTH: usize = 4;
+/// Most documents that are read to find an image.
+pub(super) const MAX_DOCUMENTS: usize = 256;
 
 /// What is wrong with an image's documents, or with what they are in.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,50 @@ pub enum OciError {
         /// What the system answered.
         #[source]
         source: io::Error,
+    },
+    /// A link in an archive that leads to no file of it.
+    #[error("`{path}` is a link to `{target}`, which leads to no file of the archive")]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: EntryName,
+    },
+    /// What must be an image's, and can't be read as one.
+    #[error("`{path}` looks like an image, since it has `{sign}`, but it has no `{missing}`")]
+    Incomplete {
+        /// The directory or archive.
+        path: PathBuf,
+        /// What images have.
+        sign: EntryName,
+        /// What it would have to have.
+        missing: &'static str,
+    },
+    /// An image one directory too deep.
+    #[error(
+        "the image in `{path}` is below its directory `{directory}`: give that directory, or an archive of what is in it"
+    )]
+    Below {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The directory in it.
+        directory: EntryName,
+    },
+    /// An archive from before images had configurations.
+    #[error("`{path}` has `repositories` but no `manifest.json`: save the image again with Docker 1.10 or later")]
+    Legacy {
+        /// The archive.
+        path: PathBuf,
+    },
+    /// A layer without a name.
+    #[error("`{path}` has no name for layer {number} of `{image}`: the archive leaves the layer out")]
+    LayerName {
+        /// The manifest.
+        path: PathBuf,
+        /// The image.
+        image: String,
+        /// Which layer, from 1.
+        number: usize,
     },
     /// A directory, pipe or device where a file should be.
     #[error("`{path}` is not a regular file")]
@@ -46,6 +92,14 @@ pub enum OciError {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
+    },
+    /// A document that is none of those it should be.
+    #[error("`{path}` {reason}")]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A version this code doesn't know.
     #[error("`{path}`: {field} is `{actual}`, expected `{expected}`")]
@@ -78,16 +132,6 @@ pub enum OciError {
         #[source]
         source: BlobError,
     },
-    /// A media type this code can't read.
-    #[error("{digest} has the unsupported media type `{media_type}`; expected {expected}")]
-    MediaType {
-        /// The descriptor's digest.
-        digest: LayerDigest,
-        /// Its media type.
-        media_type: String,
-        /// What could be read.
-        expected: &'static str,
-    },
     /// No manifest fits.
     #[error("`{path}` has no image for {platform}{}; it has: {found}", .reference.as_ref().map(|r| format!(" called `{r}`")).unwrap_or_default())]
     NoImage {
@@ -109,6 +153,12 @@ pub enum OciError {
         platform: Box<Platform>,
         /// What fits.
         found: String,
+    },
+    /// An index of more than can be looked through.
+    #[error("`{path}` has more than {MAX_DOCUMENTS} entries that could be the image: name one of them")]
+    TooManyImages {
+        /// The index.
+        path: PathBuf,
     },
     /// Indexes that point to indexes without end.
     #[error("the indexes in `{path}` nest deeper than {MAX_INDEX_DEPTH}")]
@@ -161,6 +211,18 @@ pub enum OciError {
         /// Entries of `rootfs.diff_ids` in the configuration.
         diff_ids: usize,
     },
+}
+
+impl OciError {
+    /// Whether a file is not there, as those of other platforms often are.
+    pub(super) fn is_of_missing(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Whether something is sound, but not what it was taken for; it may be something else beside an image.
+    pub(super) const fn is_of_other_content(&self) -> bool {
+        matches!(self, Self::Json { .. } | Self::Document { .. } | Self::Field { .. } | Self::LayerCount { .. })
+    }
 }
 
 /// Why a registry does not give something.

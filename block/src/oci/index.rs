@@ -1,113 +1,174 @@
 //! From an index to the image that it has for a platform.
 
-use std::path::{Path, PathBuf};
+use std::cmp::Reverse;
+use std::path::Path;
 
 use super::blobs::Blobs;
-use super::error::{MAX_INDEX_DEPTH, OciError};
+use super::error::{MAX_DOCUMENTS, MAX_INDEX_DEPTH, OciError};
+use super::names::{list, named};
+use super::platform::{Platform, Rank};
 use super::source::SourceImage;
-use super::spec::{
-    CONFIG, ConfigFile, DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest,
-    Platform, expect_field, is_layer,
-};
+use super::spec::{Descriptor, Document, Manifest};
+use crate::digest::LayerDigest;
 
-/// Finds the image for `platform` in `index`, which messages call `path`; called `reference` there where that is given.
+/// Finds the image for `platform` among `manifests`, which the index `path` lists; called `reference` there where that is given.
+///
+/// Entries say which platform they are for, or leave it to the configuration of their image; those that say it come first. What is
+/// no image, such as an attestation or a signature, is passed over, and so is what is not there if another image fits as well.
 pub(super) fn find_image(
     blobs: &Blobs,
     path: &Path,
-    index: Index,
+    manifests: &[Descriptor],
     platform: &Platform,
     reference: Option<&str>,
 ) -> Result<SourceImage, OciError> {
-    let manifest = find_manifest(blobs, path, index, platform, reference)?;
-    let digest = manifest.digest;
-    let (path, manifest): (_, Manifest) = blobs.document(&manifest)?;
-    expect_field(&path, "schemaVersion", &manifest.schema_version, "2")?;
-
-    if ![CONFIG, DOCKER_CONFIG].contains(&manifest.config.media_type.as_str()) {
-        return Err(unsupported(&manifest.config, "an image configuration"));
-    }
-    let (path, config): (_, ConfigFile) = blobs.document(&manifest.config)?;
-    let diff_ids = config.check(&path, platform, digest, manifest.layers.len())?;
-    let layers = std::iter::zip(&manifest.layers, diff_ids)
-        .map(|(layer, diff_id)| {
-            if !is_layer(&layer.media_type) {
-                return Err(unsupported(layer, "a layer: tar, tar+gzip or tar+zstd"));
-            }
-            Ok(blobs.layer(layer, *diff_id))
-        })
-        .collect::<Result<_, OciError>>()?;
-    Ok(SourceImage { digest: Some(digest), config: config.config.unwrap_or_default().into(), layers })
-}
-
-fn find_manifest(
-    blobs: &Blobs,
-    top: &Path,
-    mut index: Index,
-    platform: &Platform,
-    mut reference: Option<&str>,
-) -> Result<Descriptor, OciError> {
-    let mut path: PathBuf = top.to_owned();
-    for _ in 0..MAX_INDEX_DEPTH {
-        expect_field(&path, "schemaVersion", &index.schema_version, "2")?;
-        let found = choose(&path, &index, platform, reference)?;
-        match found.media_type.as_str() {
-            MANIFEST | DOCKER_MANIFEST => return Ok(found.clone()),
-            INDEX | DOCKER_INDEX => {
-                let next = blobs.document(found)?;
-                (path, index) = next;
-                // Tags name entries of the outermost index only.
-                reference = None;
-            }
-            _ => return Err(unsupported(found, "an image index or manifest")),
-        }
-    }
-    Err(OciError::Depth { path: top.to_owned() })
-}
-
-fn choose<'a>(
-    path: &Path,
-    index: &'a Index,
-    platform: &Platform,
-    reference: Option<&str>,
-) -> Result<&'a Descriptor, OciError> {
-    let named = || index.manifests.iter().filter(|d| reference.is_none() || d.reference() == reference);
-    // The best of what fits, where several builds for one processor do.
-    let rank = |d: &Descriptor| d.platform.as_ref().and_then(|offered| platform.rank(offered));
-    let best = named().filter_map(&rank).min();
-    let fits: Vec<_> = match best {
-        Some(best) => named().filter(|d| rank(d) == Some(best)).collect(),
-        // Single-platform layouts leave the platform out; the configuration will tell.
-        None => named().filter(|d| d.platform.is_none()).collect(),
+    let entries = match reference {
+        Some(reference) => named(manifests, reference, |entry| Some(entry.digest), Descriptor::names),
+        None => manifests.iter().collect(),
     };
-    match fits[..] {
-        [only] => Ok(only),
-        // The same image under two tags is still one image.
-        [first, ..] if fits.iter().all(|d| d.digest == first.digest) => Ok(first),
-        [] => Err(OciError::NoImage {
+    let mut search = Search { blobs, top: path, platform, documents: 0, passed_over: Vec::new(), failure: None };
+    if let Some(found) = search.best(path, &entries, 1)? {
+        return Ok(found.image);
+    }
+    match search.failure {
+        Some(failure) => Err(failure),
+        None => Err(OciError::NoImage {
             path: path.to_owned(),
             platform: Box::new(platform.clone()),
             reference: reference.map(str::to_owned),
-            found: list(index.manifests.iter()),
-        }),
-        _ => Err(OciError::Ambiguous {
-            path: path.to_owned(),
-            platform: Box::new(platform.clone()),
-            found: list(fits.iter().copied()),
+            found: if entries.is_empty() {
+                list(&manifests.iter().map(|entry| (shown(entry), entry.digest)).collect::<Vec<_>>())
+            } else {
+                search.passed_over.join(", ")
+            },
         }),
     }
 }
 
-fn list<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> String {
-    let words: Vec<_> = descriptors
-        .take(20)
-        .map(|d| {
-            let name = d.reference().map_or_else(|| d.digest.to_string(), |name| format!("`{name}`"));
-            d.platform.as_ref().map_or(name.clone(), |platform| format!("{name} ({platform})"))
-        })
-        .collect();
-    if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
+/// A search for an image in an index and in the indexes that it lists.
+struct Search<'a> {
+    blobs: &'a Blobs,
+    /// The outermost index.
+    top: &'a Path,
+    platform: &'a Platform,
+    /// How many were read.
+    documents: usize,
+    /// What is not the image, and why not, for messages.
+    passed_over: Vec<String>,
+    /// The first of what should have been read and could not be.
+    failure: Option<OciError>,
 }
 
-fn unsupported(descriptor: &Descriptor, expected: &'static str) -> OciError {
-    OciError::MediaType { digest: descriptor.digest, media_type: descriptor.media_type.clone(), expected }
+/// An image that fits.
+struct Found {
+    /// Something that was attached to an image only fits if nothing else does.
+    fit: (bool, Rank),
+    shown: (String, LayerDigest),
+    image: SourceImage,
 }
+
+impl Search<'_> {
+    /// The image of `entries` that fits best; `depth` counts the indexes that lead to it.
+    fn best(&mut self, path: &Path, entries: &[&Descriptor], depth: usize) -> Result<Option<Found>, OciError> {
+        let mut described = Vec::new();
+        let mut others = Vec::new();
+        for entry in entries {
+            match (entry.artifact(), &entry.platform) {
+                (Some(kind), _) => self.passed_over.push(format!("{} (a {kind})", shown(entry))),
+                (None, None) => others.push(*entry),
+                (None, Some(offered)) => match offered.rank(self.platform) {
+                    Some(rank) => described.push((rank, *entry)),
+                    None => self.passed_over.push(format!("{} ({})", shown(entry), offered.complete())),
+                },
+            }
+        }
+        described.sort_by_key(|(rank, _)| Reverse(*rank));
+        let groups =
+            described.chunk_by(|(a, _), (b, _)| a == b).map(|group| group.iter().map(|(_, entry)| *entry).collect());
+        for group in groups.chain([others]) {
+            if let Some(found) = self.best_of_equals(path, group, depth)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn best_of_equals(
+        &mut self,
+        path: &Path,
+        entries: Vec<&Descriptor>,
+        depth: usize,
+    ) -> Result<Option<Found>, OciError> {
+        let mut found: Vec<Found> = Vec::new();
+        for entry in entries {
+            if let Some(image) = self.look(entry, depth)? {
+                found.push(image);
+            }
+        }
+        let best = found.iter().map(|image| image.fit).max();
+        found.retain(|image| Some(image.fit) == best);
+        // The same image under two names is still one image.
+        if let Some(first) = found.first()
+            && found.iter().any(|other| other.image.digest != first.image.digest)
+        {
+            let found = list(&found.into_iter().map(|image| image.shown).collect::<Vec<_>>());
+            return Err(OciError::Ambiguous {
+                path: path.to_owned(),
+                platform: Box::new(self.platform.clone()),
+                found,
+            });
+        }
+        Ok(found.into_iter().next())
+    }
+
+    /// The image that an entry stands for, if it fits.
+    fn look(&mut self, entry: &Descriptor, depth: usize) -> Result<Option<Found>, OciError> {
+        self.documents += 1;
+        if self.documents > MAX_DOCUMENTS {
+            return Err(OciError::TooManyImages { path: self.top.to_owned() });
+        }
+        let found = match self.blobs.manifest(entry) {
+            Ok((path, Document::Index(entries))) if depth < MAX_INDEX_DEPTH => {
+                return self.best(&path, &entries.iter().collect::<Vec<_>>(), depth + 1);
+            }
+            Ok((_, Document::Index(_))) => return Err(OciError::Depth { path: self.top.to_owned() }),
+            Ok((_, Document::Manifest(manifest))) => self.image(entry, &manifest),
+            Err(error) => Err(error),
+        };
+        match found {
+            Err(error) if error.is_of_missing() || error.is_of_other_content() => {
+                self.failure.get_or_insert(error);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    fn image(&mut self, entry: &Descriptor, manifest: &Manifest) -> Result<Option<Found>, OciError> {
+        if let Some(kind) = manifest.artifact() {
+            self.passed_over.push(format!("{} (a {kind})", shown(entry)));
+            return Ok(None);
+        }
+        let (path, config) = self.blobs.config(&manifest.config)?;
+        let Some(rank) = config.platform.rank(self.platform) else {
+            self.passed_over.push(format!("{} ({})", shown(entry), config.platform.complete()));
+            return Ok(None);
+        };
+        let diff_ids = config.diff_ids(&path, entry.digest, manifest.layers.len())?;
+        let layers =
+            std::iter::zip(&manifest.layers, diff_ids).map(|(layer, diff_id)| self.blobs.layer(layer, *diff_id));
+        let layers = layers.collect();
+        let image =
+            SourceImage { digest: Some(entry.digest), config: config.config.unwrap_or_default().into(), layers };
+        Ok(Some(Found { fit: (!manifest.is_doubtful(), rank), shown: (shown(entry), entry.digest), image }))
+    }
+}
+
+/// What messages call an entry: its name, or else its digest.
+fn shown(entry: &Descriptor) -> String {
+    entry.names().first().map_or_else(|| entry.digest.to_string(), |name| format!("`{name}`"))
+}
+
+#[cfg(test)]
+#[path = "index_test.rs"]
+mod tests;

@@ -6,11 +6,14 @@ use super::blobs::Blobs;
 use super::container::Container;
 use super::error::OciError;
 use super::index::find_image;
+use super::platform::Platform;
 use super::source::SourceImage;
-use super::spec::{Index, LayoutFile, Platform, expect_field, parse};
+use super::spec::{Document, LayoutFile, expect_field, parse};
 
 /// The file that makes a directory an image layout.
 pub(super) const MARK: &str = "oci-layout";
+/// The file that lists a layout's images.
+pub(super) const INDEX: &str = "index.json";
 
 /// An OCI image layout; nothing but its version has been read.
 #[derive(Clone, Debug)]
@@ -39,9 +42,11 @@ impl OciLayout {
     /// # Errors
     /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
-        let path = self.files.path("index.json");
-        let index: Index = parse(&path, &self.files.document("index.json")?)?;
-        find_image(&Blobs::Files(self.files.clone()), &path, index, platform, reference)
+        let path = self.files.path(INDEX);
+        let Document::Index(manifests) = Document::parse(&path, &self.files.document(INDEX)?)? else {
+            return Err(OciError::Document { path, reason: "is a manifest and not an index" });
+        };
+        find_image(&Blobs::Layout(self.files.clone()), &path, &manifests, platform, reference)
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::LayerDigest;
 use crate::compression::Compression;
-use crate::oci::spec::INDEX;
+use crate::oci::spec;
 use crate::testing::{Archive, LayoutBuilder};
 
 fn host() -> Platform {
@@ -47,7 +47,8 @@ fn the_hosts_platform_is_chosen() {
     let mut builder = LayoutBuilder::new();
     layer(&mut builder, Compression::None, "x");
     let platform = |mut descriptor: serde_json::Value, architecture: &str| {
-        descriptor["platform"] = json!({"os": "linux", "architecture": architecture, "variant": "v8"});
+        let variant = (architecture == "arm64").then_some("v8");
+        descriptor["platform"] = json!({"os": "linux", "architecture": architecture, "variant": variant});
         descriptor
     };
     let (amd64, arm64) = (builder.manifest("amd64"), builder.manifest("arm64"));
@@ -136,14 +137,10 @@ fn what_is_wrong_is_named() {
     fs::remove_file(&path).unwrap();
     contains(refused(&builder), &[&digest.hex()]);
 
-    let mut builder = LayoutBuilder::new();
-    builder.blob_layer(b"x", LayerDigest::of(b"x"), "application/vnd.oci.image.layer.v1.tar+lz4");
-    contains(refused(&builder.finish()), &["tar+lz4", &LayerDigest::of(b"x").to_string()]);
-
     let builder = LayoutBuilder::new();
     let list = json!({"schemaVersion": 2, "manifests": []});
-    let nested = (0..6).fold(builder.document(&list, INDEX), |inner, _| {
-        builder.document(&json!({"schemaVersion": 2, "manifests": [inner]}), INDEX)
+    let nested = (0..6).fold(builder.document(&list, spec::INDEX), |inner, _| {
+        builder.document(&json!({"schemaVersion": 2, "manifests": [inner]}), spec::INDEX)
     });
     builder.index(&[nested]);
     contains(refused(&builder), &["nest deeper"]);
@@ -172,7 +169,7 @@ fn another_platform_and_its_variants() {
         descriptor["platform"] = json!({"os": "linux", "architecture": architecture, "variant": variant});
         descriptor
     };
-    let v6 = builder.document(&json!({"schemaVersion": 2, "manifests": []}), INDEX);
+    let v6 = builder.document(&json!({"schemaVersion": 2, "manifests": []}), spec::INDEX);
     builder.index(&[
         platform(v6, "arm", "v6"),
         platform(arm.clone(), "arm", "v7"),
@@ -189,7 +186,7 @@ fn another_platform_and_its_variants() {
     {
         assert_eq!(digest(wanted).unwrap(), expected["digest"], "{wanted}");
     }
-    for wanted in ["linux/arm64/v9", "linux/386", "windows/arm64"] {
+    for wanted in ["linux/arm64/v7", "linux/386", "windows/arm64"] {
         let message = digest(wanted).unwrap_err().to_string();
         assert!(message.contains(wanted) && message.contains("linux/arm64/v8"), "{message}");
     }

@@ -4,22 +4,28 @@
 mod blob;
 mod blobs;
 mod container;
+mod dir;
 mod docker;
 mod error;
+mod form;
 mod index;
 mod layout;
+mod names;
+mod platform;
 #[cfg(feature = "registry")]
 mod registry;
 mod source;
 mod spec;
 
 pub use blob::{BlobError, Digests, HashingReader};
+pub use dir::DirImage;
 pub use docker::DockerArchive;
 pub use error::{OciError, RegistryError};
 pub use layout::OciLayout;
+pub use platform::{ParsePlatformError, Platform};
 #[cfg(feature = "registry")]
 pub use registry::{
     AuthFile, CredentialSource, Credentials, ParseReferenceError, RegistryOptions, RegistryReference, Retries, Retry,
 };
 pub use source::{ImageSource, SourceImage, SourceLayer};
-pub use spec::{ImageConfig, ParsePlatformError, Platform};
+pub use spec::ImageConfig;

@@ -1,7 +1,7 @@
 //! What an image is imported from.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek as _};
+use std::io::{self, BufReader, Read, Seek as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "registry")]
@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use super::blob::Digests;
 use super::container::Container;
-use super::docker::{self, DockerArchive};
+use super::dir::DirImage;
+use super::docker::DockerArchive;
 use super::error::OciError;
-use super::layout::{self, OciLayout};
+use super::form::Form;
+use super::layout::OciLayout;
+use super::platform::Platform;
 #[cfg(feature = "registry")]
 use super::registry::{RegistryImage, RegistryOptions, RegistryReference, Repository};
-use super::spec::{ImageConfig, Platform};
+use super::spec::ImageConfig;
 use crate::archive::{Bounded, Counted, DirectoryArchive, Limits, TarStream};
 use crate::cancel::Cancel;
 use crate::compression::{Compression, unpack};
@@ -23,10 +26,12 @@ use crate::digest::LayerDigest;
 /// Somewhere that images are in.
 #[derive(Clone, Debug)]
 pub enum ImageSource {
-    /// An OCI image layout: a directory, or an archive of one.
+    /// An OCI image layout.
     Layout(OciLayout),
-    /// An archive of `docker save`.
+    /// What `docker save` writes: an archive, or a directory with its content.
     Docker(DockerArchive),
+    /// What skopeo writes to a directory (`dir:`).
+    Dir(DirImage),
     /// A directory, or an archive, that is a root file system.
     RootFs(PathBuf),
     /// A registry.
@@ -127,46 +132,51 @@ impl SourceLayer {
 }
 
 impl ImageSource {
-    /// Finds out what is at `path`: a directory with an image layout, an archive of one, an archive of Docker's, or else a
-    /// root file system as a directory or an archive. Archives may be compressed; one with an image in it is unpacked to a
-    /// file without a name in `spool`, where it may take as much as `limits` allow for a layer.
+    /// Finds out what is at `path`: an image layout, what `docker save` writes, what skopeo does (`dir:`), or else a root file
+    /// system; as a directory or an archive. Archives may be compressed; one with an image in it is unpacked to a file without a
+    /// name in `spool`, where it may take as much as `limits` allow for a layer.
     ///
     /// # Errors
-    /// There is nothing, or nothing of that kind, or it is damaged.
+    /// There is nothing, or it is damaged; or it must be an image, but lacks something.
     pub fn open(path: &Path, spool: &Path, limits: Limits, cancel: &Cancel) -> Result<Self, OciError> {
         let read = |source| OciError::Read { path: path.to_owned(), source };
         if fs::metadata(path).map_err(read)?.is_dir() {
-            // A damaged layout is no root file system.
-            let is_layout = [layout::MARK, "index.json"].iter().any(|name| path.join(name).exists());
-            return Ok(if is_layout { Self::Layout(OciLayout::open(path)?) } else { Self::RootFs(path.to_owned()) });
+            return Self::of(Form::of_directory(path)?, path, || Ok(Container::Directory(path.to_owned())));
         }
-        let archive = |source| OciError::Archive { path: path.to_owned(), source: Box::new(source) };
         let unpack_error = |source| OciError::Unpack { path: path.to_owned(), source };
-        let open = || open_regular(path).map(|(file, _)| cancel.reader(file));
-        let (compression, stream) = unpack(open()?).map_err(unpack_error)?;
-        let first = TarStream::new(stream).next().map_err(archive)?;
-        if !first.is_some_and(|entry| is_of_image(&entry.name)) {
-            return Ok(Self::RootFs(path.to_owned()));
-        }
-        let file = if compression == Compression::None {
-            open_regular(path)?.0
-        } else {
-            let (packed, count) = Counted::new(open()?);
-            let (_, stream) = unpack(packed).map_err(unpack_error)?;
-            let mut spooled = tempfile::tempfile_in(spool).map_err(unpack_error)?;
-            io::copy(&mut Bounded::new(stream, limits, count), &mut spooled).map_err(unpack_error)?;
-            spooled.rewind().map_err(unpack_error)?;
-            spooled
+        let open = || {
+            let (packed, count) = Counted::new(cancel.reader(open_regular(path)?.0));
+            let (compression, stream) = unpack(packed).map_err(unpack_error)?;
+            Ok((compression, Bounded::new(stream, limits, count)))
         };
-        let files = Container::archive(path, file)?;
-        if files.has(docker::MANIFEST) && !files.has(layout::MARK) {
-            Ok(Self::Docker(DockerArchive::of(files)))
-        } else if files.has(layout::MARK) || files.has_digests() {
-            // One that was cut short is no root file system.
-            Ok(Self::Layout(OciLayout::of(files)?))
+        let (compression, stream) = open()?;
+        let form = if compression == Compression::None {
+            let (file, length) = open_regular(path)?;
+            let archive = TarStream::new(BufReader::with_capacity(4096, file));
+            Form::of_archive(path, archive, |archive| archive.pass_data(length))
         } else {
-            Ok(Self::RootFs(path.to_owned()))
-        }
+            Form::of_archive(path, TarStream::new(stream), |_| Ok(()))
+        };
+        Self::of(form?, path, || {
+            let file = if compression == Compression::None {
+                open_regular(path)?.0
+            } else {
+                let mut spooled = tempfile::tempfile_in(spool).map_err(unpack_error)?;
+                io::copy(&mut open()?.1, &mut spooled).map_err(unpack_error)?;
+                spooled.rewind().map_err(unpack_error)?;
+                spooled
+            };
+            Container::archive(path, file)
+        })
+    }
+
+    fn of(form: Form, path: &Path, files: impl FnOnce() -> Result<Container, OciError>) -> Result<Self, OciError> {
+        Ok(match form {
+            Form::Layout => Self::Layout(OciLayout::of(files()?)?),
+            Form::Docker => Self::Docker(DockerArchive::of(files()?)),
+            Form::Dir => Self::Dir(DirImage::of(files()?)),
+            Form::RootFs => Self::RootFs(path.to_owned()),
+        })
     }
 
     /// Asks a registry for an image. `cancel` ends this and all that is read from the image later.
@@ -191,6 +201,7 @@ impl ImageSource {
         match self {
             Self::Layout(layout) => layout.image(platform, reference),
             Self::Docker(archive) => archive.image(platform, reference),
+            Self::Dir(image) => image.image(platform, reference),
             #[cfg(feature = "registry")]
             Self::Registry(image) => image.image(platform),
             Self::RootFs(path) => {
@@ -202,22 +213,8 @@ impl ImageSource {
     }
 }
 
-/// Whether an archive whose first entry is called `name` may hold an image. Those of root file systems begin with their own
-/// directories.
-fn is_of_image(name: &[u8]) -> bool {
-    let name = name.strip_prefix(b"./").unwrap_or(name);
-    let top = name.split(|byte| *byte == b'/').next().unwrap_or_default();
-    starts_with_digest(top)
-        || [&b"blobs"[..], b"index.json", b"oci-layout", b"manifest.json", b"repositories"].contains(&top)
-}
-
-/// Whether a name begins as one does that is made of a digest.
-pub(super) fn starts_with_digest(name: &[u8]) -> bool {
-    name.len() >= 64 && name[..64].iter().all(u8::is_ascii_hexdigit)
-}
-
 /// Opens a regular file and says its size; a pipe in its place does not block.
-fn open_regular(path: &Path) -> Result<(File, u64), OciError> {
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64), OciError> {
     let read = |source| OciError::Read { path: path.to_owned(), source };
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
     let metadata = file.metadata().map_err(read)?;

@@ -1,15 +1,16 @@
 //! The JSON documents of the OCI image specification 1.1, as far as an import needs them.
 //!
-//! Unknown fields are ignored, as the specification demands; known ones must have the right type.
+//! Unknown fields are ignored, as the specification demands; known ones must have the right type, or may be `null` where they may be
+//! missing. Media types are often wrong, so content decides what a document is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::str::FromStr;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::error::OciError;
+use super::platform::RawPlatform;
 use crate::digest::LayerDigest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -18,111 +19,53 @@ pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-
-/// Whether a media type is that of a layer that can be read. How it is packed its first bytes tell.
-pub(super) fn is_layer(media_type: &str) -> bool {
-    [
-        "application/vnd.oci.image.layer.v1.tar",
-        "application/vnd.oci.image.layer.v1.tar+gzip",
-        "application/vnd.oci.image.layer.v1.tar+zstd",
-        "application/vnd.docker.image.rootfs.diff.tar",
-        "application/vnd.docker.image.rootfs.diff.tar.gzip",
-        "application/vnd.docker.image.rootfs.diff.tar.zstd",
-    ]
-    .contains(&media_type)
-}
-
-/// What an image was built for, written `linux/amd64` or `linux/arm/v7`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub struct Platform {
-    /// Operating system, in Go's words: `linux`.
-    pub os: String,
-    /// Processor, in Go's words: `amd64`.
-    pub architecture: String,
-    /// Which one of its kind: `v7`.
-    #[serde(default)]
-    pub variant: Option<String>,
-}
-
-/// A text that is no platform.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is not a platform: expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64")]
-pub struct ParsePlatformError(String);
-
-impl Platform {
-    /// The platform of guests on this host.
-    #[must_use]
-    pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
-    }
-
-    /// How well an image for `offered` fits who wants this platform: not at all, or the less the better.
-    pub(super) fn rank(&self, offered: &Self) -> Option<u8> {
-        if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
-            return None;
-        }
-        let usual = match self.architecture.as_str() {
-            "amd64" => Some("v1"),
-            "arm" => Some("v7"),
-            "arm64" => Some("v8"),
-            _ => None,
-        };
-        match (self.variant.as_deref(), offered.variant.as_deref()) {
-            (wanted, offered) if wanted.or(usual) == offered.or(usual) => Some(0),
-            (None, _) => Some(1),
-            (Some(_), _) => None,
-        }
-    }
-}
-
-impl FromStr for Platform {
-    type Err = ParsePlatformError;
-
-    fn from_str(text: &str) -> Result<Self, ParsePlatformError> {
-        let words: Vec<_> = text.split('/').collect();
-        let valid = |word: &&str| {
-            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-        };
-        let (os, architecture, variant) = match words[..] {
-            [os, architecture] => (os, architecture, None),
-            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
-            _ => ("", "", None),
-        };
-        if words.iter().all(valid) && !os.is_empty() {
-            return Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant });
-        }
-        Err(ParsePlatformError(text.chars().take(100).collect()))
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
-    }
-}
+/// Configurations of what is no image: of what has none, and of Docker's plugins.
+const NO_CONFIGS: [&str; 2] = ["application/vnd.oci.empty.v1+json", "application/vnd.docker.plugin.v1+json"];
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
-    pub media_type: String,
+    /// A hint: what it describes says itself what it is.
+    pub media_type: Option<String>,
     pub digest: LayerDigest,
     pub size: u64,
-    pub platform: Option<Platform>,
-    #[serde(default)]
-    pub annotations: BTreeMap<String, String>,
+    pub platform: Option<RawPlatform>,
+    pub artifact_type: Option<String>,
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Descriptor {
-    /// The tag in an image layout's index.
-    pub fn reference(&self) -> Option<&str> {
-        self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
+    /// One of which nothing else is known.
+    pub const fn of(digest: LayerDigest, size: u64) -> Self {
+        Self { media_type: None, digest, size, platform: None, artifact_type: None, annotations: None }
     }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// What an image layout's index calls it: names, or only tags.
+    pub fn names(&self) -> Vec<&str> {
+        // containerd has the whole name in a key of its own, and the tag in the specification's.
+        let keys = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+        keys.into_iter().filter_map(|key| self.annotation(key)).filter(|name| !name.is_empty()).collect()
+    }
+
+    /// What it is where it is no image but something about one.
+    pub fn artifact(&self) -> Option<&str> {
+        let attached = self.annotation("vnd.docker.reference.type");
+        attached.or_else(|| artifact_type(self.artifact_type.as_deref()))
+    }
+
+    /// Its media type, empty where it has none.
+    pub fn media_type(&self) -> &str {
+        self.media_type.as_deref().unwrap_or_default()
+    }
+}
+
+/// A type that says that something is no image; where a registry fills the field in, images have that of their configuration.
+fn artifact_type(stated: Option<&str>) -> Option<&str> {
+    stated.filter(|kind| !kind.is_empty() && ![CONFIG, DOCKER_CONFIG].contains(kind))
 }
 
 #[derive(Debug, Deserialize)]
@@ -131,66 +74,134 @@ pub(super) struct LayoutFile {
     pub image_layout_version: String,
 }
 
+/// An index or a manifest. Which one, its content says.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Index {
-    pub schema_version: u32,
-    pub manifests: Vec<Descriptor>,
+struct RawDocument {
+    schema_version: Option<u32>,
+    media_type: Option<String>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    artifact_type: Option<String>,
+    subject: Option<IgnoredAny>,
+    /// Of the first schema.
+    fs_layers: Option<IgnoredAny>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A document that lists images, or one that is an image's.
+#[derive(Debug)]
+pub(super) enum Document {
+    Index(Vec<Descriptor>),
+    Manifest(Box<Manifest>),
+}
+
+#[derive(Debug)]
 pub(super) struct Manifest {
-    pub schema_version: u32,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
+    artifact_type: Option<String>,
+    attached: bool,
+}
+
+impl Document {
+    /// Reads the document that messages call `path`.
+    pub fn parse(path: &Path, data: &[u8]) -> Result<Self, OciError> {
+        let raw: RawDocument = parse(path, data)?;
+        let wrong = |reason| OciError::Document { path: path.to_owned(), reason };
+        let version = if raw.fs_layers.is_some() { 1 } else { raw.schema_version.unwrap_or(2) };
+        expect_field(path, "schemaVersion", &version, "2")?;
+        let stated = raw.media_type.as_deref().unwrap_or_default();
+        let (index, manifest) =
+            ([INDEX, DOCKER_INDEX].contains(&stated), [MANIFEST, DOCKER_MANIFEST].contains(&stated));
+        let (lists, describes) = (raw.manifests.is_some(), raw.layers.is_some() || raw.config.is_some());
+        // Two readers could take it for two images (CVE-2021-41190).
+        if (lists || index) && (describes || manifest) {
+            return Err(wrong("is a manifest and an index at once"));
+        }
+        if lists || index {
+            return Ok(Self::Index(raw.manifests.unwrap_or_default()));
+        }
+        if !describes {
+            return Err(wrong("is neither a manifest nor an index: it has none of `config`, `layers` and `manifests`"));
+        }
+        let config = raw.config.ok_or_else(|| wrong("is a manifest without `config`"))?;
+        let (layers, attached) = (raw.layers.unwrap_or_default(), raw.subject.is_some());
+        Ok(Self::Manifest(Box::new(Manifest { config, layers, artifact_type: raw.artifact_type, attached })))
+    }
+}
+
+impl Manifest {
+    /// What it is of where it is no image's.
+    pub fn artifact(&self) -> Option<&str> {
+        let config = Some(self.config.media_type()).filter(|kind| NO_CONFIGS.contains(kind));
+        artifact_type(self.artifact_type.as_deref()).or(config)
+    }
+
+    /// Whether it may be an image's all the same, but rather looks like something attached to one, such as a signature.
+    pub fn is_doubtful(&self) -> bool {
+        let vendor =
+            |kind: &str| kind.starts_with("application/vnd.") && !kind.contains("layer") && !kind.contains("rootfs");
+        let foreign = |layer: &Descriptor| layer.media_type().ends_with("json") || vendor(layer.media_type());
+        self.attached || (!self.layers.is_empty() && self.layers.iter().all(foreign))
+    }
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ConfigFile {
     #[serde(flatten)]
-    pub platform: Platform,
+    pub platform: RawPlatform,
     pub config: Option<RawConfig>,
-    pub rootfs: RootFs,
+    rootfs: Option<RootFs>,
 }
 
 impl ConfigFile {
-    /// Checks it against what was asked for; the digests of the layers' archives.
-    pub fn check(
-        &self,
-        path: &Path,
-        platform: &Platform,
-        image: LayerDigest,
-        layers: usize,
-    ) -> Result<&[LayerDigest], OciError> {
-        if platform.rank(&self.platform).is_none() {
-            expect_field(path, "platform", &self.platform, &platform.to_string())?;
+    /// Checks it against the number of layers that `image` has; the digests of their archives.
+    pub fn diff_ids(&self, path: &Path, image: LayerDigest, layers: usize) -> Result<&[LayerDigest], OciError> {
+        let rootfs = self.rootfs.as_ref();
+        let kind = rootfs.and_then(|rootfs| rootfs.kind.as_deref()).filter(|kind| !kind.is_empty());
+        expect_field(path, "rootfs.type", &kind.unwrap_or("layers"), "layers")?;
+        let diff_ids = rootfs.and_then(|rootfs| rootfs.diff_ids.as_deref()).unwrap_or_default();
+        if layers != diff_ids.len() {
+            return Err(OciError::LayerCount { manifest: image, layers, diff_ids: diff_ids.len() });
         }
-        expect_field(path, "rootfs.type", &self.rootfs.kind, "layers")?;
-        let diff_ids = self.rootfs.diff_ids.len();
-        if layers != diff_ids {
-            return Err(OciError::LayerCount { manifest: image, layers, diff_ids });
-        }
-        Ok(&self.rootfs.diff_ids)
+        Ok(diff_ids)
     }
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct RootFs {
+struct RootFs {
     #[serde(rename = "type")]
-    pub kind: String,
-    pub diff_ids: Vec<LayerDigest>,
+    kind: Option<String>,
+    diff_ids: Option<Vec<LayerDigest>>,
 }
 
 /// Lists are `null` as often as they are missing: both mean empty.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct RawConfig {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    entrypoint: Option<Words>,
+    cmd: Option<Words>,
     env: Option<Vec<String>>,
     working_dir: Option<String>,
     user: Option<String>,
+}
+
+/// Words of a command; old tools wrote a single one as a text (Docker, `strslice`).
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Words {
+    Many(Vec<String>),
+    One(String),
+}
+
+impl From<Words> for Vec<String> {
+    fn from(words: Words) -> Self {
+        match words {
+            Words::Many(words) => words,
+            Words::One(word) => vec![word],
+        }
+    }
 }
 
 /// What an image says about running it.
@@ -221,8 +232,8 @@ impl ImageConfig {
 impl From<RawConfig> for ImageConfig {
     fn from(raw: RawConfig) -> Self {
         Self {
-            entrypoint: raw.entrypoint.unwrap_or_default(),
-            cmd: raw.cmd.unwrap_or_default(),
+            entrypoint: raw.entrypoint.map(Into::into).unwrap_or_default(),
+            cmd: raw.cmd.map(Into::into).unwrap_or_default(),
             env: raw.env.unwrap_or_default(),
             working_dir: raw.working_dir.unwrap_or_default(),
             user: raw.user.unwrap_or_default(),

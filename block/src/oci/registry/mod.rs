@@ -12,26 +12,23 @@ mod reference;
 mod retry;
 mod server;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-use ureq::http::header;
-
 use self::blob::BlobReader;
 use self::client::Client;
 use self::reference::Version;
 use super::blob::BlobError;
-use super::blobs::Blobs;
+use super::blobs::{Blobs, DocumentKind};
 use super::container::MAX_DOCUMENT;
 use super::error::OciError;
 use super::index::find_image;
+use super::platform::Platform;
 use super::source::SourceImage;
-use super::spec::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Platform, parse};
+use super::spec::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, MANIFEST};
 use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 
@@ -104,17 +101,12 @@ impl RegistryImage {
             Version::Digest(digest) => (format!("manifests/{digest}"), Some(*digest)),
         };
         let name = PathBuf::from(format!("docker://{reference}"));
-        let Fetched { data, media_type, digest: named } = fetch_manifest(&client, &name, &path, MAX_DOCUMENT)?;
+        let Fetched { data, digest: named } = fetch_manifest(&client, &name, &path, MAX_DOCUMENT)?;
         let digest = LayerDigest::of(&data);
         for expected in [pinned, named] {
             BlobError::check(expected, digest).map_err(|source| OciError::Blob { path: name.clone(), source })?;
         }
-        let media_type = match media_type {
-            Some(media_type) => media_type,
-            None => parse::<Typed>(&name, &data)?.media_type,
-        };
-        let top =
-            Descriptor { media_type, digest, size: data.len() as u64, platform: None, annotations: BTreeMap::new() };
+        let top = Descriptor::of(digest, data.len() as u64);
         let name = format!("docker://{}/{}", reference.registry(), reference.repository());
         Ok(Self { repository: Arc::new(Repository { name, client, top: (top, data) }) })
     }
@@ -127,16 +119,9 @@ impl RegistryImage {
         let top = &self.repository.top.0;
         let path = self.repository.path(&top.digest);
         // A name stands for one thing, which may be an index.
-        let index = Index { schema_version: 2, manifests: vec![top.clone()] };
-        find_image(&Blobs::Registry(Arc::clone(&self.repository)), &path, index, platform, None)
+        let manifests = std::slice::from_ref(top);
+        find_image(&Blobs::Registry(Arc::clone(&self.repository)), &path, manifests, platform, None)
     }
-}
-
-/// A document that says itself what it is.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Typed {
-    media_type: String,
 }
 
 impl Repository {
@@ -146,7 +131,7 @@ impl Repository {
     }
 
     /// Reads a document, which is not checked.
-    pub fn document(self: &Arc<Self>, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
+    pub fn document(self: &Arc<Self>, descriptor: &Descriptor, kind: DocumentKind) -> Result<Vec<u8>, OciError> {
         let (top, data) = &self.top;
         if top.digest == descriptor.digest {
             return Ok(data.clone());
@@ -155,7 +140,7 @@ impl Repository {
         if descriptor.size > MAX_DOCUMENT {
             return Err(OciError::TooLarge { path, actual: descriptor.size, limit: MAX_DOCUMENT });
         }
-        if [MANIFEST, DOCKER_MANIFEST, INDEX, DOCKER_INDEX].contains(&descriptor.media_type.as_str()) {
+        if kind == DocumentKind::Manifest {
             let name = format!("manifests/{}", descriptor.digest);
             return Ok(fetch_manifest(&self.client, &path, &name, descriptor.size)?.data);
         }
@@ -171,10 +156,9 @@ impl Repository {
     }
 }
 
-/// An index or a manifest, and what the answer says of its type and its digest.
+/// An index or a manifest, and what the answer says of its digest. What it says of its type is a hint that nobody needs.
 struct Fetched {
     data: Vec<u8>,
-    media_type: Option<String>,
     digest: Option<LayerDigest>,
 }
 
@@ -187,16 +171,14 @@ fn fetch_manifest(client: &Client, path: &Path, name: &str, limit: u64) -> Resul
     if let Some(bytes) = response.body().content_length().filter(|bytes| *bytes > limit) {
         return Err(too_large(bytes));
     }
-    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let media_type = text(header::CONTENT_TYPE.as_str()).and_then(|value| value.split(';').next()).map(str::trim);
-    let media_type = media_type.filter(|media_type| !["", "application/json"].contains(media_type)).map(str::to_owned);
-    let digest = text("docker-content-digest").and_then(|value| value.parse().ok());
+    let digest = response.headers().get("docker-content-digest");
+    let digest = digest.and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
     let mut data = Vec::new();
     let mut body = response.into_body().into_reader().take(limit + 1);
     body.read_to_end(&mut data).map_err(|source| OciError::Read { path: path.to_owned(), source })?;
     match data.len() as u64 {
         actual if actual > limit => Err(too_large(actual)),
-        _ => Ok(Fetched { data, media_type, digest }),
+        _ => Ok(Fetched { data, digest }),
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Instant;
@@ -298,8 +299,8 @@ fn a_hostile_registry_is_refused() {
         (at_tag, "/latest", Answer::Endless(media_type), vec![":latest", "4194305 bytes", "at most 4194304"]),
         (at_tag, "/latest", huge("99999999999"), vec![":latest", "99999999999 bytes"]),
         (at_tag, "/latest", Answer::ok(media_type, "not JSON"), vec!["is not valid: expected"]),
-        (at_tag, "/latest", Answer::ok("text/html", "<html>"), vec!["unsupported media type `text/html`"]),
-        (at_tag, "/latest", Answer::ok("", "<html>"), vec![":latest", "is not valid"]),
+        (at_tag, "/latest", Answer::ok("text/html", "<html>"), vec!["is not valid"]),
+        (at_tag, "/latest", Answer::ok("", "<html>"), vec!["is not valid"]),
         (at_tag, "/latest", Answer::ok(media_type, oversized.to_string()), vec![first, "1099511627776 bytes"]),
         // Refusals.
         (at_tag, "/latest", Answer::Content(403, Vec::new(), denied.into()), vec!["403 (DENIED:  [31mred )"]),
