@@ -77,8 +77,8 @@ pub struct RunArgs {
     /// the store
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<PathBuf>,
-    /// Tag of the image in its layout
-    #[arg(long, value_name = "TAG")]
+    /// Name, tag or digest of the image, where a file has several
+    #[arg(long, value_name = "NAME")]
     pub reference: Option<String>,
     /// Window of a partition; the first one holds the instance, which otherwise runs in base memory
     #[arg(long = "partition", value_name = "SIZE")]
@@ -164,8 +164,8 @@ pub enum ImageCommand {
         /// a root file system (a directory or an archive); archives may be compressed with gzip or zstd
         #[arg(value_name = "SRC")]
         source: PathBuf,
-        /// Tag of the image, where there are several.
-        #[arg(long, value_name = "TAG")]
+        /// Name, tag or digest of the image, where a file has several.
+        #[arg(long, value_name = "NAME")]
         reference: Option<String>,
         /// Platform of the image, such as linux/arm64, instead of the host's.
         #[arg(long, value_name = "OS/ARCH[/VARIANT]")]

@@ -21,13 +21,45 @@ const MAX_SIZE: u64 = (1 << 33) - 1;
 /// Largest number that seven octal digits hold.
 const MAX_ID: u32 = (1 << 21) - 1;
 
+/// A file or directory, whatever names lead to it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// What `path` leads to.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self::from(&fs::metadata(path)?))
+    }
+
+    /// Whether `path` is in this directory, however deep, or the directory itself.
+    pub fn holds(self, path: &Path) -> io::Result<bool> {
+        for directory in fs::canonicalize(path)?.ancestors() {
+            if Self::of(directory)? == self {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl From<&Metadata> for FileId {
+    fn from(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
 /// Reads as the archive of a directory.
 pub(crate) struct DirectoryArchive {
     root: PathBuf,
+    /// A directory that is not taken for part of it.
+    left_out: Option<FileId>,
     /// What is still to come, next one last, as names below the root.
     pending: Vec<PathBuf>,
     /// The first name of files that have several.
-    names: HashMap<(u64, u64), Vec<u8>>,
+    names: HashMap<FileId, Vec<u8>>,
     /// Headers that were not read yet.
     headers: VecDeque<u8>,
     data: Option<Data>,
@@ -43,10 +75,11 @@ struct Data {
 }
 
 impl DirectoryArchive {
-    /// The archive of `root`, which is read as the archive is.
-    pub fn new(root: PathBuf) -> Self {
+    /// The archive of `root`, which is read as the archive is, without the directory `left_out`.
+    pub fn new(root: PathBuf, left_out: Option<FileId>) -> Self {
         Self {
             root,
+            left_out,
             pending: vec![PathBuf::new()],
             names: HashMap::new(),
             headers: VecDeque::new(),
@@ -69,6 +102,9 @@ impl DirectoryArchive {
         let metadata = if relative.as_os_str().is_empty() { fs::metadata(&path) } else { fs::symlink_metadata(&path) };
         let metadata = metadata.map_err(named)?;
         if metadata.is_dir() {
+            if self.left_out == Some(FileId::from(&metadata)) {
+                return Ok(());
+            }
             let entries = fs::read_dir(&path).and_then(|entries| {
                 entries.map(|entry| Ok(relative.join(entry?.file_name()))).collect::<io::Result<Vec<_>>>()
             });
@@ -89,13 +125,13 @@ impl DirectoryArchive {
         let mut size = 0;
         let kind = metadata.file_type();
         let first = if metadata.nlink() > 1 && !metadata.is_dir() {
-            self.names.insert((metadata.dev(), metadata.ino()), name.clone())
+            self.names.insert(FileId::from(metadata), name.clone())
         } else {
             None
         };
         let entry_type = if let Some(first) = first {
             link.clone_from(&first);
-            self.names.insert((metadata.dev(), metadata.ino()), first);
+            self.names.insert(FileId::from(metadata), first);
             EntryType::Link
         } else {
             for attribute in xattr::list(path)? {
@@ -117,7 +153,7 @@ impl DirectoryArchive {
                 write_record(&mut pax, SOCKET, b"1");
                 EntryType::Regular
             } else {
-                size = self.open(path, &name, metadata.dev(), metadata.ino(), &mut pax)?;
+                size = self.open(path, &name, FileId::from(metadata), &mut pax)?;
                 EntryType::Regular
             }
         };
@@ -167,11 +203,11 @@ impl DirectoryArchive {
     }
 
     /// Opens a regular file; how many bytes the archive holds of it, the list of its holes included.
-    fn open(&mut self, path: &Path, name: &[u8], device: u64, inode: u64, pax: &mut Vec<u8>) -> io::Result<u64> {
+    fn open(&mut self, path: &Path, name: &[u8], expected: FileId, pax: &mut Vec<u8>) -> io::Result<u64> {
         // Another file may have taken its place.
         let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() || (metadata.dev(), metadata.ino()) != (device, inode) {
+        if !metadata.is_file() || FileId::from(&metadata) != expected {
             return Err(io::Error::other("it was replaced while it was read"));
         }
         let bytes = metadata.len();

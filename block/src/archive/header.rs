@@ -43,8 +43,8 @@ impl Number {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mode => "mode",
-            Self::Uid => "owner",
-            Self::Gid => "group",
+            Self::Uid => "owner (uid)",
+            Self::Gid => "group (gid)",
             Self::Size => "size",
             Self::ModificationTime => "modification time",
             Self::DeviceMajor | Self::DeviceMinor => "device number",

@@ -11,7 +11,7 @@ mod name;
 mod pax;
 mod tar_stream;
 
-pub(crate) use directory::DirectoryArchive;
+pub(crate) use directory::{DirectoryArchive, FileId};
 pub use limits::Limits;
 pub(crate) use limits::{Bounded, Counted};
 pub use name::EntryName;

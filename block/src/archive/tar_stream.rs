@@ -125,9 +125,13 @@ impl<R: Read> TarStream<R> {
             };
             Ok(Device { major: part(Number::DeviceMajor, 1 << 12)?, minor: part(Number::DeviceMinor, 1 << 20)? })
         };
+        let stored = || match pax.size {
+            Some(stored) => Ok(stored),
+            None => number(Number::Size)?.try_into().map_err(|_| error(EntryProblem::Field(Number::Size.name()))),
+        };
         let mut kind = match header.kind() {
-            // Before there was a type for directories, a slash at the end made one.
-            b'0' | b'\0' if name.ends_with(b"/") => TarKind::Directory,
+            // Before there was a type for directories, a slash at the end made one; they have no data.
+            b'0' | b'\0' if name.ends_with(b"/") && stored()? == 0 => TarKind::Directory,
             b'0' | b'\0' if pax.socket => TarKind::Socket,
             b'0' | b'\0' | b'7' | b'S' => TarKind::File(None),
             b'1' => TarKind::HardLink(link()?),
@@ -140,10 +144,7 @@ impl<R: Read> TarStream<R> {
         };
         // Other types have no data, whatever their size field says.
         if matches!(kind, TarKind::File(_)) {
-            let stored = match pax.size {
-                Some(stored) => stored,
-                None => number(Number::Size)?.try_into().map_err(|_| error(EntryProblem::Field("size")))?,
-            };
+            let stored: u64 = stored()?;
             if header.kind() == b'S' {
                 let map = gnu_sparse::old_map(header.block(), stored, || self.block())?;
                 kind = TarKind::File(Some(map.ok_or_else(|| error(EntryProblem::Field("map of holes")))?));

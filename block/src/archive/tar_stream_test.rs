@@ -102,7 +102,7 @@ fn owners_beyond_what_linux_has_are_refused() {
     for value in [-1, u32::MAX.into(), 1 << 32, i64::from(i32::MIN) - 1] {
         for actual in owner(value) {
             let message = actual.unwrap_err().to_string();
-            assert!(message.contains(&format!("entry `a` has the owner {value}")), "{message}");
+            assert!(message.contains(&format!("entry `a` has the owner (uid) {value}")), "{message}");
         }
     }
 }
@@ -117,6 +117,13 @@ fn numbers_that_are_none_are_refused_by_name() {
     refused(&negative, &["`a`", "size"]);
     let extended = Archive::new().add(Entry::new("a", EntryType::Regular).pax("uid", "1")).finish();
     refused(&edit(extended, |header| header[124..136].fill(0xff)), &["extended header", "invalid size"]);
+}
+
+#[test]
+fn a_slash_at_the_end_makes_a_directory_of_what_has_no_data() {
+    let data = Archive::new().file("d/", "").file("f/", "data").file("after", "").finish();
+    let kinds: Vec<_> = entries(&data).unwrap().into_iter().map(|entry| entry.kind).collect();
+    assert_eq!(kinds, [TarKind::Directory, TarKind::File(None), TarKind::File(None)]);
 }
 
 #[test]

@@ -16,9 +16,17 @@ pub enum LayoutError {
     /// A name of no or more than 255 bytes.
     #[error("the name `{}` has {} bytes; a name has 1 to 255", .0.escape_ascii(), .0.len())]
     Name(Box<[u8]>),
-    /// An attribute value, or all of an inode's together, too large.
-    #[error("an inode has {0} bytes of extended attributes; at most 65535 fit one, {MAX_XATTR_BYTES} fit together")]
-    Xattrs(u64),
+    /// An attribute value, or all of a file's together, too large.
+    #[error(
+        "`{}` has {bytes} bytes of extended attributes; at most 65535 fit one, {MAX_XATTR_BYTES} fit together",
+        .path.escape_ascii()
+    )]
+    Xattrs {
+        /// The file, by its first name.
+        path: Box<[u8]>,
+        /// Size of the value, or of all of them.
+        bytes: u64,
+    },
     /// The image is larger than 16 TiB.
     #[error("the image has {0} blocks of 4 KiB; at most 2^32 fit")]
     TooLarge(u64),
@@ -93,7 +101,9 @@ impl<'a> Layout<'a> {
         // Inode number 0 is left free: `readdir` takes it for a deleted entry.
         let mut end = SLOT_SIZE;
         for (number, (id, parent)) in (0..).zip(order) {
-            let place = layout.place(tree, id, parent, &mut end)?;
+            let size = layout.xattr_bytes(tree, id);
+            let xattrs = size.map_err(|bytes| LayoutError::Xattrs { path: layout.path(tree, id, parent), bytes })?;
+            let place = layout.place(tree, id, parent, xattrs, &mut end);
             layout.by_inode[Tree::index(id)] = Some(number);
             layout.places.push(place);
         }
@@ -113,13 +123,28 @@ impl<'a> Layout<'a> {
         self.inode_blocks + self.data_blocks + (self.xattrs.area.len() as u64).div_ceil(BLOCK_SIZE)
     }
 
-    fn place(&mut self, tree: &Tree, id: InodeId, parent: InodeId, end: &mut u64) -> Result<Place, LayoutError> {
-        let (metadata, content) = (tree.metadata(id), tree.content(id));
-        let xattrs = self.xattrs.size(&metadata.xattrs);
-        let longest = metadata.xattrs.values().map(Vec::len).max().unwrap_or(0) as u64;
-        if longest > u64::from(u16::MAX) || xattrs > MAX_XATTR_BYTES {
-            return Err(LayoutError::Xattrs(xattrs.max(longest)));
+    /// Size of an inode's attributes, or that of what is too large among them.
+    fn xattr_bytes(&self, tree: &Tree, id: InodeId) -> Result<u64, u64> {
+        let xattrs = &tree.metadata(id).xattrs;
+        let all = self.xattrs.size(xattrs);
+        let longest = xattrs.values().map(Vec::len).max().unwrap_or(0) as u64;
+        if longest > u64::from(u16::MAX) || all > MAX_XATTR_BYTES { Err(all.max(longest)) } else { Ok(all) }
+    }
+
+    /// The first path to an inode whose directory has its place.
+    fn path(&self, tree: &Tree, mut id: InodeId, mut parent: InodeId) -> Box<[u8]> {
+        let mut names = Vec::new();
+        while id != Tree::ROOT {
+            let entries = tree.directory(parent).into_iter().flat_map(|directory| &directory.entries);
+            names.extend(entries.filter(|(_, child)| **child == id).map(|(name, _)| &**name).next());
+            (id, parent) = (parent, self.of(parent).parent);
         }
+        names.reverse();
+        if names.is_empty() { b"/"[..].into() } else { names.join(&b'/').into() }
+    }
+
+    fn place(&mut self, tree: &Tree, id: InodeId, parent: InodeId, xattrs: u64, end: &mut u64) -> Place {
+        let (metadata, content) = (tree.metadata(id), tree.content(id));
         let (mut data_bytes, mut size, mut chunks) = (0, 0, 0);
         match content {
             Content::Directory(directory) => {
@@ -153,7 +178,7 @@ impl<'a> Layout<'a> {
         *end = (offset + bytes).next_multiple_of(SLOT_SIZE);
         let place = Place { id, parent, offset, compact, data_bytes, inline, block: self.data_blocks };
         self.data_blocks += place.block_bytes().div_ceil(BLOCK_SIZE);
-        Ok(place)
+        place
     }
 }
 

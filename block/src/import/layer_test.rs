@@ -60,7 +60,7 @@ fn import_blob(blob: &[u8], digests: Digests) -> Result<Imported, LayerError> {
 fn import_directory(root: &Path) -> Imported {
     let directory = tempfile::tempdir().unwrap();
     let file = File::create(directory.path().join("layer.erofs")).unwrap();
-    let archive = DirectoryArchive::new(root.to_owned());
+    let archive = DirectoryArchive::new(root.to_owned(), None);
     let layer = import_layer(archive, Digests::default(), Limits::default(), &file).unwrap();
     let imported = Imported { directory, layer };
     check_with_fsck(&imported.path());
@@ -326,7 +326,7 @@ fn hostile_entries_are_refused_by_name() {
         (Archive::new().add(Entry::new("v", EntryType::new(b'V'))).finish(), ["`v`", "unsupported type V"]),
         (
             Archive::new().add(Entry::new("u", EntryType::Regular).owner(1 << 32, 0)).finish(),
-            ["`u`", "owner 4294967296"],
+            ["`u`", "owner (uid) 4294967296"],
         ),
         (Archive::new().add(Entry::new("x", EntryType::Regular).pax("mtime", "soon")).finish(), ["`mtime`", "`soon`"]),
         (
@@ -342,6 +342,24 @@ fn hostile_entries_are_refused_by_name() {
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
         assert!(message.len() < 500, "{message}");
     }
+}
+
+#[test]
+fn attributes_that_are_too_large_are_named_by_their_file() {
+    let with = |name: &str, sizes: &[usize]| {
+        let entry = Entry::new(name, EntryType::Regular);
+        let attribute =
+            |entry: Entry, (n, size): (usize, &usize)| entry.pax(&format!("SCHILY.xattr.user.{n}"), vec![b'v'; *size]);
+        let entry = sizes.iter().enumerate().fold(entry, attribute);
+        Archive::new().directory("d/").file("d/small", "").add(entry).hard_link("d/z", name).finish()
+    };
+    assert!(import(&with("d/most", &[65_535; 3])).is_ok());
+    let message = refused(&with("d/big", &[10, 65_536]));
+    assert!(message.contains("`d/big` has 65") && message.contains("at most 65535"), "{message}");
+    let message = refused(&with("d/many", &[65_535; 5]));
+    assert!(message.contains("`d/many` has 327") && message.contains("262148 fit together"), "{message}");
+    let root = Entry::new("./", EntryType::Directory).pax("SCHILY.xattr.user.x", vec![b'v'; 65_536]);
+    assert!(refused(&Archive::new().add(root).finish()).contains("`/` has 65"));
 }
 
 #[test]

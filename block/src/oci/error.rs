@@ -69,6 +69,18 @@ pub enum OciError {
         /// Which layer, from 1.
         number: usize,
     },
+    /// A directory that an import would write to while it reads it.
+    #[error("`{path}` is in the layer store and can't be imported to it")]
+    InStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An archive without a single byte.
+    #[error("`{path}` is empty")]
+    Empty {
+        /// The archive.
+        path: PathBuf,
+    },
     /// A directory, pipe or device where a file should be.
     #[error("`{path}` is not a regular file")]
     NotAFile {

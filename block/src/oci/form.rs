@@ -58,6 +58,9 @@ impl Form {
             below.add(rest, || data.clone());
             pass(&mut archive).map_err(error)?;
         }
+        if archive.offset() == 0 {
+            return Err(OciError::Empty { path: path.to_owned() });
+        }
         Self::of_signs(path, &root, || only.directory().map(|directory| (directory, below)))
     }
 

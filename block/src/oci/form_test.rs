@@ -123,6 +123,13 @@ fn the_order_and_the_spelling_say_nothing() {
 }
 
 #[test]
+fn an_empty_file_is_no_archive() {
+    let archive = |data: &[u8]| Form::of_archive(Path::new("place"), TarStream::new(data), |_| Ok(()));
+    assert_eq!(archive(&[0; 1024]).unwrap(), Form::RootFs);
+    assert_eq!(archive(b"").unwrap_err().to_string(), "`place` is empty");
+}
+
+#[test]
 fn documents_that_are_too_large_are_not_read() {
     let large = " ".repeat(5 << 20);
     assert_eq!(of_archive(&files(&[("manifest.json", &large)])).unwrap(), Form::RootFs);

@@ -18,7 +18,7 @@ use super::platform::Platform;
 #[cfg(feature = "registry")]
 use super::registry::{RegistryImage, RegistryOptions, RegistryReference, Repository};
 use super::spec::ImageConfig;
-use crate::archive::{Bounded, Counted, DirectoryArchive, Limits, TarStream};
+use crate::archive::{Bounded, Counted, DirectoryArchive, FileId, Limits, TarStream};
 use crate::cancel::Cancel;
 use crate::compression::{Compression, unpack};
 use crate::digest::LayerDigest;
@@ -109,6 +109,14 @@ impl SourceLayer {
     /// # Errors
     /// It is missing, no regular file, or of another size than its descriptor says; or the registry does not give it.
     pub fn open(&self) -> Result<(Option<u64>, Box<dyn Read + Send>), OciError> {
+        self.open_without(None)
+    }
+
+    /// The same; a directory is read without the directory `left_out`, which it must not be part of.
+    pub(crate) fn open_without(
+        &self,
+        left_out: Option<FileId>,
+    ) -> Result<(Option<u64>, Box<dyn Read + Send>), OciError> {
         match &self.place {
             Place::Member { files, name, bytes } => {
                 let piece = files.open(name)?;
@@ -124,7 +132,13 @@ impl SourceLayer {
                 let (file, bytes) = open_regular(path)?;
                 Ok((Some(bytes), Box::new(file)))
             }
-            Place::Directory(path) => Ok((None, Box::new(DirectoryArchive::new(path.clone())))),
+            Place::Directory(path) => {
+                let read = |source| OciError::Read { path: path.clone(), source };
+                if left_out.map_or(Ok(false), |directory| directory.holds(path)).map_err(read)? {
+                    return Err(OciError::InStore { path: path.clone() });
+                }
+                Ok((None, Box::new(DirectoryArchive::new(path.clone(), left_out))))
+            }
             #[cfg(feature = "registry")]
             Place::Remote { repository, digest, bytes } => Ok((Some(*bytes), repository.open(digest, *bytes)?)),
         }

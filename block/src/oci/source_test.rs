@@ -56,7 +56,7 @@ fn an_archive_of_a_layout_is_that_layout() {
     let builder = layout();
     let expected = OciLayout::open(builder.path()).unwrap().image(&host(), None).unwrap();
     let place = Place::new();
-    for names in [&["blobs", "index.json", "oci-layout"][..], &["./oci-layout", "./index.json", "./blobs"]] {
+    for names in [&["blobs", "index.json", "oci-layout"][..], &["./oci-layout", "./index.json", "./blobs"], &["."]] {
         let archive = tar(builder.path(), names);
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let source = place.open(&compress(&archive, compression)).unwrap();

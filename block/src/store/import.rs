@@ -15,7 +15,7 @@ use tracing::info;
 use super::files::{io_error, open_lock, publish, write_atomically};
 use super::record::{self, Image, ImageName, LayerRecord};
 use super::{Store, StoreError, file_digest, verity};
-use crate::archive::Limits;
+use crate::archive::{FileId, Limits};
 use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 use crate::import::import_layer;
@@ -82,7 +82,8 @@ impl Store {
     }
 
     /// Brings an image into the store, under its digest and, if given, under `name`. Layers that are there already are not
-    /// read; several are read at a time. A repeat after a failure goes on where that left off.
+    /// read; several are read at a time. A repeat after a failure goes on where that left off. A directory that the store is in is
+    /// imported without it.
     ///
     /// # Errors
     /// A layer is missing or damaged, the store can't be written, or the import was cancelled. Layers imported before that
@@ -183,7 +184,8 @@ impl Store {
             report(ProgressKind::Present);
             return Ok((digest, record));
         }
-        let (total, blob) = layer.open()?;
+        let own = FileId::of(&self.root).map_err(io_error("open", &self.root))?;
+        let (total, blob) = layer.open_without(Some(own))?;
         let blob = Counted { inner: failed.reader(options.cancel.reader(blob)), bytes: 0, total, report: &report };
         let tmp = self.tmp();
         let mut image = NamedTempFile::new_in(&tmp).map_err(io_error("create a file in", &tmp))?;

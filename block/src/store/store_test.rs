@@ -290,8 +290,34 @@ fn root_file_systems_are_images_of_one_layer() {
     // The image of the archive is the same if the archive is.
     let archive = directory.path().join("tmp/archive");
     let mut file = File::create(&archive).unwrap();
-    io::copy(&mut crate::archive::DirectoryArchive::new(root.path().to_owned()), &mut file).unwrap();
+    io::copy(&mut crate::archive::DirectoryArchive::new(root.path().to_owned(), None), &mut file).unwrap();
     assert_eq!(store.open_source(&archive, &options).unwrap().image(&Platform::host(), None).unwrap().layers.len(), 1);
+}
+
+#[test]
+fn a_directory_is_imported_without_the_store_in_it() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("data/bin")).unwrap();
+    fs::write(root.path().join("data/bin/sh"), "shell").unwrap();
+    let other = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(root.path().join("data/store"), other.path().join("store")).unwrap();
+    fs::create_dir(root.path().join("data/store")).unwrap();
+    // Its name says nothing: here it is a link.
+    let store = Store::open(other.path().join("store")).unwrap();
+    let options = ImportOptions::default();
+    let import = |path: &Path| {
+        let source = store.open_source(path, &options).unwrap();
+        store.import(&source.image(&Platform::host(), None).unwrap(), None, &options)
+    };
+    let image = import(root.path()).unwrap();
+    let seen = crate::testing::read_independently(&store.layer(&image.layers[0]).unwrap().path, &[]);
+    let names: Vec<_> = seen.keys().map(|name| String::from_utf8_lossy(name)).collect();
+    assert_eq!(names, ["", "data", "data/bin", "data/bin/sh"]);
+    assert_eq!(import(root.path()).unwrap(), image);
+    for path in ["data/store", "data/bin/../store/images"] {
+        let message = import(&root.path().join(path)).unwrap_err().to_string();
+        assert!(message.contains(path) && message.contains("is in the layer store"), "{message}");
+    }
 }
 
 /// Whatever moment it comes at: no image, no half layer, nothing left over; what was finished is not read again.
