@@ -23,6 +23,9 @@ struct ImageReport<L> {
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<ImageConfig>,
     layers: Vec<L>,
+    /// Which of the layers, the topmost, is none of the image's own, but makes a stack of the others show what unpacking them gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fixup: Option<LayerDigest>,
     /// Where it is mounted on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     mounts: Option<Vec<MountReport>>,
@@ -108,7 +111,8 @@ fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArg
         (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
         (image, _) => image?,
     };
-    let report = report(NamedImage { image, names: name.into_iter().collect() }, |digest| sizes(&store, digest))?;
+    let named = NamedImage { image, names: name.into_iter().collect() };
+    let report = report(&store, named, |digest| sizes(&store, digest))?;
     if args.json {
         print_json(&report)
     } else {
@@ -120,7 +124,7 @@ fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArg
 
 fn list(args: &StoreArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.as_deref())?;
-    print_reports(reports(store.images()?, |digest| sizes(&store, digest))?, args.json, print_sizes)
+    print_reports(reports(&store, store.images()?, |digest| sizes(&store, digest))?, args.json, print_sizes)
 }
 
 fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
@@ -132,7 +136,7 @@ fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
     };
     let images = chosen(&store, &args.images)?;
     let configs: Vec<_> = images.iter().map(|named| named.image.config.clone()).collect();
-    let mut reports = reports(images, details)?;
+    let mut reports = reports(&store, images, details)?;
     for (report, config) in reports.iter_mut().zip(configs) {
         report.config = Some(config);
     }
@@ -182,7 +186,7 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
     };
     let images = chosen(&store, &args.images)?;
     let mounts = images.iter().map(|named| mounts(&store, &named.image)).collect::<Result<Vec<_>, _>>()?;
-    let mut reports = reports(images, &mut usage)?;
+    let mut reports = reports(&store, images, &mut usage)?;
     for (report, mounts) in reports.iter_mut().zip(mounts) {
         report.mounts = Some(mounts);
     }
@@ -230,7 +234,10 @@ fn collect(args: &StoreArgs) -> Result<u8, CliError> {
 fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.store.as_deref())?;
     let images = chosen(&store, &args.images)?;
-    let digests: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
+    let mut digests: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
+    for named in &images {
+        digests.extend(store.fixup(&named.image)?.map(|fixup| fixup.digest));
+    }
     let layers: Vec<_> = digests.iter().map(|digest| checked(&store, digest)).collect();
     if args.store.json {
         print_json(&layers)?;
@@ -269,18 +276,21 @@ fn sizes(store: &Store, digest: &LayerDigest) -> Result<LayerReport, CliError> {
 }
 
 fn reports<L>(
+    store: &Store,
     images: Vec<NamedImage>,
     mut layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
 ) -> Result<Vec<ImageReport<L>>, CliError> {
-    images.into_iter().map(|named| report(named, &mut layer)).collect()
+    images.into_iter().map(|named| report(store, named, &mut layer)).collect()
 }
 
 fn report<L>(
+    store: &Store,
     named: NamedImage,
     layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
 ) -> Result<ImageReport<L>, CliError> {
-    let layers = named.image.layers.iter().map(layer).collect::<Result<_, _>>()?;
-    Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers, mounts: None })
+    let fixup = store.fixup(&named.image)?.map(|fixup| fixup.digest);
+    let layers = named.image.layers.iter().chain(&fixup).map(layer).collect::<Result<_, _>>()?;
+    Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers, fixup, mounts: None })
 }
 
 fn parse_name(name: &str) -> Result<ImageName, CliError> {

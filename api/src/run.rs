@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bellows_block::{Image, LayerDigest, Store};
+use bellows_block::{Image, LayerDigest, Store, StoreError};
 use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
@@ -412,6 +412,7 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
         };
         // Their metadata is no part of the image's.
         below.flat = None;
+        below.layers.extend(below.fixup.take());
         for path in &args.layers {
             below.layers.push(layer_of_file(path)?);
         }
@@ -451,10 +452,13 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
 /// An image of the store as an image of a VM.
 pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Result<ImageConfig, CliError> {
     let id: ImageId = image.digest.hex().parse()?;
-    let config = match args.shape {
-        // No metadata needs to be made for it.
-        Some(Shape::Layers) => ImageConfig::new(id, &store.layers(image)?),
-        _ => ImageConfig::flat(id, &store.flat(image)?),
+    let stack = store.stack(image)?;
+    // No metadata needs to be made for a stack.
+    let flat = if args.shape == Some(Shape::Layers) { None } else { Some(store.flat(image)) };
+    let config = match flat {
+        None => ImageConfig::stacked(id, &stack),
+        Some(Err(StoreError::NotFlat { .. })) if args.shape.is_none() => ImageConfig::stacked(id, &stack),
+        Some(flat) => ImageConfig::flat(id, &flat?).fixup(stack.fixup.as_ref()),
     };
     Ok(placed(config, args))
 }

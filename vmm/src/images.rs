@@ -12,7 +12,7 @@ use bellows_block::{DiskError, Layer, Prefetch, Profile};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use crate::agent::{AgentClient, AgentError};
-use crate::config::{ConfigError, ImageConfig, Shape, Transport};
+use crate::config::{ConfigError, FlatConfig, ImageConfig, Shape, Transport};
 use crate::hotplug::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
 use crate::virtio_bus::VirtioBus;
 use crate::vm::{NotRunning, Vm};
@@ -182,12 +182,14 @@ impl Entry {
 
 /// The files of an image in this shape: what the guest reads first comes first.
 fn files(config: &ImageConfig, shape: Shape) -> Vec<Layer> {
-    let metadata = match shape {
-        Shape::Flat => config.flat.as_ref(),
-        Shape::Layers => None,
-    };
-    let metadata = metadata.map(|flat| Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes });
-    metadata.into_iter().chain(config.layers.iter().map(Layer::from)).collect()
+    match shape {
+        Shape::Flat => {
+            let metadata =
+                |flat: &FlatConfig| Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
+            config.flat.iter().map(metadata).chain(config.layers.iter().map(Layer::from)).collect()
+        }
+        Shape::Layers => config.stack().map(Layer::from).collect(),
+    }
 }
 
 /// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
@@ -213,9 +215,8 @@ fn place(
             add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
         }
         _ => {
-            let mut layers = config.layers.iter();
             let open = |layer| Opened::layer(layer, transport, disks.record_reads);
-            layers.try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
+            config.stack().try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
         }
     };
     match result {
@@ -302,7 +303,7 @@ impl Vm {
     /// The shape that an image gets in this guest.
     fn shape(&self, config: &ImageConfig) -> Result<Shape, ImageError> {
         let kernel = self.guest()?.kernel_release.as_str();
-        let layers = config.layers.len();
+        let layers = config.stack().count();
         match (config.first_shape(), can_mount_flat(kernel)) {
             (Shape::Flat, false) if config.shape.is_some() || layers > MAX_LAYERS => {
                 Err(ImageError::Flat { image: config.id.clone(), kernel: kernel.into(), layers })

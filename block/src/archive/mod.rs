@@ -64,11 +64,8 @@ pub enum EntryProblem {
     /// A whiteout of nothing, of `.` or `..`, or one with files below it.
     #[error("is a whiteout that names no file")]
     InvalidWhiteout,
-    /// A component of the name is no directory.
-    #[error("lies below `{0}`, which is no directory")]
-    ParentNotDirectory(EntryName),
-    /// A hard link to a file that this layer does not have before it.
-    #[error("is a hard link to `{0}`, which is no earlier file of this layer")]
+    /// A hard link to what can't be the name of a file.
+    #[error("is a hard link to `{0}`, which is the name of no file")]
     HardLink(EntryName),
     /// The root of the image as anything but a directory.
     #[error("would replace the root directory")]

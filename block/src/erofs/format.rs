@@ -33,8 +33,12 @@ pub(super) const HOLE: u32 = u32::MAX;
 pub(super) const CHUNK_BITS_MASK: u32 = 0x1f;
 
 pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
+/// In the form of a list of chunks: entries have eight bytes, with a device's number.
+pub(super) const CHUNK_INDEXES: u32 = 0x20;
 const COMPAT_CHECKSUM: u32 = 1 << 0;
 const COMPAT_MTIME: u32 = 1 << 1;
+/// Where data is compressed, its end and not its start is aligned: means nothing where none is.
+const INCOMPAT_ZERO_PADDING: u32 = 1 << 0;
 /// Some files are lists of chunks.
 pub(super) const INCOMPAT_CHUNKED: u32 = 1 << 2;
 /// Data lies on further devices.
@@ -105,15 +109,33 @@ impl Superblock {
         blocks
     }
 
-    /// Reads the first block of an image; `None` if that is not one of this module's making, or damaged.
-    pub fn decode(block: &[u8; BLOCK_SIZE as usize]) -> Option<Self> {
+    /// Reads the first block of an image whose data is its own.
+    ///
+    /// # Errors
+    /// What is wrong with it, or which feature it needs that layers don't have.
+    pub fn decode(block: &[u8; BLOCK_SIZE as usize]) -> Result<Self, &'static str> {
         let superblock = &block[SUPERBLOCK_OFFSET..];
+        let fields = Self::fields(superblock).ok_or("is too short")?;
+        let number = |offset| get_u32(superblock, offset);
+        if number(0) != Some(MAGIC) {
+            return Err("is not that of an EROFS image");
+        }
         let mut unsigned = superblock.to_owned();
         put(&mut unsigned, 4, &[0; 4]);
-        let valid = get_u32(superblock, 0)? == MAGIC
-            && superblock[12] == BLOCK_BITS
-            && get_u32(superblock, 4)? == crc32c(&unsigned);
-        valid.then_some(())?;
+        let has_checksum = number(8).is_some_and(|features| features & COMPAT_CHECKSUM != 0);
+        if has_checksum && number(4) != Some(crc32c(&unsigned)) {
+            return Err("is damaged: its checksum is another");
+        }
+        if superblock[12] != BLOCK_BITS || superblock[90] != 0 {
+            return Err("has blocks of another size than 4096 bytes");
+        }
+        if fields.incompatible & !(INCOMPAT_ZERO_PADDING | INCOMPAT_CHUNKED) != 0 {
+            return Err("has features that layers can't have, such as compression or further devices");
+        }
+        Ok(fields)
+    }
+
+    fn fields(superblock: &[u8]) -> Option<Self> {
         Some(Self {
             root: get_u16(superblock, 14)?,
             inodes: get_u64(superblock, 16)?,
@@ -121,7 +143,7 @@ impl Superblock {
             blocks: get_u32(superblock, 36)?,
             metadata_block: get_u32(superblock, 40)?,
             xattr_block: get_u32(superblock, 44)?,
-            uuid: superblock[48..64].try_into().ok()?,
+            uuid: superblock.get(48..64)?.try_into().ok()?,
             incompatible: get_u32(superblock, 80)?,
         })
     }
@@ -200,14 +222,22 @@ impl InodeHeader {
     }
 
     /// Reads the inode at the start of `bytes`; `time` is the superblock's.
-    pub fn decode(bytes: &[u8], time: Timestamp) -> Option<Self> {
-        let format = get_u16(bytes, 0)?;
-        let layout = match format >> 1 {
-            0 => DataLayout::Plain,
-            2 => DataLayout::Inline,
-            4 => DataLayout::Chunks,
-            _ => return None,
+    ///
+    /// # Errors
+    /// Which part of it is wrong.
+    pub fn decode(bytes: &[u8], time: Timestamp) -> Result<Self, &'static str> {
+        let layout = match get_u16(bytes, 0).map(|format| format >> 1) {
+            Some(0) => DataLayout::Plain,
+            Some(2) => DataLayout::Inline,
+            Some(4) => DataLayout::Chunks,
+            Some(1 | 3) => return Err("place of data: it is compressed"),
+            _ => return Err("form"),
         };
+        Self::fields(bytes, layout, time).filter(|header| header.time.nanoseconds < 1_000_000_000).ok_or("header")
+    }
+
+    fn fields(bytes: &[u8], layout: DataLayout, time: Timestamp) -> Option<Self> {
+        let format = get_u16(bytes, 0)?;
         let xattr_bytes = match u64::from(get_u16(bytes, 2)?) {
             0 => 0,
             count => XATTR_HEADER_SIZE as u64 + (count - 1) * XATTR_ENTRY_SIZE as u64,

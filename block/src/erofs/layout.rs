@@ -83,10 +83,10 @@ pub(super) struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     /// Lays out what is reachable from the root of `tree`, breadth first by name, so that the root comes first: its number
-    /// must fit 16 bits.
-    pub fn new(tree: &'a Tree) -> Result<Self, LayoutError> {
+    /// must fit 16 bits. Then what of `nameless` is not reachable.
+    pub fn new(tree: &'a Tree, nameless: impl IntoIterator<Item = InodeId>) -> Result<Self, LayoutError> {
         let mut links = vec![0; tree.len()];
-        let order = walk(tree, &mut links)?;
+        let order = walk(tree, nameless, &mut links)?;
         let metadata = || order.iter().map(|(id, _)| tree.metadata(*id));
         let mut layout = Self {
             places: Vec::with_capacity(order.len()),
@@ -182,13 +182,19 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Every inode that a name leads to with the first directory that has it, breadth first by name; counts the names.
-fn walk(tree: &Tree, links: &mut [u32]) -> Result<Vec<(InodeId, InodeId)>, LayoutError> {
+/// Every inode that a name leads to with the first directory that has it, breadth first by name, then the `nameless`; counts
+/// the names.
+fn walk(
+    tree: &Tree,
+    nameless: impl IntoIterator<Item = InodeId>,
+    links: &mut [u32],
+) -> Result<Vec<(InodeId, InodeId)>, LayoutError> {
     let mut order = Vec::with_capacity(tree.len());
     let mut seen = vec![false; tree.len()];
     let mut queue = VecDeque::from([(Tree::ROOT, Tree::ROOT)]);
+    let mut nameless = nameless.into_iter().map(|id| (id, Tree::ROOT));
     links[Tree::index(Tree::ROOT)] = 2;
-    while let Some((id, parent)) = queue.pop_front() {
+    while let Some((id, parent)) = queue.pop_front().or_else(|| nameless.next()) {
         if std::mem::replace(&mut seen[Tree::index(id)], true) {
             continue;
         }

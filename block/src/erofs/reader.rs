@@ -1,4 +1,5 @@
-//! Reads the metadata of an image that [`super::ImageWriter`] made back into a tree. No file's data is read.
+//! Reads the metadata of an image back into a tree, of one that [`super::ImageWriter`] made or of a layer that came as an EROFS
+//! image already. No file's data is read, and nothing that is read is believed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -6,14 +7,23 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use super::format::{
-    BLOCK_SIZE, CHUNK_BITS_MASK, DIRENT_SIZE, DataLayout, HOLE, INCOMPAT_CHUNKED, InodeHeader, MAX_NAME, SLOT_SIZE,
-    Superblock, decode_device, get_u16, get_u64,
+    BLOCK_SIZE, CHUNK_BITS_MASK, CHUNK_INDEXES, DIRENT_SIZE, DataLayout, HOLE, INODE_SIZE, InodeHeader, MAX_NAME,
+    SLOT_SIZE, Superblock, decode_device, get_u16, get_u64,
 };
+use super::journal::{self, Step};
 use super::tree::{Blocks, Content, Directory, FileData, InodeId, Metadata, Tree};
 use super::xattr;
 
 /// No image has more metadata than this: what the importer's limits leave room for, and some.
 const MAX_METADATA: u64 = 2 << 30;
+/// Most names of an image: what the importer's limits leave room for, and some.
+const MAX_NAMES: u64 = 4 << 20;
+/// Longest target of a symbolic link (Linux, `PATH_MAX` with its end).
+const MAX_TARGET: u64 = 4095;
+/// How much is read at a time.
+const WINDOW: u64 = 128 << 10;
+/// How many of these are kept.
+const WINDOWS: usize = 16;
 
 /// Why an image's tree could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -22,11 +32,11 @@ pub enum ReadError {
     #[error("cannot read it")]
     Io(#[from] io::Error),
     /// Not an EROFS image, one with features that layers don't have, or a damaged superblock.
-    #[error("it does not begin as a layer does")]
-    Superblock,
+    #[error("its superblock {0}")]
+    Superblock(&'static str),
     /// More metadata than fits in memory.
-    #[error("it has {0} bytes of metadata; at most {MAX_METADATA} are read")]
-    TooLarge(u64),
+    #[error("it has more than {MAX_NAMES} names or {MAX_METADATA} bytes of metadata")]
+    TooLarge,
     /// An inode with what it can't have.
     #[error("inode {nid} has an invalid {what}")]
     Inode {
@@ -35,48 +45,116 @@ pub enum ReadError {
         /// What is wrong.
         what: &'static str,
     },
+    /// What follows the file system is no journal.
+    #[error("its journal is damaged")]
+    Journal,
 }
 
-/// Reads the tree of the layer in `image`, whose file data lies on device `device` as its new user sees it.
+/// All that a layer says.
+#[derive(Clone, Debug)]
+pub struct LayerTree {
+    /// What a mount of the layer shows.
+    pub tree: Tree,
+    /// What its archive said, where that is known. Inodes of it need not have a name in the tree.
+    pub journal: Option<Vec<Step>>,
+}
+
+/// Who made an image.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// [`super::ImageWriter`].
+    Import,
+    /// Somebody else: it is the layer itself.
+    Native,
+}
+
+/// Reads the tree of the image in `image`, whose file data lies on device `device` as its new user sees it.
 ///
 /// # Errors
 /// The file is unreadable or damaged.
 pub fn read_tree(image: &File, device: u16) -> Result<Tree, ReadError> {
+    read_layer(image, Origin::Import, device).map(|layer| layer.tree)
+}
+
+/// Reads the layer in `image`, whose file data lies on device `device` as its new user sees it.
+///
+/// # Errors
+/// The file is unreadable or damaged.
+pub fn read_layer(image: &File, origin: Origin, device: u16) -> Result<LayerTree, ReadError> {
+    let bytes = image.metadata()?.len();
     let mut first = [0; BLOCK_SIZE as usize];
     image.read_exact_at(&mut first, 0)?;
-    let superblock = Superblock::decode(&first).ok_or(ReadError::Superblock)?;
-    if superblock.incompatible & !INCOMPAT_CHUNKED != 0 {
-        return Err(ReadError::Superblock);
-    }
-    let start = u64::from(superblock.metadata_block) * BLOCK_SIZE;
+    let superblock = Superblock::decode(&first).map_err(ReadError::Superblock)?;
     let end = u64::from(superblock.blocks) * BLOCK_SIZE;
-    let bytes = end.checked_sub(start).ok_or(ReadError::Superblock)?;
-    if bytes > MAX_METADATA || end > image.metadata()?.len() {
-        return Err(ReadError::TooLarge(bytes));
+    if end > bytes {
+        return Err(ReadError::Superblock("names more blocks than there are"));
     }
-    let mut area = vec![0; usize::try_from(bytes).map_err(|_| ReadError::TooLarge(bytes))?];
-    image.read_exact_at(&mut area, start)?;
-    let shared = (u64::from(superblock.xattr_block) * BLOCK_SIZE).checked_sub(start);
-    let shared = shared.and_then(|offset| area.get(usize::try_from(offset).ok()?..)).unwrap_or_default();
+    let source = Source { image, end: bytes, windows: HashMap::new(), read: 0 };
     let mut reader =
-        Reader { superblock, area: &area, start, shared, device, tree: Tree::default(), known: HashMap::new() };
+        Reader { superblock, source, origin, device, tree: Tree::default(), known: HashMap::new(), names: 0 };
     reader.read()?;
-    Ok(reader.tree)
+    let journal = if origin == Origin::Import && end < bytes { Some(reader.journal(end, bytes)?) } else { None };
+    Ok(LayerTree { tree: reader.tree, journal })
+}
+
+/// The file, read in windows.
+struct Source<'a> {
+    image: &'a File,
+    end: u64,
+    windows: HashMap<u64, Box<[u8]>>,
+    /// How much was asked for.
+    read: u64,
+}
+
+impl Source<'_> {
+    /// `bytes` bytes from `offset` on; `None` if the file has not so many.
+    fn bytes(&mut self, offset: u64, bytes: u64) -> Result<Option<Vec<u8>>, ReadError> {
+        if offset.checked_add(bytes).is_none_or(|end| end > self.end) {
+            return Ok(None);
+        }
+        self.read += bytes;
+        if self.read > MAX_METADATA {
+            return Err(ReadError::TooLarge);
+        }
+        let mut data = Vec::with_capacity(length(bytes));
+        while (data.len() as u64) < bytes {
+            let at = offset + data.len() as u64;
+            let window = self.window(at / WINDOW)?;
+            let from = length(at % WINDOW);
+            let count = (window.len() - from).min(length(bytes) - data.len());
+            data.extend(&window[from..from + count]);
+        }
+        Ok(Some(data))
+    }
+
+    fn window(&mut self, number: u64) -> Result<&[u8], ReadError> {
+        if !self.windows.contains_key(&number) {
+            if self.windows.len() >= WINDOWS {
+                self.windows.clear();
+            }
+            let start = number * WINDOW;
+            let mut data = vec![0; length(WINDOW.min(self.end - start))];
+            self.image.read_exact_at(&mut data, start)?;
+            self.windows.insert(number, data.into());
+        }
+        Ok(&self.windows[&number])
+    }
 }
 
 struct Reader<'a> {
     superblock: Superblock,
-    /// All metadata.
-    area: &'a [u8],
-    /// Where it begins in the image.
-    start: u64,
-    /// The shared extended attributes and what follows them.
-    shared: &'a [u8],
+    source: Source<'a>,
+    origin: Origin,
     device: u16,
     tree: Tree,
     /// What was read, by inode number.
     known: HashMap<u64, InodeId>,
+    /// How many names were read.
+    names: u64,
 }
+
+/// The names and inode numbers in a directory.
+type Entries = Vec<(Box<[u8]>, u64)>;
 
 impl Reader<'_> {
     fn read(&mut self) -> Result<(), ReadError> {
@@ -85,7 +163,11 @@ impl Reader<'_> {
         let Content::Directory(_) = content else { return Err(ReadError::Inode { nid: root, what: "type" }) };
         *self.tree.metadata_mut(Tree::ROOT) = metadata;
         self.known.insert(root, Tree::ROOT);
-        let mut pending = vec![(root, Tree::ROOT, entries)];
+        self.directories(vec![(root, Tree::ROOT, entries)])
+    }
+
+    /// Reads what is below directories.
+    fn directories(&mut self, mut pending: Vec<(u64, InodeId, Entries)>) -> Result<(), ReadError> {
         while let Some((nid, id, entries)) = pending.pop() {
             let mut directory = Directory::default();
             for (name, child) in entries {
@@ -96,13 +178,8 @@ impl Reader<'_> {
                     }
                     Some(known) => *known,
                     None => {
-                        let (metadata, content, entries) = self.inode(child)?;
-                        let is_directory = matches!(content, Content::Directory(_));
-                        let new = self.tree.add(metadata, content);
-                        self.known.insert(child, new);
-                        if is_directory {
-                            pending.push((child, new, entries));
-                        }
+                        let (new, entries) = self.add(child)?;
+                        pending.extend(entries.map(|entries| (child, new, entries)));
                         new
                     }
                 };
@@ -115,29 +192,61 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Reads an inode that was not read yet; its entries if it is a directory.
+    fn add(&mut self, nid: u64) -> Result<(InodeId, Option<Entries>), ReadError> {
+        let (metadata, content, entries) = self.inode(nid)?;
+        let is_directory = matches!(content, Content::Directory(_));
+        let id = self.tree.add(metadata, content);
+        self.known.insert(nid, id);
+        Ok((id, is_directory.then_some(entries)))
+    }
+
+    /// The journal between `start` and `end`, with the inodes that have no name.
+    fn journal(&mut self, start: u64, end: u64) -> Result<Vec<Step>, ReadError> {
+        let bytes = self.source.bytes(start, end - start)?.ok_or(ReadError::Journal)?;
+        let mut failed = None;
+        let steps = journal::decode(&bytes, |nid| match self.known.get(&nid) {
+            Some(id) => Some(*id),
+            // A directory without a name has nothing in it either.
+            None => self.add(nid).map_err(|error| failed = Some(error)).ok().map(|(id, _)| id),
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => steps.ok_or(ReadError::Journal),
+        }
+    }
+
     /// An inode and, if it is a directory, its entries.
-    #[allow(clippy::type_complexity, reason = "taken apart at once by both callers")]
-    fn inode(&self, nid: u64) -> Result<(Metadata, Content, Vec<(Box<[u8]>, u64)>), ReadError> {
+    fn inode(&mut self, nid: u64) -> Result<(Metadata, Content, Entries), ReadError> {
         let error = |what| move || ReadError::Inode { nid, what };
-        let offset = nid.checked_mul(SLOT_SIZE).and_then(|offset| usize::try_from(offset).ok());
-        let bytes = offset.and_then(|offset| self.area.get(offset..)).ok_or_else(error("number"))?;
-        let header = InodeHeader::decode(bytes, self.superblock.time).ok_or_else(error("header"))?;
-        let (head, xattr_bytes) = (length(header.bytes()), length(header.xattr_bytes));
-        let xattrs = bytes.get(head..head.saturating_add(xattr_bytes)).ok_or_else(error("size of attributes"))?;
-        let rest = &bytes[head + xattr_bytes..];
-        let xattrs = xattr::decode(xattrs, self.shared).ok_or_else(error("extended attribute"))?;
+        let start = u64::from(self.superblock.metadata_block) * BLOCK_SIZE;
+        let offset = nid.checked_mul(SLOT_SIZE).and_then(|offset| offset.checked_add(start));
+        let offset = offset.filter(|offset| *offset < self.source.end).ok_or_else(error("number"))?;
+        let most = INODE_SIZE.min(self.source.end - offset);
+        let bytes = self.source.bytes(offset, most)?.ok_or_else(error("number"))?;
+        let header = InodeHeader::decode(&bytes, self.superblock.time).map_err(|what| error(what)())?;
+        let head = offset + header.bytes();
+        let xattrs = self.source.bytes(head, header.xattr_bytes)?.ok_or_else(error("size of attributes"))?;
+        let shared = u64::from(self.superblock.xattr_block) * BLOCK_SIZE;
+        let xattrs = xattr::decode(&xattrs, |place, bytes| self.source.bytes(shared + place, bytes))?;
+        let xattrs = xattrs.ok_or_else(error("extended attribute"))?;
+        let rest = head + header.xattr_bytes;
         let mut entries = Vec::new();
         let content = match u32::from(header.mode) & libc::S_IFMT {
             libc::S_IFDIR => {
-                let data = self.data(&header, rest).ok_or_else(error("directory"))?;
+                let data = self.data(&header, rest)?.ok_or_else(error("directory"))?;
                 entries = directory_entries(&data).ok_or_else(error("directory"))?;
+                self.names += entries.len() as u64;
+                if self.names > MAX_NAMES {
+                    return Err(ReadError::TooLarge);
+                }
                 Content::Directory(Directory::default())
             }
-            libc::S_IFLNK => {
-                let data = self.data(&header, rest).ok_or_else(error("link target"))?;
-                Content::Symlink(data.into())
+            libc::S_IFLNK if (1..=MAX_TARGET).contains(&header.size) => {
+                let data = self.data(&header, rest)?.filter(|data| !data.contains(&0));
+                Content::Symlink(data.ok_or_else(error("link target"))?.into())
             }
-            libc::S_IFREG => Content::File(self.file(&header, rest).ok_or_else(error("place of data"))?),
+            libc::S_IFREG => Content::File(self.file(&header, rest)?.ok_or_else(error("place of data"))?),
             libc::S_IFCHR => Content::CharDevice(decode_device(header.block_or_device)),
             libc::S_IFBLK => Content::BlockDevice(decode_device(header.block_or_device)),
             libc::S_IFIFO => Content::Fifo,
@@ -150,60 +259,82 @@ impl Reader<'_> {
             gid: header.gid,
             mtime: header.time,
             xattrs,
-            implied: header.serial == 0,
+            implied: header.serial == 0 && self.origin == Origin::Import,
         };
         Ok((metadata, content, entries))
     }
 
-    /// The data of a directory or symbolic link.
-    fn data(&self, header: &InodeHeader, rest: &[u8]) -> Option<Vec<u8>> {
-        let size = usize::try_from(header.size).ok()?;
+    /// The data of a directory or symbolic link; `rest` is where the inode and its attributes end.
+    fn data(&mut self, header: &InodeHeader, rest: u64) -> Result<Option<Vec<u8>>, ReadError> {
         let inline = match header.layout {
             DataLayout::Plain => 0,
-            DataLayout::Inline => size % length(BLOCK_SIZE),
-            DataLayout::Chunks => return None,
+            DataLayout::Inline if tail_fits(header, rest) => header.size % BLOCK_SIZE,
+            DataLayout::Inline | DataLayout::Chunks => return Ok(None),
         };
-        let mut data = Vec::new();
-        if size > inline {
-            let start = (u64::from(header.block_or_device) * BLOCK_SIZE).checked_sub(self.start)?;
-            data.extend(self.area.get(usize::try_from(start).ok()?..)?.get(..size - inline)?);
-        }
-        data.extend(rest.get(..inline)?);
-        Some(data)
+        // Where there is no whole block, its number may be anything.
+        let whole = header.size - inline;
+        let first = if whole == 0 { 0 } else { u64::from(header.block_or_device) * BLOCK_SIZE };
+        let blocks = self.source.bytes(first, whole)?;
+        let tail = self.source.bytes(rest, inline)?;
+        Ok(blocks.zip(tail).map(|(blocks, tail)| [blocks, tail].concat()))
     }
 
-    /// Where a regular file's data is; all of it before the metadata.
-    fn file(&self, header: &InodeHeader, rest: &[u8]) -> Option<FileData> {
+    /// Where a regular file's data is.
+    fn file(&mut self, header: &InodeHeader, rest: u64) -> Result<Option<FileData>, ReadError> {
+        let blocks = self.superblock.blocks;
         let within = |block: u32, bytes: u64| {
             let end = u64::from(block).checked_add(bytes.div_ceil(BLOCK_SIZE))?;
-            (end <= self.superblock.metadata_block.into()).then_some(block)
+            (end <= blocks.into()).then_some(block)
         };
         let blocks = match header.layout {
-            DataLayout::Plain => Blocks::Contiguous(within(header.block_or_device, header.size)?),
-            DataLayout::Inline => return None,
+            _ if header.size == 0 => Some(Blocks::default()),
+            DataLayout::Plain => within(header.block_or_device, header.size).map(Blocks::Contiguous),
+            DataLayout::Inline => {
+                let (whole, tail) = (header.size / BLOCK_SIZE * BLOCK_SIZE, header.size % BLOCK_SIZE);
+                let first = if whole == 0 { Some(0) } else { within(header.block_or_device, whole) };
+                let first = first.filter(|_| tail_fits(header, rest) && rest + tail <= self.source.end);
+                first
+                    .map(|first| if tail == 0 { Blocks::Contiguous(first) } else { Blocks::Tail { first, tail: rest } })
+            }
             DataLayout::Chunks => {
-                let bits = header.block_or_device;
-                if bits & !CHUNK_BITS_MASK != 0 {
-                    return None;
+                let form = header.block_or_device;
+                let width = if form & CHUNK_INDEXES == 0 { 4 } else { 8 };
+                if form & !(CHUNK_BITS_MASK | CHUNK_INDEXES) != 0 {
+                    return Ok(None);
                 }
+                let bits = form & CHUNK_BITS_MASK;
                 let chunk = BLOCK_SIZE << bits;
-                let count = usize::try_from(header.size.div_ceil(chunk)).ok()?;
-                let list = rest.get(..count.checked_mul(4)?)?.as_chunks::<4>().0;
-                let first =
-                    list.iter().zip(0..).map(|(entry, index): (&[u8; 4], u64)| match u32::from_le_bytes(*entry) {
+                let count = header.size.div_ceil(chunk);
+                let Some(list) = count.checked_mul(width) else { return Ok(None) };
+                let Some(list) = self.source.bytes(rest.next_multiple_of(width), list)? else { return Ok(None) };
+                let first = list.chunks_exact(length(width)).zip(0..).map(|(entry, index): (&[u8], u64)| {
+                    let (device, block) = entry.split_at(entry.len() - 4);
+                    // High bits of the address and another device's number, where the form has them.
+                    if device.iter().any(|byte| *byte != 0) {
+                        return None;
+                    }
+                    match u32::from_le_bytes(block.try_into().ok()?) {
                         HOLE => Some(None),
                         block => within(block, chunk.min(header.size - index * chunk)).map(Some),
-                    });
-                Blocks::Chunks { bits: u8::try_from(bits).ok()?, first: first.collect::<Option<_>>()? }
+                    }
+                });
+                let first = first.collect::<Option<_>>();
+                first.zip(u8::try_from(bits).ok()).map(|(first, bits)| Blocks::Chunks { bits, first })
             }
         };
-        Some(FileData { bytes: header.size, device: self.device, blocks })
+        Ok(blocks.map(|blocks| FileData { bytes: header.size, device: self.device, blocks }))
     }
 }
 
-/// The names and inode numbers in a directory's data, without `.` and `..`.
-fn directory_entries(data: &[u8]) -> Option<Vec<(Box<[u8]>, u64)>> {
+/// Whether data that follows the inode lies within one block, as it must.
+fn tail_fits(header: &InodeHeader, rest: u64) -> bool {
+    rest % BLOCK_SIZE + header.size % BLOCK_SIZE <= BLOCK_SIZE
+}
+
+/// The names and inode numbers in a directory's data, without `.` and `..`; names must be sorted, or Linux would not find them.
+fn directory_entries(data: &[u8]) -> Option<Entries> {
     let mut entries = Vec::new();
+    let mut last: &[u8] = &[];
     for block in data.chunks(length(BLOCK_SIZE)) {
         // The first name begins where the entries end.
         let names = usize::from(get_u16(block, 8)?);
@@ -218,9 +349,10 @@ fn directory_entries(data: &[u8]) -> Option<Vec<(Box<[u8]>, u64)>> {
             let name = block.get(start..end)?;
             // In a block that is not the last one, zeros follow the last name.
             let name = &name[..name.iter().position(|byte| *byte == 0).unwrap_or(name.len())];
-            if name.is_empty() || name.len() > MAX_NAME || name.contains(&b'/') {
+            if name <= last || name.len() > MAX_NAME || name.contains(&b'/') {
                 return None;
             }
+            last = name;
             if name != b"." && name != b".." {
                 entries.push((name.into(), get_u64(dirent, 0)?));
             }

@@ -69,6 +69,7 @@ fn read(data: &FileData, image: &File) -> Vec<u8> {
                 }
             }
         }
+        Blocks::Tail { .. } => panic!("the writer makes none"),
     }
     bytes
 }
@@ -211,7 +212,7 @@ fn what_is_no_layer_is_refused() {
         let mut bytes = good.clone();
         bytes[offset] = value;
         std::fs::write(file.path(), bytes).unwrap();
-        assert!(matches!(read_tree(file.as_file(), 0), Err(ReadError::Superblock)), "{offset}");
+        assert!(matches!(read_tree(file.as_file(), 0), Err(ReadError::Superblock(_))), "{offset}");
     }
     std::fs::write(file.path(), &good[..good.len() - 4096]).unwrap();
     assert!(read_tree(file.as_file(), 0).is_err());

@@ -66,6 +66,13 @@ pub enum Blocks {
         /// Each chunk's first block; `None` for zeros that are stored nowhere.
         first: Box<[Option<u32>]>,
     },
+    /// Consecutive ones from this, but for the end of the file that fills none. Only layers that came as EROFS images have this.
+    Tail {
+        /// The first whole block, if there is any.
+        first: u32,
+        /// The byte of the image that the end begins at.
+        tail: u64,
+    },
 }
 
 impl Default for Blocks {
@@ -203,6 +210,24 @@ impl Tree {
         }
     }
 
+    /// Empties the directories that no name leads to.
+    pub fn forget_unnamed(&mut self) {
+        let mut named = vec![false; self.inodes.len()];
+        let mut pending = vec![Self::ROOT];
+        while let Some(id) = pending.pop() {
+            if !std::mem::replace(&mut named[id.0], true)
+                && let Some(directory) = self.directory(id)
+            {
+                pending.extend(directory.entries.values());
+            }
+        }
+        for (inode, _) in self.inodes.iter_mut().zip(named).filter(|(_, named)| !named) {
+            if let Content::Directory(directory) = &mut inode.content {
+                *directory = Directory::default();
+            }
+        }
+    }
+
     /// Makes the directory `id` hide the directory below it.
     pub fn set_opaque(&mut self, id: InodeId) {
         self.metadata_mut(id).xattrs.insert(XattrName::overlay_opaque(), b"y".to_vec());
@@ -212,6 +237,11 @@ impl Tree {
     #[must_use]
     pub fn is_opaque(&self, id: InodeId) -> bool {
         self.inodes[id.0].metadata.xattrs.contains_key(&XattrName::overlay_opaque())
+    }
+
+    /// All inodes, those without a name too.
+    pub fn ids(&self) -> impl Iterator<Item = InodeId> + use<> {
+        (0..self.inodes.len()).map(InodeId)
     }
 
     /// Number of inodes, those without a name too.

@@ -7,6 +7,7 @@ use super::format::{
     BLOCK_SIZE, DataLayout, DeviceSlot, HOLE, INCOMPAT_CHUNKED, INCOMPAT_DEVICES, InodeHeader, Superblock,
     encode_device, header_bytes,
 };
+use super::journal::{self, Change, Step};
 use super::layout::{Layout, LayoutError, Place, with_dots};
 use super::sparse::SparseMap;
 use super::tree::{Blocks, Content, FileData, Tree};
@@ -32,6 +33,9 @@ pub enum WriteError {
     /// More than the caller allows.
     #[error("the image is larger than the limit of {0} bytes")]
     Limit(u64),
+    /// A file whose end lies behind its inode in another image.
+    #[error("a file of {0} bytes has its end in the metadata of a layer that came as an EROFS image")]
+    Tail(u64),
     /// More further devices than an image can name.
     #[error("the image is on {0} devices; at most 65535 can be named")]
     Devices(usize),
@@ -154,8 +158,24 @@ impl<W: Write + Seek> ImageWriter<W> {
     ///
     /// # Errors
     /// EROFS can't hold the tree, or writing failed.
-    pub fn finish(mut self, tree: &Tree, uuid: [u8; 16]) -> Result<Written<W>, WriteError> {
-        let layout = Layout::new(tree)?;
+    pub fn finish(self, tree: &Tree, uuid: [u8; 16]) -> Result<Written<W>, WriteError> {
+        self.finish_with(tree, None, uuid)
+    }
+
+    /// As [`ImageWriter::finish`], and puts the layer's journal behind the file system.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::finish`].
+    pub fn finish_layer(self, tree: &Tree, journal: &[Step], uuid: [u8; 16]) -> Result<Written<W>, WriteError> {
+        self.finish_with(tree, Some(journal), uuid)
+    }
+
+    fn finish_with(mut self, tree: &Tree, journal: Option<&[Step]>, uuid: [u8; 16]) -> Result<Written<W>, WriteError> {
+        let named = journal.into_iter().flatten().filter_map(|step| match step.change {
+            Change::Put(id) => Some(id),
+            _ => None,
+        });
+        let layout = Layout::new(tree, named)?;
         let metadata_block = self.block()?;
         let first_data = self.next + layout.inode_blocks;
         self.next += layout.blocks();
@@ -189,6 +209,8 @@ impl<W: Write + Seek> ImageWriter<W> {
         }
         self.out.write_all(&layout.xattrs.area).map_err(WriteError::Write)?;
         self.pad(layout.xattrs.area.len() as u64)?;
+        let journal = journal.map(|steps| journal::encode(steps, |id| layout.of(id).nid())).unwrap_or_default();
+        self.out.write_all(&journal).map_err(WriteError::Write)?;
 
         let feature = |present: bool, bit: u32| if present { bit } else { 0 };
         let superblock = Superblock {
@@ -208,7 +230,7 @@ impl<W: Write + Seek> ImageWriter<W> {
         };
         write_superblock().map_err(WriteError::Write)?;
         let out = self.out.into_inner().map_err(|error| WriteError::Write(error.into_error()))?;
-        Ok(Written { out, bytes: u64::from(blocks) * BLOCK_SIZE, mapped })
+        Ok(Written { out, bytes: u64::from(blocks) * BLOCK_SIZE + journal.len() as u64, mapped })
     }
 
     /// Places the further devices behind the image.
@@ -310,6 +332,7 @@ impl Metadata<'_> {
                         chunks = first;
                         (data.bytes, u32::from(*bits))
                     }
+                    Blocks::Tail { .. } => return Err(WriteError::Tail(data.bytes)),
                 }
             }
             Content::CharDevice(device) | Content::BlockDevice(device) => (0, encode_device(*device)),
@@ -336,7 +359,7 @@ impl Metadata<'_> {
             uid: attributes.uid,
             gid: attributes.gid,
             time: attributes.mtime,
-            links: self.layout.links[Tree::index(place.id)],
+            links: self.layout.links[Tree::index(place.id)].max(1),
         };
         header.encode(into);
         self.layout.xattrs.encode(&attributes.xattrs, into);

@@ -118,26 +118,36 @@ impl<'a> SharedXattrs<'a> {
     }
 }
 
-/// Reads the area behind an inode; `shared` is the image from its shared attributes on. `None` if it is damaged.
-pub(super) fn decode(mut area: &[u8], shared: &[u8]) -> Option<BTreeMap<XattrName, Vec<u8>>> {
+/// Reads the area behind an inode; `shared` reads so many bytes from a byte of the shared attributes on. `None` if it is damaged.
+pub(super) fn decode<E>(
+    mut area: &[u8],
+    mut shared: impl FnMut(u64, u64) -> Result<Option<Vec<u8>>, E>,
+) -> Result<Option<BTreeMap<XattrName, Vec<u8>>>, E> {
     let mut xattrs = BTreeMap::new();
     if area.is_empty() {
-        return Some(xattrs);
+        return Ok(Some(xattrs));
     }
-    let count = usize::from(*area.get(4)?);
-    let (places, own) = area.get(XATTR_HEADER_SIZE..)?.split_at_checked(count * XATTR_ENTRY_SIZE)?;
+    let count = area.get(4).map(|count| usize::from(*count));
+    let rest = area.get(XATTR_HEADER_SIZE..).zip(count);
+    let Some((places, own)) = rest.and_then(|(rest, count)| rest.split_at_checked(count * XATTR_ENTRY_SIZE)) else {
+        return Ok(None);
+    };
     for place in places.as_chunks::<XATTR_ENTRY_SIZE>().0 {
-        let offset = usize::try_from(u32::from_le_bytes(*place)).ok()?.checked_mul(XATTR_ENTRY_SIZE)?;
-        let (name, value, _) = decode_entry(shared.get(offset..)?)?;
+        let offset = u64::from(u32::from_le_bytes(*place)) * XATTR_ENTRY_SIZE as u64;
+        let Some(head) = shared(offset, XATTR_ENTRY_SIZE as u64)? else { return Ok(None) };
+        let bytes = XATTR_ENTRY_SIZE as u64 + u64::from(head[0]) + get_u16(&head, 2).map_or(0, u64::from);
+        let Some(entry) = shared(offset, bytes)? else { return Ok(None) };
+        let Some((name, value, _)) = decode_entry(&entry) else { return Ok(None) };
         xattrs.insert(name, value);
     }
     area = own;
     while !area.is_empty() {
-        let (name, value, size) = decode_entry(area)?;
+        let Some((name, value, size)) = decode_entry(area) else { return Ok(None) };
         xattrs.insert(name, value);
-        area = area.get(size..)?;
+        let Some(rest) = area.get(size..) else { return Ok(None) };
+        area = rest;
     }
-    Some(xattrs)
+    Ok(Some(xattrs))
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "XattrName and the layout limit both lengths")]
@@ -155,6 +165,8 @@ fn decode_entry(entry: &[u8]) -> Option<(XattrName, Vec<u8>, usize)> {
     let (suffix, prefix, value) = (usize::from(*entry.first()?), *entry.get(1)?, usize::from(get_u16(entry, 2)?));
     let (suffix, rest) = entry.get(XATTR_ENTRY_SIZE..)?.split_at_checked(suffix)?;
     let name = XattrName { prefix, suffix: suffix.into() };
+    // A prefix that is not known, or one that the image itself defines.
+    XattrName::new(&name.to_bytes()).filter(|known| *known == name)?;
     let value = rest.get(..value)?;
     let size = entry_size((&name, value));
     Some((name, value.to_owned(), size))

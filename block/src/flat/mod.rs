@@ -8,15 +8,19 @@
 //! mapped    the next layer's file
 //! ```
 //!
-//! The metadata says what overlayfs would: whiteouts are resolved when it is made. Its files lie where the layers' files do,
+//! The metadata says what unpacking the layers over each other would give: whiteouts and links in the way of names are resolved
+//! when it is made. Its files lie where the layers' files do,
 //! by block numbers that count from the start of it all (`mapped_blkaddr` of the table of devices, Linux 6.4 or later), so
 //! no file's data is read or copied for it, and images share the pages of the layers they have in common.
 
-mod compose;
 mod disk;
+mod fixup;
+mod stack;
+mod unpack;
 
-pub use compose::compose;
 pub use disk::FlatDisk;
+pub use fixup::Fixup;
+pub use unpack::{UnpackError, UnpackProblem, Unpacked, unpack};
 
 use std::path::PathBuf;
 

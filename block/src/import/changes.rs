@@ -1,4 +1,8 @@
-//! Applies archive entries to a tree, the later to what the earlier made.
+//! Applies archive entries to a tree, the later to what the earlier made, and keeps them as the layer's journal.
+//!
+//! The tree is what overlayfs gets. It has each entry where it belongs as far as that can be told from this layer: symbolic links
+//! that the layer has itself are followed, and directories that it does not describe are taken for directories. The journal says
+//! what the archive said, for who knows the layers below.
 
 use std::collections::BTreeMap;
 
@@ -6,23 +10,34 @@ use tracing::debug;
 
 use super::LayerError;
 use crate::archive::{ArchiveError, EntryName, EntryProblem, Limits, Meaning, TarEntry, TarKind, components, meaning};
-use crate::erofs::{Content, Directory, FileData, InodeId, Metadata, Tree, XattrName};
+use crate::erofs::{Change, Content, Directory, FileData, InodeId, Metadata, Step, Tree, XattrName};
+use crate::path::{Followed, Walk};
 
-/// What an inode and its name take in memory beside the name's and the attributes' own bytes.
+/// What an inode, its name and its step of the journal take in memory beside the names' and the attributes' own bytes.
 const INODE_COST: u64 = 256;
 
 /// The tree of a layer while its archive is read.
 #[derive(Debug)]
 pub(super) struct Changes {
     tree: Tree,
+    journal: Vec<Step>,
     limits: Limits,
     entries: u64,
     metadata_bytes: u64,
+    followed: Followed,
+}
+
+/// Where a path leads within the layer.
+enum Place {
+    Directory(InodeId),
+    /// Layers below decide.
+    Unknown,
 }
 
 impl Changes {
     pub fn new(limits: Limits) -> Self {
-        Self { tree: Tree::default(), limits, entries: 0, metadata_bytes: 0 }
+        let (tree, followed) = (Tree::default(), Followed::default());
+        Self { tree, journal: Vec::new(), limits, entries: 0, metadata_bytes: 0, followed }
     }
 
     /// Adds an entry. `data` is asked for where a regular file's data was put; it is not asked for other entries.
@@ -36,76 +51,101 @@ impl Changes {
             return Err(entry.error(EntryProblem::Count(self.limits.entries)).into());
         }
         let link = match &entry.kind {
-            TarKind::Symlink(target) => target.len(),
+            TarKind::Symlink(target) | TarKind::HardLink(target) => target.len(),
             _ => 0,
         };
         let attributes = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-        self.charge(entry, (entry.name.len() + link + attributes) as u64)?;
+        self.charge(entry, (2 * entry.name.len() + link + attributes) as u64)?;
         match meaning(&entry.name).map_err(|problem| entry.error(problem))? {
-            Meaning::Ignored => Ok(()),
+            Meaning::Ignored => {}
             Meaning::Root if entry.kind == TarKind::Directory => {
                 *self.tree.metadata_mut(Tree::ROOT) = self.metadata(entry, self.tree.is_opaque(Tree::ROOT));
-                Ok(())
+                self.note(&[], Change::Put(Tree::ROOT));
             }
-            Meaning::Root => Err(entry.error(EntryProblem::Root).into()),
+            Meaning::Root => return Err(entry.error(EntryProblem::Root).into()),
             Meaning::Opaque { directory } => {
-                let directory = self.directory(entry, &directory)?;
-                self.tree.set_opaque(directory);
-                Ok(())
+                if let Place::Directory(id) = self.walk(entry, &directory, true)? {
+                    self.tree.set_opaque(id);
+                }
+                self.note(&directory, Change::Opaque);
             }
             Meaning::Whiteout { parent, name } => {
-                let parent = self.directory(entry, &parent)?;
-                if let Some(directory) = self.tree.directory_mut(parent) {
+                if let Place::Directory(id) = self.walk(entry, &parent, true)?
+                    && let Some(directory) = self.tree.directory_mut(id)
+                {
                     directory.whiteouts.insert(name.into());
                 }
-                Ok(())
+                self.note(&[&parent[..], &[name]].concat(), Change::Whiteout);
             }
             Meaning::Present { parent, name } => {
-                let parent = self.directory(entry, &parent)?;
-                self.present(entry, parent, name, data)
+                let place = self.walk(entry, &parent, true)?;
+                let change = match &entry.kind {
+                    TarKind::HardLink(target) => self.link(entry, &place, name, target)?,
+                    _ => Change::Put(self.put(entry, &place, name, data)?),
+                };
+                self.note(&[&parent[..], &[name]].concat(), change);
             }
         }
+        Ok(())
     }
 
-    /// The finished tree, whiteouts in overlayfs form.
-    pub fn finish(mut self) -> Tree {
+    /// The finished tree, whiteouts in overlayfs form, and the journal.
+    pub fn finish(mut self) -> (Tree, Vec<Step>) {
         self.tree.resolve_whiteouts();
-        self.tree
+        self.tree.forget_unnamed();
+        (self.tree, self.journal)
     }
 
-    fn present(
+    /// Names what an entry other than a hard link describes.
+    fn put(
         &mut self,
         entry: &TarEntry,
-        parent: InodeId,
+        place: &Place,
         name: &[u8],
         data: impl FnOnce() -> Result<FileData, LayerError>,
-    ) -> Result<(), LayerError> {
-        let earlier = self.tree.directory(parent).and_then(|directory| directory.entries.get(name).copied());
+    ) -> Result<InodeId, LayerError> {
         let content = match &entry.kind {
             TarKind::Directory => {
-                if let Some(id) = earlier.filter(|id| self.tree.directory(*id).is_some()) {
+                if let Some(id) = self.named(place, name).filter(|id| self.tree.directory(*id).is_some()) {
                     *self.tree.metadata_mut(id) = self.metadata(entry, self.tree.is_opaque(id));
-                    return Ok(());
+                    return Ok(id);
                 }
                 Content::Directory(Directory::default())
-            }
-            TarKind::HardLink(target) => {
-                let problem = || entry.error(EntryProblem::HardLink(EntryName::new(target)));
-                let names = components(target).map_err(|_| problem())?;
-                let id = self.tree.lookup(names).filter(|id| self.tree.directory(*id).is_none()).ok_or_else(problem)?;
-                self.name(parent, name, id);
-                return Ok(());
             }
             TarKind::File(_) => Content::File(data()?),
             TarKind::Symlink(target) => Content::Symlink(target.as_slice().into()),
             TarKind::CharDevice(device) => Content::CharDevice(*device),
             TarKind::BlockDevice(device) => Content::BlockDevice(*device),
             TarKind::Fifo => Content::Fifo,
-            TarKind::Socket => Content::Socket,
+            TarKind::Socket | TarKind::HardLink(_) => Content::Socket,
         };
         let id = self.tree.add(self.metadata(entry, false), content);
-        self.name(parent, name, id);
-        Ok(())
+        if let Place::Directory(parent) = place {
+            self.name(*parent, name, id);
+        }
+        Ok(id)
+    }
+
+    /// Gives another name to the file that `target` leads to, where this layer has that.
+    fn link(&mut self, entry: &TarEntry, place: &Place, name: &[u8], target: &[u8]) -> Result<Change, LayerError> {
+        let problem = || entry.error(EntryProblem::HardLink(EntryName::new(target)));
+        let names = components(target).map_err(|_| problem())?;
+        let Some((last, parents)) = names.split_last() else { return Err(problem().into()) };
+        let found = match self.walk(entry, parents, false)? {
+            Place::Directory(parent) => self.tree.directory(parent).and_then(|directory| directory.entries.get(*last)),
+            Place::Unknown => None,
+        };
+        let found = found.copied().filter(|id| self.tree.directory(*id).is_none());
+        match (place, found) {
+            (Place::Directory(parent), Some(id)) => self.name(*parent, name, id),
+            (Place::Directory(parent), None) => {
+                if let Some(directory) = self.tree.directory_mut(*parent) {
+                    directory.entries.remove(name);
+                }
+            }
+            (Place::Unknown, _) => {}
+        }
+        Ok(Change::Link(names.join(&b'/').into()))
     }
 
     /// Counts the memory of an inode with `bytes` bytes of names and attributes.
@@ -117,36 +157,61 @@ impl Changes {
         Ok(())
     }
 
+    fn note(&mut self, path: &[&[u8]], change: Change) {
+        self.journal.push(Step { path: path.join(&b'/').into(), change });
+    }
+
+    fn named(&self, place: &Place, name: &[u8]) -> Option<InodeId> {
+        match place {
+            Place::Directory(parent) => self.tree.directory(*parent)?.entries.get(name).copied(),
+            Place::Unknown => None,
+        }
+    }
+
     fn name(&mut self, parent: InodeId, name: &[u8], id: InodeId) {
         if let Some(directory) = self.tree.directory_mut(parent) {
             directory.entries.insert(name.into(), id);
         }
     }
 
-    /// Follows `names` from the root and makes the directories that are missing. Symbolic links are not followed: where
-    /// they lead depends on layers that are not here.
-    fn directory(&mut self, entry: &TarEntry, names: &[&[u8]]) -> Result<InodeId, ArchiveError> {
-        let mut id = Tree::ROOT;
-        for (depth, name) in names.iter().enumerate() {
-            let not_directory = || {
-                let parent = EntryName::new(&names[..depth].join(&b'/'));
-                entry.error(EntryProblem::ParentNotDirectory(parent))
-            };
-            let directory = self.tree.directory(id).ok_or_else(not_directory)?;
-            id = match directory.entries.get(*name) {
-                Some(id) => *id,
-                None => {
+    /// Follows `names` from the root, through the links of this layer; directories that are missing are made if `make` says so.
+    /// What seems to be wrong with a name here may be right with layers below.
+    fn walk(&mut self, entry: &TarEntry, names: &[&[u8]], make: bool) -> Result<Place, ArchiveError> {
+        let mut walk = Walk::new(names);
+        let mut ids = vec![Tree::ROOT];
+        while let Some(name) = walk.next() {
+            let id = ids.last().copied().unwrap_or(Tree::ROOT);
+            if *name == *b".." {
+                // Nor is it known what is above a directory that may be a link below.
+                if ids.len() > 1 && self.tree.metadata(id).implied {
+                    return Ok(Place::Unknown);
+                }
+                ids.truncate(ids.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let child = self.tree.directory(id).and_then(|directory| directory.entries.get(&*name).copied());
+            match child {
+                Some(child) if self.tree.directory(child).is_some() => ids.push(child),
+                Some(child) => {
+                    let Content::Symlink(target) = self.tree.content(child) else { return Ok(Place::Unknown) };
+                    let is_absolute = target.starts_with(b"/");
+                    if walk.follow(target, &mut self.followed).is_err() {
+                        return Ok(Place::Unknown);
+                    }
+                    if is_absolute {
+                        ids.truncate(1);
+                    }
+                }
+                None if make => {
                     self.charge(entry, name.len() as u64)?;
                     let child = self.tree.add(Tree::implied(), Content::Directory(Directory::default()));
-                    self.name(id, name, child);
-                    child
+                    self.name(id, &name, child);
+                    ids.push(child);
                 }
-            };
+                None => return Ok(Place::Unknown),
+            }
         }
-        match self.tree.directory(id) {
-            Some(_) => Ok(id),
-            None => Err(entry.error(EntryProblem::ParentNotDirectory(EntryName::new(&names.join(&b'/'))))),
-        }
+        Ok(ids.last().map_or(Place::Unknown, |id| Place::Directory(*id)))
     }
 
     fn metadata(&self, entry: &TarEntry, opaque: bool) -> Metadata {

@@ -1,14 +1,14 @@
 //! One layer from its blob to its image.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read};
 
-use super::LayerError;
 use super::changes::Changes;
+use super::{LayerError, native};
 use crate::archive::{ArchiveError, Bounded, Counted, EntryName, Limits, TarKind, TarStream};
 use crate::compression::unpack;
 use crate::digest::LayerDigest;
-use crate::erofs::{ImageWriter, Tree, WriteError};
+use crate::erofs::{Change, ImageWriter, Step, Tree, WriteError};
 use crate::oci::{BlobError, Digests, HashingReader};
 
 /// What came of importing a layer.
@@ -20,6 +20,8 @@ pub struct ImportedLayer {
     pub bytes: u64,
     /// The layer hides everything below it.
     pub opaque_root: bool,
+    /// The layer was an EROFS image already.
+    pub native: bool,
 }
 
 /// Reads a layer's blob, plain or compressed, and writes its EROFS image to the empty file `image`. What is known of its
@@ -51,11 +53,22 @@ fn convert(blob: &mut dyn Read, digests: Digests, limits: Limits, image: &File) 
     let (blob, packed) = Counted::new(blob);
     let (_, plain) = unpack(blob).map_err(|source| ArchiveError::Read { offset: 0, entry: None, source })?;
     let mut plain = HashingReader::new(Bounded::new(plain, limits, packed));
+    let mut prefix = Vec::with_capacity(native::PREFIX);
+    let read = (&mut plain).take(native::PREFIX as u64).read_to_end(&mut prefix);
+    read.map_err(|source| ArchiveError::Read { offset: 0, entry: None, source })?;
+    let is_native = native::is_native(&prefix);
+    let mut whole = Cursor::new(prefix).chain(&mut plain);
+    if is_native {
+        let bytes = native::take(&mut whole, image, limits)?;
+        let diff_id = plain.finish().map_err(LayerError::DiffId)?;
+        BlobError::check(digests.diff_id, diff_id).map_err(LayerError::DiffId)?;
+        return Ok(ImportedLayer { diff_id, bytes, opaque_root: false, native: true });
+    }
     // Reads of single headers would otherwise all reach the decompressor.
-    let mut archive = TarStream::new(BufReader::with_capacity(128 << 10, &mut plain));
+    let mut archive = TarStream::new(BufReader::with_capacity(128 << 10, &mut whole));
     let writer = ImageWriter::new(image).map_err(|source| LayerError::Write { entry: None, source })?;
     let mut writer = writer.limit(limits.unpacked_bytes);
-    let tree = read_archive(&mut archive, &mut writer, limits)?;
+    let (tree, journal) = read_archive(&mut archive, &mut writer, limits)?;
     // What follows the archive's end belongs to the layer's digest too.
     let offset = archive.offset();
     drop(archive);
@@ -65,18 +78,25 @@ fn convert(blob: &mut dyn Read, digests: Digests, limits: Limits, image: &File) 
     }?;
     BlobError::check(digests.diff_id, diff_id).map_err(LayerError::DiffId)?;
 
-    let opaque_root = tree.is_opaque(Tree::ROOT);
+    let opaque_root = is_opaque(&journal);
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&diff_id.as_bytes()[..16]);
-    let written = writer.finish(&tree, uuid).map_err(|source| LayerError::Write { entry: None, source })?;
-    Ok(ImportedLayer { diff_id, bytes: written.bytes, opaque_root })
+    let written = writer.finish_layer(&tree, &journal, uuid);
+    let written = written.map_err(|source| LayerError::Write { entry: None, source })?;
+    Ok(ImportedLayer { diff_id, bytes: written.bytes, opaque_root, native: false })
+}
+
+/// Whether all that is below the layer is hidden before anything can depend on it.
+fn is_opaque(journal: &[Step]) -> bool {
+    let first = journal.iter().find(|step| step.change != Change::Put(Tree::ROOT));
+    first.is_some_and(|step| step.path.is_empty() && step.change == Change::Opaque)
 }
 
 fn read_archive<R: Read>(
     archive: &mut TarStream<R>,
     writer: &mut ImageWriter<&File>,
     limits: Limits,
-) -> Result<Tree, LayerError> {
+) -> Result<(Tree, Vec<Step>), LayerError> {
     let mut changes = Changes::new(limits);
     while let Some(entry) = archive.next()? {
         changes.apply(&entry, || {

@@ -3,8 +3,13 @@
 
 mod changes;
 mod layer;
+mod native;
 
 pub use layer::{ImportedLayer, import_layer};
+pub use native::NativeProblem;
+pub(crate) use native::inlined;
+#[cfg(test)]
+pub(crate) use native::tests::image as native_image;
 
 use crate::archive::{ArchiveError, EntryName};
 use crate::erofs::WriteError;
@@ -22,6 +27,9 @@ pub enum LayerError {
     /// The archive is damaged, or has an entry that can't be taken over.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The layer is an EROFS image, but not one that can be a layer.
+    #[error("the layer is an EROFS image that can't be taken as it is")]
+    Native(#[from] NativeProblem),
     /// The image could not be written.
     #[error("cannot write the image{}", .entry.as_ref().map(|name| format!(" from entry `{name}` on")).unwrap_or_default())]
     Write {

@@ -1,6 +1,5 @@
 //! Flat images of the store: made when they are asked for, and kept.
 
-use std::fs::File;
 use std::io::Seek as _;
 use std::path::PathBuf;
 
@@ -10,30 +9,15 @@ use tracing::info;
 
 use super::files::{io_error, open_or_create_dir, publish, write_atomically};
 use super::record::{self, Image};
+use super::unpack::UnpackedLayers;
 use super::{Layer, Store, StoreError, file_digest, verity};
 use crate::digest::LayerDigest;
-use crate::erofs::{BLOCK_SIZE, ExtraDevice, ImageWriter, ReadError, Tree, WriteError, read_tree};
-use crate::flat::{FlatImage, compose};
+use crate::erofs::{BLOCK_SIZE, ExtraDevice, ImageWriter};
+use crate::flat::FlatImage;
+use crate::import::inlined;
 
 /// Changes where the same layers would give other metadata.
-const VERSION: &str = "bellows flat image 1";
-
-/// Why a flat image could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum FlatError {
-    /// A layer's metadata is damaged.
-    #[error("the layer `{path}` can't be read")]
-    Layer {
-        /// Its file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ReadError,
-    },
-    /// The metadata could not be written.
-    #[error("its metadata can't be written")]
-    Write(#[from] WriteError),
-}
+const VERSION: &str = "bellows flat image 2";
 
 /// What the store remembers of a flat image.
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -54,12 +38,12 @@ impl Store {
     /// A layer is missing or damaged, or the store can't be written.
     pub fn flat(&self, image: &Image) -> Result<FlatImage, StoreError> {
         let digest = flat_digest(image);
-        let layers = self.layers(image)?;
+        let layers = self.distinct_layers(image)?;
         let record = match self.stored_flat(&digest, layers.len())? {
             Some(record) => record,
             None => {
                 let _lock = self.lock_for_import()?;
-                self.make_flat(&digest, &layers)?
+                self.make_flat(&digest, image, &layers)?
             }
         };
         let starts = record.mapped.into_iter().map(|block| u64::from(block) * BLOCK_SIZE);
@@ -74,15 +58,15 @@ impl Store {
         Ok(record.filter(|r| r.mapped.len() == layers && file.is_ok_and(|metadata| metadata.len() == r.bytes)))
     }
 
-    fn make_flat(&self, digest: &LayerDigest, layers: &[Layer]) -> Result<FlatRecord, StoreError> {
+    fn make_flat(&self, digest: &LayerDigest, image: &Image, layers: &[Layer]) -> Result<FlatRecord, StoreError> {
         let folder = self.root.join("flat");
         open_or_create_dir(&folder)?;
         let error = |source| StoreError::Flat { digest: *digest, source };
-        let trees = layers.iter().zip(1..).map(|(layer, device)| {
-            let file = File::open(&layer.path).map_err(io_error("open", &layer.path))?;
-            read_tree(&file, device).map_err(|source| error(FlatError::Layer { path: layer.path.clone(), source }))
-        });
-        let trees: Vec<Tree> = trees.collect::<Result<_, _>>()?;
+        let UnpackedLayers { trees, unpacked } = self.unpack(image, layers)?;
+        let inlined = layers.iter().zip(&trees).find(|(_, layer)| inlined(&layer.tree).is_some());
+        if let Some((layer, _)) = inlined {
+            return Err(StoreError::NotFlat { layer: layer.digest });
+        }
         let device = |layer: &Layer| {
             let mut tag = [0; 64];
             tag.copy_from_slice(layer.digest.hex().as_bytes());
@@ -94,8 +78,8 @@ impl Store {
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&digest.as_bytes()[..16]);
         let written = ImageWriter::with_devices(file.as_file(), layers.iter().map(device).collect())
-            .and_then(|writer| writer.finish(&compose(&trees), uuid))
-            .map_err(|source| error(source.into()))?;
+            .and_then(|writer| writer.finish(&unpacked.tree, uuid))
+            .map_err(error)?;
         let (bytes, mapped) = (written.bytes, written.mapped);
         let handle = file.as_file_mut();
         let sha256 = handle.rewind().and_then(|()| file_digest(handle)).map_err(io_error("read", file.path()))?;

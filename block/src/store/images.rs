@@ -10,6 +10,7 @@ use tracing::info;
 use super::files::{io_error, open_lock, remove};
 use super::flat::flat_digest;
 use super::record::{Image, ImageName};
+use super::stack::stack_digest;
 use super::{Store, StoreError};
 use crate::digest::LayerDigest;
 
@@ -94,7 +95,9 @@ impl Store {
         }
         self.remove_leftovers()?;
         let images = self.images()?;
-        let needed: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
+        let stacks: BTreeSet<_> = images.iter().map(|named| stack_digest(&named.image)).collect();
+        let layers = images.iter().flat_map(|named| &named.image.layers).chain(&stacks);
+        let needed: BTreeSet<_> = layers.copied().collect();
         let mut collected = Collected::default();
         for layer in digests(&self.root.join("layers"))?.difference(&needed) {
             match remove_unused(&self.layer_path(layer), &self.record_path(layer))? {
@@ -107,19 +110,24 @@ impl Store {
             }
         }
         let needed: BTreeSet<_> = images.iter().map(|named| flat_digest(&named.image)).collect();
-        let flat = self.root.join("flat");
-        let flat = if flat.exists() { digests(&flat)? } else { BTreeSet::new() };
-        for image in flat.difference(&needed) {
+        for image in self.digests_in("flat")?.difference(&needed) {
             // Who uses it uses its layers, and is counted there.
             collected.bytes += remove_unused(&self.flat_path(image), &self.flat_record_path(image))?.unwrap_or(0);
         }
         let needed: BTreeSet<_> = images.iter().map(|named| named.image.digest).collect();
-        let profiles = self.root.join("profiles");
-        let profiles = if profiles.exists() { digests(&profiles)? } else { BTreeSet::new() };
-        for image in profiles.difference(&needed) {
+        for image in self.digests_in("profiles")?.difference(&needed) {
             remove(&self.profile_path(image))?;
         }
+        for stack in self.digests_in("stacks")?.difference(&stacks) {
+            remove(&self.stack_path(stack))?;
+        }
         Ok(collected)
+    }
+
+    /// What the files are called by in a folder that need not be there.
+    fn digests_in(&self, folder: &str) -> Result<BTreeSet<LayerDigest>, StoreError> {
+        let folder = self.root.join(folder);
+        if folder.exists() { digests(&folder) } else { Ok(BTreeSet::new()) }
     }
 }
 

@@ -18,7 +18,7 @@ use super::{Store, StoreError, file_digest, verity};
 use crate::archive::{FileId, Limits};
 use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
-use crate::import::import_layer;
+use crate::import::{ImportedLayer, import_layer};
 use crate::oci::{ImageSource, SourceImage, SourceLayer};
 
 /// How an import goes about it.
@@ -107,6 +107,9 @@ impl Store {
             LayerDigest::of(text.join("\n").as_bytes())
         });
         let stored = Image { digest, layers, config: image.config.clone() };
+        // What can't be put together is no image; what has to be made for it is there when it runs.
+        let layers = self.distinct_layers(&stored)?;
+        self.make_stack(&stored, &layers, &self.unpack(&stored, &layers)?)?;
         for name in [Some(&ImageName::from(&digest)), name].into_iter().flatten() {
             let path = self.image_path(name);
             write_atomically(&self.tmp(), &path, &record::encode(&path, &stored)?)?;
@@ -195,7 +198,8 @@ impl Store {
         let file = image.as_file_mut();
         let sha256 = file.rewind().and_then(|()| file_digest(file)).map_err(io_error("read", image.path()))?;
         publish(image, &self.layer_path(&digest), verity::enable)?;
-        let record = LayerRecord { bytes: imported.bytes, sha256, opaque_root: imported.opaque_root };
+        let ImportedLayer { bytes, opaque_root, native, .. } = imported;
+        let record = LayerRecord { bytes, sha256, opaque_root, native };
         let path = self.record_path(&digest);
         write_atomically(&tmp, &path, &record::encode(&path, &record)?)?;
         info!(layer = %digest, bytes = record.bytes, "imported a layer");

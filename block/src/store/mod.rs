@@ -3,11 +3,13 @@
 //! ```text
 //! format                  "bellows layer store 1"
 //! lock                    held shared by imports, alone by who removes
-//! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id)
+//! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id), or a stack's fix-up
 //! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
 //! images/<name>.json      an image's layers and how to run it
 //! flat/<hex>.erofs        metadata of a flat image, named by a digest of its layers' digests; made again where it is missing
 //! flat/<hex>.json         its record
+//! stacks/<hex>.json       whether the layers of an image, stacked, need a fix-up on top, which is a layer of that name; made again
+//!                         where it is missing
 //! profiles/<hex>.json     the pages that a run of an image read, named by the image's digest; nothing needs it
 //! tmp/                    what imports are writing
 //! ```
@@ -23,6 +25,8 @@ mod images;
 mod import;
 mod profile;
 mod record;
+mod stack;
+mod unpack;
 mod verity;
 
 use std::fs::{self, File};
@@ -32,15 +36,17 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::LayerDigest;
+use crate::erofs::{ReadError, WriteError};
+use crate::flat::UnpackError;
 use crate::import::LayerError;
 use crate::oci::OciError;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
-pub use flat::FlatError;
 pub use images::{Collected, NamedImage};
 pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
 pub use record::{Image, ImageName, ParseImageNameError};
+pub use stack::Stack;
 
 const FORMAT: &str = "bellows layer store 1\n";
 
@@ -123,14 +129,56 @@ pub enum StoreError {
     /// The image's documents are wrong.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A layer's metadata is damaged.
+    #[error("layer {digest}: `{path}` can't be read")]
+    Tree {
+        /// The layer.
+        digest: LayerDigest,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ReadError,
+    },
+    /// The image's layers can't be unpacked over each other.
+    #[error("layer {digest}, {number} of {layers} from below")]
+    Unpack {
+        /// The layer.
+        digest: LayerDigest,
+        /// Which it is, from 1.
+        number: usize,
+        /// How many the image has.
+        layers: usize,
+        /// What is wrong with it.
+        #[source]
+        source: UnpackError,
+    },
+    /// A layer that came as an EROFS image and has what only a mount of its own can show.
+    #[error(
+        "layer {layer} came as an EROFS image with ends of files in its metadata (`mkfs.erofs -Enoinline_data` leaves them out): \
+         the image has no flat shape, only `layers`"
+    )]
+    NotFlat {
+        /// The layer.
+        layer: LayerDigest,
+    },
     /// A flat image could not be made.
-    #[error("cannot make the flat image {digest}")]
+    #[error("cannot write the flat image {digest}")]
     Flat {
         /// What it would be known by.
         digest: LayerDigest,
         /// What is wrong.
         #[source]
-        source: FlatError,
+        source: WriteError,
+    },
+    /// A stack's fix-up could not be made.
+    #[error("cannot write the fix-up {digest}")]
+    Fixup {
+        /// What it would be known by.
+        digest: LayerDigest,
+        /// What is wrong.
+        #[source]
+        source: WriteError,
     },
     /// Somebody else works on the store.
     #[error("an import to the layer store `{path}` is running")]
@@ -211,7 +259,10 @@ impl Store {
         for entry in fs::read_dir(&store.root).map_err(io_error("list", &store.root))? {
             let name = entry.map_err(io_error("list", &store.root))?.file_name();
             // Another process may be making the same store, or was interrupted when it did.
-            if !["layers", "images", "flat", "profiles", "tmp", "lock", "format"].iter().any(|known| name == *known) {
+            if !["layers", "images", "flat", "stacks", "profiles", "tmp", "lock", "format"]
+                .iter()
+                .any(|known| name == *known)
+            {
                 return Err(StoreError::NotAStore { path: store.root });
             }
         }

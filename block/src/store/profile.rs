@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::files::{io_error, open_or_create_dir, write_atomically};
 use super::flat::flat_digest;
 use super::record::{self, Image};
+use super::stack::stack_digest;
 use super::{Store, StoreError};
 use crate::digest::LayerDigest;
 use crate::profile::Profile;
@@ -37,8 +38,8 @@ impl Store {
             found => found.map_err(io_error("open", &path))?,
         };
         let Some(profile) = record::read::<Profile>(&path)? else { return Ok(None) };
-        let flat = flat_digest(image);
-        let stranger = profile.files().find(|file| **file != flat && !image.layers.contains(file));
+        let made = [flat_digest(image), stack_digest(image)];
+        let stranger = profile.files().find(|file| !made.contains(file) && !image.layers.contains(file));
         if let Some(file) = stranger {
             return Err(wrong(format!("knows {file}, which is none of the image's files")));
         }
@@ -52,7 +53,7 @@ impl Store {
     pub fn keep_profile(&self, image: &Image, profile: &Profile) -> Result<(), StoreError> {
         let path = self.profile_path(&image.digest);
         let mut kept = Profile::default();
-        for digest in image.layers.iter().chain([&flat_digest(image)]) {
+        for digest in image.layers.iter().chain([&flat_digest(image), &stack_digest(image)]) {
             kept.insert(*digest, profile.pages(digest).cloned().unwrap_or_default());
         }
         let record = serde_json::to_vec(&kept).map_err(|source| StoreError::Record { path: path.clone(), source })?;

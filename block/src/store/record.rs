@@ -24,6 +24,9 @@ pub(super) struct LayerRecord {
     pub sha256: LayerDigest,
     /// The layer hides everything below it, which overlayfs has no mark for.
     pub opaque_root: bool,
+    /// The layer came as an EROFS image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub native: bool,
 }
 
 /// An image in the store.

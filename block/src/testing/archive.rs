@@ -10,20 +10,30 @@ pub struct Archive {
 /// An entry's attributes, to be changed before it is added.
 #[derive(Clone)]
 pub struct Entry {
+    /// Its name.
     pub name: Vec<u8>,
+    /// Its type.
     pub kind: EntryType,
+    /// Target of a link.
     pub link: Vec<u8>,
+    /// Data of a file.
     pub data: Vec<u8>,
+    /// Permissions.
     pub mode: u32,
+    /// Owner.
     pub uid: u64,
+    /// Group.
     pub gid: u64,
+    /// Seconds since 1970.
     pub mtime: u64,
+    /// Major and minor number of a device.
     pub device: (u32, u32),
     /// PAX records that precede the entry.
     pub pax: Vec<(String, Vec<u8>)>,
 }
 
 impl Entry {
+    /// One of this type with the usual attributes.
     pub fn new(name: impl AsRef<[u8]>, kind: EntryType) -> Self {
         Self {
             name: name.as_ref().to_vec(),
@@ -39,27 +49,38 @@ impl Entry {
         }
     }
 
+    /// With a PAX record before it.
     pub fn pax(mut self, keyword: &str, value: impl AsRef<[u8]>) -> Self {
         self.pax.push((keyword.to_owned(), value.as_ref().to_vec()));
         self
     }
 
+    /// With other permissions.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
     }
 
+    /// With another owner and group.
     pub fn owner(mut self, uid: u64, gid: u64) -> Self {
         (self.uid, self.gid) = (uid, gid);
         self
     }
 }
 
+impl Default for Archive {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Archive {
+    /// One without entries.
     pub fn new() -> Self {
         Self { builder: Builder::new(Vec::new()) }
     }
 
+    /// Adds an entry.
     pub fn add(mut self, entry: Entry) -> Self {
         if !entry.pax.is_empty() {
             let records: Vec<_> =
@@ -83,29 +104,35 @@ impl Archive {
         self
     }
 
+    /// Adds a regular file.
     pub fn file(self, name: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Self {
         let data = data.as_ref().to_vec();
         self.add(Entry { data, ..Entry::new(name, EntryType::Regular) })
     }
 
+    /// Adds a directory.
     pub fn directory(self, name: impl AsRef<[u8]>) -> Self {
         self.add(Entry::new(name, EntryType::Directory))
     }
 
+    /// Adds a symbolic link.
     pub fn symlink(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         let link = target.as_ref().to_vec();
         self.add(Entry { link, mode: 0o777, ..Entry::new(name, EntryType::Symlink) })
     }
 
+    /// Adds a hard link.
     pub fn hard_link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         let link = target.as_ref().to_vec();
         self.add(Entry { link, ..Entry::new(name, EntryType::Link) })
     }
 
+    /// Adds a device.
     pub fn device(self, name: impl AsRef<[u8]>, kind: EntryType, major: u32, minor: u32) -> Self {
         self.add(Entry { device: (major, minor), ..Entry::new(name, kind) })
     }
 
+    /// The archive's bytes.
     pub fn finish(self) -> Vec<u8> {
         self.builder.into_inner().unwrap()
     }

@@ -3,7 +3,6 @@
 // Whatever goes wrong in here is to fail the test that uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[cfg(test)]
 mod archive;
 #[cfg(test)]
 mod independent;
@@ -12,8 +11,7 @@ mod layout;
 mod registry;
 mod snapshot;
 
-#[cfg(test)]
-pub(crate) use archive::{Archive, Entry};
+pub use archive::{Archive, Entry};
 #[cfg(test)]
 pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};

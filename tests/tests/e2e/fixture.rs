@@ -40,7 +40,7 @@ pub fn demo_store() -> Store {
 
 /// An image of a store as the image that instances run.
 pub fn config_of(store: &Store, image: &Image) -> ImageConfig {
-    ImageConfig::flat(image_id(), &store.flat(image).unwrap())
+    ImageConfig::flat(image_id(), &store.flat(image).unwrap()).fixup(store.stack(image).unwrap().fixup.as_ref())
 }
 
 /// A VM to be.

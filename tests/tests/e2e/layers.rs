@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bellows_block::oci::{OciLayout, Platform, SourceLayer};
-use bellows_block::testing::{Compression, LayoutBuilder, Node, snapshot};
+use bellows_block::testing::{Archive, Compression, LayoutBuilder, Node, snapshot};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 use flate2::read::GzDecoder;
@@ -99,14 +99,15 @@ pub fn line(name: &[u8], node: &Node) -> String {
     )
 }
 
-/// Twelve layers: every file is in the guest what it is where the same archives are unpacked, however they come.
+/// Fourteen layers: every file is in the guest what it is where the same archives are unpacked, however they come.
 #[test]
 fn the_guest_sees_the_files_that_unpacking_gives() {
     let directory = scratch();
     let demo_archives = layout_archives(&artefact("BELLOWS_IMAGE"), directory.path());
-    let archives = [demo_archives, made_archives(directory.path())].concat();
+    let archives = [demo_archives, made_archives(directory.path()), linked_archives(directory.path())].concat();
     let imported = import(directory.path(), &archives);
-    assert_eq!(imported.image.layers.len(), 12);
+    let fixup = imported.config().fixup.is_some();
+    assert_eq!((imported.image.layers.len(), fixup), (14, true));
     let unpacked = directory.path().join("unpacked");
     fs::create_dir(&unpacked).unwrap();
     for archive in &archives {
@@ -127,12 +128,12 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
     let guest = Guest::old().image(imported.config()).boot();
     assert!(guest.kernel.starts_with("6.1."), "{}", guest.kernel);
     let images = guest.vm.images();
-    assert_eq!((images[0].shape, images[0].disks.len(), guest.vm.disks().len()), (Shape::Layers, 12, 12));
+    assert_eq!((images[0].shape, images[0].disks.len(), guest.vm.disks().len()), (Shape::Layers, 15, 15));
     compare(&guest, &expected, &format!("layers in Linux {}", guest.kernel));
     let asked_for = ImageConfig { id: "asked-for".parse().unwrap(), ..imported.config() }.shape(Shape::Flat);
     let error = guest.vm.attach_image(&asked_for, PATIENCE).unwrap_err().to_string();
     assert!(error.contains("image asked-for can't be flat") && error.contains(&guest.kernel), "{error}");
-    assert_eq!(guest.vm.disks().len(), 12);
+    assert_eq!(guest.vm.disks().len(), 15);
     guest.shutdown();
 }
 
@@ -454,6 +455,23 @@ fn made_archives(directory: &Path) -> Vec<PathBuf> {
             archive
         })
         .collect()
+}
+
+/// A layer with a link and one whose names lead through it.
+fn linked_archives(directory: &Path) -> Vec<PathBuf> {
+    let through = Archive::new()
+        .directory("t/")
+        .file("t/way/through", vec![b'x'; 10_000])
+        .file("t/way/.wh.block", "")
+        .hard_link("t/again", "t/way/more")
+        .directory("t/a/");
+    let archives = [Archive::new().directory("t/").symlink("t/way", "../t/a"), through];
+    let write = |(name, archive): (&str, Archive)| {
+        let path = directory.join(name);
+        fs::write(&path, archive.finish()).unwrap();
+        path
+    };
+    ["link.tar", "through.tar"].into_iter().zip(archives).map(write).collect()
 }
 
 fn set_xattrs(root: &Path) {

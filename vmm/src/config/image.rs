@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use bellows_block::{FlatImage, Layer, LayerDigest, Profile};
+use bellows_block::{FlatImage, Layer, LayerDigest, Profile, Stack};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,10 @@ pub struct ImageConfig {
     pub id: ImageId,
     /// Its layers, lowest first.
     pub layers: Vec<LayerConfig>,
+    /// What goes on top of the layers in the shape `layers`, and is no part of `flat`, so that they show what unpacking them gives
+    /// ([`bellows_block::Stack::fixup`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixup: Option<LayerConfig>,
     /// Metadata of all layers as one file system, which the shape `flat` needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flat: Option<FlatConfig>,
@@ -96,6 +100,7 @@ impl ImageConfig {
         Self {
             id,
             layers: layers.into_iter().map(Into::into).collect(),
+            fixup: None,
             flat: None,
             shape: None,
             transport: Transport::Blk,
@@ -113,6 +118,19 @@ impl ImageConfig {
             starts: image.layers.iter().map(|(start, _)| *start).collect(),
         };
         Self { flat: Some(flat), ..Self::new(id, image.layers.iter().map(|(_, layer)| layer)) }
+    }
+
+    /// An image of the store that has only the shape `layers`.
+    #[must_use]
+    pub fn stacked(id: ImageId, stack: &Stack) -> Self {
+        Self::new(id, &stack.layers).fixup(stack.fixup.as_ref())
+    }
+
+    /// The same with a fix-up for the shape `layers`.
+    #[must_use]
+    pub fn fixup(mut self, fixup: Option<&Layer>) -> Self {
+        self.fixup = fixup.map(LayerConfig::from);
+        self
     }
 
     /// The same in a shape of the caller's choice.
@@ -141,10 +159,15 @@ impl ImageConfig {
         self.shape.unwrap_or(if self.flat.is_some() { Shape::Flat } else { Shape::Layers })
     }
 
+    /// What is stacked in the shape `layers`, lowest first.
+    pub(crate) fn stack(&self) -> impl Iterator<Item = &LayerConfig> + Clone {
+        self.layers.iter().chain(&self.fixup)
+    }
+
     /// How many disks it is in its first shape.
     pub(crate) fn disks(&self) -> usize {
         match self.first_shape() {
-            Shape::Layers => self.layers.len(),
+            Shape::Layers => self.stack().count(),
             Shape::Flat => 1,
         }
     }
@@ -163,12 +186,26 @@ impl ImageConfig {
         if !(1..=most).contains(&self.layers.len()) {
             return Err(error(layers, count(self.layers.len()), format!("1 to {most}")));
         }
+        if let (Some(fixup), Shape::Layers) = (&self.fixup, self.first_shape())
+            && self.stack().count() > MAX_LAYERS
+        {
+            let value = format!("`{}` on top of {}", fixup.digest, count(self.layers.len()));
+            let expected = format!("at most {} layers below it, or the shape `flat`", MAX_LAYERS - 1);
+            return Err(error(format!("{field}.fixup"), value, expected));
+        }
         let mut digests = HashMap::new();
         for (index, layer) in self.layers.iter().enumerate() {
             check_path(&format!("{layers}[{index}].path"), &layer.path)?;
             if let Some(other) = digests.insert(layer.digest, index) {
                 let expected = format!("another digest than that of `{layers}[{other}]`");
                 return Err(error(format!("{layers}[{index}].digest"), format!("`{}`", layer.digest), expected));
+            }
+        }
+        if let Some(fixup) = &self.fixup {
+            check_path(&format!("{field}.fixup.path"), &fixup.path)?;
+            if let Some(other) = digests.get(&fixup.digest) {
+                let expected = format!("another digest than that of `{layers}[{other}]`");
+                return Err(error(format!("{field}.fixup.digest"), format!("`{}`", fixup.digest), expected));
             }
         }
         match (&self.flat, self.shape) {

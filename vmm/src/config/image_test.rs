@@ -17,6 +17,23 @@ fn image() -> ImageConfig {
     ImageConfig { flat: Some(flat), ..ImageConfig::new("python".parse().unwrap(), layers) }
 }
 
+/// Layers with a fix-up on top.
+fn stacked(id: ImageId, layers: usize) -> ImageConfig {
+    let below = (0..layers).map(|number| layer(&number.to_string(), 4096));
+    ImageConfig { fixup: Some(layer("fixup", 4096)), ..ImageConfig::new(id, below) }
+}
+
+#[test]
+fn a_fixup_is_on_top_of_layers_and_no_part_of_a_flat_image() {
+    let stacked = stacked("x".parse().unwrap(), 127);
+    stacked.check("i").unwrap();
+    assert_eq!((stacked.disks(), stacked.stack().last()), (128, stacked.fixup.as_ref()));
+    let both = ImageConfig { fixup: Some(layer("fixup", 4096)), ..image() };
+    both.check("i").unwrap();
+    assert_eq!((both.disks(), both.flat_image().unwrap().layers.len()), (1, 3));
+    assert_eq!(serde_json::from_value::<ImageConfig>(serde_json::to_value(&both).unwrap()).unwrap(), both);
+}
+
 #[test]
 fn an_image_survives_json() {
     let profile = serde_json::json!({ LayerDigest::of(b"a").to_string(): [[0, 1], [7, 2]] });
@@ -65,6 +82,9 @@ fn bad_values_are_named() {
         (|i| i.layers.clear(), "i.layers", "0 entries"),
         (|i| i.layers = vec![layer("a", 1); 1025], "i.layers", "1025 entries"),
         (|i| *i = ImageConfig::new(i.id.clone(), vec![layer("a", 1); 129]), "i.layers", "129 entries"),
+        (|i| *i = stacked(i.id.clone(), 128), "i.fixup", "on top of 128 entries"),
+        (|i| i.fixup = Some(layer("", 1)), "i.fixup.path", "empty"),
+        (|i| i.fixup = Some(layer("a", 1)), "i.fixup.digest", "sha256:"),
         (|i| i.layers[1].path = "".into(), "i.layers[1].path", "empty"),
         (|i| i.layers[2].digest = LayerDigest::of(b"a"), "i.layers[2].digest", "sha256:"),
         (|i| (i.flat, i.shape) = (None, Some(Shape::Flat)), "i.shape", "flat"),
