@@ -83,6 +83,9 @@ pub struct RunArgs {
     /// Window of a partition; the first one holds the instance, which otherwise runs in base memory
     #[arg(long = "partition", value_name = "SIZE")]
     pub partitions: Vec<ByteSize>,
+    /// What the command may have of base memory, such as 64M; all that instances can have where it is left out
+    #[arg(long, value_name = "SIZE")]
+    pub base_limit: Option<ByteSize>,
     /// What to do with the image's profile in the store, the pages of its layers that an earlier run read
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     pub profile: ProfileUse,

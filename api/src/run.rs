@@ -12,8 +12,8 @@ use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::machine::ExitCounts;
 use bellows_vmm::{
     DiscardReport, ExitStatus, Forwarding, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig,
-    PartitionId, PartitionMode, PlugReport, Shape, Stdio, StreamName, Transport, UnplugReport, Vm, VmBuilder, VmConfig,
-    VmEnd,
+    OomLimit, PartitionId, PartitionMode, PlugReport, Shape, Stdio, StreamName, Transport, UnplugReport, Vm, VmBuilder,
+    VmConfig, VmEnd,
 };
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -31,7 +31,10 @@ use crate::terminal::{self, Raw, Resizes};
 #[derive(Debug, Serialize)]
 struct RunReport {
     exit_code: u8,
+    /// The kernel killed the command, or a process of it, for lack of memory.
     oom_killed: bool,
+    /// Which limit it had met then.
+    oom_limit: Option<OomLimit>,
     guest_kernel: String,
     partition_mode: PartitionMode,
     /// How the layers of the image were put together.
@@ -174,13 +177,17 @@ fn in_vm(
     let vm = interrupts.boot(VmBuilder::from(config))?;
     let guest = vm.wait_ready(limit)?;
     let boot = start.elapsed();
-    let Some(Function { spec, profile }) = function else {
+    let Some(Function { mut spec, profile }) = function else {
         if args.json {
             print_json(&ReadyReport::new(guest, boot, &vm))?;
         }
         // Without an image the VM runs until it ends by itself.
         return end(vm.wait());
     };
+    if vm.config().base_limit.is_none() {
+        // It is alone.
+        spec.base_limit = spec.base_limit.or(Some(guest.instances_base));
+    }
     let image = vm.mount_image(&spec.image, limit)?;
     let plug = match (spec.partition, window) {
         (Some(partition), Some(window)) => Some((partition, vm.plug(partition, window, limit)?)),
@@ -207,6 +214,7 @@ fn in_vm(
             let report = RunReport {
                 exit_code: status.code,
                 oom_killed: status.oom_killed,
+                oom_limit: status.oom_limit,
                 guest_kernel: guest.kernel_release,
                 partition_mode: guest.partition_mode,
                 shape: image.shape,
@@ -218,8 +226,8 @@ fn in_vm(
                 partition,
             };
             print_json(&report)?;
-        } else if status.oom_killed {
-            say("the kernel killed a process of the instance for lack of memory");
+        } else if let Some(limit) = status.oom_limit {
+            say(format_args!("the guest's kernel killed the command for lack of memory: {limit}"));
         }
         match vm.shutdown(limit) {
             VmEnd::PoweredOff | VmEnd::Reset => Ok(()),
@@ -441,6 +449,7 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     spec.process.cwd = args.cwd.clone().unwrap_or(defaults.working_dir);
     spec.process.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
     spec.process.stdio = terminal::stdio(args.interactive, args.tty)?;
+    spec.base_limit = args.base_limit;
     if !config.partitions.is_empty() {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
     }

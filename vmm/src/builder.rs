@@ -126,6 +126,13 @@ impl VmBuilder {
         self
     }
 
+    /// Sets what an instance that names no limit may have of base memory.
+    #[must_use]
+    pub fn base_limit(mut self, limit: ByteSize) -> Self {
+        self.config.base_limit = Some(limit);
+        self
+    }
+
     /// Sets how partitions are kept apart in the guest.
     #[must_use]
     pub fn partition_mode(mut self, mode: PartitionMode) -> Self {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
 use bellows_memory::{BLOCK, ByteSize};
+use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
 mod image;
@@ -58,6 +59,10 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Base memory.
     pub memory: ByteSize,
+    /// What an instance that names no limit may have of base memory. `None` is what the guest's agent finds right: an equal share of
+    /// what all instances may have for each partition.
+    #[serde(default)]
+    pub base_limit: Option<ByteSize>,
     /// What lies under guest memory on the host.
     #[serde(default)]
     pub backing: Backing,
@@ -184,6 +189,7 @@ impl VmConfig {
             extra_command_line: Vec::new(),
             vcpus: default_vcpus(),
             memory,
+            base_limit: None,
             backing: Backing::default(),
             partitions: Vec::new(),
             memory_limit: None,
@@ -210,6 +216,11 @@ impl VmConfig {
             return Err(error("vcpus", self.vcpus, format!("{} to {}", VCPUS.start(), VCPUS.end())));
         }
         check_size("memory", self.memory, MIN_MEMORY)?;
+        let base_limits = MIN_BASE_LIMIT..=self.memory.get();
+        if let Some(limit) = self.base_limit.filter(|limit| !base_limits.contains(&limit.get())) {
+            let expected = format!("{} to `memory`, {}", ByteSize::bytes(MIN_BASE_LIMIT), self.memory);
+            return Err(error("base_limit", limit, expected));
+        }
         if self.partitions.len() > MAX_PARTITIONS {
             return Err(error("partitions", count(self.partitions.len()), format!("at most {MAX_PARTITIONS}")));
         }

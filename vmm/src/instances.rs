@@ -8,7 +8,7 @@ use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::agent::StartInstanceRequest;
 use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
-use bellows_protocol::values::{ImageId, InstanceId, ProcessId, ValueError};
+use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError};
 
 use crate::agent::{AgentClient, AgentError, ExitStatus};
 use crate::partitions::PartitionError;
@@ -29,8 +29,13 @@ pub struct InstanceSpec {
     pub process: ProcessSpec,
     /// Where its memory comes from; `None` is base memory.
     pub partition: Option<PartitionId>,
-    /// Its cgroup's `memory.max`; `None` is as much as its partition bears without getting full, or no limit without one.
+    /// Its cgroup's `memory.max`; `None` is its partition's size, or a little less where the guest's kernel has to bound more with
+    /// it, or without a partition its limit on base memory. With the guest memory extension it can't be less than the
+    /// partition's size: plug less.
     pub memory_max: Option<ByteSize>,
+    /// What it may have of base memory, where page tables, inodes, page cache, sockets and pipes lie, and without a partition all
+    /// else. `None` is the VM's ([`crate::VmConfig::base_limit`]), or an equal share.
+    pub base_limit: Option<ByteSize>,
     /// Most processes and threads; 0 is half of what all instances may have, which the guest's kernel says.
     pub pids_max: u32,
 }
@@ -45,6 +50,7 @@ impl InstanceSpec {
             process: ProcessSpec::new(argv),
             partition: None,
             memory_max: None,
+            base_limit: None,
             pids_max: DEFAULT_PIDS_MAX,
         }
     }
@@ -99,6 +105,19 @@ pub enum InstanceError {
         id: InstanceId,
         /// The partition.
         partition: PartitionId,
+    },
+    /// Its limit on base memory can't be.
+    #[error(
+        "instance {id} can't have {limit} of base memory: expected {} to {memory}",
+        ByteSize::bytes(MIN_BASE_LIMIT)
+    )]
+    BaseLimit {
+        /// The instance.
+        id: InstanceId,
+        /// The limit.
+        limit: ByteSize,
+        /// All base memory.
+        memory: ByteSize,
     },
     /// There is no agent to ask.
     #[error(transparent)]
@@ -167,9 +186,13 @@ impl Vm {
     /// Starts an instance.
     ///
     /// # Errors
-    /// It can't be run like that, its partition is not plugged, or the agent could not start it.
+    /// It can't be run like that, its partition is not plugged, so much of base memory is not there or not left, or the agent could
+    /// not start it.
     pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
-        let request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        let mut request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        let base_limit = spec.base_limit.or(self.config.base_limit).unwrap_or_default();
+        check_base_limit(&spec.id, base_limit, self.config.memory)?;
+        request.base_limit_bytes = base_limit.get();
         if let Some(partition) = spec.partition
             && self.plugged(partition)?.get() == 0
         {
@@ -250,6 +273,14 @@ impl Instance {
     }
 }
 
+/// 0 is none.
+fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Result<(), InstanceError> {
+    if limit.get() == 0 || (MIN_BASE_LIMIT..=memory.get()).contains(&limit.get()) {
+        return Ok(());
+    }
+    Err(InstanceError::BaseLimit { id: id.clone(), limit, memory })
+}
+
 fn remove(agent: &AgentClient, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
     agent.remove_instance(id, timeout).map_err(failed("remove", id))
 }
@@ -303,6 +334,18 @@ mod tests {
 
     fn spec(argv: &[&str]) -> InstanceSpec {
         InstanceSpec::new("a".parse().unwrap(), "image".parse().unwrap(), argv.iter().copied())
+    }
+
+    #[test]
+    fn a_limit_on_base_memory_fits_base_memory() {
+        let check = |limit| check_base_limit(&"a".parse().unwrap(), limit, ByteSize::mib(512));
+        for good in [0, 4 << 20, 512 << 20] {
+            check(ByteSize::bytes(good)).unwrap();
+        }
+        for bad in [1, (4 << 20) - 1, (512 << 20) + 1, u64::MAX] {
+            let error = check(ByteSize::bytes(bad)).unwrap_err().to_string();
+            assert!(error.contains(&ByteSize::bytes(bad).to_string()) && error.contains("512"), "{error}");
+        }
     }
 
     #[test]

@@ -27,8 +27,8 @@ mod vm;
 #[cfg(feature = "testing")]
 pub use agent::exercise::exercise as exercise_agent_client;
 pub use agent::{
-    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, PartitionUse,
-    StartFailure, Stream,
+    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, OomLimit,
+    PartitionUse, StartFailure, Stream,
 };
 pub use builder::VmBuilder;
 pub use config::{

@@ -86,11 +86,12 @@ impl Vm {
             let _ = self.agent.set(Arc::new(agent));
         }
         let Some(agent) = self.agent.get() else { return Err(NotReady::Timeout(timeout).into()) };
-        let guest = agent.hello()?;
+        let guest = agent.hello(&self.config.partitions)?;
         tracing::info!(
             kernel = guest.kernel_release,
             partition_mode = %guest.partition_mode,
             wanted = %self.config.partition_mode,
+            instances_base = %guest.instances_base,
             "the guest"
         );
         Ok(self.guest.get_or_init(|| guest).clone())

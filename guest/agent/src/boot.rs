@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bellows_protocol::values::Node;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tracing::Level;
 
+use crate::base_memory::{self, BaseMemory};
 use crate::cgroup::{self, Hierarchy};
 use crate::container::Launcher;
 use crate::error::{AgentError, Result};
@@ -50,20 +52,22 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
     // Before the driver that brings a partition's memory: memory that is online already keeps its zone.
     settings::apply_all();
-    if let Err(error) = settings::raise_limits() {
-        tracing::warn!(%error, "open files are few");
-    }
+    settings::raise_limits();
     modules::load_listed(Path::new(modules::LIST));
     if let Err(error) = settings::bring_up_loopback() {
         tracing::warn!(%error, "no loopback");
     }
+    // No partition has memory yet.
+    let free = MemoryInfo::default().node(Node::BASE)?.free_bytes;
     let hierarchy = Hierarchy::new(cgroup::ROOT);
-    hierarchy.confine_agent()?;
+    hierarchy.confine_agent(base_memory::reserve(free) / 2)?;
 
     let reaper = Reaper::start().map_err(AgentError::system("clone"))?;
     let images = Arc::new(Images::default());
     let launcher = Launcher::new("/proc/self/exe", CONTAINERS, Arc::clone(&reaper));
-    let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), reaper);
+    let base = Arc::new(BaseMemory::new(free));
+    let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
+    instances.divide_base(0, 0)?;
     let instances = Arc::new(instances);
     let service = Arc::new(Service {
         uevents,

@@ -1,14 +1,21 @@
-//! Control groups: the agent's own, and one per instance.
+//! Control groups: the agent's own, and two per instance.
 //!
 //! ```text
-//! /agent               cpuset.mems=0: the agent's memory never lies in a partition
-//! /instances           pids.max: what all instances may have together, so that the agent can always start a thread
-//! /instances/<id>      memory.max, memory.oom.group, memory.swap.max, pids.max, and with a partition
-//!                      cpuset.mems=0, memory.private_node=<partition> where the node is private,
-//!                      cpuset.mems=0,<partition> with a stock kernel: see below
+//! /agent                     cpuset.mems=0: the agent's memory never lies in a partition; memory.min: nor is it reclaimed
+//! /instances                 memory.max, pids.max: what all instances may have together, so that the agent and the kernel have
+//!                            what they need
+//! /instances/<id>            memory.max: what the instance may have of base memory
+//! /instances/<id>/instance   what the instance sees as its root: memory.max, memory.oom.group, memory.swap.max, pids.max,
+//!                            and with a partition
+//!                            cpuset.mems=0, memory.private_node=<partition> where the node is private,
+//!                            cpuset.mems=0,<partition> with a stock kernel: see below
 //! ```
 //!
-//! With a stock kernel an instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
+//! The limit on base memory is around the cgroup that the instance sees, because programs read `memory.max` to know how much they
+//! can allocate, and that is the partition's size. Memory of a private node counts for no `memory.max`: the node is its limit.
+//!
+//! With a stock kernel all memory counts for `memory.max`, whichever it is, so one number has to bound both: less than the
+//! partition, so that its limit is met before the node is full. How much of that is base memory nothing bounds. an instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
 //! from a movable zone (pipe buffers, for one), and they would fail. What *can* come from the partition is sent there by
 //! the task's memory policy.
 
@@ -29,6 +36,8 @@ use crate::placement::Placement;
 pub const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "agent";
 const INSTANCES: &str = "instances";
+/// An instance's own cgroup, in the one that bounds its base memory.
+const INSTANCE: &str = "instance";
 /// Where the kernel tells its own limits on tasks.
 const KERNEL: &str = "/proc/sys/kernel";
 /// Tasks that instances leave to the agent and to the kernel's threads, or half of all where that is less.
@@ -40,8 +49,10 @@ const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 pub struct Limits {
     /// Where its memory comes from.
     pub placement: Placement,
-    /// `memory.max` in bytes.
-    pub memory_max: Option<u64>,
+    /// `memory.max` as the instance sees it, in bytes.
+    pub memory_max: u64,
+    /// `memory.max` around it, in bytes.
+    pub outer_max: u64,
     /// `pids.max`; without, half of what all instances may have: one that forks for ever leaves room for its neighbours.
     pub pids_max: Option<u32>,
 }
@@ -60,12 +71,12 @@ impl Hierarchy {
 
     /// Enables the controllers and moves this process, hence all it will start, to a cgroup that keeps it in base memory.
     /// Kernel threads stay where they are: they cannot be confined for good. Instances together are kept from taking all
-    /// tasks that the kernel can have.
+    /// tasks that the kernel can have. `reserved` bytes of the agent's memory are not reclaimed.
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`]. A controller that the kernel lacks is logged: limits that need it
     /// fail where they are set.
-    pub fn confine_agent(&self) -> Result<()> {
+    pub fn confine_agent(&self, reserved: u64) -> Result<()> {
         enable_controllers(&self.root);
         let agent = self.root.join(AGENT);
         files::make_directory(&agent)?;
@@ -74,6 +85,9 @@ impl Hierarchy {
         self.limit_tasks(Path::new(KERNEL))?;
         if let Err(error) = files::write(agent.join("cpuset.mems"), "0") {
             tracing::warn!(%error, "the agent is not kept out of partitions");
+        }
+        if let Err(error) = files::write(agent.join("memory.min"), &reserved.to_string()) {
+            tracing::warn!(%error, "the agent's memory is not kept");
         }
         files::write(agent.join("cgroup.procs"), "0")
     }
@@ -86,22 +100,32 @@ impl Hierarchy {
         files::write(self.tasks(), &most.to_string())
     }
 
+    /// Limits what all instances together have of the memory that counts for `memory.max`; `None` is no limit.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn limit_memory(&self, bytes: Option<u64>) -> Result<()> {
+        let text = bytes.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+        files::write(self.root.join(INSTANCES).join("memory.max"), &text)
+    }
+
     /// The file with the limit on tasks of all instances together.
     fn tasks(&self) -> PathBuf {
         self.root.join(INSTANCES).join("pids.max")
     }
 
-    /// The path of an instance's cgroup within the hierarchy, as a container's configuration has it.
+    /// The path of an instance's own cgroup within the hierarchy, as a container's configuration has it.
     pub fn name(id: &InstanceId) -> String {
-        format!("/{INSTANCES}/{id}")
+        format!("/{INSTANCES}/{id}/{INSTANCE}")
     }
 
-    /// An instance's cgroup, whether it is there or not.
+    /// An instance's cgroups, whether they are there or not.
     pub fn cgroup(&self, id: &InstanceId) -> Cgroup {
-        Cgroup { path: self.root.join(INSTANCES).join(id.as_str()) }
+        let outer = self.root.join(INSTANCES).join(id.as_str());
+        Cgroup { inner: outer.join(INSTANCE), outer }
     }
 
-    /// Creates an instance's cgroup with its limits set.
+    /// Creates an instance's cgroups with their limits set.
     ///
     /// # Errors
     /// [`AgentError::Path`], or [`AgentError::NotAllowed`] where the kernel does not let it use the node.
@@ -111,8 +135,8 @@ impl Hierarchy {
             None => number(&self.tasks())? / 2,
         };
         let cgroup = self.cgroup(id);
-        std::fs::create_dir(&cgroup.path).map_err(AgentError::path("create", &cgroup.path))?;
-        match cgroup.limit(id, limits, pids_max) {
+        std::fs::create_dir(&cgroup.outer).map_err(AgentError::path("create", &cgroup.outer))?;
+        match cgroup.bound(limits.outer_max).and_then(|()| cgroup.limit(id, limits, pids_max)) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
                 // Nothing is in it, so it can only fail to go for the same reason.
@@ -137,20 +161,45 @@ fn enable_controllers(path: &Path) {
     }
 }
 
-/// One instance's cgroup.
+/// Which limit an instance had met when the kernel killed it for lack of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomLimit {
+    /// The size of its partition. Where that is a private node, the kernel counts the same when the guest has no memory left.
+    Partition,
+    /// What it may have of base memory.
+    Base,
+    /// Its `memory.max`, where that is less than the others or bounds both.
+    Memory,
+    /// None of its own: the guest had no memory left.
+    Guest,
+}
+
+/// One instance's cgroups.
 #[derive(Debug)]
 pub struct Cgroup {
-    path: PathBuf,
+    /// What it does not see.
+    outer: PathBuf,
+    /// What it sees as the root.
+    inner: PathBuf,
 }
 
 impl Cgroup {
+    /// Sets up the outer cgroup, and makes the inner one.
+    fn bound(&self, outer_max: u64) -> Result<()> {
+        files::write(self.outer.join("memory.max"), &outer_max.to_string())?;
+        enable_controllers(&self.outer);
+        std::fs::create_dir(&self.inner).map_err(AgentError::path("create", &self.inner))?;
+        // There is one, and whatever the instance gets to write to, there will be no other.
+        files::write(self.outer.join("cgroup.max.descendants"), "1")
+    }
+
     fn limit(&self, id: &InstanceId, limits: Limits, pids_max: u64) -> Result<()> {
-        let mems = self.path.join("cpuset.mems");
+        let mems = self.inner.join("cpuset.mems");
         match limits.placement {
             Placement::Base => files::write(mems, "0")?,
             Placement::Policy(node) => {
                 files::write(mems, &format!("0,{node}"))?;
-                let effective = files::read(self.path.join("cpuset.mems.effective"))?;
+                let effective = files::read(self.inner.join("cpuset.mems.effective"))?;
                 if !files::list_holds(&effective, node.number()) {
                     return Err(AgentError::NotAllowed { cgroup: id.to_string(), effective, node });
                 }
@@ -158,7 +207,7 @@ impl Cgroup {
             Placement::Private(node) => {
                 files::write(mems, "0")?;
                 // What is created in the cgroup takes the node over, so nothing may be in it yet.
-                match files::write(self.path.join("memory.private_node"), &node.to_string()) {
+                match files::write(self.inner.join("memory.private_node"), &node.to_string()) {
                     Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                         return Err(AgentError::InUse { what: format!("node {node}"), by: "another instance".into() });
                     }
@@ -166,26 +215,40 @@ impl Cgroup {
                 }
             }
         }
-        if let Some(bytes) = limits.memory_max {
-            files::write(self.path.join("memory.max"), &bytes.to_string())?;
-        }
-        // A function that has lost one of its processes is of no use: all or nothing.
-        files::write(self.path.join("memory.oom.group"), "1")?;
+        files::write(self.inner.join("memory.max"), &limits.memory_max.to_string())?;
+        // A function that has lost one of its processes is of no use: all or nothing, whichever limit it meets.
+        files::write(self.inner.join("memory.oom.group"), "1")?;
         // Absent where the kernel has no swap.
-        match files::write(self.path.join("memory.swap.max"), "0") {
+        match files::write(self.inner.join("memory.swap.max"), "0") {
             Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             result => result?,
         }
-        files::write(self.path.join("pids.max"), &pids_max.to_string())
+        files::write(self.inner.join("pids.max"), &pids_max.to_string())
     }
 
-    /// Whether the kernel has killed a process of it for lack of memory.
+    /// Which limit it had met when the kernel killed processes of it for lack of memory; `None` where it has killed none.
+    /// `limits` are its own.
+    ///
+    /// A limit that is met counts as `oom` where it is set. A full partition counts nowhere but as a kill.
     ///
     /// # Errors
     /// [`AgentError::Path`].
-    pub fn oom_killed(&self) -> Result<bool> {
-        let events = files::read(self.path.join("memory.events"))?;
-        Ok(flat_keyed(&events, "oom_kill").unwrap_or(0) > 0)
+    pub fn oom_killed(&self, limits: Limits) -> Result<Option<OomLimit>> {
+        let count = |path: &Path, file, key| -> Result<u64> {
+            Ok(flat_keyed(&files::read(path.join(file))?, key).unwrap_or(0))
+        };
+        if count(&self.outer, "memory.events", "oom_kill")? == 0 {
+            return Ok(None);
+        }
+        let outer = count(&self.outer, "memory.events.local", "oom")? > 0;
+        let inner = count(&self.inner, "memory.events.local", "oom")? > 0;
+        Ok(Some(match (limits.placement, inner || outer) {
+            (Placement::Policy(_), true) => OomLimit::Memory,
+            (Placement::Base, true) if !outer && limits.memory_max < limits.outer_max => OomLimit::Memory,
+            (Placement::Base | Placement::Private(_), true) => OomLimit::Base,
+            (Placement::Private(_), false) => OomLimit::Partition,
+            (Placement::Base | Placement::Policy(_), false) => OomLimit::Guest,
+        }))
     }
 
     /// Kills all its processes and waits until the last one is gone; its address space is, then, too.
@@ -193,12 +256,12 @@ impl Cgroup {
     /// # Errors
     /// [`AgentError::Path`]; [`AgentError::TimedOut`].
     pub fn kill(&self, limit: Duration) -> Result<()> {
-        match files::write(self.path.join("cgroup.kill"), "1") {
-            // Gone: the container library removes it where it could not create the container.
+        match files::write(self.outer.join("cgroup.kill"), "1") {
+            // Gone already.
             Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result?,
         }
-        let events = self.path.join("cgroup.events");
+        let events = self.outer.join("cgroup.events");
         let mut file = File::open(&events).map_err(AgentError::path("open", &events))?;
         let deadline = Instant::now() + limit;
         loop {
@@ -210,7 +273,7 @@ impl Cgroup {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(AgentError::TimedOut {
-                    what: format!("end of all processes in {}", self.path.display()),
+                    what: format!("end of all processes in {}", self.outer.display()),
                     after: limit,
                 });
             }
@@ -234,8 +297,8 @@ impl Cgroup {
     /// # Errors
     /// [`AgentError::Path`].
     pub fn drop_page_cache(&self) -> Result<()> {
-        let reclaim = self.path.join("memory.reclaim");
-        let bytes: u64 = files::read(self.path.join("memory.current"))?.parse().unwrap_or(0);
+        let reclaim = self.outer.join("memory.reclaim");
+        let bytes: u64 = files::read(self.outer.join("memory.current"))?.parse().unwrap_or(0);
         if bytes == 0 {
             return Ok(());
         }
@@ -255,25 +318,29 @@ impl Cgroup {
     /// # Errors
     /// [`AgentError::Path`].
     pub fn page_cache(&self) -> Result<u64> {
-        let stat = files::read(self.path.join("memory.stat"))?;
+        let stat = files::read(self.outer.join("memory.stat"))?;
         let of = |key| flat_keyed(&stat, key).unwrap_or(0);
         Ok(of("file").saturating_sub(of("shmem")))
     }
 
-    /// Whether it is there.
+    /// Whether they are there.
     pub fn exists(&self) -> bool {
-        self.path.exists()
+        self.outer.exists()
     }
 
-    /// Removes it; its processes must be gone.
+    /// Removes them; its processes must be gone. The container library has removed the inner one where it could not create the
+    /// container.
     ///
     /// # Errors
     /// [`AgentError::Path`].
     pub fn remove(&self) -> Result<()> {
-        match std::fs::remove_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(AgentError::path("remove", &self.path)),
+        for path in [&self.inner, &self.outer] {
+            match std::fs::remove_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(AgentError::path("remove", path))?,
+            }
         }
+        Ok(())
     }
 }
 
@@ -318,14 +385,69 @@ mod tests {
         let hierarchy = Hierarchy::new(folder.path());
         std::fs::create_dir(folder.path().join(AGENT)).unwrap();
         std::fs::write(folder.path().join(AGENT).join("cgroup.procs"), "").unwrap();
-        let error = hierarchy.confine_agent().unwrap_err();
+        let error = hierarchy.confine_agent(4096).unwrap_err();
         assert!(error.to_string().contains("/instances/pids.max"), "{error}");
         std::fs::write(hierarchy.tasks(), "").unwrap();
-        hierarchy.confine_agent().unwrap();
+        hierarchy.confine_agent(4096).unwrap();
+    }
+
+    /// Base memory, the same with less for the instance, a policy and a private node.
+    fn limits() -> [Limits; 4] {
+        let node = bellows_protocol::values::Node::try_from(3).unwrap();
+        let limits = |placement, memory_max, outer_max| Limits { placement, memory_max, outer_max, pids_max: Some(7) };
+        [
+            limits(Placement::Base, 4096, 4096),
+            limits(Placement::Base, 2048, 4096),
+            limits(Placement::Policy(node), 8192, 8192),
+            limits(Placement::Private(node), 8192, 4096),
+        ]
     }
 
     #[test]
-    fn an_instance_has_a_cgroup_of_its_own() {
-        assert_eq!(Hierarchy::name(&"f-1".parse().unwrap()), "/instances/f-1");
+    fn the_limit_on_base_memory_is_around_what_the_instance_sees() {
+        let id: InstanceId = "f-1".parse().unwrap();
+        assert_eq!(Hierarchy::name(&id), "/instances/f-1/instance");
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = Hierarchy::new(folder.path()).cgroup(&id);
+        std::fs::create_dir_all(&cgroup.outer).unwrap();
+        for name in ["memory.max", "cgroup.max.descendants", "cgroup.subtree_control"] {
+            std::fs::write(cgroup.outer.join(name), "").unwrap();
+        }
+        let [.., private] = limits();
+        cgroup.bound(private.outer_max).unwrap();
+        for name in ["cpuset.mems", "memory.private_node", "memory.max", "memory.oom.group", "pids.max"] {
+            std::fs::write(cgroup.inner.join(name), "").unwrap();
+        }
+        cgroup.limit(&id, private, 7).unwrap();
+        let read = |path: &Path, name| std::fs::read_to_string(path.join(name)).unwrap();
+        assert_eq!(read(&cgroup.outer, "memory.max"), "4096");
+        assert_eq!(read(&cgroup.outer, "cgroup.max.descendants"), "1");
+        assert_eq!(read(&cgroup.inner, "memory.max"), "8192");
+        assert_eq!(read(&cgroup.inner, "memory.private_node"), "3");
+        assert_eq!(read(&cgroup.inner, "memory.oom.group"), "1");
+    }
+
+    #[test]
+    fn a_kill_says_which_limit_was_met() {
+        use OomLimit::{Base, Guest, Memory, Partition};
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = Hierarchy::new(folder.path()).cgroup(&"f-1".parse().unwrap());
+        std::fs::create_dir_all(&cgroup.inner).unwrap();
+        let expected = [
+            ((0, 0), [Guest, Guest, Guest, Partition]),
+            ((1, 0), [Base, Memory, Memory, Base]),
+            ((0, 1), [Base, Base, Memory, Base]),
+            ((1, 1), [Base, Base, Memory, Base]),
+        ];
+        for ((inner, outer), met) in expected {
+            std::fs::write(cgroup.inner.join("memory.events.local"), format!("oom {inner}\n")).unwrap();
+            std::fs::write(cgroup.outer.join("memory.events.local"), format!("oom {outer}\n")).unwrap();
+            for (limits, met) in limits().into_iter().zip(met) {
+                std::fs::write(cgroup.outer.join("memory.events"), "oom 1\noom_kill 2\n").unwrap();
+                assert_eq!(cgroup.oom_killed(limits).unwrap(), Some(met), "{limits:?} {inner} {outer}");
+                std::fs::write(cgroup.outer.join("memory.events"), "oom 1\noom_kill 0\n").unwrap();
+                assert_eq!(cgroup.oom_killed(limits).unwrap(), None);
+            }
+        }
     }
 }

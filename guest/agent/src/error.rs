@@ -118,6 +118,38 @@ pub enum AgentError {
         /// The zone it is in.
         zone: String,
     },
+    /// Less base memory is left than an instance is to have.
+    #[error(
+        "no room in base memory for an instance with {wanted} bytes of it: of {all} bytes for all instances {left} bytes are left"
+    )]
+    NoBaseMemory {
+        /// What the instance is to have.
+        wanted: u64,
+        /// What is not promised to others.
+        left: u64,
+        /// What all instances may have.
+        all: u64,
+    },
+    /// No program runs with so little base memory.
+    #[error("a limit of {wanted} bytes on base memory: expected at least {least} bytes")]
+    SmallBaseLimit {
+        /// The limit.
+        wanted: u64,
+        /// The least that it may be.
+        least: u64,
+    },
+    /// An instance's own limit, where the node's size is the limit.
+    #[error(
+        "a limit of {wanted} bytes on memory in partition {node} of {total} bytes: its size is the limit, plug less"
+    )]
+    LimitInPartition {
+        /// The limit.
+        wanted: u64,
+        /// The partition's node.
+        node: Node,
+        /// Its size.
+        total: u64,
+    },
     /// A node has no memory.
     #[error("node {0} has no memory: its partition is not plugged")]
     NoMemory(Node),
@@ -175,12 +207,21 @@ impl AgentError {
     /// `NOT_FOUND` where nothing is left to do.
     pub fn code(&self) -> Code {
         match self {
-            Self::Value(_) | Self::StreamLine(_) | Self::Account(_) | Self::Image { .. } => Code::INVALID_ARGUMENT,
+            Self::Value(_)
+            | Self::StreamLine(_)
+            | Self::Account(_)
+            | Self::Image { .. }
+            | Self::SmallBaseLimit { .. } => Code::INVALID_ARGUMENT,
+            Self::NoBaseMemory { .. } => Code::RESOURCE_EXHAUSTED,
             Self::CommandNotFound(_) | Self::Gone { .. } => Code::NOT_FOUND,
             Self::CommandNotExecutable(_) => Code::PERMISSION_DENIED,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Unknown { .. } | Self::InUse { .. } | Self::Ended(_) | Self::NoMemory(_) => Code::FAILED_PRECONDITION,
+            Self::Unknown { .. }
+            | Self::InUse { .. }
+            | Self::Ended(_)
+            | Self::NoMemory(_)
+            | Self::LimitInPartition { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Path { .. }
             | Self::System { .. }

@@ -16,7 +16,8 @@ use bellows_protocol::KILL_LIMIT;
 use bellows_protocol::values::{ImageId, InstanceId, Node, ProcessId};
 use nix::sys::signal::Signal;
 
-use crate::cgroup::{Cgroup, Hierarchy, Limits};
+use crate::base_memory::{BaseMemory, Claim};
+use crate::cgroup::{Cgroup, Hierarchy, Limits, OomLimit};
 use crate::container::spec::{ProcessSpec, Workload, configuration};
 use crate::container::{Joining, Launcher, Process};
 use crate::error::{AgentError, Result};
@@ -27,12 +28,13 @@ use crate::processes::Others;
 use crate::reaper::Reaper;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
+use crate::tmpfs::Capacities;
 use crate::{files, furnish};
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
-/// An instance's `memory.max` is at least this fraction below its partition's size, and at least this many bytes: its own
-/// limit must be met first, as the kernel's answer to a full node may hit a neighbour.
+/// With a stock kernel an instance's `memory.max` is at least this fraction below its partition's size, and at least this many
+/// bytes: its own limit must be met first, as the kernel's answer to a full node may hit a neighbour.
 const MARGIN_FRACTION: u64 = 64;
 const MARGIN_BYTES: u64 = 8 << 20;
 
@@ -47,8 +49,10 @@ pub struct Request {
     pub process: ProcessSpec,
     /// Node of its partition.
     pub node: Node,
-    /// Limit in bytes.
+    /// Limit in bytes; with a partition, on what comes from there.
     pub memory_max: Option<u64>,
+    /// Limit on what lies in base memory, in bytes.
+    pub base_limit: Option<u64>,
     /// Limit on processes and threads.
     pub pids_max: Option<u32>,
 }
@@ -60,7 +64,7 @@ pub struct Instance {
     init: Arc<Process>,
     others: Others,
     sockets: Sockets,
-    oom_killed: OnceLock<bool>,
+    oom_killed: OnceLock<Option<OomLimit>>,
 }
 
 impl Instance {
@@ -72,11 +76,11 @@ impl Instance {
         if *id == ProcessId::init() { Ok(Arc::clone(&self.init)) } else { self.others.get(id) }
     }
 
-    /// Blocks until a process has ended; answers its exit code, and whether the kernel killed for lack of memory.
+    /// Blocks until a process has ended; answers its exit code, and if the kernel killed for lack of memory, which limit was met.
     ///
     /// # Errors
     /// Those of [`Instance::process`].
-    pub fn wait(&self, id: &ProcessId) -> Result<(i32, bool)> {
+    pub fn wait(&self, id: &ProcessId) -> Result<(i32, Option<OomLimit>)> {
         let code = self.process(id)?.exit.wait();
         if *id != ProcessId::init() {
             return Ok((code, self.parts.oom_killed()));
@@ -99,7 +103,7 @@ impl Instance {
         }
     }
 
-    fn oom_killed(&self) -> bool {
+    fn oom_killed(&self) -> Option<OomLimit> {
         // Kept, because the cgroup may be gone when the next one asks.
         *self.oom_killed.get_or_init(|| self.parts.oom_killed())
     }
@@ -110,10 +114,12 @@ impl Instance {
 struct Parts {
     id: InstanceId,
     image: ImageId,
-    placement: Placement,
+    limits: Limits,
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: RootFs,
+    /// Its part of base memory, until all this is gone.
+    claim: Claim,
 }
 
 #[derive(Debug)]
@@ -145,6 +151,7 @@ pub struct Instances {
     hierarchy: Hierarchy,
     launcher: Launcher,
     memory: MemoryInfo,
+    base: Arc<BaseMemory>,
     reaper: Arc<Reaper>,
     folder: PathBuf,
     kill_limit: Duration,
@@ -157,10 +164,24 @@ impl Instances {
         hierarchy: Hierarchy,
         launcher: Launcher,
         memory: MemoryInfo,
+        base: Arc<BaseMemory>,
         reaper: Arc<Reaper>,
     ) -> Self {
         let (folder, kill_limit) = (FOLDER.into(), KILL_LIMIT);
-        Self { table: Mutex::default(), images, hierarchy, launcher, memory, reaper, folder, kill_limit }
+        Self { table: Mutex::default(), images, hierarchy, launcher, memory, base, reaper, folder, kill_limit }
+    }
+
+    /// Divides base memory, now that it is known that there are `partitions`, whose windows are `partition_bytes` together;
+    /// answers what all instances may have of it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn divide_base(&self, partitions: u32, partition_bytes: u64) -> Result<u64> {
+        let all = self.base.divide(partitions, partition_bytes);
+        // With a stock kernel memory of partitions counts, too.
+        let only_base = partitions == 0 || self.memory.has_private_nodes();
+        self.hierarchy.limit_memory(only_base.then(|| self.base.limit()))?;
+        Ok(all)
     }
 
     /// Starts an instance; answers its first process's number.
@@ -312,18 +333,20 @@ impl Instances {
     }
 
     fn build(&self, request: &Request) -> std::result::Result<Instance, Failure> {
-        let limits = self.limits(request)?;
+        let claim = self.base.claim(request.base_limit, request.node.is_partition())?;
+        let limits = self.limits(request, claim.bytes())?;
         let layers = self.images.begin_use(&request.image)?;
         let folder = self.folder.join(request.id.as_str());
         let mut parts = Parts {
             id: request.id.clone(),
             image: request.image.clone(),
-            placement: limits.placement,
+            limits,
             cgroup: None,
             rootfs: RootFs::below(&folder),
             folder,
+            claim,
         };
-        match self.assemble(request, limits, &layers, &mut parts) {
+        match self.assemble(request, &layers, &mut parts) {
             Ok((process, network)) => Ok(Instance {
                 parts,
                 init: Arc::new(process),
@@ -342,16 +365,12 @@ impl Instances {
         }
     }
 
-    fn assemble(
-        &self,
-        request: &Request,
-        limits: Limits,
-        layers: &[PathBuf],
-        parts: &mut Parts,
-    ) -> Result<(Process, OwnedFd)> {
+    fn assemble(&self, request: &Request, layers: &[PathBuf], parts: &mut Parts) -> Result<(Process, OwnedFd)> {
+        let limits = parts.limits;
+        let capacities = Capacities::within(limits.placement, limits.memory_max, parts.claim.bytes());
         files::make_directory(&parts.folder)?;
         parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
-        parts.rootfs.mount(layers, limits.placement, limits.memory_max)?;
+        parts.rootfs.mount(layers, limits.placement, capacities.scratch)?;
         let root = parts.rootfs.root();
         let credentials = furnish::credentials(root, &request.process.user)?;
         furnish::furnish(root, request.id.as_str(), &request.process.working_directory)?;
@@ -360,7 +379,7 @@ impl Instances {
             root,
             cgroup: &Hierarchy::name(&request.id),
             placement: limits.placement,
-            memory_max: limits.memory_max,
+            capacities,
             process: &request.process,
             credentials: &credentials,
         });
@@ -369,18 +388,29 @@ impl Instances {
         self.launcher.launch(request.id.as_str(), &parts.folder, &request.process, &credentials)
     }
 
-    fn limits(&self, request: &Request) -> Result<Limits> {
-        let mut memory_max = request.memory_max;
-        let mut placement = Placement::Base;
+    /// The limits of an instance that may have `base` bytes of base memory.
+    fn limits(&self, request: &Request, base: u64) -> Result<Limits> {
+        let mut limits = Limits {
+            placement: Placement::Base,
+            memory_max: request.memory_max.map_or(base, |wanted| wanted.min(base)),
+            outer_max: base,
+            pids_max: request.pids_max,
+        };
         if request.node.is_partition() {
             let total = self.memory.node(request.node)?.total_bytes;
             if total == 0 {
                 return Err(AgentError::NoMemory(request.node));
             }
-            memory_max = Some(below_partition(total, memory_max));
-            placement = self.memory.placement(request.node)?;
+            limits.placement = self.memory.placement(request.node)?;
+            (limits.memory_max, limits.outer_max) = match (limits.placement, request.memory_max) {
+                (Placement::Private(node), Some(wanted)) if wanted < total => {
+                    return Err(AgentError::LimitInPartition { wanted, node, total });
+                }
+                (Placement::Private(_), _) => (total, base),
+                (_, wanted) => (below_partition(total, wanted), below_partition(total, wanted)),
+            };
         }
-        Ok(Limits { placement, memory_max, pids_max: request.pids_max })
+        Ok(limits)
     }
 
     /// Takes apart what has no processes any more.
@@ -390,7 +420,7 @@ impl Instances {
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             // In base memory the cache stays for the next one, and in a private node there is none.
-            if matches!(parts.placement, Placement::Policy(_)) {
+            if matches!(parts.limits.placement, Placement::Policy(_)) {
                 match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
                     Ok(0) => {}
                     Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
@@ -413,8 +443,12 @@ impl Instances {
 }
 
 impl Parts {
-    fn oom_killed(&self) -> bool {
-        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_killed().unwrap_or(false))
+    fn oom_killed(&self) -> Option<OomLimit> {
+        let killed = self.cgroup.as_ref().map(|cgroup| cgroup.oom_killed(self.limits));
+        killed.transpose().unwrap_or_else(|error| {
+            tracing::warn!(id = %self.id, %error, "not known whether it was killed for lack of memory");
+            None
+        })?
     }
 
     fn kill(&self, limit: Duration) -> Result<()> {
@@ -463,6 +497,7 @@ mod tests {
             },
             node: Node::try_from(0).unwrap(),
             memory_max: None,
+            base_limit: None,
             pids_max: None,
         }
     }
@@ -474,7 +509,9 @@ mod tests {
         let reaper = Arc::<Reaper>::default();
         let launcher = Launcher::new("/no/such/agent", folder, Arc::clone(&reaper));
         let hierarchy = Hierarchy::new(folder.join("cgroup"));
-        let mut instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), reaper);
+        let base = Arc::new(BaseMemory::new(1 << 30));
+        let mut instances =
+            Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
         instances.folder = folder.join("i");
         (images, instances)
     }
@@ -525,7 +562,7 @@ mod tests {
         let (images, mut instances) = fixture(folder.path());
         instances.kill_limit = Duration::from_millis(5);
         let Request { id, image, .. } = request();
-        let cgroup = folder.path().join("cgroup").join(&Hierarchy::name(&id)[1..]);
+        let cgroup = folder.path().join("cgroup/instances/f-1");
         let own = folder.path().join("i/f-1");
         for path in [&cgroup, &own] {
             std::fs::create_dir_all(path).unwrap();
@@ -537,10 +574,11 @@ mod tests {
         let parts = Parts {
             id: id.clone(),
             image: image.clone(),
-            placement: Placement::Base,
+            limits: instances.limits(&request(), 1 << 20).unwrap(),
             cgroup: Some(instances.hierarchy.cgroup(&id)),
             rootfs: RootFs::below(&own),
             folder: own.clone(),
+            claim: instances.base.claim(None, false).unwrap(),
         };
         instances.settle(&id, Some(Slot::Remains(Box::new(parts))));
 

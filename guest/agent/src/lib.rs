@@ -8,12 +8,14 @@
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
 //! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (what would stay) |
+//! | limits | [`base_memory`]: who may have what of it; [`tmpfs`]: what file systems in memory hold |
 //! | input and output | [`streams`]: a connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
 //! | the end | [`shutdown`] |
 
 pub mod accounts;
+pub mod base_memory;
 pub mod boot;
 pub mod cgroup;
 pub mod container;
@@ -38,5 +40,6 @@ pub mod shutdown;
 pub mod sockets;
 pub mod statistics;
 pub mod streams;
+pub mod tmpfs;
 pub mod uevent;
 pub mod vsock;

@@ -6,6 +6,7 @@ use nix::mount::MsFlags;
 
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
+use crate::tmpfs::Capacity;
 use crate::{files, mounts};
 
 /// Longest option string that `mount(2)` takes.
@@ -24,14 +25,14 @@ impl RootFs {
         Self { scratch: folder.join("s"), root: folder.join("root") }
     }
 
-    /// Mounts a tmpfs of at most `bytes` whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
+    /// Mounts a tmpfs of that capacity whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
     /// writes to it.
     ///
     /// # Errors
     /// [`AgentError::Path`]; one of the two may be mounted then.
-    pub fn mount(&self, layers: &[PathBuf], placement: Placement, bytes: Option<u64>) -> Result<()> {
+    pub fn mount(&self, layers: &[PathBuf], placement: Placement, capacity: Capacity) -> Result<()> {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-        mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(placement, bytes))?;
+        mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(placement, capacity))?;
         let (upper, work) = (self.scratch.join("u"), self.scratch.join("w"));
         files::make_directory(&upper)?;
         files::make_directory(&work)?;
@@ -58,15 +59,9 @@ impl RootFs {
     }
 }
 
-fn scratch_options(placement: Placement, bytes: Option<u64>) -> String {
-    let mut options = "mode=0755".to_owned();
-    if let Some(option) = placement.tmpfs_option() {
-        options.push_str(&format!(",{option}"));
-    }
-    if let Some(bytes) = bytes {
-        options.push_str(&format!(",size={bytes}"));
-    }
-    options
+fn scratch_options(placement: Placement, capacity: Capacity) -> String {
+    let place = placement.tmpfs_option().map(|option| format!(",{option}")).unwrap_or_default();
+    format!("mode=0755{place},{}", capacity.options())
 }
 
 /// Overlayfs wants the topmost lower folder first. `volatile`: there is nothing to keep on a tmpfs, so nothing to sync.
@@ -98,8 +93,10 @@ mod tests {
     #[test]
     fn scratch_pages_lie_in_the_partition() {
         let node = Node::try_from(3).unwrap();
-        assert_eq!(scratch_options(Placement::Policy(node), Some(4096)), "mode=0755,mpol=bind=static:3,size=4096");
-        assert_eq!(scratch_options(Placement::Private(node), Some(4096)), "mode=0755,private_node=3,size=4096");
-        assert_eq!(scratch_options(Placement::Base, None), "mode=0755");
+        let options = |placement| scratch_options(placement, Capacity { bytes: 4096, inodes: 9 });
+        let size = "size=4096,nr_inodes=9";
+        assert_eq!(options(Placement::Policy(node)), format!("mode=0755,mpol=bind=static:3,{size}"));
+        assert_eq!(options(Placement::Private(node)), format!("mode=0755,private_node=3,{size}"));
+        assert_eq!(options(Placement::Base), format!("mode=0755,{size}"));
     }
 }

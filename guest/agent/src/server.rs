@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitPartitionRequest, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, PartitionDriver, PartitionMemory, Process,
-    ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
+    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory,
+    Process, ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
     StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
@@ -19,6 +19,7 @@ use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
+use crate::cgroup;
 use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
@@ -103,6 +104,16 @@ fn holder(holder: partition::Holder) -> Holder {
     Holder { pid: holder.pid, command: holder.command, bytes: holder.bytes, ..Default::default() }
 }
 
+fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {
+    match limit {
+        None => OomLimit::NONE,
+        Some(cgroup::OomLimit::Partition) => OomLimit::PARTITION,
+        Some(cgroup::OomLimit::Base) => OomLimit::BASE,
+        Some(cgroup::OomLimit::Memory) => OomLimit::MEMORY,
+        Some(cgroup::OomLimit::Guest) => OomLimit::GUEST,
+    }
+}
+
 fn partition_driver(driver: &Driver) -> PartitionDriver {
     let state = match driver.state {
         State::Plugging => DriverState::PLUGGING,
@@ -136,6 +147,7 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
         process: process_spec(request.process.unwrap_or_default())?,
         node: request.node.try_into()?,
         memory_max: none_if_zero(request.memory_max_bytes),
+        base_limit: none_if_zero(request.base_limit_bytes),
         pids_max: none_if_zero(request.pids_max),
     })
 }
@@ -184,8 +196,8 @@ impl Service {
 
     fn do_wait(&self, request: &ProcessRequest) -> Result<ExitStatus> {
         let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        let (exit_code, oom_killed) = self.instances.get(&instance)?.wait(&process)?;
-        Ok(ExitStatus { exit_code, oom_killed, ..Default::default() })
+        let (exit_code, oom) = self.instances.get(&instance)?.wait(&process)?;
+        Ok(ExitStatus { exit_code, oom_killed: oom.is_some(), oom_limit: oom_limit(oom).into(), ..Default::default() })
     }
 
     fn do_signal(&self, request: &SignalProcessRequest) -> Result<()> {
@@ -253,12 +265,14 @@ impl Agent for Service {
             // The monitor decides: it is the one that can tell its user.
             tracing::warn!(theirs = request.protocol_version, ours = PROTOCOL_VERSION, "protocol versions differ");
         }
+        let base_bytes = self.instances.divide_base(request.partitions, request.partition_bytes)?;
         let name = nix::sys::utsname::uname().map_err(AgentError::system("uname"))?;
         Ok(HelloResponse {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").into(),
             kernel_release: name.release().to_string_lossy().into_owned(),
             private_nodes: self.memory.has_private_nodes(),
+            base_bytes,
             ..Default::default()
         })
     }
@@ -398,11 +412,11 @@ mod tests {
     #[test]
     fn zero_means_no_limit() {
         let parsed = instance_request(request()).unwrap();
-        assert_eq!((parsed.memory_max, parsed.pids_max), (None, None));
+        assert_eq!((parsed.memory_max, parsed.base_limit, parsed.pids_max), (None, None, None));
         assert_eq!(parsed.process.working_directory, "/");
-        let limited = StartInstanceRequest { memory_max_bytes: 5, pids_max: 6, ..request() };
+        let limited = StartInstanceRequest { memory_max_bytes: 5, base_limit_bytes: 7, pids_max: 6, ..request() };
         let parsed = instance_request(limited).unwrap();
-        assert_eq!((parsed.memory_max, parsed.pids_max), (Some(5), Some(6)));
+        assert_eq!((parsed.memory_max, parsed.base_limit, parsed.pids_max), (Some(5), Some(7), Some(6)));
     }
 
     #[test]

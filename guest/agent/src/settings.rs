@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::AgentError;
@@ -33,6 +33,18 @@ const SETTINGS: &[Setting] = &[
     // Percentages would be of all memory, partitions included, and change with every plug.
     optional("/proc/sys/vm/dirty_bytes", "33554432"),
     optional("/proc/sys/vm/dirty_background_bytes", "16777216"),
+    // Limits for each user, or for all of the guest, that instances would share, so that one could leave its neighbours nothing.
+    // What they are about counts for the memory of the instance's cgroup.
+    optional("/proc/sys/fs/file-max", "9223372036854775807"),
+    optional("/proc/sys/fs/aio-max-nr", "1048576"),
+    optional("/proc/sys/fs/pipe-user-pages-soft", "0"),
+    optional("/proc/sys/fs/inotify/max_user_instances", "2147483647"),
+    optional("/proc/sys/fs/inotify/max_user_watches", "2147483647"),
+    optional("/proc/sys/fs/epoll/max_user_watches", "2147483647"),
+    // In pages: low, pressure, high.
+    optional("/proc/sys/net/ipv4/tcp_mem", "1073741824 1073741824 1073741824"),
+    optional("/proc/sys/net/ipv4/udp_mem", "1073741824 1073741824 1073741824"),
+    optional("/proc/sys/net/ipv4/tcp_max_orphans", "2147483647"),
     // These move or merge pages across partitions.
     optional("/sys/kernel/mm/ksm/run", "0"),
     optional("/proc/sys/kernel/numa_balancing", "0"),
@@ -54,16 +66,26 @@ pub fn apply_all() {
     }
 }
 
-/// Soft and hard limit on open files, of this process and of all that it starts; the hard one is the kernel's `fs.nr_open`. Some
-/// programs go through all numbers up to the soft one.
+/// Soft and hard limit on open files; the hard one is the kernel's `fs.nr_open`. Some programs go through all numbers up to the
+/// soft one.
 const OPEN_FILES: (u64, u64) = (1 << 16, 1 << 20);
 
-/// Raises the limit on open files from the kernel's 1,024 and 4,096.
-///
-/// # Errors
-/// Those of `setrlimit(2)`.
-pub fn raise_limits() -> nix::Result<()> {
-    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
+/// Limits of this process and of all that it starts. The kernel's on open files are 1,024 and 4,096. Of the others it counts what
+/// all instances of a user have; what they are about counts for the memory of the instance's cgroup, too, or for its `pids.max`.
+const LIMITS: [(Resource, u64, u64); 4] = [
+    (Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1),
+    (Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),
+    (Resource::RLIMIT_SIGPENDING, RLIM_INFINITY, RLIM_INFINITY),
+    (Resource::RLIMIT_MSGQUEUE, RLIM_INFINITY, RLIM_INFINITY),
+];
+
+/// Raises limits; what the kernel refuses is logged.
+pub fn raise_limits() {
+    for (resource, soft, hard) in LIMITS {
+        if let Err(error) = setrlimit(resource, soft, hard) {
+            tracing::warn!(?resource, soft, hard, %error, "not raised");
+        }
+    }
 }
 
 /// Brings up `lo` in this thread's network namespace.

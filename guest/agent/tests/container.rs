@@ -21,6 +21,7 @@ use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
 use bellows_agent::streams::StdioSpec;
 use bellows_agent::streams::listener::Permits;
+use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
 use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{Node, TerminalSize};
@@ -66,7 +67,7 @@ impl Fixture {
             root: &root,
             cgroup: &cgroup,
             placement,
-            memory_max: None,
+            capacities: Capacities::within(placement, 64 << 20, 64 << 20),
             process,
             credentials: &credentials,
         });

@@ -22,6 +22,9 @@ pub const MAX_DEVICES: usize = 1024;
 /// Most bytes in an instance's arguments and environment together.
 pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
 
+/// Least that an instance's limit on base memory can be, in bytes: what the kernel needs to start a small program.
+pub const MIN_BASE_LIMIT: u64 = 4 << 20;
+
 /// Why a value is not acceptable.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]

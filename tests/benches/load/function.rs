@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bellows_tests::bench::load::{Arrival, Function};
-use bellows_vmm::{Instance, InstanceSpec, PartitionId, StreamName};
+use bellows_vmm::{Instance, InstanceSpec, StreamName};
 
 use crate::common::{Result, image_id};
 use crate::guest::Guest;
+use crate::pool::Place;
 
 /// Fills memory, computes, and prints the most memory that it had, in KiB.
 const PROGRAM: &str = "
@@ -34,7 +35,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 ";
 
 /// Runs one to its end. Returns the instance, to be removed, and the most memory that it had, in bytes.
-pub fn run(guest: &Guest, number: usize, arrival: &Arrival, partition: Option<PartitionId>) -> Result<(Instance, u64)> {
+pub fn run(guest: &Guest, number: usize, arrival: &Arrival, place: &Place<'_>) -> Result<(Instance, u64)> {
     let name = match arrival.function {
         Function::Compress => "compress",
         Function::Json => "json",
@@ -44,7 +45,7 @@ pub fn run(guest: &Guest, number: usize, arrival: &Arrival, partition: Option<Pa
     let arguments = [arrival.memory_mib.to_string(), arrival.rounds.to_string()];
     let command = ["/usr/bin/python3", "-c", PROGRAM, name].into_iter().chain(arguments.iter().map(String::as_str));
     let spec = InstanceSpec::new(format!("f{number}").parse()?, image_id()?, command);
-    let spec = partition.into_iter().fold(spec, InstanceSpec::in_partition);
+    let spec = guest.placed(spec, place)?;
     let instance = guest.vm.start_instance(&spec)?;
     let printed = Printed::default();
     let streams = [StreamName::Stdout, StreamName::Stderr].map(|stream| instance.forward(stream, printed.clone()));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bellows_tests::artefact;
 use bellows_tests::bench::load::{Arrival, Function, Provision};
-use bellows_vmm::{ByteSize, PartitionId, PartitionMode, Vm, VmBuilder};
+use bellows_vmm::{ByteSize, InstanceSpec, PartitionId, PartitionMode, Vm, VmBuilder};
 
 use crate::common::{self, Image, PATIENCE, Result, partition};
 use crate::function;
@@ -13,6 +13,9 @@ use crate::pool::{Place, Pool, SIZES_MIB};
 
 /// Holds the kernel, page cache, and the memory map of all partitions.
 const BASE: ByteSize = ByteSize::mib(768);
+
+/// What each of several instances in one partition may have of that.
+const SHARED_BASE: ByteSize = ByteSize::mib(64);
 
 pub struct Guest {
     pub vm: Vm,
@@ -59,20 +62,30 @@ impl Guest {
             let arrival = Arrival { at: Duration::ZERO, function, memory_mib: 16, rounds: 1 };
             let place = self.pool.take(arrival.memory_mib);
             self.plug(&place)?;
-            let partition = self.partition_of(&place)?;
-            function::run(self, usize::MAX - number, &arrival, partition)?.0.remove(PATIENCE)?;
+            function::run(self, usize::MAX - number, &arrival, &place)?.0.remove(PATIENCE)?;
             self.unplug(&place)?;
         }
         Ok(())
     }
 
     /// Where an instance in that place has its memory; `None` if that is the guest's own.
-    pub fn partition_of(&self, place: &Place<'_>) -> Result<Option<PartitionId>> {
+    fn partition_of(&self, place: &Place<'_>) -> Result<Option<PartitionId>> {
         Ok(match self.provision {
             Provision::Static => None,
             Provision::Shared => Some(partition(1)?),
             Provision::Stock | Provision::Extension => Some(partition(place.index as u16 + 1)?),
         })
+    }
+
+    /// An instance in that place. Where others share its memory it has a limit on base memory.
+    pub fn placed(&self, mut spec: InstanceSpec, place: &Place<'_>) -> Result<InstanceSpec> {
+        spec.partition = self.partition_of(place)?;
+        spec.base_limit = match self.provision {
+            Provision::Static => Some(ByteSize::mib(SIZES_MIB[place.index])),
+            Provision::Shared => Some(SHARED_BASE),
+            Provision::Stock | Provision::Extension => None,
+        };
+        Ok(spec)
     }
 
     /// Provides memory for an instance. Returns what that took.

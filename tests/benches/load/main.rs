@@ -80,7 +80,7 @@ fn one(guest: &Guest, number: usize, arrival: &Arrival, start: Instant) -> Resul
     let place: Place<'_> = guest.pool.take(arrival.memory_mib);
     let admitted = start.elapsed();
     let plug = guest.plug(&place)?;
-    let (instance, peak) = function::run(guest, number, arrival, guest.partition_of(&place)?)?;
+    let (instance, peak) = function::run(guest, number, arrival, &place)?;
     let done = start.elapsed();
     instance.remove(common::PATIENCE)?;
     let unplug = guest.unplug(&place)?;

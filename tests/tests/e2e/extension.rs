@@ -201,7 +201,7 @@ fn a_greedy_instance_is_killed_and_its_neighbour_is_not() {
     let before = guest.vm.inspect(partition(2)).unwrap();
     for (id, line) in [
         ("memory", "exec python3 -c 'b = bytearray(b\"x\") * (300 << 20)'"),
-        ("files", "exec python3 -c 'f = open(\"/dev/shm/f\", \"wb\")\nb = bytearray(b\"x\") * (80 << 20)\nf.write(b)'"),
+        ("files", "exec python3 -c 'f = open(\"/tmp/f\", \"wb\")\nb = bytearray(b\"x\") * (80 << 20)\nf.write(b)'"),
     ] {
         let (status, output) = guest.start(id, line, Some(1)).finish();
         assert_eq!((status.code, status.oom_killed), (128 + 9, true), "{id}: {output}");

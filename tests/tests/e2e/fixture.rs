@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bellows_block::oci::{OciLayout, Platform};
@@ -182,10 +182,10 @@ impl Running {
     pub fn start_spec(&self, spec: &InstanceSpec) -> Job {
         let instance = self.vm.start_instance(spec);
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
-        let output = Printed::default();
+        let output = Transcript::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
         let forwarding = [StreamName::Stdout, StreamName::Stderr].map(forward).into();
-        Job { instance, output, forwarding, console: self.console.clone() }
+        Job { instance: Arc::new(instance), output, forwarding, console: self.console.clone() }
     }
 
     /// Runs a shell line in base memory to its end and returns what it printed.
@@ -227,8 +227,8 @@ fn text_of(path: &Path) -> String {
 
 /// A running instance and what it has printed so far.
 pub struct Job {
-    pub instance: Instance,
-    output: Printed,
+    pub instance: Arc<Instance>,
+    output: Transcript,
     forwarding: Vec<Forwarding>,
     console: PathBuf,
 }
@@ -236,10 +236,20 @@ pub struct Job {
 impl Job {
     /// Waits until it has printed `text`.
     pub fn wait_for(&self, text: &str) {
-        let (bytes, changed) = &*self.output.0;
-        let missing = |bytes: &mut Vec<u8>| !String::from_utf8_lossy(bytes).contains(text);
-        let (bytes, wait) = changed.wait_timeout_while(bytes.lock().unwrap(), PATIENCE, missing).unwrap();
-        assert!(!wait.timed_out(), "waited for {text:?}, got {:?}", String::from_utf8_lossy(&bytes));
+        let printed = self.output.wait_while(|printed| !printed.contains(text));
+        assert!(printed.contains(text), "waited for {text:?}, got {:?}", printed.text());
+    }
+
+    /// Waits until it has printed `text`, or has ended; says whether it lives.
+    pub fn says_or_ends(&self, text: &str) -> bool {
+        let (instance, output) = (self.instance.clone(), self.output.clone());
+        std::thread::spawn(move || {
+            let _ = instance.wait();
+            output.change(|printed| printed.ended = true);
+        });
+        let printed = self.output.wait_while(|printed| !printed.contains(text) && !printed.ended);
+        assert!(printed.contains(text) || printed.ended, "waited for {text:?}, got {:?}", printed.text());
+        !printed.ended
     }
 
     /// Waits for its end, removes it and returns its status and output.
@@ -250,19 +260,47 @@ impl Job {
             stream.join().unwrap();
         }
         self.instance.remove(PATIENCE).unwrap();
-        let text = String::from_utf8_lossy(&self.output.0.0.lock().unwrap()).into_owned();
+        let text = self.output.wait_while(|_| false).text();
         (status, text)
     }
 }
 
-/// What an instance printed, on either stream.
+/// What an instance has printed, on either stream, for whoever waits for that.
 #[derive(Clone, Default)]
-struct Printed(Arc<(Mutex<Vec<u8>>, Condvar)>);
+struct Transcript(Arc<(Mutex<Printed>, Condvar)>);
 
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.0.lock().unwrap().extend_from_slice(bytes);
+#[derive(Default)]
+struct Printed {
+    bytes: Vec<u8>,
+    /// The instance has ended.
+    ended: bool,
+}
+
+impl Printed {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    fn contains(&self, text: &str) -> bool {
+        self.text().contains(text)
+    }
+}
+
+impl Transcript {
+    fn change(&self, change: impl FnOnce(&mut Printed)) {
+        change(&mut self.0.0.lock().unwrap());
         self.0.1.notify_all();
+    }
+
+    fn wait_while(&self, mut unwanted: impl FnMut(&mut Printed) -> bool) -> MutexGuard<'_, Printed> {
+        let (printed, changed) = &*self.0;
+        changed.wait_timeout_while(printed.lock().unwrap(), PATIENCE, |printed| unwanted(printed)).unwrap().0
+    }
+}
+
+impl Write for Transcript {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.change(|printed| printed.bytes.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 

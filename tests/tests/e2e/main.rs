@@ -3,6 +3,7 @@
 // What goes wrong in a fixture is to fail the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod base_memory;
 mod boot;
 mod command;
 mod disks;

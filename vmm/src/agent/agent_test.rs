@@ -18,11 +18,12 @@ struct FakeAgent {
 }
 
 impl Agent for FakeAgent {
-    fn hello(&self, _: &TtrpcContext, _: agent::HelloRequest) -> ttrpc::Result<agent::HelloResponse> {
+    fn hello(&self, _: &TtrpcContext, request: agent::HelloRequest) -> ttrpc::Result<agent::HelloResponse> {
         Ok(agent::HelloResponse {
             protocol_version: self.version,
             agent_version: "1.2\u{1b}[31m".into(),
             kernel_release: "6.12".repeat(1000),
+            base_bytes: u64::from(request.partitions) + request.partition_bytes,
             ..Default::default()
         })
     }
@@ -69,7 +70,12 @@ impl Agent for FakeAgent {
 
     fn wait_process(&self, _: &TtrpcContext, request: agent::ProcessRequest) -> ttrpc::Result<agent::ExitStatus> {
         let exit_code = request.instance_id.parse().unwrap_or(0);
-        Ok(agent::ExitStatus { exit_code, oom_killed: true, ..Default::default() })
+        Ok(agent::ExitStatus {
+            exit_code,
+            oom_killed: true,
+            oom_limit: agent::OomLimit::BASE.into(),
+            ..Default::default()
+        })
     }
 }
 
@@ -94,12 +100,16 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     let fake = Arc::new(FakeAgent { version: PROTOCOL_VERSION, ..Default::default() });
     let fixture = Fixture::with_agent(fake.clone());
     let client = fixture.connect().unwrap();
-    let info = client.hello().unwrap();
+    let info = client.hello(&[ByteSize::mib(128), ByteSize::gib(1)]).unwrap();
     assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
     assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
+    assert_eq!(info.instances_base.get(), 2 + (128 << 20) + (1 << 30), "the agent hears of partitions");
     client.signal_process(&id("a"), &ProcessId::init(), 15).unwrap();
     assert_eq!(*fake.signals.lock().unwrap(), [15]);
-    assert_eq!(wait(&client, "137").unwrap(), ExitStatus { code: 137, oom_killed: true });
+    assert_eq!(
+        wait(&client, "137").unwrap(),
+        ExitStatus { code: 137, oom_killed: true, oom_limit: Some(OomLimit::Base) }
+    );
     thread::scope(|scope| {
         for code in 0..8_u8 {
             let client = &client;
@@ -119,7 +129,7 @@ fn a_start_may_take_as_long_as_the_agent_gives_it() {
 fn what_the_agent_refuses_or_gets_wrong_is_named() {
     let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
     let client = fixture.connect().unwrap();
-    let error = text(client.hello());
+    let error = text(client.hello(&[]));
     assert!(error.contains("protocol version 9") && error.contains(&format!("expected {PROTOCOL_VERSION}")), "{error}");
     let error = text(client.attach(&[PciAddress::new(1, 2, 0).unwrap()], Duration::from_secs(9)));
     assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
@@ -157,7 +167,7 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
         fixture.end.report(VmEnd::Reset);
         assert!(matches!(waiter.join().unwrap(), Err(AgentError::Lost { .. })));
     });
-    assert!(matches!(client.hello(), Err(AgentError::Lost { .. })));
+    assert!(matches!(client.hello(&[]), Err(AgentError::Lost { .. })));
     drop(client);
 
     // Stops talking, but goes on reading.
@@ -217,7 +227,7 @@ fn malformed_answers_end_the_call() {
     for (answer, named) in table {
         let fixture = answering(answer);
         let client = fixture.connect().unwrap();
-        let error = text(client.hello());
+        let error = text(client.hello(&[]));
         assert!(error.contains(named), "{error}");
     }
 }

@@ -37,7 +37,7 @@ pub fn exercise(bytes: &[u8]) {
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default() };
     let instance = "a".parse().expect("an identifier");
     let calls: [&dyn Fn() -> Option<String>; 6] = [
-        &|| said(client.hello()),
+        &|| said(client.hello(&[])),
         &|| said(client.inspect_partition(1)),
         &|| said(client.settle_partition(1, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),

@@ -12,6 +12,7 @@ mod partition;
 mod stream;
 mod writer;
 
+use std::fmt;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
+use bellows_memory::ByteSize;
 use bellows_protocol::agent;
 use bellows_protocol::stream::read_line;
 use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
@@ -27,6 +29,7 @@ use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, STA
 use connection::{CallError, Connection};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::{EnumOrUnknown, Message};
+use serde::Serialize;
 use stream::OpenStreams;
 pub use stream::Stream;
 use ttrpc::Code;
@@ -130,6 +133,8 @@ pub struct GuestInfo {
     pub kernel_release: String,
     /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
     pub partition_mode: PartitionMode,
+    /// What all instances together may have of base memory.
+    pub instances_base: ByteSize,
 }
 
 /// How an instance ended.
@@ -137,8 +142,35 @@ pub struct GuestInfo {
 pub struct ExitStatus {
     /// As a shell gives it: the exit code, or 128 + the signal's number.
     pub code: u8,
-    /// The kernel killed a process of the instance for lack of memory.
+    /// The kernel killed the instance, or a process of it, for lack of memory.
     pub oom_killed: bool,
+    /// Which limit it had met then.
+    pub oom_limit: Option<OomLimit>,
+}
+
+/// Which limit an instance had met when the guest's kernel killed it for lack of memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomLimit {
+    /// The size of its partition.
+    Partition,
+    /// Its limit on base memory.
+    Base,
+    /// Its `memory_max`, or with a stock kernel what bounds memory in the partition and base memory together.
+    MemoryMax,
+    /// None of its own: the guest had no memory left.
+    Guest,
+}
+
+impl fmt::Display for OomLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Partition => "its partition was full",
+            Self::Base => "it had reached its limit on base memory",
+            Self::MemoryMax => "it had reached its memory.max",
+            Self::Guest => "the guest had none left",
+        })
+    }
 }
 
 /// Counters of the guest's kernel since boot.
@@ -197,15 +229,22 @@ impl AgentClient {
         }
     }
 
-    pub(crate) fn hello(&self) -> Result<GuestInfo, AgentError> {
+    /// Tells the agent of the windows of the partitions, for it to divide base memory.
+    pub(crate) fn hello(&self, partitions: &[ByteSize]) -> Result<GuestInfo, AgentError> {
         const CALL: &str = "Hello";
-        let request = agent::HelloRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+        let request = agent::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            partitions: u32::try_from(partitions.len()).unwrap_or(u32::MAX),
+            partition_bytes: partitions.iter().map(|window| window.get()).sum(),
+            ..Default::default()
+        };
         let answer: agent::HelloResponse = self.call(CALL, Some(SHORT), &request)?;
         expect(CALL, "protocol version", answer.protocol_version, PROTOCOL_VERSION)?;
         Ok(GuestInfo {
             agent_version: shown(&answer.agent_version),
             kernel_release: shown(&answer.kernel_release),
             partition_mode: if answer.private_nodes { PartitionMode::Extension } else { PartitionMode::Stock },
+            instances_base: ByteSize::bytes(answer.base_bytes),
         })
     }
 
@@ -307,7 +346,8 @@ impl AgentClient {
         let answer: agent::ExitStatus = self.call(CALL, None, &process(instance, id))?;
         let code = u8::try_from(answer.exit_code)
             .map_err(|_| answer_error(CALL, "exit code", answer.exit_code, "0 to 255".into()))?;
-        Ok(ExitStatus { code, oom_killed: answer.oom_killed })
+        let oom_limit = oom_limit(CALL, &answer)?;
+        Ok(ExitStatus { code, oom_killed: oom_limit.is_some(), oom_limit })
     }
 
     pub(crate) fn signal_process(&self, instance: &InstanceId, id: &ProcessId, signal: u32) -> Result<(), AgentError> {
@@ -407,6 +447,19 @@ fn process(instance: &InstanceId, id: &ProcessId) -> agent::ProcessRequest {
 
 pub(crate) fn terminal_size(size: TerminalSize) -> agent::TerminalSize {
     agent::TerminalSize { columns: size.columns.into(), rows: size.rows.into(), ..Default::default() }
+}
+
+fn oom_limit(call: &'static str, answer: &agent::ExitStatus) -> Result<Option<OomLimit>, AgentError> {
+    let wrong = |limit: &str| answer_error(call, "limit of memory", limit, "one where it killed for lack of it".into());
+    match (answer.oom_killed, answer.oom_limit.enum_value()) {
+        (false, Ok(agent::OomLimit::NONE)) => Ok(None),
+        (true, Ok(agent::OomLimit::PARTITION)) => Ok(Some(OomLimit::Partition)),
+        (true, Ok(agent::OomLimit::BASE)) => Ok(Some(OomLimit::Base)),
+        (true, Ok(agent::OomLimit::MEMORY)) => Ok(Some(OomLimit::MemoryMax)),
+        (true, Ok(agent::OomLimit::GUEST)) => Ok(Some(OomLimit::Guest)),
+        (_, Ok(limit)) => Err(wrong(&format!("{limit:?}"))),
+        (_, Err(number)) => Err(wrong(&number.to_string())),
+    }
 }
 
 /// As the protocol counts time; at least 1, since 0 means the agent's own limit.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::accounts::Credentials;
 use crate::placement::Placement;
 use crate::streams::StdioSpec;
+use crate::tmpfs::Capacities;
 
 /// Where commands are looked for when the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -39,8 +40,8 @@ pub struct Workload<'a> {
     pub cgroup: &'a str,
     /// Where its memory comes from.
     pub placement: Placement,
-    /// Its limit in bytes, which its tmpfs share.
-    pub memory_max: Option<u64>,
+    /// What its file systems hold.
+    pub capacities: Capacities,
     /// Its first process.
     pub process: &'a ProcessSpec,
     /// Who that runs as.
@@ -102,9 +103,8 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
             "nodes": node.to_string(),
         });
     }
-    // Without a size it would be half of all memory, partitions included.
-    let size = workload.memory_max.map(|bytes| format!("size={bytes}"));
-    let shm: Vec<&str> = ["nosuid", "noexec", "nodev", "mode=1777"].into_iter().chain(size.as_deref()).collect();
+    let Capacities { shared, devices, .. } = workload.capacities;
+    let (shared, devices) = (shared.options(), devices.options());
     json!({
         "ociVersion": "1.3.0",
         "hostname": workload.hostname,
@@ -112,9 +112,9 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "process": process(workload.hostname, workload.process, workload.credentials),
         "mounts": [
             mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-            mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
-            mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-            mount("/dev/shm", "tmpfs", "shm", &shm),
+            mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", &devices]),
+            mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=1024"]),
+            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shared]),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]),
@@ -205,7 +205,7 @@ mod tests {
             root: Path::new("/run/i/f-1/root"),
             cgroup: "/instances/f-1",
             placement,
-            memory_max: Some(4096),
+            capacities: Capacities::within(placement, 64 << 20, 64 << 20),
             process: &spec(&[], PIPES),
             credentials: &user(0),
         })
@@ -230,10 +230,17 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_is_bounded_by_the_limit() {
+    fn every_tmpfs_has_a_capacity() {
         let mounts = configured(Placement::Base)["mounts"].clone();
-        let shm = mounts.as_array().unwrap().iter().find(|mount| mount["source"] == "shm").unwrap();
-        assert!(shm["options"].as_array().unwrap().contains(&json!("size=4096")), "{shm}");
+        let tmpfs = mounts.as_array().unwrap().iter().filter(|mount| mount["type"] == "tmpfs");
+        let options: Vec<Vec<String>> =
+            tmpfs.map(|mount| serde_json::from_value(mount["options"].clone()).unwrap()).collect();
+        assert_eq!(options.len(), 2);
+        for options in options {
+            // The library separates options by itself, and passes on what it does not know.
+            let capacity = options.iter().find(|option| option.starts_with("size=")).expect("a size");
+            assert!(capacity.contains(",nr_inodes="), "{options:?}");
+        }
     }
 
     fn environment(given: &[&str]) -> Value {

@@ -1,0 +1,266 @@
+//! Base memory, and what instances may use of it: all together, and each.
+//!
+//! A partition holds what an instance's programs allocate. What the kernel keeps for them lies in base memory: page tables,
+//! inodes, page cache, sockets, pipes. So each instance has a limit there, too, and all limits together leave a reserve:
+//!
+//! ```text
+//! free at boot = memory maps of the partitions + reserve + what instances may use
+//! ```
+//!
+//! Limits are promises: what is promised to one instance is promised to no other, so each meets its own limit before all of
+//! them together meet theirs.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bellows_protocol::values::MIN_BASE_LIMIT;
+
+use crate::error::{AgentError, Result};
+
+const MIB: u64 = 1 << 20;
+/// The memory map takes this fraction of the memory that it describes: 64 bytes for each page of 4 KiB.
+const MAP_FRACTION: u64 = 64;
+
+/// What is left to the agent and the kernel of `free` bytes: an eighth for what grows with the machine (watermarks, tables, what
+/// the kernel allocates for instances and counts for nobody), and 32 MiB for the agent, or another eighth where that is less.
+pub fn reserve(free: u64) -> u64 {
+    free / 8 + (free / 8).min(32 * MIB)
+}
+
+/// What all instances together may have of `free` bytes, with the memory maps of `partition_bytes` to come.
+pub fn for_instances(free: u64, partition_bytes: u64) -> u64 {
+    let free = free.saturating_sub(partition_bytes / MAP_FRACTION);
+    free - reserve(free)
+}
+
+/// What all instances may have, and what of it is promised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Account {
+    /// What all instances may have.
+    all: u64,
+    /// Sum of the limits of those that there are.
+    promised: u64,
+    /// How many partitions there are.
+    partitions: u32,
+    /// How many of them have an instance.
+    taken: u32,
+}
+
+impl Account {
+    /// What is not promised.
+    fn left(&self) -> u64 {
+        self.all.saturating_sub(self.promised)
+    }
+
+    /// The limit of an instance that names none. One with a partition has an equal share of three quarters, so most where it is
+    /// the only one; one without has half of what is neither promised nor kept for partitions, so there is always room for
+    /// another.
+    fn default_limit(&self, in_partition: bool) -> u64 {
+        let share = (self.all - self.all / 4) / u64::from(self.partitions.max(1));
+        // With a stock kernel there may be more than one in a partition.
+        if in_partition && self.taken < self.partitions.max(1) {
+            return share.min(self.left());
+        }
+        let kept = share.saturating_mul(self.partitions.saturating_sub(self.taken).into());
+        self.left().saturating_sub(kept) / 2
+    }
+
+    fn promise(&mut self, wanted: Option<u64>, in_partition: bool) -> Result<u64> {
+        let bytes = wanted.unwrap_or_else(|| self.default_limit(in_partition));
+        if bytes > self.left() || wanted.is_none() && bytes < MIN_BASE_LIMIT {
+            return Err(AgentError::NoBaseMemory {
+                wanted: bytes.max(MIN_BASE_LIMIT),
+                left: self.left(),
+                all: self.all,
+            });
+        }
+        if bytes < MIN_BASE_LIMIT {
+            return Err(AgentError::SmallBaseLimit { wanted: bytes, least: MIN_BASE_LIMIT });
+        }
+        self.promised += bytes;
+        self.taken += u32::from(in_partition);
+        Ok(bytes)
+    }
+}
+
+/// Base memory of this guest.
+#[derive(Debug)]
+pub struct BaseMemory {
+    /// What was free when the agent started.
+    free: u64,
+    account: Mutex<Account>,
+}
+
+impl BaseMemory {
+    /// Base memory of which `free` bytes are free, without partitions.
+    pub fn new(free: u64) -> Self {
+        let account = Account { all: for_instances(free, 0), ..Account::default() };
+        Self { free, account: Mutex::new(account) }
+    }
+
+    /// Says that there are `partitions`, whose windows are `partition_bytes` together; answers what all instances may have now.
+    /// Limits of instances that there are stay.
+    pub fn divide(&self, partitions: u32, partition_bytes: u64) -> u64 {
+        let mut account = self.lock();
+        account.partitions = partitions;
+        account.all = for_instances(self.free, partition_bytes);
+        account.all
+    }
+
+    /// The limit of all instances together: beyond what they may have they cost the kernel their cgroups, for which there is a quarter of
+    /// the reserve. So no instance meets this limit before its own.
+    pub fn limit(&self) -> u64 {
+        self.lock().all + reserve(self.free) / 4
+    }
+
+    /// Promises an instance `wanted` bytes, or what is right for one that names no limit.
+    ///
+    /// # Errors
+    /// [`AgentError::NoBaseMemory`], [`AgentError::SmallBaseLimit`].
+    pub fn claim(self: &Arc<Self>, wanted: Option<u64>, in_partition: bool) -> Result<Claim> {
+        let bytes = self.lock().promise(wanted, in_partition)?;
+        Ok(Claim { bytes, in_partition, from: Arc::clone(self) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What is promised to an instance, until this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    bytes: u64,
+    in_partition: bool,
+    from: Arc<BaseMemory>,
+}
+
+impl Claim {
+    /// How much.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut account = self.from.lock();
+        account.promised -= self.bytes;
+        account.taken -= u32::from(self.in_partition);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_reserve_grows_with_base_memory_and_is_never_all_of_it() {
+        assert_eq!(reserve(0), 0);
+        assert_eq!(reserve(64 * MIB), 16 * MIB);
+        assert_eq!(reserve(256 * MIB), 64 * MIB);
+        assert_eq!(reserve(8 * GIB), GIB + 32 * MIB);
+        for free in [0, 1, 4095, MIB, 40 * MIB, 433 * MIB, 3 * GIB, u64::MAX] {
+            for partitions in [0, MIB, GIB, 100 * GIB, u64::MAX] {
+                let all = for_instances(free, partitions);
+                assert!(all <= free - reserve(free) && all <= free - free / 8, "{free} {partitions}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_maps_of_partitions_are_kept_free() {
+        let free = 400 * MIB;
+        assert_eq!(for_instances(free, 0), 400 * MIB - 82 * MIB);
+        assert_eq!(for_instances(free, 5 * GIB), 320 * MIB - 72 * MIB);
+        assert_eq!(for_instances(free, 25 * GIB), 0);
+    }
+
+    #[test]
+    fn a_single_instance_has_most_of_it() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let all = base.divide(1, GIB);
+        assert_eq!(base.claim(None, true).unwrap().bytes(), all - all / 4);
+    }
+
+    #[test]
+    fn several_can_share_a_partition() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        base.divide(1, GIB);
+        let claims: Vec<_> = (0..4).map(|_| base.claim(None, true).unwrap()).collect();
+        assert!(claims.windows(2).all(|pair| pair[1].bytes() < pair[0].bytes()), "{claims:?}");
+    }
+
+    #[test]
+    fn the_limit_of_all_leaves_most_of_the_reserve() {
+        let base = BaseMemory::new(400 * MIB);
+        let all = base.divide(2, GIB);
+        assert!(base.limit() > all && 400 * MIB - 16 * MIB - base.limit() > reserve(400 * MIB) / 2);
+    }
+
+    #[test]
+    fn instances_in_partitions_have_equal_shares_whoever_is_first() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let all = base.divide(4, GIB);
+        let others: Vec<_> = (0..3).map(|_| base.claim(None, false).unwrap()).collect();
+        assert_eq!(others[0].bytes(), (all - 4 * ((all - all / 4) / 4)) / 2);
+        assert!(others.windows(2).all(|pair| pair[1].bytes() <= pair[0].bytes()), "{others:?}");
+        let shares: Vec<_> = (0..4).map(|_| base.claim(None, true).unwrap()).collect();
+        assert!(shares.iter().all(|share| share.bytes() == (all - all / 4) / 4), "{shares:?}");
+        assert!(base.lock().promised <= all);
+    }
+
+    /// Whatever starts and ends in whatever order: no more is promised than there is, and what is given back can be had again.
+    #[test]
+    fn never_more_is_promised_than_there_is() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let all = base.divide(3, 3 * GIB);
+        let (mut claims, mut state) = (Vec::new(), 1_u64);
+        for _ in 0..10_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (number, in_partition) = (state >> 33, state >> 63 == 1);
+            let wanted = (number % 3 == 0).then_some(number % (all / 2));
+            match base.claim(wanted, in_partition) {
+                Ok(claim) => {
+                    assert!(claim.bytes() >= MIN_BASE_LIMIT && wanted.is_none_or(|wanted| wanted == claim.bytes()));
+                    claims.push(claim);
+                }
+                Err(_) => drop(claims.pop()),
+            }
+            assert_eq!(base.lock().promised, claims.iter().map(Claim::bytes).sum::<u64>());
+            assert!(base.lock().promised <= all);
+        }
+        claims.clear();
+        let account = *base.lock();
+        assert_eq!((account.promised, account.taken), (0, 0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_figures() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let all = base.divide(0, 0);
+        let _first = base.claim(Some(all - 5 * MIB), false).unwrap();
+        let error = base.claim(Some(6 * MIB), false).unwrap_err();
+        assert_eq!(error.code(), ttrpc::Code::RESOURCE_EXHAUSTED);
+        for figure in [6 * MIB, 5 * MIB, all] {
+            assert!(error.to_string().contains(&format!("{figure} bytes")), "{error}");
+        }
+        let error = base.claim(None, false).unwrap_err();
+        assert!(error.to_string().contains(&format!("{MIN_BASE_LIMIT} bytes")), "{error}");
+        let error = base.claim(Some(MIN_BASE_LIMIT - 1), false).unwrap_err();
+        assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT, "{error}");
+        assert_eq!(base.claim(Some(5 * MIB), false).unwrap().bytes(), 5 * MIB);
+    }
+
+    #[test]
+    fn fewer_bytes_than_are_promised_are_none() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let claim = base.claim(Some(200 * MIB), true).unwrap();
+        assert_eq!(base.divide(2, 100 * GIB), 0);
+        assert!(base.claim(None, true).is_err());
+        drop(claim);
+        base.divide(2, GIB);
+        base.claim(None, true).unwrap();
+    }
+}

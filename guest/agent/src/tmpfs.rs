@@ -1,0 +1,117 @@
+//! The file systems in memory that an instance can write to, and how much they hold.
+//!
+//! A full one answers `ENOSPC` to its writer. So that this comes before anybody runs out of memory, their sizes leave some of
+//! what the instance may have, and their inodes, which the kernel keeps in base memory, fit its limit there.
+
+use crate::placement::Placement;
+
+/// Base memory that one file takes: inode and directory entry of tmpfs, and those of overlayfs above them. An empty one with a name
+/// below 40 bytes takes 1861 (test `inode_cost` in `guest/kernel`). With a longer name it is up to 512 more, but the half of it that
+/// overlayfs has is reclaimed before anybody is killed for it.
+pub const INODE_BYTES: u64 = 1920;
+/// Inodes of `/dev`: devices, links, and some of a program's own.
+const DEVICE_INODES: u64 = 256;
+
+/// How much a tmpfs holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Of files' data.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub inodes: u64,
+}
+
+impl Capacity {
+    /// As mount options.
+    pub fn options(self) -> String {
+        format!("size={},nr_inodes={}", self.bytes, self.inodes)
+    }
+}
+
+/// What an instance can write to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacities {
+    /// Below the overlay: the root file system.
+    pub scratch: Capacity,
+    /// `/dev/shm`.
+    pub shared: Capacity,
+    /// `/dev`.
+    pub devices: Capacity,
+}
+
+impl Capacities {
+    /// Of an instance with `memory` bytes for what its programs allocate and `base` bytes of base memory.
+    ///
+    /// The root file system holds half of `memory`, `/dev/shm` a quarter. In a private node inodes take nothing of that: they may
+    /// have all but three sixteenths of `base`, which is no more than `memory` there. Elsewhere one limit, `memory`, is for both, and
+    /// inodes may have a fifth of it.
+    pub fn within(placement: Placement, memory: u64, base: u64) -> Self {
+        let base = base.min(memory);
+        let (scratch, shared) = (base / 4 * 3, base / 16);
+        let (scratch, shared) = match placement {
+            Placement::Private(_) => (scratch, shared),
+            Placement::Base | Placement::Policy(_) => (scratch.min(memory / 16 * 3), shared.min(memory / 64)),
+        };
+        Self {
+            scratch: Capacity { bytes: memory / 2, inodes: scratch / INODE_BYTES },
+            shared: Capacity { bytes: memory / 4, inodes: shared / INODE_BYTES },
+            devices: Capacity { bytes: memory / 64, inodes: DEVICE_INODES },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_protocol::values::{MIN_BASE_LIMIT, Node};
+
+    use super::*;
+    use crate::base_memory::BaseMemory;
+
+    const MIB: u64 = 1 << 20;
+
+    fn all(capacities: Capacities) -> [Capacity; 3] {
+        [capacities.scratch, capacities.shared, capacities.devices]
+    }
+
+    fn bytes(capacities: Capacities) -> u64 {
+        all(capacities).iter().map(|capacity| capacity.bytes).sum()
+    }
+
+    fn inode_bytes(capacities: Capacities) -> u64 {
+        all(capacities).iter().map(|capacity| capacity.inodes * INODE_BYTES).sum()
+    }
+
+    #[test]
+    fn full_file_systems_leave_memory_to_programs() {
+        let node = Node::try_from(1).unwrap();
+        for memory in [MIN_BASE_LIMIT, 120 * MIB, 128 * MIB, 1008 * MIB, 1 << 40] {
+            for base in [MIN_BASE_LIMIT, 47 * MIB, 300 * MIB, 1 << 36] {
+                let capacities = Capacities::within(Placement::Private(node), memory, base);
+                assert!(bytes(capacities) < memory / 5 * 4, "{capacities:?}");
+                assert!(inode_bytes(capacities) < base.min(memory), "{capacities:?}");
+                for placement in [Placement::Base, Placement::Policy(node)] {
+                    let capacities = Capacities::within(placement, memory, base);
+                    assert!(inode_bytes(capacities) < base, "{capacities:?}");
+                    // The least is too little to leave much.
+                    assert!(bytes(capacities) + inode_bytes(capacities) <= memory + MIB / 2, "{capacities:?}");
+                }
+            }
+        }
+    }
+
+    /// Base memory of 512 MiB, of which the kernel leaves 430, and a partition of 1 GiB.
+    #[test]
+    fn a_hundred_thousand_files_fit_by_default() {
+        let base = std::sync::Arc::new(BaseMemory::new(430 * MIB));
+        base.divide(1, 1024 * MIB);
+        let claim = base.claim(None, true).unwrap();
+        let node = Node::try_from(1).unwrap();
+        let capacities = Capacities::within(Placement::Private(node), 1024 * MIB, claim.bytes());
+        assert!(capacities.scratch.inodes >= 100_000 && capacities.scratch.bytes >= 100_000 * 4096, "{capacities:?}");
+    }
+
+    #[test]
+    fn capacities_are_mount_options() {
+        assert_eq!(Capacity { bytes: 4096, inodes: 7 }.options(), "size=4096,nr_inodes=7");
+    }
+}

@@ -1,0 +1,205 @@
+//! What an instance takes of base memory is bounded, and nobody else pays for it.
+
+use std::process::Output;
+
+use bellows_vmm::{ByteSize, InstanceSpec, OomLimit};
+
+use crate::command::with_guest;
+use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, image_id, partition};
+
+/// Takes more and more of one thing; or works each time that it is told to.
+const ATTACKER: &str = include_str!("attacker.py");
+const LIMIT: ByteSize = ByteSize::mib(24);
+
+/// How an attacker ends that has met its limit.
+#[derive(Debug)]
+enum End {
+    /// It got this error, and lives.
+    Refused(&'static str),
+    /// The kernel killed it.
+    Killed(OomLimit),
+    /// One of the two, as the kernel sees fit: some allocations fail where others wait for memory.
+    Bounded,
+}
+
+use End::{Bounded, Killed, Refused};
+
+fn attack(id: &str, arguments: &[&str], number: u16) -> InstanceSpec {
+    let argv = ["python3", "-c", ATTACKER].into_iter().chain(arguments.iter().copied());
+    InstanceSpec::new(id.parse().unwrap(), image_id(), argv).in_partition(partition(number))
+}
+
+/// An instance that has nothing to do with it.
+struct Neighbour {
+    job: Job,
+    rounds: u32,
+}
+
+impl Neighbour {
+    fn start(guest: &Running, number: u16) -> Self {
+        let job = guest.start_spec(&attack("neighbour", &["neighbour"], number));
+        job.wait_for("ready");
+        Self { job, rounds: 0 }
+    }
+
+    /// It uses one of each, and none of its processes was killed.
+    fn works(&mut self) {
+        self.job.instance.signal(10).unwrap();
+        self.job.wait_for(&format!("works {}, oom_kill 0", self.rounds));
+        self.rounds += 1;
+    }
+
+    fn end(self) {
+        self.job.instance.signal(9).unwrap();
+        let (status, output) = self.job.finish();
+        assert_eq!((status.code, status.oom_killed, status.oom_limit), (128 + 9, false, None), "{output}");
+    }
+}
+
+/// Each takes all that it gets of one thing, and keeps it while its neighbour works and another instance starts.
+fn attacks(guest: &Running, attacks: &[(&str, &str, End)]) {
+    let mut neighbour = Neighbour::start(guest, 2);
+    for (number, (what, directory, end)) in attacks.iter().enumerate() {
+        let mut spec = attack(&format!("attacker-{number}"), &[what, directory], 1);
+        spec.base_limit = Some(LIMIT);
+        let job = guest.start_spec(&spec);
+        let lives = job.says_or_ends(", then ");
+        neighbour.works();
+        assert_eq!(guest.shell(&format!("starts-{number}"), "(echo lives)").trim(), "lives");
+        if lives {
+            job.instance.signal(9).unwrap();
+        }
+        let (status, output) = job.finish();
+        println!("{what} {directory}: {status:?} {output}");
+        let refused = |reason: &str| lives && output.trim().ends_with(&format!(", then {reason}"));
+        let good = match *end {
+            Refused(reason) => refused(reason) && !status.oom_killed,
+            Killed(limit) => (status.code, status.oom_killed, status.oom_limit) == (128 + 9, true, Some(limit)),
+            Bounded => refused("") || status.oom_limit == Some(OomLimit::Base) || lives && !status.oom_killed,
+        };
+        assert!(good, "{what} {directory}: {status:?} {output}, expected {end:?}\n{}", guest.console());
+    }
+    neighbour.works();
+    neighbour.end();
+    let console = guest.console();
+    assert!(!console.contains("WARNING:") && !console.contains("BUG:"), "{console}");
+}
+
+#[test]
+fn an_attacker_meets_its_own_limit_and_its_neighbour_lives() {
+    let guest = Guest::ours().vcpus(2).partition(128).partition(128).boot();
+    guest.plug(1, 128);
+    guest.plug(2, 128);
+    attacks(
+        &guest,
+        &[
+            ("files", "/tmp", Refused("ENOSPC")),
+            ("files", "/dev/shm", Refused("ENOSPC")),
+            ("files", "/dev", Refused("ENOSPC")),
+            ("directories", "/tmp", Refused("ENOSPC")),
+            ("links", "/tmp", Refused("ENOSPC")),
+            ("data", "/tmp", Refused("ENOSPC")),
+            ("data", "/dev/shm", Refused("ENOSPC")),
+            ("memory", "/tmp", Killed(OomLimit::Partition)),
+            ("page-tables", "/tmp", Killed(OomLimit::Base)),
+            ("pipes", "/tmp", Killed(OomLimit::Base)),
+            ("unix-sockets", "/tmp", Bounded),
+            ("tcp-sockets", "/tmp", Bounded),
+            ("inotify", "/tmp", Bounded),
+            ("epoll", "/tmp", Bounded),
+            ("messages", "/tmp", Bounded),
+            ("semaphores", "/tmp", Bounded),
+            ("timers", "/tmp", Bounded),
+            ("page-cache", "/usr", Refused("all is read")),
+            ("cgroups", "/tmp", Refused("EROFS")),
+        ],
+    );
+    for number in [1, 2] {
+        assert_eq!(guest.unplug(number), 0);
+    }
+    guest.shutdown();
+}
+
+/// A stock kernel counts all memory against one limit, so it is the file systems that are bounded.
+#[test]
+fn with_a_stock_kernel_full_file_systems_are_no_more_than_that() {
+    let guest = Guest::debian().vcpus(2).partition(128).partition(128).boot();
+    guest.plug(1, 128);
+    guest.plug(2, 128);
+    attacks(
+        &guest,
+        &[
+            ("files", "/tmp", Refused("ENOSPC")),
+            ("files", "/dev/shm", Refused("ENOSPC")),
+            ("data", "/tmp", Refused("ENOSPC")),
+            ("memory", "/tmp", Killed(OomLimit::MemoryMax)),
+            ("page-tables", "/tmp", Killed(OomLimit::MemoryMax)),
+            ("cgroups", "/tmp", Refused("EROFS")),
+        ],
+    );
+    guest.shutdown();
+}
+
+fn run(arguments: &[&str], command: &[&str]) -> Output {
+    let mut run = with_guest("run");
+    run.args(["--partition=1G", "--profile=off"]).args(arguments).arg("--").args(command);
+    run.output().unwrap()
+}
+
+#[test]
+fn a_hundred_thousand_files_fit_by_default() {
+    let output = run(&[], &["python3", "-c", ATTACKER, "small-files", "/tmp", "100000"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), text.trim()), (Some(0), "took 100000"), "{errors}");
+}
+
+#[test]
+fn the_report_names_the_limit() {
+    let limit = &["--json", "--base-limit=16M"];
+    let output = run(limit, &["python3", "-c", ATTACKER, "page-tables"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error} {text}"));
+    assert_eq!(
+        (&report["exit_code"], &report["oom_killed"], &report["oom_limit"]),
+        (&137.into(), &true.into(), &"base".into())
+    );
+    // More than there is, and more than there is for instances.
+    for (limit, named) in
+        [("--base-limit=513M", "513 MiB"), ("--base-limit=512M", "536870912 bytes"), ("--base-limit=1M", "1 MiB")]
+    {
+        let output = run(&[limit], &["true"]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() != Some(0) && text.contains(named), "{limit}: {text}");
+    }
+}
+
+/// Prints its limit, and by how much what it uses grows with 64 MiB.
+const SEEN: &str = r#"
+def read(name):
+    return open("/sys/fs/cgroup/memory." + name).read().strip()
+before = int(read("current"))
+kept = bytearray(b"x") * (64 << 20)
+print(read("max"), int(read("current")) - before, read("peak"), read("stat").split("anon ")[1].split()[0])"#;
+
+#[test]
+fn a_program_sees_its_partition_and_what_it_uses_of_it() {
+    const MIB: u64 = 1 << 20;
+    let guest = Guest::ours().partition(256).boot();
+    guest.plug(1, 256);
+    let spec = InstanceSpec::new("sees".parse().unwrap(), image_id(), ["python3", "-c", SEEN]);
+    let (status, output) = guest.start_spec(&spec.in_partition(partition(1))).finish();
+    assert_eq!(status.code, 0, "{output}");
+    let numbers: Vec<u64> = output.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let [max, used, peak, anonymous] = numbers[..] else { panic!("{output}") };
+    assert_eq!(max, 256 * MIB);
+    assert!(used.abs_diff(64 * MIB) <= 64 * MIB / 20, "{output}");
+    assert!((64 * MIB..128 * MIB).contains(&peak) && (64 * MIB..128 * MIB).contains(&anonymous), "{output}");
+
+    let mut limited = attack("limited", &["memory"], 1);
+    limited.memory_max = Some(ByteSize::mib(128));
+    let error = format!("{:?}", guest.vm.start_instance(&limited).err().expect("the partition is the limit"));
+    assert!(error.contains("134217728 bytes") && error.contains("268435456 bytes"), "{error}");
+    guest.shutdown();
+}
