@@ -16,7 +16,7 @@ use kvm_bindings::{
     KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::{Cap, VmFd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::platform::IO_APIC_LINES;
 
@@ -152,7 +152,7 @@ impl<R: Routes> Table<R> {
             return Err(io::Error::other(format!("{count} MSI vectors asked for, {left} left")));
         }
         // Descriptors first: they can fail, and nothing is taken then.
-        let fds = (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()?;
+        let fds = (0..count).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<Vec<_>>>()?;
         Ok(fds
             .into_iter()
             .map(|fd| {
@@ -167,8 +167,9 @@ impl<R: Routes> Table<R> {
             .collect())
     }
 
-    /// Tells KVM all routes that are noted.
-    fn flush(&self) -> io::Result<()> {
+    /// Tells KVM all routes that are noted. Of vectors whose eventfd it does not take, only `wanted` counts: the others stay
+    /// noted and are tried again when they are used.
+    fn flush(&self, wanted: u32) -> io::Result<()> {
         let inner = self.inner();
         let messages: Vec<_> = inner
             .vectors
@@ -182,20 +183,23 @@ impl<R: Routes> Table<R> {
         if stale {
             self.routes.set(&messages)?;
         }
+        let mut result = Ok(());
         for (gsi, vector) in &inner.vectors {
             let mut route = vector.route();
             if stale {
                 route.known = route.wanted;
             }
             if vector.state.load(Ordering::Acquire) == NOTED {
-                if !route.assigned {
-                    self.routes.assign(&vector.fd, *gsi)?;
-                    route.assigned = true;
+                let assigned = if route.assigned { Ok(()) } else { self.routes.assign(&vector.fd, *gsi) };
+                route.assigned = assigned.is_ok();
+                match assigned {
+                    Ok(()) => vector.state.store(LIVE, Ordering::Release),
+                    Err(error) if *gsi == wanted => result = Err(error),
+                    Err(_) => {}
                 }
-                vector.state.store(LIVE, Ordering::Release);
             }
         }
-        Ok(())
+        result
     }
 }
 
@@ -224,7 +228,7 @@ impl<R: Routes> MsiVector for Vector<R> {
         match self.shared.state.load(Ordering::Acquire) {
             MASKED => return Ok(()),
             LIVE => {}
-            _ => self.table.flush()?,
+            _ => self.table.flush(self.gsi)?,
         }
         match self.shared.fd.write(1) {
             // The counter is full: the interrupt is pending anyway.

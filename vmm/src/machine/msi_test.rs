@@ -1,11 +1,17 @@
+use std::os::fd::AsRawFd;
+
 use super::*;
 
+/// Notes calls, and refuses to assign some GSIs.
 #[derive(Default)]
-struct Recorder(Mutex<Vec<String>>);
+struct Recorder {
+    calls: Mutex<Vec<String>>,
+    refused: Mutex<Vec<u32>>,
+}
 
 impl Recorder {
     fn note(&self, what: String) -> io::Result<()> {
-        self.0.lock().unwrap().push(what);
+        self.calls.lock().unwrap().push(what);
         Ok(())
     }
 }
@@ -17,6 +23,9 @@ impl Routes for Recorder {
     }
 
     fn assign(&self, _: &EventFd, gsi: u32) -> io::Result<()> {
+        if self.refused.lock().unwrap().contains(&gsi) {
+            return Err(io::Error::other(format!("no GSI {gsi}")));
+        }
         self.note(format!("assign {gsi}"))
     }
 
@@ -30,7 +39,7 @@ fn table() -> Arc<Table<Recorder>> {
 }
 
 fn calls(table: &Table<Recorder>) -> Vec<String> {
-    std::mem::take(&mut table.routes.0.lock().unwrap())
+    std::mem::take(&mut table.routes.calls.lock().unwrap())
 }
 
 fn message(data: u32) -> Option<MsiMessage> {
@@ -89,6 +98,33 @@ fn a_route_that_changed_under_a_masked_neighbour_is_known_when_that_is_unmasked(
     vectors[0].trigger().unwrap();
     assert_eq!(calls(&table), ["assign 24"]);
     assert_eq!(sent(&vectors[0]), 1);
+}
+
+#[test]
+fn a_vector_that_can_not_be_assigned_is_nobody_elses_loss() {
+    let table = table();
+    let vectors = table.allocate(3).unwrap();
+    for (vector, data) in vectors.iter().zip(0x60..) {
+        vector.route(message(data)).unwrap();
+    }
+    table.routes.refused.lock().unwrap().push(25);
+    vectors[0].trigger().unwrap();
+    vectors[2].trigger().unwrap();
+    assert_eq!(calls(&table), ["set 24=60 25=61 26=62", "assign 24", "assign 26"]);
+    assert!(vectors[1].trigger().unwrap_err().to_string().contains("no GSI 25"));
+    table.routes.refused.lock().unwrap().clear();
+    vectors[1].trigger().unwrap();
+    assert_eq!(calls(&table), ["assign 25"]);
+    assert_eq!([sent(&vectors[0]), sent(&vectors[1]), sent(&vectors[2])], [1, 1, 1]);
+}
+
+#[test]
+fn children_of_the_process_get_no_vector() {
+    for vector in table().allocate(2).unwrap() {
+        // SAFETY: only asks for the flags of an open descriptor.
+        let flags = unsafe { libc::fcntl(vector.shared.fd.as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags, libc::FD_CLOEXEC);
+    }
 }
 
 #[test]
