@@ -4,11 +4,13 @@
 //! sent to vCPU threads alone.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// Where a vCPU is, and how to get it out.
@@ -26,6 +28,46 @@ struct Target {
 
 // SAFETY: `run` is only used for its `immediate_exit` byte, atomically, and only while the target is attached.
 unsafe impl Send for Target {}
+
+/// The page that a vCPU shares with KVM, in a mapping of our own: kvm-ioctls makes references to its own one.
+pub(crate) struct RunPage(NonNull<kvm_run>);
+
+// SAFETY: it is plain memory, whose users say for themselves how they share it.
+unsafe impl Send for RunPage {}
+
+/// What holds a `kvm_run` is one page; behind it lies what we don't use.
+const RUN_PAGE_BYTES: usize = 4096;
+const _: () = assert!(size_of::<kvm_run>() <= RUN_PAGE_BYTES);
+
+impl RunPage {
+    /// Maps the page of `vcpu`.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub(crate) fn map(vcpu: &VcpuFd) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new shared mapping of a descriptor that offers one, where the system finds room.
+        let page = unsafe {
+            libc::mmap(std::ptr::null_mut(), RUN_PAGE_BYTES, protection, libc::MAP_SHARED, vcpu.as_raw_fd(), 0)
+        };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(Self).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// The page, mapped for as long as this lives.
+    pub(crate) fn as_ptr(&self) -> NonNull<kvm_run> {
+        self.0
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `map`, and nobody has a pointer to it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), RUN_PAGE_BYTES) };
+    }
+}
 
 /// Detaches the target when dropped.
 pub(crate) struct Attached<'a>(&'a Kick);

@@ -22,6 +22,7 @@ mod registers;
 mod reset_vector;
 pub mod slots;
 pub mod statistics;
+mod threads;
 pub mod vcpu;
 pub mod vcpu_pool;
 mod zero_page;

@@ -14,7 +14,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exit::{ExitReason, VcpuError};
 use super::gate::Gate;
-use super::kick::{Kick, immediate_exit};
+use super::kick::{Kick, RunPage, immediate_exit};
 use super::statistics::{VcpuStatistics, count};
 
 /// A vCPU, made by [`super::VcpuPool`] and run on a thread of its own.
@@ -25,6 +25,7 @@ pub(crate) struct Vcpu {
     pub(crate) mmio: Arc<Bus>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) kick: Arc<Kick>,
+    pub(crate) page: RunPage,
     pub(crate) statistics: Arc<VcpuStatistics>,
 }
 
@@ -50,9 +51,9 @@ impl Vcpu {
     /// # Errors
     /// The vCPU can't go on.
     pub(crate) fn run(mut self) -> Result<Option<ExitReason>, VcpuError> {
-        let run = NonNull::from(self.fd.get_kvm_run());
+        let run = self.page.as_ptr();
         let kick = self.kick.clone();
-        // SAFETY: `self.fd`, which maps the page, is dropped at the end of this function, after the guard; the guard doesn't
+        // SAFETY: `self.page`, which maps the page, is dropped at the end of this function, after the guard; the guard doesn't
         // leave the function either.
         let attached = unsafe { kick.attach(run) };
         let _attached = attached.map_err(|source| VcpuError::Signal { vcpu: self.index, source })?;
@@ -167,8 +168,8 @@ impl Answer<'_> {
 
     /// Bytes per item of a port access: a string instruction moves several items in one exit.
     fn port_width(&self) -> usize {
-        // SAFETY: `run` is the mapped page of the vCPU that has just left with a port exit, which is what makes `io` the
-        // valid field of the union; the vCPU's own thread is here, so the kernel doesn't write it.
+        // SAFETY: `run` is the page of the vCPU that has just left with a port exit, in a mapping of its own, and the port exit is
+        // what makes `io` the valid field of the union; the vCPU's own thread is here, so the kernel doesn't write it.
         let size = unsafe { (*self.run.as_ptr()).__bindgen_anon_1.io.size };
         usize::from(size).max(1)
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use bellows_devices::bus::Bus;
 
@@ -11,9 +10,10 @@ use super::boot::Loaded;
 use super::cpuid::{self, Topology};
 use super::exit::{ExitNotice, ExitReason, VcpuError};
 use super::gate::Gate;
-use super::kick::{self, Kick};
+use super::kick::{self, Kick, RunPage};
 use super::kvm::{Host, Machine};
 use super::statistics::{ExitCounts, VcpuStatistics};
+use super::threads::Threads;
 use super::vcpu::Vcpu;
 use super::{msrs, registers};
 
@@ -72,7 +72,7 @@ pub struct VcpuPool {
     gate: Arc<Gate>,
     notice: ExitNotice,
     waiting: Mutex<Vec<Vcpu>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Threads,
     statistics: Vec<Arc<VcpuStatistics>>,
 }
 
@@ -105,6 +105,11 @@ impl VcpuPool {
             if index == 0 {
                 registers::set_boot_state(&fd, entry.entry.0).map_err(failed("registers"))?;
             }
+            let page = RunPage::map(&fd).map_err(|source| VcpuPoolError::Setup {
+                vcpu: index,
+                step: "shared page",
+                source,
+            })?;
             let kick = Arc::new(Kick::default());
             gate.register(kick.clone());
             statistics.push(Arc::new(VcpuStatistics::default()));
@@ -115,10 +120,11 @@ impl VcpuPool {
                 mmio: mmio.clone(),
                 gate: gate.clone(),
                 kick,
+                page,
                 statistics: statistics[usize::from(index)].clone(),
             });
         }
-        Ok(Self { gate, notice, waiting: Mutex::new(waiting), threads: Mutex::default(), statistics })
+        Ok(Self { gate, notice, waiting: Mutex::new(waiting), threads: Threads::default(), statistics })
     }
 
     /// Runs the vCPUs, a thread each. Does nothing when they run already.
@@ -130,28 +136,19 @@ impl VcpuPool {
         for vcpu in waiting {
             let index = vcpu.index;
             let notice = self.notice.clone();
-            let thread = thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(512 << 10)
-                .spawn(move || run(vcpu, &notice))
-                .map_err(|source| {
-                    self.gate.stop();
-                    VcpuPoolError::Thread { vcpu: index, source }
-                })?;
-            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            self.threads.spawn(format!("vcpu{index}"), move || run(vcpu, &notice)).map_err(|source| {
+                self.gate.stop();
+                VcpuPoolError::Thread { vcpu: index, source }
+            })?;
         }
         Ok(())
     }
 
-    /// Ends all vCPUs and waits for their threads; for good. From a vCPU's own thread it does not wait for that one.
+    /// Ends all vCPUs and waits until their threads are done, whoever else is ending them; for good. From a vCPU's own
+    /// thread it does not wait for that one.
     pub fn stop(&self) {
         self.gate.stop();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let me = thread::current().id();
-        for thread in threads.into_iter().filter(|thread| thread.thread().id() != me) {
-            // A panic in the thread was reported through the notice.
-            let _ = thread.join();
-        }
+        self.threads.wait();
     }
 
     /// Exits of each vCPU so far, by index.
