@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
-    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES,
+    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -186,6 +186,7 @@ impl Machine {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(failed("make the timer"))?;
         keep_page_tables_of_other_slots(&vm).map_err(failed("turn off a quirk"))?;
+        turn_off_performance_counters(&vm).map_err(failed("turn off the performance counters"))?;
 
         let vm = Arc::new(vm);
         let gate = Arc::new(Gate::new());
@@ -237,15 +238,31 @@ impl Machine {
 
 /// Deleting a slot drops the page tables of the whole VM unless this quirk is off (newer hosts offer that).
 fn keep_page_tables_of_other_slots(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-    let offered = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
-    let offered = u32::try_from(offered).unwrap_or(0);
-    if offered & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0 {
+    if !enable(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL)? {
         tracing::debug!("deleting a memory slot drops all page tables of the VM on this host");
-        return Ok(());
     }
-    let mut capability = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..Default::default() };
-    capability.args[0] = KVM_X86_QUIRK_SLOT_ZAP_ALL.into();
-    vm.enable_cap(&capability)
+    Ok(())
+}
+
+/// Without CPUID leaves for performance monitoring KVM still gives guests on AMD the four counters that every K7 has.
+/// Hosts before Linux 5.18 have no way to take them away.
+fn turn_off_performance_counters(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    if !enable(vm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE)? {
+        tracing::debug!("guests have no performance counters on this host, or it can't take them away");
+    }
+    Ok(())
+}
+
+/// Turns on one of the flags of a capability, where the host has it: whether it has.
+fn enable(vm: &VmFd, capability: u32, flag: u32) -> Result<bool, kvm_ioctls::Error> {
+    let offered = u32::try_from(vm.check_extension_raw(capability.into())).unwrap_or(0);
+    if offered & flag == 0 {
+        return Ok(false);
+    }
+    let mut request = kvm_enable_cap { cap: capability, ..Default::default() };
+    request.args[0] = flag.into();
+    vm.enable_cap(&request)?;
+    Ok(true)
 }
 
 #[cfg(test)]
