@@ -58,7 +58,8 @@ pub enum VcpuError {
         /// Guest-virtual address of the next instruction.
         rip: u64,
     },
-    /// Host memory behind a guest address can't be reached: a file behind it was truncated, or the memory is broken.
+    /// Host memory behind a guest address can't be reached: a file behind it was truncated. (Memory that is broken itself is
+    /// another matter: on x86 KVM has the kernel send `SIGBUS` to the process.)
     #[error("vCPU {vcpu}: host memory behind the guest failed at RIP {rip:#x}{}", address(*guest_address))]
     HostMemory {
         /// Index of the vCPU.

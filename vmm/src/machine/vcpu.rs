@@ -74,6 +74,7 @@ impl Vcpu {
                     }
                     // A vCPU that waits to be started was woken for another reason.
                     libc::EAGAIN => Next::Enter,
+                    // The second is for architectures whose KVM does not send SIGBUS for broken memory.
                     libc::EFAULT | libc::EHWPOISON => Next::Fail(Failure::HostMemory(None, error.into())),
                     _ => Next::Fail(Failure::Run(error.into())),
                 },
