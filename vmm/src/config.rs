@@ -24,6 +24,8 @@ pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(32);
 /// Largest base memory with all partition windows: what leaves room in 46 bits of guest-physical address.
 pub const MAX_MEMORY: ByteSize = ByteSize::gib(32 << 10);
+/// Largest base memory, and largest window of a partition: KVM takes somewhat less than 8 TiB as one piece.
+pub const MAX_PIECE: ByteSize = ByteSize::gib((8 << 10) - 2);
 /// Most disks of a VM when it boots.
 pub const MAX_DISKS: usize = 200;
 /// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, but for the last one (`VMADDR_CID_ANY`).
@@ -347,8 +349,8 @@ fn check_path(field: &str, path: &Path) -> Result<(), ConfigError> {
 }
 
 fn check_size(field: &str, size: ByteSize, min: ByteSize) -> Result<(), ConfigError> {
-    if size < min || size > MAX_MEMORY || !size.is_multiple_of(BLOCK) {
-        return Err(error(field, size, format!("a multiple of {BLOCK}, at least {min} and at most {MAX_MEMORY}")));
+    if size < min || size > MAX_PIECE || !size.is_multiple_of(BLOCK) {
+        return Err(error(field, size, format!("a multiple of {BLOCK}, at least {min} and at most {MAX_PIECE}")));
     }
     Ok(())
 }

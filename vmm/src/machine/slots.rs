@@ -12,6 +12,9 @@ use kvm_ioctls::{Cap, VmFd};
 use super::exit::{ExitNotice, ExitReason};
 use super::gate::Gate;
 
+/// The largest slot: `KVM_MEM_MAX_NR_PAGES`, 2^31 - 1 pages of 4 KiB.
+pub(crate) const MAX_SLOT_BYTES: u64 = ((1 << 31) - 1) << 12;
+
 /// [`SlotTable`] over `KVM_SET_USER_MEMORY_REGION`.
 pub struct KvmSlots {
     vm: Arc<VmFd>,
@@ -69,8 +72,9 @@ impl KvmSlots {
             memory_size: bytes,
             userspace_addr: slot.host,
         };
-        // SAFETY: the contract of `Slot` is that its host range stays mapped for as long as the slot exists, and slots are
-        // deleted before their range is unmapped; KVM itself checks alignment and overlap.
+        // SAFETY: KVM checks alignment and overlap itself. The guest reaches what is mapped in the host range, which is its
+        // memory by the contract of `Slot`; when a range is unmapped, at the latest with the VM, KVM is told by the kernel
+        // and drops what it knew of it, so that a slot over nothing gives the guest nothing.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)
     }
 }
@@ -112,6 +116,12 @@ impl SlotNumbers {
     }
 
     fn take(&mut self, slot: Slot) -> io::Result<u32> {
+        if slot.bytes > MAX_SLOT_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("KVM takes at most {MAX_SLOT_BYTES} bytes in one slot"),
+            ));
+        }
         if self.used.contains_key(&slot.guest.0) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a slot begins at that address already"));
         }
@@ -164,6 +174,14 @@ mod tests {
         numbers.give_back(slot(0));
         assert_eq!(numbers.take(slot(0x2000)).unwrap(), 0);
         assert_eq!(numbers.find(slot(0x2000)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_slot_that_kvm_can_not_have_is_refused_with_the_limit() {
+        let mut numbers = SlotNumbers::new(2);
+        let error = numbers.take(Slot { bytes: 8 << 40, ..slot(0) }).unwrap_err();
+        assert!(error.to_string().contains("8796093018112"), "{error}");
+        assert_eq!(numbers.take(Slot { bytes: (8 << 40) - 4096, ..slot(0) }).unwrap(), 0);
     }
 
     #[test]
