@@ -64,7 +64,7 @@ struct Inner {
     /// Threads that wait for the turn.
     waiting: u32,
     /// Signalled when a turn ends in which a request was put off.
-    waker: Option<EventFd>,
+    waker: Option<Arc<EventFd>>,
     put_off: bool,
     /// Since when the guest's request waits for devices that use the memory.
     waits_since: Option<Instant>,
@@ -356,7 +356,7 @@ impl PartitionMemory {
     }
 
     /// Has `waker` signalled when a request that was put off may be brought again; `None` ends that.
-    pub fn set_waker(&self, waker: Option<EventFd>) {
+    pub fn set_waker(&self, waker: Option<Arc<EventFd>>) {
         let mut inner = self.lock();
         inner.waker = waker;
         inner.put_off = false;

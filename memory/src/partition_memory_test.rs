@@ -1,4 +1,4 @@
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
@@ -263,8 +263,8 @@ fn an_unplug_of_many_pieces_waits_for_devices_once() {
 #[test]
 fn who_waits_for_the_turn_comes_before_the_next_request_of_the_guest() {
     let fixture = plugged(128);
-    let waker = EventFd::new(EFD_NONBLOCK).unwrap();
-    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
+    let waker = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    fixture.partition.set_waker(Some(waker.clone()));
     // The turn has ended, and somebody who waits for it has yet to run.
     fixture.partition.lock().waiting += 1;
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Later);
@@ -484,8 +484,8 @@ fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
 #[test]
 fn a_request_that_meets_an_operation_is_put_off_and_figures_are_not() {
     let fixture = plugged(256);
-    let waker = EventFd::new(0).unwrap();
-    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
+    let waker = Arc::new(EventFd::new(0).unwrap());
+    fixture.partition.set_waker(Some(waker.clone()));
     let stuck = fixture.view.memory();
     let partition = fixture.partition.clone();
     drop(partition);

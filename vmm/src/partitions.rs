@@ -243,8 +243,10 @@ impl Partitions {
             admission: self.parts.admission.clone(),
             discards: self.parts.discards.clone(),
         })?;
-        let (device, handle) = Mem::new(memory);
-        let device = bus.add(&format!("partition {}", window.id()), device, self.parts.event_loop.clone())?;
+        let name = format!("partition {}", window.id());
+        let (device, handle) =
+            Mem::new(memory).map_err(|source| DeviceError::Events { device: name.clone(), source })?;
+        let device = bus.add(&name, device, self.parts.event_loop.clone())?;
         let entry = Entry { handle, device, attached, mode: None };
         self.table().insert(window.id(), entry.clone());
         Ok(entry)

@@ -36,6 +36,27 @@ pub enum DeviceError {
         source: TransportError,
     },
     /// There is no room, or nothing to remove.
+    /// No descriptors are left for it.
+    #[error("cannot make the eventfd of the {device}")]
+    Events {
+        /// The device.
+        device: String,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The guest's CPUs have no interrupt vectors for it.
+    #[error("the {device} needs {needed} interrupt vectors: {taken} of the {limit} that the vCPUs have are taken")]
+    Vectors {
+        /// The device.
+        device: String,
+        /// What it needs.
+        needed: usize,
+        /// What the others have.
+        taken: usize,
+        /// What there is.
+        limit: usize,
+    },
     #[error("cannot change the PCI bus for the {device}")]
     Pci {
         /// The device.

@@ -74,7 +74,7 @@ pub struct ActiveQueue {
     /// The queue; addresses and size are fixed until reset.
     pub queue: Queue,
     /// Signalled when the driver made buffers available.
-    pub kick: EventFd,
+    pub kick: Arc<EventFd>,
 }
 
 /// Why a device could not start.
@@ -89,7 +89,4 @@ pub enum ActivateError {
     /// The event loop did not take the handler.
     #[error("the event loop did not take the device's queues")]
     EventLoop(#[source] event_manager::Error),
-    /// A descriptor or eventfd could not be made.
-    #[error("cannot set up the device's events")]
-    Events(#[source] std::io::Error),
 }

@@ -38,6 +38,8 @@ const MAX_DESCRIPTORS: usize = 8;
 pub struct Mem {
     memory: Arc<PartitionMemory>,
     driver: Arc<Driver>,
+    /// Signalled when a request that was put off may be tried again.
+    resume: Arc<EventFd>,
     on_loop: Option<OnLoop>,
 }
 
@@ -92,11 +94,14 @@ pub enum UnplugError {
 
 impl Mem {
     /// A device for `memory`, not active yet, and its control.
-    #[must_use]
-    pub fn new(memory: Arc<PartitionMemory>) -> (Self, MemHandle) {
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new(memory: Arc<PartitionMemory>) -> io::Result<(Self, MemHandle)> {
         let driver = Arc::new(Driver::default());
         let handle = MemHandle { memory: memory.clone(), driver: driver.clone() };
-        (Self { memory, driver, on_loop: None }, handle)
+        let resume = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        Ok((Self { memory, driver, resume, on_loop: None }, handle))
     }
 }
 
@@ -130,14 +135,13 @@ impl VirtioDevice for Mem {
         }
         let queue = activation.queues.get_mut(usize::from(REQUESTS)).and_then(Option::take);
         let ActiveQueue { queue, kick } = queue.ok_or(ActivateError::MissingQueue(REQUESTS))?;
-        let resume = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ActivateError::Events)?;
-        self.memory.set_waker(Some(resume.try_clone().map_err(ActivateError::Events)?));
+        self.memory.set_waker(Some(self.resume.clone()));
         let requests = Requests {
             memory: self.memory.clone(),
             view: activation.memory,
             queue,
             kick,
-            resume,
+            resume: self.resume.clone(),
             interrupt: activation.interrupt.clone(),
             put_off: None,
             broken: false,
@@ -267,9 +271,9 @@ struct Requests {
     memory: Arc<PartitionMemory>,
     view: GuestView,
     queue: Queue,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     /// Signalled when [`Requests::put_off`] may be tried again.
-    resume: EventFd,
+    resume: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
     put_off: Option<Taken>,
     /// The driver broke the queue's rules; nothing more is served until it resets the device.

@@ -34,7 +34,7 @@ impl Bench {
     fn new() -> Self {
         let guest = FakeGuest::new();
         let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(512));
-        let (mut device, handle) = Mem::new(fixture.partition.clone());
+        let (mut device, handle) = Mem::new(fixture.partition.clone()).unwrap();
         let driver = guest.activate(&mut device);
         Self { guest, fixture, device, handle, driver }
     }
@@ -407,7 +407,7 @@ fn a_request_that_meets_an_operation_of_the_host_is_answered_later() {
 fn a_queue_that_was_not_enabled_is_missed() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
-    let (mut device, _) = Mem::new(fixture.partition.clone());
+    let (mut device, _) = Mem::new(fixture.partition.clone()).unwrap();
     let error = device.activate(Activation {
         memory: guest.view().clone(),
         queues: vec![None],
@@ -422,7 +422,7 @@ fn a_queue_that_was_not_enabled_is_missed() {
 fn a_driver_that_would_read_what_is_not_plugged_is_refused() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
-    let (mut device, _) = Mem::new(fixture.partition.clone());
+    let (mut device, _) = Mem::new(fixture.partition.clone()).unwrap();
     let old = FakeGuest::all_features(&device) & !F_UNPLUGGED_INACCESSIBLE;
     let error = guest.try_activate(&mut device, old).err().unwrap();
     assert_eq!(error.to_string(), "the driver did not accept VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE");

@@ -109,7 +109,7 @@ struct Subscriber<H> {
     stop: Arc<AtomicBool>,
     index: u16,
     queue: Queue,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     memory: GuestView,
     interrupt: Arc<dyn Interrupt>,
     handler: H,

@@ -90,7 +90,7 @@ impl FakeGuest {
 
     /// A queue in memory of its own, not yet known to any device.
     pub fn queue(&self, index: u16, size: u16, interrupt: Arc<FakeInterrupt>) -> DriverQueue {
-        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap());
         DriverQueue::new(self, index, size, interrupt, Bell::Direct(kick))
     }
 

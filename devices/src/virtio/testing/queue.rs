@@ -56,7 +56,7 @@ pub trait QueueInterrupts: Send + Sync {
 /// How a driver tells the device.
 pub enum Bell {
     /// The device's eventfd.
-    Direct(EventFd),
+    Direct(Arc<EventFd>),
     /// Whatever the transport has for it.
     Transport(Box<dyn Fn() + Send + Sync>),
 }
@@ -115,7 +115,7 @@ impl DriverQueue {
         queue.set_ready(true);
         assert!(queue.is_valid(&*self.view.memory()));
         let Bell::Direct(kick) = &self.bell else { panic!("the transport made the device's side") };
-        ActiveQueue { queue, kick: kick.try_clone().unwrap() }
+        ActiveQueue { queue, kick: kick.clone() }
     }
 
     /// Builds a chain of `parts` and makes it available, without a kick; the head's number.

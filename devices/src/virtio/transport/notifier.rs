@@ -1,6 +1,7 @@
 //! A queue's eventfd and the doorbell that rings it.
 
 use std::io;
+use std::sync::Arc;
 
 use bellows_memory::limited;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -8,19 +9,23 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::Doorbells;
 
 /// Wakes a queue's handler. While it is wired, guest writes do so by themselves; otherwise they come as writes to the BAR.
+///
+/// Made with the device and kept through resets: a guest that starts a device needs no descriptor that might be missing then.
 pub(super) struct Notifier {
-    fd: EventFd,
+    fd: Arc<EventFd>,
     wired: Option<u64>,
 }
 
 impl Notifier {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { fd: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, wired: None })
+        Ok(Self { fd: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?), wired: None })
     }
 
-    /// The handler's end.
-    pub(super) fn kick(&self) -> io::Result<EventFd> {
-        self.fd.try_clone()
+    /// The handler's end, with nothing left of what was signalled before.
+    pub(super) fn kick(&self) -> Arc<EventFd> {
+        // The only error of a non-blocking eventfd is that it was not signalled.
+        let _ = self.fd.read();
+        self.fd.clone()
     }
 
     pub(super) fn notify(&self) {

@@ -41,6 +41,15 @@ pub enum TransportError {
         #[source]
         source: io::Error,
     },
+    /// No descriptors are left for eventfds.
+    #[error("cannot make the eventfds of {count} queues")]
+    Events {
+        /// How many were needed.
+        count: u16,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A virtio device on PCI.
@@ -61,8 +70,10 @@ pub struct VirtioPci {
 struct State {
     device: Box<dyn VirtioDevice>,
     common: CommonConfig,
-    /// One for each queue while the device is active, otherwise none.
+    /// One for each queue.
     notifiers: Vec<Notifier>,
+    /// The driver has started the device.
+    active: bool,
     /// Where the BAR is answered.
     bar: Option<u64>,
     /// Taken off the bus: nothing counts any more.
@@ -74,7 +85,7 @@ impl VirtioPci {
     /// through `doorbells` and interrupt through vectors of `msi`: one for each queue, and one for the configuration.
     ///
     /// # Errors
-    /// The device is impossible, or no vectors are left.
+    /// The device is impossible, or no vectors or descriptors are left.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestView,
@@ -102,11 +113,15 @@ impl VirtioPci {
         let (space, capabilities) = layout::config_space(device_type, queues, vectors)?;
         let interrupts = Interrupts::new(msi, queues, vectors)
             .map_err(|source| TransportError::Vectors { count: vectors, source })?;
+        let notifiers = (0..queues)
+            .map(|_| Notifier::new())
+            .collect::<Result<_, _>>()
+            .map_err(|source| TransportError::Events { count: queues, source })?;
         Ok(Arc::new(Self {
             capabilities,
             space: Mutex::new(space),
             msix: Mutex::new(MsixTable::new(vectors)),
-            state: Mutex::new(State { device, common, notifiers: Vec::new(), bar: None, removed: false }),
+            state: Mutex::new(State { device, common, notifiers, active: false, bar: None, removed: false }),
             interrupts: Arc::new(interrupts),
             memory,
             doorbells,
@@ -150,7 +165,7 @@ impl VirtioPci {
                 if offset.is_multiple_of(NOTIFY_MULTIPLIER) {
                     let state = lock(&self.state);
                     let queue = usize::try_from(offset / NOTIFY_MULTIPLIER).unwrap_or(usize::MAX);
-                    state.notifiers.get(queue).inspect(|notifier| notifier.notify());
+                    state.notifiers.get(queue).filter(|_| state.active).inspect(|notifier| notifier.notify());
                 }
             }
             Region::MsixTable => {
@@ -186,14 +201,11 @@ impl VirtioPci {
 
     fn activate(&self, state: &mut State) -> Result<(), StartError> {
         let queues = state.common.build_queues(&self.memory.memory())?;
-        let notifiers: Vec<_> =
-            queues.iter().map(|_| Notifier::new()).collect::<Result<_, _>>().map_err(ActivateError::Events)?;
         let queues = queues
             .into_iter()
-            .zip(&notifiers)
-            .map(|(queue, notifier)| queue.map(|queue| Ok(ActiveQueue { queue, kick: notifier.kick()? })).transpose())
-            .collect::<Result<_, io::Error>>()
-            .map_err(ActivateError::Events)?;
+            .zip(&state.notifiers)
+            .map(|(queue, notifier)| queue.map(|queue| ActiveQueue { queue, kick: notifier.kick() }))
+            .collect();
         state.device.activate(Activation {
             memory: self.memory.clone(),
             queues,
@@ -201,14 +213,14 @@ impl VirtioPci {
             features: state.common.features(),
             event_loop: self.event_loop.clone(),
         })?;
-        state.notifiers = notifiers;
+        state.active = true;
         self.wire(state);
         Ok(())
     }
 
     /// Wires the doorbells of an active device to where the BAR is now.
     fn wire(&self, state: &mut State) {
-        let base = state.bar;
+        let base = state.bar.filter(|_| state.active);
         for (queue, notifier) in (0..).zip(&mut state.notifiers) {
             // A BAR is below 4 GiB, so this does not overflow.
             let address = base.map(|base| base + NOTIFY + queue * NOTIFY_MULTIPLIER);
@@ -222,7 +234,7 @@ impl VirtioPci {
             notifier.wire(&*self.doorbells, None);
         }
         state.device.reset();
-        state.notifiers.clear();
+        state.active = false;
     }
 
     fn reset(&self, state: &mut State) {

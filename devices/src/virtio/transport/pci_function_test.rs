@@ -94,6 +94,26 @@ fn kicks_arrive_without_doorbells_too() {
     assert_eq!(queues[0].request(&[], &[8]).len, 8);
 }
 
+/// A guest may start a device when the host has run out of descriptors.
+#[test]
+fn starting_a_device_takes_no_descriptor() {
+    let machine = PciMachine::new();
+    let (device, activations, _resets) = idle(2);
+    let mut driver = PciDriver::probe(&machine, machine.plug(device));
+    let kicks = |activation: &Activation| -> Vec<_> {
+        activation.queues.iter().map(|queue| queue.as_ref().unwrap().kick.clone()).collect()
+    };
+    driver.start(&machine);
+    let first = kicks(&activations.recv().unwrap());
+    assert!(machine.doorbells.ring(driver.bar + driver.notify));
+    driver.reset();
+    assert!(driver.write(driver.notify, &[0, 0]), "a doorbell of a device that does not run");
+    driver.start(&machine);
+    let second = kicks(&activations.recv().unwrap());
+    assert!(first.iter().zip(&second).all(|(first, second)| Arc::ptr_eq(first, second)));
+    assert!(second.iter().all(|kick| kick.read().is_err()), "what was signalled before the reset is forgotten");
+}
+
 #[test]
 fn features_are_offered_and_refused_as_agreed() {
     let machine = PciMachine::new();

@@ -44,7 +44,7 @@ pub struct Handler {
     muxer: Muxer,
     host: Host,
     /// Signalled by the handler itself when there was more to do than fits one turn.
-    again: EventFd,
+    again: Arc<EventFd>,
     /// The driver may have made packets available.
     tx_pending: bool,
     /// The driver broke the rules; nothing happens until it resets the device.
@@ -52,20 +52,19 @@ pub struct Handler {
 }
 
 impl Handler {
-    /// A handler without connections.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
+    /// A handler without connections, which wakes itself with `again`.
+    #[expect(clippy::too_many_arguments, reason = "all that an activation brings")]
     pub fn new(
         guest_cid: u64,
         listener: Arc<HostListener>,
+        again: Arc<EventFd>,
         memory: GuestView,
         interrupt: Arc<dyn Interrupt>,
         rx: ActiveQueue,
         tx: ActiveQueue,
         event: Option<ActiveQueue>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             memory,
             interrupt,
             rx,
@@ -73,11 +72,11 @@ impl Handler {
             event,
             listener,
             muxer: Muxer::new(guest_cid),
-            host: Host::new()?,
-            again: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            host: Host::new(),
+            again,
             tx_pending: true,
             broken: false,
-        })
+        }
     }
 
     fn dispatch(&mut self, token: Token, set: EventSet, ops: &mut EventOps) {

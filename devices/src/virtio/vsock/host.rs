@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use bellows_memory::limited;
 use event_manager::{EventOps, EventSet, Events};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::connect_line::ConnectLine;
 use super::connection::HostDuty;
@@ -105,11 +105,9 @@ pub struct Host {
 
 impl Host {
     /// No sockets yet.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { clients: Vec::new(), streams: Vec::new(), accepted: 0, reserve: Some(EventFd::new(0)?) })
+    #[must_use]
+    pub fn new() -> Self {
+        Self { clients: Vec::new(), streams: Vec::new(), accepted: 0, reserve: reserve() }
     }
 
     /// Takes the next client of `listener`; `false` if none waits.
@@ -124,7 +122,7 @@ impl Host {
                 limited!(warn, %error, "a vsock client was turned away");
                 self.reserve = None;
                 drop(listener.accept());
-                self.reserve = EventFd::new(0).ok();
+                self.reserve = reserve();
                 false
             }
         }
@@ -241,6 +239,11 @@ impl Host {
             unwatch(&stream.socket, ops);
         }
     }
+}
+
+/// A descriptor to give up; none where descriptors have run out already.
+fn reserve() -> Option<EventFd> {
+    EventFd::new(EFD_CLOEXEC).ok()
 }
 
 /// Reads a client's line, and nothing of what follows it.

@@ -1,15 +1,13 @@
 //! The Unix socket where host clients ask for streams to the guest.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use bellows_memory::limited;
+use super::bound::BoundSocket;
 
 /// Bytes that a Unix socket's path may have, without its end.
 const MAX_PATH: usize = 107;
@@ -26,7 +24,7 @@ pub enum ListenError {
         /// The path in question.
         path: PathBuf,
     },
-    /// The path is in use or can't be used. A file left behind by a monitor that was killed is for its owner to remove.
+    /// The path is in use or can't be used.
     #[error("cannot listen on the vsock socket `{}`", path.display())]
     Bind {
         /// The path in question.
@@ -39,15 +37,10 @@ pub enum ListenError {
 
 /// A listening socket; its file is removed when this is dropped.
 #[derive(Debug)]
-pub struct HostListener {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket file.
-    file: (u64, u64),
-}
+pub struct HostListener(BoundSocket);
 
 impl HostListener {
-    /// Listens at `path`, where nothing may be yet.
+    /// Listens at `path`, where nothing may be yet but the socket of a monitor that was killed.
     ///
     /// # Errors
     /// See [`ListenError`]; nothing was left behind.
@@ -55,17 +48,7 @@ impl HostListener {
         if path.as_os_str().as_bytes().len() > MAX_PATH - MAX_SUFFIX {
             return Err(ListenError::PathTooLong { path: path.to_owned() });
         }
-        let error = |source| ListenError::Bind { path: path.to_owned(), source };
-        let listener = UnixListener::bind(path).map_err(error)?;
-        let file = match listener.set_nonblocking(true).and_then(|()| identity(path)) {
-            Ok(file) => file,
-            Err(source) => {
-                // The first error is the one to tell.
-                let _ = fs::remove_file(path);
-                return Err(error(source));
-            }
-        };
-        Ok(Self { listener, path: path.to_owned(), file })
+        BoundSocket::bind(path).map(Self).map_err(|source| ListenError::Bind { path: path.to_owned(), source })
     }
 
     /// The next client that waits, or [`io::ErrorKind::WouldBlock`].
@@ -73,13 +56,13 @@ impl HostListener {
     /// # Errors
     /// There is none, or no descriptor for it.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        self.listener.accept().map(|(stream, _)| stream)
+        self.0.accept().map(|(stream, _)| stream)
     }
 
     /// The socket that serves the host port `port`, if somebody listens there.
     #[must_use]
     pub fn port_path(&self, port: u32) -> PathBuf {
-        let mut path = OsString::from(&self.path);
+        let mut path = OsString::from(self.0.path());
         path.push(format!("_{port}"));
         path.into()
     }
@@ -87,54 +70,25 @@ impl HostListener {
 
 impl AsRawFd for HostListener {
     fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
+        self.0.as_raw_fd()
     }
-}
-
-impl Drop for HostListener {
-    fn drop(&mut self) {
-        // Somebody may have put another file there, which is not ours to remove.
-        if identity(&self.path).ok() == Some(self.file)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            limited!(warn, path = %self.path.display(), %error, "cannot remove the vsock socket");
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::error::Error;
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
     #[test]
-    fn leaves_files_of_others_alone() {
+    fn a_path_that_is_in_use_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock");
-        let first = HostListener::bind(&path).unwrap();
+        let _first = HostListener::bind(&path).unwrap();
         let second = HostListener::bind(&path).unwrap_err();
         assert!(second.to_string().contains(path.to_str().unwrap()), "{second}");
         assert!(second.source().is_some());
-        assert!(path.exists());
-        drop(first);
-        assert!(!path.exists());
-
-        // A socket whose owner was killed.
-        drop(UnixListener::bind(&path).unwrap());
-        assert!(HostListener::bind(&path).is_err());
-        assert!(path.exists());
-        fs::remove_file(&path).unwrap();
-
-        let replaced = HostListener::bind(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let _other = UnixListener::bind(&path).unwrap();
-        drop(replaced);
-        assert!(path.exists());
     }
 
     #[test]

@@ -8,10 +8,12 @@
 //! both plain data; `host` and `segments` are the host's sockets and the guest's buffers; `handler` joins them on the
 //! event loop. [`exercise`] drives the plain part from any bytes.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::handler::Handler;
 use self::listener::HostListener;
@@ -20,6 +22,7 @@ use super::worker::OnLoop;
 use super::{ActivateError, Activation, VirtioDevice};
 
 pub mod backlog;
+mod bound;
 mod connect_line;
 pub mod connection;
 pub mod credit;
@@ -32,6 +35,7 @@ pub mod packet;
 mod segments;
 mod socket;
 
+pub use self::bound::BoundSocket;
 pub use self::listener::ListenError;
 
 /// Packets to the guest.
@@ -59,12 +63,17 @@ pub enum VsockError {
     /// The host's socket could not be made.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// No descriptor is left.
+    #[error("cannot make the vsock device's eventfd")]
+    Event(#[source] io::Error),
 }
 
 /// A vsock device.
 pub struct Vsock {
     guest_cid: u32,
     listener: Arc<HostListener>,
+    /// What the handler wakes itself with.
+    again: Arc<EventFd>,
     active: Option<OnLoop>,
 }
 
@@ -78,7 +87,9 @@ impl Vsock {
         if !GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::ReservedCid(guest_cid));
         }
-        Ok(Self { guest_cid, listener: Arc::new(HostListener::bind(uds_path)?), active: None })
+        let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VsockError::Event)?;
+        let listener = Arc::new(HostListener::bind(uds_path)?);
+        Ok(Self { guest_cid, listener, again: Arc::new(again), active: None })
     }
 }
 
@@ -108,8 +119,8 @@ impl VirtioDevice for Vsock {
         let tx = take(TX).ok_or(ActivateError::MissingQueue(TX))?;
         let event = take(EVENT);
         let cid = u64::from(self.guest_cid);
-        let handler = Handler::new(cid, self.listener.clone(), activation.memory, activation.interrupt, rx, tx, event)
-            .map_err(ActivateError::Events)?;
+        let (listener, again) = (self.listener.clone(), self.again.clone());
+        let handler = Handler::new(cid, listener, again, activation.memory, activation.interrupt, rx, tx, event);
         self.active = Some(OnLoop::start(&activation.event_loop, Box::new(handler))?);
         Ok(())
     }
