@@ -21,6 +21,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command};
@@ -48,6 +49,7 @@ pub fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr);
     // Nobody may read it.
     log.log_internal_errors(false).init();
+    raise_descriptor_limit();
     let run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Run(arguments) => run::run(&arguments),
@@ -60,6 +62,15 @@ pub fn main() -> ExitCode {
             output::say(error.chain());
             ExitCode::from(if run { error.run_exit_code() } else { error.exit_code() })
         }
+    }
+}
+
+/// A VM has some descriptors for each of its devices. The soft limit is low for the sake of programs that use `select`.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command_line::command_line;
 use crate::config::{Backing, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
+use crate::console::{Console, standard_output};
+use crate::descriptors;
 use crate::end::{EndSignal, VmEnd};
 use crate::error::BuildError;
 use crate::hotplug::{DiskState, Disks, Opened};
@@ -185,6 +187,7 @@ impl VmBuilder {
         let config = self.config;
         config.validate()?;
         let host = Host::open()?;
+        descriptors::check(descriptors::of_vm(&config))?;
         let machine = Machine::new(&host)?;
         let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&spec)?;
@@ -207,20 +210,22 @@ impl VmBuilder {
         add_power(&ports, &notice)?;
         add_serial(&ports, &machine, &config.serial)?;
         let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
-        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, &mmio, &ports)?;
+        let vectors = config.max_vectors();
+        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &mmio, &ports)?;
         let event_loop = bus.event_loop("devices")?;
-        // Images first, so that what depends on the order of discovery finds them in order.
-        let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
-        images.add_all(&bus, &disks, &config.images)?;
-        for drive in &config.drives {
-            disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;
-        }
+        // First of all, so that the agent can be called however many devices follow.
         let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
         let vsock = Vsock::new(config.vsock.cid, &uds_path)?;
         let ready = ReadyListener::bind(&uds_path)?;
         bus.add("vsock", vsock, event_loop.handle())?;
         bus.add("entropy source", Rng::new(), event_loop.handle())?;
         let parts = PartitionParts {
+        // Images before drives, so that what depends on the order of discovery finds them in order.
+        let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
+        images.add_all(&bus, &disks, &config.images)?;
+        for drive in &config.drives {
+            disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;
+        }
             backing: config.backing,
             view: base.view().clone(),
             slots: machine.slots(),

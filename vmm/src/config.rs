@@ -1,6 +1,6 @@
 //! What a VM is made of, as a caller or a JSON file says it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -28,6 +28,14 @@ pub const MAX_MEMORY: ByteSize = ByteSize::gib(32 << 10);
 pub const MAX_PIECE: ByteSize = ByteSize::gib((8 << 10) - 2);
 /// Most disks of a VM when it boots.
 pub const MAX_DISKS: usize = 200;
+/// Interrupt vectors that one vCPU has for devices. The architecture has 256; Linux keeps 32 for exceptions and some 20 for
+/// itself, and a few are for devices that are always there.
+pub const VECTORS_PER_VCPU: usize = 190;
+/// Interrupt vectors of a disk or partition: one for its queue and one for its configuration. Drivers of virtio devices can't
+/// work with fewer where there are no interrupt lines.
+pub(crate) const VECTORS_PER_FUNCTION: usize = 2;
+/// Interrupt vectors of vsock and the entropy source.
+const FIXED_VECTORS: usize = 4 + 2;
 /// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, but for the last one (`VMADDR_CID_ANY`).
 pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 /// Longest path of a Unix socket on Linux, less the suffix `_<port>` of a listening socket beside it.
@@ -165,7 +173,7 @@ pub enum SerialOutput {
     Off,
     /// To this process's standard output.
     Stdout,
-    /// To a file, which is emptied first.
+    /// To a file, which is emptied first. A regular file takes 64 MiB; what the guest prints after that is lost.
     File(PathBuf),
 }
 
@@ -239,6 +247,7 @@ impl VmConfig {
             return Err(error("memory_limit", limit, expected));
         }
         self.check_disks()?;
+        self.check_vectors()?;
         self.vsock.check()?;
         if let SerialOutput::File(path) = &self.serial {
             check_path("serial", path)?;
@@ -269,6 +278,27 @@ impl VmConfig {
     /// The most that all partitions together may have, if that is limited.
     pub(crate) fn partition_limit(&self) -> Option<ByteSize> {
         self.memory_limit.map(|limit| ByteSize::bytes(limit.get().saturating_sub(self.memory.get())))
+    }
+
+    /// Each device needs interrupt vectors, which are the vCPUs'.
+    fn check_vectors(&self) -> Result<(), ConfigError> {
+        let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
+        let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
+        let needed = FIXED_VECTORS + VECTORS_PER_FUNCTION * (disks + partitions);
+        if needed <= self.max_vectors() {
+            return Ok(());
+        }
+        let value = format!("{} with {disks} disks and {partitions} partitions", self.vcpus);
+        let expected = format!(
+            "at least {} for {needed} interrupt vectors, {VECTORS_PER_VCPU} on each",
+            needed.div_ceil(VECTORS_PER_VCPU)
+        );
+        Err(error("vcpus", value, expected))
+    }
+
+    /// Interrupt vectors that the guest has for devices.
+    pub(crate) fn max_vectors(&self) -> usize {
+        usize::from(self.vcpus) * VECTORS_PER_VCPU
     }
 
     /// How many disks images and drives are when the VM boots.

@@ -134,3 +134,24 @@ fn bad_values_are_named_with_their_field() {
         assert!(error.to_string().contains("expected"), "row {index}: {error}");
     }
 }
+
+#[test]
+fn devices_need_interrupt_vectors_of_the_vcpus() {
+    let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+    let drives = |count: usize| (0..count).map(|number| drive(&format!("disk{number}"))).collect();
+    config.drives = drives(92);
+    config.validate().unwrap();
+    config.drives = drives(93);
+    let error = config.validate().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "`vcpus` is 1 with 93 disks and 0 partitions: expected at least 2 for 192 interrupt vectors, 190 on each"
+    );
+    config.vcpus = 2;
+    config.validate().unwrap();
+    config.partitions = vec![ByteSize::mib(128); 255];
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("2 with 93 disks and 255 partitions") && error.contains("at least 4"), "{error}");
+    config.vcpus = 4;
+    config.validate().unwrap();
+}

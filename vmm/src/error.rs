@@ -10,6 +10,7 @@ use bellows_memory::mapping::MapError;
 use bellows_memory::slots::SlotError;
 
 use crate::config::ConfigError;
+use crate::descriptors::TooFewDescriptors;
 use crate::hotplug::DuplicateDisk;
 use crate::machine::{BootError, CommandLineError, HostError, MachineError, VcpuPoolError};
 use crate::pmem::PmemError;
@@ -22,6 +23,9 @@ pub enum BuildError {
     /// The configuration can't be.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The process may not open enough files for it.
+    #[error("the VM can't have what it needs")]
+    Descriptors(#[from] TooFewDescriptors),
     /// This host can't run VMs.
     #[error(transparent)]
     Host(#[from] HostError),

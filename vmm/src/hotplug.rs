@@ -18,6 +18,7 @@ use bellows_devices::virtio::{Block, Pmem};
 
 use crate::agent::{AgentClient, AgentError};
 use crate::config::{DriveConfig, LayerConfig, Transport};
+use crate::descriptors::{self, TooFewDescriptors};
 use crate::error::BuildError;
 use crate::pmem::{PmemError, PmemWindow, PmemWindows};
 use crate::virtio_bus::{DeviceError, VirtioBus};
@@ -85,6 +86,9 @@ pub enum HotplugError {
     /// The guest could not tell it apart from another.
     #[error(transparent)]
     Duplicate(#[from] DuplicateDisk),
+    /// The process may not open enough files for it.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// It could not be put on the bus.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -360,6 +364,7 @@ impl Vm {
     /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is there all the same.
     pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
         let agent = self.agent()?;
+        descriptors::check_attach(descriptors::of_drive())?;
         let opened = Opened::drive(drive)?;
         let _change = self.disks.change();
         let info = self.disks.add(&self.bus, opened, DiskState::Unbound)?;

@@ -13,6 +13,7 @@ use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use crate::agent::{AgentClient, AgentError};
 use crate::config::{ConfigError, FlatConfig, ImageConfig, Shape, Transport};
+use crate::descriptors;
 use crate::hotplug::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
 use crate::virtio_bus::VirtioBus;
 use crate::vm::{NotRunning, Vm};
@@ -326,6 +327,7 @@ impl Vm {
 
     fn place_and_bind(&self, config: &ImageConfig, shape: Shape, timeout: Duration) -> Result<Vec<String>, ImageError> {
         let agent = self.agent()?;
+        descriptors::check_attach(descriptors::of_image(config, shape)).map_err(HotplugError::from)?;
         let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound);
         let serials = placed.map_err(HotplugError::from)?;
         // Some may be left of an attempt that took too long.

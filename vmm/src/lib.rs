@@ -9,6 +9,7 @@ mod agent;
 mod builder;
 mod command_line;
 pub mod config;
+mod descriptors;
 mod end;
 mod error;
 mod hotplug;
@@ -35,6 +36,7 @@ pub use config::{
     Backing, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError, ParseShapeError,
     ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
 };
+pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};

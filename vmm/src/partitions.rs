@@ -15,6 +15,8 @@ use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, Parti
 
 use crate::agent::{AgentClient, AgentError, GuestDriver, PartitionUse};
 use crate::config::PartitionMode;
+use crate::deadline::Deadline;
+use crate::descriptors::{self, TooFewDescriptors};
 use crate::end::EndSignal;
 use crate::error::BuildError;
 use crate::virtio_bus::{DeviceError, VirtioBus};
@@ -168,6 +170,9 @@ pub enum PartitionError {
         /// Where its device is.
         address: PciAddress,
         /// What the agent says.
+    /// The process may not open enough files for its device.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
         #[source]
         source: AgentError,
     },
@@ -446,6 +451,7 @@ impl Vm {
         }
         let entry = self.partitions.add(window, &self.bus, false)?;
         let address = entry.device;
+        descriptors::check_attach(descriptors::of_partition())?;
         agent.attach(&[address], timeout).map_err(|source| PartitionError::Guest {
             action: "bound",
             id,

@@ -1,6 +1,7 @@
 //! The bus that virtio devices come to and go from, and what every device on it is given.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_devices::bus::{Bus, BusError, Doorbells};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
@@ -35,7 +36,6 @@ pub enum DeviceError {
         #[source]
         source: TransportError,
     },
-    /// There is no room, or nothing to remove.
     /// No descriptors are left for it.
     #[error("cannot make the eventfd of the {device}")]
     Events {
@@ -57,6 +57,7 @@ pub enum DeviceError {
         /// What there is.
         limit: usize,
     },
+    /// There is no room, or nothing to remove.
     #[error("cannot change the PCI bus for the {device}")]
     Pci {
         /// The device.
@@ -92,15 +93,25 @@ pub(crate) struct VirtioBus {
     doorbells: Arc<dyn Doorbells>,
     memory: GuestView,
     notice: ExitNotice,
+    vectors: Mutex<Vectors>,
+}
+
+/// Interrupt vectors of the guest's CPUs.
+struct Vectors {
+    limit: usize,
+    /// What each function needs.
+    taken: BTreeMap<PciAddress, usize>,
 }
 
 impl VirtioBus {
-    /// Puts a segment with room for `functions`, and as many again on a bus of their own, on the machine's address spaces.
+    /// Puts a segment with room for `functions`, and as many again on a bus of their own, on the machine's address spaces. The
+    /// guest has `vectors` interrupt vectors for them.
     pub(crate) fn new(
         machine: &Machine,
         memory: GuestView,
         notice: ExitNotice,
         functions: usize,
+        vectors: usize,
         mmio: &Arc<Bus>,
         ports: &Bus,
     ) -> Result<Self, DeviceError> {
@@ -113,7 +124,8 @@ impl VirtioBus {
         ports
             .insert(CONFIG_PORTS, CONFIG_PORTS_LEN, segment.config_ports())
             .map_err(|source| DeviceError::Bus { device: "PCI configuration ports", source })?;
-        Ok(Self { segment, msi: machine.msi(), doorbells: machine.doorbells(), memory, notice })
+        let vectors = Mutex::new(Vectors { limit: vectors, taken: BTreeMap::new() });
+        Ok(Self { segment, msi: machine.msi(), doorbells: machine.doorbells(), memory, notice, vectors })
     }
 
     /// The buses, as the firmware tables describe them.
@@ -143,11 +155,14 @@ impl VirtioBus {
         event_loop: EventLoopHandle,
     ) -> Result<PciAddress, DeviceError> {
         let device: Box<dyn VirtioDevice> = Box::new(device);
+        let mut vectors = self.vectors();
+        let needed = vectors.check(name, &*device)?;
         let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
         let function = VirtioPci::new(device, memory, &*self.msi, doorbells, event_loop)
             .map_err(|source| DeviceError::Transport { device: name.to_owned(), source })?;
         let address =
             self.segment.add(function).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
+        vectors.taken.insert(address, needed);
         tracing::debug!(device = name, %address, "a device is on the bus");
         Ok(address)
     }
@@ -155,7 +170,46 @@ impl VirtioBus {
     /// Takes the device at `address` off the bus; it has stopped when this returns.
     pub(crate) fn remove(&self, name: &str, address: PciAddress) -> Result<(), DeviceError> {
         self.segment.remove(address).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
+        self.vectors().taken.remove(&address);
         tracing::debug!(device = name, %address, "a device has left the bus");
         Ok(())
+    }
+
+    fn vectors(&self) -> MutexGuard<'_, Vectors> {
+        self.vectors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vectors {
+    /// What `device` needs, if there is that much.
+    fn check(&self, name: &str, device: &dyn VirtioDevice) -> Result<usize, DeviceError> {
+        // One for each queue, and one for the configuration.
+        let needed = device.queue_max_sizes().len() + 1;
+        let taken: usize = self.taken.values().sum();
+        if needed <= self.limit.saturating_sub(taken) {
+            return Ok(needed);
+        }
+        Err(DeviceError::Vectors { device: name.to_owned(), needed, taken, limit: self.limit })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_devices::virtio::Rng;
+
+    use super::*;
+
+    #[test]
+    fn a_device_without_vectors_is_refused_with_the_figures() {
+        let address = |device| PciAddress::new(0, device, 0).unwrap();
+        let mut vectors = Vectors { limit: 5, taken: BTreeMap::new() };
+        for device in 1..=2 {
+            let needed = vectors.check("disk", &Rng::new()).unwrap();
+            vectors.taken.insert(address(device), needed);
+        }
+        let error = vectors.check("disk `x`", &Rng::new()).unwrap_err().to_string();
+        assert_eq!(error, "the disk `x` needs 2 interrupt vectors: 4 of the 5 that the vCPUs have are taken");
+        vectors.taken.remove(&address(1));
+        assert_eq!(vectors.check("disk", &Rng::new()).unwrap(), 2);
     }
 }

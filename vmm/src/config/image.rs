@@ -46,7 +46,7 @@ pub struct ImageConfig {
 }
 
 /// How a disk with layers reaches the guest.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// virtio-blk: the guest copies what it reads to its own page cache. Every guest can do that, and a file that fails gives
@@ -170,6 +170,13 @@ impl ImageConfig {
             Shape::Layers => self.stack().count(),
             Shape::Flat => 1,
         }
+    }
+
+    /// What its disks carry in its first shape. Images share disks that carry the same, over the same transport.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (LayerDigest, Transport)> {
+        let flat = self.flat.iter().map(|flat| flat.digest).filter(|_| self.first_shape() == Shape::Flat);
+        let layers = self.layers.iter().map(|layer| layer.digest).filter(|_| self.first_shape() == Shape::Layers);
+        flat.chain(layers).map(|digest| (digest, self.transport))
     }
 
     /// The flat image, where there is metadata for one.

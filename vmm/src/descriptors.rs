@@ -1,0 +1,149 @@
+//! File descriptors that a VM takes, counted before it takes the first: a VM that runs out of them halfway is of no use.
+
+use std::{fs, io, mem};
+
+use crate::config::{ImageConfig, Shape, Transport, VmConfig};
+
+/// Of every VM: KVM's, the loop of its devices, entropy and vsock, the agent's connection, the console, and some for clients
+/// of vsock and for files that are read when it boots.
+const FIXED: usize = 64;
+/// Of every vCPU.
+const PER_VCPU: usize = 1;
+/// Of every function on the bus: two interrupt vectors and a queue.
+const PER_FUNCTION: usize = 3;
+/// Of a function with a thread of its own.
+const PER_LOOP: usize = 2;
+/// Of a partition, beside its function's: what resumes it.
+const PER_PARTITION: usize = 1;
+/// That should be left when something is attached to a VM that runs.
+const SPARE: usize = 16;
+
+/// The process can't have as many files open as would be needed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "{needed} more file descriptors are needed: {open} of the {limit} that the process may have are open (RLIMIT_NOFILE)"
+)]
+pub struct TooFewDescriptors {
+    /// What is asked for.
+    pub needed: usize,
+    /// What is open.
+    pub open: usize,
+    /// What may be open.
+    pub limit: usize,
+}
+
+/// Descriptors of a VM when it boots.
+pub(crate) fn of_vm(config: &VmConfig) -> usize {
+    let images: usize = config.images.iter().map(|image| of_image(image, image.first_shape())).sum();
+    FIXED
+        + PER_VCPU * usize::from(config.vcpus)
+        + images
+        + of_drive() * config.drives.len()
+        + of_partition() * config.partitions.len()
+}
+
+/// Descriptors of an image in that shape.
+pub(crate) fn of_image(image: &ImageConfig, shape: Shape) -> usize {
+    let layers = image.layers.len();
+    let (disks, files) = match shape {
+        Shape::Flat => (1, layers + 1),
+        Shape::Layers => (layers, layers),
+    };
+    files + disks * of_disk(image.transport)
+}
+
+/// Descriptors of a drive.
+pub(crate) fn of_drive() -> usize {
+    1 + of_disk(Transport::Blk)
+}
+
+/// Descriptors of a partition.
+pub(crate) fn of_partition() -> usize {
+    PER_FUNCTION + PER_PARTITION
+}
+
+/// Descriptors of a disk without its files.
+fn of_disk(transport: Transport) -> usize {
+    match transport {
+        Transport::Blk => PER_FUNCTION + PER_LOOP,
+        Transport::Pmem => PER_FUNCTION,
+    }
+}
+
+/// Makes sure that the process can have `needed` more descriptors.
+pub(crate) fn check(needed: usize) -> Result<(), TooFewDescriptors> {
+    match usage() {
+        Ok((open, limit)) => room(needed, open, limit),
+        // Where the system does not say, whoever makes the first one too many will hear of it.
+        Err(error) => {
+            tracing::debug!(%error, "cannot count the descriptors of the process");
+            Ok(())
+        }
+    }
+}
+
+/// [`check`] for something that comes to a VM that runs.
+pub(crate) fn check_attach(needed: usize) -> Result<(), TooFewDescriptors> {
+    check(needed + SPARE)
+}
+
+fn room(needed: usize, open: usize, limit: usize) -> Result<(), TooFewDescriptors> {
+    if needed <= limit.saturating_sub(open) { Ok(()) } else { Err(TooFewDescriptors { needed, open, limit }) }
+}
+
+/// How many descriptors the process has open, and how many it may have.
+fn usage() -> io::Result<(usize, usize)> {
+    // SAFETY: all zero bytes are a valid `rlimit`.
+    let mut limit: libc::rlimit = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to an `rlimit` that outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // One of them is what reads the directory.
+    let open = fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
+    Ok((open, usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_memory::ByteSize;
+
+    use super::*;
+    use crate::config::DriveConfig;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_all_figures() {
+        assert_eq!(room(10, 90, 100), Ok(()));
+        let error = room(11, 90, 100).unwrap_err();
+        assert_eq!(error, TooFewDescriptors { needed: 11, open: 90, limit: 100 });
+        let text = error.to_string();
+        assert!(["11 more", "90 of the 100", "RLIMIT_NOFILE"].iter().all(|part| text.contains(part)), "{text}");
+        assert!(room(1, 101, 100).is_err(), "the limit was lowered");
+        assert!(room(usize::MAX, 3, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn this_process_knows_what_it_has() {
+        let (before, limit) = usage().unwrap();
+        assert!(before >= 3 && before < limit, "{before} of {limit}");
+        assert!(check(0).is_ok());
+        assert!(check(limit + 1).is_err());
+    }
+
+    #[test]
+    fn every_part_of_a_vm_counts() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+        let mut last = of_vm(&config);
+        assert_eq!(last, FIXED + PER_VCPU);
+        let mut grows = |config: &VmConfig, by: usize| {
+            assert_eq!(of_vm(config), last + by);
+            last += by;
+        };
+        config.drives.push(DriveConfig { path: "disk".into(), read_only: true });
+        grows(&config, 6);
+        config.partitions.push(ByteSize::gib(1));
+        grows(&config, 4);
+        config.vcpus += 2;
+        grows(&config, 2);
+    }
+}
