@@ -208,7 +208,7 @@ impl VmBuilder {
 
         let (mmio, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         add_power(&ports, &notice)?;
-        add_serial(&ports, &machine, &config.serial)?;
+        let console = add_serial(&ports, &machine, &config.serial)?;
         let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &mmio, &ports)?;
@@ -253,6 +253,7 @@ impl VmBuilder {
         let vm = Vm {
             vcpus: VcpuPool::new(&host, &machine, vcpus)?,
             _mmio: mmio,
+            console,
             _ports: ports,
             bus,
             disks,
@@ -294,19 +295,21 @@ fn add_power(ports: &Bus, notice: &ExitNotice) -> Result<(), DeviceError> {
     add_port(ports, "keyboard controller", KeyboardController::PORT, KeyboardController::LEN, keyboard)
 }
 
-fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<(), BuildError> {
-    let output: Box<dyn io::Write + Send> = match output {
-        SerialOutput::Off => return Ok(()),
-        SerialOutput::Stdout => Box::new(io::stdout()),
+fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<Option<Console>, BuildError> {
+    let output = match output {
+        SerialOutput::Off => return Ok(None),
+        SerialOutput::Stdout => standard_output().map_err(system("copy of standard output"))?,
         SerialOutput::File(path) => {
             let failed = |source| BuildError::SerialFile { path: path.clone(), source };
-            Box::new(File::create(path).map_err(failed)?)
+            File::create(path).map_err(failed)?
         }
+    let (console, input) = Console::start(output).map_err(system("console's thread"))?;
     };
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("serial port"))?;
     machine.wire_line(&interrupt, COM1_GSI).map_err(system("serial port's interrupt"))?;
-    let port = SerialPort::new(output, interrupt);
-    Ok(add_port(ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)?)
+    let port = SerialPort::new(Box::new(input), interrupt);
+    add_port(ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)?;
+    Ok(Some(console))
 }
 
 fn add_port(

@@ -9,6 +9,7 @@ mod agent;
 mod builder;
 mod command_line;
 pub mod config;
+mod console;
 mod descriptors;
 mod end;
 mod error;

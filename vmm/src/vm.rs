@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics, SHORT};
 use crate::config::VmConfig;
+use crate::console::Console;
+use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
 use crate::hotplug::Disks;
 use crate::images::Images;
@@ -49,6 +51,7 @@ pub struct Vm {
     // Dropped from the top: first what runs, then what it runs on.
     pub(crate) vcpus: VcpuPool,
     pub(crate) _mmio: Arc<Bus>,
+    pub(crate) console: Option<Console>,
     pub(crate) _ports: Arc<Bus>,
     pub(crate) bus: VirtioBus,
     pub(crate) disks: Disks,
@@ -121,10 +124,12 @@ impl Vm {
         } else if self.agent.get().is_some() {
             self.end.wait(Some(timeout.saturating_sub(start.elapsed())));
         }
+        self.console.iter().for_each(Console::close);
         self.stop()
     }
 
-    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before.
+    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before. Whoever reads the serial
+    /// console has a second to take the rest of it.
     pub fn stop(&self) -> VmEnd {
         self.end.report(VmEnd::Stopped);
         self.vcpus.stop();

@@ -7,6 +7,7 @@ mod base_memory;
 mod boot;
 mod command;
 mod disks;
+mod console;
 mod extension;
 mod fixture;
 mod images;

@@ -1,0 +1,61 @@
+//! Consoles that nobody reads.
+
+use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::command::with_guest;
+use crate::fixture::PATIENCE;
+
+/// Far more than a second, on an emulated CPU as well.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A guest whose kernel prints more than the pipe holds that is its console.
+fn command(argv: &[&str]) -> (Command, PipeReader) {
+    let (reader, writer) = pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = with_guest("run");
+    command.args(["--serial", "-", "--kernel-parameter", "ignore_loglevel", "--"]).args(argv).stdout(writer);
+    (command, reader)
+}
+
+fn wait(mut child: Child, limit: Duration) -> ExitStatus {
+    let id = pid(&child);
+    let (sender, ended) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait().unwrap()));
+    ended.recv_timeout(limit).unwrap_or_else(|_| {
+        kill(id, Signal::SIGKILL).unwrap();
+        panic!("it did not end within {limit:?}");
+    })
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+#[test]
+fn a_console_that_nobody_reads_holds_up_neither_a_run_nor_its_end() {
+    let (mut run, unread) = command(&["true"]);
+    let child = run.spawn().unwrap();
+    assert_eq!(wait(child, PATIENCE).code(), Some(0));
+    drop(unread);
+
+    let (mut run, mut unread) = command(&["sh", "-c", "echo up >&2; exec sleep 3600"]);
+    let (progress, stderr) = pipe().unwrap();
+    let child = run.stderr(stderr).spawn().unwrap();
+    // It holds the ends that the child has.
+    drop(run);
+    let mut lines = BufReader::new(progress).lines();
+    assert!(lines.any(|line| line.unwrap() == "up"));
+    kill(pid(&child), Signal::SIGTERM).unwrap();
+    wait(child, BOUND);
+    let mut console = String::new();
+    unread.read_to_string(&mut console).unwrap();
+    assert!(console.contains("Linux version"), "{console}");
+}
