@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bellows_devices::bus::{Bus, BusDevice};
@@ -28,6 +28,7 @@ use crate::machine::{Acpi, BootSource, ExitNotice, ExitReason, Host, Machine, Vc
 use crate::partitions::{PartitionParts, Partitions};
 use crate::pmem::PmemWindows;
 use crate::ready::ReadyListener;
+use crate::rendezvous::Rendezvous;
 use crate::virtio_bus::{DeviceError, ECAM, VirtioBus};
 use crate::vm::Vm;
 
@@ -186,8 +187,8 @@ impl VmBuilder {
         let started = Instant::now();
         let config = self.config;
         config.validate()?;
-        let host = Host::open()?;
         descriptors::check(descriptors::of_vm(&config))?;
+        let host = Host::open()?;
         let machine = Machine::new(&host)?;
         let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&spec)?;
@@ -219,13 +220,13 @@ impl VmBuilder {
         let ready = ReadyListener::bind(&uds_path)?;
         bus.add("vsock", vsock, event_loop.handle())?;
         bus.add("entropy source", Rng::new(), event_loop.handle())?;
-        let parts = PartitionParts {
         // Images before drives, so that what depends on the order of discovery finds them in order.
         let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
             disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;
         }
+        let parts = PartitionParts {
             backing: config.backing,
             view: base.view().clone(),
             slots: machine.slots(),
@@ -252,8 +253,8 @@ impl VmBuilder {
         let vcpus = Vcpus { count: config.vcpus.into(), entry, ports: ports.clone(), mmio: mmio.clone(), notice };
         let vm = Vm {
             vcpus: VcpuPool::new(&host, &machine, vcpus)?,
-            _mmio: mmio,
             console,
+            _mmio: mmio,
             _ports: ports,
             bus,
             disks,
@@ -263,9 +264,7 @@ impl VmBuilder {
             _discarder: discarder,
             machine,
             base,
-            ready: Mutex::new(Some(ready)),
-            boot_times: OnceLock::new(),
-            agent: OnceLock::new(),
+            agent: Rendezvous::new(ready),
             guest: OnceLock::new(),
             end,
             uds_path,
@@ -303,8 +302,8 @@ fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<O
             let failed = |source| BuildError::SerialFile { path: path.clone(), source };
             File::create(path).map_err(failed)?
         }
-    let (console, input) = Console::start(output).map_err(system("console's thread"))?;
     };
+    let (console, input) = Console::start(output).map_err(system("console's thread"))?;
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("serial port"))?;
     machine.wire_line(&interrupt, COM1_GSI).map_err(system("serial port's interrupt"))?;
     let port = SerialPort::new(Box::new(input), interrupt);

@@ -22,12 +22,9 @@ use crate::error::BuildError;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::{NotRunning, Vm};
 
-/// How long the guest may take to give back memory that came up in the wrong place.
-const UNDO_LIMIT: Duration = Duration::from_secs(10);
-/// How long the guest's driver may take to say that it is done, once the host has all.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-/// How long the agent may take to count pages, before the guest is asked for memory and after: memory need not wait for it.
-const COUNT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the agent may take at most for each of its parts in an unplug: to count pages, before the guest is asked for
+/// memory and after, and to say how the guest's driver stands. Memory need not wait for it.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What plugging a partition took.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -170,12 +167,12 @@ pub enum PartitionError {
         /// Where its device is.
         address: PciAddress,
         /// What the agent says.
-    /// The process may not open enough files for its device.
-    #[error(transparent)]
-    Descriptors(#[from] TooFewDescriptors),
         #[source]
         source: AgentError,
     },
+    /// The process may not open enough files for its device.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// The device could not be put on the bus or taken off.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -313,15 +310,16 @@ impl Vm {
     pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;
-        let start = Instant::now();
+        let (start, deadline) = (Instant::now(), Deadline::after(timeout));
         let plugged = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
         let accepted = start.elapsed();
         let address = entry.handle.memory().window().range().start().0;
-        let left = timeout.saturating_sub(accepted);
+        // What is kept back is for taking back what the guest can't use.
+        let left = deadline.left() / 4 * 3;
         let usage = match agent.await_partition(id.get().into(), size.get(), address, left) {
             Ok(usage) => usage,
             Err(source) => {
-                if let Err(error) = entry.handle.undo(&plugged, UNDO_LIMIT) {
+                if let Err(error) = entry.handle.undo(&plugged, deadline.left()) {
                     tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
                 }
                 return Err(PartitionError::NotUsable { id, size, source });
@@ -353,9 +351,12 @@ impl Vm {
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         let entry = self.partitions.entry(id)?;
         let agent = self.agent()?;
-        let before = Counters::read(agent);
+        let deadline = Deadline::after(timeout);
+        // For a report of the guest, also where it keeps memory until time is up.
+        let reserve = REPORT_LIMIT.min(timeout / 4);
+        let before = Counters::read(agent, reserve);
         let start = Instant::now();
-        let result = entry.handle.shrink(size, timeout);
+        let result = entry.handle.shrink(size, deadline.left().saturating_sub(reserve));
         let unplug = start.elapsed();
         let report = match result {
             Ok(report) => report,
@@ -363,9 +364,10 @@ impl Vm {
             Err(source) => return Err(PartitionError::Unplug { id, source }),
         };
         let complete = report.plugged <= size;
-        let driver = settled(agent, id, if complete { SETTLE_LIMIT } else { Duration::ZERO });
+        let driver = settled(agent, id, complete, deadline.left().min(REPORT_LIMIT));
         // Who did not answer is not asked again.
-        let counted = before.and_then(|before| Some((before, Counters::read(agent)?)));
+        let counted =
+            before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
         Ok(UnplugReport {
             unplug,
@@ -449,9 +451,9 @@ impl Vm {
         if self.partitions.table().contains_key(&id) {
             return Err(PartitionError::HasDevice(id));
         }
+        descriptors::check_attach(descriptors::of_partition())?;
         let entry = self.partitions.add(window, &self.bus, false)?;
         let address = entry.device;
-        descriptors::check_attach(descriptors::of_partition())?;
         agent.attach(&[address], timeout).map_err(|source| PartitionError::Guest {
             action: "bound",
             id,
@@ -473,8 +475,8 @@ struct Counters {
 }
 
 impl Counters {
-    fn read(agent: &AgentClient) -> Option<Self> {
-        match agent.statistics(COUNT_LIMIT) {
+    fn read(agent: &AgentClient, limit: Duration) -> Option<Self> {
+        match agent.statistics(limit) {
             Ok(statistics) => Some(Self { migrated: statistics.migrated_pages, zeroed: statistics.zeroed_pages }),
             Err(error) => {
                 tracing::debug!(%error, "the guest does not count migrated pages");
@@ -484,10 +486,10 @@ impl Counters {
     }
 }
 
-/// What the guest's driver says once it is done, or after `limit`. The host has seen for itself what is unplugged, so it does not
-/// matter much.
-fn settled(agent: &AgentClient, id: PartitionId, limit: Duration) -> Option<GuestDriver> {
-    match agent.settle_partition(id.get().into(), limit) {
+/// What the guest's driver says: once it is done, if `wait`, or when `limit` is nearly up. The host has seen for itself what is
+/// unplugged, so it does not matter much.
+fn settled(agent: &AgentClient, id: PartitionId, wait: bool, limit: Duration) -> Option<GuestDriver> {
+    match agent.settle_partition(id.get().into(), wait, limit) {
         Ok(usage) => usage.driver,
         Err(error) => {
             tracing::warn!(partition = %id, %error, "the guest does not say how it took part");

@@ -1,16 +1,17 @@
 //! How the guest's agent says that it can be called: it connects to a port of the host and sends one line.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bellows_devices::virtio::vsock::BoundSocket;
 use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, ReadyError, parse_ready_line};
 use bellows_protocol::{PROTOCOL_VERSION, READY_PORT};
 
+use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::end::{EndSignal, VmEnd};
 
 /// Why the guest's agent can't be called.
@@ -44,10 +45,7 @@ pub enum NotReady {
 
 /// Listens for the agent's line; the socket's file goes when this is dropped.
 #[derive(Debug)]
-pub(crate) struct ReadyListener {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub(crate) struct ReadyListener(BoundSocket);
 
 impl ReadyListener {
     /// Listens where the vsock device at `uds_path` looks for the host's [`READY_PORT`].
@@ -55,26 +53,21 @@ impl ReadyListener {
         let mut path = OsString::from(uds_path);
         path.push(format!("_{READY_PORT}"));
         let path = PathBuf::from(path);
-        let failed = |source| NotReady::Bind { path: path.clone(), source };
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        let ready = Self { listener, path: path.clone() };
-        ready.listener.set_nonblocking(true).map_err(failed)?;
-        Ok(ready)
+        BoundSocket::bind(&path).map(Self).map_err(|source| NotReady::Bind { path, source })
     }
 
-    /// Waits for the agent's line, for the end of the VM, or until `timeout` is over.
-    pub(crate) fn wait(&self, timeout: Duration, end: &EndSignal) -> Result<BootTimes, NotReady> {
-        let wait = Wait { start: Instant::now(), timeout, end };
+    /// Waits for the agent's line, for the end of the VM, or until time is up.
+    pub(crate) fn wait(&self, deadline: Deadline, end: &EndSignal) -> Result<BootTimes, NotReady> {
         let mut stream = loop {
-            wait.readable(&self.listener)?;
-            match self.listener.accept() {
+            readable(&*self.0, deadline, end)?;
+            match self.0.accept() {
                 Ok((stream, _)) => break stream,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(NotReady::Read(error)),
             }
         };
         stream.set_nonblocking(true).map_err(NotReady::Read)?;
-        let line = read_line(&mut stream, &wait)?;
+        let line = read_line(&mut stream, deadline, end)?;
         parse_ready_line(&line).map_err(|error| match error {
             ReadyError::Version(version) => NotReady::Version(version),
             other => NotReady::Line(other),
@@ -82,19 +75,19 @@ impl ReadyListener {
     }
 }
 
-impl Drop for ReadyListener {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the agent's ready socket");
-        }
-    }
+fn readable(file: &impl AsRawFd, deadline: Deadline, end: &EndSignal) -> Result<(), NotReady> {
+    await_readable(file, deadline, end).map_err(|error| match error {
+        NothingToRead::Timeout => NotReady::Timeout(deadline.limit()),
+        NothingToRead::Ended(end) => NotReady::Ended(end),
+        NothingToRead::System(error) => NotReady::Read(error),
+    })
 }
 
 /// Reads up to a newline, the end, or the longest line there is.
-fn read_line(stream: &mut UnixStream, wait: &Wait<'_>) -> Result<Vec<u8>, NotReady> {
+fn read_line(stream: &mut UnixStream, deadline: Deadline, end: &EndSignal) -> Result<Vec<u8>, NotReady> {
     let mut line = Vec::with_capacity(MAX_READY_LINE);
     while line.len() < MAX_READY_LINE && line.last() != Some(&b'\n') {
-        wait.readable(&*stream)?;
+        readable(stream, deadline, end)?;
         let mut byte = [0];
         match stream.read(&mut byte) {
             Ok(0) => break,
@@ -108,37 +101,6 @@ fn read_line(stream: &mut UnixStream, wait: &Wait<'_>) -> Result<Vec<u8>, NotRea
 
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
-}
-
-struct Wait<'a> {
-    start: Instant,
-    timeout: Duration,
-    end: &'a EndSignal,
-}
-
-impl Wait<'_> {
-    /// Waits until `file` can be read.
-    fn readable(&self, file: &impl AsRawFd) -> Result<(), NotReady> {
-        loop {
-            let left = self.timeout.checked_sub(self.start.elapsed()).ok_or(NotReady::Timeout(self.timeout))?;
-            // Rounded up, so that this does not spin through the last millisecond.
-            let milliseconds = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-            let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            let mut entries = [entry(self.end.as_raw_fd()), entry(file.as_raw_fd())];
-            // SAFETY: the array has two entries, both with descriptors that outlive the call.
-            let count = unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) };
-            if count < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(NotReady::Read(error));
-                }
-            } else if let (true, Some(end)) = (entries[0].revents != 0, self.end.ended()) {
-                return Err(NotReady::Ended(end));
-            } else if entries[1].revents != 0 {
-                return Ok(());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ impl Fixture {
     }
 
     fn wait(&self, timeout: Duration) -> Result<BootTimes, NotReady> {
-        self.listener.wait(timeout, &self.end)
+        self.listener.wait(Deadline::after(timeout), &self.end)
     }
 }
 
@@ -72,7 +72,7 @@ fn silence_ends_with_the_time_or_with_the_vm() {
 #[test]
 fn the_socket_is_removed_and_a_taken_path_is_named() {
     let fixture = fixture();
-    let path = fixture.listener.path.clone();
+    let path = fixture.listener.0.path().to_owned();
     let taken = ReadyListener::bind(&fixture.directory.path().join("v")).unwrap_err();
     assert!(taken.to_string().contains(path.to_str().unwrap()), "{taken}");
     assert!(path.exists());

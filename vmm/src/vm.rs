@@ -1,7 +1,7 @@
 //! A running VM.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bellows_devices::bus::Bus;
@@ -19,7 +19,8 @@ use crate::hotplug::Disks;
 use crate::images::Images;
 use crate::machine::{ExitCounts, Gate, Machine, VcpuPool};
 use crate::partitions::Partitions;
-use crate::ready::{NotReady, ReadyListener};
+use crate::ready::NotReady;
+use crate::rendezvous::Rendezvous;
 use crate::resident::resident_bytes;
 use crate::virtio_bus::VirtioBus;
 
@@ -61,9 +62,7 @@ pub struct Vm {
     pub(crate) _discarder: Discarder,
     pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
-    pub(crate) ready: Mutex<Option<ReadyListener>>,
-    pub(crate) boot_times: OnceLock<BootTimes>,
-    pub(crate) agent: OnceLock<Arc<AgentClient>>,
+    pub(crate) agent: Rendezvous,
     pub(crate) guest: OnceLock<GuestInfo>,
     pub(crate) end: Arc<EndSignal>,
     pub(crate) uds_path: PathBuf,
@@ -76,26 +75,19 @@ impl Vm {
     /// Waits until the guest's agent can be called. Anything that asks the guest comes after this.
     ///
     /// # Errors
-    /// The agent was not ready in time, the VM ended, or the agent is of another version.
+    /// The agent was not ready in time, the VM ended, or the agent is of another version. It may be tried again.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(listener) = &*ready {
-            let times = listener.wait(timeout, &self.end)?;
-            tracing::info!(after = ?self.started.elapsed(), ?times, "the guest's agent is ready");
-            let _ = self.boot_times.set(times);
-            let agent = AgentClient::connect(&self.uds_path, &self.end)?;
-            // Nobody else in the guest has anything to say on that port.
-            *ready = None;
-            let _ = self.agent.set(Arc::new(agent));
-        }
-        let Some(agent) = self.agent.get() else { return Err(NotReady::Timeout(timeout).into()) };
-        let guest = agent.hello(&self.config.partitions)?;
+        let deadline = Deadline::after(timeout);
+        let agent = self.agent.reach(&self.uds_path, deadline, &self.end)?;
+        let guest = agent.hello(&self.config.partitions, deadline.left())?;
+        agent.keep_clock();
         tracing::info!(
+            after = ?self.started.elapsed(),
             kernel = guest.kernel_release,
             partition_mode = %guest.partition_mode,
             wanted = %self.config.partition_mode,
             instances_base = %guest.instances_base,
-            "the guest"
+            "the guest is ready"
         );
         Ok(self.guest.get_or_init(|| guest).clone())
     }
@@ -121,7 +113,7 @@ impl Vm {
             && let Err(error) = agent.shutdown(timeout)
         {
             tracing::warn!(%error, "the guest does not end by itself");
-        } else if self.agent.get().is_some() {
+        } else if self.agent.client().is_some() {
             self.end.wait(Some(timeout.saturating_sub(start.elapsed())));
         }
         self.console.iter().for_each(Console::close);
@@ -171,7 +163,7 @@ impl Vm {
     /// How the guest's clock stood when its kernel and its agent were done; `None` before [`Vm::wait_ready`].
     #[must_use]
     pub fn boot_times(&self) -> Option<BootTimes> {
-        self.boot_times.get().copied()
+        self.agent.boot_times()
     }
 
     /// Bytes of host memory under guest memory: base memory and what is plugged. What the guest's kernel keeps about images
@@ -190,7 +182,7 @@ impl Vm {
     }
 
     pub(crate) fn agent(&self) -> Result<&Arc<AgentClient>, NotRunning> {
-        match (self.end.ended(), self.agent.get()) {
+        match (self.end.ended(), self.agent.client()) {
             (Some(end), _) => Err(NotRunning::Ended(end)),
             (None, None) => Err(NotRunning::NotReady),
             (None, Some(agent)) => Ok(agent),

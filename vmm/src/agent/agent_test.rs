@@ -1,6 +1,7 @@
 use std::io::Read;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Instant;
 
 use bellows_protocol::agent_ttrpc::Agent;
 use fixture::Fixture;
@@ -100,7 +101,7 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     let fake = Arc::new(FakeAgent { version: PROTOCOL_VERSION, ..Default::default() });
     let fixture = Fixture::with_agent(fake.clone());
     let client = fixture.connect().unwrap();
-    let info = client.hello(&[ByteSize::mib(128), ByteSize::gib(1)]).unwrap();
+    let info = client.hello(&[ByteSize::mib(128), ByteSize::gib(1)], SHORT).unwrap();
     assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
     assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
     assert_eq!(info.instances_base.get(), 2 + (128 << 20) + (1 << 30), "the agent hears of partitions");
@@ -129,7 +130,7 @@ fn a_start_may_take_as_long_as_the_agent_gives_it() {
 fn what_the_agent_refuses_or_gets_wrong_is_named() {
     let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
     let client = fixture.connect().unwrap();
-    let error = text(client.hello(&[]));
+    let error = text(client.hello(&[], SHORT));
     assert!(error.contains("protocol version 9") && error.contains(&format!("expected {PROTOCOL_VERSION}")), "{error}");
     let error = text(client.attach(&[PciAddress::new(1, 2, 0).unwrap()], Duration::from_secs(9)));
     assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
@@ -151,7 +152,10 @@ fn a_device_that_does_not_connect_is_named() {
         assert!(text(babbles.connect()).contains("instead of `OK"), "{answer:?}");
     }
     let end = EndSignal::new().unwrap();
-    assert!(text(AgentClient::connect(Path::new("/nowhere/vsock"), &end)).contains("/nowhere/vsock"));
+    assert!(
+        text(AgentClient::connect(Path::new("/nowhere/vsock"), Deadline::after(SHORT), &end))
+            .contains("/nowhere/vsock")
+    );
 }
 
 #[test]
@@ -162,12 +166,27 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
     let client = fixture.connect().unwrap();
     let error = client.remove_instance(&id("a"), Duration::from_millis(5)).unwrap_err();
     assert!(matches!(error, AgentError::Timeout { call: "RemoveInstance", .. }), "{error}");
+    // What the agent is told to take at most leaves time for its answer.
+    let limit = Duration::from_millis(40);
+    let start = Instant::now();
+    for (call, result) in [
+        ("AttachDevices", client.attach(&[], limit)),
+        ("DetachDevices", client.detach(&[], limit)),
+        ("AwaitPartition", client.await_partition(1, 0, 0, limit).map(drop)),
+        ("SettlePartition", client.settle_partition(1, true, limit).map(drop)),
+        ("Hello", client.hello(limit).map(drop)),
+        ("Statistics", client.statistics(limit).map(drop)),
+    ] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, AgentError::Timeout { call: named, .. } if named == call), "{call}: {error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     thread::scope(|scope| {
         let waiter = scope.spawn(|| wait(&client, "a"));
         fixture.end.report(VmEnd::Reset);
         assert!(matches!(waiter.join().unwrap(), Err(AgentError::Lost { .. })));
     });
-    assert!(matches!(client.hello(&[]), Err(AgentError::Lost { .. })));
+    assert!(matches!(client.hello(&[], SHORT), Err(AgentError::Lost { .. })));
     drop(client);
 
     // Stops talking, but goes on reading.
@@ -227,7 +246,7 @@ fn malformed_answers_end_the_call() {
     for (answer, named) in table {
         let fixture = answering(answer);
         let client = fixture.connect().unwrap();
-        let error = text(client.hello(&[]));
+        let error = text(client.hello(&[], SHORT));
         assert!(error.contains(named), "{error}");
     }
 }
@@ -247,4 +266,12 @@ fn a_start_that_failed_says_whose_fault_it_is() {
         assert!(matches!(&error, AgentError::NotStarted { reason, .. } if *reason == expected), "{error:?}");
         assert_eq!(error.to_string(), format!("\"{user}\"\\nis wrong"));
     }
+}
+
+#[test]
+fn the_agent_takes_less_than_the_call() {
+    assert_eq!(agents_share(Duration::from_secs(60)), 55_000);
+    assert_eq!(agents_share(Duration::from_secs(2)), 1_500);
+    assert_eq!(agents_share(Duration::ZERO), 1);
+    assert_eq!(agents_share(Duration::MAX), u32::MAX);
 }

@@ -15,7 +15,7 @@ use bellows_protocol::values::ProcessId;
 use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Response};
 
-use super::{AgentClient, MAX_TEXT, WRITE_LIMIT};
+use super::{AgentClient, MAX_TEXT, SERVICE, WRITE_LIMIT};
 use crate::agent::connection::Connection;
 
 /// Longest message of an error: an excerpt of what the guest says, escaped, in a sentence of ours.
@@ -37,9 +37,9 @@ pub fn exercise(bytes: &[u8]) {
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default() };
     let instance = "a".parse().expect("an identifier");
     let calls: [&dyn Fn() -> Option<String>; 6] = [
-        &|| said(client.hello(&[])),
+        &|| said(client.hello(&[], LIMIT)),
         &|| said(client.inspect_partition(1)),
-        &|| said(client.settle_partition(1, LIMIT)),
+        &|| said(client.settle_partition(1, true, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),
         &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),

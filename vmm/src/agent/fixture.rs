@@ -12,7 +12,8 @@ use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::stream::{MAX_STREAM_LINE, read_line};
 use bellows_protocol::{AGENT_PORT, STREAM_PORT};
 
-use super::{AgentClient, AgentError};
+use super::{AgentClient, AgentError, SHORT};
+use crate::deadline::Deadline;
 use crate::end::EndSignal;
 
 /// A stand-in for the vsock device.
@@ -71,7 +72,7 @@ impl Fixture {
     }
 
     pub(crate) fn connect(&self) -> Result<AgentClient, AgentError> {
-        AgentClient::connect(&self.path, &self.end)
+        AgentClient::connect(&self.path, Deadline::after(SHORT), &self.end)
     }
 }
 

@@ -36,6 +36,7 @@ use ttrpc::Code;
 
 use crate::config::PartitionMode;
 use crate::end::EndSignal;
+use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
@@ -195,9 +196,19 @@ pub(crate) struct AgentClient {
 
 impl AgentClient {
     /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
-    pub(crate) fn connect(uds_path: &Path, end: &EndSignal) -> Result<Self, AgentError> {
+    pub(crate) fn connect(uds_path: &Path, deadline: Deadline, end: &EndSignal) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
-        let socket = handshake(uds_path, AGENT_PORT, SHORT).map_err(failed)?;
+        let asked = ask(uds_path, AGENT_PORT, deadline.left()).map_err(failed)?;
+        let waited = await_readable(&asked, deadline, end).map_err(|nothing| match nothing {
+            NothingToRead::Timeout => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", deadline.limit()))
+            }
+            NothingToRead::Ended(end) => {
+                io::Error::new(io::ErrorKind::ConnectionAborted, format!("the VM has ended: {end}"))
+            }
+            NothingToRead::System(error) => error,
+        });
+        let socket = waited.and_then(|()| answered(asked, deadline.left())).map_err(failed)?;
         let hook = socket.try_clone().map_err(failed)?;
         let connection = Connection::new(socket, WRITE_LIMIT).map_err(failed)?;
         let streams = Arc::<OpenStreams>::default();
@@ -222,15 +233,20 @@ impl AgentClient {
 
     /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
     fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
-        match self.connection.call::<agent::Empty>(SERVICE, call, request, Some(limit)) {
+        match self.connection.call::<agent::Empty>(call, request, Some(limit)) {
             Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
             Err(error) => Err(call_error(call, error)),
             Ok(_) => Ok(()),
         }
     }
 
+    /// From now on keeps the guest's clock with the host's.
+    pub(crate) fn keep_clock(&self) {
+        self.connection.keep_clock();
+    }
+
     /// Tells the agent of the windows of the partitions, for it to divide base memory.
-    pub(crate) fn hello(&self, partitions: &[ByteSize]) -> Result<GuestInfo, AgentError> {
+    pub(crate) fn hello(&self, partitions: &[ByteSize], limit: Duration) -> Result<GuestInfo, AgentError> {
         const CALL: &str = "Hello";
         let request = agent::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
@@ -238,7 +254,7 @@ impl AgentClient {
             partition_bytes: partitions.iter().map(|window| window.get()).sum(),
             ..Default::default()
         };
-        let answer: agent::HelloResponse = self.call(CALL, Some(SHORT), &request)?;
+        let answer: agent::HelloResponse = self.call(CALL, Some(limit), &request)?;
         expect(CALL, "protocol version", answer.protocol_version, PROTOCOL_VERSION)?;
         Ok(GuestInfo {
             agent_version: shown(&answer.agent_version),
@@ -251,14 +267,14 @@ impl AgentClient {
     /// Returns once a driver has bound all of `functions`.
     pub(crate) fn attach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
         let request = devices(functions, limit);
-        self.call::<agent::Empty>("AttachDevices", Some(limit.saturating_add(GRACE)), &request)?;
+        self.call::<agent::Empty>("AttachDevices", Some(limit), &request)?;
         Ok(())
     }
 
     /// Returns once `functions` are gone from the guest's buses.
     pub(crate) fn detach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
         let request = devices(functions, limit);
-        self.call::<agent::Empty>("DetachDevices", Some(limit.saturating_add(GRACE)), &request)?;
+        self.call::<agent::Empty>("DetachDevices", Some(limit), &request)?;
         Ok(())
     }
 
@@ -294,18 +310,19 @@ impl AgentClient {
             node,
             bytes,
             address,
-            timeout_ms: milliseconds(limit),
+            timeout_ms: agents_share(limit),
             ..Default::default()
         };
-        let answer = self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
+        let answer = self.call(CALL, Some(limit), &request)?;
         PartitionUse::parse(CALL, node, answer)
     }
 
-    /// Returns when the guest's driver is done with the device of `node`, or after `limit`.
-    pub(crate) fn settle_partition(&self, node: u32, limit: Duration) -> Result<PartitionUse, AgentError> {
+    /// How the guest's driver stands with the device of `node`: once it is done, if `wait`, or when time is nearly up.
+    pub(crate) fn settle_partition(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
         const CALL: &str = "SettlePartition";
-        let request = agent::SettlePartitionRequest { node, timeout_ms: milliseconds(limit), ..Default::default() };
-        let answer = self.call(CALL, Some(limit.saturating_add(GRACE)), &request)?;
+        let timeout_ms = if wait { agents_share(limit) } else { 1 };
+        let request = agent::SettlePartitionRequest { node, timeout_ms, ..Default::default() };
+        let answer = self.call(CALL, Some(limit), &request)?;
         PartitionUse::parse(CALL, node, answer)
     }
 
@@ -412,11 +429,21 @@ impl AgentClient {
     }
 }
 
-/// Asks the vsock device for a connection to the agent's `port`.
+/// Asks the vsock device for a connection to the agent's `port`, and waits for it.
 fn handshake(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
+    answered(ask(uds_path, port, limit)?, limit)
+}
+
+/// Asks the vsock device for a connection to the agent's `port`; writing may take `limit` here and later.
+fn ask(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
     let mut socket = UnixStream::connect(uds_path)?;
-    socket.set_write_timeout(Some(limit))?;
+    socket.set_write_timeout(Some(limit.max(Duration::from_millis(1))))?;
     socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    Ok(socket)
+}
+
+/// Reads the vsock device's answer.
+fn answered(socket: UnixStream, limit: Duration) -> io::Result<UnixStream> {
     let line = read_line(&socket, MAX_OK_LINE, limit)?;
     if line.is_empty() {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
@@ -432,7 +459,7 @@ fn handshake(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStre
 fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
     agent::DevicesRequest {
         pci_addresses: functions.iter().map(PciAddress::to_string).collect(),
-        timeout_ms: milliseconds(limit),
+        timeout_ms: agents_share(limit),
         ..Default::default()
     }
 }
@@ -462,9 +489,11 @@ fn oom_limit(call: &'static str, answer: &agent::ExitStatus) -> Result<Option<Oo
     }
 }
 
-/// As the protocol counts time; at least 1, since 0 means the agent's own limit.
-fn milliseconds(limit: Duration) -> u32 {
-    u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)
+/// What the agent is told to take of a call's limit, in milliseconds: its answer has to be here by then, also that time is up.
+/// At least 1, since 0 means the agent's own limit.
+fn agents_share(limit: Duration) -> u32 {
+    let share = limit.saturating_sub(GRACE.min(limit / 4));
+    u32::try_from(share.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 fn start_failure(code: EnumOrUnknown<Code>) -> StartFailure {

@@ -4,8 +4,9 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use crate::deadline::{Turn, Turns};
 
 /// Why a frame is not out.
 #[derive(Debug)]
@@ -19,48 +20,24 @@ pub(super) enum WriteError {
 /// A stream that threads take turns to write.
 pub(super) struct Writer {
     stream: UnixStream,
-    /// A thread writes.
-    taken: Mutex<bool>,
-    free: Condvar,
+    turns: Turns,
 }
-
-/// The stream, while the others wait.
-pub(super) struct Turn<'a>(&'a Writer);
 
 impl Writer {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, taken: Mutex::default(), free: Condvar::new() }
+        Self { stream, turns: Turns::default() }
     }
 
     /// Waits until nobody else writes; `None` if that is not so before `deadline`.
     pub(super) fn turn(&self, deadline: Instant) -> Option<Turn<'_>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.free.wait_timeout_while(self.lock(), left, |taken| *taken);
-        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if *taken {
-            return None;
-        }
-        *taken = true;
-        Some(Turn(self))
+        self.turns.take(deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Ends the stream, and with it a write in progress.
-    pub(super) fn shutdown(&self) {
-        // It may be closed already.
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Turn<'_> {
-    /// Writes a frame before `deadline`.
-    pub(super) fn write(&self, frame: &[u8], deadline: Instant) -> Result<(), WriteError> {
+    /// Writes a frame before `deadline`, in a turn of one's own.
+    pub(super) fn write(&self, _turn: &Turn<'_>, frame: &[u8], deadline: Instant) -> Result<(), WriteError> {
         let mut rest = frame;
         while !rest.is_empty() {
-            match send(&self.0.stream, rest, deadline) {
+            match send(&self.stream, rest, deadline) {
                 Ok(bytes) => rest = rest.get(bytes..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut && rest.len() == frame.len() => {
                     return Err(WriteError::NotBegun);
@@ -70,12 +47,11 @@ impl Turn<'_> {
         }
         Ok(())
     }
-}
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        *self.0.lock() = false;
-        self.0.free.notify_one();
+    /// Ends the stream, and with it a write in progress.
+    pub(super) fn shutdown(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
