@@ -51,8 +51,8 @@ pub enum ReadyError {
 pub struct Vm {
     // Dropped from the top: first what runs, then what it runs on.
     pub(crate) vcpus: VcpuPool,
-    pub(crate) _mmio: Arc<Bus>,
     pub(crate) console: Option<Console>,
+    pub(crate) _mmio: Arc<Bus>,
     pub(crate) _ports: Arc<Bus>,
     pub(crate) bus: VirtioBus,
     pub(crate) disks: Disks,
@@ -116,7 +116,6 @@ impl Vm {
         } else if self.agent.client().is_some() {
             self.end.wait(Some(timeout.saturating_sub(start.elapsed())));
         }
-        self.console.iter().for_each(Console::close);
         self.stop()
     }
 
@@ -125,6 +124,7 @@ impl Vm {
     pub fn stop(&self) -> VmEnd {
         self.end.report(VmEnd::Stopped);
         self.vcpus.stop();
+        self.console.iter().for_each(Console::close);
         self.end.ended().unwrap_or(VmEnd::Stopped)
     }
 

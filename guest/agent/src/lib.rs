@@ -12,12 +12,14 @@
 //! | input and output | [`streams`]: a connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
+//! | the time | [`clock`] |
 //! | the end | [`shutdown`] |
 
 pub mod accounts;
 pub mod base_memory;
 pub mod boot;
 pub mod cgroup;
+pub mod clock;
 pub mod container;
 pub mod error;
 pub mod files;

@@ -5,9 +5,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitPartitionRequest, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory,
-    Process, ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
+    AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
+    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process,
+    ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
     StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
 use crate::cgroup;
+use crate::clock::{self, Correction};
 use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
@@ -354,6 +355,11 @@ impl Agent for Service {
         let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
         self.instances.remove(&id)?;
         Ok(Empty::new())
+    }
+
+    fn clock(&self, _: &TtrpcContext, request: ClockRequest) -> ttrpc::Result<ClockResponse> {
+        clock::correct(Correction::new(request.correction_ns, request.step))?;
+        Ok(ClockResponse { realtime_ns: clock::now()?, ..Default::default() })
     }
 
     fn statistics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<StatisticsResponse> {

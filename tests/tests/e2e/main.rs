@@ -5,9 +5,10 @@
 
 mod base_memory;
 mod boot;
+mod clock;
 mod command;
-mod disks;
 mod console;
+mod disks;
 mod extension;
 mod fixture;
 mod images;

@@ -174,7 +174,7 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
         ("DetachDevices", client.detach(&[], limit)),
         ("AwaitPartition", client.await_partition(1, 0, 0, limit).map(drop)),
         ("SettlePartition", client.settle_partition(1, true, limit).map(drop)),
-        ("Hello", client.hello(limit).map(drop)),
+        ("Hello", client.hello(&[], limit).map(drop)),
         ("Statistics", client.statistics(limit).map(drop)),
     ] {
         let error = result.unwrap_err();

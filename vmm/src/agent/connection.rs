@@ -2,13 +2,15 @@
 //!
 //! The wire format is the ttrpc library's; the connection is ours because the library's client wakes up a hundred times a
 //! second, and lets calls wait for ever on a stream that the guest closed halfway. Here every call ends when the peer stops
-//! talking, and dropping the connection joins its thread.
+//! talking, and dropping the connection joins its thread. That thread, which waits for answers anyway, also makes the calls that
+//! keep the guest's clock right.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,92 +20,98 @@ use ttrpc::proto::{
     Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
 };
 
+use super::clock::{ClockKeeper, Timer};
 use super::writer::{WriteError, Writer};
 
+/// What the thread that reads may wait until the peer takes a request of its own.
+const OWN_WRITE_LIMIT: Duration = Duration::from_millis(100);
+
 /// Why a call has no answer.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum CallError {
-    /// Time is up, after so long; the answer is dropped if it still comes.
+    /// The answer is dropped if it still comes.
+    #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The peer answered with this status.
+    #[error("{message}")]
     Refused { code: EnumOrUnknown<Code>, message: String },
     /// The connection is no more.
+    #[error("{0}")]
     Lost(String),
+}
+
+/// What has come of a call: the answer as the peer sent it.
+type Answered = Result<Vec<u8>, CallError>;
+
+/// A request that was sent.
+struct Pending {
+    stream: u32,
+    answer: Receiver<Answered>,
 }
 
 /// A connection on which any number of threads may call at once.
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    writer: Writer,
     write_limit: Duration,
+    clock: Arc<Timer>,
     reader: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    writer: Writer,
+    service: &'static str,
 }
 
 #[derive(Default)]
 struct State {
     last_stream: u32,
-    waiting: HashMap<u32, SyncSender<Result<Vec<u8>, CallError>>>,
+    waiting: HashMap<u32, SyncSender<Answered>>,
     lost: Option<String>,
 }
 
 impl Connection {
-    /// Takes a connected stream, whose next bytes are the peer's first answer. Requests may take up to `write_limit` to be
-    /// written.
+    /// Takes a connected stream, whose next bytes are the peer's first answer, for calls of `service`. Requests may take up to
+    /// `write_limit` to be written.
     ///
     /// # Errors
     /// No thread could be made, or the stream can't be shared with it.
-    pub(super) fn new(stream: UnixStream, write_limit: Duration) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, service: &'static str, write_limit: Duration) -> io::Result<Self> {
         stream.set_read_timeout(None)?;
         let mut input = stream.try_clone()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { state: Mutex::default(), writer: Writer::new(stream), service });
+        let clock = Arc::new(Timer::new()?);
+        let mut own = OwnCalls { keeper: ClockKeeper::new(clock.clone()), pending: None };
         let reader = thread::Builder::new().name("agent".into()).stack_size(256 << 10).spawn({
             let shared = shared.clone();
             move || {
-                let error = read_answers(&mut input, &shared);
+                let error = read_answers(&mut input, &shared, &mut own);
                 shared.end(error.to_string());
                 // The peer must not believe that anybody listens.
                 let _ = input.shutdown(Shutdown::Both);
             }
         })?;
-        Ok(Self { shared, writer: Writer::new(stream), write_limit, reader: Some(reader) })
+        Ok(Self { shared, write_limit, clock, reader: Some(reader) })
     }
 
-    /// Calls `method` of `service`; without a limit the call ends with the connection.
+    /// Looks after the guest's clock from now on, first of all now.
+    pub(super) fn keep_clock(&self) {
+        self.clock.set(Duration::ZERO);
+    }
+
+    /// Calls `method`; without a limit the call ends with the connection.
     pub(super) fn call<Answer: Message>(
         &self,
-        service: &str,
         method: &str,
         request: &impl Message,
         limit: Option<Duration>,
     ) -> Result<Answer, CallError> {
         let start = Instant::now();
-        let lost = |error: protobuf::Error| CallError::Lost(error.to_string());
-        let envelope = Request {
-            service: service.into(),
-            method: method.into(),
-            payload: request.write_to_bytes().map_err(lost)?,
-            timeout_nano: limit.and_then(|limit| i64::try_from(limit.as_nanos()).ok()).unwrap_or(0),
-            ..Default::default()
-        };
-        let body = envelope.write_to_bytes().map_err(lost)?;
-        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MESSAGE_LENGTH_MAX);
-        let length = length.ok_or_else(|| CallError::Lost(format!("a request of {} bytes is too long", body.len())))?;
-
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let stream = self.shared.open(sender)?;
-        let mut frame = Vec::from(MessageHeader::new_request(stream, length));
-        frame.extend(body);
         let write_limit = limit.unwrap_or(Duration::MAX).min(self.write_limit);
-        self.send(&frame, start, write_limit).map_err(|error| self.shared.give_up(stream, error))?;
-
+        let Pending { stream, answer } = self.shared.send_request(method, request, limit, write_limit)?;
         let answer = match limit {
-            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(limit) => receiver.recv_timeout(limit.saturating_sub(start.elapsed())),
+            None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(limit) => answer.recv_timeout(limit.saturating_sub(start.elapsed())),
         };
         let answer = answer.unwrap_or_else(|error| {
             let error = match error {
@@ -112,33 +120,25 @@ impl Connection {
             };
             Err(self.shared.give_up(stream, error))
         })?;
-        let answer = Response::parse_from_bytes(&answer).map_err(lost)?;
-        match answer.status.into_option() {
-            Some(Status { code, message, .. }) if code != Code::OK.into() => Err(CallError::Refused { code, message }),
-            _ => Answer::parse_from_bytes(&answer.payload).map_err(lost),
-        }
+        Answer::parse_from_bytes(&payload(&answer)?).map_err(lost)
     }
 
     /// Ends the connection and all calls in progress.
     pub(super) fn close(&self) {
-        self.writer.shutdown();
+        self.shared.writer.shutdown();
     }
+}
 
-    fn send(&self, frame: &[u8], start: Instant, limit: Duration) -> Result<(), CallError> {
-        let deadline = start + limit;
-        let turn = self.writer.turn(deadline).ok_or(CallError::Timeout(limit))?;
-        // The turn ends after the connection, so that nobody goes on with half a frame.
-        turn.write(frame, deadline).map_err(|error| match error {
-            WriteError::NotBegun => CallError::Timeout(limit),
-            WriteError::Broken(error) => {
-                self.shared.end(error.to_string());
-                self.close();
-                match error.kind() {
-                    io::ErrorKind::TimedOut => CallError::Timeout(limit),
-                    _ => CallError::Lost(error.to_string()),
-                }
-            }
-        })
+fn lost(error: protobuf::Error) -> CallError {
+    CallError::Lost(error.to_string())
+}
+
+/// What an answer holds, if it is no refusal.
+fn payload(answer: &[u8]) -> Result<Vec<u8>, CallError> {
+    let answer = Response::parse_from_bytes(answer).map_err(lost)?;
+    match answer.status.into_option() {
+        Some(Status { code, message, .. }) if code != Code::OK.into() => Err(CallError::Refused { code, message }),
+        _ => Ok(answer.payload),
     }
 }
 
@@ -154,7 +154,52 @@ impl Drop for Connection {
 }
 
 impl Shared {
-    fn open(&self, sender: SyncSender<Result<Vec<u8>, CallError>>) -> Result<u32, CallError> {
+    /// Sends a request, which may take `write_limit`.
+    fn send_request(
+        &self,
+        method: &str,
+        request: &impl Message,
+        limit: Option<Duration>,
+        write_limit: Duration,
+    ) -> Result<Pending, CallError> {
+        let start = Instant::now();
+        let envelope = Request {
+            service: self.service.into(),
+            method: method.into(),
+            payload: request.write_to_bytes().map_err(lost)?,
+            timeout_nano: limit.and_then(|limit| i64::try_from(limit.as_nanos()).ok()).unwrap_or(0),
+            ..Default::default()
+        };
+        let body = envelope.write_to_bytes().map_err(lost)?;
+        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MESSAGE_LENGTH_MAX);
+        let length = length.ok_or_else(|| CallError::Lost(format!("a request of {} bytes is too long", body.len())))?;
+
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let stream = self.open(sender)?;
+        let mut frame = Vec::from(MessageHeader::new_request(stream, length));
+        frame.extend(body);
+        self.send(&frame, start, write_limit).map_err(|error| self.give_up(stream, error))?;
+        Ok(Pending { stream, answer: receiver })
+    }
+
+    fn send(&self, frame: &[u8], start: Instant, limit: Duration) -> Result<(), CallError> {
+        let deadline = start + limit;
+        let turn = self.writer.turn(deadline).ok_or(CallError::Timeout(limit))?;
+        // The turn ends after the connection, so that nobody goes on with half a frame.
+        self.writer.write(&turn, frame, deadline).map_err(|error| match error {
+            WriteError::NotBegun => CallError::Timeout(limit),
+            WriteError::Broken(error) => {
+                self.end(error.to_string());
+                self.writer.shutdown();
+                match error.kind() {
+                    io::ErrorKind::TimedOut => CallError::Timeout(limit),
+                    _ => CallError::Lost(error.to_string()),
+                }
+            }
+        })
+    }
+
+    fn open(&self, sender: SyncSender<Answered>) -> Result<u32, CallError> {
         let mut state = self.lock();
         if let Some(error) = &state.lost {
             return Err(CallError::Lost(error.clone()));
@@ -191,17 +236,80 @@ impl Shared {
     }
 }
 
-/// Hands out answers until there are no more; says why.
-fn read_answers(input: &mut UnixStream, shared: &Shared) -> io::Error {
+/// Hands out answers until there are no more; says why. Makes calls of its own beside.
+fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> io::Error {
     loop {
-        match read_answer(input) {
-            Ok((header, body)) => {
-                // An answer to a call that nobody waits for any more is dropped.
-                if let Some(sender) = shared.lock().waiting.remove(&header.stream_id) {
+        let answered = match wait(input, own).map(|came| came.then(|| read_answer(input)).transpose()) {
+            Ok(Ok(Some((header, body)))) => Some((header.stream_id, body)),
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) | Err(error) => return error,
+        };
+        match answered {
+            None => own.begin(shared),
+            // An answer to a call that nobody waits for any more is dropped.
+            Some((stream, body)) => {
+                if let Some(sender) = shared.lock().waiting.remove(&stream) {
                     let _ = sender.try_send(Ok(body));
                 }
+                own.go_on(shared);
             }
-            Err(error) => return error,
+        }
+    }
+}
+
+/// Waits for an answer (`true`), or until a call is due.
+fn wait(input: &UnixStream, own: &OwnCalls) -> io::Result<bool> {
+    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entries = [entry(input.as_raw_fd()), entry(own.keeper.as_raw_fd())];
+    loop {
+        // SAFETY: the array has two entries, both with descriptors that outlive the call.
+        let count = unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
+        if count > 0 {
+            return Ok(entries[0].revents != 0);
+        }
+        let error = io::Error::last_os_error();
+        if count < 0 && error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Calls of the thread that reads answers, one at a time.
+struct OwnCalls {
+    keeper: ClockKeeper,
+    /// The last one, until it is answered.
+    pending: Option<Pending>,
+}
+
+impl OwnCalls {
+    /// Makes a call that is due. One that was not answered by now is not waited for any longer.
+    fn begin(&mut self, shared: &Shared) {
+        if let Some(late) = self.pending.take() {
+            shared.lock().waiting.remove(&late.stream);
+        }
+        let request = self.keeper.due();
+        self.call(shared, &request);
+    }
+
+    /// Takes the answer, if it has come, and makes the call that follows from it.
+    fn go_on(&mut self, shared: &Shared) {
+        let Some(pending) = &self.pending else { return };
+        let answer = match pending.answer.try_recv() {
+            Ok(answer) => answer,
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => Err(CallError::Lost("the connection has ended".into())),
+        };
+        self.pending = None;
+        let answer = answer.and_then(|answer| payload(&answer)).map_err(|error| error.to_string());
+        if let Some(request) = self.keeper.answered(answer.as_deref().map_err(String::clone)) {
+            self.call(shared, &request);
+        }
+    }
+
+    fn call(&mut self, shared: &Shared, request: &impl Message) {
+        match shared.send_request("Clock", request, None, OWN_WRITE_LIMIT) {
+            Ok(pending) => self.pending = Some(pending),
+            Err(_) => self.keeper.put_off(),
         }
     }
 }
@@ -235,7 +343,7 @@ mod tests {
     fn a_peer_that_reads_slowly_delays_nobody_beyond_the_limit() {
         const WRITE_LIMIT: Duration = Duration::from_secs(1);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let connection = Connection::new(ours, WRITE_LIMIT).unwrap();
+        let connection = Connection::new(ours, "service", WRITE_LIMIT).unwrap();
         let (begin, begun) = mpsc::channel();
         let (stop, stopped) = mpsc::channel::<()>();
         // 1 KiB each 2 ms: more than the socket holds would take some 4 s.
@@ -250,7 +358,7 @@ mod tests {
         });
         let call = |bytes, limit| {
             let request = InstanceRequest { instance_id: "a".repeat(bytes), ..Default::default() };
-            connection.call::<Empty>("service", "method", &request, Some(limit)).unwrap_err()
+            connection.call::<Empty>("method", &request, Some(limit)).unwrap_err()
         };
         thread::scope(|scope| {
             let start = Instant::now();

@@ -33,7 +33,7 @@ pub fn exercise(bytes: &[u8]) {
     let answers = frames(&bytes[..bytes.len().min(64 << 10)]);
     theirs.write_all(&answers).expect("it fits");
     theirs.shutdown(Shutdown::Write).expect("it is open");
-    let connection = Connection::new(ours, WRITE_LIMIT).expect("a thread");
+    let connection = Connection::new(ours, SERVICE, WRITE_LIMIT).expect("a thread");
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default() };
     let instance = "a".parse().expect("an identifier");
     let calls: [&dyn Fn() -> Option<String>; 6] = [

@@ -3,6 +3,7 @@
 //! The guest is not trusted: what it answers is checked, what it says in an error is shortened and escaped, and every call
 //! ends, at the latest with the VM.
 
+mod clock;
 mod connection;
 #[cfg(any(test, feature = "testing"))]
 pub mod exercise;
@@ -35,15 +36,15 @@ pub use stream::Stream;
 use ttrpc::Code;
 
 use crate::config::PartitionMode;
-use crate::end::EndSignal;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
+use crate::end::EndSignal;
 use crate::hotplug::DiskInfo;
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
 /// Time limit of `StartInstance`: the agent takes apart what did not start.
 const START: Duration = START_LIMIT.saturating_add(KILL_LIMIT).saturating_add(SHORT);
-/// What a call may take beyond the limit that the agent was told.
+/// What an answer may take at most, on top of what the agent was told to take.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the guest may take to read a request.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -198,7 +199,7 @@ impl AgentClient {
     /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
     pub(crate) fn connect(uds_path: &Path, deadline: Deadline, end: &EndSignal) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
-        let asked = ask(uds_path, AGENT_PORT, deadline.left()).map_err(failed)?;
+        let asked = ask(uds_path, AGENT_PORT, deadline.left().min(SHORT)).map_err(failed)?;
         let waited = await_readable(&asked, deadline, end).map_err(|nothing| match nothing {
             NothingToRead::Timeout => {
                 io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", deadline.limit()))
@@ -208,9 +209,9 @@ impl AgentClient {
             }
             NothingToRead::System(error) => error,
         });
-        let socket = waited.and_then(|()| answered(asked, deadline.left())).map_err(failed)?;
+        let socket = waited.and_then(|()| answered(asked, deadline.left().min(SHORT))).map_err(failed)?;
         let hook = socket.try_clone().map_err(failed)?;
-        let connection = Connection::new(socket, WRITE_LIMIT).map_err(failed)?;
+        let connection = Connection::new(socket, SERVICE, WRITE_LIMIT).map_err(failed)?;
         let streams = Arc::<OpenStreams>::default();
         let open = streams.clone();
         end.on_end(move || {
@@ -228,7 +229,7 @@ impl AgentClient {
         limit: Option<Duration>,
         request: &impl Message,
     ) -> Result<Answer, AgentError> {
-        self.connection.call(SERVICE, call, request, limit).map_err(|error| call_error(call, error))
+        self.connection.call(call, request, limit).map_err(|error| call_error(call, error))
     }
 
     /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.

@@ -1,0 +1,245 @@
+//! Keeps the guest's wall clock with the host's.
+//!
+//! A guest sets its clock when it boots, by what KVM says, and from then on counts the processor's ticks by itself: it goes
+//! astray by what the host's clock is disciplined (NTP), by seconds a day, and by all of it when somebody sets the host's clock,
+//! or when the host slept. So the host looks at the guest's clock now and then, and whenever its own one was set, and has the
+//! agent correct it. A look is a call, whose time on the way bounds what it can tell.
+//!
+//! What the guest answers has no effect but on its own clock.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bellows_protocol::agent::{ClockRequest, ClockResponse};
+use protobuf::Message;
+
+/// Time from one look to the next. No clock of a computer goes astray by 100 ms in it: that would be 0.3 %.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Time until the next look when something came between.
+const RETRY: Duration = Duration::from_secs(1);
+/// Looks in a row at most; one that took long says little.
+const MAX_LOOKS: u32 = 8;
+/// Steps in a row at most: a guest may not take them.
+const MAX_STEPS: u32 = 3;
+/// A look that is no less certain will do.
+const CERTAIN: Duration = Duration::from_millis(5);
+/// What is not worth a correction.
+const SMALL: Duration = Duration::from_millis(1);
+/// What the guest's kernel makes up for within a period by running faster or slower, which it does by 500 ppm.
+const NEAR: Duration = Duration::from_millis(15);
+
+/// The host's clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// Nanoseconds since 1970.
+    real: i64,
+    steady: Instant,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        let real = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Self { real: nanoseconds(real), steady: Instant::now() }
+    }
+}
+
+/// How far the guest's clock is behind the host's, in nanoseconds, within a bound.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Lag {
+    nanoseconds: i64,
+    uncertainty: Duration,
+}
+
+impl Lag {
+    /// From what the guest's clock said between two moments; `None` where the host's clock was set between them.
+    fn between(sent: Moment, received: Moment, guest: i64) -> Option<Self> {
+        let way = received.steady.saturating_duration_since(sent.steady);
+        let set = received.real.saturating_sub(sent.real).saturating_sub(nanoseconds(way));
+        if set.unsigned_abs() > SMALL.as_nanos() as u64 {
+            return None;
+        }
+        let middle = sent.real.saturating_add(nanoseconds(way / 2));
+        Some(Self { nanoseconds: middle.saturating_sub(guest), uncertainty: way / 2 })
+    }
+
+    fn size(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.unsigned_abs())
+    }
+}
+
+/// What is to be done about the guest's clock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Next {
+    Look,
+    /// Add so many nanoseconds, slowly.
+    Slew(i64),
+    /// Add so many nanoseconds at once.
+    Step(i64),
+    Nothing,
+}
+
+/// Looks in a row, and what they lead to.
+#[derive(Debug, Default)]
+struct Round {
+    looks: u32,
+    steps: u32,
+    best: Option<Lag>,
+    /// The clock is on its way: what it says now needs no other correction.
+    slewing: bool,
+}
+
+impl Round {
+    /// Takes what a look has told.
+    fn judge(&mut self, lag: Option<Lag>) -> Next {
+        if self.slewing {
+            return Next::Nothing;
+        }
+        self.looks += 1;
+        self.best = [self.best, lag].into_iter().flatten().min_by_key(|lag| lag.uncertainty);
+        let certain = self.best.is_some_and(|best| best.uncertainty <= CERTAIN);
+        if !certain && self.looks < MAX_LOOKS {
+            return Next::Look;
+        }
+        match self.best {
+            Some(best) if best.size() <= best.uncertainty.max(SMALL) => Next::Nothing,
+            Some(best) if best.size() <= NEAR => {
+                self.slewing = true;
+                Next::Slew(best.nanoseconds)
+            }
+            Some(best) if self.steps < MAX_STEPS => {
+                // What was seen before the step says nothing any more.
+                *self = Self { steps: self.steps + 1, ..Self::default() };
+                Next::Step(best.nanoseconds)
+            }
+            _ => Next::Nothing,
+        }
+    }
+}
+
+/// Looks after the clock of one guest, for whoever makes the calls.
+pub(super) struct ClockKeeper {
+    timer: Arc<Timer>,
+    round: Round,
+    sent: Moment,
+    /// That the guest does not take part was logged.
+    complained: bool,
+}
+
+impl ClockKeeper {
+    /// Begins when `timer` is set.
+    pub(super) fn new(timer: Arc<Timer>) -> Self {
+        Self { timer, round: Round::default(), sent: Moment::now(), complained: false }
+    }
+
+    /// Readable when [`ClockKeeper::due`] has something to say.
+    pub(super) fn as_raw_fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+
+    /// The call that begins a round.
+    pub(super) fn due(&mut self) -> ClockRequest {
+        self.timer.clear();
+        self.timer.set(PERIOD);
+        self.round = Round::default();
+        self.look()
+    }
+
+    /// A call could not be made: the next round comes soon.
+    pub(super) fn put_off(&mut self) {
+        self.timer.set(RETRY);
+    }
+
+    /// The next call of a round, if there is one, by the answer to the last.
+    pub(super) fn answered(&mut self, answer: Result<&[u8], String>) -> Option<ClockRequest> {
+        let received = Moment::now();
+        let clock = answer.and_then(|bytes| ClockResponse::parse_from_bytes(bytes).map_err(|error| error.to_string()));
+        let guest = match clock {
+            Ok(clock) => clock.realtime_ns,
+            Err(error) => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!(error = super::shown(&error), "the guest's clock can't be kept right");
+                }
+                return None;
+            }
+        };
+        let next = self.round.judge(Lag::between(self.sent, received, guest));
+        tracing::trace!(?next, guest, "looked at the guest's clock");
+        match next {
+            Next::Look => Some(self.look()),
+            Next::Slew(nanoseconds) => Some(self.correct(nanoseconds, false)),
+            Next::Step(nanoseconds) => {
+                tracing::debug!(nanoseconds, "the guest's clock is set");
+                Some(self.correct(nanoseconds, true))
+            }
+            Next::Nothing => None,
+        }
+    }
+
+    fn look(&mut self) -> ClockRequest {
+        self.correct(0, false)
+    }
+
+    fn correct(&mut self, correction_ns: i64, step: bool) -> ClockRequest {
+        self.sent = Moment::now();
+        ClockRequest { correction_ns, step, ..Default::default() }
+    }
+}
+
+/// Goes off by the host's wall clock, and whenever that is set. Not set at first. Any thread may set it.
+pub(super) struct Timer(OwnedFd);
+
+impl Timer {
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: no pointers are passed.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_REALTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Forgets that it went off.
+    fn clear(&self) {
+        let mut times = [0_u8; 8];
+        // SAFETY: the pointer and the length are of one exclusively borrowed array. That it has not gone off after all, or that
+        // the clock was set, are the errors there are.
+        unsafe { libc::read(self.0.as_raw_fd(), times.as_mut_ptr().cast(), times.len()) };
+    }
+
+    /// Goes off once, after `after`, or before that when the clock is set.
+    pub(super) fn set(&self, after: Duration) {
+        // A clock from before 1970 is one that somebody is about to set.
+        let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_add(after);
+        let seconds = libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX);
+        let when = libc::timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };
+        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::itimerspec { it_interval: never, it_value: when };
+        let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
+        // SAFETY: the new value is a valid `itimerspec` that outlives the call, and the old one is not asked for.
+        let result =
+            unsafe { libc::timerfd_settime(self.0.as_raw_fd(), flags, &raw const value, std::ptr::null_mut()) };
+        // ECANCELED: the clock has been set since it was set last, which is what the timer was to tell.
+        if result < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ECANCELED) {
+            tracing::warn!(error = %io::Error::last_os_error(), "cannot set the timer of the guest's clock");
+        }
+    }
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn nanoseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "clock_test.rs"]
+mod tests;
