@@ -64,7 +64,7 @@ pub struct VmConfig {
     /// Parameters added at the end of the kernel command line, each `name` or `name=value`.
     #[serde(default)]
     pub extra_command_line: Vec<String>,
-    /// Number of vCPUs.
+    /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two.
     #[serde(default = "default_vcpus")]
     pub vcpus: u8,
     /// Base memory.

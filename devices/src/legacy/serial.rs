@@ -12,7 +12,7 @@ use crate::bus::BusDevice;
 
 type Output = Box<dyn Write + Send>;
 
-/// A serial port at any base. What the guest sends goes to a writer, on the vCPU's thread.
+/// A serial port at any base. What the guest sends goes to a writer, on the vCPU's thread: one that blocks stops the guest.
 pub struct SerialPort {
     state: Mutex<State>,
 }

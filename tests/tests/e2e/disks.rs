@@ -1,10 +1,13 @@
 //! Layers that come and go while others are read.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use bellows_vmm::{DriveConfig, Shape};
 
-use crate::fixture::{Guest, PATIENCE, demo};
+use crate::command::with_guest;
+use crate::fixture::{Guest, PATIENCE, artefact, demo};
 
 #[test]
 fn a_disk_comes_and_goes_while_layers_are_read() {
@@ -38,4 +41,37 @@ fn layers_and_64_more_disks_attach() {
     let count = guest.shell("count", "ls /sys/block | grep -c ^vd");
     assert_eq!(count.trim().parse(), Ok(64 + demo().layers.len()));
     guest.shutdown();
+}
+
+/// Runs a command in a guest with one vCPU and that many drives, with limits of open files that `ulimit` sets.
+fn run_with_drives(directory: &Path, drives: usize, limits: &str) -> Output {
+    let paths = (0..drives).map(|number| directory.join(format!("disk-{number}")));
+    let drives: Vec<_> = paths.inspect(|path| fs::write(path, [0; 4096]).unwrap()).collect();
+    let drives: Vec<_> = drives.iter().map(|path| serde_json::json!({ "path": path, "read_only": true })).collect();
+    let config = serde_json::json!({ "kernel": artefact("BELLOWS_KERNEL"), "memory": "512M", "drives": drives });
+    let file = directory.join("config.json");
+    fs::write(&file, config.to_string()).unwrap();
+    let mut run = with_guest("run");
+    run.arg("--config").arg(file).args(["--", "/bin/sh", "-c", "ls /sys/block | grep -c ^vd"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]).arg(run.get_program()).args(run.get_args());
+    shell.output().unwrap()
+}
+
+/// With as many disks as one vCPU has interrupts for all of them work, and the agent answers; more are refused, and so are
+/// more than the process may open.
+#[test]
+fn a_vm_has_as_many_disks_as_can_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = run_with_drives(directory.path(), 91, "ulimit -Sn 256");
+    let text = String::from_utf8_lossy(&all.stderr);
+    assert_eq!((all.status.code(), &all.stdout[..]), (Some(0), &b"92\n"[..]), "{text}");
+    for (drives, limits, named) in [
+        (92, "true", "at least 2 for 192 interrupt vectors"),
+        (91, "ulimit -n 200", "of the 200 that the process may have are open (RLIMIT_NOFILE)"),
+    ] {
+        let refused = run_with_drives(directory.path(), drives, limits);
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && text.contains(named), "{text}");
+    }
 }
