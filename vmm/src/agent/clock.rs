@@ -3,7 +3,8 @@
 //! A guest sets its clock when it boots, by what KVM says, and from then on counts the processor's ticks by itself: it goes
 //! astray by what the host's clock is disciplined (NTP), by seconds a day, and by all of it when somebody sets the host's clock,
 //! or when the host slept. So the host looks at the guest's clock now and then, and whenever its own one was set, and has the
-//! agent correct it. A look is a call, whose time on the way bounds what it can tell.
+//! agent correct it. A look is a call, whose time on the way bounds what it can tell. (KVM could tell a guest's driver more
+//! precisely, `ptp_kvm`, where the host's clock counts by the TSC and the guest has such a driver and somebody who asks it.)
 //!
 //! What the guest answers has no effect but on its own clock.
 
