@@ -5,10 +5,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest, HelloResponse, Holder,
-    InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process,
-    ProcessRequest, ReasonCount, ResizeTerminalRequest, SettlePartitionRequest, SignalProcessRequest,
-    StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest,
+    AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest,
+    HelloResponse, Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit,
+    PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ResizeTerminalRequest,
+    SettlePartitionRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
+    StatisticsResponse, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{

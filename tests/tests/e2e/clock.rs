@@ -96,7 +96,7 @@ fn stand_still(meanwhile: &str) -> Instant {
 }
 
 #[test]
-fn the_guests_clock_is_the_hosts_whatever_happens_to_it() {
+fn the_guests_clock_goes_as_the_hosts_whatever_happens_to_it() {
     let guest = Guest::ours().boot();
     let instance =
         guest.vm.start_instance(&InstanceSpec::new("clock".parse().unwrap(), image_id(), ["python3", "-c", TELL]));

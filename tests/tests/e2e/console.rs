@@ -40,7 +40,7 @@ fn pid(child: &Child) -> Pid {
 }
 
 #[test]
-fn a_console_that_nobody_reads_holds_up_neither_a_run_nor_its_end() {
+fn a_run_whose_console_nobody_reads_goes_as_any_other_and_ends() {
     let (mut run, unread) = command(&["true"]);
     let child = run.spawn().unwrap();
     assert_eq!(wait(child, PATIENCE).code(), Some(0));

@@ -61,7 +61,7 @@ fn run_with_drives(directory: &Path, drives: usize, limits: &str) -> Output {
 /// With as many disks as one vCPU has interrupts for all of them work, and the agent answers; more are refused, and so are
 /// more than the process may open.
 #[test]
-fn a_vm_has_as_many_disks_as_can_work() {
+fn a_vm_with_all_disks_that_can_work_goes_as_any_other() {
     let directory = tempfile::tempdir().unwrap();
     let all = run_with_drives(directory.path(), 91, "ulimit -Sn 256");
     let text = String::from_utf8_lossy(&all.stderr);

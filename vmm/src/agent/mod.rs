@@ -345,7 +345,7 @@ impl AgentClient {
     }
 
     fn start(&self, call: &'static str, request: &impl Message) -> Result<u32, AgentError> {
-        let answer = self.connection.call::<agent::StartResponse>(SERVICE, call, request, Some(START));
+        let answer = self.connection.call::<agent::StartResponse>(call, request, Some(START));
         let answer = answer.map_err(|error| match error {
             CallError::Refused { code, message } => {
                 AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }
