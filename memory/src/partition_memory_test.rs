@@ -158,8 +158,8 @@ fn an_unplug_waits_for_requests_in_flight() {
 fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     let fixture = plugged(128);
     fixture.partition.lock().device_limit = Duration::from_millis(50);
-    let waker = EventFd::new(EFD_NONBLOCK).unwrap();
-    fixture.partition.set_waker(Some(waker.try_clone().unwrap()));
+    let waker = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    fixture.partition.set_waker(Some(waker.clone()));
     assert!(write(&fixture, 0, 42));
     let stuck = fixture.view.memory();
     let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();

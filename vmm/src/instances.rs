@@ -144,7 +144,7 @@ pub enum InstanceError {
         stream: StreamName,
         /// What the agent says.
         #[source]
-        source: AgentError,
+        source: Box<AgentError>,
     },
     /// A stream broke off.
     #[error("cannot go on with {stream} of process {process} of instance {id}")]

@@ -135,7 +135,7 @@ impl Process {
             id: self.instance.clone(),
             process: self.id.clone(),
             stream,
-            source,
+            source: Box::new(source),
         })
     }
 

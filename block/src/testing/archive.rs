@@ -81,6 +81,7 @@ impl Archive {
     }
 
     /// Adds an entry.
+    #[allow(clippy::should_implement_trait, reason = "an archive is not a number")]
     pub fn add(mut self, entry: Entry) -> Self {
         if !entry.pax.is_empty() {
             let records: Vec<_> =

@@ -238,7 +238,7 @@ impl Instances {
     /// Nothing is left of it then, but processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
-        let Parts { id: name, folder, placement, rootfs, .. } = &instance.parts;
+        let Parts { id: name, folder, limits, rootfs, .. } = &instance.parts;
         if *id == ProcessId::init() {
             return Err(AgentError::Exists { kind: "process", name: id.to_string() });
         }
@@ -247,7 +247,7 @@ impl Instances {
             return Err(AgentError::Ended(name.to_string()));
         }
         let credentials = furnish::credentials(rootfs.root(), &process.user)?;
-        let joining = Joining { container: name.as_str(), folder, name: id.as_str(), placement: *placement };
+        let joining = Joining { container: name.as_str(), folder, name: id.as_str(), placement: limits.placement };
         let process = self.launcher.join(&joining, process, &credentials)?;
         let pid = process.pid.as_raw().unsigned_abs();
         place.fill(process);

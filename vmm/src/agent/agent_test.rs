@@ -114,7 +114,7 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     thread::scope(|scope| {
         for code in 0..8_u8 {
             let client = &client;
-            scope.spawn(move || assert_eq!(wait(&client, &code.to_string()).unwrap().code, code));
+            scope.spawn(move || assert_eq!(wait(client, &code.to_string()).unwrap().code, code));
         }
     });
 }
