@@ -61,7 +61,7 @@ impl RootFs {
 
 fn scratch_options(placement: Placement, capacity: Capacity) -> String {
     let place = placement.tmpfs_option().map(|option| format!(",{option}")).unwrap_or_default();
-    format!("mode=0755{place},{}", capacity.options())
+    format!("mode=0755{place},{}", capacity.options().join(","))
 }
 
 /// Overlayfs wants the topmost lower folder first. `volatile`: there is nothing to keep on a tmpfs, so nothing to sync.

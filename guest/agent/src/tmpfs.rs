@@ -23,8 +23,8 @@ pub struct Capacity {
 
 impl Capacity {
     /// As mount options.
-    pub fn options(self) -> String {
-        format!("size={},nr_inodes={}", self.bytes, self.inodes)
+    pub fn options(self) -> [String; 2] {
+        [format!("size={}", self.bytes), format!("nr_inodes={}", self.inodes)]
     }
 }
 
@@ -112,6 +112,6 @@ mod tests {
 
     #[test]
     fn capacities_are_mount_options() {
-        assert_eq!(Capacity { bytes: 4096, inodes: 7 }.options(), "size=4096,nr_inodes=7");
+        assert_eq!(Capacity { bytes: 4096, inodes: 7 }.options(), ["size=4096", "nr_inodes=7"]);
     }
 }
