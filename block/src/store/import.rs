@@ -19,7 +19,7 @@ use crate::archive::{FileId, Limits};
 use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 use crate::import::{ImportedLayer, import_layer};
-use crate::oci::{ImageSource, SourceImage, SourceLayer};
+use crate::oci::{ImageSource, OciError, SourceImage, SourceLayer};
 
 /// How an import goes about it.
 #[derive(Clone)]
@@ -77,6 +77,10 @@ impl Store {
     /// # Errors
     /// There is nothing that images can be imported from.
     pub fn open_source(&self, path: &Path, options: &ImportOptions<'_>) -> Result<ImageSource, StoreError> {
+        // What the store's own folders look like is no matter.
+        if path.is_dir() && self.own_id()?.holds(path).map_err(io_error("read", path))? {
+            return Err(OciError::InStore { path: path.to_owned() }.into());
+        }
         let source = ImageSource::open(path, &self.tmp(), options.limits, &options.cancel);
         source.map_err(|error| if options.cancel.is_cancelled() { StoreError::Cancelled } else { error.into() })
     }
@@ -187,8 +191,7 @@ impl Store {
             report(ProgressKind::Present);
             return Ok((digest, record));
         }
-        let own = FileId::of(&self.root).map_err(io_error("open", &self.root))?;
-        let (total, blob) = layer.open_without(Some(own))?;
+        let (total, blob) = layer.open_without(Some(self.own_id()?))?;
         let blob = Counted { inner: failed.reader(options.cancel.reader(blob)), bytes: 0, total, report: &report };
         let tmp = self.tmp();
         let mut image = NamedTempFile::new_in(&tmp).map_err(io_error("create a file in", &tmp))?;
@@ -205,6 +208,10 @@ impl Store {
         info!(layer = %digest, bytes = record.bytes, "imported a layer");
         report(ProgressKind::Done);
         Ok((digest, record))
+    }
+
+    fn own_id(&self) -> Result<FileId, StoreError> {
+        FileId::of(&self.root).map_err(io_error("open", &self.root))
     }
 
     /// Joins the imports that run. The first one removes what interrupted ones left behind.

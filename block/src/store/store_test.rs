@@ -306,7 +306,7 @@ fn a_directory_is_imported_without_the_store_in_it() {
     let store = Store::open(other.path().join("store")).unwrap();
     let options = ImportOptions::default();
     let import = |path: &Path| {
-        let source = store.open_source(path, &options).unwrap();
+        let source = store.open_source(path, &options)?;
         store.import(&source.image(&Platform::host(), None).unwrap(), None, &options)
     };
     let image = import(root.path()).unwrap();
