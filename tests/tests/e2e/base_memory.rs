@@ -5,7 +5,7 @@ use std::process::Output;
 use bellows_vmm::{ByteSize, InstanceSpec, OomLimit};
 
 use crate::command::with_guest;
-use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, image_id, partition};
+use crate::fixture::{Guest, Job, Running, image_id, partition};
 
 /// Takes more and more of one thing; or works each time that it is told to.
 const ATTACKER: &str = include_str!("attacker.py");

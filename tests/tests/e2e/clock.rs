@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
-use bellows_vmm::{InstanceSpec, Output};
+use bellows_vmm::{InstanceSpec, StreamName};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
@@ -102,7 +102,7 @@ fn the_guests_clock_goes_as_the_hosts_whatever_happens_to_it() {
         guest.vm.start_instance(&InstanceSpec::new("clock".parse().unwrap(), image_id(), ["python3", "-c", TELL]));
     let instance = instance.unwrap();
     let (sender, words) = mpsc::channel();
-    let forwarding = instance.forward(Output::Stdout, Compare(sender)).unwrap();
+    let forwarding = instance.forward(StreamName::Stdout, Compare(sender)).unwrap();
     await_right(&words, Instant::now());
     await_right(&words, stand_still("sleep 5"));
     // Nobody else's clock is set.
