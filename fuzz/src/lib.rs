@@ -1,5 +1,10 @@
 //! What the targets share.
 
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+
 /// Takes numbers off the front of what the fuzzer made; zeros once it is used up.
 pub struct Input<'a>(&'a [u8]);
 
@@ -49,11 +54,6 @@ impl<'a> Input<'a> {
     }
 }
 
-use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
-
 /// A file in memory, for code that reads or writes one: emptied and filled anew for each input.
 pub struct Scratch(File);
 
@@ -71,7 +71,6 @@ impl Scratch {
     /// # Panics
     /// There is no memory for it.
     pub fn holding(&mut self, content: &[u8]) -> &File {
-        use std::io::Seek as _;
         self.0.set_len(0).and_then(|()| self.0.rewind()).expect("an empty file");
         self.0.write_all(content).expect("room in memory");
         &self.0
