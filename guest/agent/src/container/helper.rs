@@ -18,7 +18,7 @@ use super::executor::CommandExecutor;
 use super::{Order, Report, Step, descriptor};
 use crate::log;
 
-/// Runs the helper, whose one argument is its [`Order`]. Standard input is the socket to the agent; standard output and error
+/// Runs the helper, whose one argument is its `Order`. Standard input is the socket to the agent; standard output and error
 /// are the process's, or with a terminal standard output is where that goes.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     log::start(Level::WARN);

@@ -1,7 +1,7 @@
 //! A process's standard streams: pipes or a terminal, whose other ends wait here until the monitor connects.
 //!
 //! What nobody has connected to yet stays in the pipe, and so does what the monitor does not take: a process that writes more
-//! waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, [`relay`] carries the bytes.
+//! waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, `relay` carries the bytes.
 
 pub mod listener;
 mod relay;
