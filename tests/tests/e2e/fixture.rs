@@ -236,8 +236,8 @@ pub struct Job {
 impl Job {
     /// Waits until it has printed `text`.
     pub fn wait_for(&self, text: &str) {
-        let printed = self.output.wait_while(|printed| !printed.contains(text));
-        assert!(printed.contains(text), "waited for {text:?}, got {:?}", printed.text());
+        let printed = self.output.wait_while(|printed| !printed.contains(text)).text();
+        assert!(printed.contains(text), "waited for {text:?}, got {printed:?}");
     }
 
     /// Waits until it has printed `text`, or has ended; says whether it lives.
@@ -248,8 +248,10 @@ impl Job {
             output.change(|printed| printed.ended = true);
         });
         let printed = self.output.wait_while(|printed| !printed.contains(text) && !printed.ended);
-        assert!(printed.contains(text) || printed.ended, "waited for {text:?}, got {:?}", printed.text());
-        !printed.ended
+        let (text_of, said, ended) = (printed.text(), printed.contains(text), printed.ended);
+        drop(printed);
+        assert!(said || ended, "waited for {text:?}, got {text_of:?}");
+        !ended
     }
 
     /// Waits for its end, removes it and returns its status and output.
