@@ -24,9 +24,9 @@ const MAX_LOOK: u64 = 64 << 10;
 /// [`AgentError::Path`] for the working directory, [`AgentError::System`].
 pub fn furnish(root: &Path, hostname: &str, working_directory: &str) -> Result<()> {
     within(root, || {
-        for (path, text) in files(hostname) {
+        for (path, given, own) in files(hostname) {
             // Most programs do without.
-            if let Err(error) = give(Path::new(path), &text) {
+            if let Err(error) = give(Path::new(path), &given, own) {
                 tracing::warn!(path, %error, "not given to the instance");
             }
         }
@@ -62,9 +62,20 @@ fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// The instance has no network but its loopback. So its own name is that, and a name server is not to be had: the address is what
-/// resolvers use without one, spelt out for programs that want to read it.
-fn files(hostname: &str) -> [(&'static str, String); 3] {
+/// What becomes of a file that the image has and that says something.
+#[derive(Debug, Clone, Copy)]
+enum Own<'a> {
+    Stays,
+    /// With a line for each of these names of the loopback that it lacks.
+    StaysWith([&'a str; 2]),
+    /// It is of the machine that made the image.
+    Goes,
+}
+
+/// The files, what they say, and what becomes of the image's own. The instance has no network but its loopback. So its own name is
+/// that, and a name server is not to be had: the address is what resolvers use without one, spelt out for programs that want to
+/// read it.
+fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -75,27 +86,55 @@ fn files(hostname: &str) -> [(&'static str, String); 3] {
          127.0.0.1\t{hostname}\n"
     );
     let resolv = "# No network: nobody answers.\nnameserver 127.0.0.1\n".to_owned();
-    [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolv)]
+    [
+        ("/etc/hosts", hosts, Own::StaysWith(["localhost", hostname])),
+        ("/etc/hostname", format!("{hostname}\n"), Own::Goes),
+        ("/etc/resolv.conf", resolv, Own::Stays),
+    ]
 }
 
-/// Writes a file unless the image has one that says anything. Tools leave empty ones behind, where a container's are mounted, and
-/// links to where a service would write them.
-fn give(path: &Path, text: &str) -> io::Result<()> {
+/// Gives a file to an image that has none, or one that says nothing. Tools leave empty ones behind, where a container's are mounted,
+/// and links to where a service would write them.
+fn give(path: &Path, given: &str, own: Own<'_>) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Ok(()),
         Ok(_) => {
-            let mut start = Vec::new();
-            fs::File::open(path)?.take(MAX_LOOK).read_to_end(&mut start)?;
-            let mut lines = start.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-            if lines.any(|line| !matches!(line.first(), None | Some(b'#'))) {
-                return Ok(());
+            let mut text = Vec::new();
+            fs::File::open(path)?.take(MAX_LOOK).read_to_end(&mut text)?;
+            if lines(&text).next().is_some() {
+                match own {
+                    Own::Stays => return Ok(()),
+                    Own::StaysWith(names) => return add_names(path, &text, names),
+                    Own::Goes => {}
+                }
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_parent(path)?,
         Err(error) => return Err(error),
     }
     remove(path)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?.write_all(text.as_bytes())
+    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?.write_all(given.as_bytes())
+}
+
+/// The lines that say something, without what is around that.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = text.split(|&byte| byte == b'\n');
+    lines
+        .map(|line| line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii())
+        .filter(|line| !line.is_empty())
+}
+
+/// Adds lines to a file of hosts, of which `text` is what was looked at.
+fn add_names(path: &Path, text: &[u8], names: [&str; 2]) -> io::Result<()> {
+    let has = |name: &str| {
+        lines(text).any(|line| line.split(u8::is_ascii_whitespace).skip(1).any(|word| word == name.as_bytes()))
+    };
+    let mut added: String = names.iter().filter(|name| !has(name)).map(|name| format!("127.0.0.1\t{name}\n")).collect();
+    if added.is_empty() {
+        return Ok(());
+    }
+    added.insert(0, '\n');
+    OpenOptions::new().append(true).open(path)?.write_all(added.as_bytes())
 }
 
 fn link(path: &Path, target: &str) -> io::Result<()> {

@@ -72,14 +72,39 @@ fn an_image_without_files_is_given_them() {
 #[test]
 fn what_the_image_says_itself_stays() {
     let image = Image::new();
-    image.write("etc/hosts", "# ours\n\n10.0.0.1 db\n").write("store/name", "builder").write("etc/mtab", "");
-    image.link("etc/hostname", "/store/name");
+    let hosts = "# localhost f-1\n\n::1 localhost\n10.0.0.1\tdb f-1\n";
+    image.write("etc/hosts", hosts).write("etc/mtab", "");
+    image.write("store/resolv", "search here").link("etc/resolv.conf", "/store/resolv");
+    image.furnish();
+    assert_eq!(image.read("etc/hosts"), hosts);
+    assert_eq!(image.read("store/resolv"), "search here");
+    assert_eq!(image.read("etc/mtab"), "");
+
+    let image = Image::new();
     fs::create_dir(image.root.join("etc/resolv.conf")).unwrap();
     image.furnish();
-    assert_eq!(image.read("etc/hosts"), "# ours\n\n10.0.0.1 db\n");
-    assert_eq!(image.read("store/name"), "builder");
     assert!(image.root.join("etc/resolv.conf").is_dir());
-    assert_eq!(image.read("etc/mtab"), "");
+}
+
+#[test]
+fn names_that_the_images_hosts_lack_are_added() {
+    for (hosts, added) in [
+        ("# localhost f-1\n10.0.0.1 db", "\n127.0.0.1\tlocalhost\n127.0.0.1\tf-1\n"),
+        ("127.0.0.1 localhost #f-1\n", "\n127.0.0.1\tf-1\n"),
+        ("10.0.0.2 f-1 f-12\nlocalhost f-2\n", "\n127.0.0.1\tlocalhost\n"),
+    ] {
+        let image = Image::new();
+        image.write("etc/hosts", hosts).furnish();
+        assert_eq!(image.read("etc/hosts"), format!("{hosts}{added}"));
+    }
+}
+
+/// It is what the machine was called that made the image.
+#[test]
+fn the_images_host_name_goes() {
+    let image = Image::new();
+    image.write("store/name", "builder").link("etc/hostname", "/store/name").furnish();
+    assert_eq!((image.read("etc/hostname"), image.read("store/name")), ("f-1\n".into(), "builder".into()));
 }
 
 #[test]
