@@ -1,6 +1,6 @@
 //! The OCI runtime configuration of an instance.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use bellows_protocol::user::User;
@@ -80,6 +80,10 @@ const MASKED: [&str; 10] = [
     "/sys/firmware",
 ];
 
+/// What users other than root may do in a network of their own: bind any port, and ask for an echo.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What new files are not.
@@ -93,6 +97,7 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "namespaces": namespaces,
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
+        "sysctl": HashMap::from(SYSCTLS),
     });
     // A private node needs no policy, and knows none.
     if let Placement::Policy(node) = workload.placement {
