@@ -10,6 +10,7 @@ use bellows_vmm::{
     AgentError, BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, StartFailure,
     ValueError, VmEnd,
 };
+use nix::sys::signal::Signal;
 
 use crate::environment::{EnvError, EnvFileError};
 
@@ -23,6 +24,8 @@ pub const RUN: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 /// Exit code of `bellows run` where the program is not there.
 const NOT_FOUND: u8 = 127;
+/// Exit code where nobody reads standard output any more, as if SIGPIPE had ended the command.
+pub(crate) const CLOSED_OUTPUT: u8 = 128 + Signal::SIGPIPE as u8;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +116,9 @@ pub enum CliError {
         #[source]
         source: std::io::Error,
     },
+    /// What was asked for can't be printed.
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
     /// A program of the system failed.
     #[error("`{program}` failed ({status}): {message}")]
     Program {
@@ -167,6 +173,7 @@ impl CliError {
             | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))
             | Self::Instance(InstanceError::Spec { .. }) => USAGE,
             Self::Interrupted(signal) => 128_u8.saturating_add(*signal),
+            _ if self.is_closed_output() => CLOSED_OUTPUT,
             _ => RUNTIME,
         }
     }
@@ -184,8 +191,15 @@ impl CliError {
                 }
             }
             Self::Interrupted(_) => self.exit_code(),
+            _ if self.is_closed_output() => CLOSED_OUTPUT,
             _ => RUN,
         }
+    }
+
+    /// Whether nobody reads standard output any more, which is no failure that anybody has to be told of.
+    #[must_use]
+    pub fn is_closed_output(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
     /// The error and what caused it, on one line.

@@ -12,6 +12,7 @@ use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::mount::{self, HostMount};
+use crate::output::print;
 use crate::store::{self, Wanted};
 use crate::usage::users;
 
@@ -116,8 +117,8 @@ fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArg
     if args.json {
         print_json(&report)
     } else {
-        println!("{}", report.digest);
-        print_sizes(&report);
+        print(report.digest)?;
+        print_sizes(&report)?;
         Ok(0)
     }
 }
@@ -152,12 +153,13 @@ fn mount(image: &str, directory: &Path, args: &StoreArgs) -> Result<u8, CliError
     if args.json {
         return print_json(&report);
     }
-    print_mount(&report);
+    print_mount(&report)?;
     Ok(0)
 }
 
-fn print_mount(mount: &MountReport) {
-    println!("  mounted on {}, which caches {} bytes of its own", mount.directory.display(), mount.cached_bytes);
+fn print_mount(mount: &MountReport) -> Result<(), CliError> {
+    let MountReport { directory, cached_bytes } = mount;
+    print(format_args!("  mounted on {}, which caches {cached_bytes} bytes of its own", directory.display()))
 }
 
 /// The mounts of an image on this host.
@@ -194,9 +196,10 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
         for layer in &report.layers {
             let users: Vec<_> = layer.users.iter().map(u32::to_string).collect();
             let users = if users.is_empty() { "no VM".to_owned() } else { format!("VMs {}", users.join(" ")) };
-            println!("  {} {:>12} bytes {:>12} cached, {users}", layer.digest, layer.bytes, layer.resident_bytes);
+            let UsageReport { digest, bytes, resident_bytes, .. } = layer;
+            print(format_args!("  {digest} {bytes:>12} bytes {resident_bytes:>12} cached, {users}"))?;
         }
-        report.mounts.iter().flatten().for_each(print_mount);
+        report.mounts.iter().flatten().try_for_each(print_mount)
     })
 }
 
@@ -207,7 +210,7 @@ fn remove(names: &[String], args: &StoreArgs) -> Result<u8, CliError> {
     for name in names {
         let image_removed = store.remove(&name)?;
         if !args.json {
-            println!("{name}: {}", if image_removed { "image removed" } else { "name removed" });
+            print(format_args!("{name}: {}", if image_removed { "image removed" } else { "name removed" }))?;
         }
         removed.push(RemovedReport { name, image_removed });
     }
@@ -222,12 +225,12 @@ fn collect(args: &StoreArgs) -> Result<u8, CliError> {
         return print_json(&CollectedReport { layers, in_use, bytes });
     }
     for digest in &collected.layers {
-        println!("{digest} removed");
+        print(format_args!("{digest} removed"))?;
     }
     for digest in &collected.in_use {
-        println!("{digest} is in use");
+        print(format_args!("{digest} is in use"))?;
     }
-    println!("{} bytes freed", collected.bytes);
+    print(format_args!("{} bytes freed", collected.bytes))?;
     Ok(0)
 }
 
@@ -243,7 +246,7 @@ fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
         print_json(&layers)?;
     } else {
         for layer in &layers {
-            println!("{} {}", layer.digest, layer.error.as_deref().unwrap_or("ok"));
+            print(format_args!("{} {}", layer.digest, layer.error.as_deref().unwrap_or("ok")))?;
         }
     }
     match layers.iter().filter(|layer| layer.error.is_some()).count() {
@@ -300,27 +303,25 @@ fn parse_name(name: &str) -> Result<ImageName, CliError> {
 fn print_reports<L: Serialize>(
     reports: Vec<ImageReport<L>>,
     json: bool,
-    print_layers: impl Fn(&ImageReport<L>),
+    print_layers: impl Fn(&ImageReport<L>) -> Result<(), CliError>,
 ) -> Result<u8, CliError> {
     if json {
         return print_json(&reports);
     }
     for report in &reports {
         let names: Vec<_> = report.names.iter().map(ImageName::to_string).collect();
-        println!("{} {}", report.digest, names.join(" "));
-        print_layers(report);
+        print(format_args!("{} {}", report.digest, names.join(" ")))?;
+        print_layers(report)?;
     }
     Ok(0)
 }
 
-fn print_sizes(report: &ImageReport<LayerReport>) {
-    for layer in &report.layers {
-        println!("  {} {:>12} bytes", layer.digest, layer.bytes);
-    }
+fn print_sizes(report: &ImageReport<LayerReport>) -> Result<(), CliError> {
+    report.layers.iter().try_for_each(|layer| print(format_args!("  {} {:>12} bytes", layer.digest, layer.bytes)))
 }
 
 fn print_json(report: &impl Serialize) -> Result<u8, CliError> {
     let text = serde_json::to_string_pretty(report);
-    println!("{}", text.map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?);
+    print(text.map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?)?;
     Ok(0)
 }

@@ -1,5 +1,7 @@
 //! The `bellows` command: its subcommands, as functions.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads: see `output`")]
+
 pub mod cli;
 pub mod demo;
 pub mod error;
@@ -59,7 +61,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            output::say(error.chain());
+            if !error.is_closed_output() {
+                output::say(error.chain());
+            }
             ExitCode::from(if run { error.run_exit_code() } else { error.exit_code() })
         }
     }

@@ -3,9 +3,24 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
+use crate::error::CliError;
+
+/// Prints a line of what was asked for.
+///
+/// # Errors
+/// Standard output can't be written to; see [`CliError::Output`].
+pub(crate) fn print(line: impl Display) -> Result<(), CliError> {
+    writeln!(io::stdout(), "{line}").map_err(CliError::Output)
+}
+
 /// Says something on standard error, if anybody reads it.
 pub(crate) fn say(text: impl Display) {
-    let _ = writeln!(io::stderr(), "bellows: {text}");
+    say_plainly(format_args!("bellows: {text}"));
+}
+
+/// The same, without saying who says it.
+pub(crate) fn say_plainly(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A program's output, for which somebody is told when it cannot be written any more.

@@ -1,11 +1,14 @@
 //! Progress of imports, on a terminal.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bellows_block::LayerDigest;
 use bellows_block::oci::Retry;
 use bellows_block::store::{Progress, ProgressKind};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::output::say;
 
 /// With the size of the layer known, and without.
 const BAR: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
@@ -16,46 +19,92 @@ const COUNT: &str = "{msg} {bytes} {bytes_per_sec}";
 pub(crate) struct ImportProgress {
     screen: MultiProgress,
     /// By the layer's index.
-    bars: Mutex<BTreeMap<usize, ProgressBar>>,
+    bars: Mutex<BTreeMap<usize, Bar>>,
+}
+
+struct Bar {
+    bar: ProgressBar,
+    label: String,
+    blob: Option<LayerDigest>,
+    /// Its message says what is waited for.
+    waits: bool,
 }
 
 impl ImportProgress {
-    /// Says above the bars that something is waited for and tried again.
+    /// Says that something is waited for and tried again: in the bar of the layer that it is, or else above the bars.
     pub(crate) fn retry(&self, retry: &Retry) {
-        let text = format!("bellows: {retry}");
-        if self.screen.is_hidden() || self.screen.println(&text).is_err() {
-            eprintln!("{text}");
+        if self.screen.is_hidden() {
+            return say(retry);
+        }
+        let is_meant = |bar: &&mut Bar| bar.blob.is_some_and(|blob| retry.url.contains(&blob.to_string()));
+        match self.bars().values_mut().find(is_meant) {
+            Some(bar) => bar.wait(retry),
+            None => drop(self.screen.println(format!("bellows: {retry}"))),
         }
     }
 
     pub(crate) fn show(&self, step: Progress) {
-        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bars = self.bars();
         match step.kind {
             ProgressKind::Present => {}
             ProgressKind::Reading { bytes, total } => {
-                let new = || self.screen.add(bar(step.index, step.layers, total));
-                bars.entry(step.index).or_insert_with(new).set_position(bytes);
+                let new = || {
+                    let mut bar = Bar::new(&step);
+                    bar.bar = self.screen.add(bar.bar);
+                    bar
+                };
+                bars.entry(step.index).or_insert_with(new).advance(bytes, total);
             }
             ProgressKind::Done => {
-                if let Some(bar) = bars.remove(&step.index) {
+                if let Some(Bar { bar, .. }) = bars.remove(&step.index) {
                     bar.finish_and_clear();
                     self.screen.remove(&bar);
                 }
             }
         }
     }
+
+    fn bars(&self) -> MutexGuard<'_, BTreeMap<usize, Bar>> {
+        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn bar(index: usize, layers: usize, total: Option<u64>) -> ProgressBar {
-    let template = if total.is_some() { BAR } else { COUNT };
+impl Bar {
+    fn new(step: &Progress) -> Self {
+        let label = format!("layer {} of {}", step.index + 1, step.layers);
+        let bar = ProgressBar::no_length().with_style(style(COUNT)).with_message(label.clone());
+        Self { bar, label, blob: step.blob, waits: false }
+    }
+
+    fn advance(&mut self, bytes: u64, total: Option<u64>) {
+        if let Some(total) = total.filter(|total| self.bar.length() != Some(*total)) {
+            self.bar.set_style(style(BAR));
+            self.bar.set_length(total);
+        }
+        if self.waits {
+            self.waits = false;
+            self.bar.set_message(self.label.clone());
+        }
+        self.bar.set_position(bytes);
+    }
+
+    fn wait(&mut self, retry: &Retry) {
+        self.waits = true;
+        self.bar.set_message(format!("{}: {};", self.label, retry.prospect()));
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
     // The default has no template that could be wrong.
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    bar.with_style(style.progress_chars("=> ")).with_message(format!("layer {} of {layers}", index + 1))
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use indicatif::{InMemoryTerm, ProgressDrawTarget};
+
     use super::*;
 
     #[test]
@@ -68,15 +117,46 @@ mod tests {
     #[test]
     fn there_is_a_bar_for_each_layer_that_is_read() {
         let progress = ImportProgress::default();
-        let show = |index, kind| progress.show(Progress { index, layers: 3, kind });
-        let bars = || progress.bars.lock().unwrap().keys().copied().collect::<Vec<_>>();
+        let show = |index, kind| progress.show(Progress { index, layers: 3, blob: None, kind });
+        let bars = || progress.bars().keys().copied().collect::<Vec<_>>();
         show(0, ProgressKind::Present);
+        show(1, ProgressKind::Reading { bytes: 0, total: None });
+        let length = || progress.bars()[&1].bar.length();
+        assert_eq!(length(), None);
         show(1, ProgressKind::Reading { bytes: 1, total: Some(10) });
         show(2, ProgressKind::Reading { bytes: 5, total: None });
         show(1, ProgressKind::Reading { bytes: 7, total: Some(10) });
         assert_eq!(bars(), [1, 2]);
-        assert_eq!(progress.bars.lock().unwrap()[&1].position(), 7);
+        assert_eq!(length(), Some(10));
+        assert_eq!(progress.bars()[&1].bar.position(), 7);
         show(1, ProgressKind::Done);
         assert_eq!(bars(), [2]);
+    }
+
+    #[test]
+    fn a_layers_bar_says_what_it_waits_for() {
+        let terminal = InMemoryTerm::new(10, 120);
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
+        let progress = ImportProgress { screen: MultiProgress::with_draw_target(target), ..Default::default() };
+        let blobs = [1, 2].map(|number: u8| LayerDigest::of(&[number]));
+        let read = |index: usize, bytes| {
+            let kind = ProgressKind::Reading { bytes, total: None };
+            progress.show(Progress { index, layers: 2, blob: Some(blobs[index]), kind });
+        };
+        let retry = |url: String| Retry { url, reason: "r".into(), number: 2, tries: 6, wait: Duration::from_secs(1) };
+        let message = |index: usize| progress.bars()[&index].bar.message();
+        read(0, 0);
+        read(1, 5);
+        progress.retry(&retry(format!("https://m/v2/a/blobs/{}?ns=r.io", blobs[1])));
+        assert_eq!(
+            (message(0).as_str(), message(1).as_str()),
+            ("layer 1 of 2", "layer 2 of 2: r; try 2 of 6 in 1.0 s;")
+        );
+        read(1, 6);
+        assert_eq!(message(1), "layer 2 of 2");
+        // What is no layer's stands above them.
+        progress.retry(&retry("https://r.io/v2/a/manifests/1".to_owned()));
+        let shown = terminal.contents();
+        assert!(shown.starts_with("bellows: https://r.io/v2/a/manifests/1: r; try 2 of 6 in 1.0 s\n"), "{shown}");
     }
 }

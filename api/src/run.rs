@@ -21,9 +21,9 @@ use sha2::{Digest, Sha256};
 
 use crate::cli::{GuestArgs, ProfileUse, RunArgs};
 use crate::environment::environment;
-use crate::error::{CliError, io_error};
+use crate::error::{CLOSED_OUTPUT, CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::output::{Lenient, Watched, say};
+use crate::output::{Lenient, Watched, print, say};
 use crate::store;
 use crate::terminal::{self, Raw, Resizes};
 
@@ -244,7 +244,7 @@ fn in_vm(
 fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(report)
         .map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?;
-    writeln!(io::stdout(), "{text}").map_err(io_error("write to", "standard output"))
+    print(text)
 }
 
 fn end(end: VmEnd) -> Result<u8, CliError> {
@@ -306,7 +306,7 @@ fn run_instance(
     for output in outputs {
         match output.join() {
             Err(InstanceError::PassOn { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
-                status.code = 128 + Signal::SIGPIPE as u8;
+                status.code = CLOSED_OUTPUT;
             }
             result => drop(result?),
         }

@@ -62,6 +62,37 @@ fn import_list_and_verify() {
     assert!(code == 2 && message.contains("`linux` is not a platform"), "{code}: {message}");
 }
 
+#[test]
+fn a_reader_may_go_before_all_is_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (root, _) = root_file_system(directory.path());
+    let digest = succeed(&store, &["import", &root, "--name", "root"]).lines().next().unwrap().to_owned();
+    let print = |arguments: &[&str], stdout: Stdio| {
+        let output = bellows(&store, arguments).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for arguments in [
+        &["ls"] as &[&str],
+        &["ls", "--json"],
+        &["inspect"],
+        &["stat"],
+        &["verify"],
+        &["import", &root, "--name", "other"],
+        &["rm", "other"],
+        &["gc"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(print(arguments, writer.into()), (Some(141), String::new()), "{arguments:?}");
+    }
+    // What they did is done.
+    assert!(succeed(&store, &["ls"]).starts_with(&format!("{digest} root\n")));
+    let (code, said) = print(&["ls"], fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into());
+    assert!(code == Some(1) && said.contains("cannot write to standard output: No space left"), "{code:?}: {said}");
+}
+
 /// Pushes an image of the archive as `team/app:1`; its digest.
 fn push(server: &RegistryServer, archive: &str) -> String {
     let mut layout = LayoutBuilder::new();

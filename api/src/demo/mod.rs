@@ -25,6 +25,7 @@ use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::measure::process_rss;
+use crate::output::{self, print, say_plainly};
 use crate::run::{PartitionReport, configured, from_guest_args, give_back, milliseconds};
 use crate::store;
 
@@ -55,9 +56,9 @@ pub fn run(args: &DemoArgs) -> Result<u8, CliError> {
         write_report(path, &json)?;
     }
     if args.json {
-        println!("{json}");
+        print(json)?;
     } else {
-        print!("{report}");
+        print(report.to_string().trim_end())?;
     }
     if report.is_good() { Ok(0) } else { Err(CliError::Unexpected("the report shows what should not be".into())) }
 }
@@ -118,7 +119,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
 /// One line of what is going on, for whoever waits.
 fn say(args: &DemoArgs, what: &str) {
     if !args.json {
-        eprintln!("{what} ...");
+        say_plainly(format_args!("{what} ..."));
     }
 }
 
@@ -332,7 +333,8 @@ impl Ended {
             run_ms: milliseconds(self.run),
         };
         if !report.output_ok {
-            eprintln!("bellows: instance {} printed {:?}", report.id, String::from_utf8_lossy(&self.output));
+            let printed = String::from_utf8_lossy(&self.output);
+            output::say(format_args!("instance {} printed {printed:?}", report.id));
         }
         self.instance.remove(limit)?;
         Ok(report)

@@ -48,6 +48,8 @@ pub struct Progress {
     pub index: usize,
     /// How many layers the image has.
     pub layers: usize,
+    /// Digest of its blob, if that is known.
+    pub blob: Option<LayerDigest>,
     /// What happens to it.
     pub kind: ProgressKind,
 }
@@ -61,7 +63,7 @@ pub enum ProgressKind {
     Reading {
         /// Bytes read.
         bytes: u64,
-        /// Size of the blob, if that is known.
+        /// Size of the blob, if that is known by now.
         total: Option<u64>,
     },
     /// It is in the store now.
@@ -184,13 +186,16 @@ impl Store {
         options: &ImportOptions<'_>,
         failed: &Cancel,
     ) -> Result<Stored, StoreError> {
-        let report = |kind| (options.progress)(Progress { index, layers, kind });
+        let blob = layer.digests.blob;
+        let report = |kind| (options.progress)(Progress { index, layers, blob, kind });
         if let Some(digest) = layer.digests.diff_id
             && let Ok((_, record)) = self.checked_layer(&digest)
         {
             report(ProgressKind::Present);
             return Ok((digest, record));
         }
+        // A registry may take its time.
+        report(ProgressKind::Reading { bytes: 0, total: None });
         let (total, blob) = layer.open_without(Some(self.own_id()?))?;
         let blob = Counted { inner: failed.reader(options.cancel.reader(blob)), bytes: 0, total, report: &report };
         let tmp = self.tmp();

@@ -52,10 +52,18 @@ pub struct Retry {
     pub wait: Duration,
 }
 
+impl Retry {
+    /// All but what is asked for.
+    #[must_use]
+    pub fn prospect(&self) -> String {
+        let Self { reason, number, tries, wait, .. } = self;
+        format!("{reason}; try {number} of {tries} in {:.1} s", wait.as_secs_f64())
+    }
+}
+
 impl fmt::Display for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url, reason, number, tries, wait } = self;
-        write!(f, "{url}: {reason}; try {number} of {tries} in {:.1} s", wait.as_secs_f64())
+        write!(f, "{}: {}", self.url, self.prospect())
     }
 }
 
