@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use bellows_block::StoreError;
-use bellows_block::oci::{OciError, ParseReferenceError};
+use bellows_block::oci::{OciError, ParseProxyError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
     AgentError, BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, StartFailure,
@@ -60,6 +60,9 @@ pub enum CliError {
     /// What can't be an image in a registry.
     #[error(transparent)]
     Reference(#[from] ParseReferenceError),
+    /// No proxy.
+    #[error(transparent)]
+    Proxy(#[from] ParseProxyError),
     /// A root file system where an image is meant.
     #[error("`{path}` has no image in it; `bellows image import` takes it as a root file system")]
     RootFs {
@@ -165,6 +168,7 @@ impl CliError {
             | Self::Conflict(_)
             | Self::NoImage { .. }
             | Self::Reference(_)
+            | Self::Proxy(_)
             | Self::RootFs { .. }
             | Self::Env(_)
             | Self::EnvFile(_)

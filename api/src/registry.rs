@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bellows_block::oci::{AuthFile, CredentialSource, RegistryOptions, RegistryReference, Retries, Retry};
+use bellows_block::oci::{AuthFile, CredentialSource, Proxies, RegistryOptions, RegistryReference, Retries, Retry};
 
 use crate::error::CliError;
 
@@ -35,7 +35,8 @@ pub(crate) fn options(
     };
     let retries = Retries { notice: Arc::new(notice), ..Retries::default() };
     let credentials = CredentialSource::Files(files.into());
-    Ok(RegistryOptions { plain_http, credentials, hosts_folders, retries, ..RegistryOptions::default() })
+    let proxies = Proxies::from_variables(|name| env::var(name).ok())?;
+    Ok(RegistryOptions { plain_http, credentials, hosts_folders, proxies, retries, ..RegistryOptions::default() })
 }
 
 /// Where credentials are: what the variable says and nothing else, or else Podman's and Docker's usual files, if they are there.

@@ -107,13 +107,14 @@ impl<R: Read> TarStream<R> {
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<TarEntry, ArchiveError> {
-        let given = [pax.sparse.name.take(), pax.path.take(), long_name];
+        // Of two long names GNU's counts, as in Go: another choice would unpack another image.
+        let given = [pax.sparse.name.take(), long_name, pax.path.take()];
         let name = given.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_else(|| header.name());
         let error = |reason| ArchiveError::Entry { name: EntryName::new(&name), reason };
         let number = |field: Number| header.number(field).ok_or_else(|| error(EntryProblem::Field(field.name())));
         self.name = Some(EntryName::new(&name));
         let link = || {
-            let link = pax.link.or(long_link).filter(|link| !link.is_empty());
+            let link = [long_link, pax.link].into_iter().flatten().find(|link| !link.is_empty());
             let link = link.unwrap_or_else(|| header.link_name().to_owned());
             let valid = !link.is_empty() && link.len() <= MAX_TARGET && !link.contains(&0);
             if valid { Ok(link) } else { Err(error(EntryProblem::Field("link target"))) }

@@ -126,16 +126,31 @@ fn a_slash_at_the_end_makes_a_directory_of_what_has_no_data() {
     assert_eq!(kinds, [TarKind::Directory, TarKind::File(None), TarKind::File(None)]);
 }
 
+/// GNU's long name or link target for the entry behind it.
+fn long(kind: u8, name: &str) -> Vec<u8> {
+    let data = [name.as_bytes(), &[0]].concat();
+    let mut data = Archive::new().add(Entry { data, ..Entry::new("././@LongLink", EntryType::new(kind)) }).finish();
+    data.truncate(2 * BLOCK);
+    data
+}
+
+#[test]
+fn of_two_long_names_gnus_counts() {
+    let entry = Entry::new("name", EntryType::Regular).pax("path", "pax").pax("linkpath", "pax");
+    let mut link = Archive::new().add(entry).finish();
+    let header = link.len() - 3 * BLOCK;
+    link = [&link[..header], &edit(link[header..].to_vec(), |header| header[156] = b'2')].concat();
+    let entry = |before: &[Vec<u8>]| entries(&[before.concat(), link.clone()].concat()).unwrap().remove(0);
+    let found = entry(&[]);
+    assert_eq!((found.name, found.kind), (b"pax".to_vec(), TarKind::Symlink(b"pax".to_vec())));
+    let found = entry(&[long(b'L', "gnu"), long(b'K', "target")]);
+    assert_eq!((found.name, found.kind), (b"gnu".to_vec(), TarKind::Symlink(b"target".to_vec())));
+}
+
 #[test]
 fn empty_names_before_an_entry_do_not_count() {
-    let long = |kind: u8| {
-        let mut data =
-            Archive::new().add(Entry { data: vec![0], ..Entry::new("././@LongLink", EntryType::new(kind)) }).finish();
-        data.truncate(2 * BLOCK);
-        data
-    };
     let link = Archive::new().symlink("name", "target").finish();
-    let entry = entries(&[long(b'L'), long(b'K'), link].concat()).unwrap().remove(0);
+    let entry = entries(&[long(b'L', ""), long(b'K', ""), link].concat()).unwrap().remove(0);
     assert_eq!(entry.name, b"name");
     assert_eq!(entry.kind, TarKind::Symlink(b"target".to_vec()));
     refused(&Archive::new().symlink("name", [b'x'; 4096]).finish(), &["`name`", "link target"]);

@@ -231,6 +231,12 @@ impl OciError {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether a registry does not give a part of a blob by itself.
+    #[cfg(feature = "registry")]
+    pub(super) const fn is_of_range(&self) -> bool {
+        matches!(self, Self::Registry { source: RegistryError::Status { status: 416, .. }, .. })
+    }
+
     /// Whether something is sound, but not what it was taken for; it may be something else beside an image.
     pub(super) const fn is_of_other_content(&self) -> bool {
         matches!(self, Self::Json { .. } | Self::Document { .. } | Self::Field { .. } | Self::LayerCount { .. })

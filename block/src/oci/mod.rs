@@ -25,7 +25,8 @@ pub use layout::OciLayout;
 pub use platform::{ParsePlatformError, Platform};
 #[cfg(feature = "registry")]
 pub use registry::{
-    AuthFile, CredentialSource, Credentials, ParseReferenceError, RegistryOptions, RegistryReference, Retries, Retry,
+    AuthFile, CredentialSource, Credentials, ParseProxyError, ParseReferenceError, Proxies, RegistryOptions,
+    RegistryReference, Retries, Retry,
 };
 pub use source::{ImageSource, SourceImage, SourceLayer};
 pub use spec::ImageConfig;

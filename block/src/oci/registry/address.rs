@@ -24,6 +24,19 @@ impl Origin {
         Some(Self { https, host: url.host()?.to_ascii_lowercase(), port })
     }
 
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Name or address, which has no brackets.
+    pub fn host(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Whether it is on this host.
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.host)

@@ -51,9 +51,17 @@ impl BlobReader {
         if !self.tries.again(&url, &broken, None, client.cancel()) {
             return Err(ends(&broken));
         }
-        let response = client.get(&self.path, "*/*", self.at, false).map_err(io::Error::other)?;
-        let skip = skipped(&response, self.at, self.bytes)
-            .ok_or_else(|| io::Error::other("the registry goes on with another part of it than was asked for"))?;
+        let part = |from| match client.get(&self.path, "*/*", from, false) {
+            Ok(response) => Ok(skipped(&response, self.at, self.bytes).map(|skip| (response, skip))),
+            Err(error) if error.is_of_range() => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        };
+        // Where the rest can't be had by itself, all is read again.
+        let (response, skip) = match part(self.at)? {
+            Some(rest) => rest,
+            None => part(0)?
+                .ok_or_else(|| io::Error::other("the registry goes on with another part of it than was asked for"))?,
+        };
         let mut body = response.into_body().into_reader();
         let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
         // What broke again is found out by the next read.

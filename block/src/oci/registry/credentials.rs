@@ -42,6 +42,14 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// Whether they show nothing: some programs answer so where they know nobody.
+    fn are_empty(&self) -> bool {
+        match self {
+            Self::Password { user, password } => user.is_empty() || password.is_empty(),
+            Self::IdentityToken(token) => token.is_empty(),
+        }
+    }
+
     /// What HTTP's basic authentication sends; there is none with a token.
     pub(super) fn basic(&self) -> Option<String> {
         match self {
@@ -78,7 +86,8 @@ impl CredentialSource {
             Self::Fixed(credentials) => Ok((!is_mirror).then(|| credentials.clone())),
             Self::Files(files) => {
                 for file in &**files {
-                    if let Some(credentials) = file.credentials(server, repository)? {
+                    let found = file.credentials(server, repository)?;
+                    if let Some(credentials) = found.filter(|credentials| !credentials.are_empty()) {
                         return Ok(Some(credentials));
                     }
                 }
@@ -98,10 +107,8 @@ pub struct AuthFile {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Content {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
+    auths: Option<BTreeMap<String, Option<Entry>>>,
+    cred_helpers: Option<BTreeMap<String, String>>,
     creds_store: Option<String>,
 }
 
@@ -156,12 +163,13 @@ impl AuthFile {
             ask(&format!("docker-credential-{name}"), server).map_err(error)
         };
         let content = &self.content;
-        let mut helpers = content.cred_helpers.iter();
+        let mut helpers = content.cred_helpers.iter().flatten();
         if let Some((_, program)) = helpers.find(|(key, _)| names.iter().any(|name| name == normalized(key))) {
             return ask(program);
         }
-        let by_name = |name: &String| content.auths.iter().find(|(key, _)| normalized(key) == name);
-        let entry = names.iter().find_map(by_name).map(|(_, entry)| entry);
+        let by_name = |name: &String| content.auths.iter().flatten().find(|(key, _)| normalized(key) == name);
+        let empty = Entry::default();
+        let entry = names.iter().find_map(by_name).map(|(_, entry)| entry.as_ref().unwrap_or(&empty));
         match entry {
             Some(Entry { identity_token: Some(token), .. }) if !token.is_empty() => {
                 return Ok(Some(Credentials::IdentityToken(token.clone())));
@@ -293,6 +301,17 @@ mod tests {
     }
 
     #[test]
+    fn null_is_as_good_as_nothing() {
+        let none = json!({"auths": null, "credHelpers": null, "credsStore": null});
+        for content in [none, json!({}), json!({"auths": {"r.io": null}}), json!({"auths": {"r.io": {"auth": null}}})] {
+            assert_eq!(lookup(&content, "r.io/a"), Ok(None), "{content}");
+        }
+        // Somebody has logged in there.
+        let content = json!({"auths": {"r.io": null}, "credsStore": "missing"});
+        assert!(lookup(&content, "r.io/a").is_err());
+    }
+
+    #[test]
     fn a_program_that_fails_is_named_where_somebody_logged_in() {
         let content = json!({"credHelpers": {"r.io": "missing"}, "credsStore": "missing", "auths": {"s.io": {}}});
         for reference in ["r.io/a", "s.io/a"] {
@@ -325,6 +344,21 @@ mod tests {
         let found = files.find("m.io", "a", true).unwrap();
         assert_eq!(found, Some(Credentials::Password { user: "m".to_owned(), password: "p".to_owned() }));
         assert_eq!(files.find("x.io", "a", true).unwrap(), None);
+    }
+
+    #[test]
+    fn who_has_no_name_or_no_password_is_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, json!({"auths": {"r.io": auth(text)}}).to_string()).unwrap();
+            AuthFile::read(path).unwrap()
+        };
+        let find = |files: Vec<AuthFile>| CredentialSource::Files(files.into()).find("r.io", "a", false).unwrap();
+        for empty in [":", "u:", ":p"] {
+            assert_eq!(find(vec![file("a", empty)]), None, "{empty}");
+            assert!(find(vec![file("a", empty), file("b", "u:p")]).is_some(), "{empty}");
+        }
     }
 
     #[test]

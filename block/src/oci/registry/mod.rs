@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod helper;
 mod hosts;
+mod proxy;
 mod reference;
 mod retry;
 mod server;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use self::blob::BlobReader;
 use self::client::Client;
 use self::reference::Version;
+use self::retry::{Tries, is_broken_connection};
 use super::blob::BlobError;
 use super::blobs::{Blobs, DocumentKind};
 use super::container::MAX_DOCUMENT;
@@ -33,6 +35,7 @@ use crate::cancel::Cancel;
 use crate::digest::LayerDigest;
 
 pub use credentials::{AuthFile, CredentialSource, Credentials};
+pub use proxy::{ParseProxyError, Proxies};
 pub use reference::{ParseReferenceError, RegistryReference};
 pub use retry::{Retries, Retry};
 
@@ -46,6 +49,8 @@ pub struct RegistryOptions {
     /// Folders with a folder for each registry, which says where else its images are and who vouches for it: containerd's
     /// `hosts.toml`, or certificates as Docker names them. The first that knows a registry counts.
     pub hosts_folders: Vec<PathBuf>,
+    /// What requests go through.
+    pub proxies: Proxies,
     /// Longest time that the registry may let pass without sending or taking anything.
     pub patience: Duration,
     /// How often to try what fails for a reason that may pass.
@@ -58,6 +63,7 @@ impl Default for RegistryOptions {
             plain_http: false,
             credentials: CredentialSource::Nobody,
             hosts_folders: Vec::new(),
+            proxies: Proxies::default(),
             patience: Duration::from_secs(60),
             retries: Retries::default(),
         }
@@ -166,19 +172,23 @@ struct Fetched {
 fn fetch_manifest(client: &Client, path: &Path, name: &str, limit: u64) -> Result<Fetched, OciError> {
     let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
     let is_tag = !name.contains("sha256:");
-    let response = client.get(name, &accept, 0, is_tag)?;
     let too_large = |actual| OciError::TooLarge { path: path.to_owned(), actual, limit };
-    if let Some(bytes) = response.body().content_length().filter(|bytes| *bytes > limit) {
-        return Err(too_large(bytes));
-    }
-    let digest = response.headers().get("docker-content-digest");
-    let digest = digest.and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-    let mut data = Vec::new();
-    let mut body = response.into_body().into_reader().take(limit + 1);
-    body.read_to_end(&mut data).map_err(|source| OciError::Read { path: path.to_owned(), source })?;
-    match data.len() as u64 {
-        actual if actual > limit => Err(too_large(actual)),
-        _ => Ok(Fetched { data, digest }),
+    let mut tries = Tries::new(client.retries());
+    loop {
+        let response = client.get(name, &accept, 0, is_tag)?;
+        if let Some(bytes) = response.body().content_length().filter(|bytes| *bytes > limit) {
+            return Err(too_large(bytes));
+        }
+        let digest = response.headers().get("docker-content-digest");
+        let digest = digest.and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
+        let mut data = Vec::new();
+        match response.into_body().into_reader().take(limit + 1).read_to_end(&mut data) {
+            Ok(_) if data.len() as u64 > limit => return Err(too_large(data.len() as u64)),
+            Ok(_) => return Ok(Fetched { data, digest }),
+            Err(broken)
+                if is_broken_connection(&broken) && tries.again(&client.url(name), &broken, None, client.cancel()) => {}
+            Err(source) => return Err(OciError::Read { path: path.to_owned(), source }),
+        }
     }
 }
 

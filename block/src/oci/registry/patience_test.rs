@@ -39,6 +39,7 @@ fn what_passes_is_tried_again_and_said() {
         ("/manifests/", vec![status(429), status(503)]),
         ("/blobs/", vec![status(502), status(504)]),
         ("/manifests/", vec![Some(Answer::Broken(Vec::new())), status(429)]),
+        ("/manifests/", vec![Some(Answer::Cut(b"{\"schema".to_vec(), 500)), Some(Answer::Cut(b"{".to_vec(), 500))]),
     ] {
         let next = in_turn(answers);
         let registry =
@@ -113,7 +114,21 @@ fn a_blob_goes_on_where_it_broke() {
     // One that sends another part than it was asked for, and one that says so.
     let registry = broken_once(&builder, move |data, from| part(&[&[7], data].concat()[..data.len()], from, from));
     assert!(Place::new().refused(&pinned(&registry, &manifest)).contains("has the digest"));
+
+    // One that does not give the rest by itself, and one that does not say what it gives.
+    let registry = broken_once(&builder, |_, _| Answer::Content(416, Vec::new(), Vec::new()));
+    assert_eq!(Some(Place::new().import(&pinned(&registry, &manifest)).unwrap().digest), expected);
+    let registry = broken_once(&builder, |data, _| Answer::Content(206, Vec::new(), data.to_vec()));
+    assert_eq!(Some(Place::new().import(&pinned(&registry, &manifest)).unwrap().digest), expected);
     let registry = broken_once(&builder, move |data, from| part(data, from, from + 1));
+    assert_eq!(Some(Place::new().import(&pinned(&registry, &manifest)).unwrap().digest), expected);
+    let blob = first_blob(&builder);
+    let bytes = std::fs::metadata(builder.blob_path(&blob)).unwrap().len();
+    let next = in_turn(vec![Some(Answer::Cut(vec![0; 1_000_000], bytes))]);
+    let registry = FakeRegistry::of(builder.path(), move |request| {
+        let wrong = || Answer::Content(206, vec![("Content-Range", "bytes 7-8/9".to_owned())], Vec::new());
+        request.target.ends_with(&blob.to_string()).then(|| next().unwrap_or_else(wrong))
+    });
     assert!(Place::new().refused(&pinned(&registry, &manifest)).contains("another part"));
 }
 
@@ -182,6 +197,58 @@ fn a_token_goes_along_to_the_same_server_only() {
     let message = place.refused(&pinned(&registry, &manifest));
     assert!(message.contains("status 401"), "{message}");
     assert!(storage.requests().iter().all(|request| request.authorization.is_none()));
+}
+
+/// A registry that wants a token which `tokens` gives.
+fn with_tokens_from(builder: &LayoutBuilder, tokens: &FakeRegistry) -> FakeRegistry {
+    let realm = format!("http://{}/token", tokens.address());
+    FakeRegistry::of(builder.path(), move |request| {
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"s\"");
+        let denied = Answer::Content(401, vec![("WWW-Authenticate", challenge)], Vec::new());
+        (request.authorization.as_deref() != Some("Bearer t")).then_some(denied)
+    })
+}
+
+fn token() -> Answer {
+    Answer::ok("application/json", r#"{"token": "t"}"#)
+}
+
+#[test]
+fn a_token_is_worth_several_tries() {
+    let (builder, manifest) = layout();
+    let next = in_turn(vec![status(429), Some(Answer::Cut(b"{\"token\": \"".to_vec(), 500))]);
+    let tokens = FakeRegistry::start(move |_| next().unwrap_or_else(token));
+    let registry = with_tokens_from(&builder, &tokens);
+    let mut place = Place::new();
+    let notes = notes(&mut place);
+    place.import(&pinned(&registry, &manifest)).unwrap();
+    let notes = notes.lock().unwrap();
+    assert!(notes.len() == 2 && notes.iter().all(|note| note.url.ends_with("/token")), "{notes:?}");
+}
+
+/// The password goes along to the same server and nowhere else.
+#[test]
+fn who_gives_tokens_may_redirect() {
+    let (builder, manifest) = layout();
+    let elsewhere = FakeRegistry::start(|_| token());
+    for (location, proof) in [
+        ("/moved?scope=x".to_owned(), Some("Basic dTpw")),
+        (format!("http://{}/moved?scope=x", elsewhere.address()), None),
+    ] {
+        let moved = vec![("Location", location.clone())];
+        let tokens = FakeRegistry::start(move |request| match request.target.starts_with("/token?") {
+            true => Answer::Content(301, moved.clone(), Vec::new()),
+            false => token(),
+        });
+        let registry = with_tokens_from(&builder, &tokens);
+        let mut place = Place::new();
+        place.options.credentials = password();
+        place.import(&pinned(&registry, &manifest)).unwrap();
+        let asked = [tokens.requests(), elsewhere.requests()].concat();
+        assert_eq!(asked[0].target, "/token?scope=repository%3Aa%3Apull&service=s");
+        assert_eq!(asked[0].authorization.as_deref(), Some("Basic dTpw"));
+        assert_eq!((asked[1].target.as_str(), asked[1].authorization.as_deref()), ("/moved?scope=x", proof));
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One server that has images: requests to it and to where it redirects, and what it wants to be told with them.
 
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ureq::http::{HeaderValue, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy, ResponseExt as _};
 
 use super::RegistryOptions;
 use super::address::{Origin, resolve};
@@ -48,17 +49,16 @@ pub(super) struct Server {
     authorization: Mutex<Option<HeaderValue>>,
 }
 
-/// Connections: to the server itself, whom certificates of its own may vouch for, and to others; those to this host past any proxy.
+/// Connections: to the server itself, whom certificates of its own may vouch for, and to others.
 struct Agents {
     own: Agent,
     others: Agent,
-    local: Agent,
 }
 
 impl Agents {
-    fn new(trust: &Trust, is_local: bool, plain: bool, options: &RegistryOptions, cancel: &Cancel) -> Self {
-        let agent = |trust: &Trust, local: bool| {
-            let config = Agent::config_builder()
+    fn new(trust: &Trust, plain: bool, options: &RegistryOptions, cancel: &Cancel) -> Self {
+        let agent = |trust: &Trust| {
+            let agent = Agent::config_builder()
                 .https_only(!plain)
                 .http_status_as_error(false)
                 // Followed by hand, because who may see the token depends on where they lead.
@@ -69,20 +69,18 @@ impl Agents {
                 .timeout_connect(Some(CONNECT))
                 .timeout_per_read(Some(options.patience))
                 .timeout_per_write(Some(options.patience))
-                .tls_config(tls(trust));
-            let agent = if local { config.proxy(None) } else { config }.build().new_agent();
+                .tls_config(tls(trust))
+                // Each request has its own.
+                .proxy(None)
+                .build()
+                .new_agent();
             let shutdown = agent.clone();
             cancel.on_cancel(move || shutdown.shutdown());
             agent
         };
-        let usual = Trust::default();
-        let (others, local) = (agent(&usual, false), agent(&usual, true));
-        let own = match trust.is_usual() {
-            true if is_local => local.clone(),
-            true => others.clone(),
-            false => agent(trust, is_local),
-        };
-        Self { own, others, local }
+        let others = agent(&Trust::default());
+        let own = if trust.is_usual() { others.clone() } else { agent(trust) };
+        Self { own, others }
     }
 }
 
@@ -117,7 +115,7 @@ impl Server {
         let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(&base)))?;
         let authority = url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         let plain = url.scheme_str() == Some("http");
-        let agents = Agents::new(&host.trust, origin.is_loopback(), plain, options, cancel);
+        let agents = Agents::new(&host.trust, plain, options, cancel);
         let name = if host.is_registry { registry.to_owned() } else { authority };
         let mirrored = (!host.is_registry && name != registry).then(|| registry.to_owned());
         Ok(Self {
@@ -177,11 +175,11 @@ impl Server {
     }
 
     /// Does what may fail for a reason that passes until it doesn't, or until there were enough tries.
-    fn patiently(
+    fn patiently<B>(
         &self,
         url: &str,
-        request: impl Fn() -> Result<Response<Body>, RegistryError>,
-    ) -> Result<Response<Body>, RegistryError> {
+        request: impl Fn() -> Result<Response<B>, RegistryError>,
+    ) -> Result<Response<B>, RegistryError> {
         let mut tries = Tries::new(&self.options.retries);
         loop {
             let result = request();
@@ -198,35 +196,43 @@ impl Server {
         }
     }
 
-    /// Follows redirects. What proves who asks goes to this server and to nobody else.
+    /// Asks, wherever that redirects to. What proves who asks goes to this server and to nobody else.
     fn follow(
         &self,
         url: &str,
         ask: &Ask<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Body>, RegistryError> {
-        let mut url: Uri = url.parse().map_err(|_| RegistryError::Url(quoted(url)))?;
-        for _ in 0..=MAX_REDIRECTS {
-            let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(&url.to_string())))?;
-            let is_own = origin == self.origin;
-            let agent = match is_own {
-                true => &self.agents.own,
-                false if origin.is_loopback() => &self.agents.local,
-                false => &self.agents.others,
-            };
-            let mut request = agent.get(&url).header(header::ACCEPT, ask.accept);
+        self.redirected(url, |hop| {
+            let mut request = hop.agent.get(hop.url).header(header::ACCEPT, ask.accept);
             // Digests are those of what is stored, not of what is packed for the way.
             request = request.header(header::ACCEPT_ENCODING, "identity");
             if ask.from > 0 {
                 request = request.header(header::RANGE, format!("bytes={}-", ask.from));
             }
-            if is_own {
+            if hop.is_same_server {
                 let headers = self.host.headers.iter();
                 request = headers.fold(request, |request, (name, value)| request.header(name.as_str(), value.as_str()));
                 request =
                     authorization.iter().fold(request, |request, proof| request.header(header::AUTHORIZATION, *proof));
             }
-            let response = request.call().map_err(transport)?;
+            request.config().proxy(self.proxy(hop.url)).build().call()
+        })
+    }
+
+    /// Sends `request` to `url` and then to where that redirects.
+    fn redirected(
+        &self,
+        url: &str,
+        request: impl Fn(&Hop<'_>) -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, RegistryError> {
+        let mut url: Uri = url.parse().map_err(|_| RegistryError::Url(quoted(url)))?;
+        let mut first = None;
+        for number in 0..=MAX_REDIRECTS {
+            let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(&url.to_string())))?;
+            let agent = if origin == self.origin { &self.agents.own } else { &self.agents.others };
+            let is_same_server = *first.get_or_insert_with(|| origin.clone()) == origin;
+            let response = request(&Hop { agent, url: &url, number, is_same_server }).map_err(transport)?;
             if !is_redirect(response.status()) {
                 return Ok(response);
             }
@@ -237,9 +243,12 @@ impl Server {
         Err(RegistryError::Redirects(MAX_REDIRECTS))
     }
 
+    fn proxy(&self, url: &Uri) -> Option<Proxy> {
+        self.options.proxies.of(url).cloned()
+    }
+
     /// Whether this server gave the answer, and not one that it redirected to.
     fn is_own(&self, response: &Response<Body>) -> bool {
-        use ureq::ResponseExt as _;
         Origin::of(response.get_uri()).is_some_and(|origin| origin == self.origin)
     }
 
@@ -264,28 +273,59 @@ impl Server {
     }
 
     fn fetch_token(&self, realm: &str, request: &TokenRequest) -> Result<String, RegistryError> {
-        let url: Uri = realm.parse().map_err(|_| RegistryError::Url(quoted(realm)))?;
-        let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(realm)))?;
-        let agent = match origin == self.origin {
-            true => &self.agents.own,
-            false if origin.is_loopback() => &self.agents.local,
-            false => &self.agents.others,
-        };
         let response = self.patiently(realm, || {
-            let response = match request {
+            let response = self.redirected(realm, |hop| match request {
                 TokenRequest::Get { query, authorization } => {
-                    let request = agent.get(&url).query_pairs(query.iter().map(|(name, value)| (*name, value)));
-                    let proof = authorization.iter();
-                    proof.fold(request, |request, proof| request.header(header::AUTHORIZATION, proof)).call()
+                    // What it redirects to has a query of its own.
+                    let query = query.iter().filter(|_| hop.number == 0);
+                    let request = hop.agent.get(hop.url).query_pairs(query.map(|(name, value)| (*name, value)));
+                    let proof = authorization.iter().filter(|_| hop.is_same_server);
+                    let request = proof.fold(request, |request, proof| request.header(header::AUTHORIZATION, proof));
+                    request.config().proxy(self.proxy(hop.url)).build().call()
                 }
                 TokenRequest::Post { form } => {
-                    agent.post(&url).send_form(form.iter().map(|(name, value)| (*name, value.as_str())))
+                    let form = form.iter().filter(|_| hop.is_same_server);
+                    let request = hop.agent.post(hop.url).config().proxy(self.proxy(hop.url)).build();
+                    request.send_form(form.map(|(name, value)| (*name, value.as_str())))
                 }
-            };
-            response.map_err(transport)
+            })?;
+            whole(response)
         })?;
-        bearer(checked(response)?.into_body().into_reader())
+        let Whole { place, document } = response.body();
+        match response.status() {
+            StatusCode::OK => bearer(document.as_slice()),
+            _ => Err(refusal(&response, place.clone(), document)),
+        }
     }
+}
+
+/// A request on its way through redirects.
+struct Hop<'a> {
+    agent: &'a Agent,
+    url: &'a Uri,
+    /// Redirects before it.
+    number: usize,
+    /// This is the server that was asked first.
+    is_same_server: bool,
+}
+
+/// A document that has come to its end, and the host that sent it.
+struct Whole {
+    place: String,
+    document: Vec<u8>,
+}
+
+/// Reads an answer that is no longer than a token's.
+fn whole(response: Response<Body>) -> Result<Response<Whole>, RegistryError> {
+    let place = place(&response);
+    let (head, body) = response.into_parts();
+    let mut document = Vec::new();
+    body.into_reader().take(MAX_TOKEN).read_to_end(&mut document).map_err(RegistryError::Transport)?;
+    Ok(Response::from_parts(head, Whole { place, document }))
+}
+
+fn place(response: &Response<Body>) -> String {
+    response.get_uri().host().unwrap_or_default().to_owned()
 }
 
 fn is_redirect(status: StatusCode) -> bool {
@@ -294,23 +334,25 @@ fn is_redirect(status: StatusCode) -> bool {
 
 /// A response that has what was asked for, whole or from where it was wanted.
 fn checked(mut response: Response<Body>) -> Result<Response<Body>, RegistryError> {
-    use std::io::Read as _;
-    use ureq::ResponseExt as _;
     if [StatusCode::OK, StatusCode::PARTIAL_CONTENT].contains(&response.status()) {
         return Ok(response);
     }
-    let mut data = Vec::new();
+    let mut said = Vec::new();
     // What it says beside the status is only for people.
-    let _ = response.body_mut().as_reader().take(MAX_TOKEN).read_to_end(&mut data);
-    let message = super::auth::first_error(&data);
-    let place = response.get_uri().host().unwrap_or_default().to_owned();
+    let _ = response.body_mut().as_reader().take(MAX_TOKEN).read_to_end(&mut said);
+    Err(refusal(&response, place(&response), &said))
+}
+
+/// What an answer means that does not have what was asked for; `said` is its content.
+fn refusal<B>(response: &Response<B>, place: String, said: &[u8]) -> RegistryError {
+    let message = super::auth::first_error(said);
     let status = response.status().as_u16();
     let wait = retry_after(response.headers(), SystemTime::now()).map(|wait| wait.as_secs());
     let message = match wait.filter(|_| is_passing(response.status())) {
         Some(seconds) => format!("{message}; it asks for {seconds} s of patience").trim_start_matches("; ").to_owned(),
         None => message,
     };
-    Err(RegistryError::Status { place, status, message })
+    RegistryError::Status { place, status, message }
 }
 
 fn transport(error: ureq::Error) -> RegistryError {
