@@ -111,3 +111,44 @@ impl Drop for Place<'_> {
         self.others.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> ProcessId {
+        format!("p-{number}").parse().unwrap()
+    }
+
+    #[test]
+    fn a_place_is_free_again_if_nothing_comes_of_it() {
+        let others = Others::default();
+        let place = others.begin(&id(1)).unwrap();
+        assert!(matches!(others.begin(&id(1)), Err(AgentError::Exists { .. })));
+        assert!(matches!(others.get(&id(1)), Err(AgentError::InUse { .. })));
+        drop(place);
+        assert!(matches!(others.get(&id(1)), Err(AgentError::Unknown { .. })));
+        others.begin(&id(1)).unwrap();
+    }
+
+    #[test]
+    fn there_are_so_many_and_no_more() {
+        let others = Others::default();
+        let _places: Vec<_> = (0..MAX_PROCESSES).map(|number| others.begin(&id(number)).unwrap()).collect();
+        let error = others.begin(&id(MAX_PROCESSES)).unwrap_err();
+        assert!(error.to_string().contains("257 processes"), "{error}");
+    }
+
+    #[test]
+    fn closing_waits_for_what_is_being_started() {
+        let others = Others::default();
+        let place = others.begin(&id(1)).unwrap();
+        assert!(matches!(others.close(Duration::from_millis(5)), Err(AgentError::TimedOut { .. })));
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| others.close(Duration::from_secs(30)));
+            drop(place);
+            closing.join().unwrap().unwrap();
+        });
+        assert!(matches!(others.begin(&id(2)), Err(AgentError::InUse { .. })));
+    }
+}

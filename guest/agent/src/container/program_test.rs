@@ -75,11 +75,11 @@ fn what_is_there_says_why_it_cannot_be_executed() {
     let plain = folder.file("plain", b"echo hi\n");
     for (file, expected) in [
         (plain.clone(), "no #! line"),
-        (folder.file("empty", b""), "empty"),
-        (folder.file("foreign", &elf(40, "/lib/ld.so")), "another processor"),
-        (folder.file("damaged", b"\x7fELF\x02\x01\x01"), "damaged"),
-        (folder.file("padded", &[b"\x7fELF", &[b' '; 60][..]].concat()), "damaged"),
-        (folder.file("nameless", b"#!\n"), "names no interpreter"),
+        (folder.file("a", b""), "empty"),
+        (folder.file("b", &elf(40, "/lib/ld.so")), "another processor"),
+        (folder.file("c", b"\x7fELF\x02\x01\x01"), "damaged"),
+        (folder.file("d", &[b"\x7fELF", &[b' '; 60][..]].concat()), "damaged"),
+        (folder.file("e", b"#!\n"), "names no interpreter"),
     ] {
         let text = message(&file, Errno::ENOEXEC);
         assert!(text.contains("exec format error") && text.contains(expected), "{text}");
