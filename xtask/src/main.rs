@@ -11,6 +11,7 @@ mod image;
 mod initramfs;
 mod kernel;
 mod kvm_host;
+mod kvm_tests;
 mod lab;
 mod packages;
 mod progress;

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -121,30 +122,32 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
             .args(["-device", "virtio-blk-pci,drive=disk,iothread=disk,serial=lab"]);
     }
     command.stdin(Stdio::null()).stdout(console).stderr(log);
+    // Labs of one process are on one processor after the other.
+    static LABS: AtomicUsize = AtomicUsize::new(0);
+    let turn = (std::process::id() as usize).wrapping_add(LABS.fetch_add(1, Ordering::Relaxed));
     // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, fcntl, getpid, sched_*affinity.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::fcntl(port, libc::F_SETFD, 0) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            stay_on_one_processor()
+            stay_on_one_processor(turn)
         });
     }
     Ok(command)
 }
 
-/// Has this process run on one of its processors only; which one, its number decides.
+/// Has this process run on one of its processors only; which one, `turn` decides.
 ///
 /// QEMU 10.0 clears a virtual interrupt when a guest is left with an instruction that is not atomic between processors, while
 /// other threads add to the same set of pending interrupts. Where they run side by side, an interrupt of the emulated host is
 /// lost now and then, or one is made up for a guest: the host stands still, or a guest dies.
-fn stay_on_one_processor() -> io::Result<()> {
+fn stay_on_one_processor(turn: usize) -> io::Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let processors = || (0..CpuSet::count()).filter(|processor| allowed.is_set(*processor) == Ok(true));
-    let turn = std::process::id() as usize % processors().count().max(1);
     let mut only = CpuSet::new();
-    if let Some(mine) = processors().nth(turn) {
+    if let Some(mine) = processors().nth(turn % processors().count().max(1)) {
         only.set(mine)?;
         sched_setaffinity(this, &only)?;
     }

@@ -1,0 +1,151 @@
+//! The tests that need KVM, here or in labs, each in a process of its own.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::Instant;
+
+use bellows_tests::bench::layers::Way;
+use bellows_tests::lab::{Host, LabBuilder};
+
+use crate::artefacts::Artefacts;
+use crate::bench::layers;
+use crate::cache::Cache;
+use crate::error::{Error, Result};
+use crate::kvm_host::KvmHost;
+use crate::test::Tally;
+use crate::{run, workspace};
+
+/// The test programs, by package.
+pub const PROGRAMS: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-tests", "e2e")];
+
+/// How many labs run side by side. Each has one processor, and its tests run one after the other: guests that are emulated beside each other
+/// on one processor would only time out.
+const LABS: usize = 2;
+
+/// VMs of one image that run side by side, and how it reaches them; `cargo xtask bench layers` is for more.
+const SHARING_VMS: u32 = 8;
+const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
+
+/// What is to be run.
+#[derive(Debug)]
+enum Work<'a> {
+    Test { program: &'a Path, name: String },
+    Sharing { program: &'a Path, arguments: Vec<String> },
+}
+
+/// Runs the tests that libtest's `filters` choose, and if wanted looks at what VMs share.
+pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &[&str], sharing: bool, install: bool) {
+    let host = Host::detect();
+    let prepared = Cache::open().and_then(|cache| {
+        let artefacts = Artefacts::build(&cache, host, install)?;
+        let build = |(package, name)| workspace::test_program(package, name);
+        let tests = PROGRAMS.into_iter().map(build).collect::<Result<Vec<_>>>()?;
+        let shared = if sharing {
+            Some((workspace::benchmark("bellows-tests", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
+        } else {
+            None
+        };
+        Ok((cache, artefacts, tests, shared))
+    });
+    let Some((cache, artefacts, tests, shared)) = tally.add(prepared) else { return };
+    let sharing = shared.iter().map(|(program, inputs)| Work::Sharing {
+        program,
+        arguments: inputs.arguments(host, SHARING_VMS, 0, &SHARING_WAYS).into(),
+    });
+    let mut work: VecDeque<Work<'_>> = sharing.collect();
+    for program in &tests {
+        let Some(names) = tally.add(names(program, filters)) else { return };
+        work.extend(names.into_iter().map(|name| Work::Test { program, name }));
+    }
+    let labs = if host == Host::Lab { LABS.min(work.len()) } else { 1 };
+    eprintln!("{} tests that need KVM, host: {host}", work.len());
+    let programs: Vec<PathBuf> = tests.iter().chain(shared.iter().map(|(program, _)| program)).cloned().collect();
+    let (queue, tally) = (Mutex::new(work), Mutex::new(tally));
+    let drain = || -> Result<()> {
+        let furnish = |lab| shared.iter().fold(furnish(lab), |lab, (_, inputs)| inputs.furnish(lab));
+        let kvm_host = KvmHost::start(host, &cache, &artefacts, &programs, furnish)?;
+        let kvm_host = environment.iter().fold(kvm_host, |host, (variable, value)| host.env(variable, value));
+        loop {
+            let Some(work) = lock(&queue).pop_front() else { break };
+            match work {
+                Work::Test { program, name } => run_test(&tally, &kvm_host, program, &name)?,
+                Work::Sharing { program, arguments } => {
+                    let result = check_sharing(&kvm_host, program, &arguments, host);
+                    lock(&tally).add(result);
+                }
+            }
+        }
+        kvm_host.stop()
+    };
+    thread::scope(|scope| {
+        for _ in 0..labs {
+            scope.spawn(|| {
+                if let Err(error) = drain() {
+                    lock(&tally).add::<()>(Err(error));
+                }
+            });
+        }
+    });
+    let left = lock(&queue).len();
+    if left > 0 {
+        lock(&tally).add::<()>(Err(Error::other(format!("{left} tests were not run"))));
+    }
+}
+
+/// The names of a program's tests that `filters` choose.
+fn names(program: &Path, filters: &[&str]) -> Result<Vec<String>> {
+    let list = run::capture(Command::new(program).args(["--list", "--format=terse"]).args(filters))?;
+    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// What it prints is shown at its end, so that two tests can be told apart.
+fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name: &str) -> Result<()> {
+    let started = Instant::now();
+    let (mut said, mut result) = (String::new(), Tally::default());
+    let ended = host.run(program, &["--exact", "--nocapture", name], |line| {
+        result.add_line(line);
+        said.push_str(line);
+        said.push('\n');
+    });
+    // A program that died says nothing of failed tests.
+    let passed = matches!(ended, Ok(0)) && result == Tally::PASSED;
+    let outcome = if passed { "ok" } else { "FAILED" };
+    let mut tally = lock(tally);
+    if !passed {
+        eprint!("{said}");
+    }
+    eprintln!("test {name} ... {outcome} in {:.1} s", started.elapsed().as_secs_f64());
+    let code = ended.map_err(|error| Error::other(format!("{name}: {error}")))?;
+    let failed = || Error::other(format!("{name} ended with exit code {code}"));
+    tally.add(if passed { Ok(()) } else { Err(failed()) });
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Some VMs of one image must read hardly more from the disk than one does, whichever way the image reaches them.
+fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], host: Host) -> Result<()> {
+    let mut lines = Vec::new();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let code = kvm_host.run(program, &arguments, |line| match serde_json::from_str(line) {
+        Ok(line) => lines.push(line),
+        Err(_) => eprintln!("{line}"),
+    })?;
+    let report = layers::Report::new(host, &lines);
+    eprint!("{report}");
+    match (code, report.shortfalls()) {
+        (0, shortfalls) if shortfalls.is_empty() => Ok(()),
+        (0, shortfalls) => Err(Error::other(shortfalls.join("\n"))),
+        (code, _) => Err(Error::other(format!("{} ended with exit code {code}", program.display()))),
+    }
+}
+
+/// The tests compare with what GNU tar does, and make file systems; busybox's tar knows no extended attributes.
+fn furnish(lab: LabBuilder) -> LabBuilder {
+    lab.program("/usr/bin/tar", "/usr/local/bin/tar").program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
+}
