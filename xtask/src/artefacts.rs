@@ -32,6 +32,8 @@ pub struct Artefacts {
     pub alpine_like_image: PathBuf,
     /// An image of Node.js, an OCI image layout.
     pub node_image: PathBuf,
+    /// An image of Java, an OCI image layout.
+    pub java_image: PathBuf,
 }
 
 impl Artefacts {
@@ -54,16 +56,17 @@ impl Artefacts {
             image,
             alpine_like_image: image::alpine_like(cache)?,
             node_image: image::node(cache)?,
+            java_image: image::java(cache)?,
         })
     }
 
     /// Name of the environment variable and path, for the programs that use the artefacts.
-    pub fn environment(&self) -> [(&'static str, String); 10] {
+    pub fn environment(&self) -> [(&'static str, String); 11] {
         self.named().map(|(variable, _, path)| (variable, path.display().to_string()))
     }
 
     /// The same, for programs that run in the lab.
-    pub fn lab_environment(&self) -> [(&'static str, String); 10] {
+    pub fn lab_environment(&self) -> [(&'static str, String); 11] {
         self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
     }
 
@@ -75,7 +78,7 @@ impl Artefacts {
         lab.program(&self.bellows, "/usr/local/bin/bellows")
     }
 
-    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 10] {
+    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 11] {
         [
             ("BELLOWS_BINARY", "bellows", &self.bellows),
             ("BELLOWS_KERNEL", "vmlinux", &self.kernel),
@@ -87,6 +90,7 @@ impl Artefacts {
             ("BELLOWS_IMAGE", "image", &self.image),
             ("BELLOWS_ALPINE_LIKE_IMAGE", "alpine-like-image", &self.alpine_like_image),
             ("BELLOWS_NODE_IMAGE", "node-image", &self.node_image),
+            ("BELLOWS_JAVA_IMAGE", "java-image", &self.java_image),
         ]
     }
 }

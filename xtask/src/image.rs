@@ -1,7 +1,7 @@
 //! Container images, real OCI image layouts.
 //!
-//! The demo's is Debian's root, python3 on it, and a function on that. The tests have two more: busybox and musl, as Alpine's
-//! images are, and Node.js, both with nothing of Debian but these packages.
+//! The demo's is Debian's root, python3 on it, and a function on that. The tests have more: busybox and musl, as Alpine's
+//! images are, Node.js, and Java, with nothing of Debian but these packages.
 //!
 //! The layers of the demo's between them hold what an importer must get right: device nodes, hard links, set-uid files, extended
 //! attributes, a whiteout, an opaque directory; two are compressed with gzip and one with zstd.
@@ -19,12 +19,13 @@ use std::process::Command;
 
 use crate::cache::{Cache, Key};
 use crate::error::{Error, Result};
-use crate::progress;
-use crate::run;
+use crate::{packages, progress, run};
 
 use self::layout::{Compression, Layout};
 
 const RELEASE: &str = "bookworm";
+/// Node.js of the one above looks for the memory that it may have where cgroup v2 has nothing.
+const RUNTIMES_RELEASE: &str = "trixie";
 /// All times in the image: it's the same whenever it's made.
 const EPOCH: &str = "1700000000";
 /// Changes when the way of making the image does.
@@ -42,9 +43,11 @@ pub fn demo(cache: &Cache) -> Result<PathBuf> {
     }
     let entry = cache.get("demo-image", &key, |place| {
         let (base, full) = (place.join("base.tar"), place.join("full.tar"));
-        progress::step("make layer 1: Debian", |step| run::quiet(step, &mut mmdebstrap("essential", &base, &[])))?;
+        progress::step("make layer 1: Debian", |step| {
+            run::quiet(step, &mut mmdebstrap("essential", RELEASE, &base, &[])?)
+        })?;
         progress::step("make layer 2: python3", |step| {
-            run::quiet(step, &mut mmdebstrap("essential", &full, &["python3"]))
+            run::quiet(step, &mut mmdebstrap("essential", RELEASE, &full, &["python3"])?)
         })?;
         progress::step("write the image layout", |step| {
             write(&place.join("layout"), &base, &full, |line| step.line(line))
@@ -65,24 +68,32 @@ pub fn lowest_layer(root: &Path) -> Result<PathBuf> {
 
 /// Makes the image of busybox and musl, or finds it in the cache. Returns the directory of the OCI image layout.
 pub fn alpine_like(cache: &Cache) -> Result<PathBuf> {
-    bare(cache, "alpine-like-image", &["busybox-static", "musl"], bare::applets, &["/bin/sh"])
+    let packages = ["busybox-static", "musl"];
+    bare(cache, "alpine-like-image", (RELEASE, &packages), bare::applets, &["/bin/sh"])
 }
 
 /// Makes the image of Node.js, or finds it in the cache. Returns the directory of the OCI image layout.
 pub fn node(cache: &Cache) -> Result<PathBuf> {
-    bare(cache, "node-image", &["nodejs"], bare::script, &["/usr/bin/node", "/app/main.js"])
+    let packages = ["base-files", "nodejs"];
+    bare(cache, "node-image", (RUNTIMES_RELEASE, &packages), bare::script, &["/usr/bin/node", "/app/main.js"])
 }
 
-/// An image of two layers: Debian's packages, unpacked with what they depend on and not configured, and `top`.
+/// Makes the image of Java, or finds it in the cache. Returns the directory of the OCI image layout.
+pub fn java(cache: &Cache) -> Result<PathBuf> {
+    let packages = ["base-files", "openjdk-21-jre-headless"];
+    bare(cache, "java-image", (RUNTIMES_RELEASE, &packages), bare::java, &["/bin/java", "-version"])
+}
+
+/// An image of two layers: packages of a release of Debian, unpacked with what they depend on and not configured, and `top`.
 fn bare(
     cache: &Cache,
     name: &str,
-    packages: &[&str],
+    (release, packages): (&str, &[&str]),
     top: fn() -> std::io::Result<Vec<u8>>,
     command: &[&str],
 ) -> Result<PathBuf> {
     let top = top().map_err(Error::at(name))?;
-    let mut key = Key::default().with("recipe", RECIPE).with("release", RELEASE).with("epoch", EPOCH);
+    let mut key = Key::default().with("recipe", RECIPE).with("release", release).with("epoch", EPOCH);
     key = key.with("packages", packages.join(" ")).with("top", &top);
     if let Some(sources) = apt_sources() {
         key = key.with_file(sources)?;
@@ -90,7 +101,7 @@ fn bare(
     let entry = cache.get(name, &key, |place| {
         let base = place.join("base.tar");
         progress::step(&format!("make the {name}"), |step| {
-            run::quiet(step, &mut mmdebstrap("extract", &base, packages))?;
+            run::quiet(step, &mut mmdebstrap("extract", release, &base, packages)?)?;
             let mut image = Layout::create(&place.join("layout"))?;
             image.add_layer(&fs::read(&base).map_err(Error::at(&base))?, Compression::Zstd, "packages")?;
             image.add_layer(&top, Compression::Gzip, "top")?;
@@ -124,7 +135,7 @@ fn apt_sources() -> Option<&'static Path> {
     })
 }
 
-fn mmdebstrap(variant: &str, target: &Path, include: &[&str]) -> Command {
+fn mmdebstrap(variant: &str, release: &str, target: &Path, include: &[&str]) -> Result<Command> {
     let mut command = Command::new("mmdebstrap");
     command.env("SOURCE_DATE_EPOCH", EPOCH).arg(format!("--variant={variant}"));
     for pattern in EXCLUDED {
@@ -133,9 +144,11 @@ fn mmdebstrap(variant: &str, target: &Path, include: &[&str]) -> Command {
     if !include.is_empty() {
         command.arg(format!("--include={}", include.join(",")));
     }
-    command.arg(RELEASE).arg(target);
-    if let Some(sources) = apt_sources() {
-        command.arg(sources);
-    }
-    command
+    command.arg(release).arg(target);
+    match apt_sources() {
+        Some(sources) if release == RELEASE => command.arg(sources),
+        Some(_) => command.arg(format!("deb {} {release} main", packages::mirror()?.1)),
+        None => &mut command,
+    };
+    Ok(command)
 }

@@ -155,6 +155,26 @@ fn will_do(package: &Package, version: &str) -> bool {
     package.at_least.is_none_or(is_newer)
 }
 
+/// The code name of this machine's release of Debian, and the mirror that it is taken from.
+///
+/// # Errors
+/// Where the machine does not say.
+pub fn mirror() -> Result<(String, String)> {
+    let os_release = Path::new("/etc/os-release");
+    let release = fs::read_to_string(os_release).map_err(Error::at(os_release))?;
+    let codename = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .ok_or_else(|| Error::other("/etc/os-release: no VERSION_CODENAME"))?;
+    let format = "$(CREATED_BY) $(CODENAME) $(COMPONENT) $(REPO_URI)";
+    let targets = run::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
+    let mirror = targets
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("Packages {codename} main ")))
+        .ok_or_else(|| Error::other(format!("apt has no source for {codename}")))?;
+    Ok((codename.to_owned(), mirror.to_owned()))
+}
+
 /// The release's backports, as a list of sources for single commands.
 struct Backports {
     suite: String,
@@ -164,18 +184,7 @@ struct Backports {
 impl Backports {
     /// On the mirror that the system already uses for its release.
     fn find() -> Result<Self> {
-        let os_release = Path::new("/etc/os-release");
-        let release = fs::read_to_string(os_release).map_err(Error::at(os_release))?;
-        let codename = release
-            .lines()
-            .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-            .ok_or_else(|| Error::other("/etc/os-release: no VERSION_CODENAME"))?;
-        let format = "$(CREATED_BY) $(CODENAME) $(COMPONENT) $(REPO_URI)";
-        let targets = run::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-        let mirror = targets
-            .lines()
-            .find_map(|line| line.strip_prefix(&format!("Packages {codename} main ")))
-            .ok_or_else(|| Error::other(format!("apt has no source for {codename}")))?;
+        let (codename, mirror) = mirror()?;
         let suite = format!("{codename}-backports");
         let mut sources = NamedTempFile::new().map_err(Error::at(std::env::temp_dir()))?;
         // This file takes the place of sources.list; what is in sources.list.d counts all the same.

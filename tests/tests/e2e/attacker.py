@@ -115,7 +115,7 @@ def cached_file(n):
     if n == 0:
         kept.extend(os.path.join(path, name) for path, _, names in os.walk(directory) for name in names)
     if not kept:
-        raise OSError(0, "all is read")
+        raise OSError("all is read")
     path = kept.pop()
     if os.path.isfile(path):
         with open(path, "rb") as file:

@@ -2,10 +2,13 @@
 
 use std::process::Output;
 
+use bellows_block::oci::{OciLayout, Platform};
+use bellows_block::{ImportOptions, Store};
 use bellows_vmm::{ByteSize, ImageConfig, InstanceSpec, OomLimit, Transport};
 
 use crate::command::with_guest;
-use crate::fixture::{Guest, Job, Running, demo, image_id, partition};
+use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, config_of, demo, image_id, partition};
+use crate::layers::scratch;
 
 /// Takes more and more of one thing; or works each time that it is told to.
 const ATTACKER: &str = include_str!("attacker.py");
@@ -218,4 +221,38 @@ fn a_program_sees_its_partition_and_what_it_uses_of_it() {
     let error = format!("{:?}", guest.vm.start_instance(&limited).err().expect("the partition is the limit"));
     assert!(error.contains("134217728 bytes") && error.contains("268435456 bytes"), "{error}");
     guest.shutdown();
+}
+
+/// A runtime and what it takes for the memory that it may have.
+fn runtime(variable: &str, id: &str, command: &[&str]) -> String {
+    let directory = scratch();
+    let store = Store::open(directory.path()).unwrap();
+    let layout = OciLayout::open(artefact(variable)).unwrap();
+    let image = store.import(&layout.image(&Platform::host(), None).unwrap(), None, &ImportOptions::default()).unwrap();
+    let image = ImageConfig { id: id.parse().unwrap(), ..config_of(&store, &image) };
+    let guest = Guest::ours().image(image).partition(1024).boot_unmounted();
+    guest.vm.mount_image(&id.parse().unwrap(), PATIENCE).unwrap();
+    guest.plug(1, 1024);
+    let spec = InstanceSpec::new(id.parse().unwrap(), id.parse().unwrap(), command.iter().copied());
+    let (status, output) = guest.start_spec(&spec.in_partition(partition(1))).finish();
+    assert_eq!(status.code, 0, "{output}");
+    guest.shutdown();
+    output
+}
+
+#[test]
+fn node_takes_the_partition_for_its_memory() {
+    let output = runtime("BELLOWS_NODE_IMAGE", "node", &["/usr/bin/node", "-p", "process.constrainedMemory()"]);
+    assert_eq!(output.trim(), (1u64 << 30).to_string());
+}
+
+/// By default the heap is a quarter of it. `Runtime.maxMemory()` is a little less with this collector: one of the two survivor spaces is
+/// never in use.
+#[test]
+fn java_takes_the_partition_for_its_memory() {
+    let command = ["/usr/bin/java", "-XX:+UseSerialGC", "-XshowSettings:vm", "-version"];
+    let output = runtime("BELLOWS_JAVA_IMAGE", "java", &command);
+    let heap = output.lines().find_map(|line| line.trim().strip_prefix("Max. Heap Size (Estimated): ")).unwrap();
+    let heap: f64 = heap.strip_suffix('M').unwrap().parse().unwrap();
+    assert!((240.0..=256.0).contains(&heap), "{output}");
 }

@@ -26,6 +26,14 @@ pub fn applets() -> io::Result<Vec<u8>> {
     out.into_inner()
 }
 
+/// A short name for Java, whose own is another one in every release.
+pub fn java() -> io::Result<Vec<u8>> {
+    let mut out = Builder::new(Vec::new());
+    add(&mut out, "usr/bin/", EntryType::Directory, 0o755, "")?;
+    link(&mut out, "usr/bin/java", "../lib/jvm/java-21-openjdk-amd64/bin/java")?;
+    out.into_inner()
+}
+
 /// A program for Node.js.
 pub fn script() -> io::Result<Vec<u8>> {
     let mut out = Builder::new(Vec::new());
