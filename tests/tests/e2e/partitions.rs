@@ -1,6 +1,8 @@
 //! Memory that comes and goes.
 
-use bellows_vmm::ByteSize;
+use std::time::Duration;
+
+use bellows_vmm::{ByteSize, PartitionMode};
 
 use crate::fixture::{Guest, PATIENCE, partition};
 
@@ -68,6 +70,27 @@ fn plugs_and_unplugs_100_times_with_data_intact() {
     assert_eq!((info.memory.plugged, info.memory.discarding), (ByteSize::bytes(0), ByteSize::bytes(0)));
     assert_eq!(info.memory.unplugged, ByteSize::mib(128 * 100));
     guest.shutdown();
+}
+
+/// Whatever the guest's driver is about when the limit of a plug passes and its size is taken back, the next plug works.
+#[test]
+fn plugs_that_are_taken_back_cost_no_partition() {
+    for mode in [PartitionMode::Extension, PartitionMode::Stock] {
+        let guest = Guest::ours().mode(mode).vcpus(2).partition(256).boot();
+        let mut taken_back = 0;
+        for round in 0..60 {
+            // From none at all to about what the guest needs.
+            let limit = Duration::from_millis(round % 30);
+            taken_back += u32::from(guest.vm.plug(partition(1), ByteSize::mib(256), limit).is_err());
+            guest.vm.unplug(partition(1), PATIENCE).unwrap();
+        }
+        assert!(taken_back >= 5, "{taken_back} of 60 in mode {mode}");
+        guest.plug(1, 256);
+        guest.unplug(1);
+        let console = guest.console();
+        assert!(!console.contains("marking device broken"), "mode {mode}: {console}");
+        guest.shutdown();
+    }
 }
 
 #[test]
