@@ -27,7 +27,7 @@ pub struct Discarded {
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
 ///
-/// It is less urgent than other threads ([`give_way`]). What others may have to wait for it leaves to a second thread, which is
+/// It is less urgent than other threads (`give_way`). What others may have to wait for it leaves to a second thread, which is
 /// as urgent as the one that made them, and waits itself: so the order stays.
 pub struct Discarder {
     queue: DiscardQueue,
