@@ -61,3 +61,44 @@ pub fn unpack<'a>(mut stream: impl Read + 'a) -> io::Result<(Compression, Box<dy
         },
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::compress;
+
+    #[test]
+    fn streams_may_have_several_parts() {
+        let (gzip, zstd) = (compress(b"data", Compression::Gzip), compress(b"data", Compression::Zstd));
+        // A frame of three bytes that readers skip.
+        let skipped: &[u8] = b"\x5e\x2a\x4d\x18\x03\0\0\0abc";
+        for (stream, compression, expected) in [
+            ([&gzip[..], &gzip].concat(), Compression::Gzip, &b"datadata"[..]),
+            ([&zstd[..], skipped, &zstd].concat(), Compression::Zstd, b"datadata"),
+            ([skipped, &zstd, skipped].concat(), Compression::Zstd, b"data"),
+            (skipped.to_vec(), Compression::Zstd, b""),
+            (b"da".to_vec(), Compression::None, b"da"),
+            (Vec::new(), Compression::None, b""),
+        ] {
+            let (found, mut unpacked) = unpack(stream.as_slice()).unwrap();
+            let mut data = Vec::new();
+            unpacked.read_to_end(&mut data).unwrap();
+            assert_eq!((found, data.as_slice()), (compression, expected));
+        }
+    }
+
+    #[test]
+    fn what_ends_early_or_is_packed_otherwise_is_refused() {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let whole = compress(&[7; 1000], compression);
+            for length in [8, whole.len() / 2, whole.len() - 1] {
+                let unpacked = unpack(&whole[..length]).and_then(|(_, mut stream)| stream.read_to_end(&mut Vec::new()));
+                assert!(unpacked.is_err(), "{compression:?}: {length} of {}", whole.len());
+            }
+        }
+        for (prefix, name) in [(&b"\xfd7zXZ\0"[..], "xz"), (b"BZh9", "bzip2"), (b"\x04\x22\x4d\x18", "lz4")] {
+            let Err(error) = unpack(prefix) else { panic!("{name} was taken") };
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}

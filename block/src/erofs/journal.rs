@@ -169,7 +169,12 @@ mod tests {
             let mut bytes = encode(&steps, |_| 77);
             prop_assert!(bytes.len().is_multiple_of(4096));
             let inode = |number| (number == 77).then_some(id);
-            prop_assert_eq!(decode(&bytes, inode).unwrap(), steps);
+            prop_assert_eq!(decode(&bytes, inode).unwrap(), &*steps);
+            if let Some(fewer) = (steps.len() as u64).checked_sub(1) {
+                let mut bytes = bytes.clone();
+                bytes[16..24].copy_from_slice(&fewer.to_le_bytes());
+                prop_assert_eq!(decode(&bytes, inode), None, "what is behind the last step");
+            }
             for (index, value) in damage {
                 let index = index.index(bytes.len().min(400));
                 bytes[index] = value;
