@@ -120,8 +120,13 @@ impl<'a> Fixup<'a> {
     fn is_needed(&self, number: usize) -> bool {
         let visit = &self.visits[number];
         let Some(shown) = visit.shown else { return true };
-        let same = described(self.truth.tree.metadata(visit.truth)) == described(self.stack.tree.metadata(shown));
-        !same
+        let mut shown_there = described(self.stack.tree.metadata(shown));
+        let expected = described(self.truth.tree.metadata(visit.truth));
+        // What is mounted above has a root of its own, with a time of its own, and most layers describe none: that is no reason.
+        if visit.parent.is_none() {
+            shown_there.mtime = expected.mtime;
+        }
+        shown_there != expected
             || self.stack.littered.contains(&shown)
             || names(&self.truth.tree, visit.truth).any(|(_, child)| self.moved.contains(child))
             || self.surplus(visit).next().is_some()

@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use proptest::prelude::*;
 
 use super::*;
+use crate::erofs::Timestamp;
 use crate::flat::unpack;
 use crate::flat::unpack::tests::{archive, layer, script};
 
-/// All that can be seen of a tree: of each path what is there, and the first path of the same file.
+/// All that can be seen of a tree: of each path what is there, and the first path of the same file. But for the time of the root, which
+/// no mount shows.
 fn seen(tree: &Tree) -> BTreeMap<Vec<u8>, (Content, Metadata, Vec<u8>)> {
     let mut paths = BTreeMap::new();
     let mut pending = vec![(Vec::new(), Tree::ROOT)];
@@ -24,7 +26,11 @@ fn seen(tree: &Tree) -> BTreeMap<Vec<u8>, (Content, Metadata, Vec<u8>)> {
             Content::Directory(_) => Content::Directory(Directory::default()),
             other => other.clone(),
         };
-        (path, (content, described(tree.metadata(id)), same))
+        let mut metadata = described(tree.metadata(id));
+        if path.is_empty() {
+            metadata.mtime = Default::default();
+        }
+        (path, (content, metadata, same))
     };
     paths.into_iter().map(node).collect()
 }
@@ -59,4 +65,19 @@ proptest! {
             None => prop_assert_eq!(seen(&stack(&layers).tree), expected),
         }
     }
+}
+
+/// As with most images: the lowest layer describes the root, and those above do not.
+#[test]
+fn the_time_of_the_root_takes_no_fixup() {
+    let described = |permissions| {
+        let mut tree = Tree::default();
+        let mtime = Timestamp { seconds: 7, nanoseconds: 0 };
+        *tree.metadata_mut(Tree::ROOT) = Metadata { permissions, mtime, implied: false, ..Tree::implied() };
+        LayerTree { tree, journal: None }
+    };
+    let above = || LayerTree { tree: Tree::default(), journal: None };
+    let needs = |layers: [LayerTree; 2]| Fixup::new(&layers, &unpack(&layers, &[0, 1]).unwrap()).is_some();
+    assert!(!needs([described(Tree::implied().permissions), above()]));
+    assert!(needs([described(0o700), above()]));
 }

@@ -17,7 +17,7 @@ use crate::erofs::{DataReader, FileData, ImageWriter, WriteError};
 use crate::flat::Fixup;
 
 /// Changes where the same layers would give another fix-up.
-const VERSION: &str = "bellows stack 1";
+const VERSION: &str = "bellows stack 2";
 
 /// What the store remembers of a stack.
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -39,6 +39,7 @@ fn layers_and_64_more_disks_attach() {
     }
     let guest = guest.boot();
     let count = guest.shell("count", "ls /sys/block | grep -c ^vd");
+    // A disk for each layer: the image needs no fix-up.
     assert_eq!(count.trim().parse(), Ok(64 + demo().layers.len()));
     guest.shutdown();
 }
