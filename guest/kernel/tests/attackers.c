@@ -78,7 +78,7 @@ static int overlay_files(void)
 	return files_in("/overlay");
 }
 
-/* The target of each is a page, and not one of the node's. */
+/* The inodes alone: the target of each is a page of the node. */
 static int symlinks(void)
 {
 	char target[4000], path[64];

@@ -214,8 +214,9 @@ void test_remote(void)
 /* A tmpfs that is mounted, and written to, from outside. */
 void test_tmpfs_from_outside(void)
 {
-	char options[32], *memory;
-	int fd;
+	char options[32], path[16], target[4000] = "", found[4000], *memory;
+	long used;
+	int fd, i;
 
 	if (!instance_begin(FIRST, "subject", 256 * MIB))
 		return;
@@ -229,6 +230,16 @@ void test_tmpfs_from_outside(void)
 		check(all_on(memory, MIB, FIRST->node));
 		munmap(memory, MIB);
 		close(fd);
+		/* A target that is long has a page of its own. */
+		used = allocated(FIRST);
+		memset(target, 'x', sizeof(target) - 1);
+		for (i = 0; i < 64; i++) {
+			snprintf(path, sizeof(path), "/mnt/%d", i);
+			check_is(symlink(target, path), 0);
+		}
+		check(allocated(FIRST) - used >= 64);
+		check_is(readlink(path, found, sizeof(found)), strlen(target));
+		check(!memcmp(found, target, strlen(target)));
 		check(mount("subject", "/mnt", "tmpfs", MS_REMOUNT, "private_node=2") == -1);
 		check(mount("subject", "/mnt", "tmpfs", MS_REMOUNT, "size=32m") == 0);
 		check_is(umount("/mnt"), 0);
