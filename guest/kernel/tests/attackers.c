@@ -6,10 +6,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/if_packet.h>
-#include <linux/netlink.h>
-#include <net/if.h>
-#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,35 +14,32 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/msg.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "harness.h"
+#include "attackers.h"
 
-static char block[64 * 1024];
+char block[64 * 1024];
 
-/* Keeps what it has. */
-static int sated(const char *what, long count)
+int sated(const char *what, long count)
 {
 	note("%ld %s, then: %m", count, what);
 	raise(SIGSTOP);
 	return 0;
 }
 
-static void many_descriptors(void)
+void many_descriptors(void)
 {
 	struct rlimit limit = { 65536, 65536 };
 
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* Until there is no room for more. */
-static void fill(int fd, size_t bytes)
+void fill(int fd, size_t bytes)
 {
 	fcntl(fd, F_SETFL, O_NONBLOCK);
 	while (write(fd, block, bytes) > 0)
@@ -78,8 +71,8 @@ static int overlay_files(void)
 	return files_in("/overlay");
 }
 
-/* The inodes alone: the target of each is a page of the node. */
-static int symlinks(void)
+/* The target of each is a page of the node. Returns how many, and why not more in errno. */
+static long make_symlinks(void)
 {
 	char target[4000], path[64];
 	long i;
@@ -89,8 +82,25 @@ static int symlinks(void)
 	for (i = 0;; i++) {
 		snprintf(path, sizeof(path), "/mnt/%ld", i);
 		if (symlink(target, path))
-			return sated("symlinks", i);
+			return i;
 	}
+}
+
+/* As many as there can be inodes. */
+static int symlinks(void)
+{
+	return sated("symlinks", make_symlinks());
+}
+
+/* As many as fill the file system: base memory would not do. */
+static int long_links(void)
+{
+	long count;
+
+	if (mount("attacked", "/mnt", "tmpfs", MS_REMOUNT, "size=64m"))
+		return 1;
+	count = make_symlinks();
+	return errno == ENOSPC ? sated("long symlinks", count) : 1;
 }
 
 /* A table for each 2 MiB of addresses, of nothing but the zero page. */
@@ -128,108 +138,6 @@ static int pipes(void)
 static int some_pipes(void)
 {
 	return pipes_up_to(200);
-}
-
-static int unix_sockets(void)
-{
-	int ends[2];
-	long i;
-
-	many_descriptors();
-	for (i = 0; !socketpair(AF_UNIX, i % 2 ? SOCK_STREAM : SOCK_DGRAM, 0, ends); i++) {
-		fill(ends[0], PAGE);
-		fill(ends[1], PAGE);
-	}
-	return sated("socket pairs", i);
-}
-
-/* Sockets that have more mail than they read. */
-static int netlink_sockets(void)
-{
-	long i;
-	int fd;
-
-	many_descriptors();
-	for (i = 0;; i++) {
-		struct sockaddr_nl address = { .nl_family = AF_NETLINK };
-		socklen_t length = sizeof(address);
-
-		fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_USERSOCK);
-		if (fd < 0 || bind(fd, (void *)&address, length) || getsockname(fd, (void *)&address, &length) ||
-		    connect(fd, (void *)&address, length))
-			return sated("netlink sockets", i);
-		fill(fd, i % 2 ? PAGE : sizeof(block));
-	}
-}
-
-/* Rings of 16 MiB, that user space could map. */
-static int packet_rings(void)
-{
-	struct tpacket_req ring = {
-		.tp_block_size = MIB, .tp_block_nr = 16, .tp_frame_size = 2048, .tp_frame_nr = 16 * MIB / 2048,
-	};
-	long i;
-	int fd;
-
-	many_descriptors();
-	for (i = 0;; i++) {
-		fd = socket(AF_PACKET, SOCK_RAW, 0);
-		if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &ring, sizeof(ring)))
-			return sated("packet rings", i);
-	}
-}
-
-static bool loopback_up(void)
-{
-	struct ifreq interface = { .ifr_name = "lo", .ifr_flags = IFF_UP };
-	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-
-	return !ioctl(fd, SIOCSIFFLAGS, &interface);
-}
-
-static int tcp_sockets(void)
-{
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t length = sizeof(address);
-	int listener = socket(AF_INET, SOCK_STREAM, 0), from, to;
-	long i;
-
-	many_descriptors();
-	if (!loopback_up() || bind(listener, (void *)&address, length) || listen(listener, 16) ||
-	    getsockname(listener, (void *)&address, &length))
-		return 1;
-	for (i = 0;; i++) {
-		from = socket(AF_INET, SOCK_STREAM, 0);
-		if (from < 0 || connect(from, (void *)&address, length))
-			return sated("TCP connections", i);
-		to = accept(listener, NULL, NULL);
-		if (to < 0)
-			return sated("TCP connections", i);
-		fill(from, sizeof(block));
-		fill(to, sizeof(block));
-	}
-}
-
-static int udp_sockets(void)
-{
-	long i;
-	int fd, j;
-
-	many_descriptors();
-	if (!loopback_up())
-		return 1;
-	for (i = 0;; i++) {
-		struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-		socklen_t length = sizeof(address);
-
-		fd = socket(AF_INET, SOCK_DGRAM, 0);
-		if (fd < 0 || bind(fd, (void *)&address, length) || getsockname(fd, (void *)&address, &length) ||
-		    connect(fd, (void *)&address, length))
-			return sated("UDP sockets", i);
-		/* What finds no room is lost without a word. */
-		for (j = 0; j < 64; j++)
-			send(fd, block, PAGE, MSG_DONTWAIT);
-	}
 }
 
 /* Events with long names, that nobody reads. */
@@ -380,9 +288,12 @@ static const struct {
 	const char *name;
 	int (*run)(void);
 } attackers[] = {
-	{ "files", files }, { "overlay_files", overlay_files }, { "symlinks", symlinks }, { "page_tables", page_tables },
-	{ "pipes", pipes }, { "some_pipes", some_pipes }, { "unix_sockets", unix_sockets },
-	{ "netlink_sockets", netlink_sockets }, { "packet_rings", packet_rings }, { "tcp_sockets", tcp_sockets }, { "udp_sockets", udp_sockets }, { "inotify", inotify }, { "epoll", epoll },
+	{ "files", files }, { "overlay_files", overlay_files }, { "symlinks", symlinks }, { "long_links", long_links },
+	{ "page_tables", page_tables }, { "pipes", pipes }, { "some_pipes", some_pipes },
+	{ "unix_sockets", unix_sockets }, { "netlink_sockets", netlink_sockets }, { "packet_rings", packet_rings },
+	{ "tcp_sockets", tcp_sockets }, { "udp_sockets", udp_sockets }, { "raw_sockets", raw_sockets },
+	{ "packet_sockets", packet_sockets }, { "ping_sockets", ping_sockets }, { "error_queues", error_queues },
+	{ "corked_sockets", corked_sockets }, { "inotify", inotify }, { "epoll", epoll },
 	{ "page_cache", page_cache }, { "ramfs_pages", ramfs_pages }, { "cgroups", cgroups }, { "tasks", tasks },
 	{ "messages", messages }, { "mappings", mappings },
 };

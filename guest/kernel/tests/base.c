@@ -86,9 +86,11 @@ static const struct {
 	const char *name;
 	enum ends ends;
 } attacks[] = {
-	{ "files", KILLED }, { "overlay_files", KILLED }, { "symlinks", KILLED }, { "page_tables", KILLED },
-	{ "pipes", KILLED }, { "unix_sockets", KILLED }, { "netlink_sockets", KILLED }, { "packet_rings", EITHER },
-	{ "tcp_sockets", EITHER }, { "udp_sockets", EITHER }, { "inotify", EITHER }, { "epoll", EITHER }, { "page_cache", SATED },
+	{ "files", KILLED }, { "overlay_files", KILLED }, { "symlinks", KILLED }, { "long_links", SATED },
+	{ "page_tables", KILLED }, { "pipes", KILLED }, { "unix_sockets", KILLED }, { "netlink_sockets", KILLED },
+	{ "packet_rings", EITHER }, { "tcp_sockets", EITHER }, { "udp_sockets", EITHER }, { "raw_sockets", EITHER },
+	{ "packet_sockets", EITHER }, { "ping_sockets", EITHER }, { "error_queues", EITHER },
+	{ "corked_sockets", KILLED }, { "inotify", EITHER }, { "epoll", EITHER }, { "page_cache", SATED },
 	{ "ramfs_pages", KILLED }, { "cgroups", EITHER }, { "tasks", KILLED }, { "messages", KILLED },
 	{ "mappings", KILLED },
 };

@@ -77,6 +77,10 @@ PROOFS = [
     ("netlink", 28, "unread netlink messages are not charged", "base_bounded", "attack=netlink_sockets"),
     ("kernfs", 29, "the files of cgroups are not charged", "base_bounded", "attack=cgroups"),
     ("packet", 30, "rings of packet sockets are not charged", "base_bounded", "attack=packet_rings"),
+    ("symlink", 7, "targets of long symlinks come from anywhere", "base_bounded", "attack=long_links"),
+    ("received", 32, "what raw, packet and ping sockets receive is not charged", "base_bounded", "attack=ping_sockets"),
+    ("errors", 33, "error queues are not charged", "base_bounded", "attack=error_queues"),
+    ("sent", 34, "what sockets other than streams have to send is not charged", "base_bounded", "attack=corked_sockets"),
 ]
 
 
