@@ -82,6 +82,39 @@ def tcp_socket(n):
     kept.append((client, server))
 
 
+def unread(file, block, address):
+    """More than it has room for; what it has none for is lost without a word."""
+    for _ in range(64):
+        file.sendto(block, socket.MSG_DONTWAIT, address)
+    kept.append(file)
+
+
+def ping_socket(n):
+    """The kernel answers."""
+    file = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+    unread(file, b"\x08" + bytes(4095), ("127.0.0.1", 0))
+
+
+def raw_socket(n):
+    """Each has an address of its own, so that no two get the same packets."""
+    file, address = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253), (f"127.1.{n >> 8 & 255}.{n & 255}", 0)
+    file.bind(address)
+    unread(file, bytes(4096), address)
+
+
+def packet_socket(n):
+    file, protocol = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0), 0x9000 + n % 0x6000
+    file.bind(("lo", protocol))
+    unread(file, bytes(4096), ("lo", protocol, 0, 0, bytes(6)))
+
+
+def corked_socket(n):
+    """A datagram that is never complete."""
+    file = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    file.sendto(bytes(60000), socket.MSG_MORE, ("127.0.0.1", 9))
+    kept.append(file)
+
+
 def inotify(n):
     """Each learns of what happens in the directory, and reads none of it."""
     group = call("inotify_init1", 0)
@@ -149,9 +182,11 @@ def neighbour(n):
 
 attacks = {
     "files": empty_file, "small-files": small_file, "directories": lambda n: os.mkdir(numbered(n)),
-    "links": lambda n: os.symlink("x" * 100, numbered(n)), "data": data, "memory": memory, "page-tables": page_table,
-    "pipes": pipe, "unix-sockets": unix_socket, "tcp-sockets": tcp_socket, "inotify": inotify, "epoll": epoll,
-    "messages": message, "semaphores": semaphores, "timers": timer, "page-cache": cached_file, "cgroups": cgroup,
+    "links": lambda n: os.symlink("x" * 100, numbered(n)),
+    "long-links": lambda n: os.symlink("x" * 4000, numbered(n)), "data": data, "memory": memory, "page-tables": page_table,
+    "pipes": pipe, "unix-sockets": unix_socket, "tcp-sockets": tcp_socket, "ping-sockets": ping_socket,
+    "raw-sockets": raw_socket, "packet-sockets": packet_socket, "corked-sockets": corked_socket,
+    "inotify": inotify, "epoll": epoll, "messages": message, "semaphores": semaphores, "timers": timer, "page-cache": cached_file, "cgroups": cgroup,
     "neighbour": neighbour,
 }  # fmt: skip
 
