@@ -84,7 +84,7 @@ impl Container {
             Self::Directory(root) => root,
             Self::Archive(archive) => &archive.path,
         };
-        root.join(name.trim_start_matches('/'))
+        root.join(EntryName::new(name.trim_start_matches('/').as_bytes()).to_string())
     }
 
     /// Whether there is a file `name`.

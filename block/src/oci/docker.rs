@@ -9,6 +9,7 @@ use super::names::{list, named};
 use super::platform::{Platform, Rank};
 use super::source::{SourceImage, SourceLayer};
 use super::spec::{ConfigFile, parse};
+use super::words::{listed, quoted};
 use crate::digest::LayerDigest;
 
 /// The file that makes an archive one of Docker's.
@@ -35,8 +36,8 @@ impl Entry {
     }
 
     /// What messages call it.
-    fn shown(&self) -> &str {
-        self.names().first().copied().unwrap_or_default()
+    fn shown(&self) -> String {
+        quoted(self.names().first().copied().unwrap_or_default())
     }
 
     /// The digest that its configuration's name is made of, with or without the algorithm.
@@ -77,7 +78,7 @@ impl DockerArchive {
                     let config = config.config.unwrap_or_default().into();
                     found.push((rank, entry, SourceImage { digest: Some(digest), config, layers }));
                 }
-                None => passed_over.push(format!("`{}` ({})", entry.shown(), config.platform.complete())),
+                None => passed_over.push(format!("`{}` ({})", entry.shown(), quoted(config.platform.complete()))),
             }
         }
         let best = found.iter().map(|(rank, ..)| *rank).max();
@@ -88,7 +89,7 @@ impl DockerArchive {
         match found.len() {
             0 => {
                 let all = || list(&entries.iter().map(shown).collect::<Vec<_>>());
-                let found = if wanted.is_empty() { all() } else { passed_over.join(", ") };
+                let found = if wanted.is_empty() { all() } else { listed(&passed_over) };
                 Err(OciError::NoImage { path, platform, reference: reference.map(str::to_owned), found })
             }
             1 => Ok(found.remove(0).2),
@@ -112,7 +113,7 @@ impl DockerArchive {
     fn layers(&self, entry: &Entry, names: &[String], diff_ids: &[LayerDigest]) -> Result<Vec<SourceLayer>, OciError> {
         let layer = |(number, (name, diff_id)): (usize, (&String, &LayerDigest))| {
             if name.is_empty() {
-                let (path, image) = (self.files.path(MANIFEST), entry.shown().to_owned());
+                let (path, image) = (self.files.path(MANIFEST), entry.shown());
                 return Err(OciError::LayerName { path, image, number: number + 1 });
             }
             let digests = Digests { blob: None, diff_id: Some(*diff_id) };

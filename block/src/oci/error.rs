@@ -98,12 +98,12 @@ pub enum OciError {
         limit: u64,
     },
     /// Not JSON, or not the document it should be.
-    #[error("`{path}` is not valid: {source}")]
+    #[error("`{path}` is not valid: {reason}")]
     Json {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: serde_json::Error,
+        reason: String,
     },
     /// A document that is none of those it should be.
     #[error("`{path}` {reason}")]
@@ -278,7 +278,7 @@ pub enum RegistryError {
     },
     /// A token's document is not one.
     #[error("it is not valid: {0}")]
-    Json(serde_json::Error),
+    Json(String),
     /// A credential helper fails.
     #[error("cannot get credentials from the program `docker-credential-{helper}`, which `{path}` names")]
     Helper {

@@ -1,6 +1,7 @@
 //! From an index to the image that it has for a platform.
 
 use std::cmp::Reverse;
+use std::fmt::Display;
 use std::path::Path;
 
 use super::blobs::Blobs;
@@ -9,6 +10,7 @@ use super::names::{list, named};
 use super::platform::{Platform, Rank};
 use super::source::SourceImage;
 use super::spec::{Descriptor, Document, Manifest};
+use super::words::{MAX_LIST, listed, quoted};
 use crate::digest::LayerDigest;
 
 /// Finds the image for `platform` among `manifests`, which the index `path` lists; called `reference` there where that is given.
@@ -39,7 +41,7 @@ pub(super) fn find_image(
             found: if entries.is_empty() {
                 list(&manifests.iter().map(|entry| (shown(entry), entry.digest)).collect::<Vec<_>>())
             } else {
-                search.passed_over.join(", ")
+                listed(&search.passed_over)
             },
         }),
     }
@@ -74,11 +76,11 @@ impl Search<'_> {
         let mut others = Vec::new();
         for entry in entries {
             match (entry.artifact(), &entry.platform) {
-                (Some(kind), _) => self.passed_over.push(format!("{} (a {kind})", shown(entry))),
+                (Some(kind), _) => self.pass_over(entry, format_args!("a {kind}")),
                 (None, None) => others.push(*entry),
                 (None, Some(offered)) => match offered.rank(self.platform) {
                     Some(rank) => described.push((rank, *entry)),
-                    None => self.passed_over.push(format!("{} ({})", shown(entry), offered.complete())),
+                    None => self.pass_over(entry, offered.complete()),
                 },
             }
         }
@@ -144,14 +146,22 @@ impl Search<'_> {
         }
     }
 
+    /// Keeps for messages that `entry` is not the image, and what it is.
+    fn pass_over(&mut self, entry: &Descriptor, what: impl Display) {
+        // One more than a message has room for, so that it says that there are more.
+        if self.passed_over.len() <= MAX_LIST {
+            self.passed_over.push(format!("{} ({})", shown(entry), quoted(what)));
+        }
+    }
+
     fn image(&mut self, entry: &Descriptor, manifest: &Manifest) -> Result<Option<Found>, OciError> {
         if let Some(kind) = manifest.artifact() {
-            self.passed_over.push(format!("{} (a {kind})", shown(entry)));
+            self.pass_over(entry, format_args!("a {kind}"));
             return Ok(None);
         }
         let (path, config) = self.blobs.config(&manifest.config)?;
         let Some(rank) = config.platform.rank(self.platform) else {
-            self.passed_over.push(format!("{} ({})", shown(entry), config.platform.complete()));
+            self.pass_over(entry, config.platform.complete());
             return Ok(None);
         };
         let diff_ids = config.diff_ids(&path, entry.digest, manifest.layers.len())?;
@@ -166,7 +176,7 @@ impl Search<'_> {
 
 /// What messages call an entry: its name, or else its digest.
 fn shown(entry: &Descriptor) -> String {
-    entry.names().first().map_or_else(|| entry.digest.to_string(), |name| format!("`{name}`"))
+    entry.names().first().map_or_else(|| entry.digest.to_string(), |name| format!("`{}`", quoted(name)))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod platform;
 mod registry;
 mod source;
 mod spec;
+mod words;
 
 pub use blob::{BlobError, Digests, HashingReader};
 pub use dir::DirImage;

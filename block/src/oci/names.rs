@@ -1,5 +1,6 @@
 //! Which of several images is meant by a name.
 
+use super::words::{MAX_LIST, listed};
 use crate::digest::LayerDigest;
 
 /// The images of `all` that `wanted` means: those with that very name or digest; else those whose whole name it is, as Docker
@@ -33,9 +34,10 @@ pub(super) fn list(images: &[(String, LayerDigest)]) -> String {
         1 => shown.clone(),
         _ => format!("{shown} {digest}"),
     };
-    let mut words: Vec<_> = images.iter().take(20).map(word).collect();
+    // One more than a message has room for, so that it says that there are more.
+    let mut words: Vec<_> = images.iter().take(MAX_LIST + 1).map(word).collect();
     words.dedup();
-    if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
+    if words.is_empty() { "nothing".to_owned() } else { listed(&words) }
 }
 
 /// The tag in a name; a colon may also be before a registry's port.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::OciError;
 use super::platform::RawPlatform;
+use super::words::quoted;
 use crate::digest::LayerDigest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -251,9 +252,9 @@ pub(super) fn expect_field(
     if actual == expected {
         return Ok(());
     }
-    Err(OciError::Field { path: path.to_owned(), field, actual, expected: expected.to_owned() })
+    Err(OciError::Field { path: path.to_owned(), field, actual: quoted(actual), expected: expected.to_owned() })
 }
 
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, data: &[u8]) -> Result<T, OciError> {
-    serde_json::from_slice(data).map_err(|source| OciError::Json { path: path.to_owned(), source })
+    serde_json::from_slice(data).map_err(|error| OciError::Json { path: path.to_owned(), reason: quoted(error) })
 }

@@ -7,11 +7,10 @@ use ureq::http::{HeaderMap, header};
 
 use super::credentials::Credentials;
 use crate::oci::error::RegistryError;
+use crate::oci::words::quoted;
 
 /// Bytes of a token's document.
 pub(super) const MAX_TOKEN: u64 = 256 << 10;
-/// Longest part of a server's words in a message.
-const MAX_QUOTE: usize = 200;
 
 /// A way to say who asks, of those that a server offers.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -51,7 +50,7 @@ impl Demand {
                 }
             }
         }
-        if basic { Ok(Self::Basic) } else { Err(RegistryError::Challenge(quoted(&seen.join(", ")))) }
+        if basic { Ok(Self::Basic) } else { Err(RegistryError::Challenge(quoted(seen.join(", ")))) }
     }
 }
 
@@ -93,7 +92,8 @@ struct Token {
 pub(super) fn bearer(document: impl std::io::Read) -> Result<String, RegistryError> {
     let mut data = Vec::new();
     document.take(MAX_TOKEN).read_to_end(&mut data).map_err(RegistryError::Transport)?;
-    let Token { token, access_token } = serde_json::from_slice(&data).map_err(RegistryError::Json)?;
+    let Token { token, access_token } =
+        serde_json::from_slice(&data).map_err(|error| RegistryError::Json(quoted(error)))?;
     let token = [token, access_token].into_iter().flatten().find(|token| !token.is_empty());
     match token {
         Some(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(format!("Bearer {token}")),
@@ -118,12 +118,7 @@ struct ErrorEntry {
 /// The first error that a registry's answer names (OCI distribution specification, "error codes"); empty where it names none.
 pub(super) fn first_error(answer: &[u8]) -> String {
     let said = serde_json::from_slice(answer).ok().and_then(|Errors { errors }| errors.into_iter().next());
-    quoted(&said.map_or_else(String::new, |entry| format!("{}: {}", entry.code, entry.message)))
-}
-
-/// A registry's words, fit for a terminal.
-pub(super) fn quoted(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_QUOTE).collect()
+    said.map_or_else(String::new, |entry| quoted(format_args!("{}: {}", entry.code, entry.message)))
 }
 
 #[cfg(test)]

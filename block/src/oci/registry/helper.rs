@@ -62,7 +62,7 @@ pub(super) fn ask(program: &str, server: &str, patience: Option<Duration>) -> io
         let said = String::from_utf8_lossy(&answer);
         return match said.starts_with(NOT_FOUND) {
             true => Ok(None),
-            false => Err(io::Error::other(format!("{status}: {}", super::auth::quoted(said.trim())))),
+            false => Err(io::Error::other(format!("{status}: {}", crate::oci::words::quoted(said.trim())))),
         };
     }
     let Answer { username, secret } = serde_json::from_slice(&answer).map_err(io::Error::other)?;

@@ -76,7 +76,7 @@ fn parse(variable: &'static str, value: &str) -> Result<Proxy, ParseProxyError> 
     let known = |proxy: &Proxy| [ProxyProtocol::Http, ProxyProtocol::Https].contains(&proxy.protocol());
     proxy.filter(known).ok_or_else(|| {
         let value = value.rsplit('@').next().unwrap_or_default();
-        ParseProxyError { variable, value: super::auth::quoted(value) }
+        ParseProxyError { variable, value: crate::oci::words::quoted(value) }
     })
 }
 

@@ -10,11 +10,12 @@ use ureq::{Agent, Body, Proxy, ResponseExt as _};
 
 use super::RegistryOptions;
 use super::address::{Origin, resolve};
-use super::auth::{Demand, MAX_TOKEN, TokenRequest, bearer, quoted};
+use super::auth::{Demand, MAX_TOKEN, TokenRequest, bearer};
 use super::hosts::{Host, Trust};
 use super::retry::{Tries, is_broken_connection, is_passing, retry_after};
 use crate::cancel::Cancel;
 use crate::oci::error::RegistryError;
+use crate::oci::words::quoted;
 
 /// Longest time for a connection to come about.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -229,7 +230,7 @@ impl Server {
         let mut url: Uri = url.parse().map_err(|_| RegistryError::Url(quoted(url)))?;
         let mut first = None;
         for number in 0..=MAX_REDIRECTS {
-            let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(&url.to_string())))?;
+            let origin = Origin::of(&url).ok_or_else(|| RegistryError::Url(quoted(&url)))?;
             let agent = if origin == self.origin { &self.agents.own } else { &self.agents.others };
             let is_same_server = *first.get_or_insert_with(|| origin.clone()) == origin;
             let response = request(&Hop { agent, url: &url, number, is_same_server }).map_err(transport)?;
@@ -273,7 +274,7 @@ impl Server {
     }
 
     fn fetch_token(&self, realm: &str, request: &TokenRequest) -> Result<String, RegistryError> {
-        let response = self.patiently(realm, || {
+        let response = self.patiently(&quoted(realm), || {
             let response = self.redirected(realm, |hop| match request {
                 TokenRequest::Get { query, authorization } => {
                     // What it redirects to has a query of its own.
