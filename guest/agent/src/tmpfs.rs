@@ -22,6 +22,11 @@ pub struct Capacity {
 }
 
 impl Capacity {
+    /// Never nothing: to tmpfs, 0 is no limit.
+    fn of(bytes: u64, inodes: u64) -> Self {
+        Self { bytes: bytes.max(1), inodes: inodes.max(1) }
+    }
+
     /// As mount options.
     pub fn options(self) -> [String; 2] {
         [format!("size={}", self.bytes), format!("nr_inodes={}", self.inodes)]
@@ -53,9 +58,9 @@ impl Capacities {
             Placement::Base | Placement::Policy(_) => (scratch.min(memory / 16 * 3), shared.min(memory / 64)),
         };
         Self {
-            scratch: Capacity { bytes: memory / 2, inodes: scratch / INODE_BYTES },
-            shared: Capacity { bytes: memory / 4, inodes: shared / INODE_BYTES },
-            devices: Capacity { bytes: memory / 64, inodes: DEVICE_INODES },
+            scratch: Capacity::of(memory / 2, scratch / INODE_BYTES),
+            shared: Capacity::of(memory / 4, shared / INODE_BYTES),
+            devices: Capacity::of(memory / 64, DEVICE_INODES),
         }
     }
 }
@@ -108,6 +113,16 @@ mod tests {
         let node = Node::try_from(1).unwrap();
         let capacities = Capacities::within(Placement::Private(node), 1024 * MIB, claim.bytes());
         assert!(capacities.scratch.inodes >= 100_000 && capacities.scratch.bytes >= 100_000 * 4096, "{capacities:?}");
+    }
+
+    #[test]
+    fn next_to_no_memory_is_a_limit_too() {
+        for memory in [0, 1, 63, 100_000] {
+            let capacities = Capacities::within(Placement::Base, memory, MIN_BASE_LIMIT);
+            for capacity in all(capacities) {
+                assert!(capacity.bytes > 0 && capacity.inodes > 0, "{capacities:?}");
+            }
+        }
     }
 
     #[test]
