@@ -32,7 +32,7 @@ impl Correction {
     }
 
     /// As `adjtimex(2)` takes it.
-    fn requests(self) -> Vec<libc::timex> {
+    pub(crate) fn requests(self) -> Vec<libc::timex> {
         // SAFETY: all zero bytes are a valid `timex`, which asks for nothing.
         let nothing: libc::timex = unsafe { std::mem::zeroed() };
         let slew = |microseconds| libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: microseconds, ..nothing };

@@ -57,6 +57,26 @@ pub struct Request {
     pub pids_max: Option<u32>,
 }
 
+impl Request {
+    /// The limits of the instance, which may have `base` bytes of base memory; and where its partition's memory is, and how much.
+    pub(crate) fn limits(&self, base: u64, partition: Option<(Placement, u64)>) -> Result<Limits> {
+        let (placement, memory_max, outer_max) = match (partition, self.memory_max) {
+            (None | Some((Placement::Base, _)), wanted) => {
+                (Placement::Base, wanted.map_or(base, |wanted| wanted.min(base)), base)
+            }
+            (Some((Placement::Private(node), total)), Some(wanted)) if wanted < total => {
+                return Err(AgentError::LimitInPartition { wanted, node, total });
+            }
+            (Some((placement @ Placement::Private(_), total)), _) => (placement, total, base),
+            (Some((placement @ Placement::Policy(_), total)), wanted) => {
+                let most = below_partition(total, wanted);
+                (placement, most, most)
+            }
+        };
+        Ok(Limits { placement, memory_max, outer_max, pids_max: self.pids_max })
+    }
+}
+
 /// An instance that has been started.
 #[derive(Debug)]
 pub struct Instance {
@@ -390,27 +410,14 @@ impl Instances {
 
     /// The limits of an instance that may have `base` bytes of base memory.
     fn limits(&self, request: &Request, base: u64) -> Result<Limits> {
-        let mut limits = Limits {
-            placement: Placement::Base,
-            memory_max: request.memory_max.map_or(base, |wanted| wanted.min(base)),
-            outer_max: base,
-            pids_max: request.pids_max,
-        };
-        if request.node.is_partition() {
-            let total = self.memory.node(request.node)?.total_bytes;
-            if total == 0 {
-                return Err(AgentError::NoMemory(request.node));
-            }
-            limits.placement = self.memory.placement(request.node)?;
-            (limits.memory_max, limits.outer_max) = match (limits.placement, request.memory_max) {
-                (Placement::Private(node), Some(wanted)) if wanted < total => {
-                    return Err(AgentError::LimitInPartition { wanted, node, total });
-                }
-                (Placement::Private(_), _) => (total, base),
-                (_, wanted) => (below_partition(total, wanted), below_partition(total, wanted)),
-            };
+        if !request.node.is_partition() {
+            return request.limits(base, None);
         }
-        Ok(limits)
+        let total = self.memory.node(request.node)?.total_bytes;
+        if total == 0 {
+            return Err(AgentError::NoMemory(request.node));
+        }
+        request.limits(base, Some((self.memory.placement(request.node)?, total)))
     }
 
     /// Takes apart what has no processes any more.

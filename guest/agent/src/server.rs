@@ -1,5 +1,8 @@
 //! Answers the monitor's requests. Values are checked here, once; what is called has types that carry the rules.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod exercise;
+
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -186,6 +189,11 @@ fn process_id(instance: &str, process: &str) -> std::result::Result<(InstanceId,
     Ok((instance.parse()?, process.parse()?))
 }
 
+fn signal(number: u32) -> Result<Signal> {
+    let signal = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
+    signal.ok_or_else(|| AgentError::Unknown { kind: "signal", name: number.to_string() })
+}
+
 impl Service {
     fn addresses(request: &DevicesRequest) -> Result<Vec<PciAddress>> {
         Ok(parse_all(&request.pci_addresses, "PCI addresses", MAX_DEVICES)?)
@@ -204,11 +212,7 @@ impl Service {
 
     fn do_signal(&self, request: &SignalProcessRequest) -> Result<()> {
         let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        let signal = i32::try_from(request.signal)
-            .ok()
-            .and_then(|number| Signal::try_from(number).ok())
-            .ok_or_else(|| AgentError::Unknown { kind: "signal", name: request.signal.to_string() })?;
-        self.instances.signal(&instance, &process, signal)
+        self.instances.signal(&instance, &process, signal(request.signal)?)
     }
 
     fn do_resize(&self, request: &ResizeTerminalRequest) -> Result<()> {

@@ -14,10 +14,14 @@
 //! is there is started in the same way; it enters the container's namespaces and its cgroup instead of making any.
 
 mod descriptor;
+#[cfg(feature = "containers")]
 mod executor;
+#[cfg(feature = "containers")]
 pub mod helper;
+#[cfg(feature = "containers")]
 mod program;
 pub mod spec;
+#[cfg(feature = "containers")]
 mod terminal;
 
 use std::fs::File;
