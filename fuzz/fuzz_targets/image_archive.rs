@@ -1,5 +1,5 @@
 //! The documents of an image: an archive of files with any names and contents, which may name each other by digest and size.
-//! An image is found in it, or it is refused.
+//! An image is found in it, or it is refused in a few printable words.
 #![no_main]
 
 use std::cell::RefCell;
@@ -8,7 +8,7 @@ use std::io::Read as _;
 use bellows_block::archive::Limits;
 use bellows_block::oci::ImageSource;
 use bellows_block::{Cancel, LayerDigest};
-use bellows_fuzz::{Input, Scratch};
+use bellows_fuzz::{Input, Scratch, check_error, filled};
 use libfuzzer_sys::fuzz_target;
 
 /// Names that mean something, with `@` for the digest of the file's own content.
@@ -40,41 +40,28 @@ fuzz_target!(|data: &[u8]| {
     while !input.is_empty() && files.len() < MAX_FILES {
         let name = NAMES[usize::from(input.byte()) % NAMES.len()];
         let length = usize::from(input.u16());
-        let content = filled(input.bytes(length), &files);
+        let content = filled(input.bytes(length), |n| files.get(n).map(|(_, content)| content.as_slice()));
         files.push((name.replace('@', &LayerDigest::of(&content).hex()), content));
     }
     ARCHIVE.with_borrow_mut(|file| {
         file.holding(&archive(&files));
-        let Ok(source) = ImageSource::open(&file.path(), "/dev/shm".as_ref(), LIMITS, &Cancel::default()) else { return };
         let platform = "linux/amd64".parse().expect("a platform");
-        let Ok(image) = source.image(&platform, None) else { return };
+        let source = ImageSource::open(&file.path(), "/dev/shm".as_ref(), LIMITS, &Cancel::default());
+        let image = match source.and_then(|source| source.image(&platform, None)) {
+            Ok(image) => image,
+            Err(error) => return check_error(&error),
+        };
         for layer in &image.layers {
             if let Ok((bytes, blob)) = layer.open() {
                 let read = std::io::copy(&mut blob.take(LIMITS.unpacked_bytes), &mut std::io::sink());
-                assert!(bytes.is_none_or(|bytes| read.is_ok_and(|read| read == bytes)), "a file in an archive has its length");
+                assert!(
+                    bytes.is_none_or(|bytes| read.is_ok_and(|read| read == bytes)),
+                    "a file in an archive has its length"
+                );
             }
         }
     });
 });
-
-/// `text` with `@n` replaced by the digest of the file with that digit's number, and `#n` by its size.
-fn filled(text: &[u8], files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut filled = Vec::new();
-    let mut rest = text.iter();
-    while let Some(byte) = rest.next() {
-        let named = |digit: &u8| files.get(usize::from(digit.wrapping_sub(b'0')));
-        match (byte, rest.as_slice().first().and_then(named)) {
-            (b'@', Some((_, content))) => filled.extend(LayerDigest::of(content).hex().as_bytes()),
-            (b'#', Some((_, content))) => filled.extend(content.len().to_string().as_bytes()),
-            _ => {
-                filled.push(*byte);
-                continue;
-            }
-        }
-        rest.next();
-    }
-    filled
-}
 
 fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());

@@ -1,9 +1,13 @@
 //! What the targets share.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
+
+use bellows_block::LayerDigest;
+use nix::sched::{CloneFlags, unshare};
 
 /// Takes numbers off the front of what the fuzzer made; zeros once it is used up.
 pub struct Input<'a>(&'a [u8]);
@@ -86,6 +90,55 @@ impl Default for Scratch {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Longest message of an error with all its causes, in characters: some words of ours, some excerpts of what was wrong, and URLs.
+const MAX_MESSAGE: usize = 4096;
+
+/// Checks an error's message and those of its causes.
+///
+/// # Panics
+/// They are long or not printable.
+pub fn check_error(error: &(dyn Error + 'static)) {
+    let errors = std::iter::successors(Some(error), |error| Error::source(*error));
+    check_message(&errors.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+}
+
+/// Checks what is said of something that went wrong.
+///
+/// # Panics
+/// It is long or not printable.
+pub fn check_message(message: &str) {
+    assert!(message.chars().count() <= MAX_MESSAGE, "{} bytes: {message}", message.len());
+    assert!(!message.chars().any(char::is_control), "{message:?}");
+}
+
+/// Gives this thread, and those that it starts, a network of their own with nothing but a loopback.
+///
+/// # Panics
+/// The system does not allow that.
+pub fn isolate() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace, which takes CAP_SYS_ADMIN");
+    bellows_agent::settings::bring_up_loopback().expect("a loopback");
+}
+
+/// `text` with `@n` replaced by the digest of the document with that digit's number, and `#n` by its size.
+pub fn filled<'a>(text: &[u8], document: impl Fn(usize) -> Option<&'a [u8]>) -> Vec<u8> {
+    let mut filled = Vec::new();
+    let mut rest = text.iter();
+    while let Some(byte) = rest.next() {
+        let named = |digit: &u8| document(usize::from(digit.wrapping_sub(b'0')));
+        match (byte, rest.as_slice().first().and_then(named)) {
+            (b'@', Some(content)) => filled.extend(LayerDigest::of(content).hex().as_bytes()),
+            (b'#', Some(content)) => filled.extend(content.len().to_string().as_bytes()),
+            _ => {
+                filled.push(*byte);
+                continue;
+            }
+        }
+        rest.next();
+    }
+    filled
 }
 
 /// Bytes of a tar archive's blocks.
