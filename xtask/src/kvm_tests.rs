@@ -29,6 +29,9 @@ const LABS: usize = 2;
 const SHARING_VMS: u32 = 8;
 const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
 
+/// Parts of the names of the tests that take longest: they come first, so that no lab waits for the other's at the end.
+const LONGEST: [&str; 3] = ["the_guest_sees_the_files", "the_image_of_node", "an_attacker_meets"];
+
 /// What is to be run.
 #[derive(Debug)]
 enum Work<'a> {
@@ -60,6 +63,9 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
         let Some(names) = tally.add(names(program, filters)) else { return };
         work.extend(names.into_iter().map(|name| Work::Test { program, name }));
     }
+    let is_long =
+        |work: &Work<'_>| matches!(work, Work::Test { name, .. } if LONGEST.iter().any(|part| name.contains(part)));
+    work.make_contiguous().sort_by_key(|work| !is_long(work));
     let labs = if host == Host::Lab { LABS.min(work.len()) } else { 1 };
     eprintln!("{} tests that need KVM, host: {host}", work.len());
     let programs: Vec<PathBuf> = tests.iter().chain(shared.iter().map(|(program, _)| program)).cloned().collect();
