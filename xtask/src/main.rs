@@ -54,9 +54,9 @@ enum Command {
     Build,
     /// Run all checks and tests.
     Test {
-        /// Run nothing but the tests that need KVM whose names contain this.
+        /// Run nothing but the tests that need KVM whose names contain one of these.
         #[arg(value_name = "NAME")]
-        only: Option<String>,
+        only: Vec<String>,
     },
     /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
     Stress(stress::Options),
@@ -98,8 +98,8 @@ fn execute(options: &Options) -> Result<i32> {
                 println!("{variable}={path}");
             }
         }
-        Command::Test { only: None } => test::run(install)?,
-        Command::Test { only: Some(name) } => test::run_with_kvm(name, install)?,
+        Command::Test { only } if only.is_empty() => test::run(install)?,
+        Command::Test { only } => test::run_with_kvm(only, install)?,
         Command::Stress(options) => stress::run(options, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds, only, keep } => fuzz::run_all(*seconds, only, *keep)?,

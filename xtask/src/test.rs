@@ -131,10 +131,11 @@ pub fn stress(minutes: u32, install: bool) -> Result<()> {
     tally.conclude()
 }
 
-/// Runs the tests that need KVM whose names contain `name`.
-pub fn run_with_kvm(name: &str, install: bool) -> Result<()> {
+/// Runs the tests that need KVM whose names contain one of `names`.
+pub fn run_with_kvm(names: &[String], install: bool) -> Result<()> {
     let mut tally = Tally::default();
-    kvm_tests::run(&mut tally, &[], &[name], false, install);
+    let filters: Vec<&str> = names.iter().map(String::as_str).collect();
+    kvm_tests::run(&mut tally, &[], &filters, false, install);
     tally.conclude()
 }
 
