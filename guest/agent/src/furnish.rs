@@ -49,11 +49,15 @@ pub fn credentials(root: &Path, user: &User) -> Result<Credentials> {
 /// Does `work` on a thread whose root directory is `root`.
 fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     let enter = || -> Result<T> {
+        let before = fs::File::open("/").map_err(AgentError::path("open", Path::new("/")))?;
         // Root and working directory are this thread's own from here on.
         unshare(CloneFlags::CLONE_FS).map_err(AgentError::system("unshare"))?;
         nix::unistd::chroot(root).map_err(AgentError::path("change the root directory to", root))?;
         nix::unistd::chdir("/").map_err(AgentError::path("enter", root))?;
-        Ok(work())
+        let result = work();
+        // A thread that was waited for may keep its root a moment longer, which then can't be unmounted.
+        nix::unistd::fchdir(&before).and_then(|()| nix::unistd::chroot(".")).map_err(AgentError::system("chroot"))?;
+        Ok(result)
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("furnish".into()).spawn_scoped(scope, enter);
