@@ -186,7 +186,8 @@ attacks = {
     "long-links": lambda n: os.symlink("x" * 4000, numbered(n)), "data": data, "memory": memory, "page-tables": page_table,
     "pipes": pipe, "unix-sockets": unix_socket, "tcp-sockets": tcp_socket, "ping-sockets": ping_socket,
     "raw-sockets": raw_socket, "packet-sockets": packet_socket, "corked-sockets": corked_socket,
-    "inotify": inotify, "epoll": epoll, "messages": message, "semaphores": semaphores, "timers": timer, "page-cache": cached_file, "cgroups": cgroup,
+    "inotify": inotify, "epoll": epoll, "messages": message, "semaphores": semaphores, "timers": timer,
+    "page-cache": cached_file, "cgroups": cgroup,
     "neighbour": neighbour,
 }  # fmt: skip
 

@@ -248,9 +248,9 @@ impl Job {
             output.change(|printed| printed.ended = true);
         });
         let printed = self.output.wait_while(|printed| !printed.contains(text) && !printed.ended);
-        let (text_of, said, ended) = (printed.text(), printed.contains(text), printed.ended);
+        let (said, ended, output) = (printed.contains(text), printed.ended, printed.text());
         drop(printed);
-        assert!(said || ended, "waited for {text:?}, got {text_of:?}");
+        assert!(said || ended, "waited for {text:?}, got {output:?}");
         !ended
     }
 
