@@ -60,23 +60,23 @@ pub fn run_target(target: &str, seconds: u64) -> Result<u64> {
     Ok(executions)
 }
 
-/// Calls `run` with each of `targets`, some side by side, to the end even where one fails.
-pub fn each(targets: &[String], run: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
+/// Calls `work` with each of `targets`, some side by side, to the end even where one fails.
+pub fn each(targets: &[String], work: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
     let (next, failed) = (Mutex::new(targets.iter()), Mutex::new(Vec::new()));
-    let take = || next.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+    let take = || run::lock(&next).next();
     thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE {
             scope.spawn(|| {
                 while let Some(target) = take() {
-                    if let Err(error) = run(target) {
+                    if let Err(error) = work(target) {
                         eprintln!("{error}");
-                        failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(target.as_str());
+                        run::lock(&failed).push(target.as_str());
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let failed = run::lock(&failed);
     if failed.is_empty() { Ok(()) } else { Err(Error::other(format!("failed: {}", failed.join(", ")))) }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
@@ -75,29 +75,36 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
         let kvm_host = KvmHost::start(host, &cache, &artefacts, &programs, furnish)?;
         let kvm_host = environment.iter().fold(kvm_host, |host, (variable, value)| host.env(variable, value));
         loop {
-            let Some(work) = lock(&queue).pop_front() else { break };
+            let Some(work) = run::lock(&queue).pop_front() else { break };
             match work {
                 Work::Test { program, name } => run_test(&tally, &kvm_host, program, &name)?,
                 Work::Sharing { program, arguments } => {
                     let result = check_sharing(&kvm_host, program, &arguments, host);
-                    lock(&tally).add(result);
+                    run::lock(&tally).add(result);
                 }
             }
         }
         kvm_host.stop()
     };
+    // A host that is lost fails the test that lost it; another one runs the rest.
+    let drain_all = || {
+        loop {
+            let before = run::lock(&queue).len();
+            let Err(error) = drain() else { break };
+            run::lock(&tally).add::<()>(Err(error));
+            if run::lock(&queue).len() == before {
+                break;
+            }
+        }
+    };
     thread::scope(|scope| {
         for _ in 0..labs {
-            scope.spawn(|| {
-                if let Err(error) = drain() {
-                    lock(&tally).add::<()>(Err(error));
-                }
-            });
+            scope.spawn(drain_all);
         }
     });
-    let left = lock(&queue).len();
+    let left = run::lock(&queue).len();
     if left > 0 {
-        lock(&tally).add::<()>(Err(Error::other(format!("{left} tests were not run"))));
+        run::lock(&tally).add::<()>(Err(Error::other(format!("{left} tests were not run"))));
     }
 }
 
@@ -119,7 +126,7 @@ fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name:
     // A program that died says nothing of failed tests.
     let passed = matches!(ended, Ok(0)) && result == Tally::PASSED;
     let outcome = if passed { "ok" } else { "FAILED" };
-    let mut tally = lock(tally);
+    let mut tally = run::lock(tally);
     if !passed {
         eprint!("{said}");
     }
@@ -128,10 +135,6 @@ fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name:
     let failed = || Error::other(format!("{name} ended with exit code {code}"));
     tally.add(if passed { Ok(()) } else { Err(failed()) });
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Some VMs of one image must read hardly more from the disk than one does, whichever way the image reaches them.

@@ -4,13 +4,18 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
 use crate::error::{Error, Result};
 use crate::progress::Step;
 
 const KEPT_LINES: usize = 200;
+
+/// Locks what threads share. One that panicked takes all others with it, so nobody sees what it left.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs a program, showing each line it prints as the step's progress.
 pub fn quiet(step: &Step, command: &mut Command) -> Result<()> {

@@ -172,7 +172,7 @@ impl Record {
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        run::lock(&self.progress)
     }
 
     /// Changes it and keeps it.

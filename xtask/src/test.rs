@@ -95,11 +95,10 @@ pub fn run(install: bool) -> Result<()> {
     if workspace::root().join("fuzz").exists() {
         let targets = tally.add(fuzz::build()).unwrap_or_default();
         let counted = Mutex::new(&mut tally);
-        let lock = || counted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // What fails is counted.
         let _ = fuzz::each(&targets, |target| {
             let result = fuzz::run_target(target, FUZZ_SECONDS);
-            lock().add(result);
+            run::lock(&counted).add(result);
             Ok(())
         });
     }

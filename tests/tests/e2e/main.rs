@@ -19,7 +19,6 @@ mod programs;
 mod sealed;
 mod streams;
 mod stress;
-mod vsock;
 mod warm;
 
 use bellows_tests::lab::Host;
