@@ -145,10 +145,13 @@ fn mmdebstrap(variant: &str, release: &str, target: &Path, include: &[&str]) -> 
         command.arg(format!("--include={}", include.join(",")));
     }
     command.arg(release).arg(target);
-    match apt_sources() {
-        Some(sources) if release == RELEASE => command.arg(sources),
-        Some(_) => command.arg(format!("deb {} {release} main", packages::mirror()?.1)),
-        None => &mut command,
-    };
+    // Who has no sources gets those that mmdebstrap knows.
+    if let Some(sources) = apt_sources() {
+        if release == RELEASE {
+            command.arg(sources);
+        } else {
+            command.arg(format!("deb {} {release} main", packages::mirror()?.1));
+        }
+    }
     Ok(command)
 }

@@ -221,13 +221,14 @@ fn bzimage_header(head: &[u8]) -> Option<setup_header> {
 
 /// Names what people hand over by mistake.
 fn describe(head: &[u8]) -> String {
-    let known: [(&[u8], &str); 7] = [
+    let known: [(&[u8], &str); 8] = [
         (b"\x1f\x8b", "gzip data"),
         (b"\x28\xb5\x2f\xfd", "zstd data"),
         (b"\xfd7zXZ", "xz data"),
         (b"0707", "a cpio archive (an initramfs?)"),
         (b"!<arch>", "an ar archive (a Debian package?)"),
         (b"#!", "a script"),
+        (b"MZ\0\0zimg", "an EFI zboot image (the kernel packed in it can be booted)"),
         (b"MZ", "an EFI program without a Linux setup header"),
     ];
     if head.is_empty() {

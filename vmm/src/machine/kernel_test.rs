@@ -80,6 +80,8 @@ fn what_is_no_kernel_is_refused_by_name() {
     };
     expect(b"", "found an empty file");
     expect(b"\x1f\x8b\x08", "found gzip data");
+    expect(b"MZ\0\0zimg\0\0\0\0", "found an EFI zboot image (");
+    expect(b"MZ\x90\0", "found an EFI program without");
     expect(b"070701", "cpio");
     expect(b"hello", "begins with [68, 65, 6c, 6c, 6f]");
     expect(&[0; 4096], "begins with [00, 00");
