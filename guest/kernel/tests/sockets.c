@@ -23,6 +23,13 @@
 /* Packets that nobody reads for each: more than it has room for. */
 #define PACKETS	32
 
+/* Sends what nobody reads, to `to` or to whom the socket is connected. What finds no room is lost without a word. */
+static void flood(int fd, int packets, const void *to, socklen_t length)
+{
+	while (packets--)
+		sendto(fd, block, PAGE, MSG_DONTWAIT, to, length);
+}
+
 int unix_sockets(void)
 {
 	int ends[2];
@@ -106,7 +113,7 @@ int tcp_sockets(void)
 int udp_sockets(void)
 {
 	long i;
-	int fd, j;
+	int fd;
 
 	many_descriptors();
 	if (!loopback_up())
@@ -119,9 +126,7 @@ int udp_sockets(void)
 		if (fd < 0 || bind(fd, (void *)&address, length) || getsockname(fd, (void *)&address, &length) ||
 		    connect(fd, (void *)&address, length))
 			return sated("UDP sockets", i);
-		/* What finds no room is lost without a word. */
-		for (j = 0; j < 64; j++)
-			send(fd, block, PAGE, MSG_DONTWAIT);
+		flood(fd, 2 * PACKETS, NULL, 0);
 	}
 }
 
@@ -129,7 +134,7 @@ int udp_sockets(void)
 int raw_sockets(void)
 {
 	long i;
-	int fd, j;
+	int fd;
 
 	many_descriptors();
 	if (!loopback_up())
@@ -141,8 +146,7 @@ int raw_sockets(void)
 		if (fd < 0 || bind(fd, (void *)&address, sizeof(address)) ||
 		    connect(fd, (void *)&address, sizeof(address)))
 			break;
-		for (j = 0; j < PACKETS; j++)
-			send(fd, block, PAGE, MSG_DONTWAIT);
+		flood(fd, PACKETS, NULL, 0);
 	}
 	return sated("raw sockets", i);
 }
@@ -154,7 +158,7 @@ int packet_sockets(void)
 		.sll_family = AF_PACKET, .sll_ifindex = if_nametoindex("lo"), .sll_halen = ETH_ALEN,
 	};
 	long i;
-	int fd, j;
+	int fd;
 
 	many_descriptors();
 	if (!loopback_up())
@@ -164,8 +168,7 @@ int packet_sockets(void)
 		fd = socket(AF_PACKET, SOCK_DGRAM, 0);
 		if (fd < 0 || bind(fd, (void *)&address, sizeof(address)))
 			break;
-		for (j = 0; j < PACKETS; j++)
-			sendto(fd, block, PAGE, MSG_DONTWAIT, (void *)&address, sizeof(address));
+		flood(fd, PACKETS, &address, sizeof(address));
 	}
 	return sated("packet sockets", i);
 }
@@ -176,7 +179,7 @@ int ping_sockets(void)
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	struct icmphdr *request = (void *)block;
 	long i;
-	int fd, j;
+	int fd;
 
 	many_descriptors();
 	if (!loopback_up() || write_text("0 2147483647", "/proc/sys/net/ipv4/ping_group_range"))
@@ -186,8 +189,7 @@ int ping_sockets(void)
 		fd = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
 		if (fd < 0 || connect(fd, (void *)&address, sizeof(address)))
 			break;
-		for (j = 0; j < PACKETS; j++)
-			send(fd, block, PAGE, MSG_DONTWAIT);
+		flood(fd, PACKETS, NULL, 0);
 	}
 	return sated("ping sockets", i);
 }
@@ -200,7 +202,7 @@ int error_queues(void)
 	};
 	const int on = 1;
 	long i;
-	int fd, j;
+	int fd;
 
 	many_descriptors();
 	if (!loopback_up())
@@ -210,8 +212,7 @@ int error_queues(void)
 		if (fd < 0 || setsockopt(fd, SOL_IP, IP_RECVERR, &on, sizeof(on)))
 			break;
 		/* Every other one fails, for what became of the one before. */
-		for (j = 0; j < 12 * PACKETS; j++)
-			sendto(fd, block, PAGE, MSG_DONTWAIT, (void *)&address, sizeof(address));
+		flood(fd, 12 * PACKETS, &address, sizeof(address));
 	}
 	return sated("error queues", i);
 }
