@@ -138,7 +138,7 @@ fn the_guest_sees_the_files_that_unpacking_gives() {
 }
 
 /// Every way for an image into the guest.
-pub const WAYS: [(Transport, Shape); 4] = [
+const WAYS: [(Transport, Shape); 4] = [
     (Transport::Blk, Shape::Layers),
     (Transport::Blk, Shape::Flat),
     (Transport::Pmem, Shape::Layers),
