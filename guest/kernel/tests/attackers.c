@@ -4,8 +4,10 @@
  * end when they are killed, or stop themselves when nothing more is to be had.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,6 +16,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/msg.h>
@@ -284,6 +287,112 @@ static int mappings(void)
 	}
 }
 
+/* Bytes that are locked one by one. Each file has few of them, since a new one is compared with all. */
+static int file_locks(void)
+{
+	char path[64];
+	long i, count = 0;
+	int fd;
+
+	many_descriptors();
+	for (i = 0;; i++) {
+		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1000, .l_len = 1 };
+
+		snprintf(path, sizeof(path), "/mnt/%ld", i);
+		fd = open(path, O_RDWR | O_CREAT, 0600);
+		if (fd < 0)
+			return sated("file locks", count);
+		for (; lock.l_start; lock.l_start -= 2, count++)
+			if (fcntl(fd, F_SETLK, &lock))
+				return sated("file locks", count);
+	}
+}
+
+/* Both ends open, and nobody reads what was typed and printed. */
+static int terminals(void)
+{
+	int master, slave, unlocked = 0;
+	long i;
+
+	many_descriptors();
+	mkdir("/ramfs/pts", 0755);
+	if (unshare(CLONE_NEWNS) || mount("devpts", "/ramfs/pts", "devpts", 0, "newinstance,ptmxmode=0666"))
+		return 1;
+	for (i = 0;; i++) {
+		master = open("/ramfs/pts/ptmx", O_RDWR | O_NOCTTY);
+		if (master < 0 || ioctl(master, TIOCSPTLCK, &unlocked))
+			return sated("terminals", i);
+		slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
+		if (slave < 0)
+			return sated("terminals", i);
+		fill(master, PAGE);
+		fill(slave, PAGE);
+	}
+}
+
+/* Waits for one thing, many times at once. */
+static int polls(void)
+{
+	static struct pollfd waits[65000];
+	int ends[2];
+	long i, j;
+
+	many_descriptors();
+	if (pipe(ends))
+		return 1;
+	for (i = 0; i < 65000; i++)
+		waits[i] = (struct pollfd){ .fd = ends[0], .events = POLLIN };
+	for (j = 0; j < 100; j++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			poll(waits, 65000, -1);
+		if (pid < 0)
+			break;
+	}
+	return sated("polls", j);
+}
+
+/* What each has read of a directory that then changes. */
+static int directories(void)
+{
+	char path[300];
+	long i;
+	int fd;
+
+	many_descriptors();
+	memset(path, 'x', sizeof(path));
+	memcpy(path, "/overlay/", 9);
+	for (i = 0; i < 2000; i++) {
+		snprintf(path + 200, sizeof(path) - 200, "%ld", i);
+		fd = open(path, O_WRONLY | O_CREAT, 0600);
+		if (fd < 0)
+			return 1;
+		close(fd);
+	}
+	for (i = 0;; i++) {
+		DIR *directory = opendir("/overlay");
+
+		if (!directory || !readdir(directory) || mkdir("/overlay/change", 0700) || rmdir("/overlay/change"))
+			return sated("readers of a directory", i);
+	}
+}
+
+/* The kernel may not wait for memory while it queues them. */
+static int signals(void)
+{
+	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+	sigset_t all;
+	long i;
+
+	setrlimit(RLIMIT_SIGPENDING, &limit);
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	for (i = 0; !sigqueue(getpid(), SIGRTMIN, (union sigval){ .sival_int = 0 }); i++)
+		;
+	return sated("signals", i);
+}
+
 static const struct {
 	const char *name;
 	int (*run)(void);
@@ -295,7 +404,9 @@ static const struct {
 	{ "packet_sockets", packet_sockets }, { "ping_sockets", ping_sockets }, { "error_queues", error_queues },
 	{ "corked_sockets", corked_sockets }, { "inotify", inotify }, { "epoll", epoll },
 	{ "page_cache", page_cache }, { "ramfs_pages", ramfs_pages }, { "cgroups", cgroups }, { "tasks", tasks },
-	{ "messages", messages }, { "mappings", mappings },
+	{ "messages", messages }, { "mappings", mappings }, { "file_locks", file_locks }, { "terminals", terminals },
+	{ "polls", polls }, { "directories", directories }, { "filters", filters }, { "options", options },
+	{ "fanouts", fanouts }, { "signals", signals },
 };
 
 int attacker(const char *what)

@@ -25,5 +25,8 @@ int packet_sockets(void);
 int ping_sockets(void);
 int error_queues(void);
 int corked_sockets(void);
+int filters(void);
+int options(void);
+int fanouts(void);
 
 #endif /* ATTACKERS_H */

@@ -92,7 +92,9 @@ static const struct {
 	{ "packet_sockets", EITHER }, { "ping_sockets", EITHER }, { "error_queues", EITHER },
 	{ "corked_sockets", KILLED }, { "inotify", EITHER }, { "epoll", EITHER }, { "page_cache", SATED },
 	{ "ramfs_pages", KILLED }, { "cgroups", EITHER }, { "tasks", KILLED }, { "messages", KILLED },
-	{ "mappings", KILLED },
+	{ "mappings", KILLED }, { "file_locks", KILLED }, { "terminals", EITHER }, { "polls", KILLED },
+	{ "directories", KILLED }, { "filters", KILLED }, { "options", KILLED }, { "fanouts", KILLED },
+	{ "signals", KILLED },
 };
 
 /* One program uses base memory by all means, or by "attack=NAME,NAME" of the command line; its neighbour does not notice. */

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <net/ethernet.h>
@@ -235,4 +236,62 @@ int corked_sockets(void)
 			break;
 	}
 	return sated("corked sockets", i);
+}
+
+/* As long as there can be. They divide, which takes a processor more words than the program. */
+int filters(void)
+{
+	enum { STEPS = 3000 };
+	static struct sock_filter steps[STEPS];
+	struct sock_fprog program = { .len = STEPS, .filter = steps };
+	long i;
+	int fd;
+
+	many_descriptors();
+	for (i = 0; i < STEPS - 1; i++)
+		steps[i] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_DIV | BPF_X, 0);
+	steps[0] = (struct sock_filter)BPF_STMT(BPF_LDX | BPF_IMM, 1);
+	steps[STEPS - 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+	for (i = 0;; i++) {
+		fd = socket(AF_INET, SOCK_DGRAM, 0);
+		if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)))
+			return sated("filters", i);
+	}
+}
+
+/* What each would send with every packet. */
+int options(void)
+{
+	static const int kinds[] = { IPV6_HOPOPTS, IPV6_DSTOPTS, IPV6_RTHDRDSTOPTS };
+	static const unsigned char option[8 * 255] = { [1] = 254 };
+	long i;
+	int fd, j;
+
+	many_descriptors();
+	for (i = 0;; i++) {
+		fd = socket(AF_INET6, SOCK_DGRAM, 0);
+		if (fd < 0)
+			return sated("sockets with options", i);
+		for (j = 0; j < 3; j++)
+			if (setsockopt(fd, IPPROTO_IPV6, kinds[j], option, sizeof(option)))
+				return sated("sockets with options", i);
+	}
+}
+
+/* Groups of one packet socket, with room for many more. */
+int fanouts(void)
+{
+	struct {
+		unsigned short id, kind;
+		unsigned int room;
+	} group = { .kind = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_UNIQUEID, .room = 65535 };
+	long i;
+	int fd;
+
+	many_descriptors();
+	for (i = 0;; i++) {
+		fd = socket(AF_PACKET, SOCK_DGRAM, htons(ETH_P_ALL));
+		if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_FANOUT, &group, sizeof(group)))
+			return sated("groups of packet sockets", i);
+	}
 }

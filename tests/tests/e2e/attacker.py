@@ -3,7 +3,7 @@
 Says `took N, then REASON` when it gets no more, and keeps them until it is killed. Ends when it has as many as it was told.
 """
 
-import ctypes, errno, mmap, os, resource, select, signal, socket, sys
+import ctypes, errno, fcntl, mmap, os, resource, select, signal, socket, struct, sys
 
 MIB = 1 << 20
 libc = ctypes.CDLL(None, use_errno=True)
@@ -144,6 +144,65 @@ def timer(n):
     call("timer_create", 1, None, ctypes.byref(ctypes.c_void_p()))
 
 
+def file_lock(n):
+    """Bytes that are locked one by one. Each file has few of them, since a new one is compared with all."""
+    file = open(numbered(n), "wb")
+    for start in range(1000, 0, -2):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, start)
+    kept.append(file)
+
+
+def terminal(n):
+    for end in os.openpty():
+        fill(end, lambda block, end=end: os.write(end, block))
+
+
+def poll(n):
+    """Waits for one thing, many times at once."""
+    if not kept:
+        read, write = os.pipe()
+        kept.extend([write, struct.pack("ihh", read, select.POLLIN, 0) * 50000])
+    if os.fork() == 0:
+        os._exit(libc.poll(kept[1], 50000, -1))
+    if n == 100:
+        raise OSError("they are enough")
+
+
+def reader(n):
+    """Has read a directory, of an image, that then changes."""
+    if n == 0:
+        for number in range(1000):
+            os.close(os.open(f"{directory}/{'x' * 200}{number}", os.O_CREAT))
+    file = os.open(directory, os.O_RDONLY)
+    os.listdir(file)
+    os.mkdir(numbered(n))
+    os.rmdir(numbered(n))
+
+
+def socket_filter(n):
+    """Divides, which takes a processor more words than the program."""
+    steps = struct.pack("HBBI", 1, 0, 0, 1) + struct.pack("HBBI", 0x3C, 0, 0, 0) * 2500 + struct.pack("HBBI", 6, 0, 0, 0)
+    program = struct.pack("HxxxxxxP", len(steps) // 8, ctypes.cast(steps, ctypes.c_void_p).value)
+    file = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    file.setsockopt(socket.SOL_SOCKET, 26, program)
+    kept.append(file)
+
+
+def pending_signal(n):
+    """The kernel may not wait for memory while it queues them."""
+    if n == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    for _ in range(1000):
+        call("sigqueue", os.getpid(), signal.SIGRTMIN, None)
+
+
+def fanout(n):
+    """A group of one packet socket, with room for many more."""
+    file = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+    file.setsockopt(263, 18, struct.pack("HHI", 0, 0x2000, 65535))
+    kept.append(file)
+
+
 def cached_file(n):
     if n == 0:
         kept.extend(os.path.join(path, name) for path, _, names in os.walk(directory) for name in names)
@@ -187,7 +246,8 @@ attacks = {
     "pipes": pipe, "unix-sockets": unix_socket, "tcp-sockets": tcp_socket, "ping-sockets": ping_socket,
     "raw-sockets": raw_socket, "packet-sockets": packet_socket, "corked-sockets": corked_socket,
     "inotify": inotify, "epoll": epoll, "messages": message, "semaphores": semaphores, "timers": timer,
-    "page-cache": cached_file, "cgroups": cgroup,
+    "file-locks": file_lock, "terminals": terminal, "polls": poll, "readers": reader, "filters": socket_filter,
+    "fanouts": fanout, "signals": pending_signal, "page-cache": cached_file, "cgroups": cgroup,
     "neighbour": neighbour,
 }  # fmt: skip
 

@@ -130,6 +130,13 @@ fn an_attacker_meets_its_own_limit_and_its_neighbour_lives() {
             ("messages", "/tmp", Bounded),
             ("semaphores", "/tmp", Bounded),
             ("timers", "/tmp", Bounded),
+            ("file-locks", "/tmp", Bounded),
+            ("terminals", "/tmp", Bounded),
+            ("polls", "/tmp", Bounded),
+            ("readers", "/usr", Bounded),
+            ("filters", "/tmp", Bounded),
+            ("fanouts", "/tmp", Bounded),
+            ("signals", "/tmp", Bounded),
             ("cgroups", "/tmp", Refused("EROFS")),
         ],
     );
