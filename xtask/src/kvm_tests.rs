@@ -26,7 +26,7 @@ pub const PROGRAMS: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-t
 const LABS: usize = 2;
 
 /// VMs of one image that run side by side, and how it reaches them; `cargo xtask bench layers` is for more.
-const SHARING_VMS: u32 = 8;
+const SHARING_VMS: u32 = 4;
 const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
 
 /// Parts of the names of the tests that take longest: they come first, so that no lab waits for the other's at the end.
