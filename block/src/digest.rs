@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bellows_disk::DiskId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -46,6 +47,13 @@ impl LayerDigest {
 impl From<[u8; 32]> for LayerDigest {
     fn from(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+}
+
+impl From<&LayerDigest> for DiskId {
+    /// The start of the hex digits.
+    fn from(digest: &LayerDigest) -> Self {
+        Self::new(&digest.hex())
     }
 }
 

@@ -1,17 +1,15 @@
 //! OCI images as content-addressed EROFS layers, and the disks that serve them.
 //!
 //! From an image to a guest: [`oci`] finds an image in whatever it comes as and checks its documents, [`import`] turns each
-//! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`disk::Disk`] serves one to a guest, or a [`flat`]
+//! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`Disk`](bellows_disk::Disk) serves one to a guest, or a [`flat`]
 //! image of all of them.
 
 pub mod archive;
 mod cancel;
 mod compression;
 pub mod digest;
-pub mod disk;
 pub mod erofs;
 pub mod flat;
-mod guest_io;
 mod host_disk;
 pub mod import;
 mod mapped;
@@ -21,14 +19,13 @@ pub mod page_cache;
 mod path;
 mod pread;
 pub mod profile;
-mod raw;
+mod recorded;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use cancel::Cancel;
 pub use digest::LayerDigest;
-pub use disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 pub use flat::{FlatDisk, FlatImage};
 pub use host_disk::HostDisk;
 pub use mapped::MappedLayer;
@@ -36,5 +33,5 @@ pub use mapping::ImageMapping;
 pub use oci::{ImageSource, OciLayout};
 pub use pread::PreadLayer;
 pub use profile::{Prefetch, Profile};
-pub use raw::RawDisk;
+pub use recorded::{Reads, Recorded};
 pub use store::{Image, ImageName, ImportOptions, Layer, NamedImage, Stack, Store, StoreError};

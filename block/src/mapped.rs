@@ -2,10 +2,10 @@
 
 use std::io;
 
+use bellows_disk::io::copy_mapping;
+use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
-use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
-use crate::guest_io::copy_mapping;
 use crate::mapping::ImageMapping;
 use crate::store::Layer;
 

@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::ptr;
 
-use crate::disk::{DiskError, open_layer_file};
+use bellows_disk::{DiskError, open_shared};
+
 use crate::flat::FlatImage;
 use crate::profile::{PAGE_SIZE, PageRanges, Profile};
 use crate::store::Layer;
@@ -59,7 +60,9 @@ impl ImageMapping {
     fn new(files: Vec<(u64, Layer)>) -> Result<Self, DiskError> {
         let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
         let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
-        let parts = files.into_iter().map(|(start, layer)| Ok(Part { start, file: open_layer_file(&layer)?, layer }));
+        let parts = files
+            .into_iter()
+            .map(|(start, layer)| Ok(Part { start, file: open_shared(&layer.path, layer.bytes)?, layer }));
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let reserved = |source| DiskError::Reserve { bytes, source };
         let reservation = Reservation::new(bytes).map_err(reserved)?;

@@ -1,11 +1,11 @@
 use std::fs;
 use std::path::Path;
 
+use bellows_disk::io::copy_mapping;
 use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::digest::LayerDigest;
-use crate::guest_io::copy_mapping;
 
 fn layer(directory: &Path, name: &str, fill: u8, bytes: u64) -> Layer {
     let path = directory.join(name);

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io;
 
+use bellows_disk::io::read_file;
+use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_shared};
 use vm_memory::VolatileSlice;
 
 use crate::digest::LayerDigest;
-use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_layer_file};
-use crate::guest_io::read_file;
-use crate::profile::{Profile, TouchedPages};
+use crate::recorded::Recorded;
 use crate::store::Layer;
 
 /// A read-only layer that is read with `preadv`: one copy, from the host's page cache, which all VMs share, to guest memory.
@@ -21,8 +21,6 @@ pub struct PreadLayer {
     file: File,
     bytes: u64,
     digest: LayerDigest,
-    /// What was read, if anybody wants to know.
-    touched: Option<TouchedPages>,
 }
 
 impl PreadLayer {
@@ -31,14 +29,14 @@ impl PreadLayer {
     /// # Errors
     /// It is missing, no regular file, or of another size than recorded.
     pub fn open(layer: &Layer) -> Result<Self, DiskError> {
-        Ok(Self { file: open_layer_file(layer)?, bytes: layer.bytes, digest: layer.digest, touched: None })
+        Ok(Self { file: open_shared(&layer.path, layer.bytes)?, bytes: layer.bytes, digest: layer.digest })
     }
 
-    /// The same, and it keeps account of what is read from now on ([`Disk::touched`]): a bit for each page.
+    /// Records what is read of it from now on.
     #[must_use]
-    pub fn recorded(mut self) -> Self {
-        self.touched = Some(TouchedPages::new(self.bytes));
-        self
+    pub fn recorded(self) -> Recorded<Self> {
+        let files = vec![(0..self.bytes, self.digest)];
+        Recorded::new(self, files)
     }
 }
 
@@ -52,19 +50,10 @@ impl Disk for PreadLayer {
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        read_file(&self.file, offset, buffers)?;
-        if let Some(touched) = &self.touched {
-            let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-            touched.mark(offset..offset.saturating_add(bytes));
-        }
-        Ok(())
-    }
-
-    fn touched(&self) -> Profile {
-        let mut profile = Profile::default();
-        if let Some(touched) = &self.touched {
-            profile.insert(self.digest, touched.pages());
-        }
-        profile
+        read_file(&self.file, offset, buffers)
     }
 }
+
+#[cfg(test)]
+#[path = "pread_test.rs"]
+mod tests;

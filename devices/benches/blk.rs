@@ -11,10 +11,11 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_block::{Disk, DiskId, Layer, LayerDigest, PreadLayer, SECTOR_SIZE};
+use bellows_block::{Layer, LayerDigest, PreadLayer};
 use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
 use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
 use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
+use bellows_disk::{Disk, DiskId, SECTOR_SIZE};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileSlice};
 

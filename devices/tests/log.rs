@@ -6,9 +6,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
-use bellows_block::{Disk, DiskId};
 use bellows_devices::virtio::testing::{FakeGuest, Part, PciDriver, PciMachine};
 use bellows_devices::virtio::{Block, Mem, Rng, VirtioDevice, Vsock};
+use bellows_disk::{Disk, DiskId};
 use bellows_memory::ByteSize;
 use bellows_memory::testing::Fixture;
 use tracing::span::{Attributes, Id, Record};

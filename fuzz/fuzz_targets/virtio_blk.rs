@@ -3,9 +3,9 @@
 
 use std::io;
 
-use bellows_block::{Disk, DiskId};
 use bellows_devices::virtio::testing::{FakeGuest, Part};
 use bellows_devices::virtio::{Block, VirtioDevice};
+use bellows_disk::{Disk, DiskId};
 use bellows_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{GuestAddress, VolatileSlice};

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use bellows_block::DiskError;
 use bellows_devices::virtio::vsock::VsockError;
+use bellows_disk::DiskError;
 use bellows_memory::layout::LayoutError;
 use bellows_memory::mapping::MapError;
 use bellows_memory::slots::SlotError;

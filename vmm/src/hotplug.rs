@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{
-    Disk, DiskError, DiskId, FlatDisk, FlatImage, ImageMapping, LayerDigest, PreadLayer, Profile, RawDisk,
-};
+use bellows_block::{FlatDisk, FlatImage, ImageMapping, LayerDigest, PreadLayer, Profile, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Block, Pmem};
+use bellows_disk::{Disk, DiskError, DiskId, RawDisk};
 
 use crate::agent::{AgentClient, AgentError};
 use crate::config::{DriveConfig, LayerConfig, Transport};
@@ -33,6 +33,11 @@ pub fn serial_of(digest: &LayerDigest, transport: Transport) -> String {
         Transport::Blk => serial(DiskId::from(digest)),
         Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
     }
+}
+
+/// The serial number of a drive: the start of the digest of its path.
+fn drive_id(path: &Path) -> DiskId {
+    DiskId::from(&LayerDigest::of(path.as_os_str().as_bytes()))
 }
 
 fn serial(id: DiskId) -> String {
@@ -152,7 +157,7 @@ struct Entry {
 /// Where the guest's reads are served from.
 enum Source {
     Blocks {
-        disk: Arc<dyn Disk>,
+        reads: Option<Arc<Reads>>,
         /// The thread of its queue.
         _event_loop: EventLoop,
     },
@@ -167,8 +172,16 @@ pub(crate) struct Opened {
 }
 
 enum Content {
-    Blocks(Arc<dyn Disk>),
+    /// With a record of what is read, if that was asked for.
+    Blocks(Arc<dyn Disk>, Option<Arc<Reads>>),
     Memory(ImageMapping),
+}
+
+impl Content {
+    fn recorded<D: Disk + 'static>(disk: Recorded<D>) -> Self {
+        let reads = disk.reads();
+        Self::Blocks(Arc::new(disk), Some(reads))
+    }
 }
 
 impl Opened {
@@ -176,7 +189,7 @@ impl Opened {
         let content = match transport {
             Transport::Blk => {
                 let disk = PreadLayer::open(&layer.into())?;
-                Content::Blocks(Arc::new(if record { disk.recorded() } else { disk }))
+                if record { Content::recorded(disk.recorded()) } else { Content::Blocks(Arc::new(disk), None) }
             }
             Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
         };
@@ -187,7 +200,7 @@ impl Opened {
         let content = match transport {
             Transport::Blk => {
                 let disk = FlatDisk::open(image)?;
-                Content::Blocks(Arc::new(if record { disk.recorded() } else { disk }))
+                if record { Content::recorded(disk.recorded()) } else { Content::Blocks(Arc::new(disk), None) }
             }
             Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
         };
@@ -195,9 +208,9 @@ impl Opened {
     }
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
-        let disk = RawDisk::open(&drive.path, drive.read_only)?;
-        let serial = serial(disk.id());
-        Ok(Self { content: Content::Blocks(Arc::new(disk)), serial, path: drive.path.clone() })
+        let id = drive_id(&drive.path);
+        let disk = RawDisk::open(&drive.path, drive.read_only, id)?;
+        Ok(Self { content: Content::Blocks(Arc::new(disk), None), serial: serial(id), path: drive.path.clone() })
     }
 }
 
@@ -223,11 +236,11 @@ impl Disks {
             state,
         };
         let entry = match content {
-            Content::Blocks(disk) => {
+            Content::Blocks(disk, reads) => {
                 let read_only = disk.read_only();
                 let event_loop = bus.event_loop("blk")?;
-                let address = bus.add(&name, Block::new(disk.clone()), event_loop.handle())?;
-                let source = Source::Blocks { disk, _event_loop: event_loop };
+                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
+                let source = Source::Blocks { reads, _event_loop: event_loop };
                 Entry { info: info(Transport::Blk, read_only, address), source }
             }
             Content::Memory(mapping) => {
@@ -250,9 +263,9 @@ impl Disks {
     /// The pages of a disk's files that the guest has read, as far as that is kept account of.
     pub(crate) fn touched(&self, serial: &str) -> io::Result<Profile> {
         match self.table().get(serial).map(|entry| &entry.source) {
-            Some(Source::Blocks { disk, .. }) => Ok(disk.touched()),
+            Some(Source::Blocks { reads: Some(reads), .. }) => Ok(reads.profile()),
             Some(Source::Memory(window)) => window.touched(),
-            None => Ok(Profile::default()),
+            Some(Source::Blocks { reads: None, .. }) | None => Ok(Profile::default()),
         }
     }
 
@@ -392,6 +405,12 @@ impl Vm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drives_serial_number_is_the_start_of_its_paths_digest() {
+        // printf /disk.raw | sha256sum
+        assert_eq!(serial(drive_id(Path::new("/disk.raw"))), "326f48deefa1687951a4");
+    }
 
     #[test]
     fn a_layers_serial_number_is_the_start_of_its_digest() {

@@ -8,7 +8,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{DiskError, Layer, Prefetch, Profile};
+use bellows_block::{Layer, Prefetch, Profile};
+use bellows_disk::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use crate::agent::{AgentClient, AgentError};

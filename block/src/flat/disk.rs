@@ -2,12 +2,13 @@
 
 use std::io;
 
+use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
 use super::FlatImage;
-use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
+use crate::digest::LayerDigest;
 use crate::pread::PreadLayer;
-use crate::profile::Profile;
+use crate::recorded::Recorded;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
@@ -23,6 +24,7 @@ pub struct FlatDisk {
 struct Part {
     start: u64,
     end: u64,
+    digest: LayerDigest,
     disk: PreadLayer,
 }
 
@@ -36,19 +38,18 @@ impl FlatDisk {
             let end = start
                 .checked_add(layer.bytes)
                 .ok_or_else(|| DiskError::Unaligned { path: layer.path.clone(), actual: layer.bytes })?;
-            Ok(Part { start, end, disk: PreadLayer::open(&layer)? })
+            Ok(Part { start, end, digest: layer.digest, disk: PreadLayer::open(&layer)? })
         });
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let bytes = parts.last().map_or(0, |part| part.end);
         Ok(Self { parts, bytes, id: DiskId::from(&image.digest) })
     }
 
-    /// The same, and it keeps account of what is read from now on ([`Disk::touched`]).
+    /// Records what is read of it from now on.
     #[must_use]
-    pub fn recorded(mut self) -> Self {
-        let recorded = |part: Part| Part { disk: part.disk.recorded(), ..part };
-        self.parts = self.parts.into_iter().map(recorded).collect();
-        self
+    pub fn recorded(self) -> Recorded<Self> {
+        let files = self.parts.iter().map(|part| (part.start..part.end, part.digest)).collect();
+        Recorded::new(self, files)
     }
 
     /// The part that holds byte `offset`, or the one behind the gap that it lies in.
@@ -105,11 +106,5 @@ impl Disk for FlatDisk {
             }
         }
         Ok(())
-    }
-
-    fn touched(&self) -> Profile {
-        let mut profile = Profile::default();
-        self.parts.iter().for_each(|part| profile.extend(part.disk.touched()));
-        profile
     }
 }

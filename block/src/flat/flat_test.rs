@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use bellows_disk::Disk as _;
 use tar::EntryType;
 use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::compression::Compression;
-use crate::disk::Disk as _;
 use crate::store::{Image, ImportOptions, Store, StoreError};
 use crate::testing::{
     Archive, Entry, LayoutBuilder, LoopDevice, Mount, Node, difference, read_independently, snapshot,

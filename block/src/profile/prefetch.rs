@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::thread::{self, JoinHandle};
 
+use bellows_disk::open_shared;
+
 use super::Profile;
 use crate::cancel::Cancel;
-use crate::disk::open_layer_file;
 use crate::store::Layer;
 
 /// What the kernel is asked for at once: it reads no more than a disk's readahead or largest request ahead for one call
@@ -61,7 +62,7 @@ impl Drop for Prefetch {
 fn read_all(files: &[Layer], profile: &Profile, cancel: &Cancel) {
     for layer in files {
         let Some(pages) = profile.pages(&layer.digest) else { continue };
-        let file = match open_layer_file(layer) {
+        let file = match open_shared(&layer.path, layer.bytes) {
             Ok(file) => file,
             Err(error) => {
                 tracing::warn!(%error, "nothing of a layer is read ahead");

@@ -2,10 +2,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bellows_disk::Disk;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::disk::Disk as _;
 use crate::flat::FlatImage;
 use crate::page_cache::{evict, resident};
 use crate::store::Layer;
@@ -38,20 +38,19 @@ fn flat(directory: &Path) -> FlatImage {
 fn a_disk_knows_what_was_read_of_it() {
     let directory = directory();
     let layer = layer(directory.path(), "layer", MIB);
-    let read = |disk: &PreadLayer, offset, bytes: usize| {
+    let read = |disk: &dyn Disk, offset, bytes: usize| {
         let mut data = vec![0; bytes];
         disk.read_at(offset, &[VolatileSlice::from(&mut data[..])])
     };
     let disk = PreadLayer::open(&layer).unwrap();
     read(&disk, 0, 512).unwrap();
-    assert!(disk.touched().is_empty(), "nobody wanted to know");
     let disk = disk.recorded();
-    assert!(disk.touched().is_empty());
+    assert!(disk.reads().profile().is_empty(), "what was read before is not recorded");
     for (offset, bytes) in [(512, 512), (4096 * 7, 8192), (4096 * 9 - 512, 1024), (MIB - 512, 512)] {
         read(&disk, offset, bytes).unwrap();
     }
     read(&disk, MIB - 4096 * 4, 4096 * 8).unwrap_err();
-    let touched = disk.touched();
+    let touched = disk.reads().profile();
     assert_eq!(touched.pages(&layer.digest), Some(&pages(&[(0, 1), (7, 3), (255, 1)])));
     assert_eq!((touched.files().count(), touched.bytes()), (1, 5 * 4096));
 }
@@ -65,7 +64,7 @@ fn a_flat_disk_knows_the_files_that_were_read() {
     // Over the end of the first layer and the gap behind it; then one sector of the metadata.
     disk.read_at(5 * MIB - 4096, &[VolatileSlice::from(&mut data[..MIB as usize + 4096 + 512])]).unwrap();
     disk.read_at(4096, &[VolatileSlice::from(&mut data[..512])]).unwrap();
-    let touched = disk.touched();
+    let touched = disk.reads().profile();
     let expected = [(image.digest, (1, 1)), (image.layers[0].1.digest, (767, 1)), (image.layers[1].1.digest, (0, 1))];
     for (digest, range) in expected {
         assert_eq!(touched.pages(&digest), Some(&pages(&[range])), "{digest}");
@@ -88,7 +87,7 @@ fn a_mapping_knows_what_was_touched() {
     let mut data = [0; 8192];
     for page in [3, 200] {
         let to = VolatileSlice::from(&mut data[..]);
-        crate::guest_io::copy_mapping(start, page * PAGE_SIZE, &[to]).unwrap();
+        bellows_disk::io::copy_mapping(start, page * PAGE_SIZE, &[to]).unwrap();
     }
     let touched = mapping.touched().unwrap();
     assert_eq!(touched.pages(&first.digest), Some(&pages(&[(3, 2), (200, 2)])));

@@ -35,13 +35,15 @@ impl TouchedPages {
         }
     }
 
-    /// The pages that are marked by now.
-    pub(crate) fn pages(&self) -> PageRanges {
+    /// The pages among `pages` that are marked by now, counted from the first of them.
+    pub(crate) fn pages(&self, pages: Range<u64>) -> PageRanges {
         let bits = |word: &AtomicU64| {
             let word = word.load(Ordering::Relaxed);
             (0..u64::BITS).map(move |bit| word >> bit & 1 != 0)
         };
-        PageRanges::of(self.0.iter().flat_map(bits))
+        let clamped = |page: u64| usize::try_from(page).unwrap_or(usize::MAX);
+        let marked = self.0.iter().flat_map(bits).take(clamped(pages.end)).skip(clamped(pages.start));
+        PageRanges::of(marked)
     }
 }
 
@@ -66,7 +68,8 @@ mod tests {
                     expected[page as usize] = true;
                 }
             }
-            prop_assert_eq!(touched.pages(), PageRanges::of(expected));
+            prop_assert_eq!(touched.pages(0..u64::MAX), PageRanges::of(expected));
+            prop_assert_eq!(touched.pages(70..200), PageRanges::of(expected[70..200].iter().copied()));
         }
     }
 
@@ -76,9 +79,9 @@ mod tests {
         for bytes in [0..0, 64 * PAGE_SIZE..u64::MAX, u64::MAX - 1..u64::MAX] {
             touched.mark(bytes);
         }
-        assert!(touched.pages().is_empty());
+        assert!(touched.pages(0..u64::MAX).is_empty());
         touched.mark(0..u64::MAX);
-        assert_eq!(touched.pages().bytes(), 64 * PAGE_SIZE);
+        assert_eq!(touched.pages(0..u64::MAX).bytes(), 64 * PAGE_SIZE);
         TouchedPages::new(0).mark(0..1);
     }
 }

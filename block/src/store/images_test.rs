@@ -1,6 +1,5 @@
 use super::*;
 use crate::compression::Compression;
-use crate::disk::DiskError;
 use crate::store::{ImportOptions, Layer};
 use crate::testing::{Archive, LayoutBuilder};
 use crate::{OciLayout, PreadLayer, oci::Platform};
@@ -105,7 +104,7 @@ fn layers_in_use_stay() {
     assert_eq!(collect(&store), in_use);
     drop(second);
     assert_eq!(collect_until(&store, |collected| !collected.layers.is_empty()).layers, image.layers);
-    assert!(matches!(PreadLayer::open(&layer), Err(DiskError::Open { .. })));
+    assert!(matches!(PreadLayer::open(&layer), Err(bellows_disk::DiskError::Open { .. })));
 }
 
 /// Whoever opens a layer while it is removed has it, or an error; never a file that is gone.

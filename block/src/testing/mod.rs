@@ -20,4 +20,5 @@ pub use layout::{LayoutBuilder, compress};
 pub use registry::{Answer, FakeRegistry, RegistryServer, Request, Tunnel};
 
 pub use crate::compression::Compression;
-pub use snapshot::{LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};
+pub use bellows_disk::testing::LoopDevice;
+pub use snapshot::{Mount, Node, check_with_fsck, difference, snapshot};

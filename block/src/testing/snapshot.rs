@@ -9,6 +9,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use bellows_disk::testing::LoopDevice;
+
 use crate::digest::LayerDigest;
 
 /// All that can be seen of a file, but its inode number and what depends on the file system.
@@ -101,7 +103,7 @@ impl Mount {
 
     /// Mounts an image whose data is on `devices`.
     pub fn with_devices(image: &Path, devices: &[&LoopDevice]) -> Option<Self> {
-        let devices: String = devices.iter().map(|device| format!(",device={}", device.0)).collect();
+        let devices: String = devices.iter().map(|device| format!(",device={}", device.path().display())).collect();
         Self::attach("erofs", &format!("ro,loop{devices}"), image)
     }
 
@@ -139,30 +141,6 @@ impl Drop for Mount {
         let patience = std::iter::repeat_n(std::time::Duration::from_millis(20), 200);
         let done = unmounted() || patience.inspect(|pause| std::thread::sleep(*pause)).any(|_| unmounted());
         assert!(done || std::thread::panicking());
-    }
-}
-
-/// A file as a block device, for as long as this lives.
-pub struct LoopDevice(String);
-
-impl LoopDevice {
-    /// `None` where there are none, or the test has no right to them.
-    pub fn new(file: &Path) -> Option<Self> {
-        let output = Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(file).output().unwrap();
-        let name = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        output.status.success().then_some(Self(name))
-    }
-
-    /// The device.
-    pub fn path(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let status = Command::new("losetup").arg("--detach").arg(&self.0).status();
-        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
     }
 }
 

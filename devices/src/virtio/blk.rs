@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use bellows_block::Disk;
+use bellows_disk::Disk;
 use bellows_memory::view::Pinned;
 use bellows_memory::{GuestMemory, GuestView, limited};
 use virtio_bindings::virtio_blk::{

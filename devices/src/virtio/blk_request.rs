@@ -1,6 +1,6 @@
 //! Requests of virtio-blk, VIRTIO 1.2 section 5.2.6, as plain data: what a driver asks for, and whether it may.
 
-use bellows_block::SECTOR_SIZE;
+use bellows_disk::SECTOR_SIZE;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };

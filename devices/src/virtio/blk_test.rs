@@ -2,7 +2,8 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
-use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer, RawDisk};
+use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer};
+use bellows_disk::{DiskId, RawDisk};
 use bellows_memory::ByteSize;
 use bellows_memory::partition::{Answer, Request};
 use bellows_memory::partition_memory::Handled;
@@ -175,7 +176,7 @@ fn writes_reach_a_raw_disk() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.raw");
     fs::write(&path, pattern(1 << 20)).unwrap();
-    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&path, false).unwrap());
+    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&path, false, DiskId::new("raw")).unwrap());
     let guest = FakeGuest::new();
     let mut device = Block::with_queues(disk, 2);
     assert_ne!(device.features() & (1 << VIRTIO_BLK_F_FLUSH), 0);
@@ -203,7 +204,7 @@ fn persistent_memory_is_no_place_for_data() {
     let path = directory.path().join("disk.raw");
     let data = pattern(64 << 10);
     fs::write(&path, &data).unwrap();
-    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&path, false).unwrap());
+    let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&path, false, DiskId::new("raw")).unwrap());
     let guest = FakeGuest::new();
     let image = GuestAddress(5 << 30);
     let mut devices = (Block::new(disk), Pmem::new(image, 128 << 20));
@@ -355,8 +356,8 @@ impl Disk for SlowDisk {
         false
     }
 
-    fn id(&self) -> bellows_block::DiskId {
-        bellows_block::DiskId::default()
+    fn id(&self) -> DiskId {
+        DiskId::default()
     }
 
     fn read_at(&self, _: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {

@@ -2,16 +2,17 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use vm_memory::VolatileSlice;
 
-use crate::digest::LayerDigest;
-use crate::disk::{Disk, DiskError, DiskId, SECTOR_SIZE, check_size};
-use crate::guest_io::{read_file, write_file};
+use crate::file::{check_size, open};
+use crate::io::{read_file, write_file};
+use crate::{Disk, DiskError, DiskId, SECTOR_SIZE};
 
-/// A raw disk image, or a block device. The file is locked for as long as it is a disk: exclusively where it is writable, so that two VMs never
-/// write to the same one.
+/// A raw disk image, or a block device. The file is locked for as long as it is a disk: exclusively where it is writable, so that
+/// two VMs never write to the same one.
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
@@ -25,27 +26,20 @@ impl RawDisk {
     ///
     /// # Errors
     /// It is missing, neither a regular file nor a block device, not a multiple of a sector in size, or in use.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        use std::os::unix::ffi::OsStrExt as _;
-        use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-        let open = |source| DiskError::Open { path: path.to_owned(), source };
-        let mut options = File::options();
-        // A pipe in the file's place must not block.
-        options.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
-        let mut file = options.open(path).map_err(open)?;
-        let kind = file.metadata().map_err(open)?.file_type();
+    pub fn open(path: &Path, read_only: bool, id: DiskId) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Open { path: path.to_owned(), source };
+        let mut file = open(path, read_only)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::NoDisk { path: path.to_owned() });
         }
-        // A device has no size in its metadata.
-        let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(open)?)?;
+        // The metadata of a device does not give its size.
+        let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(failed)?)?;
         match if read_only { file.try_lock_shared() } else { file.try_lock() } {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DiskError::Busy { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(open(source)),
+            Ok(()) => Ok(Self { file, bytes, read_only, id }),
+            Err(TryLockError::WouldBlock) => Err(DiskError::Busy { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
-        let id = DiskId::from(&LayerDigest::of(path.as_os_str().as_bytes()));
-        Ok(Self { file, bytes, read_only, id })
     }
 }
 
@@ -77,3 +71,7 @@ impl Disk for RawDisk {
         self.file.sync_data()
     }
 }
+
+#[cfg(test)]
+#[path = "raw_test.rs"]
+mod tests;

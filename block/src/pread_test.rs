@@ -1,8 +1,8 @@
 use std::fs;
+use std::path::PathBuf;
 
 use super::*;
-use crate::testing::LoopDevice;
-use crate::{MappedLayer, PreadLayer, RawDisk};
+use crate::{LayerDigest, MappedLayer};
 
 fn layer(path: PathBuf, bytes: u64) -> Layer {
     Layer { digest: LayerDigest::of(b"layer"), path, bytes }
@@ -38,49 +38,6 @@ fn files_that_can_be_no_layer_are_named() {
     for message in messages(&layer(directory.path().join("pipe"), 4096)) {
         assert!(message.contains("not a regular file"), "{message}");
     }
-}
-
-#[test]
-fn files_that_can_be_no_raw_disk_are_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("odd.raw");
-    for bytes in [0, 700] {
-        fs::write(&path, vec![0; bytes]).unwrap();
-        let message = RawDisk::open(&path, false).unwrap_err().to_string();
-        assert!(message.contains("odd.raw") && message.contains(&bytes.to_string()), "{message}");
-    }
-    let message = RawDisk::open(&directory.path().join("missing.raw"), false).unwrap_err().to_string();
-    assert!(message.contains("missing.raw"), "{message}");
-}
-
-#[test]
-fn a_block_device_is_a_raw_disk_and_a_character_device_is_none() {
-    let message = RawDisk::open(Path::new("/dev/null"), true).unwrap_err().to_string();
-    assert!(message.contains("`/dev/null` is neither"), "{message}");
-    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let path = directory.path().join("disk.raw");
-    fs::write(&path, [7; 8192]).unwrap();
-    let Some(device) = LoopDevice::new(&path) else { return };
-    let disk = RawDisk::open(device.path(), true).unwrap();
-    assert_eq!((disk.sectors(), disk.read_only()), (16, true));
-    let mut bytes = [0; 512];
-    disk.read_at(4096, &[VolatileSlice::from(&mut bytes[..])]).unwrap();
-    assert_eq!(bytes, [7; 512]);
-}
-
-#[test]
-fn two_virtual_machines_never_write_one_disk() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk.raw");
-    fs::write(&path, [0; 4096]).unwrap();
-    let writer = RawDisk::open(&path, false).unwrap();
-    for read_only in [false, true] {
-        assert!(matches!(RawDisk::open(&path, read_only), Err(DiskError::Busy { .. })));
-    }
-    drop(writer);
-    let readers = [RawDisk::open(&path, true).unwrap(), RawDisk::open(&path, true).unwrap()];
-    assert!(matches!(RawDisk::open(&path, false), Err(DiskError::Busy { .. })));
-    assert!(readers[0].write_at(0, &[]).is_err());
 }
 
 #[test]

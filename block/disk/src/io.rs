@@ -14,7 +14,7 @@ const BATCH: usize = 64;
 ///
 /// # Errors
 /// Reading failed, or the file ends before.
-pub(crate) fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+pub fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     let fd = file.as_raw_fd();
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         match iovecs {
@@ -32,7 +32,7 @@ pub(crate) fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSli
 ///
 /// # Errors
 /// Writing failed.
-pub(crate) fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+pub fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     let fd = file.as_raw_fd();
     transfer(offset, buffers, io::ErrorKind::WriteZero, |iovecs, offset| {
         // SAFETY: as in `read_file`.
@@ -44,10 +44,10 @@ pub(crate) fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSl
 ///
 /// # Errors
 /// A page of the mapping is not there (`EFAULT`): beyond the end of its file, or unreadable.
-pub(crate) fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+pub fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         let bytes = iovecs.iter().map(|iovec| iovec.iov_len).sum();
-        // An address beyond what pointers can say is none that anything is mapped at.
+        // Saturates: an address that overflows `usize` is never mapped, so the copy fails.
         let start =
             address.checked_add_signed(offset).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let source = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
