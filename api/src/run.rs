@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bellows_block::{Image, LayerDigest, Store, StoreError};
 use bellows_memory::{BLOCK, ByteSize};
-use bellows_vmm::machine::ExitCounts;
+use bellows_vmm::ExitCounts;
 use bellows_vmm::{
     DiscardReport, ExitStatus, Forwarding, GuestInfo, ImageConfig, ImageId, InstanceError, InstanceSpec, LayerConfig,
     OomLimit, PartitionId, PartitionMode, PlugReport, Shape, Stdio, StreamName, Transport, UnplugReport, Vm, VmBuilder,

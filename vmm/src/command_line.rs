@@ -1,83 +1,162 @@
-//! The kernel parameters that every guest gets.
+//! The kernel command line, built from parts (`Documentation/admin-guide/kernel-parameters.rst`).
 
-use crate::config::{PartitionMode, SerialOutput, VmConfig};
-use crate::machine::{CommandLine, CommandLineError};
+/// Kernel parameters, in order, then arguments for init.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CommandLine {
+    parameters: Vec<String>,
+    init_arguments: Vec<String>,
+}
 
-/// Name and value.
-const ALWAYS: &[(&str, &str)] = &[
-    // A panic ends the VM at once, and so does a reboot, by the reset register that ACPI names.
-    ("panic", "-1"),
-    ("reboot", "acpi"),
-    // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
-    ("swiotlb", "noforce"),
-    // A partition holds only what can leave it again.
-    ("memhp_default_state", "online_movable"),
-    // The clock comes from the hypervisor: nothing to measure against or to distrust.
-    ("tsc", "reliable"),
-    ("random.trust_cpu", "on"),
-];
+/// Why something can't be on a command line.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CommandLineError {
+    /// Not a parameter's name.
+    #[error("`{}` is no parameter name: expected printable ASCII without blanks, quotes or `=`", .0.escape_debug())]
+    Name(String),
+    /// Not a parameter's value.
+    #[error("`{}` is no value for kernel parameter `{name}`: expected printable ASCII without quotes", value.escape_debug())]
+    Value {
+        /// The parameter.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// Not text for a command line.
+    #[error("`{}` can't be on a kernel command line: expected printable ASCII with quotes in pairs", .0.escape_debug())]
+    Text(String),
+    /// More than the kernel reads.
+    #[error("the kernel command line has {bytes} bytes, but this kernel reads {max}: `{line}`")]
+    TooLong {
+        /// How long it is.
+        bytes: usize,
+        /// What the kernel reads.
+        max: usize,
+        /// The line.
+        line: String,
+    },
+}
 
-/// The command line of a guest built from `config`; the caller's own parameters come last, so that they win.
-pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLineError> {
-    let mut line = CommandLine::new();
-    for (name, value) in ALWAYS {
-        line.set(name, value)?;
+impl CommandLine {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
-    line.flag("no_timer_check")?;
-    // More ports than there are would be probed in vain. Without any the guest has no console, and then its kernel starts
-    // the agent with closed standard descriptors, which a Rust program does not survive before `/dev/null` is there.
-    line.set("8250.nr_uarts", "1")?;
-    match config.serial {
-        SerialOutput::Off => line.flag("quiet")?,
-        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?,
-    };
-    if config.partition_mode == PartitionMode::Extension {
-        // Kernels that do not know it say so in their log, and go on.
-        line.set("virtio_mem.private_nodes", "1")?;
+
+    /// Adds a parameter without a value.
+    ///
+    /// # Errors
+    /// `name` is no name.
+    pub fn flag(&mut self, name: &str) -> Result<&mut Self, CommandLineError> {
+        let quiet = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'=';
+        // `--` would end the kernel's part.
+        if name.is_empty() || name == "--" || !name.bytes().all(quiet) {
+            return Err(CommandLineError::Name(name.to_owned()));
+        }
+        self.parameters.push(name.to_owned());
+        Ok(self)
     }
-    for parameter in &config.extra_command_line {
-        line.text(parameter)?;
+
+    /// Adds a parameter with a value, quoted where it needs to be.
+    ///
+    /// # Errors
+    /// `name` is no name, or `value` no value.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<&mut Self, CommandLineError> {
+        if !is_printable(value) || value.contains('"') {
+            return Err(CommandLineError::Value { name: name.to_owned(), value: value.to_owned() });
+        }
+        self.flag(name)?;
+        let quote = if value.contains(' ') { "\"" } else { "" };
+        if let Some(parameter) = self.parameters.last_mut() {
+            *parameter = format!("{name}={quote}{value}{quote}");
+        }
+        Ok(self)
     }
-    Ok(line)
+
+    /// Adds what a person wrote, parameters and, behind ` -- `, arguments for init.
+    ///
+    /// # Errors
+    /// It has something in it that no command line can have.
+    pub fn text(&mut self, text: &str) -> Result<&mut Self, CommandLineError> {
+        if !is_printable(text) || !text.matches('"').count().is_multiple_of(2) {
+            return Err(CommandLineError::Text(text.to_owned()));
+        }
+        let mut words = words(text).into_iter();
+        self.parameters.extend(words.by_ref().take_while(|word| word != "--"));
+        self.init_arguments.extend(words);
+        Ok(self)
+    }
+
+    /// The line, at most `max` bytes long.
+    ///
+    /// # Errors
+    /// It is longer.
+    pub fn render(&self, max: usize) -> Result<String, CommandLineError> {
+        let mut line = self.parameters.join(" ");
+        if !self.init_arguments.is_empty() {
+            line = format!("{line} -- {}", self.init_arguments.join(" "));
+        }
+        if line.len() > max {
+            return Err(CommandLineError::TooLong { bytes: line.len(), max, line });
+        }
+        Ok(line)
+    }
+}
+
+fn is_printable(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+}
+
+/// Splits at blanks outside quotes.
+fn words(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for character in text.chars() {
+        quoted ^= character == '"';
+        match words.last_mut() {
+            Some(word) if character != ' ' || quoted => word.push(character),
+            _ => words.push(String::new()),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 #[cfg(test)]
 mod tests {
-    use bellows_memory::ByteSize;
-
     use super::*;
 
-    fn rendered(config: &VmConfig) -> String {
-        command_line(config).unwrap().render(2047).unwrap()
+    #[test]
+    fn parts_become_a_line() {
+        let mut line = CommandLine::new();
+        line.flag("quiet").unwrap().set("console", "ttyS0").unwrap().set("dyndbg", "file a.c +p").unwrap();
+        line.text(r#"  panic=-1 x="a -- b"  -- one two"#).unwrap().set("swiotlb", "noforce").unwrap();
+        let expected = r#"quiet console=ttyS0 dyndbg="file a.c +p" panic=-1 x="a -- b" swiotlb=noforce -- one two"#;
+        assert_eq!(line.render(200).unwrap(), expected);
+        assert_eq!(CommandLine::new().render(0).unwrap(), "");
     }
 
     #[test]
-    fn a_console_only_where_there_is_a_serial_port() {
-        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
-        config.extra_command_line = vec!["init_on_alloc=0".into()];
-        let silent = rendered(&config);
-        assert!(silent.contains("swiotlb=noforce") && silent.contains("quiet"), "{silent}");
-        assert!(!silent.contains("console="), "{silent}");
-        assert!(silent.ends_with(" init_on_alloc=0"), "{silent}");
-
-        config.serial = SerialOutput::Stdout;
-        let talking = rendered(&config);
-        assert!(talking.contains("swiotlb=noforce") && talking.contains("console=ttyS0"), "{talking}");
-        assert!(!talking.contains("quiet"), "{talking}");
+    fn what_the_kernel_would_misread_is_refused() {
+        let mut line = CommandLine::new();
+        for name in ["", "--", "a b", "a=b", "a\"", "ä", "a\n"] {
+            assert_eq!(line.flag(name), Err(CommandLineError::Name(name.to_owned())).map(|()| unreachable!()));
+            assert!(line.set(name, "x").is_err(), "{name:?}");
+        }
+        for value in ["a\"b", "a\nb", "\0", "é"] {
+            assert!(line.set("name", value).unwrap_err().to_string().contains("`name`"), "{value:?}");
+        }
+        for text in ["quiet\n", "x=\"open", "\u{7f}"] {
+            assert!(matches!(line.text(text), Err(CommandLineError::Text(_))), "{text:?}");
+        }
+        assert_eq!(line, CommandLine::new(), "nothing refused was added");
     }
 
     #[test]
-    fn the_extension_can_be_turned_off() {
-        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
-        assert!(rendered(&config).contains("virtio_mem.private_nodes=1"));
-        config.partition_mode = PartitionMode::Stock;
-        assert!(!rendered(&config).contains("private_nodes"));
-    }
-
-    #[test]
-    fn a_parameter_that_no_command_line_can_have_is_refused() {
-        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
-        config.extra_command_line = vec!["x=\"".into()];
-        assert!(command_line(&config).is_err());
+    fn a_line_that_is_too_long_is_refused_whole() {
+        let mut line = CommandLine::new();
+        line.flag("12345").unwrap();
+        assert!(line.render(5).is_ok());
+        assert!(line.render(4).unwrap_err().to_string().contains("5 bytes, but this kernel reads 4"));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::machine::ExitReason;
+use crate::kvm::ExitReason;
 
 /// How a VM ended.
 #[derive(Clone, Debug)]

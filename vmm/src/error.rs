@@ -9,12 +9,14 @@ use bellows_memory::layout::LayoutError;
 use bellows_memory::mapping::MapError;
 use bellows_memory::slots::SlotError;
 
+use crate::arch::BootError;
+use crate::command_line::CommandLineError;
 use crate::config::ConfigError;
 use crate::descriptors::TooFewDescriptors;
-use crate::hotplug::DuplicateDisk;
-use crate::machine::{BootError, CommandLineError, HostError, MachineError, VcpuPoolError};
-use crate::pmem::PmemError;
-use crate::ready::NotReady;
+use crate::guest::ready::NotReady;
+use crate::kvm::{HostError, MachineError, VcpuPoolError};
+use crate::resources::disks::DuplicateDisk;
+use crate::resources::pmem::PmemError;
 use crate::virtio_bus::DeviceError;
 
 /// Why a VM could not be made. Nothing of it is left.

@@ -5,7 +5,7 @@
 //! memory; [`Vm::start_instance`] runs a function in it; [`Instance::remove`] takes it apart; [`Vm::unplug`] and
 //! [`Vm::await_discard`] give the memory back to the host. There is no global state: any number of VMs may run in a process.
 
-mod agent;
+mod arch;
 mod builder;
 mod command_line;
 pub mod config;
@@ -14,26 +14,22 @@ mod deadline;
 mod descriptors;
 mod end;
 mod error;
-mod hotplug;
-mod images;
-mod instances;
-#[cfg(target_arch = "x86_64")]
-pub mod machine;
-mod partitions;
-mod pmem;
-mod processes;
-mod ready;
-mod rendezvous;
+mod guest;
+mod kvm;
+mod parameters;
 mod resident;
+mod resources;
 mod virtio_bus;
 mod vm;
 
-#[cfg(feature = "testing")]
-pub use agent::exercise::exercise as exercise_agent_client;
-pub use agent::{
-    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, OomLimit,
-    PartitionUse, StartFailure, Stream,
-};
+/// The machine without the rest of the monitor, for this crate's own test and example.
+#[doc(hidden)]
+pub mod machine {
+    pub use crate::arch::{Acpi, BootSource, RootBus, layout as platform, load};
+    pub use crate::command_line::CommandLine;
+    pub use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuError, VcpuPool, Vcpus};
+}
+
 pub use builder::VmBuilder;
 pub use config::{
     Backing, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError, ParseShapeError,
@@ -42,13 +38,20 @@ pub use config::{
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
-pub use hotplug::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
-pub use images::{ImageError, ImageInfo};
-pub use instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceError, InstanceSpec, User};
-pub use partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
-pub use pmem::{LostLayer, PmemError};
-pub use processes::{Forwarding, Process, ProcessSpec, Stdio};
-pub use ready::NotReady;
+#[cfg(feature = "testing")]
+pub use guest::agent::exercise::exercise as exercise_agent_client;
+pub use guest::agent::{
+    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, OomLimit,
+    PartitionUse, StartFailure, Stream,
+};
+pub use guest::ready::NotReady;
+pub use kvm::ExitCounts;
+pub use resources::disks::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
+pub use resources::images::{ImageError, ImageInfo};
+pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceError, InstanceSpec, User};
+pub use resources::partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
+pub use resources::pmem::{LostLayer, PmemError};
+pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
 

@@ -10,7 +10,8 @@ use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError,
 use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
 use bellows_memory::GuestView;
 
-use crate::machine::{ExitNotice, ExitReason, Machine, RootBus};
+use crate::arch::RootBus;
+use crate::kvm::{ExitNotice, ExitReason, Machine};
 
 /// First address of the configuration spaces of all buses.
 pub(crate) const ECAM: u64 = 0xe000_0000;

@@ -10,18 +10,18 @@ use bellows_memory::{BaseMemory, Discarder};
 use bellows_protocol::ready::BootTimes;
 use tempfile::TempDir;
 
-use crate::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics, SHORT};
 use crate::config::VmConfig;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
-use crate::hotplug::Disks;
-use crate::images::Images;
-use crate::machine::{ExitCounts, Gate, Machine, VcpuPool};
-use crate::partitions::Partitions;
-use crate::ready::NotReady;
-use crate::rendezvous::Rendezvous;
+use crate::guest::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics, SHORT};
+use crate::guest::ready::NotReady;
+use crate::guest::rendezvous::Rendezvous;
+use crate::kvm::{ExitCounts, Gate, Machine, VcpuPool};
 use crate::resident::resident_bytes;
+use crate::resources::disks::Disks;
+use crate::resources::images::Images;
+use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
 /// There is nobody in the guest to ask.

@@ -15,9 +15,9 @@ use bellows_devices::legacy::{PowerPorts, PowerRequest};
 use bellows_memory::layout::{Layout, LayoutSpec};
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
+use bellows_vmm::ExitCounts;
 use bellows_vmm::machine::{
-    Acpi, BootSource, CommandLine, ExitCounts, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool,
-    Vcpus, load,
+    Acpi, BootSource, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool, Vcpus, load,
 };
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

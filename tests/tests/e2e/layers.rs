@@ -329,7 +329,7 @@ fn a_container_can_not_change_an_image_in_memory() {
     assert!(!seen.contains("worked") && seen.matches("refused: ").count() == 9, "{seen}");
     assert!(seen.contains("own copy: b'broken'"), "{seen}");
     assert_eq!(guest.shell("after", "md5sum /usr/lib/python3*/os.py"), before);
-    let exits = guest.vm.exits().into_iter().sum::<bellows_vmm::machine::ExitCounts>();
+    let exits = guest.vm.exits().into_iter().sum::<bellows_vmm::ExitCounts>();
     println!("{seen}{} writes of the guest led nowhere", exits.unclaimed_writes);
     guest.shutdown();
     for layer in demo().layers {

@@ -1,0 +1,209 @@
+//! Puts everything that a guest boots from into its memory.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use bellows_memory::GuestMemory;
+use bellows_memory::layout::Layout;
+use linux_loader::loader::bootparam::setup_header;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use super::cpu::registers;
+use super::kernel::{KernelError, KernelImage};
+use super::layout;
+use super::reset_vector;
+use super::tables::{Acpi, AcpiError};
+use super::zero_page::{MemoryKind, MemoryMap, ZeroPage};
+use crate::command_line::{CommandLine, CommandLineError};
+
+/// What to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct BootSource<'a> {
+    /// ELF vmlinux or bzImage; told apart by content.
+    pub kernel: &'a Path,
+    /// The initramfs, handed to the kernel as it is.
+    pub initramfs: Option<&'a Path>,
+    /// The kernel's command line.
+    pub command_line: &'a CommandLine,
+}
+
+/// A guest ready to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// Where the first vCPU enters the kernel, in 64-bit mode.
+    pub entry: GuestAddress,
+}
+
+/// Why a guest could not be put into memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The kernel can't be booted.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The command line can't be used.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// The ACPI tables can't be made.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The initramfs can't be read.
+    #[error("cannot read the initramfs `{path}`")]
+    ReadInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The initramfs is no file, or has nothing in it.
+    #[error("the initramfs `{path}` is {found}, expected a cpio archive")]
+    NoInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The initramfs does not fit.
+    #[error(
+        "no room for the initramfs `{path}` of {bytes} bytes: memory between the kernel and {end:#x} is {room} bytes"
+    )]
+    NoRoomForInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// Bytes there are.
+        room: u64,
+        /// End of the memory it can have.
+        end: u64,
+    },
+    /// Low memory ends before everything that boot needs.
+    #[error("{bytes} bytes of base memory are too few: expected 2 MiB or more below 4 GiB, and what the kernel needs")]
+    TooLittleMemory {
+        /// Low memory there is.
+        bytes: u64,
+    },
+    /// Guest memory is not what the layout says.
+    #[error("cannot write the {what} to guest memory")]
+    Memory {
+        /// What was being written.
+        what: &'static str,
+        /// What failed.
+        #[source]
+        source: vm_memory::GuestMemoryError,
+    },
+}
+
+/// Highest end of an initramfs where the kernel doesn't say: what kernels say that do.
+const INITRAMFS_END: u64 = 0x8000_0000;
+/// Longest command line of an ELF kernel, without the final zero (`COMMAND_LINE_SIZE` of x86).
+const ELF_COMMAND_LINE: usize = 2047;
+const PAGE: u64 = 4096;
+
+/// Loads kernel, initramfs, command line, ACPI tables, zero page and boot page tables.
+///
+/// # Errors
+/// A file is missing or not what it should be, or something doesn't fit; the error names it.
+pub fn load(
+    memory: &GuestMemory,
+    layout: &Layout,
+    acpi: &Acpi<'_>,
+    source: BootSource<'_>,
+) -> Result<Loaded, BootError> {
+    let low = layout.low().bytes();
+    if low <= layout::HIGH_MEMORY + PAGE {
+        return Err(BootError::TooLittleMemory { bytes: low });
+    }
+    let tables = acpi.build()?;
+    let image = KernelImage::open(source.kernel, low)?;
+    let room = image.end()..initramfs_end(low, image.initramfs_max());
+    let (kernel, initramfs) = thread::scope(|scope| {
+        // Copying these is most of what there is to do before the guest runs.
+        let initramfs = source.initramfs.map(|path| scope.spawn(|| load_initramfs(memory, path, room)));
+        let kernel = image.load(memory);
+        let initramfs = initramfs.map_or(Ok(0..0), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        Ok::<_, BootError>((kernel?, initramfs?))
+    })?;
+    let line = source.command_line.render(command_line_max(kernel.setup_header))?;
+
+    let written = |what| move |source| BootError::Memory { what, source };
+    memory.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE)).map_err(written("command line"))?;
+    let end = GuestAddress(layout::COMMAND_LINE + line.len() as u64);
+    memory.write_obj(0u8, end).map_err(written("command line"))?;
+    let tables_at = layout::ACPI_TABLES.start;
+    memory.write_slice(&tables, GuestAddress(tables_at)).map_err(written("ACPI tables"))?;
+    memory
+        .write_slice(&reset_vector::code(acpi.power_port), GuestAddress(layout::RESET_VECTOR))
+        .map_err(written("reset vector"))?;
+    registers::write_boot_tables(memory).map_err(written("boot page tables"))?;
+    let page = ZeroPage {
+        memory_map: &memory_map(layout, acpi.ecam()),
+        setup_header: kernel.setup_header,
+        command_line: layout::COMMAND_LINE as u32,
+        initramfs,
+        rsdp: tables_at,
+    };
+    memory.write_slice(page.build().as_slice(), GuestAddress(layout::ZERO_PAGE)).map_err(written("zero page"))?;
+    Ok(Loaded { entry: kernel.entry })
+}
+
+fn initramfs_end(low: u64, max: Option<u32>) -> u64 {
+    let limit = max.map_or(INITRAMFS_END, |max| u64::from(max) + 1);
+    low.min(limit)
+}
+
+fn command_line_max(header: Option<setup_header>) -> usize {
+    let max = header.map_or(ELF_COMMAND_LINE, |header| header.cmdline_size as usize);
+    max.min(layout::COMMAND_LINE_BYTES - 1)
+}
+
+/// Puts an initramfs as high as it goes in `room`.
+fn load_initramfs(memory: &GuestMemory, path: &Path, room: Range<u64>) -> Result<Range<u32>, BootError> {
+    let Range { start, end } = room;
+    let read = |source| BootError::ReadInitramfs { path: path.to_owned(), source };
+    let wrong = |found| BootError::NoInitramfs { path: path.to_owned(), found };
+    let mut file = File::open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    let bytes = metadata.len();
+    if !metadata.is_file() {
+        return Err(wrong("no regular file"));
+    }
+    if bytes == 0 {
+        return Err(wrong("empty"));
+    }
+    let at = end.checked_sub(bytes).map(|at| at & !(PAGE - 1)).filter(|at| *at >= start);
+    let no_room =
+        || BootError::NoRoomForInitramfs { path: path.to_owned(), bytes, room: end.saturating_sub(start), end };
+    let at = at.ok_or_else(no_room)?;
+    // Low memory ends below 4 GiB: both ends fit.
+    let range = u32::try_from(at).ok().zip(u32::try_from(at + bytes).ok()).map(|(at, end)| at..end);
+    let range = range.ok_or_else(no_room)?;
+    memory
+        .read_exact_volatile_from(GuestAddress(at), &mut file, bytes as usize)
+        .map_err(|source| BootError::Memory { what: "initramfs", source })?;
+    Ok(range)
+}
+
+/// The memory map. Partition windows are no memory yet: the SRAT announces them.
+fn memory_map(layout: &Layout, ecam: Range<u64>) -> MemoryMap {
+    use MemoryKind::{Acpi, Reserved, Usable};
+    let tables = layout::ACPI_TABLES;
+    let mut map = vec![
+        (0..layout::LOW_MEMORY_END, Usable),
+        (layout::LOW_MEMORY_END..tables.start, Reserved),
+        (tables.start..layout::HIGH_MEMORY, Acpi),
+        (layout::HIGH_MEMORY..layout.low().bytes(), Usable),
+        (ecam, Reserved),
+    ];
+    map.extend(layout.high().map(|high| (high.start().0..high.end().0, Usable)));
+    map.sort_by_key(|(range, _)| range.start);
+    map
+}
+
+#[cfg(test)]
+#[path = "boot_test.rs"]
+mod tests;

@@ -1,0 +1,541 @@
+//! The monitor's side of the agent protocol: typed calls with time-outs.
+//!
+//! The guest is not trusted: what it answers is checked, what it says in an error is shortened and escaped, and every call
+//! ends, at the latest with the VM.
+
+mod clock;
+mod connection;
+#[cfg(any(test, feature = "testing"))]
+pub mod exercise;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod partition;
+mod stream;
+mod writer;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellows_devices::pci::PciAddress;
+use bellows_memory::ByteSize;
+use bellows_protocol::agent;
+use bellows_protocol::stream::read_line;
+use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
+use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
+use connection::{CallError, Connection};
+pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
+use protobuf::{EnumOrUnknown, Message};
+use serde::Serialize;
+use stream::OpenStreams;
+pub use stream::Stream;
+use ttrpc::Code;
+
+use crate::config::PartitionMode;
+use crate::deadline::{Deadline, NothingToRead, await_readable};
+use crate::end::EndSignal;
+use crate::resources::disks::DiskInfo;
+
+/// Time limit of calls that only look something up.
+pub(crate) const SHORT: Duration = Duration::from_secs(30);
+/// Time limit of `StartInstance`: the agent takes apart what did not start.
+const START: Duration = START_LIMIT.saturating_add(KILL_LIMIT).saturating_add(SHORT);
+/// What an answer may take at most, on top of what the agent was told to take.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long the guest may take to read a request.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// The service's name on the wire.
+const SERVICE: &str = "bellows.agent.v1.Agent";
+/// Longest answer to `CONNECT`.
+const MAX_OK_LINE: usize = 32;
+/// Longest excerpt of what the guest says.
+const MAX_TEXT: usize = 300;
+/// Most reasons for migrations that are kept.
+const MAX_REASONS: usize = 32;
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The vsock device's socket can't be reached, or nobody listens in the guest.
+    #[error("cannot connect to the guest's agent through `{path}`")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest's agent did not answer `{call}` within {limit:?}")]
+    Timeout {
+        /// The call.
+        call: &'static str,
+        /// How long it could have taken.
+        limit: Duration,
+    },
+    /// The agent refused.
+    #[error("the guest's agent refused `{call}`: {message}")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// What it says.
+        message: String,
+    },
+    /// The instance could not be started.
+    #[error("{message}")]
+    NotStarted {
+        /// Why not.
+        reason: StartFailure,
+        /// What the agent says.
+        message: String,
+    },
+    /// The connection failed, or ended with the VM.
+    #[error("`{call}` failed on the way to the guest's agent: {message}")]
+    Lost {
+        /// The call.
+        call: &'static str,
+        /// What went wrong.
+        message: String,
+    },
+    /// The answer can't be true.
+    #[error("the guest's agent answered `{call}` with {what} {value}: expected {expected}")]
+    Answer {
+        /// The call.
+        call: &'static str,
+        /// What in the answer.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What it could have been.
+        expected: String,
+    },
+}
+
+/// Why an instance could not be started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StartFailure {
+    /// Its command is not in the image, or the interpreter of that is not.
+    CommandNotFound,
+    /// Its command is there, but can't be executed.
+    CommandNotExecutable,
+    /// Something else.
+    Other,
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GuestInfo {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Release of the kernel, as `uname -r` shows it.
+    pub kernel_release: String,
+    /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
+    pub partition_mode: PartitionMode,
+    /// What all instances together may have of base memory.
+    pub instances_base: ByteSize,
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ExitStatus {
+    /// As a shell gives it: the exit code, or 128 + the signal's number.
+    pub code: u8,
+    /// The kernel killed the instance, or a process of it, for lack of memory.
+    pub oom_killed: bool,
+    /// Which limit it had met then.
+    pub oom_limit: Option<OomLimit>,
+}
+
+/// Which limit an instance had met when the guest's kernel killed it for lack of memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomLimit {
+    /// The size of its partition.
+    Partition,
+    /// Its limit on base memory.
+    Base,
+    /// Its `memory_max`, or with a stock kernel what bounds memory in the partition and base memory together.
+    MemoryMax,
+    /// None of its own: the guest had no memory left.
+    Guest,
+}
+
+impl fmt::Display for OomLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Partition => "its partition was full",
+            Self::Base => "it had reached its limit on base memory",
+            Self::MemoryMax => "it had reached its memory.max",
+            Self::Guest => "the guest had none left",
+        })
+    }
+}
+
+/// Counters of the guest's kernel since boot.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct GuestStatistics {
+    /// Pages migrated because memory was unplugged or had to be contiguous.
+    pub migrated_pages: u64,
+    /// Pages migrated for any reason, by reason, where the kernel counts so: ours does.
+    pub migrated_by_reason: Vec<(String, u64)>,
+    /// Pages zeroed because memory was unplugged, where the kernel counts so: ours does.
+    pub zeroed_pages: Option<u64>,
+    /// Time that the guest's CPUs were not idle.
+    pub cpu: Duration,
+}
+
+/// A connection to the guest's agent, and those to streams of processes. Any number of threads may call at once.
+pub(crate) struct AgentClient {
+    connection: Connection,
+    uds_path: PathBuf,
+    streams: Arc<OpenStreams>,
+}
+
+impl AgentClient {
+    /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
+    pub(crate) fn connect(uds_path: &Path, deadline: Deadline, end: &EndSignal) -> Result<Self, AgentError> {
+        let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
+        let asked = ask(uds_path, AGENT_PORT, deadline.left().min(SHORT)).map_err(failed)?;
+        let waited = await_readable(&asked, deadline, end).map_err(|nothing| match nothing {
+            NothingToRead::Timeout => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", deadline.limit()))
+            }
+            NothingToRead::Ended(end) => {
+                io::Error::new(io::ErrorKind::ConnectionAborted, format!("the VM has ended: {end}"))
+            }
+            NothingToRead::System(error) => error,
+        });
+        let socket = waited.and_then(|()| answered(asked, deadline.left().min(SHORT))).map_err(failed)?;
+        let hook = socket.try_clone().map_err(failed)?;
+        let connection = Connection::new(socket, SERVICE, WRITE_LIMIT).map_err(failed)?;
+        let streams = Arc::<OpenStreams>::default();
+        let open = streams.clone();
+        end.on_end(move || {
+            // It may be closed already.
+            let _ = hook.shutdown(Shutdown::Both);
+            open.end();
+        });
+        Ok(Self { connection, uds_path: uds_path.to_owned(), streams })
+    }
+
+    /// Calls without a limit end with the connection, which ends with the VM.
+    fn call<Answer: Message>(
+        &self,
+        call: &'static str,
+        limit: Option<Duration>,
+        request: &impl Message,
+    ) -> Result<Answer, AgentError> {
+        self.connection.call(call, request, limit).map_err(|error| call_error(call, error))
+    }
+
+    /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
+    fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
+        match self.connection.call::<agent::Empty>(call, request, Some(limit)) {
+            Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
+            Err(error) => Err(call_error(call, error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// From now on keeps the guest's clock with the host's.
+    pub(crate) fn keep_clock(&self) {
+        self.connection.keep_clock();
+    }
+
+    /// Tells the agent of the windows of the partitions, for it to divide base memory.
+    pub(crate) fn hello(&self, partitions: &[ByteSize], limit: Duration) -> Result<GuestInfo, AgentError> {
+        const CALL: &str = "Hello";
+        let request = agent::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            partitions: u32::try_from(partitions.len()).unwrap_or(u32::MAX),
+            partition_bytes: partitions.iter().map(|window| window.get()).sum(),
+            ..Default::default()
+        };
+        let answer: agent::HelloResponse = self.call(CALL, Some(limit), &request)?;
+        expect(CALL, "protocol version", answer.protocol_version, PROTOCOL_VERSION)?;
+        Ok(GuestInfo {
+            agent_version: shown(&answer.agent_version),
+            kernel_release: shown(&answer.kernel_release),
+            partition_mode: if answer.private_nodes { PartitionMode::Extension } else { PartitionMode::Stock },
+            instances_base: ByteSize::bytes(answer.base_bytes),
+        })
+    }
+
+    /// Returns once a driver has bound all of `functions`.
+    pub(crate) fn attach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
+        let request = devices(functions, limit);
+        self.call::<agent::Empty>("AttachDevices", Some(limit), &request)?;
+        Ok(())
+    }
+
+    /// Returns once `functions` are gone from the guest's buses.
+    pub(crate) fn detach(&self, functions: &[PciAddress], limit: Duration) -> Result<(), AgentError> {
+        let request = devices(functions, limit);
+        self.call::<agent::Empty>("DetachDevices", Some(limit), &request)?;
+        Ok(())
+    }
+
+    /// Mounts the layers on `disks`, lowest first, as image `id`.
+    pub(crate) fn mount_image(&self, id: &str, disks: &[DiskInfo]) -> Result<(), AgentError> {
+        let layer = |disk: &DiskInfo| agent::Layer {
+            serial: disk.serial.clone(),
+            pci_address: disk.address.to_string(),
+            ..Default::default()
+        };
+        let layers = disks.iter().map(layer).collect();
+        let request = agent::MountImageRequest { image_id: id.into(), layers, ..Default::default() };
+        self.call::<agent::Empty>("MountImage", Some(image_limit(disks.len())), &request)?;
+        Ok(())
+    }
+
+    /// Returns once there is no image `id` of so many layers. It may have to wait for an attempt to mount it.
+    pub(crate) fn unmount_image(&self, id: &str, layers: usize) -> Result<(), AgentError> {
+        let request = agent::UnmountImageRequest { image_id: id.into(), ..Default::default() };
+        self.remove("UnmountImage", image_limit(layers), &request)
+    }
+
+    /// Returns once `bytes` of the window at `address` are online on `node`, where they should be.
+    pub(crate) fn await_partition(
+        &self,
+        node: u32,
+        bytes: u64,
+        address: u64,
+        limit: Duration,
+    ) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "AwaitPartition";
+        let request = agent::AwaitPartitionRequest {
+            node,
+            bytes,
+            address,
+            timeout_ms: agents_share(limit),
+            ..Default::default()
+        };
+        let answer = self.call(CALL, Some(limit), &request)?;
+        PartitionUse::parse(CALL, node, answer)
+    }
+
+    /// How the guest's driver stands with the device of `node`: once it is done, if `wait`, or when time is nearly up.
+    pub(crate) fn settle_partition(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "SettlePartition";
+        let timeout_ms = if wait { agents_share(limit) } else { 1 };
+        let request = agent::SettlePartitionRequest { node, timeout_ms, ..Default::default() };
+        let answer = self.call(CALL, Some(limit), &request)?;
+        PartitionUse::parse(CALL, node, answer)
+    }
+
+    pub(crate) fn inspect_partition(&self, node: u32) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "InspectPartition";
+        let request = agent::InspectPartitionRequest { node, ..Default::default() };
+        let answer = self.call(CALL, Some(SHORT), &request)?;
+        PartitionUse::parse(CALL, node, answer)
+    }
+
+    /// Starts an instance; returns the number of its first process in the guest.
+    pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
+        self.start("StartInstance", request)
+    }
+
+    /// Starts another process in an instance; returns its number in the guest.
+    pub(crate) fn start_process(&self, request: &agent::StartProcessRequest) -> Result<u32, AgentError> {
+        self.start("StartProcess", request)
+    }
+
+    fn start(&self, call: &'static str, request: &impl Message) -> Result<u32, AgentError> {
+        let answer = self.connection.call::<agent::StartResponse>(call, request, Some(START));
+        let answer = answer.map_err(|error| match error {
+            CallError::Refused { code, message } => {
+                AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }
+            }
+            error => call_error(call, error),
+        })?;
+        if answer.pid == 0 {
+            return Err(answer_error(call, "process number", 0, "a process".into()));
+        }
+        Ok(answer.pid)
+    }
+
+    /// Waits for the end of a process.
+    pub(crate) fn wait_process(&self, instance: &InstanceId, id: &ProcessId) -> Result<ExitStatus, AgentError> {
+        const CALL: &str = "WaitProcess";
+        let answer: agent::ExitStatus = self.call(CALL, None, &process(instance, id))?;
+        let code = u8::try_from(answer.exit_code)
+            .map_err(|_| answer_error(CALL, "exit code", answer.exit_code, "0 to 255".into()))?;
+        let oom_limit = oom_limit(CALL, &answer)?;
+        Ok(ExitStatus { code, oom_killed: oom_limit.is_some(), oom_limit })
+    }
+
+    pub(crate) fn signal_process(&self, instance: &InstanceId, id: &ProcessId, signal: u32) -> Result<(), AgentError> {
+        let request = agent::SignalProcessRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            signal,
+            ..Default::default()
+        };
+        self.call::<agent::Empty>("SignalProcess", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    pub(crate) fn resize_terminal(
+        &self,
+        instance: &InstanceId,
+        id: &ProcessId,
+        size: TerminalSize,
+    ) -> Result<(), AgentError> {
+        let request = agent::ResizeTerminalRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            size: Some(terminal_size(size)).into(),
+            ..Default::default()
+        };
+        self.call::<agent::Empty>("ResizeTerminal", Some(SHORT), &request)?;
+        Ok(())
+    }
+
+    /// Returns once there is no such process beside the instance's first.
+    pub(crate) fn remove_process(
+        &self,
+        instance: &InstanceId,
+        id: &ProcessId,
+        limit: Duration,
+    ) -> Result<(), AgentError> {
+        self.remove("RemoveProcess", limit, &process(instance, id))
+    }
+
+    /// Returns once there is no such instance.
+    pub(crate) fn remove_instance(&self, id: &InstanceId, limit: Duration) -> Result<(), AgentError> {
+        let request = agent::InstanceRequest { instance_id: id.to_string(), ..Default::default() };
+        self.remove("RemoveInstance", limit, &request)
+    }
+
+    pub(crate) fn statistics(&self, limit: Duration) -> Result<GuestStatistics, AgentError> {
+        let answer = self.call::<agent::StatisticsResponse>("Statistics", Some(limit), &agent::Empty::new())?;
+        let reasons = answer.migrated_by_reason.into_iter().take(MAX_REASONS);
+        Ok(GuestStatistics {
+            migrated_pages: answer.migrated_pages,
+            migrated_by_reason: reasons.map(|count| (shown(&count.reason), count.pages)).collect(),
+            zeroed_pages: answer.zeroed_pages,
+            cpu: Duration::from_nanos(answer.cpu_ns),
+        })
+    }
+
+    /// Has the guest end in good order. It does when this connection ends, which it does with this call.
+    pub(crate) fn shutdown(&self, limit: Duration) -> Result<(), AgentError> {
+        self.call::<agent::Empty>("Shutdown", Some(limit), &agent::Empty::new())?;
+        self.connection.close();
+        Ok(())
+    }
+}
+
+/// Asks the vsock device for a connection to the agent's `port`, and waits for it.
+fn handshake(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
+    answered(ask(uds_path, port, limit)?, limit)
+}
+
+/// Asks the vsock device for a connection to the agent's `port`; writing may take `limit` here and later.
+fn ask(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
+    let mut socket = UnixStream::connect(uds_path)?;
+    socket.set_write_timeout(Some(limit.max(Duration::from_millis(1))))?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    Ok(socket)
+}
+
+/// Reads the vsock device's answer.
+fn answered(socket: UnixStream, limit: Duration) -> io::Result<UnixStream> {
+    let line = read_line(&socket, MAX_OK_LINE, limit)?;
+    if line.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
+    }
+    let port = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
+    if !port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit)) {
+        let message = format!("`{}` instead of `OK <port>`", shown(&String::from_utf8_lossy(&line)));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(socket)
+}
+
+fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
+    agent::DevicesRequest {
+        pci_addresses: functions.iter().map(PciAddress::to_string).collect(),
+        timeout_ms: agents_share(limit),
+        ..Default::default()
+    }
+}
+
+fn image_limit(layers: usize) -> Duration {
+    SHORT.saturating_add(DISK_LIMIT.saturating_mul(u32::try_from(layers).unwrap_or(u32::MAX)))
+}
+
+fn process(instance: &InstanceId, id: &ProcessId) -> agent::ProcessRequest {
+    agent::ProcessRequest { instance_id: instance.to_string(), process_id: id.to_string(), ..Default::default() }
+}
+
+pub(crate) fn terminal_size(size: TerminalSize) -> agent::TerminalSize {
+    agent::TerminalSize { columns: size.columns.into(), rows: size.rows.into(), ..Default::default() }
+}
+
+fn oom_limit(call: &'static str, answer: &agent::ExitStatus) -> Result<Option<OomLimit>, AgentError> {
+    let wrong = |limit: &str| answer_error(call, "limit of memory", limit, "one where it killed for lack of it".into());
+    match (answer.oom_killed, answer.oom_limit.enum_value()) {
+        (false, Ok(agent::OomLimit::NONE)) => Ok(None),
+        (true, Ok(agent::OomLimit::PARTITION)) => Ok(Some(OomLimit::Partition)),
+        (true, Ok(agent::OomLimit::BASE)) => Ok(Some(OomLimit::Base)),
+        (true, Ok(agent::OomLimit::MEMORY)) => Ok(Some(OomLimit::MemoryMax)),
+        (true, Ok(agent::OomLimit::GUEST)) => Ok(Some(OomLimit::Guest)),
+        (_, Ok(limit)) => Err(wrong(&format!("{limit:?}"))),
+        (_, Err(number)) => Err(wrong(&number.to_string())),
+    }
+}
+
+/// What the agent is told to take of a call's limit, in milliseconds: its answer has to be here by then, also that time is up.
+/// At least 1, since 0 means the agent's own limit.
+fn agents_share(limit: Duration) -> u32 {
+    let share = limit.saturating_sub(GRACE.min(limit / 4));
+    u32::try_from(share.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+fn start_failure(code: EnumOrUnknown<Code>) -> StartFailure {
+    match code.enum_value() {
+        Ok(Code::NOT_FOUND) => StartFailure::CommandNotFound,
+        Ok(Code::PERMISSION_DENIED) => StartFailure::CommandNotExecutable,
+        _ => StartFailure::Other,
+    }
+}
+
+fn call_error(call: &'static str, error: CallError) -> AgentError {
+    match error {
+        CallError::Timeout(limit) => AgentError::Timeout { call, limit },
+        CallError::Refused { message, .. } => AgentError::Refused { call, message: shown(&message) },
+        CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
+    }
+}
+
+fn expect(call: &'static str, what: &'static str, found: u32, expected: u32) -> Result<(), AgentError> {
+    if found == expected { Ok(()) } else { Err(answer_error(call, what, found, expected.to_string())) }
+}
+
+fn answer_error(call: &'static str, what: &'static str, value: impl ToString, expected: String) -> AgentError {
+    AgentError::Answer { call, what, value: value.to_string(), expected }
+}
+
+/// Text of the guest, fit to be printed.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(MAX_TEXT).flat_map(printable).collect();
+    if text.chars().nth(MAX_TEXT).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+fn printable(character: char) -> impl Iterator<Item = char> {
+    let escaped = character.is_control().then(|| character.escape_default());
+    let plain = (!character.is_control()).then_some(character);
+    escaped.into_iter().flatten().chain(plain)
+}
+
+#[cfg(test)]
+#[path = "agent_test.rs"]
+mod tests;

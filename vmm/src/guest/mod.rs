@@ -1,0 +1,5 @@
+//! The guest's side of the VM, as far as the monitor talks to it: meeting the agent, and calling it.
+
+pub(crate) mod agent;
+pub(crate) mod ready;
+pub(crate) mod rendezvous;

@@ -1,0 +1,65 @@
+//! Meeting the guest's agent: it says that it can be called, and then it is.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bellows_protocol::ready::BootTimes;
+
+use crate::deadline::{Deadline, Turns};
+use crate::end::EndSignal;
+use crate::guest::agent::AgentClient;
+use crate::guest::ready::{NotReady, ReadyListener};
+use crate::vm::ReadyError;
+
+/// What is known of the agent so far.
+pub(crate) struct Rendezvous {
+    /// Who waits for the agent.
+    turns: Turns,
+    /// Until the agent has spoken; nobody else in the guest has anything to say there.
+    listener: Mutex<Option<ReadyListener>>,
+    times: OnceLock<BootTimes>,
+    client: OnceLock<Arc<AgentClient>>,
+}
+
+impl Rendezvous {
+    pub(crate) fn new(listener: ReadyListener) -> Self {
+        let listener = Mutex::new(Some(listener));
+        Self { turns: Turns::default(), listener, times: OnceLock::new(), client: OnceLock::new() }
+    }
+
+    /// Waits for the agent's line and connects to it, as far as that was not done before.
+    pub(crate) fn reach(
+        &self,
+        uds_path: &Path,
+        deadline: Deadline,
+        end: &EndSignal,
+    ) -> Result<&Arc<AgentClient>, ReadyError> {
+        let turn = self.turns.take(deadline.left());
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let _turn = turn.ok_or(NotReady::Timeout(deadline.limit()))?;
+        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listening) = &*listener {
+            let times = listening.wait(deadline, end)?;
+            let _ = self.times.set(times);
+            *listener = None;
+        }
+        let client = AgentClient::connect(uds_path, deadline, end)?;
+        Ok(self.client.get_or_init(|| Arc::new(client)))
+    }
+
+    /// The way to the agent, once it was reached.
+    pub(crate) fn client(&self) -> Option<&Arc<AgentClient>> {
+        self.client.get()
+    }
+
+    /// What the agent said.
+    pub(crate) fn boot_times(&self) -> Option<BootTimes> {
+        self.times.get().copied()
+    }
+}
+
+#[cfg(test)]
+#[path = "rendezvous_test.rs"]
+mod tests;

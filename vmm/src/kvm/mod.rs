@@ -1,0 +1,23 @@
+//! KVM: the VM, its memory slots, interrupts and doorbells, and the vCPUs that run in it.
+//!
+//! What happens in order: [`Host::open`] checks `/dev/kvm`; [`Machine::new`] makes the VM with its in-kernel interrupt
+//! controllers; memory goes in through [`Machine::slots`]; [`VcpuPool::new`] makes the vCPUs and [`VcpuPool::start`] runs them
+//! until an [`ExitReason`] is reported.
+
+mod doorbells;
+mod exit;
+mod gate;
+mod kick;
+mod machine;
+mod msi;
+mod slots;
+mod statistics;
+mod threads;
+mod vcpu;
+mod vcpu_pool;
+
+pub use exit::{ExitNotice, ExitReason, VcpuError};
+pub use gate::Gate;
+pub use machine::{Host, HostError, Machine, MachineError};
+pub use statistics::ExitCounts;
+pub use vcpu_pool::{VcpuPool, VcpuPoolError, Vcpus};

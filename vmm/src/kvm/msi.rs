@@ -1,0 +1,259 @@
+//! MSI vectors: a GSI and an irqfd each, and the routing table that gives GSIs their messages.
+//!
+//! Setting the routing table is dear (KVM waits for a grace period), and during a driver's probe routes change often before
+//! the first interrupt is sent. So a route is only noted when the guest writes it; KVM learns all noted routes at once
+//! when the first of them is used. All interrupts go through [`MsiVector::trigger`], so nobody can tell. A masked vector
+//! is one that isn't triggered: masking and unmasking cost nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bellows_devices::interrupt::{MsiController, MsiMessage, MsiVector};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+};
+use kvm_ioctls::{Cap, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::layout::IO_APIC_LINES;
+
+/// [`MsiController`] over KVM's GSI routing and irqfd.
+pub struct KvmMsi(Arc<Table<VmRoutes>>);
+
+impl KvmMsi {
+    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+        let gsis = u32::try_from(vm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
+        Self(Arc::new(Table::new(VmRoutes(vm), gsis)))
+    }
+}
+
+impl MsiController for KvmMsi {
+    fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>> {
+        let vectors = Table::allocate(&self.0, count)?;
+        Ok(vectors.into_iter().map(|vector| Arc::new(vector) as Arc<dyn MsiVector>).collect())
+    }
+}
+
+/// What the table needs of KVM; faked in tests.
+trait Routes: Send + Sync {
+    /// Replaces the whole table: lines of the I/O APIC and PIC as they are from the start, and these messages.
+    fn set(&self, messages: &[(u32, MsiMessage)]) -> io::Result<()>;
+    fn assign(&self, fd: &EventFd, gsi: u32) -> io::Result<()>;
+    fn deassign(&self, fd: &EventFd, gsi: u32) -> io::Result<()>;
+}
+
+struct VmRoutes(Arc<VmFd>);
+
+impl Routes for VmRoutes {
+    fn set(&self, messages: &[(u32, MsiMessage)]) -> io::Result<()> {
+        let entries: Vec<_> =
+            line_entries().chain(messages.iter().map(|(gsi, message)| message_entry(*gsi, *message))).collect();
+        let routing = KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        self.0.set_gsi_routing(&routing).map_err(io::Error::from)
+    }
+
+    fn assign(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
+        self.0.register_irqfd(fd, gsi).map_err(io::Error::from)
+    }
+
+    fn deassign(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
+        self.0.unregister_irqfd(fd, gsi).map_err(io::Error::from)
+    }
+}
+
+/// The routes KVM sets up by itself: GSIs 0 to 15 reach the PIC and the I/O APIC, 16 to 23 the I/O APIC.
+fn line_entries() -> impl Iterator<Item = kvm_irq_routing_entry> {
+    let entry = |gsi: u32, irqchip: u32, pin: u32| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_bindings::kvm_irq_routing_entry__bindgen_ty_1 { irqchip: kvm_irq_routing_irqchip { irqchip, pin } },
+        ..Default::default()
+    };
+    let pic = (0..16).map(move |gsi| {
+        let chip = if gsi < 8 { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
+        entry(gsi, chip, gsi % 8)
+    });
+    pic.chain((0..IO_APIC_LINES).map(move |gsi| entry(gsi, KVM_IRQCHIP_IOAPIC, gsi)))
+}
+
+fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    let mut msi = kvm_irq_routing_msi { data: message.data, ..Default::default() };
+    // The two halves of the address: truncation is what splits it.
+    msi.address_lo = message.address as u32;
+    msi.address_hi = (message.address >> 32) as u32;
+    kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_bindings::kvm_irq_routing_entry__bindgen_ty_1 { msi },
+        ..Default::default()
+    }
+}
+
+/// Nothing is sent.
+const MASKED: u8 = 0;
+/// KVM does not know the route yet.
+const NOTED: u8 = 1;
+/// KVM knows the route: the eventfd sends the message.
+const LIVE: u8 = 2;
+
+struct Table<R> {
+    routes: R,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    vectors: BTreeMap<u32, Arc<Shared>>,
+    free: Vec<u32>,
+    next: u32,
+    gsis: u32,
+}
+
+/// What a vector and the table both know.
+struct Shared {
+    fd: EventFd,
+    state: AtomicU8,
+    /// Changed under the table's lock.
+    route: Mutex<Route>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Route {
+    /// What the guest asked for last, masked or not.
+    wanted: Option<MsiMessage>,
+    /// What KVM's table holds.
+    known: Option<MsiMessage>,
+    /// The eventfd is wired to the GSI.
+    assigned: bool,
+}
+
+impl Shared {
+    fn route(&self) -> MutexGuard<'_, Route> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Routes> Table<R> {
+    fn new(routes: R, gsis: u32) -> Self {
+        let inner = Inner { vectors: BTreeMap::new(), free: Vec::new(), next: IO_APIC_LINES, gsis };
+        Self { routes, inner: Mutex::new(inner) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn allocate(self: &Arc<Self>, count: u16) -> io::Result<Vec<Vector<R>>> {
+        let mut inner = self.inner();
+        let left = inner.free.len() + (inner.gsis.saturating_sub(inner.next)) as usize;
+        if left < usize::from(count) {
+            return Err(io::Error::other(format!("{count} MSI vectors asked for, {left} left")));
+        }
+        // Descriptors first: they can fail, and nothing is taken then.
+        let fds = (0..count).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<Vec<_>>>()?;
+        Ok(fds
+            .into_iter()
+            .map(|fd| {
+                let gsi = inner.free.pop().unwrap_or_else(|| {
+                    inner.next += 1;
+                    inner.next - 1
+                });
+                let shared = Arc::new(Shared { fd, state: AtomicU8::new(MASKED), route: Mutex::default() });
+                inner.vectors.insert(gsi, shared.clone());
+                Vector { gsi, shared, table: self.clone() }
+            })
+            .collect())
+    }
+
+    /// Tells KVM all routes that are noted. Of vectors whose eventfd it does not take, only `wanted` counts: the others stay
+    /// noted and are tried again when they are used.
+    fn flush(&self, wanted: u32) -> io::Result<()> {
+        let inner = self.inner();
+        let messages: Vec<_> = inner
+            .vectors
+            .iter()
+            .filter_map(|(gsi, vector)| vector.route().wanted.map(|message| (*gsi, message)))
+            .collect();
+        let stale = inner.vectors.values().any(|vector| {
+            let route = vector.route();
+            route.wanted.is_some() && route.wanted != route.known
+        });
+        if stale {
+            self.routes.set(&messages)?;
+        }
+        let mut result = Ok(());
+        for (gsi, vector) in &inner.vectors {
+            let mut route = vector.route();
+            if stale {
+                route.known = route.wanted;
+            }
+            if vector.state.load(Ordering::Acquire) == NOTED {
+                let assigned = if route.assigned { Ok(()) } else { self.routes.assign(&vector.fd, *gsi) };
+                route.assigned = assigned.is_ok();
+                match assigned {
+                    Ok(()) => vector.state.store(LIVE, Ordering::Release),
+                    Err(error) if *gsi == wanted => result = Err(error),
+                    Err(_) => {}
+                }
+            }
+        }
+        result
+    }
+}
+
+struct Vector<R: Routes> {
+    gsi: u32,
+    shared: Arc<Shared>,
+    table: Arc<Table<R>>,
+}
+
+impl<R: Routes> MsiVector for Vector<R> {
+    fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
+        let _table = self.table.inner();
+        let mut route = self.shared.route();
+        let state = match message {
+            None => MASKED,
+            Some(message) => {
+                route.wanted = Some(message);
+                if route.assigned && route.known == Some(message) { LIVE } else { NOTED }
+            }
+        };
+        self.shared.state.store(state, Ordering::Release);
+        Ok(())
+    }
+
+    fn trigger(&self) -> io::Result<()> {
+        match self.shared.state.load(Ordering::Acquire) {
+            MASKED => return Ok(()),
+            LIVE => {}
+            _ => self.table.flush(self.gsi)?,
+        }
+        match self.shared.fd.write(1) {
+            // The counter is full: the interrupt is pending anyway.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            result => result,
+        }
+    }
+}
+
+impl<R: Routes> Drop for Vector<R> {
+    fn drop(&mut self) {
+        let mut inner = self.table.inner();
+        if self.shared.route().assigned
+            && let Err(error) = self.table.routes.deassign(&self.shared.fd, self.gsi)
+        {
+            tracing::warn!(gsi = self.gsi, %error, "cannot take back an MSI vector");
+            // Its number stays taken, so that no other device's interrupts go astray.
+            inner.vectors.remove(&self.gsi);
+            return;
+        }
+        inner.vectors.remove(&self.gsi);
+        inner.free.push(self.gsi);
+    }
+}
+
+#[cfg(test)]
+#[path = "msi_test.rs"]
+mod tests;

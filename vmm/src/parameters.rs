@@ -1,0 +1,83 @@
+//! The kernel parameters that every guest gets.
+
+use crate::command_line::{CommandLine, CommandLineError};
+use crate::config::{PartitionMode, SerialOutput, VmConfig};
+
+/// Name and value.
+const ALWAYS: &[(&str, &str)] = &[
+    // A panic ends the VM at once, and so does a reboot, by the reset register that ACPI names.
+    ("panic", "-1"),
+    ("reboot", "acpi"),
+    // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
+    ("swiotlb", "noforce"),
+    // A partition holds only what can leave it again.
+    ("memhp_default_state", "online_movable"),
+    // The clock comes from the hypervisor: nothing to measure against or to distrust.
+    ("tsc", "reliable"),
+    ("random.trust_cpu", "on"),
+];
+
+/// The command line of a guest built from `config`; the caller's own parameters come last, so that they win.
+pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLineError> {
+    let mut line = CommandLine::new();
+    for (name, value) in ALWAYS {
+        line.set(name, value)?;
+    }
+    line.flag("no_timer_check")?;
+    // More ports than there are would be probed in vain. Without any the guest has no console, and then its kernel starts
+    // the agent with closed standard descriptors, which a Rust program does not survive before `/dev/null` is there.
+    line.set("8250.nr_uarts", "1")?;
+    match config.serial {
+        SerialOutput::Off => line.flag("quiet")?,
+        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?,
+    };
+    if config.partition_mode == PartitionMode::Extension {
+        // Kernels that do not know it say so in their log, and go on.
+        line.set("virtio_mem.private_nodes", "1")?;
+    }
+    for parameter in &config.extra_command_line {
+        line.text(parameter)?;
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_memory::ByteSize;
+
+    use super::*;
+
+    fn rendered(config: &VmConfig) -> String {
+        command_line(config).unwrap().render(2047).unwrap()
+    }
+
+    #[test]
+    fn a_console_only_where_there_is_a_serial_port() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        config.extra_command_line = vec!["init_on_alloc=0".into()];
+        let silent = rendered(&config);
+        assert!(silent.contains("swiotlb=noforce") && silent.contains("quiet"), "{silent}");
+        assert!(!silent.contains("console="), "{silent}");
+        assert!(silent.ends_with(" init_on_alloc=0"), "{silent}");
+
+        config.serial = SerialOutput::Stdout;
+        let talking = rendered(&config);
+        assert!(talking.contains("swiotlb=noforce") && talking.contains("console=ttyS0"), "{talking}");
+        assert!(!talking.contains("quiet"), "{talking}");
+    }
+
+    #[test]
+    fn the_extension_can_be_turned_off() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        assert!(rendered(&config).contains("virtio_mem.private_nodes=1"));
+        config.partition_mode = PartitionMode::Stock;
+        assert!(!rendered(&config).contains("private_nodes"));
+    }
+
+    #[test]
+    fn a_parameter_that_no_command_line_can_have_is_refused() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        config.extra_command_line = vec!["x=\"".into()];
+        assert!(command_line(&config).is_err());
+    }
+}

@@ -1,0 +1,485 @@
+//! Images: how they get into the guest, and in which shape.
+//!
+//! Disks are there before it is known what the guest's kernel can do. Where it can't mount a flat image, and the caller did not
+//! ask for one, the layers come after the fact, as disks that are attached while the VM runs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bellows_block::{Layer, Prefetch, Profile};
+use bellows_disk::DiskError;
+use bellows_protocol::values::{ImageId, MAX_LAYERS};
+
+use crate::config::{ConfigError, FlatConfig, ImageConfig, Shape, Transport};
+use crate::descriptors;
+use crate::guest::agent::{AgentClient, AgentError};
+use crate::resources::disks::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
+use crate::virtio_bus::VirtioBus;
+use crate::vm::{NotRunning, Vm};
+
+/// First kernel that finds the layers of a flat image on its one disk.
+const FLAT_KERNEL: (u32, u32) = (6, 4);
+
+/// An image of a VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ImageInfo {
+    /// What instances call it.
+    pub id: ImageId,
+    /// How its layers are put together.
+    pub shape: Shape,
+    /// How its disks reach the guest.
+    pub transport: Transport,
+    /// Serial numbers of its disks, the lowest layer's first.
+    pub disks: Vec<String>,
+    /// Whether instances can run it.
+    pub mounted: bool,
+    /// Bytes of its files that the host was told to read ahead.
+    pub prefetched: u64,
+}
+
+/// Why an image can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its configuration can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no such image.
+    #[error("the VM has no image `{0}`")]
+    Unknown(ImageId),
+    /// There is one already.
+    #[error("the VM has an image `{0}` already")]
+    Exists(ImageId),
+    /// The guest can't have it as it is wanted.
+    #[error(
+        "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
+        FLAT_KERNEL.0,
+        FLAT_KERNEL.1,
+        if *layers > MAX_LAYERS { format!(", and {layers} layers are too many for another shape") } else { String::new() }
+    )]
+    Flat {
+        /// The image.
+        image: ImageId,
+        /// Release of the guest's kernel.
+        kernel: String,
+        /// How many layers the image has.
+        layers: usize,
+    },
+    /// Nobody has asked for an account of what is read.
+    #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
+    NotRecorded(ImageId),
+    /// What was read can't be told.
+    #[error("cannot find out what was read of image {image}")]
+    Touched {
+        /// The image.
+        image: ImageId,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// Its disks could not be attached or detached.
+    #[error(transparent)]
+    Disks(#[from] HotplugError),
+    /// The agent failed.
+    #[error("cannot {action} image {image}")]
+    Agent {
+        /// What was to be done.
+        action: &'static str,
+        /// The image.
+        image: ImageId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+}
+
+/// All images of a VM, by name. Changes hold [`Disks::change`].
+#[derive(Default)]
+pub(crate) struct Images(Mutex<BTreeMap<ImageId, Entry>>);
+
+#[derive(Clone)]
+struct Entry {
+    config: ImageConfig,
+    shape: Shape,
+    /// Serial numbers of its disks.
+    disks: Vec<String>,
+    mount: Mount,
+    /// Reads ahead for as long as the VM has the image.
+    _prefetch: Option<Arc<Prefetch>>,
+}
+
+/// Where an image stands with the guest.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Mount {
+    /// The agent was not asked to mount it.
+    Unasked,
+    /// The agent was asked, but did not say that it is mounted.
+    Maybe,
+    /// Instances can run it.
+    Done,
+}
+
+impl Images {
+    /// Puts the disks of images on the bus, before the guest boots.
+    pub(crate) fn add_all(&self, bus: &VirtioBus, disks: &Disks, images: &[ImageConfig]) -> Result<(), AddError> {
+        for config in images {
+            let shape = config.first_shape();
+            let serials = place(config, shape, bus, disks, DiskState::Attached)?;
+            self.set(Entry::new(config, shape, serials));
+        }
+        Ok(())
+    }
+
+    /// Has the guest mount an image, the layers of which are `disks`.
+    fn mount(&self, agent: &AgentClient, mut entry: Entry, disks: &[DiskInfo]) -> Result<Entry, ImageError> {
+        let id = entry.config.id.clone();
+        // The agent may do it and yet not answer in time.
+        entry.mount = entry.mount.max(Mount::Maybe);
+        self.set(entry.clone());
+        let failed = |source| ImageError::Agent { action: "mount", image: id.clone(), source };
+        agent.mount_image(id.as_str(), disks).map_err(failed)?;
+        entry.mount = Mount::Done;
+        self.set(entry.clone());
+        Ok(entry)
+    }
+
+    /// Removes an image, and from the guest if it may be there; returns the serial numbers of its disks.
+    fn remove(&self, agent: &AgentClient, id: &ImageId) -> Result<Vec<String>, ImageError> {
+        let entry = self.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if entry.mount != Mount::Unasked {
+            let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
+            agent.unmount_image(id.as_str(), entry.disks.len()).map_err(failed)?;
+        }
+        self.table().remove(id);
+        Ok(entry.disks)
+    }
+
+    fn get(&self, id: &ImageId) -> Option<Entry> {
+        self.table().get(id).cloned()
+    }
+
+    fn set(&self, entry: Entry) {
+        self.table().insert(entry.config.id.clone(), entry);
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<ImageId, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// An image whose disks are on the bus. Begins to read ahead what it has a profile of.
+    fn new(config: &ImageConfig, shape: Shape, disks: Vec<String>) -> Self {
+        let prefetch = config.profile.as_ref().and_then(|profile| {
+            let started = Prefetch::start(files(config, shape), profile.clone());
+            started.inspect_err(|error| tracing::warn!(image = %config.id, %error, "nothing is read ahead")).ok()
+        });
+        Self { config: config.clone(), shape, disks, mount: Mount::Unasked, _prefetch: prefetch.map(Arc::new) }
+    }
+}
+
+/// The files of an image in this shape: what the guest reads first comes first.
+fn files(config: &ImageConfig, shape: Shape) -> Vec<Layer> {
+    match shape {
+        Shape::Flat => {
+            let metadata =
+                |flat: &FlatConfig| Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
+            config.flat.iter().map(metadata).chain(config.layers.iter().map(Layer::from)).collect()
+        }
+        Shape::Layers => config.stack().map(Layer::from).collect(),
+    }
+}
+
+/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
+/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
+fn place(
+    config: &ImageConfig,
+    shape: Shape,
+    bus: &VirtioBus,
+    disks: &Disks,
+    state: DiskState,
+) -> Result<Vec<String>, AddError> {
+    let (mut serials, mut added) = (Vec::new(), Vec::new());
+    let transport = config.transport;
+    let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
+        if disks.find(&serial).is_none() {
+            added.push(disks.add(bus, open()?, state)?);
+        }
+        serials.push(serial);
+        Ok(())
+    };
+    let result = match (shape, config.flat_image()) {
+        (Shape::Flat, Some(flat)) => {
+            add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
+        }
+        _ => {
+            let open = |layer| Opened::layer(layer, transport, disks.record_reads);
+            config.stack().try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
+        }
+    };
+    match result {
+        Ok(()) => Ok(serials),
+        Err(error) => {
+            for disk in added {
+                if let Err(error) = disks.remove(bus, &disk) {
+                    tracing::error!(disk = disk.serial, %error, "half an image stays on the bus");
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+impl Vm {
+    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
+    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number of
+    /// layers.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn mount_image(&self, id: &ImageId, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        let _change = self.disks.change();
+        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        let shape = self.shape(&entry.config)?;
+        let entry = if shape == entry.shape { entry } else { self.reshape(entry, shape, timeout)? };
+        self.mount(entry)
+    }
+
+    /// Adds an image while the VM runs, and makes it ready for instances.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that the
+    /// agent did not mount ([`ImageError::Agent`]) is there all the same: it can be mounted again, or detached.
+    pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        config.check("image")?;
+        let _change = self.disks.change();
+        if self.images.get(&config.id).is_some() {
+            return Err(ImageError::Exists(config.id.clone()));
+        }
+        let shape = self.shape(config)?;
+        let disks = self.place_and_bind(config, shape, timeout)?;
+        let entry = Entry::new(config, shape, disks);
+        self.images.set(entry.clone());
+        self.mount(entry)
+    }
+
+    /// Takes an image that no instance runs out of the VM, and with it the disks that no other image has.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; disks that could not be detached are there without the image.
+    pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
+        let _change = self.disks.change();
+        let disks = self.images.remove(self.agent()?, id)?;
+        self.detach_unused(disks, timeout)
+    }
+
+    /// The images there are, by name.
+    #[must_use]
+    pub fn images(&self) -> Vec<ImageInfo> {
+        self.images.table().values().cloned().map(ImageInfo::from).collect()
+    }
+
+    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; of memory
+    /// (virtio-pmem), the pages that it has touched and neighbours of them that were in the page cache. Needs
+    /// [`VmConfig::record_reads`](crate::VmConfig::record_reads).
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::NotRecorded`] or [`ImageError::Touched`].
+    pub fn profile(&self, id: &ImageId) -> Result<Profile, ImageError> {
+        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if !self.disks.record_reads {
+            return Err(ImageError::NotRecorded(id.clone()));
+        }
+        let mut profile = Profile::default();
+        for serial in &entry.disks {
+            let touched = self.disks.touched(serial);
+            profile.extend(touched.map_err(|source| ImageError::Touched { image: id.clone(), source })?);
+        }
+        Ok(profile)
+    }
+
+    /// The shape that an image gets in this guest.
+    fn shape(&self, config: &ImageConfig) -> Result<Shape, ImageError> {
+        let kernel = self.guest()?.kernel_release.as_str();
+        let layers = config.stack().count();
+        match (config.first_shape(), can_mount_flat(kernel)) {
+            (Shape::Flat, false) if config.shape.is_some() || layers > MAX_LAYERS => {
+                Err(ImageError::Flat { image: config.id.clone(), kernel: kernel.into(), layers })
+            }
+            (Shape::Flat, false) => Ok(Shape::Layers),
+            (shape, _) => Ok(shape),
+        }
+    }
+
+    /// Replaces the disks of an image by those of another shape.
+    fn reshape(&self, mut entry: Entry, shape: Shape, timeout: Duration) -> Result<Entry, ImageError> {
+        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
+        let disks = self.place_and_bind(&entry.config, shape, timeout)?;
+        let old = std::mem::replace(&mut entry.disks, disks);
+        entry.shape = shape;
+        self.images.set(entry.clone());
+        self.detach_unused(old, timeout)?;
+        Ok(entry)
+    }
+
+    fn place_and_bind(&self, config: &ImageConfig, shape: Shape, timeout: Duration) -> Result<Vec<String>, ImageError> {
+        let agent = self.agent()?;
+        descriptors::check_attach(descriptors::of_image(config, shape)).map_err(HotplugError::from)?;
+        let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound);
+        let serials = placed.map_err(HotplugError::from)?;
+        // Some may be left of an attempt that took too long.
+        let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
+        let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
+        self.disks.bind(agent, &unbound, timeout)?;
+        Ok(serials)
+    }
+
+    fn detach_unused(&self, serials: Vec<String>, timeout: Duration) -> Result<(), ImageError> {
+        for serial in serials {
+            let used = self.images.table().values().any(|entry| entry.disks.contains(&serial));
+            if !used {
+                self.disks.detach(self.agent()?, &self.bus, &serial, timeout)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mount(&self, entry: Entry) -> Result<ImageInfo, ImageError> {
+        let disk = |serial: &String| self.disks.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.clone()));
+        let disks = entry.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.images.mount(self.agent()?, entry, &disks)?.into())
+    }
+}
+
+impl From<Entry> for ImageInfo {
+    fn from(entry: Entry) -> Self {
+        let transport = entry.config.transport;
+        let prefetched = entry.config.profile.as_ref().map_or(0, Profile::bytes);
+        Self {
+            id: entry.config.id,
+            shape: entry.shape,
+            transport,
+            disks: entry.disks,
+            mounted: entry.mount == Mount::Done,
+            prefetched,
+        }
+    }
+}
+
+/// Whether a kernel of this release mounts flat images; one that can't be told does not.
+fn can_mount_flat(release: &str) -> bool {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= FLAT_KERNEL,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::PathBuf;
+
+    use bellows_devices::pci::PciAddress;
+    use bellows_protocol::agent::{Empty, MountImageRequest, UnmountImageRequest};
+    use bellows_protocol::agent_ttrpc::Agent;
+    use ttrpc::{Code, TtrpcContext};
+
+    use super::*;
+    use crate::guest::agent::fixture::Fixture;
+
+    /// An agent that says of some images that it could not mount them.
+    #[derive(Default)]
+    struct Slow {
+        mounted: Mutex<HashSet<String>>,
+        limits: Mutex<Vec<Duration>>,
+    }
+
+    fn refusal(code: Code) -> ttrpc::Result<Empty> {
+        Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, "")))
+    }
+
+    impl Slow {
+        fn asked(&self, context: &TtrpcContext) {
+            self.limits.lock().unwrap().push(Duration::from_nanos(context.timeout_nano.unsigned_abs()));
+        }
+    }
+
+    impl Agent for Slow {
+        fn mount_image(&self, context: &TtrpcContext, request: MountImageRequest) -> ttrpc::Result<Empty> {
+            self.asked(context);
+            let answer = match request.image_id.as_str() {
+                "never" => return refusal(Code::DEADLINE_EXCEEDED),
+                "late" => refusal(Code::DEADLINE_EXCEEDED),
+                _ => Ok(Empty::new()),
+            };
+            self.mounted.lock().unwrap().insert(request.image_id);
+            answer
+        }
+
+        fn unmount_image(&self, context: &TtrpcContext, request: UnmountImageRequest) -> ttrpc::Result<Empty> {
+            self.asked(context);
+            let removed = self.mounted.lock().unwrap().remove(&request.image_id);
+            if removed { Ok(Empty::new()) } else { refusal(Code::NOT_FOUND) }
+        }
+    }
+
+    fn add(images: &Images, id: &str, layers: u8) -> (Entry, Vec<DiskInfo>) {
+        let disk = |number: u8| DiskInfo {
+            serial: number.to_string(),
+            path: PathBuf::new(),
+            read_only: true,
+            transport: Transport::Blk,
+            address: PciAddress::new(0, number, 0).unwrap(),
+            state: DiskState::Attached,
+        };
+        let disks: Vec<_> = (1..=layers).map(disk).collect();
+        let config = ImageConfig::new(id.parse().unwrap(), [] as [&Layer; 0]);
+        let entry = Entry::new(&config, Shape::Layers, disks.iter().map(|disk| disk.serial.clone()).collect());
+        images.set(entry.clone());
+        (entry, disks)
+    }
+
+    #[test]
+    fn an_image_that_may_be_mounted_is_unmounted() {
+        let fake = Arc::new(Slow::default());
+        let fixture = Fixture::with_agent(fake.clone());
+        let agent = fixture.connect().unwrap();
+        let images = Images::default();
+        for (id, answered) in [("prompt", true), ("late", false), ("never", false)] {
+            let (entry, disks) = add(&images, id, 20);
+            let id = entry.config.id.clone();
+            assert_eq!(images.mount(&agent, entry, &disks).is_ok(), answered, "{id}");
+            assert_eq!(ImageInfo::from(images.get(&id).unwrap()).mounted, answered, "{id}");
+            assert_eq!(images.remove(&agent, &id).unwrap().len(), disks.len(), "{id}");
+            assert!(images.get(&id).is_none() && fake.mounted.lock().unwrap().is_empty(), "{id}");
+        }
+        let (entry, _) = add(&images, "unasked", 1);
+        images.remove(&agent, &entry.config.id).unwrap();
+        let limits = fake.limits.lock().unwrap();
+        assert_eq!(limits.len(), 6, "the agent is not asked to unmount what it was not asked to mount");
+        assert!(limits.iter().all(|limit| *limit > Duration::from_secs(20 * 10)), "{limits:?}");
+    }
+
+    #[test]
+    fn flat_images_need_a_kernel_that_finds_their_layers() {
+        for release in ["6.4.0", "6.4-rc1", "6.12.48-bellows", "7.0", "6.12.90+deb13.1-cloud-amd64", "10.1"] {
+            assert!(can_mount_flat(release), "{release}");
+        }
+        for release in ["6.3.13", "6.1.0-18-amd64", "5.16.0", "4.19", "", "6", "six.four", "6.99999999999999"] {
+            assert!(!can_mount_flat(release), "{release}");
+        }
+    }
+
+    #[test]
+    fn an_old_kernel_is_named() {
+        let error =
+            |layers| ImageError::Flat { image: "i".parse().unwrap(), kernel: "6.1.0".into(), layers }.to_string();
+        assert_eq!(error(3), "image i can't be flat: that needs Linux 6.4 or later in the guest, which has \"6.1.0\"");
+        assert!(error(129).ends_with("129 layers are too many for another shape"), "{}", error(129));
+    }
+}

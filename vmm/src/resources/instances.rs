@@ -1,0 +1,364 @@
+//! Instances: functions that run in a VM, each in its container and, if it is to have one, in its partition.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellows_memory::{ByteSize, PartitionId};
+use bellows_protocol::agent::StartInstanceRequest;
+use bellows_protocol::stream::StreamName;
+pub use bellows_protocol::user::{Account, User};
+use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError};
+
+use crate::guest::agent::{AgentClient, AgentError, ExitStatus};
+use crate::resources::partitions::PartitionError;
+use crate::resources::processes::{Forwarding, Process, ProcessSpec};
+use crate::vm::{NotRunning, Vm};
+
+/// Processes and threads that an instance may have if nothing else is said.
+pub const DEFAULT_PIDS_MAX: u32 = 1024;
+
+/// What an instance runs, and within which bounds.
+#[derive(Clone, Debug)]
+pub struct InstanceSpec {
+    /// Its name, unique in the VM.
+    pub id: InstanceId,
+    /// An image that was mounted ([`Vm::mount_image`], [`Vm::attach_image`]).
+    pub image: ImageId,
+    /// Its first process, with which it ends.
+    pub process: ProcessSpec,
+    /// Where its memory comes from; `None` is base memory.
+    pub partition: Option<PartitionId>,
+    /// Its cgroup's `memory.max`; `None` is its partition's size, or a little less where the guest's kernel has to bound more with
+    /// it, or without a partition its limit on base memory. With the guest memory extension it can't be less than the
+    /// partition's size: plug less.
+    pub memory_max: Option<ByteSize>,
+    /// What it may have of base memory, where page tables, inodes, page cache, sockets and pipes lie, and without a partition all
+    /// else. `None` is the VM's ([`crate::VmConfig::base_limit`]), or an equal share.
+    pub base_limit: Option<ByteSize>,
+    /// Most processes and threads; 0 is half of what all instances may have, which the guest's kernel says.
+    pub pids_max: u32,
+}
+
+impl InstanceSpec {
+    /// Runs `argv` as root in `/`, in base memory.
+    #[must_use]
+    pub fn new(id: InstanceId, image: ImageId, argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            id,
+            image,
+            process: ProcessSpec::new(argv),
+            partition: None,
+            memory_max: None,
+            base_limit: None,
+            pids_max: DEFAULT_PIDS_MAX,
+        }
+    }
+
+    /// The same with its memory in partition `id`, which must be plugged.
+    #[must_use]
+    pub fn in_partition(mut self, id: PartitionId) -> Self {
+        self.partition = Some(id);
+        self
+    }
+
+    /// Checks what the guest would refuse without looking at the image.
+    ///
+    /// # Errors
+    /// What can't be run.
+    pub fn validate(&self) -> Result<(), ValueError> {
+        self.request().map(drop)
+    }
+
+    fn request(&self) -> Result<StartInstanceRequest, ValueError> {
+        Ok(StartInstanceRequest {
+            instance_id: self.id.to_string(),
+            image_id: self.image.to_string(),
+            process: Some(self.process.request()?).into(),
+            node: self.partition.map_or(0, |partition| partition.get().into()),
+            memory_max_bytes: self.memory_max.unwrap_or_default().get(),
+            pids_max: self.pids_max,
+            ..Default::default()
+        })
+    }
+}
+
+/// Why something could not be done with an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// It can't be run like that.
+    #[error("instance {id} can't be run")]
+    Spec {
+        /// The instance.
+        id: InstanceId,
+        /// What is wrong.
+        #[source]
+        source: ValueError,
+    },
+    /// Its partition is not there or holds nothing.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// Its partition is not plugged.
+    #[error("instance {id} can't run in partition {partition}: nothing is plugged there")]
+    NotPlugged {
+        /// The instance.
+        id: InstanceId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// Its limit on base memory can't be.
+    #[error(
+        "instance {id} can't have {limit} of base memory: expected {} to {memory}",
+        ByteSize::bytes(MIN_BASE_LIMIT)
+    )]
+    BaseLimit {
+        /// The instance.
+        id: InstanceId,
+        /// The limit.
+        limit: ByteSize,
+        /// All base memory.
+        memory: ByteSize,
+    },
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// The agent failed.
+    #[error("cannot {action} instance {id}")]
+    Agent {
+        /// What was to be done.
+        action: &'static str,
+        /// The instance.
+        id: InstanceId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// A stream can't be had.
+    #[error("cannot connect to {stream} of process {process} of instance {id}")]
+    Connect {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the agent says.
+        #[source]
+        source: Box<AgentError>,
+    },
+    /// A stream broke off.
+    #[error("cannot go on with {stream} of process {process} of instance {id}")]
+    Stream {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// What a stream is passed on to failed, or what it is fed from.
+    #[error("cannot pass on {stream} of process {process} of instance {id}")]
+    PassOn {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A function that runs, or has run, in a VM. Dropping it changes nothing: [`Instance::remove`] and
+/// [`Vm::remove_instance`] do.
+pub struct Instance {
+    id: InstanceId,
+    init: Process,
+    agent: Arc<AgentClient>,
+}
+
+impl Vm {
+    /// Starts an instance.
+    ///
+    /// # Errors
+    /// It can't be run like that, its partition is not plugged, so much of base memory is not there or not left, or the agent could
+    /// not start it.
+    pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
+        let mut request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        let base_limit = spec.base_limit.or(self.config.base_limit).unwrap_or_default();
+        check_base_limit(&spec.id, base_limit, self.config.memory)?;
+        request.base_limit_bytes = base_limit.get();
+        if let Some(partition) = spec.partition
+            && self.plugged(partition)?.get() == 0
+        {
+            return Err(InstanceError::NotPlugged { id: spec.id.clone(), partition });
+        }
+        let agent = self.agent()?.clone();
+        let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
+        let pid = agent.start_instance(&request).map_err(failed)?;
+        tracing::debug!(instance = %spec.id, pid, "started an instance");
+        Ok(Instance::new(spec.id.clone(), pid, agent))
+    }
+
+    /// Removes an instance by its name, as [`Instance::remove`] does: for one that nobody has a handle of, such as one whose
+    /// start was not answered in time.
+    ///
+    /// # Errors
+    /// See [`Instance::remove`].
+    pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+        remove(self.agent()?, id, timeout)
+    }
+}
+
+impl Instance {
+    pub(crate) fn new(id: InstanceId, pid: u32, agent: Arc<AgentClient>) -> Self {
+        let init = Process::new(id.clone(), ProcessId::init(), pid, agent.clone());
+        Self { id, init, agent }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// Its first process.
+    #[must_use]
+    pub fn init(&self) -> &Process {
+        &self.init
+    }
+
+    pub(crate) fn agent(&self) -> &Arc<AgentClient> {
+        &self.agent
+    }
+
+    /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that nobody
+    /// reads makes the instance wait.
+    ///
+    /// # Errors
+    /// The stream or the thread can't be had.
+    pub fn forward(&self, stream: StreamName, sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
+        self.init.connect(stream)?.forward(sink)
+    }
+
+    /// Waits for the end of its first process.
+    ///
+    /// # Errors
+    /// The agent can't say, or the VM has ended.
+    pub fn wait(&self) -> Result<ExitStatus, InstanceError> {
+        self.init.wait()
+    }
+
+    /// Sends its first process a signal, by number.
+    ///
+    /// # Errors
+    /// It is gone, or there is no such signal.
+    pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
+        self.init.signal(number)
+    }
+
+    /// Kills what is left of it, and takes apart what it had: then its partition can be given back whole, and its name is
+    /// free. An instance that is gone already counts as removed.
+    ///
+    /// # Errors
+    /// The agent failed, or has not done so after `timeout` and may still be at it. Try again then: the instance stays until it
+    /// is removed.
+    pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
+        remove(&self.agent, &self.id, timeout)
+    }
+}
+
+/// 0 is none.
+fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Result<(), InstanceError> {
+    if limit.get() == 0 || (MIN_BASE_LIMIT..=memory.get()).contains(&limit.get()) {
+        return Ok(());
+    }
+    Err(InstanceError::BaseLimit { id: id.clone(), limit, memory })
+}
+
+fn remove(agent: &AgentClient, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+    agent.remove_instance(id, timeout).map_err(failed("remove", id))
+}
+
+fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> InstanceError {
+    let id = id.clone();
+    move |source| InstanceError::Agent { action, id, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bellows_protocol::agent::{Empty, InstanceRequest};
+    use bellows_protocol::agent_ttrpc::Agent;
+    use ttrpc::{Code, TtrpcContext};
+
+    use super::*;
+    use crate::guest::agent::fixture::Fixture;
+
+    /// An agent that can remove an instance only when it is asked once more.
+    #[derive(Default)]
+    struct Stalled(Mutex<Vec<String>>);
+
+    impl Agent for Stalled {
+        fn remove_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<Empty> {
+            let mut asked = self.0.lock().unwrap();
+            asked.push(request.instance_id);
+            let refusal = |code, message| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)));
+            match asked.len() {
+                1 => refusal(Code::DEADLINE_EXCEEDED, "a task is left"),
+                2 => Ok(Empty::new()),
+                _ => refusal(Code::NOT_FOUND, "there is no instance"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_removal_that_failed_can_be_tried_again() {
+        let fake = Arc::new(Stalled::default());
+        let fixture = Fixture::with_agent(fake.clone());
+        let agent = Arc::new(fixture.connect().unwrap());
+        let limit = Duration::from_secs(30);
+        let instance = Instance::new("a".parse().unwrap(), 1, agent.clone());
+        assert!(matches!(instance.remove(limit), Err(InstanceError::Agent { action: "remove", .. })));
+        instance.remove(limit).unwrap();
+        instance.remove(limit).expect("what is gone is removed");
+        remove(&agent, &"b".parse().unwrap(), limit).expect("its name is enough");
+        assert_eq!(*fake.0.lock().unwrap(), ["a", "a", "a", "b"]);
+    }
+
+    fn spec(argv: &[&str]) -> InstanceSpec {
+        InstanceSpec::new("a".parse().unwrap(), "image".parse().unwrap(), argv.iter().copied())
+    }
+
+    #[test]
+    fn a_limit_on_base_memory_fits_base_memory() {
+        let check = |limit| check_base_limit(&"a".parse().unwrap(), limit, ByteSize::mib(512));
+        for good in [0, 4 << 20, 512 << 20] {
+            check(ByteSize::bytes(good)).unwrap();
+        }
+        for bad in [1, (4 << 20) - 1, (512 << 20) + 1, u64::MAX] {
+            let error = check(ByteSize::bytes(bad)).unwrap_err().to_string();
+            assert!(error.contains(&ByteSize::bytes(bad).to_string()) && error.contains("512"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_guest_would_refuse_is_refused_here() {
+        let request = spec(&["sh"]).in_partition(PartitionId::new(3).unwrap()).request().unwrap();
+        assert_eq!((request.node, request.process.working_directory.as_str(), request.memory_max_bytes), (3, "/", 0));
+        assert!(spec(&[]).request().is_err());
+        let refused = |change: fn(&mut ProcessSpec)| {
+            let mut spec = spec(&["sh"]);
+            change(&mut spec.process);
+            spec.request().is_err()
+        };
+        assert!(refused(|process| process.cwd = "tmp".into()));
+        assert!(refused(|process| process.env = vec!["x".into()]));
+    }
+}

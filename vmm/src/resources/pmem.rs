@@ -1,0 +1,139 @@
+//! Files of the layer store in the guest's address space: read-only memory slots over mappings of the files.
+//!
+//! A guest's write there leaves to the monitor, where nobody takes it: it is counted as unclaimed. Where a file was cut short,
+//! KVM finds no page and the vCPU can't go on; that end of the VM gets the layer's name here.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bellows_block::{ImageMapping, Layer, LayerDigest, Profile};
+use bellows_memory::device_area::{DeviceArea, DeviceMemory, NoRoom};
+use bellows_memory::slots::{Slot, SlotError, SlotTable};
+use bellows_memory::{ByteSize, GuestAddress};
+
+use crate::kvm::{ExitReason, VcpuError};
+
+/// Why the guest can't have files as memory.
+#[derive(Debug, thiserror::Error)]
+pub enum PmemError {
+    /// Its address space is full.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// KVM refused.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+}
+
+/// A layer's file failed under a guest that had it as memory.
+#[derive(Debug, thiserror::Error)]
+#[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
+pub struct LostLayer {
+    /// The layer, or the flat image whose metadata it was.
+    pub digest: LayerDigest,
+    /// Its file.
+    pub path: PathBuf,
+    /// The vCPU that found out.
+    #[source]
+    pub source: VcpuError,
+}
+
+/// All windows of a VM.
+pub(crate) struct PmemWindows {
+    area: Arc<DeviceArea>,
+    slots: Arc<dyn SlotTable>,
+    /// By guest-physical address.
+    mappings: Mutex<BTreeMap<u64, Arc<ImageMapping>>>,
+}
+
+/// A window; the guest has it until this is dropped.
+pub(crate) struct PmemWindow {
+    windows: Arc<PmemWindows>,
+    mapping: Arc<ImageMapping>,
+    slot: Slot,
+    /// Its addresses.
+    _memory: DeviceMemory,
+}
+
+impl PmemWindows {
+    pub(crate) fn new(area: Arc<DeviceArea>, slots: Arc<dyn SlotTable>) -> Arc<Self> {
+        Arc::new(Self { area, slots, mappings: Mutex::default() })
+    }
+
+    /// Gives the guest what is mapped.
+    pub(crate) fn open(self: &Arc<Self>, mapping: ImageMapping) -> Result<PmemWindow, PmemError> {
+        let memory = self.area.take(ByteSize::bytes(mapping.bytes()))?;
+        let slot = Slot { guest: memory.start(), host: mapping.address(), bytes: mapping.bytes(), read_only: true };
+        self.slots.set(slot)?;
+        let mapping = Arc::new(mapping);
+        self.mappings().insert(slot.guest.0, mapping.clone());
+        Ok(PmemWindow { windows: self.clone(), mapping, slot, _memory: memory })
+    }
+
+    /// Why a VM ended, with the layer's name where it was a layer's file that failed.
+    pub(crate) fn explain(&self, reason: ExitReason) -> ExitReason {
+        let ExitReason::Error(error) = reason else { return reason };
+        let error = match error.downcast::<VcpuError>() {
+            Ok(error) => *error,
+            Err(other) => return ExitReason::Error(other),
+        };
+        let lost = match &error {
+            VcpuError::HostMemory { guest_address, .. } => self.lost(*guest_address),
+            _ => None,
+        };
+        ExitReason::Error(match lost {
+            Some(Layer { digest, path, .. }) => Box::new(LostLayer { digest, path, source: error }),
+            None => Box::new(error),
+        })
+    }
+
+    /// The layer that the guest could not read at `address`. Most hosts don't tell the address (Linux 6.12 does not, of pages
+    /// that a file no longer has): then it is one that was cut short.
+    fn lost(&self, address: Option<u64>) -> Option<Layer> {
+        let mappings = self.mappings();
+        let found = match address {
+            Some(address) => {
+                let (start, mapping) = mappings.range(..=address).next_back()?;
+                mapping.file_at(address - start)
+            }
+            None => mappings.values().find_map(|mapping| mapping.cut_short()),
+        };
+        found.cloned()
+    }
+
+    fn mappings(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ImageMapping>>> {
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PmemWindow {
+    /// Where the guest has it.
+    pub(crate) fn start(&self) -> GuestAddress {
+        self.slot.guest
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.slot.bytes
+    }
+
+    /// The pages of its files that the guest has touched, and neighbours of them.
+    pub(crate) fn touched(&self) -> io::Result<Profile> {
+        self.mapping.touched()
+    }
+}
+
+impl Drop for PmemWindow {
+    fn drop(&mut self) {
+        if let Err(error) = self.windows.slots.delete(self.slot) {
+            tracing::error!(%error, "a layer stays mapped: the guest may still reach it");
+            // Never unmapped, so that nothing else comes to lie where the guest reaches.
+            std::mem::forget(self.mapping.clone());
+        }
+        self.windows.mappings().remove(&self.slot.guest.0);
+    }
+}
+
+#[cfg(test)]
+#[path = "pmem_test.rs"]
+mod tests;

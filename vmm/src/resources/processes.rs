@@ -1,0 +1,282 @@
+//! Processes of instances: the first one, and those that are started beside it.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bellows_protocol::agent::{self, StartProcessRequest};
+use bellows_protocol::stream::{StreamName, StreamRequest};
+use bellows_protocol::values::{
+    InstanceId, ProcessId, TerminalSize, ValueError, check_command, check_working_directory,
+};
+
+use crate::guest::agent::{AgentClient, AgentError, ExitStatus, Stream, terminal_size};
+use crate::resources::instances::{Instance, InstanceError, User};
+
+/// Bytes that are passed on at once.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// What a process runs, and as whom.
+#[derive(Clone, Debug)]
+pub struct ProcessSpec {
+    /// The command and its arguments.
+    pub argv: Vec<String>,
+    /// `NAME=value` pairs.
+    pub env: Vec<String>,
+    /// Absolute path of the directory that it starts in; empty means `/`.
+    pub cwd: String,
+    /// Who it runs as.
+    pub user: User,
+    /// What it reads and writes.
+    pub stdio: Stdio,
+}
+
+/// What a process has for standard streams.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stdio {
+    /// Pipes: [`StreamName::Stdout`] and [`StreamName::Stderr`].
+    Pipes {
+        /// Standard input is one, too: [`StreamName::Stdin`]. It is `/dev/null` otherwise.
+        stdin: bool,
+    },
+    /// A terminal, of this size at first, for all three: [`StreamName::Terminal`].
+    Terminal(TerminalSize),
+}
+
+impl ProcessSpec {
+    /// Runs `argv` as root in `/`, without input.
+    #[must_use]
+    pub fn new(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: String::new(),
+            user: User::default(),
+            stdio: Stdio::Pipes { stdin: false },
+        }
+    }
+
+    /// Checks what the guest would refuse.
+    pub(crate) fn request(&self) -> Result<agent::Process, ValueError> {
+        check_command(&self.argv, &self.env)?;
+        let (stdin, terminal) = match self.stdio {
+            Stdio::Pipes { stdin } => (stdin, None),
+            Stdio::Terminal(size) => (false, Some(terminal_size(size))),
+        };
+        Ok(agent::Process {
+            arguments: self.argv.clone(),
+            environment: self.env.clone(),
+            working_directory: check_working_directory(&self.cwd)?.to_owned(),
+            user: self.user.to_string(),
+            terminal: terminal.into(),
+            stdin,
+            ..Default::default()
+        })
+    }
+}
+
+/// A process of an instance. Dropping it changes nothing.
+#[derive(Clone)]
+pub struct Process {
+    instance: InstanceId,
+    id: ProcessId,
+    pid: u32,
+    agent: Arc<AgentClient>,
+}
+
+impl Instance {
+    /// Starts another process in it: in its namespaces, its cgroup and its partition, and with no more rights than its first has. It
+    /// ends with the instance, at the latest. Its name is free again once it is [removed](Process::remove).
+    ///
+    /// # Errors
+    /// It can't be run like that, the instance has ended, or the agent could not start it.
+    pub fn exec(&self, id: ProcessId, spec: &ProcessSpec) -> Result<Process, InstanceError> {
+        let instance = self.id();
+        let spec = spec.request().map_err(|source| InstanceError::Spec { id: instance.clone(), source })?;
+        let request = StartProcessRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            process: Some(spec).into(),
+            ..Default::default()
+        };
+        let agent = self.agent();
+        let failed = |source| InstanceError::Agent { action: "start a process in", id: instance.clone(), source };
+        let pid = agent.start_process(&request).map_err(failed)?;
+        tracing::debug!(%instance, process = %id, pid, "started a process");
+        Ok(Process::new(instance.clone(), id, pid, agent.clone()))
+    }
+}
+
+impl Process {
+    pub(crate) fn new(instance: InstanceId, id: ProcessId, pid: u32, agent: Arc<AgentClient>) -> Self {
+        Self { instance, id, pid, agent }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Its number in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Connects to one of its streams, each of which can be connected to once. Nothing of what it has written before is lost.
+    ///
+    /// # Errors
+    /// It has no such stream, somebody has it already, or the agent failed.
+    pub fn connect(&self, stream: StreamName) -> Result<Stream, InstanceError> {
+        let request = StreamRequest { instance: self.instance.clone(), process: self.id.clone(), stream };
+        self.agent.connect_stream(request).map_err(|source| InstanceError::Connect {
+            id: self.instance.clone(),
+            process: self.id.clone(),
+            stream,
+            source: Box::new(source),
+        })
+    }
+
+    /// Waits for its end. Its streams may still hold what it wrote.
+    ///
+    /// # Errors
+    /// The agent can't say, or the VM has ended.
+    pub fn wait(&self) -> Result<ExitStatus, InstanceError> {
+        self.agent.wait_process(&self.instance, &self.id).map_err(self.failed("wait for"))
+    }
+
+    /// Sends it a signal, by number.
+    ///
+    /// # Errors
+    /// It is gone, or there is no such signal.
+    pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
+        self.agent.signal_process(&self.instance, &self.id, number).map_err(self.failed("signal"))
+    }
+
+    /// Says how large its terminal is. Its foreground processes learn of it by SIGWINCH.
+    ///
+    /// # Errors
+    /// It has no terminal, or not any more.
+    pub fn resize(&self, size: TerminalSize) -> Result<(), InstanceError> {
+        self.agent.resize_terminal(&self.instance, &self.id, size).map_err(self.failed("resize the terminal of"))
+    }
+
+    /// Kills it if it still runs, and forgets it. Processes that it has started stay. One that is gone already counts as removed.
+    ///
+    /// # Errors
+    /// It is its instance's first process, which goes with [`Instance::remove`]; the agent failed, or has not done so after
+    /// `timeout`.
+    pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
+        self.agent.remove_process(&self.instance, &self.id, timeout).map_err(self.failed("remove a process of"))
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(AgentError) -> InstanceError {
+        let id = self.instance.clone();
+        move |source| InstanceError::Agent { action, id, source }
+    }
+}
+
+/// A thread that passes bytes on.
+pub struct Forwarding {
+    request: StreamRequest,
+    thread: JoinHandle<Result<u64, InstanceError>>,
+}
+
+impl Stream {
+    /// Passes what the process writes on to `sink`, on a thread of its own, until it ends.
+    ///
+    /// # Errors
+    /// The thread could not be made.
+    pub fn forward(&self, mut sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
+        let mut stream = self.clone();
+        self.on_thread(move || {
+            let mut buffer = vec![0; BUFFER_BYTES];
+            let mut bytes = 0;
+            loop {
+                let count = retried(|| stream.read(&mut buffer)).map_err(broken(stream.request()))?;
+                if count == 0 {
+                    return Ok(bytes);
+                }
+                let written = sink.write_all(&buffer[..count]).and_then(|()| sink.flush());
+                written.map_err(not_passed_on(stream.request()))?;
+                bytes += count as u64;
+            }
+        })
+    }
+
+    /// Passes what `source` has on to the process, on a thread of its own, and [finishes](Stream::finish) when it ends, unless this
+    /// is a terminal. It is no error if the process does not read all of it.
+    ///
+    /// # Errors
+    /// The thread could not be made.
+    pub fn feed(&self, mut source: impl Read + Send + 'static) -> Result<Forwarding, InstanceError> {
+        let mut stream = self.clone();
+        self.on_thread(move || {
+            let mut buffer = vec![0; BUFFER_BYTES];
+            let mut bytes = 0;
+            let gone =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            loop {
+                let count = retried(|| source.read(&mut buffer)).map_err(not_passed_on(stream.request()))?;
+                let passed = match (count, stream.name()) {
+                    (0, StreamName::Terminal) => Ok(()),
+                    (0, _) => stream.finish(),
+                    _ => stream.write_all(&buffer[..count]),
+                };
+                match passed {
+                    Ok(()) if count == 0 => return Ok(bytes),
+                    Ok(()) => bytes += count as u64,
+                    Err(error) if gone(&error) => return Ok(bytes),
+                    Err(error) => return Err(broken(stream.request())(error)),
+                }
+            }
+        })
+    }
+
+    fn on_thread(
+        &self,
+        pass_on: impl FnOnce() -> Result<u64, InstanceError> + Send + 'static,
+    ) -> Result<Forwarding, InstanceError> {
+        let thread = thread::Builder::new().name("stream".into()).stack_size(256 << 10);
+        let thread = thread.spawn(pass_on).map_err(not_passed_on(self.request()))?;
+        Ok(Forwarding { request: self.request().clone(), thread })
+    }
+}
+
+impl Forwarding {
+    /// Waits for the end; returns how many bytes there were.
+    ///
+    /// # Errors
+    /// They could not be read, or not passed on.
+    pub fn join(self) -> Result<u64, InstanceError> {
+        let Self { request, thread } = self;
+        thread.join().unwrap_or_else(|_| Err(not_passed_on(&request)(io::Error::other("the thread panicked"))))
+    }
+
+    /// Whether [`Forwarding::join`] would not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+fn retried(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn broken(request: &StreamRequest) -> impl FnOnce(io::Error) -> InstanceError + use<> {
+    let StreamRequest { instance, process, stream } = request.clone();
+    move |source| InstanceError::Stream { id: instance, process, stream, source }
+}
+
+fn not_passed_on(request: &StreamRequest) -> impl FnOnce(io::Error) -> InstanceError + use<> {
+    let StreamRequest { instance, process, stream } = request.clone();
+    move |source| InstanceError::PassOn { id: instance, process, stream, source }
+}
