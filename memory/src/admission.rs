@@ -7,8 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ByteSize;
+use crate::host::Backing;
 use crate::layout::PartitionId;
-use crate::mapping::Backing;
 
 /// What the host can give.
 pub trait HostMemory: Send + Sync {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::host::{Backing, HostMapping, MapError};
 use crate::layout::{AddressRange, Layout};
-use crate::mapping::{Backing, HostMapping, MapError};
 use crate::slots::Slot;
 use crate::{GuestMemory, GuestView};
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::mapping::{HostMapping, MapError};
+use crate::host::{HostMapping, MapError};
 use crate::{ByteSize, limited};
 
 /// How much is freed in one system call: few enough pages that nobody waits long for the address space's lock.

@@ -1,7 +1,7 @@
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
 use super::*;
-use crate::mapping::Backing;
+use crate::host::Backing;
 
 const MIB: u64 = 1 << 20;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
-use crate::effects::EffectError;
+use crate::partition::EffectError;
 
 /// A range of host memory that the guest reaches at a guest-physical address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::admission::HostMemory;
-use crate::mapping::Backing;
+use crate::host::Backing;
 use crate::{BLOCK, ByteSize};
 
 /// The memory of the system that this process runs on.

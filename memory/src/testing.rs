@@ -10,10 +10,10 @@ use vm_memory::GuestAddress;
 
 use crate::admission::{Admission, HostMemory};
 use crate::discard::Discarder;
-use crate::effects::EffectError;
+use crate::host::Backing;
 use crate::layout::{Layout, LayoutSpec};
-use crate::mapping::Backing;
-use crate::partition_memory::{PartitionMemory, PartitionSetup};
+use crate::partition::EffectError;
+use crate::partition::{PartitionMemory, PartitionSetup};
 use crate::slots::{Slot, SlotError, SlotTable};
 use crate::{ByteSize, GuestMemory, GuestView};
 

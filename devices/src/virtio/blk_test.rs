@@ -6,7 +6,7 @@ use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer};
 use bellows_disk::{DiskId, RawDisk};
 use bellows_memory::ByteSize;
 use bellows_memory::partition::{Answer, Request};
-use bellows_memory::partition_memory::Handled;
+use bellows_memory::partition::Handled;
 use bellows_memory::testing::Fixture;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,

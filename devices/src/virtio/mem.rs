@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bellows_memory::partition::{Answer, Request};
-use bellows_memory::partition_memory::{
+use bellows_memory::partition::{
     Handled, PartitionMemory, Report, RequestError, Requested, StillInUse, WaitError,
 };
 use bellows_memory::{ByteSize, EffectError, GuestMemory, GuestView, limited};

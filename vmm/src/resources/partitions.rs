@@ -8,8 +8,8 @@ use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Mem, MemHandle, PlugError, UnplugError};
 use bellows_memory::discard::DiscardQueue;
-use bellows_memory::mapping::MapError;
-use bellows_memory::partition_memory::{Report, StillInUse, WaitError};
+use bellows_memory::MapError;
+use bellows_memory::partition::{Report, StillInUse, WaitError};
 use bellows_memory::slots::SlotTable;
 use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
 

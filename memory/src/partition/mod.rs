@@ -10,19 +10,26 @@
 //! a guest that asks all the time keeps none of them waiting for more than one request. Slots are replaced on control threads
 //! and on the discard thread only.
 
+mod effects;
+mod state;
+mod window_view;
+
+pub use effects::EffectError;
+pub use state::{Answer, BlockState, Effect, Outcome, Partition, Request, RequestedSizeError};
+pub use window_view::ViewError;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use self::effects::{Effects, Spent};
 use crate::admission::{Admission, AdmissionError, Charge};
 use crate::blocks::{BLOCK, BlockRange};
 use crate::discard::{DiscardQueue, Discarded};
-use crate::effects::{EffectError, Effects, Spent};
+use crate::host::{Backing, HostMapping, MapError};
 use crate::layout::{PartitionId, Window};
-use crate::mapping::{Backing, HostMapping, MapError};
-use crate::partition::{Answer, Effect, Partition, Request, RequestedSizeError};
 use crate::slots::SlotTable;
 use crate::{ByteSize, GuestView, limited};
 
@@ -727,5 +734,5 @@ impl Drop for PartitionMemory {
 }
 
 #[cfg(test)]
-#[path = "partition_memory_test.rs"]
+#[path = "partition_test.rs"]
 mod tests;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
 
+use super::state::Effect;
+use super::window_view::{ViewError, WindowView};
 use crate::blocks::BlockRange;
-use crate::mapping::{HostMapping, MapError};
-use crate::partition::Effect;
+use crate::host::{HostMapping, MapError};
 use crate::slots::{Slot, SlotError, SlotTable};
-use crate::window_view::{ViewError, WindowView};
 use crate::{GuestView, limited};
 
 /// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take

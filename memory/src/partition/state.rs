@@ -453,5 +453,5 @@ fn bytes(blocks: u32) -> ByteSize {
 }
 
 #[cfg(test)]
-#[path = "partition_test.rs"]
+#[path = "state_test.rs"]
 mod tests;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
+use super::pieces::{CountedPieces, TooManyPieces};
 use crate::blocks::{BLOCK, BlockRange};
-use crate::pieces::{CountedPieces, TooManyPieces};
 use crate::{ByteSize, limited};
 
 /// What host memory is made of.

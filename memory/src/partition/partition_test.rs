@@ -422,7 +422,7 @@ fn a_slot_that_can_not_be_deleted_puts_the_partition_out_of_use() {
     assert!(write(&fixture, 0, 1), "devices see what the guest may still use");
     fixture.slots.fail(None);
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    let state = Handled::Answer(Answer::Ack(Some(crate::partition::BlockState::Plugged)));
+    let state = Handled::Answer(Answer::Ack(Some(crate::partition::state::BlockState::Plugged)));
     assert_eq!(fixture.partition.handle(Request::State(mib(0, 128))), state);
     assert!(matches!(fixture.partition.request_size(ByteSize::bytes(0)), Err(RequestError::Broken(_))));
 }

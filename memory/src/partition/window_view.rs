@@ -8,7 +8,7 @@ use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
-use crate::mapping::{HostMapping, MapError};
+use crate::host::{HostMapping, MapError};
 use crate::{GuestView, limited};
 
 /// Keeps the plugged blocks of one window in a view, as one region for each run of neighbouring blocks.

@@ -2,7 +2,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
 use crate::GuestMemory;
-use crate::mapping::Backing;
+use crate::host::Backing;
 
 const START: GuestAddress = GuestAddress(4 << 30);
 
