@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bellows_memory::AddressRange;
+
 /// Something that answers guest reads and writes in a range of an address space.
 ///
 /// `offset` counts from the start of the range. Accesses come from vCPU threads, several at once; `data` is 1, 2, 4 or 8
@@ -31,57 +33,6 @@ pub trait Doorbells: Send + Sync {
     /// # Errors
     /// Nothing was wired there.
     fn unwire(&self, address: u64, fd: &vmm_sys_util::eventfd::EventFd) -> std::io::Result<()>;
-}
-
-/// A range of addresses, never empty, never past the end of the address space.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct AddressRange {
-    first: u64,
-    last: u64,
-}
-
-impl AddressRange {
-    /// `len` addresses from `base` on; `None` when that is none or too many.
-    #[must_use]
-    pub const fn new(base: u64, len: u64) -> Option<Self> {
-        if len == 0 {
-            return None;
-        }
-        match base.checked_add(len - 1) {
-            Some(last) => Some(Self { first: base, last }),
-            None => None,
-        }
-    }
-
-    /// The first address.
-    #[must_use]
-    pub const fn first(self) -> u64 {
-        self.first
-    }
-
-    /// The last address.
-    #[must_use]
-    pub const fn last(self) -> u64 {
-        self.last
-    }
-
-    /// Whether all of `other` lies in this range.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.first <= other.first && other.last <= self.last
-    }
-
-    /// Whether any address is in both.
-    #[must_use]
-    pub const fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
-}
-
-impl fmt::Display for AddressRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}..={:#x}", self.first, self.last)
-    }
 }
 
 /// Why a device could not be put on a [`Bus`].
@@ -136,7 +87,7 @@ impl Bus {
         let wanted = AddressRange::new(base, len).ok_or(BusError::NoRange { base, len })?;
         let mut devices = self.write_lock();
         // Ranges don't overlap each other, so only the last one that begins at or below our end can overlap.
-        if let Some((_, below)) = devices.range(..=wanted.last).next_back()
+        if let Some((_, below)) = devices.range(..=wanted.last()).next_back()
             && below.range.overlaps(wanted)
         {
             return Err(BusError::Overlap { wanted, taken: below.range });
@@ -179,7 +130,7 @@ impl Bus {
         let access = AddressRange::new(address, len as u64)?;
         let devices = self.read_lock();
         let (_, mapping) = devices.range(..=address).next_back()?;
-        mapping.range.contains(access).then(|| (address - mapping.range.first, mapping.device.clone()))
+        mapping.range.contains(access).then(|| (address - mapping.range.first(), mapping.device.clone()))
     }
 
     // The map is whole between any two operations, so a panic elsewhere while the lock was held can't have broken it.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::address::AddressRange;
 use crate::host::{Backing, HostMapping, MapError};
-use crate::layout::{AddressRange, Layout};
+use crate::layout::Layout;
 use crate::slots::Slot;
 use crate::{GuestMemory, GuestView};
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestAddress;
 
 use crate::ByteSize;
-use crate::layout::AddressRange;
+use crate::address::AddressRange;
 
 /// What device memory begins at a multiple of: the unit in which Linux keeps track of memory on x86-64 (`SECTION_SIZE_BITS`),
 /// so that no two devices share one.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 use crate::ByteSize;
+use crate::address::AddressRange;
 use crate::blocks::BLOCK;
 
 /// Most partitions: a guest kernel built for 256 nodes (`CONFIG_NODES_SHIFT=8`) has one of them for base memory.
@@ -89,33 +90,6 @@ impl LayoutSpec {
     #[must_use]
     pub fn x86_64(base: ByteSize, windows: Vec<ByteSize>, address_bits: u8) -> Self {
         Self { base, windows, low_limit: GuestAddress(3 << 30), hole_end: GuestAddress(4 << 30), address_bits }
-    }
-}
-
-/// A range of guest-physical addresses, not empty.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct AddressRange {
-    start: u64,
-    bytes: u64,
-}
-
-impl AddressRange {
-    /// First address.
-    #[must_use]
-    pub const fn start(self) -> GuestAddress {
-        GuestAddress(self.start)
-    }
-
-    /// The address behind the last.
-    #[must_use]
-    pub const fn end(self) -> GuestAddress {
-        GuestAddress(self.start + self.bytes)
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        self.bytes
     }
 }
 
@@ -234,9 +208,10 @@ impl Layout {
             limit: ByteSize::bytes(1 << spec.address_bits),
             bits: spec.address_bits,
         };
-        let low = AddressRange { start: 0, bytes: spec.base.get().min(spec.low_limit.0) };
-        let rest = spec.base.get() - low.bytes;
-        let high = (rest != 0).then_some(AddressRange { start: spec.hole_end.0, bytes: rest });
+        let range = |start, bytes| AddressRange::new(start, bytes).ok_or_else(beyond);
+        let low = range(0, spec.base.get().min(spec.low_limit.0))?;
+        let rest = spec.base.get() - low.bytes();
+        let high = if rest == 0 { None } else { Some(range(spec.hole_end.0, rest)?) };
         let base_end = spec.hole_end.0.checked_add(rest).ok_or_else(beyond)?;
 
         let memory_block = if base_end >= LARGE_BLOCKS_FROM { MEMORY_BLOCK_MAX } else { MEMORY_BLOCK_MIN };
@@ -247,14 +222,14 @@ impl Layout {
         let mut windows = Vec::with_capacity(spec.windows.len());
         for (&size, id) in spec.windows.iter().zip((1..).map(PartitionId)) {
             let bytes = align_up(size.get(), memory_block).ok_or_else(beyond)?;
-            windows.push(Window { id, range: AddressRange { start: next, bytes }, size, granule: memory_block });
+            windows.push(Window { id, range: range(next, bytes)?, size, granule: memory_block });
             next = next.checked_add(bytes).ok_or_else(beyond)?;
         }
 
         let limit = 1_u64 << spec.address_bits;
         let start = align_up(next, DEVICE_AREA_ALIGN).ok_or_else(beyond)?;
         let bytes = limit.checked_sub(start).filter(|&bytes| bytes >= DEVICE_AREA_MIN).ok_or_else(beyond)?;
-        Ok(Self { low, high, memory_block, windows, devices: AddressRange { start, bytes } })
+        Ok(Self { low, high, memory_block, windows, devices: range(start, bytes)? })
     }
 
     /// Base memory below the device hole.

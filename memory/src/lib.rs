@@ -3,6 +3,7 @@
 //! The pure parts ([`layout`], [`partition::Partition`]) know neither KVM nor virtio, so they can be tested and fuzzed alone;
 //! the shells around them reach KVM only through [`slots::SlotTable`].
 
+pub mod address;
 pub mod admission;
 pub mod base;
 pub mod blocks;
@@ -19,6 +20,7 @@ pub mod system_memory;
 pub mod testing;
 pub mod view;
 
+pub use address::AddressRange;
 pub use admission::{Admission, AdmissionError};
 pub use base::BaseMemory;
 pub use blocks::{BLOCK, BlockRange};

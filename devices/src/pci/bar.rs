@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bus::AddressRange;
+use bellows_memory::AddressRange;
 
 /// Hands out naturally aligned parts of a window, lowest first.
 #[derive(Clone, Debug)]

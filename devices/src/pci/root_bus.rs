@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bellows_memory::limited;
+use bellows_memory::{AddressRange, limited};
 
 use super::bar::BarAllocator;
 use super::config_space::ConfigSpace;
 use super::{PciAddress, PciFunction};
-use crate::bus::{AddressRange, Bus, BusDevice};
+use crate::bus::{Bus, BusDevice};
 
 /// Device slots of a bus.
 const SLOTS: u8 = 32;

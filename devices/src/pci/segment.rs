@@ -3,10 +3,12 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use bellows_memory::AddressRange;
+
 use super::host_bridge::HostBridge;
 use super::root_bus::{RootBus, Slot};
 use super::{PciAddress, PciFunction};
-use crate::bus::{AddressRange, Bus};
+use crate::bus::Bus;
 
 /// What a segment consists of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
