@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use bellows_devices::virtio::vsock::VsockError;
 use bellows_disk::DiskError;
-use bellows_memory::layout::LayoutError;
 use bellows_memory::MapError;
+use bellows_memory::layout::LayoutError;
 use bellows_memory::slots::SlotError;
 
 use crate::arch::BootError;

@@ -220,18 +220,18 @@ impl Instances {
         match self.build(request) {
             Ok(instance) => {
                 let pid = instance.init.pid.as_raw().unsigned_abs();
-                self.settle(&request.id, Some(Slot::Started(Arc::new(instance))));
+                self.finish(&request.id, Some(Slot::Started(Arc::new(instance))));
                 Ok(pid)
             }
             Err(Failure { error, remains }) => {
-                self.settle(&request.id, remains.map(Slot::Remains));
+                self.finish(&request.id, remains.map(Slot::Remains));
                 Err(error)
             }
         }
     }
 
     /// What becomes of an instance that was busy.
-    fn settle(&self, id: &InstanceId, slot: Option<Slot>) {
+    fn finish(&self, id: &InstanceId, slot: Option<Slot>) {
         let mut table = self.lock();
         match slot {
             Some(slot) => table.insert(id.clone(), slot),
@@ -330,7 +330,7 @@ impl Instances {
             Slot::Remains(parts) => parts.kill(self.kill_limit).and_then(|()| self.dismantle(parts)),
             Slot::Busy => Ok(()),
         };
-        self.settle(id, removed.is_err().then_some(slot));
+        self.finish(id, removed.is_err().then_some(slot));
         removed
     }
 
@@ -587,7 +587,7 @@ mod tests {
             folder: own.clone(),
             claim: instances.base.claim(None, false).unwrap(),
         };
-        instances.settle(&id, Some(Slot::Remains(Box::new(parts))));
+        instances.finish(&id, Some(Slot::Remains(Box::new(parts))));
 
         assert!(matches!(instances.remove(&id), Err(AgentError::TimedOut { .. })));
         assert!(own.exists() && matches!(images.unmount(&image), Err(AgentError::InUse { .. })));

@@ -8,10 +8,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty, ExitStatus, HelloRequest,
-    HelloResponse, Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit,
-    PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ResizeTerminalRequest,
-    SettlePartitionRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
+    AwaitDriverRequest, AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty,
+    ExitStatus, HelloRequest, HelloResponse, Holder, InspectPartitionRequest, InstanceRequest, Layer,
+    MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
+    ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
     StatisticsResponse, UnmountImageRequest,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
@@ -313,9 +313,9 @@ impl Agent for Service {
         Ok(self.partition_memory(node)?)
     }
 
-    fn settle_partition(&self, _: &TtrpcContext, request: SettlePartitionRequest) -> ttrpc::Result<PartitionMemory> {
+    fn await_driver(&self, _: &TtrpcContext, request: AwaitDriverRequest) -> ttrpc::Result<PartitionMemory> {
         let node = Node::try_from(request.node).map_err(AgentError::Value)?;
-        self.memory.settle(node, limit(request.timeout_ms))?;
+        self.memory.await_driver(node, limit(request.timeout_ms))?;
         Ok(self.partition_memory(node)?)
     }
 

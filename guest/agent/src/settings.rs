@@ -21,7 +21,7 @@ const fn optional(path: &'static str, value: &'static str) -> Setting {
 }
 
 const SETTINGS: &[Setting] = &[
-    // A partition's memory must be able to leave: no unmovable page may ever settle there.
+    // A partition's memory must be able to leave: no unmovable page may ever get there.
     Setting { path: "/sys/devices/system/memory/auto_online_blocks", value: "online_movable", required: true },
     // The agent's messages are few; without this the kernel drops some of them.
     // (It takes the word only as a line.)

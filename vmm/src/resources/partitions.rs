@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Mem, MemHandle, PlugError, UnplugError};
-use bellows_memory::discard::DiscardQueue;
 use bellows_memory::MapError;
+use bellows_memory::discard::DiscardQueue;
 use bellows_memory::partition::{Report, StillInUse, WaitError};
 use bellows_memory::slots::SlotTable;
 use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
@@ -364,7 +364,7 @@ impl Vm {
             Err(source) => return Err(PartitionError::Unplug { id, source }),
         };
         let complete = report.plugged <= size;
-        let driver = settled(agent, id, complete, deadline.left().min(REPORT_LIMIT));
+        let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
         // Who did not answer is not asked again.
         let counted =
             before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
@@ -488,8 +488,8 @@ impl Counters {
 
 /// What the guest's driver says: once it is done, if `wait`, or when `limit` is nearly up. The host has seen for itself what is
 /// unplugged, so it does not matter much.
-fn settled(agent: &AgentClient, id: PartitionId, wait: bool, limit: Duration) -> Option<GuestDriver> {
-    match agent.settle_partition(id.get().into(), wait, limit) {
+fn driver_after_unplug(agent: &AgentClient, id: PartitionId, wait: bool, limit: Duration) -> Option<GuestDriver> {
+    match agent.await_driver(id.get().into(), wait, limit) {
         Ok(usage) => usage.driver,
         Err(error) => {
             tracing::warn!(partition = %id, %error, "the guest does not say how it took part");

@@ -128,7 +128,7 @@ impl Device {
     ///
     /// # Errors
     /// As for [`Device::read`].
-    pub fn settle(&self, limit: Duration) -> Result<()> {
+    pub fn await_idle(&self, limit: Duration) -> Result<()> {
         self.await_state(limit, |state| Ok(!matches!(state, State::Plugging | State::Draining)))?;
         Ok(())
     }

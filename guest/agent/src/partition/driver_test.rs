@@ -74,7 +74,7 @@ fn what_is_broken_is_not_waited_for() {
     let device = device.unwrap();
     let error = device.await_plugged(4096, Duration::from_secs(60)).unwrap_err();
     assert!(matches!(&error, AgentError::Broken(what) if what.contains("virtio2")), "{error}");
-    device.settle(Duration::from_secs(60)).unwrap();
+    device.await_idle(Duration::from_secs(60)).unwrap();
 }
 
 #[test]

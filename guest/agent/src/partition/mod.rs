@@ -105,8 +105,8 @@ impl MemoryInfo {
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
-    pub fn settle(&self, node: Node, limit: Duration) -> Result<()> {
-        driver::Device::find(&self.sys, node).map_or(Ok(()), |device| device.settle(limit))
+    pub fn await_driver(&self, node: Node, limit: Duration) -> Result<()> {
+        driver::Device::find(&self.sys, node).map_or(Ok(()), |device| device.await_idle(limit))
     }
 
     /// Waits until `node` has `bytes` of memory, and checks that the memory at `address`, where the partition's window

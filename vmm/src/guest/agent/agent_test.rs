@@ -173,7 +173,7 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
         ("AttachDevices", client.attach(&[], limit)),
         ("DetachDevices", client.detach(&[], limit)),
         ("AwaitPartition", client.await_partition(1, 0, 0, limit).map(drop)),
-        ("SettlePartition", client.settle_partition(1, true, limit).map(drop)),
+        ("AwaitDriver", client.await_driver(1, true, limit).map(drop)),
         ("Hello", client.hello(&[], limit).map(drop)),
         ("Statistics", client.statistics(limit).map(drop)),
     ] {

@@ -39,7 +39,7 @@ pub fn exercise(bytes: &[u8]) {
     let calls: [&dyn Fn() -> Option<String>; 6] = [
         &|| said(client.hello(&[], LIMIT)),
         &|| said(client.inspect_partition(1)),
-        &|| said(client.settle_partition(1, true, LIMIT)),
+        &|| said(client.await_driver(1, true, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),
         &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),

@@ -319,10 +319,10 @@ impl AgentClient {
     }
 
     /// How the guest's driver stands with the device of `node`: once it is done, if `wait`, or when time is nearly up.
-    pub(crate) fn settle_partition(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
-        const CALL: &str = "SettlePartition";
+    pub(crate) fn await_driver(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
+        const CALL: &str = "AwaitDriver";
         let timeout_ms = if wait { agents_share(limit) } else { 1 };
-        let request = agent::SettlePartitionRequest { node, timeout_ms, ..Default::default() };
+        let request = agent::AwaitDriverRequest { node, timeout_ms, ..Default::default() };
         let answer = self.call(CALL, Some(limit), &request)?;
         PartitionUse::parse(CALL, node, answer)
     }
