@@ -65,8 +65,8 @@ impl Model {
         let plugged = self.plugged();
         let (Request::Plug(range) | Request::Unplug(range) | Request::State(range)) = request else {
             self.blocks.iter_mut().for_each(|block| block.plugged = false);
-            self.usable = self.granules(partition.requested());
-            return Answer::Ack(None);
+            self.usable = self.granules(partition.target());
+            return Answer::Done;
         };
         if range.end() > self.usable {
             return Answer::Error;
@@ -78,7 +78,7 @@ impl Model {
                 if inside != 0 {
                     return Answer::Error;
                 }
-                if (plugged + blocks.len() as u64) * BLOCK.get() > partition.requested().get() {
+                if (plugged + blocks.len() as u64) * BLOCK.get() > partition.target().get() {
                     return Answer::Nack;
                 }
                 if blocks.iter().any(|block| block.discards != 0) {
@@ -88,11 +88,11 @@ impl Model {
             }
             Request::Unplug(_) if inside != blocks.len() => return Answer::Error,
             Request::Unplug(_) => blocks.iter_mut().for_each(|block| block.plugged = false),
-            _ if inside == blocks.len() => return Answer::Ack(Some(BlockState::Plugged)),
-            _ if inside == 0 => return Answer::Ack(Some(BlockState::Unplugged)),
-            _ => return Answer::Ack(Some(BlockState::Mixed)),
+            _ if inside == blocks.len() => return Answer::State(BlockState::Plugged),
+            _ if inside == 0 => return Answer::State(BlockState::Unplugged),
+            _ => return Answer::State(BlockState::Mixed),
         }
-        Answer::Ack(None)
+        Answer::Done
     }
 
     fn apply(&mut self, effects: &[Effect]) {
@@ -162,10 +162,10 @@ impl Model {
     }
 
     fn check(&self, partition: &Partition) {
-        assert!(partition.plugged() <= partition.usable() && partition.requested() <= partition.usable());
+        assert!(partition.plugged() <= partition.usable() && partition.target() <= partition.usable());
         assert_eq!(partition.usable().get(), u64::from(self.usable) * BLOCK.get());
         let held = self.blocks.iter().filter(|block| block.slot.is_some() || block.discards != 0).count() as u64;
-        let reach = (held * BLOCK.get()).max(partition.requested().get());
+        let reach = (held * BLOCK.get()).max(partition.target().get());
         assert!(partition.reach().get() >= reach, "{} are charged of {reach}", partition.reach());
         assert_eq!(partition.plugged().get(), self.plugged() * BLOCK.get());
         let discarding = self.blocks.iter().filter(|block| block.discards != 0).count() as u64;
@@ -222,9 +222,9 @@ fuzz_target!(|data: &[u8]| {
                 let expected = model.answer(request, &partition);
                 let outcome = partition.request(request);
                 assert_eq!(outcome.answer, expected, "{request:?}");
-                assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None), "{request:?}");
-                if let (Request::Plug(range), Answer::Ack(None)) = (request, outcome.answer) {
-                    assert!(partition.plugged() <= partition.requested(), "{request:?}");
+                assert!(outcome.effects.is_empty() || outcome.answer == Answer::Done, "{request:?}");
+                if let (Request::Plug(range), Answer::Done) = (request, outcome.answer) {
+                    assert!(partition.plugged() <= partition.target(), "{request:?}");
                     assert!(partition.reach().get() <= reach.get() + range.bytes(), "{request:?}");
                 } else {
                     assert!(partition.reach() <= reach, "{request:?}");
@@ -234,21 +234,21 @@ fuzz_target!(|data: &[u8]| {
             }
             4 => {
                 let size = ByteSize::bytes(u64::from(input.byte()) * BLOCK.get());
-                match partition.set_requested(size) {
+                match partition.set_target(size) {
                     Ok(()) => model.requested(size),
                     Err(_) => assert!(size > partition.window()),
                 }
             }
             5 => {
                 let size = ByteSize::bytes(input.u64());
-                if partition.set_requested(size).is_ok() {
+                if partition.set_target(size).is_ok() {
                     model.requested(size);
                 }
             }
             6 => {
-                let unsettled = partition.is_unsettled();
-                let effects = partition.settle();
-                assert!(!partition.is_unsettled() && unsettled != effects.is_empty(), "{effects:?}");
+                let trimmable = partition.can_trim_slots();
+                let effects = partition.trim_slots();
+                assert!(!partition.can_trim_slots() && trimmable != effects.is_empty(), "{effects:?}");
                 model.apply(&effects);
             }
             _ => model.discard(&mut partition),
@@ -257,7 +257,7 @@ fuzz_target!(|data: &[u8]| {
     }
 
     // However it stands, the host gets everything back.
-    partition.set_requested(ByteSize::bytes(0)).expect("nothing fits everywhere");
+    partition.set_target(ByteSize::bytes(0)).expect("nothing fits everywhere");
     let _ = model.answer(Request::UnplugAll, &partition);
     model.apply(&partition.unplug_all().effects);
     while !model.discards.is_empty() {

@@ -61,9 +61,9 @@ impl Discarder {
         let (urgent, tasks) = mpsc::channel::<Urgent>();
         let builder = |name: &str| thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
         // Ends when the other has.
-        let settle = builder("settle").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
+        let urgent_thread = builder("trim-slots").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
         let discard = builder("discard").spawn(move || run(&receiver, &urgent))?;
-        Ok(Self { queue: DiscardQueue { sender }, threads: vec![discard, settle] })
+        Ok(Self { queue: DiscardQueue { sender }, threads: vec![discard, urgent_thread] })
     }
 
     /// A way to submit work.

@@ -5,8 +5,8 @@ use std::sync::{Mutex, mpsc};
 use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer};
 use bellows_disk::{DiskId, RawDisk};
 use bellows_memory::ByteSize;
-use bellows_memory::partition::{Answer, Request};
 use bellows_memory::partition::Handled;
+use bellows_memory::partition::{Answer, Request};
 use bellows_memory::testing::Fixture;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -382,12 +382,12 @@ fn a_slow_disk_delays_no_unplug_of_memory_that_it_does_not_touch() {
     let guest = FakeGuest::new();
     let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(128));
     let partition = &fixture.partition;
-    partition.request_size(ByteSize::mib(128)).unwrap();
+    partition.set_target(ByteSize::mib(128)).unwrap();
     let ((begun, has_begun), (go, go_on)) = (mpsc::channel(), mpsc::channel());
     let mut device = Block::new(Arc::new(SlowDisk { begun, go_on: Mutex::new(go_on) }) as Arc<dyn Disk>);
     let mut driver = guest.activate(&mut device);
     let queue = &mut driver.queues[0];
-    let done = Handled::Answer(Answer::Ack(None));
+    let done = Handled::Answer(Answer::Done);
     // Discards take their turns.
     let soon = |request| loop {
         match partition.handle(request) {

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bellows_memory::partition::{Answer, Request};
-use bellows_memory::partition::{
-    Handled, PartitionMemory, Report, RequestError, Requested, StillInUse, WaitError,
-};
+use bellows_memory::partition::{Handled, PartitionMemory, Report, StillInUse, Target, TargetError, WaitError};
 use bellows_memory::{ByteSize, EffectError, GuestMemory, GuestView, limited};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
@@ -63,7 +61,7 @@ struct Driver {
 pub struct Plugged {
     /// The partition's figures then.
     pub report: Report,
-    requested: Requested,
+    target: Target,
 }
 
 /// Why memory was not plugged.
@@ -71,9 +69,9 @@ pub struct Plugged {
 pub enum PlugError {
     /// It was not admitted; the guest never heard of it.
     #[error(transparent)]
-    Refused(#[from] RequestError),
-    /// The guest did not plug it, or what was there before is still being discarded. The old size is requested again, unless
-    /// somebody else has requested another one.
+    Refused(#[from] TargetError),
+    /// The guest did not plug it, or what was there before is still being discarded. The old target is set again, unless
+    /// another one was set since.
     #[error(transparent)]
     Incomplete(#[from] WaitError),
 }
@@ -83,13 +81,13 @@ pub enum PlugError {
 pub enum UnplugError {
     /// The partition is out of use.
     #[error(transparent)]
-    Refused(#[from] RequestError),
+    Refused(#[from] TargetError),
     /// The guest kept some. It is still asked for the rest, and slots follow what it kept.
     #[error(transparent)]
     Incomplete(#[from] WaitError),
     /// The guest kept some, and slots can't follow.
     #[error("the guest kept memory, and its slots can't be made to fit")]
-    Unsettled(#[source] Arc<EffectError>),
+    Slots(#[source] Arc<EffectError>),
 }
 
 impl Mem {
@@ -120,7 +118,7 @@ impl VirtioDevice for Mem {
 
     fn config_generation(&self) -> u8 {
         // Only whether it changes counts.
-        self.memory.requests() as u8
+        self.memory.generation() as u8
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -171,15 +169,15 @@ impl MemHandle {
     /// the better part of a minute.
     ///
     /// # Errors
-    /// The size can't be had, or it is not plugged after `timeout`; the size requested before is requested again.
+    /// The size can't be had, or it is not plugged after `timeout`; the target before it is set again.
     pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Plugged, PlugError> {
         let start = Instant::now();
         self.memory.wait_discarded(timeout)?;
-        let requested = self.tell(self.memory.request_growth(size))?;
-        match self.memory.wait_plugged(requested, timeout.saturating_sub(start.elapsed())) {
-            Ok(report) => Ok(Plugged { report, requested }),
+        let target = self.tell(self.memory.raise_target(size))?;
+        match self.memory.wait_plugged(target, timeout.saturating_sub(start.elapsed())) {
+            Ok(report) => Ok(Plugged { report, target }),
             Err(error) => {
-                if let Err(error) = self.tell(self.memory.take_back(requested)) {
+                if let Err(error) = self.tell(self.memory.take_back(target)) {
                     limited!(warn, %error, "a size that was not plugged is not taken back");
                 }
                 Err(PlugError::Incomplete(error))
@@ -190,10 +188,10 @@ impl MemHandle {
     /// Has the guest give back what [`MemHandle::plug`] added.
     ///
     /// # Errors
-    /// Another size was requested since, which stands; otherwise as for [`MemHandle::unplug`].
+    /// Another target was set since, which stands; otherwise as for [`MemHandle::unplug`].
     pub fn undo(&self, plugged: &Plugged, timeout: Duration) -> Result<Report, UnplugError> {
-        let requested = self.tell(self.memory.take_back(plugged.requested))?;
-        self.await_unplug(requested, timeout)
+        let target = self.tell(self.memory.take_back(plugged.target))?;
+        self.await_unplug(target, timeout)
     }
 
     /// Has the guest give everything back. Discards go on when this returns: [`PartitionMemory::wait_discarded`].
@@ -204,24 +202,24 @@ impl MemHandle {
         self.shrink(ByteSize::bytes(0), timeout)
     }
 
-    /// Has the guest give back what is beyond `size`, no more than is requested now; which blocks is its choice. See
+    /// Has the guest give back what is beyond `size`, no more than the target now; which blocks is its choice. See
     /// [`MemHandle::unplug`].
     ///
     /// # Errors
     /// More is still plugged after `timeout`.
     pub fn shrink(&self, size: ByteSize, timeout: Duration) -> Result<Report, UnplugError> {
-        let requested = self.tell(self.memory.request_shrinking(size))?;
-        self.await_unplug(requested, timeout)
+        let target = self.tell(self.memory.lower_target(size))?;
+        self.await_unplug(target, timeout)
     }
 
-    fn await_unplug(&self, requested: Requested, timeout: Duration) -> Result<Report, UnplugError> {
-        self.memory.wait_unplugged(requested, timeout).map_err(|error| match error {
+    fn await_unplug(&self, target: Target, timeout: Duration) -> Result<Report, UnplugError> {
+        self.memory.wait_unplugged(target, timeout).map_err(|error| match error {
             WaitError::Superseded(_) | WaitError::Ended(_) | WaitError::NotDiscarded(..) => {
                 UnplugError::Incomplete(error)
             }
-            WaitError::Timeout { .. } | WaitError::Failed(..) => match self.memory.settle() {
+            WaitError::Timeout { .. } | WaitError::Failed(..) => match self.memory.trim_slots() {
                 Ok(()) => UnplugError::Incomplete(error),
-                Err(error) => UnplugError::Unsettled(error),
+                Err(error) => UnplugError::Slots(error),
             },
         })
     }
@@ -233,14 +231,14 @@ impl MemHandle {
     /// Memory is plugged or being discarded; nothing changed.
     pub fn retire(&self) -> Result<(), StillInUse> {
         self.memory.retire()?;
-        // A size that nobody plugged may have been requested until now.
+        // A target that was never plugged may have stood until now.
         self.driver.config_changed();
         Ok(())
     }
 
-    /// Tells the guest what was requested, if it was.
-    fn tell(&self, requested: Result<Requested, RequestError>) -> Result<Requested, RequestError> {
-        requested.inspect(|_| self.driver.config_changed())
+    /// Tells the guest of the target, if it was set.
+    fn tell(&self, target: Result<Target, TargetError>) -> Result<Target, TargetError> {
+        target.inspect(|_| self.driver.config_changed())
     }
 }
 

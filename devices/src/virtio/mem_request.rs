@@ -3,8 +3,8 @@
 use bellows_memory::BLOCK;
 use bellows_memory::BlockRange;
 use bellows_memory::layout::Window;
-use bellows_memory::partition::{Answer, BlockState, Request};
 use bellows_memory::partition::Report;
+use bellows_memory::partition::{Answer, BlockState, Request};
 
 /// Bytes of `struct virtio_mem_req`.
 pub const REQUEST_SIZE: usize = 24;
@@ -90,10 +90,10 @@ pub fn parse(bytes: &[u8; REQUEST_SIZE], window: Window) -> Result<Request, Requ
 #[must_use]
 pub fn encode(answer: Answer) -> [u8; RESPONSE_SIZE] {
     let (kind, state) = match answer {
-        Answer::Ack(None) => (RESP_ACK, 0),
-        Answer::Ack(Some(BlockState::Plugged)) => (RESP_ACK, STATE_PLUGGED),
-        Answer::Ack(Some(BlockState::Unplugged)) => (RESP_ACK, STATE_UNPLUGGED),
-        Answer::Ack(Some(BlockState::Mixed)) => (RESP_ACK, STATE_MIXED),
+        Answer::Done => (RESP_ACK, 0),
+        Answer::State(BlockState::Plugged) => (RESP_ACK, STATE_PLUGGED),
+        Answer::State(BlockState::Unplugged) => (RESP_ACK, STATE_UNPLUGGED),
+        Answer::State(BlockState::Mixed) => (RESP_ACK, STATE_MIXED),
         Answer::Nack => (RESP_NACK, 0),
         Answer::Busy => (RESP_BUSY, 0),
         Answer::Error => (RESP_ERROR, 0),
@@ -115,7 +115,7 @@ pub fn config(window: Window, report: &Report) -> [u8; CONFIG_SIZE] {
         window.range().bytes(),
         report.usable.get(),
         report.plugged.get(),
-        report.requested.get(),
+        report.target.get(),
     ];
     let mut bytes = [0; CONFIG_SIZE];
     for (bytes, field) in bytes.chunks_exact_mut(8).zip(fields) {

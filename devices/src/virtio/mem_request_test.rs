@@ -50,13 +50,13 @@ fn what_is_no_request_is_named() {
 #[test]
 fn answers_are_as_the_specification_has_them() {
     for (answer, kind, state) in [
-        (Answer::Ack(None), 0, 0),
+        (Answer::Done, 0, 0),
         (Answer::Nack, 1, 0),
         (Answer::Busy, 2, 0),
         (Answer::Error, 3, 0),
-        (Answer::Ack(Some(BlockState::Plugged)), 0, 0),
-        (Answer::Ack(Some(BlockState::Unplugged)), 0, 1),
-        (Answer::Ack(Some(BlockState::Mixed)), 0, 2),
+        (Answer::State(BlockState::Plugged), 0, 0),
+        (Answer::State(BlockState::Unplugged), 0, 1),
+        (Answer::State(BlockState::Mixed), 0, 2),
     ] {
         assert_eq!(encode(answer), [kind, 0, 0, 0, 0, 0, 0, 0, state, 0], "{answer:?}");
     }

@@ -85,7 +85,7 @@ fn drive(mut bench: Bench, changes: u64) -> JoinHandle<Bench> {
 #[test]
 fn the_configuration_describes_the_partition() {
     let bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(130)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(130)).unwrap();
     let device = &bench.device;
     let fields: Vec<u64> = (0..8).map(|n| field(device, n * 8)).collect();
     let start = bench.fixture.start();
@@ -114,7 +114,7 @@ fn the_host_plugs_and_unplugs_and_the_guest_follows() {
     let expected = [one("set", 512 * MIB), one("delete", 512 * MIB), one("set", 128 * MIB), one("delete", 128 * MIB)];
     assert_eq!(bench.fixture.slots.calls(), expected);
     handle.retire().unwrap();
-    assert!(matches!(handle.plug(ByteSize::mib(128), PATIENCE), Err(PlugError::Refused(RequestError::Retired(_)))));
+    assert!(matches!(handle.plug(ByteSize::mib(128), PATIENCE), Err(PlugError::Refused(TargetError::Retired(_)))));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn plugs_that_are_taken_back_break_no_driver() {
     assert_eq!(host.join().unwrap().unwrap().report.plugged, ByteSize::mib(128));
     assert_eq!(bench.fixture.admission.admitted(), ByteSize::mib(128));
 
-    bench.handle.memory().request_size(ByteSize::bytes(0)).unwrap();
+    bench.handle.memory().set_target(ByteSize::bytes(0)).unwrap();
     assert_eq!(bench.ask(UNPLUG, 0, 64).0, ACK);
     assert_eq!(field(&bench.device, 32), 512 * MIB, "nor does the guest's last request");
     assert_eq!(bench.ask(UNPLUG_ALL, 0, 0).0, ACK);
@@ -148,7 +148,7 @@ fn plugs_that_are_taken_back_break_no_driver() {
 #[test]
 fn the_guest_hears_that_its_partition_is_given_up() {
     let bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     bench.handle.retire().unwrap();
     assert_eq!((field(&bench.device, 48), bench.driver.interrupt.config_count()), (0, 1));
 }
@@ -157,7 +157,7 @@ fn the_guest_hears_that_its_partition_is_given_up() {
 fn a_change_of_the_configuration_can_be_told_from_its_generation() {
     let bench = Bench::new();
     let before = bench.device.config_generation();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_ne!(bench.device.config_generation(), before, "from the moment on that the size is another");
 }
 
@@ -176,14 +176,14 @@ fn of_two_callers_the_last_one_is_followed() {
 #[test]
 fn a_size_in_the_wrong_direction_is_refused_before_the_guest_hears_of_it() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
     for size in [0, 128] {
         let error = bench.handle.plug(ByteSize::mib(size), AT_ONCE).unwrap_err();
-        assert!(matches!(error, PlugError::Refused(RequestError::NoGrowth { .. })), "{error}");
+        assert!(matches!(error, PlugError::Refused(TargetError::NoGrowth { .. })), "{error}");
     }
     let error = bench.handle.shrink(ByteSize::mib(384), AT_ONCE).unwrap_err();
-    assert!(matches!(error, UnplugError::Refused(RequestError::NoShrinking { .. })), "{error}");
+    assert!(matches!(error, UnplugError::Refused(TargetError::NoShrinking { .. })), "{error}");
     assert_eq!((field(&bench.device, 48), bench.driver.interrupt.config_count()), (256 * MIB, 0));
 }
 
@@ -196,7 +196,7 @@ fn undoing_a_plug_leaves_what_was_there_before() {
     let plugged = handle.plug(ByteSize::mib(384), PATIENCE).unwrap();
     assert_eq!(handle.undo(&plugged, PATIENCE).unwrap().plugged, ByteSize::mib(128));
     let error = handle.undo(&plugged, PATIENCE).unwrap_err();
-    assert!(matches!(error, UnplugError::Refused(RequestError::Superseded(_))), "{error}");
+    assert!(matches!(error, UnplugError::Refused(TargetError::Superseded(_))), "{error}");
     assert_eq!(guest.join().unwrap().handle.memory().report().plugged, ByteSize::mib(128));
 }
 
@@ -207,7 +207,7 @@ fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
     assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { goal: "plugged", .. })), "{error}");
     assert_eq!(field(&bench.device, 48), 0, "the size is requested no longer");
     assert_eq!(bench.driver.interrupt.config_count(), 2);
-    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
     let _ = bench.fixture.slots.calls();
 
@@ -225,7 +225,7 @@ fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
 #[test]
 fn requests_are_answered_as_the_specification_says() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     for (kind, offset, blocks, answer) in [
         (STATE, 0, 128, (ACK, 1)),
         (PLUG, 0, 129, (ERROR, 0)),
@@ -245,14 +245,14 @@ fn requests_are_answered_as_the_specification_says() {
         assert_eq!(bench.ask(kind, offset, blocks), answer, "{kind} {offset:#x} {blocks}");
     }
     bench.handle.memory().wait_discarded(PATIENCE).unwrap();
-    bench.fixture.partition.request_size(ByteSize::mib(2)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(2)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 2), (NACK, 0));
 }
 
 #[test]
 fn a_plug_that_comes_before_the_discard_is_busy_and_one_of_the_host_waits() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
     let address = GuestAddress(bench.fixture.start());
     bench.guest.memory().write_obj(42_u64, address).unwrap();
@@ -275,7 +275,7 @@ fn a_plug_that_comes_before_the_discard_is_busy_and_one_of_the_host_waits() {
 #[test]
 fn any_framing_will_do() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     let plug = request(PLUG, bench.fixture.start(), 64);
     let queue = &mut bench.driver.queues[0];
     let done = queue.request(&[&plug[..3], &[], &plug[3..17], &plug[17..]], &[1, 0, 8, 5]);
@@ -291,7 +291,7 @@ fn any_framing_will_do() {
 #[test]
 fn chains_that_are_no_requests_are_used_and_do_no_harm() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     let plug = request(PLUG, bench.fixture.start(), 64);
     let nowhere = GuestAddress(FakeGuest::MEMORY as u64 - 4);
     let queue = &mut bench.driver.queues[0];
@@ -338,7 +338,7 @@ fn chains_that_are_no_requests_are_used_and_do_no_harm() {
 #[test]
 fn an_answer_into_memory_that_is_being_unplugged_is_dropped() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
     let unplug = request(UNPLUG_ALL, 0, 0);
     let answer = Part::WritableAt(GuestAddress(bench.fixture.start()), 10);
@@ -351,7 +351,7 @@ fn an_answer_into_memory_that_is_being_unplugged_is_dropped() {
 #[test]
 fn a_ring_that_makes_no_sense_needs_a_reset_which_leaves_memory_plugged() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 64).0, ACK);
     bench.driver.queues[0].set_available_index(5000);
     bench.driver.queues[0].kick();
@@ -366,7 +366,7 @@ fn a_ring_that_makes_no_sense_needs_a_reset_which_leaves_memory_plugged() {
 #[test]
 fn many_requests_at_once_are_all_served() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     let queue = &mut bench.driver.queues[0];
     for block in 0..32 {
         let plug = request(PLUG, bench.fixture.start() + block * 2 * MIB, 1);
@@ -383,7 +383,7 @@ fn many_requests_at_once_are_all_served() {
 #[test]
 fn a_request_that_has_to_wait_is_answered_later() {
     let mut bench = Bench::new();
-    bench.fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    bench.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 128).0, ACK);
     // Somebody who still has this snapshot stands for any long operation.
     let held = bench.guest.memory();

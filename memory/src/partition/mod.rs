@@ -15,7 +15,7 @@ mod state;
 mod window_view;
 
 pub use effects::EffectError;
-pub use state::{Answer, BlockState, Effect, Outcome, Partition, Request, RequestedSizeError};
+pub use state::{Answer, BlockState, Effect, InvalidTarget, Outcome, Partition, Request};
 pub use window_view::ViewError;
 
 use std::collections::VecDeque;
@@ -78,12 +78,12 @@ struct Inner {
     device_limit: Duration,
     /// What is to be discarded and has yet to be queued, the oldest first.
     to_discard: VecDeque<BlockRange>,
-    settling: bool,
+    trimming: bool,
     retired: bool,
     /// The guest does nothing any more.
     ended: bool,
-    /// How many sizes were requested so far.
-    requests: u64,
+    /// How many targets were set so far.
+    generation: u64,
     /// Slots are not what they should be; nothing is done any more.
     broken: bool,
     /// By what the guest has lost memory, until the VM has been told to end.
@@ -91,7 +91,7 @@ struct Inner {
     /// What could not be discarded, and why.
     not_discarded: Vec<BlockRange>,
     discard_fault: Option<Arc<MapError>>,
-    /// Why the last operation failed, until a size is requested again.
+    /// Why the last operation failed, until a target is set again.
     fault: Option<Arc<EffectError>>,
     unplugged: u64,
     discarded: u64,
@@ -99,7 +99,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// Charges no more than the state says; only a larger requested size charges more.
+    /// Charges no more than the state says; only a larger target charges more.
     fn lower_charge(&mut self) {
         self.charge.lower(self.partition.reach());
     }
@@ -120,7 +120,7 @@ pub enum Handled {
     Later,
 }
 
-/// Where the time went since a size was last requested. Times of several requests add up.
+/// Where the time went since a target was last set. Times of several requests add up.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Phases {
     /// Requests of the guest that were granted.
@@ -135,10 +135,10 @@ pub struct Phases {
     pub discarded: ByteSize,
 }
 
-/// A size that was requested, to wait for.
+/// A target that was set, to wait for.
 #[derive(Clone, Copy, Debug)]
-pub struct Requested {
-    number: u64,
+pub struct Target {
+    generation: u64,
     before: ByteSize,
 }
 
@@ -150,7 +150,7 @@ pub struct Report {
     /// Size of its window: the most it can ever have.
     pub window: ByteSize,
     /// What the host wants plugged.
-    pub requested: ByteSize,
+    pub target: ByteSize,
     /// How far into its addresses the guest may plug. It never shrinks but when the guest gives everything back at once.
     pub usable: ByteSize,
     /// What is plugged now.
@@ -163,16 +163,16 @@ pub struct Report {
     pub unplugged: ByteSize,
     /// Bytes with pages that ever went back to the host.
     pub discarded: ByteSize,
-    /// Of the last requested size.
+    /// Of the last target.
     pub phases: Phases,
 }
 
-/// Why a size can't be requested.
+/// Why a target was not set.
 #[derive(Debug, thiserror::Error)]
-pub enum RequestError {
+pub enum TargetError {
     /// The partition can't have that size.
     #[error("partition {0} can't have the size")]
-    Size(PartitionId, #[source] RequestedSizeError),
+    Size(PartitionId, #[source] InvalidTarget),
     /// Nobody can back it.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
@@ -190,17 +190,17 @@ pub enum RequestError {
         floor: ByteSize,
     },
     /// Less is wanted than that.
-    #[error("partition {id} can't be shrunk to {size}: expected at most {requested}, which it should have now")]
+    #[error("partition {id} can't be shrunk to {size}: expected at most {target}, which it should have now")]
     NoShrinking {
         /// The partition.
         id: PartitionId,
         /// What was asked for.
         size: ByteSize,
         /// What it should have.
-        requested: ByteSize,
+        target: ByteSize,
     },
-    /// Another size was requested since.
-    #[error("partition {0}: another size was requested meanwhile")]
+    /// Another target was set since.
+    #[error("partition {0}: another target was set meanwhile")]
     Superseded(PartitionId),
     /// An earlier operation failed halfway.
     #[error("partition {0} is out of use because its memory slots are not what they should be")]
@@ -212,8 +212,8 @@ pub enum RequestError {
 pub enum WaitError {
     /// Time is up.
     #[error(
-        "partition {}: not {goal} after {waited:?}: {} plugged of {} requested, {} being discarded",
-        report.id, report.plugged, report.requested, report.discarding
+        "partition {}: not {goal} after {waited:?}: {} plugged of a target of {}, {} being discarded",
+        report.id, report.plugged, report.target, report.discarding
     )]
     Timeout {
         /// What was waited for.
@@ -224,7 +224,7 @@ pub enum WaitError {
         report: Box<Report>,
     },
     /// Somebody else wants another size.
-    #[error("partition {0}: another size was requested meanwhile")]
+    #[error("partition {0}: another target was set meanwhile")]
     Superseded(PartitionId),
     /// The guest is no more.
     #[error("partition {0}: the VM has ended")]
@@ -270,10 +270,10 @@ impl PartitionMemory {
             waits_since: None,
             device_limit: DEVICE_LIMIT,
             to_discard: VecDeque::new(),
-            settling: false,
+            trimming: false,
             retired: false,
             ended: false,
-            requests: 0,
+            generation: 0,
             broken: false,
             lost: None,
             not_discarded: Vec::new(),
@@ -342,20 +342,20 @@ impl PartitionMemory {
             }
         };
         inner.waits_since = None;
-        if matches!(answer, Answer::Ack(_)) {
+        if matches!(answer, Answer::Done | Answer::State(_)) {
             inner.phases.requests = inner.phases.requests.saturating_add(1);
             // While the host wants everything back the slots go at the end, all at once.
-            let gave_a_part = matches!(request, Request::Unplug(_)) && inner.partition.requested().get() != 0;
-            if gave_a_part && inner.partition.is_unsettled() && !inner.settling {
+            let gave_a_part = matches!(request, Request::Unplug(_)) && inner.partition.target().get() != 0;
+            if gave_a_part && inner.partition.can_trim_slots() && !inner.trimming {
                 let this = self.this.clone();
-                let settle = move || {
+                let trim = move || {
                     if let Some(this) = this.upgrade() {
-                        this.lock().settling = false;
+                        this.lock().trimming = false;
                         // A failure has been logged, and the partition does nothing any more.
-                        let _ = this.settle();
+                        let _ = this.trim_slots();
                     }
                 };
-                inner.settling = self.discards.run(settle).is_ok();
+                inner.trimming = self.discards.run(trim).is_ok();
             }
         }
         self.end_turn(inner);
@@ -370,79 +370,78 @@ impl PartitionMemory {
         inner.waits_since = None;
     }
 
-    /// How many sizes were requested so far: changes whenever the host changes the device's configuration.
+    /// How many targets were set so far: changes whenever the host changes the device's configuration.
     #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.lock().requests
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
     }
 
     /// Changes what the host wants plugged, once it has been admitted. The caller tells the guest.
     ///
     /// # Errors
     /// The size is impossible or can't be backed, or the partition is out of use; nothing changed.
-    pub fn request_size(&self, size: ByteSize) -> Result<Requested, RequestError> {
-        self.request_if(size, |_| Ok(()))
+    pub fn set_target(&self, size: ByteSize) -> Result<Target, TargetError> {
+        self.set_if(size, |_| Ok(()))
     }
 
-    /// [`PartitionMemory::request_size`] for a partition that is to have `size` in the end: neither nothing nor less than it has
-    /// or should have.
+    /// [`PartitionMemory::set_target`] for growth to `size`: not zero, and at least what is plugged and the target now.
     ///
     /// # Errors
     /// As for that, or the size is too small.
-    pub fn request_growth(&self, size: ByteSize) -> Result<Requested, RequestError> {
+    pub fn raise_target(&self, size: ByteSize) -> Result<Target, TargetError> {
         let id = self.window.id();
-        self.request_if(size, |inner| {
-            let floor = inner.partition.plugged().max(inner.partition.requested()).max(BLOCK);
-            if size < floor { Err(RequestError::NoGrowth { id, size, floor }) } else { Ok(()) }
+        self.set_if(size, |inner| {
+            let floor = inner.partition.plugged().max(inner.partition.target()).max(BLOCK);
+            if size < floor { Err(TargetError::NoGrowth { id, size, floor }) } else { Ok(()) }
         })
     }
 
-    /// [`PartitionMemory::request_size`] for a partition that is to have no more than `size`.
+    /// [`PartitionMemory::set_target`] for a target no higher than the one now.
     ///
     /// # Errors
-    /// As for that, or less is requested already.
-    pub fn request_shrinking(&self, size: ByteSize) -> Result<Requested, RequestError> {
+    /// As for that, or the target is lower already.
+    pub fn lower_target(&self, size: ByteSize) -> Result<Target, TargetError> {
         let id = self.window.id();
-        self.request_if(size, |inner| {
-            let requested = inner.partition.requested();
-            if size > requested { Err(RequestError::NoShrinking { id, size, requested }) } else { Ok(()) }
+        self.set_if(size, |inner| {
+            let target = inner.partition.target();
+            if size > target { Err(TargetError::NoShrinking { id, size, target }) } else { Ok(()) }
         })
     }
 
-    /// Requests again what was requested before `requested`.
+    /// Sets the target that stood before `target`.
     ///
     /// # Errors
-    /// As for [`PartitionMemory::request_size`], or another size was requested since, which stands.
-    pub fn take_back(&self, requested: Requested) -> Result<Requested, RequestError> {
+    /// As for [`PartitionMemory::set_target`], or another target was set since, which stands.
+    pub fn take_back(&self, target: Target) -> Result<Target, TargetError> {
         let id = self.window.id();
         let still = |inner: &Inner| {
-            if inner.requests == requested.number { Ok(()) } else { Err(RequestError::Superseded(id)) }
+            if inner.generation == target.generation { Ok(()) } else { Err(TargetError::Superseded(id)) }
         };
-        self.request_if(requested.before, still)
+        self.set_if(target.before, still)
     }
 
-    fn request_if(
+    fn set_if(
         &self,
         size: ByteSize,
-        may: impl FnOnce(&Inner) -> Result<(), RequestError>,
-    ) -> Result<Requested, RequestError> {
+        may: impl FnOnce(&Inner) -> Result<(), TargetError>,
+    ) -> Result<Target, TargetError> {
         let mut inner = self.idle();
-        let result = may(&inner).and_then(|()| self.request_in(&mut inner, size));
+        let result = may(&inner).and_then(|()| self.set_in(&mut inner, size));
         self.release(inner);
         result
     }
 
-    fn request_in(&self, inner: &mut Inner, size: ByteSize) -> Result<Requested, RequestError> {
+    fn set_in(&self, inner: &mut Inner, size: ByteSize) -> Result<Target, TargetError> {
         let id = self.window.id();
         if inner.retired {
-            return Err(RequestError::Retired(id));
+            return Err(TargetError::Retired(id));
         }
         if inner.broken {
-            return Err(RequestError::Broken(id));
+            return Err(TargetError::Broken(id));
         }
-        let before = inner.partition.requested();
+        let before = inner.partition.target();
         let mut partition = inner.partition.clone();
-        partition.set_requested(size).map_err(|source| RequestError::Size(id, source))?;
+        partition.set_target(size).map_err(|source| TargetError::Size(id, source))?;
         // What is being discarded will be there by the time that it is plugged again.
         let there = partition.plugged().get().saturating_add(partition.discarding().get());
         let growth = if size > before { size.get().saturating_sub(there) } else { 0 };
@@ -450,8 +449,8 @@ impl PartitionMemory {
         inner.partition = partition;
         inner.fault = None;
         inner.phases = Phases::default();
-        inner.requests += 1;
-        Ok(Requested { number: inner.requests, before })
+        inner.generation += 1;
+        Ok(Target { generation: inner.generation, before })
     }
 
     /// Ends all waits for the guest, now and later: it has ended.
@@ -468,7 +467,7 @@ impl PartitionMemory {
     ///
     /// # Errors
     /// The hypervisor refused; the partition is out of use.
-    pub fn settle(&self) -> Result<(), Arc<EffectError>> {
+    pub fn trim_slots(&self) -> Result<(), Arc<EffectError>> {
         let inner = self.idle();
         if inner.broken {
             let result = inner.fault.clone().map_or(Ok(()), Err);
@@ -476,14 +475,14 @@ impl PartitionMemory {
             return result;
         }
         let mut partition = inner.partition.clone();
-        let effects = partition.settle();
+        let effects = partition.trim_slots();
         let (mut inner, result) = self.perform(inner, partition, &effects);
         inner.broken |= result.is_err();
         self.end_turn(inner);
         result
     }
 
-    /// Gives the partition up: no size can be requested any more, so its device may be taken away.
+    /// Gives the partition up: no target can be set any more, so its device may be taken away.
     ///
     /// # Errors
     /// Memory is still plugged or being discarded; nothing changed.
@@ -494,29 +493,29 @@ impl PartitionMemory {
             self.release(inner);
             return Err(StillInUse { id: self.window.id(), plugged, discarding });
         }
-        inner.requests += 1;
+        inner.generation += 1;
         // Zero is a size that every partition can have.
-        let _ = inner.partition.set_requested(ByteSize::bytes(0));
+        let _ = inner.partition.set_target(ByteSize::bytes(0));
         inner.lower_charge();
         inner.retired = true;
         self.release(inner);
         Ok(())
     }
 
-    /// Waits until all that was `requested` is plugged.
+    /// Waits until all of `target` is plugged.
     ///
     /// # Errors
-    /// It is not after `timeout`, another size is requested, the VM ends, or the host could not do its part.
-    pub fn wait_plugged(&self, requested: Requested, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("plugged", timeout, Some(requested), |report| report.plugged >= report.requested)
+    /// It is not after `timeout`, another target is set, the VM ends, or the host could not do its part.
+    pub fn wait_plugged(&self, target: Target, timeout: Duration) -> Result<Report, WaitError> {
+        self.wait("plugged", timeout, Some(target), |report| report.plugged >= report.target)
     }
 
-    /// Waits until no more than was `requested` is plugged.
+    /// Waits until no more than `target` is plugged.
     ///
     /// # Errors
-    /// There still is after `timeout`, another size is requested, the VM ends, or the host could not do its part.
-    pub fn wait_unplugged(&self, requested: Requested, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("unplugged", timeout, Some(requested), |report| report.plugged <= report.requested)
+    /// There still is after `timeout`, another target is set, the VM ends, or the host could not do its part.
+    pub fn wait_unplugged(&self, target: Target, timeout: Duration) -> Result<Report, WaitError> {
+        self.wait("unplugged", timeout, Some(target), |report| report.plugged <= report.target)
     }
 
     /// Waits until everything that was unplugged has gone back to the host. What could not be discarded before is tried again.
@@ -537,7 +536,7 @@ impl PartitionMemory {
         &self,
         goal: &'static str,
         timeout: Duration,
-        requested: Option<Requested>,
+        target: Option<Target>,
         reached: fn(&Report) -> bool,
     ) -> Result<Report, WaitError> {
         let id = self.window.id();
@@ -547,26 +546,26 @@ impl PartitionMemory {
             // Not during a turn: what is already true then may not have been answered yet.
             if !inner.busy {
                 let report = self.figures(&inner);
-                if requested.is_some_and(|requested| requested.number != inner.requests) {
+                if target.is_some_and(|target| target.generation != inner.generation) {
                     return Err(WaitError::Superseded(id));
                 }
                 if reached(&report) {
                     return Ok(report);
                 }
             }
-            if requested.is_none()
+            if target.is_none()
                 && let Some(fault) = &inner.discard_fault
             {
                 return Err(WaitError::NotDiscarded(id, fault.clone()));
             }
-            if requested.is_some() && inner.ended {
+            if target.is_some() && inner.ended {
                 return Err(WaitError::Ended(id));
             }
             let left = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
             let fault = inner.fault.as_ref().filter(|fault| {
                 // The guest was answered BUSY and tries again.
                 let may_pass = matches!(***fault, EffectError::InFlight(_));
-                requested.is_some() && !inner.busy && (left.is_none() || !may_pass)
+                target.is_some() && !inner.busy && (left.is_none() || !may_pass)
             });
             if let Some(fault) = fault {
                 return Err(WaitError::Failed(id, fault.clone()));
@@ -697,7 +696,7 @@ impl PartitionMemory {
         Report {
             id: self.window.id(),
             window: partition.window(),
-            requested: partition.requested(),
+            target: partition.target(),
             usable: partition.usable(),
             plugged: partition.plugged(),
             discarding: partition.discarding(),

@@ -15,10 +15,10 @@ fn mib(first: u32, count: u32) -> BlockRange {
     BlockRange::new(first / 2, count / 2).unwrap()
 }
 
-/// A partition with a window of 512 MiB of which `size` MiB were requested and plugged, by 128 MiB each time.
+/// A partition with a window of 512 MiB of which `size` MiB are its target and plugged, by 128 MiB each time.
 fn plugged(size: u32) -> Fixture {
     let fixture = Fixture::new(ByteSize::mib(512));
-    fixture.partition.request_size(ByteSize::mib(size.into())).unwrap();
+    fixture.partition.set_target(ByteSize::mib(size.into())).unwrap();
     for first in (0..size).step_by(128) {
         ack(&fixture, Request::Plug(mib(first, 128)));
     }
@@ -27,10 +27,10 @@ fn plugged(size: u32) -> Fixture {
 }
 
 fn ack(fixture: &Fixture, request: Request) {
-    assert_eq!(fixture.partition.handle(request), Handled::Answer(Answer::Ack(None)), "{request:?}");
+    assert_eq!(fixture.partition.handle(request), Handled::Answer(Answer::Done), "{request:?}");
 }
 
-/// Like [`ack`] where discards or a settlement may have the turn at first.
+/// Like [`ack`] where discards or trimming may have the turn at first.
 fn ack_soon(fixture: &Fixture, request: Request) {
     let start = Instant::now();
     while fixture.partition.handle(request) == Handled::Later {
@@ -47,7 +47,7 @@ fn read(fixture: &Fixture, offset: u64) -> Option<u64> {
     fixture.view.memory().read_obj(GuestAddress(fixture.start() + offset)).ok()
 }
 
-/// Returns when all that was queued so far is done, a settlement included.
+/// Returns when all that was queued so far is done, trimming included.
 fn let_the_discard_thread_catch_up(fixture: &Fixture) {
     let (sender, receiver) = mpsc::channel();
     fixture.discarder.queue().run(move || sender.send(()).unwrap()).unwrap();
@@ -59,20 +59,20 @@ fn a_partition_comes_and_goes_as_a_whole() {
     let fixture = Fixture::new(ByteSize::mib(512));
     let partition = &fixture.partition;
     assert!(!write(&fixture, 0, 1), "devices see nothing of what is not plugged");
-    let requested = partition.request_size(ByteSize::mib(256)).unwrap();
+    let target = partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(256));
-    assert!(matches!(partition.wait_plugged(requested, AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
+    assert!(matches!(partition.wait_plugged(target, AT_ONCE), Err(WaitError::Timeout { goal: "plugged", .. })));
     ack(&fixture, Request::Plug(mib(0, 128)));
     assert!(write(&fixture, 128 * MIB - 8, 1) && !write(&fixture, 128 * MIB - 4, 1) && !write(&fixture, 128 * MIB, 1));
     let_the_discard_thread_catch_up(&fixture);
     ack(&fixture, Request::Plug(mib(128, 128)));
     assert!(write(&fixture, 128 * MIB - 4, 1), "plugged neighbours are one region");
     assert_eq!(fixture.view.memory().num_regions(), 2);
-    assert_eq!(partition.wait_plugged(requested, AT_ONCE).unwrap().plugged, ByteSize::mib(256));
+    assert_eq!(partition.wait_plugged(target, AT_ONCE).unwrap().plugged, ByteSize::mib(256));
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 256 * MIB)]);
     assert_eq!(fixture.slots.calls().len(), 1, "one slot, set once");
 
-    partition.request_size(ByteSize::bytes(0)).unwrap();
+    partition.set_target(ByteSize::bytes(0)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
     assert_eq!(fixture.slots.calls(), [""; 0], "slots stay while the guest gives everything back");
     assert!(!write(&fixture, 128 * MIB, 1) && write(&fixture, 0, 1));
@@ -127,7 +127,7 @@ fn an_unplug_waits_for_requests_in_flight() {
     let (start, partition) = (fixture.start(), fixture.partition.clone());
     let in_flight = fixture.view.memory();
     // A later snapshot has replaced the one that is in flight by the time the blocks are revoked.
-    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     ack(&fixture, Request::Plug(mib(128, 128)));
     let _ = fixture.slots.calls();
 
@@ -148,7 +148,7 @@ fn an_unplug_waits_for_requests_in_flight() {
     assert_eq!(fixture.slots.calls(), [""; 0], "and the slot is still there");
     in_flight.write_obj(1_u64, GuestAddress(start)).unwrap();
     drop(in_flight);
-    assert_eq!(answered.recv_timeout(SOON), Ok(Handled::Answer(Answer::Ack(None))));
+    assert_eq!(answered.recv_timeout(SOON), Ok(Handled::Answer(Answer::Done)));
     guest.join().unwrap();
     let report = fixture.partition.wait_discarded(SOON).unwrap();
     assert_eq!(report.discarded, ByteSize::kib(4), "what was in flight was discarded, not left behind");
@@ -162,7 +162,7 @@ fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     fixture.partition.set_waker(Some(waker.clone()));
     assert!(write(&fixture, 0, 42));
     let stuck = fixture.view.memory();
-    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let target = fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     let start = Instant::now();
     let answer = loop {
         match fixture.partition.handle(Request::UnplugAll) {
@@ -175,12 +175,12 @@ fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     assert_eq!(answer, Answer::Busy);
     assert!(start.elapsed() >= Duration::from_millis(50));
     let (limit, start) = (Duration::from_millis(50), Instant::now());
-    let error = fixture.partition.wait_unplugged(requested, limit).unwrap_err();
+    let error = fixture.partition.wait_unplugged(target, limit).unwrap_err();
     assert!(matches!(&error, WaitError::Failed(_, cause) if matches!(**cause, EffectError::InFlight(_))), "{error:?}");
     assert!(start.elapsed() >= limit, "the guest tries again, so who waits is patient");
     drop(stuck);
     ack(&fixture, Request::UnplugAll);
-    fixture.partition.wait_unplugged(requested, AT_ONCE).unwrap();
+    fixture.partition.wait_unplugged(target, AT_ONCE).unwrap();
 }
 
 #[test]
@@ -226,14 +226,14 @@ fn a_request_that_lets_its_snapshot_go_is_waited_for_all_the_same() {
     assert_eq!(fixture.partition.report().plugged, ByteSize::mib(128));
     pinned.slices().next().unwrap().write_obj(1_u64, 0).unwrap();
     drop(pinned);
-    assert_eq!(guest.join().unwrap(), Answer::Ack(None));
+    assert_eq!(guest.join().unwrap(), Answer::Done);
     assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4), "nothing is left behind");
 }
 
 #[test]
 fn an_unplug_of_many_pieces_waits_for_devices_once() {
     let fixture = Fixture::new(ByteSize::mib(512));
-    fixture.partition.request_size(ByteSize::mib(512)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(512)).unwrap();
     for first in (0..512).step_by(4) {
         ack(&fixture, Request::Plug(mib(first, 2)));
     }
@@ -269,32 +269,32 @@ fn who_waits_for_the_turn_comes_before_the_next_request_of_the_guest() {
     fixture.partition.lock().waiting += 1;
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Later);
     fixture.partition.lock().waiting -= 1;
-    assert!(fixture.partition.request_size(ByteSize::mib(1)).is_err());
+    assert!(fixture.partition.set_target(ByteSize::mib(1)).is_err());
     assert_eq!(waker.read().unwrap(), 1, "the guest's turn, whatever came of the other's");
     ack(&fixture, Request::UnplugAll);
 }
 
 #[test]
-fn the_last_size_that_is_requested_counts_and_the_others_hear_of_it() {
+fn the_last_target_counts_and_the_others_hear_of_it() {
     let fixture = plugged(128);
-    let first = fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    let first = fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     let partition = fixture.partition.clone();
     let waiting = thread::spawn(move || partition.wait_plugged(first, SOON));
-    let second = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let second = fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     assert!(matches!(waiting.join().unwrap(), Err(WaitError::Superseded(_))), "zero is plugged, and not what it wants");
-    assert!(matches!(fixture.partition.take_back(first), Err(RequestError::Superseded(_))));
-    assert_eq!(fixture.partition.report().requested, ByteSize::bytes(0));
+    assert!(matches!(fixture.partition.take_back(first), Err(TargetError::Superseded(_))));
+    assert_eq!(fixture.partition.report().target, ByteSize::bytes(0));
     let _ = fixture.partition.take_back(second).unwrap();
-    assert_eq!(fixture.partition.report().requested, ByteSize::mib(256));
-    assert_eq!(fixture.partition.requests(), 4);
+    assert_eq!(fixture.partition.report().target, ByteSize::mib(256));
+    assert_eq!(fixture.partition.generation(), 4);
 }
 
 #[test]
 fn who_waits_for_the_guest_hears_of_its_end() {
     let fixture = plugged(128);
-    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let target = fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     let partition = fixture.partition.clone();
-    let waiting = thread::spawn(move || partition.wait_unplugged(requested, SOON));
+    let waiting = thread::spawn(move || partition.wait_unplugged(target, SOON));
     fixture.partition.end();
     let error = waiting.join().unwrap().unwrap_err();
     assert_eq!(error.to_string(), "partition 1: the VM has ended");
@@ -306,49 +306,49 @@ fn growing_and_shrinking_go_one_way() {
     let fixture = plugged(256);
     let partition = &fixture.partition;
     for size in [0, 2, 254] {
-        let error = partition.request_growth(ByteSize::mib(size)).unwrap_err().to_string();
+        let error = partition.raise_target(ByteSize::mib(size)).unwrap_err().to_string();
         assert!(error.ends_with("expected at least 256 MiB, or a call that shrinks it"), "{error}");
     }
-    let error = partition.request_shrinking(ByteSize::mib(258)).unwrap_err().to_string();
+    let error = partition.lower_target(ByteSize::mib(258)).unwrap_err().to_string();
     assert_eq!(error, "partition 1 can't be shrunk to 258 MiB: expected at most 256 MiB, which it should have now");
-    assert_eq!((partition.report().requested, partition.requests()), (ByteSize::mib(256), 1), "nothing changed");
-    let _ = partition.request_shrinking(ByteSize::mib(128)).unwrap();
-    assert!(partition.request_growth(ByteSize::mib(192)).is_err(), "256 MiB are still plugged");
-    let _ = partition.request_growth(ByteSize::mib(256)).unwrap();
+    assert_eq!((partition.report().target, partition.generation()), (ByteSize::mib(256), 1), "nothing changed");
+    let _ = partition.lower_target(ByteSize::mib(128)).unwrap();
+    assert!(partition.raise_target(ByteSize::mib(192)).is_err(), "256 MiB are still plugged");
+    let _ = partition.raise_target(ByteSize::mib(256)).unwrap();
     let empty = Fixture::new(ByteSize::mib(512));
-    let error = empty.partition.request_growth(ByteSize::bytes(0)).unwrap_err().to_string();
+    let error = empty.partition.raise_target(ByteSize::bytes(0)).unwrap_err().to_string();
     assert!(error.contains("with 0 bytes: expected at least 2 MiB"), "{error}");
 }
 
 #[test]
 fn memory_that_went_back_has_to_be_admitted_again() {
     let fixture = plugged(384);
-    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 256)));
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(384), "the guest can still reach it");
     let_the_discard_thread_catch_up(&fixture);
     fixture.partition.wait_discarded(SOON).unwrap();
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "slots have followed");
     fixture.host.set(ByteSize::mib(255));
-    let error = fixture.partition.request_size(ByteSize::mib(384)).unwrap_err().to_string();
+    let error = fixture.partition.set_target(ByteSize::mib(384)).unwrap_err().to_string();
     assert_eq!(error, "partition 1 can't grow to 384 MiB: it needs 256 MiB more and the host has 255 MiB available");
-    fixture.partition.request_size(ByteSize::mib(130)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(130)).unwrap();
     fixture.host.set(ByteSize::mib(256));
-    fixture.partition.request_size(ByteSize::mib(384)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(384)).unwrap();
 }
 
 #[test]
 fn a_size_that_is_taken_back_costs_nothing_and_breaks_no_driver() {
     let fixture = Fixture::new(ByteSize::mib(512));
     for _ in 0..3 {
-        let requested = fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+        let target = fixture.partition.set_target(ByteSize::mib(256)).unwrap();
         assert_eq!(fixture.admission.admitted(), ByteSize::mib(256));
-        let _ = fixture.partition.take_back(requested).unwrap();
+        let _ = fixture.partition.take_back(target).unwrap();
         assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
         // The guest's first request, which was under way by then.
         assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Nack));
     }
-    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     ack(&fixture, Request::Plug(mib(0, 128)));
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)], "no more than was admitted");
 }
@@ -358,7 +358,7 @@ fn what_the_guest_comes_to_reach_beyond_its_size_is_admitted_or_refused() {
     let fixture = plugged(512);
     ack(&fixture, Request::Unplug(mib(0, 512)));
     fixture.partition.wait_discarded(SOON).unwrap();
-    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     ack(&fixture, Request::Plug(mib(256, 2)));
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(128));
     ack(&fixture, Request::Plug(mib(0, 2)));
@@ -378,7 +378,7 @@ fn what_the_guest_comes_to_reach_beyond_its_size_is_admitted_or_refused() {
 #[test]
 fn slots_follow_granules_where_the_guest_keeps_a_part() {
     let fixture = plugged(384);
-    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
     let_the_discard_thread_catch_up(&fixture);
     assert_eq!(fixture.slots.calls(), [format!("replace {:#x}+{:#x}", fixture.start(), 384 * MIB)]);
@@ -387,14 +387,14 @@ fn slots_follow_granules_where_the_guest_keeps_a_part() {
 }
 
 #[test]
-fn settling_after_the_guest_stopped_halfway() {
+fn slots_are_trimmed_after_the_guest_stopped_halfway() {
     let fixture = plugged(256);
-    let requested = fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    let target = fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
-    assert!(matches!(fixture.partition.wait_unplugged(requested, AT_ONCE), Err(WaitError::Timeout { .. })));
-    fixture.partition.settle().unwrap();
+    assert!(matches!(fixture.partition.wait_unplugged(target, AT_ONCE), Err(WaitError::Timeout { .. })));
+    fixture.partition.trim_slots().unwrap();
     assert_eq!(fixture.slots.slots(), [(fixture.start(), 128 * MIB)]);
-    fixture.partition.settle().unwrap();
+    fixture.partition.trim_slots().unwrap();
     fixture.partition.wait_discarded(SOON).unwrap();
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "what the guest can still touch");
 }
@@ -402,16 +402,16 @@ fn settling_after_the_guest_stopped_halfway() {
 #[test]
 fn what_the_hypervisor_refuses_is_undone() {
     let fixture = Fixture::new(ByteSize::mib(512));
-    let requested = fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    let target = fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     fixture.slots.fail(Some("set"));
     assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Busy));
     assert_eq!(fixture.partition.report().plugged, ByteSize::bytes(0));
     assert!(!write(&fixture, 0, 1));
-    let error = fixture.partition.wait_plugged(requested, SOON).unwrap_err();
+    let error = fixture.partition.wait_plugged(target, SOON).unwrap_err();
     assert_eq!(error.to_string(), "partition 1: the guest's request failed");
     fixture.slots.fail(None);
     ack(&fixture, Request::Plug(mib(0, 128)));
-    fixture.partition.wait_plugged(requested, AT_ONCE).unwrap();
+    fixture.partition.wait_plugged(target, AT_ONCE).unwrap();
 }
 
 #[test]
@@ -422,21 +422,21 @@ fn a_slot_that_can_not_be_deleted_puts_the_partition_out_of_use() {
     assert!(write(&fixture, 0, 1), "devices see what the guest may still use");
     fixture.slots.fail(None);
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    let state = Handled::Answer(Answer::Ack(Some(crate::partition::state::BlockState::Plugged)));
+    let state = Handled::Answer(Answer::State(BlockState::Plugged));
     assert_eq!(fixture.partition.handle(Request::State(mib(0, 128))), state);
-    assert!(matches!(fixture.partition.request_size(ByteSize::bytes(0)), Err(RequestError::Broken(_))));
+    assert!(matches!(fixture.partition.set_target(ByteSize::bytes(0)), Err(TargetError::Broken(_))));
 }
 
 #[test]
 fn a_guest_that_has_lost_memory_does_not_go_on() {
     let fixture = plugged(384);
-    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     fixture.slots.fail(Some("replace"));
     ack(&fixture, Request::Unplug(mib(128, 128)));
     let_the_discard_thread_catch_up(&fixture);
     let lost = fixture.slots.lost_memory().unwrap();
     assert!(lost.contains("cannot replace the memory slot"), "{lost}");
-    assert!(matches!(fixture.partition.request_size(ByteSize::bytes(0)), Err(RequestError::Broken(_))));
+    assert!(matches!(fixture.partition.set_target(ByteSize::bytes(0)), Err(TargetError::Broken(_))));
 
     let unharmed = plugged(128);
     unharmed.slots.fail(Some("delete"));
@@ -447,7 +447,7 @@ fn a_guest_that_has_lost_memory_does_not_go_on() {
 #[test]
 fn a_slot_that_can_not_be_brought_back_is_lost_memory() {
     let fixture = plugged(384);
-    fixture.partition.request_size(ByteSize::mib(256)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     ack(&fixture, Request::Unplug(mib(128, 128)));
     let_the_discard_thread_catch_up(&fixture);
     // Two slots: the first is deleted, the second is not, and the first does not come back.
@@ -463,7 +463,7 @@ fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
     let memory = fixture.view.memory().get_host_address(GuestAddress(fixture.start())).unwrap();
     // SAFETY: a page of guest memory, which is mapped; its contents don't change.
     assert_eq!(unsafe { libc::mlock(memory.cast(), 4096) }, 0, "{}", std::io::Error::last_os_error());
-    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     ack(&fixture, Request::UnplugAll);
     for _ in 0..2 {
         let error = fixture.partition.wait_discarded(SOON).unwrap_err();
@@ -472,9 +472,9 @@ fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
         assert_eq!((report.discarding, report.discarded), (ByteSize::mib(128), ByteSize::bytes(0)));
         assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "it is still there");
     }
-    fixture.partition.request_size(ByteSize::mib(128)).unwrap();
+    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Busy));
-    fixture.partition.request_size(ByteSize::bytes(0)).unwrap();
+    fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
     // SAFETY: as above.
     assert_eq!(unsafe { libc::munlock(memory.cast(), 4096) }, 0);
     assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4));
@@ -506,14 +506,14 @@ fn sizes_that_can_not_be_are_refused_before_the_guest_hears_of_them() {
     for (size, expected) in
         [(ByteSize::mib(1), "partition 1 can't have the size"), (ByteSize::gib(1), "partition 1 can't have the size")]
     {
-        assert_eq!(fixture.partition.request_size(size).unwrap_err().to_string(), expected);
+        assert_eq!(fixture.partition.set_target(size).unwrap_err().to_string(), expected);
     }
     let id = PartitionId::new(2).unwrap();
     let mut other = crate::admission::Charge::new(fixture.admission.clone(), id, Backing::None);
     other.admit(ByteSize::mib(384), ByteSize::bytes(0)).unwrap();
-    let error = fixture.partition.request_size(ByteSize::mib(256)).unwrap_err().to_string();
+    let error = fixture.partition.set_target(ByteSize::mib(256)).unwrap_err().to_string();
     assert!(error.contains("beyond the VM's limit of 512 MiB"), "{error}");
-    assert_eq!(fixture.partition.report().requested, ByteSize::mib(128));
+    assert_eq!(fixture.partition.report().target, ByteSize::mib(128));
 }
 
 #[test]
@@ -525,7 +525,7 @@ fn only_an_empty_partition_is_given_up() {
     fixture.partition.wait_discarded(SOON).unwrap();
     fixture.partition.retire().unwrap();
     assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Nack));
-    assert!(matches!(fixture.partition.request_size(ByteSize::mib(128)), Err(RequestError::Retired(_))));
+    assert!(matches!(fixture.partition.set_target(ByteSize::mib(128)), Err(TargetError::Retired(_))));
     assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
 }
 

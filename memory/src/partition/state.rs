@@ -14,13 +14,13 @@
 //!
 //! # Slots
 //!
-//! - A partition of which nothing is plugged has no slot. The first PLUG makes one as large as what was requested, in whole
+//! - A partition of which nothing is plugged has no slot. The first PLUG makes one as large as the target, in whole
 //!   granules, so that filling a partition costs one slot.
-//! - While the host wants everything back (requested size 0) slots stay until the last block is gone, and then go as a
-//!   whole. UNPLUG_ALL and the last UNPLUG do the same whatever the requested size is.
-//! - [`Partition::settle`] makes slots follow granules (the guest's memory blocks) where the guest stopped halfway or keeps
+//! - While the host wants everything back (target 0) slots stay until the last block is gone, and then go as a
+//!   whole. UNPLUG_ALL and the last UNPLUG do the same whatever the target is.
+//! - [`Partition::trim_slots`] makes slots follow granules (the guest's memory blocks) where the guest stopped halfway or keeps
 //!   a part: a granule without a plugged block loses its slot.
-//! - Where a guest plugs blocks here and there, so that whole granules would let it reach more than was requested, a slot
+//! - Where a guest plugs blocks here and there, so that whole granules would let it reach more than the target, a slot
 //!   covers just the blocks. All that slots cover is in [`Partition::reach`], which admission counts.
 //! - An unplugged block in a granule that is still partly plugged was discarded but can be touched again through the slot.
 //!   Whenever a slot goes, all of it is discarded once more, so nothing that was touched in between stays behind.
@@ -46,13 +46,15 @@ pub enum Request {
 /// The answer to a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// Done; the state for [`Request::State`].
-    Ack(Option<BlockState>),
+    /// Done: what the request asked for holds now.
+    Done,
+    /// Done: the state that [`Request::State`] asked for.
+    State(BlockState),
     /// The host does not want this much plugged.
     Nack,
     /// Not now.
     Busy,
-    /// The request makes no sense: blocks out of range or in the wrong state.
+    /// The request is invalid: blocks out of range or in the wrong state.
     Error,
 }
 
@@ -97,21 +99,21 @@ pub enum Effect {
 pub struct Outcome {
     /// What to answer.
     pub answer: Answer,
-    /// What to do first, in order. Empty unless the answer is ACK.
+    /// What to do first, in order. Empty unless the answer is [`Answer::Done`].
     pub effects: Vec<Effect>,
 }
 
-/// A requested size that a partition can't have.
+/// A target that a partition can't have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum RequestedSizeError {
+pub enum InvalidTarget {
     /// Not made of whole blocks.
-    #[error("requested size of {0}: expected a multiple of {BLOCK}")]
+    #[error("target of {0}: expected a multiple of {BLOCK}")]
     Unaligned(ByteSize),
     /// Larger than the window.
-    #[error("requested size of {requested}: the partition's window is {window}")]
+    #[error("target of {target}: the partition's window is {window}")]
     BeyondWindow {
         /// What was asked for.
-        requested: ByteSize,
+        target: ByteSize,
         /// Size of the window.
         window: ByteSize,
     },
@@ -133,7 +135,7 @@ pub struct Partition {
     /// Disjoint, in order of address.
     slots: Vec<BlockRange>,
     /// Blocks that the host wants plugged.
-    requested: u32,
+    target: u32,
     /// Blocks from the start of the window that the guest may plug.
     usable: u32,
 }
@@ -153,7 +155,7 @@ impl Partition {
             discarding: BlockSet::new(blocks),
             pending: VecDeque::new(),
             slots: Vec::new(),
-            requested: 0,
+            target: 0,
             usable: 0,
         }
     }
@@ -169,7 +171,7 @@ impl Partition {
         }
     }
 
-    /// PLUG: all of `range` must be unplugged and usable (section 5.15.6.1), and no more plugged in the end than requested.
+    /// PLUG: all of `range` must be unplugged and usable (section 5.15.6.1), and no more plugged in the end than the target.
     #[must_use]
     pub fn plug(&mut self, range: BlockRange) -> Outcome {
         if !self.is_usable(range) {
@@ -178,7 +180,7 @@ impl Partition {
         if self.plugged.any(range) {
             return answer(Answer::Error);
         }
-        if range.count() > self.requested.saturating_sub(self.plugged.len()) {
+        if range.count() > self.target.saturating_sub(self.plugged.len()) {
             return answer(Answer::Nack);
         }
         if self.discarding.any(range) {
@@ -188,7 +190,7 @@ impl Partition {
         self.plugged.insert(range);
         self.add_slots(range, &mut effects);
         effects.push(Effect::Reveal(range));
-        Outcome { answer: Answer::Ack(None), effects }
+        Outcome { answer: Answer::Done, effects }
     }
 
     /// UNPLUG: all of `range` must be plugged.
@@ -204,7 +206,7 @@ impl Partition {
         } else {
             self.discard(range, &mut effects);
         }
-        Outcome { answer: Answer::Ack(None), effects }
+        Outcome { answer: Answer::Done, effects }
     }
 
     /// UNPLUG_ALL: whatever is plugged. Only here may the usable region shrink (section 5.15.4.2): the driver reads the
@@ -219,8 +221,8 @@ impl Partition {
         }
         self.plugged = BlockSet::new(self.blocks);
         self.withdraw(&mut effects);
-        self.usable = self.whole_granules(self.requested);
-        Outcome { answer: Answer::Ack(None), effects }
+        self.usable = self.whole_granules(self.target);
+        Outcome { answer: Answer::Done, effects }
     }
 
     /// STATE of `range`. A block that waits for its discard is unplugged as far as the guest is concerned.
@@ -234,36 +236,36 @@ impl Partition {
             n if n == range.count() => BlockState::Plugged,
             _ => BlockState::Mixed,
         };
-        answer(Answer::Ack(Some(state)))
+        answer(Answer::State(state))
     }
 
     /// Sets how much the host wants plugged. Nothing happens until the guest asks.
     ///
     /// # Errors
     /// `size` is not made of whole blocks or larger than the window; nothing changed.
-    pub fn set_requested(&mut self, size: ByteSize) -> Result<(), RequestedSizeError> {
+    pub fn set_target(&mut self, size: ByteSize) -> Result<(), InvalidTarget> {
         let window = self.window();
         if !size.is_multiple_of(BLOCK) {
-            return Err(RequestedSizeError::Unaligned(size));
+            return Err(InvalidTarget::Unaligned(size));
         }
-        self.requested = match u32::try_from(size.get() / BLOCK.get()) {
+        self.target = match u32::try_from(size.get() / BLOCK.get()) {
             Ok(blocks) if blocks <= self.window => blocks,
-            _ => return Err(RequestedSizeError::BeyondWindow { requested: size, window }),
+            _ => return Err(InvalidTarget::BeyondWindow { target: size, window }),
         };
-        self.usable = self.usable.max(self.whole_granules(self.requested));
+        self.usable = self.usable.max(self.whole_granules(self.target));
         Ok(())
     }
 
-    /// Makes slots follow granules. Nothing to do unless [`Partition::is_unsettled`].
+    /// Makes slots follow granules. Nothing to do unless [`Partition::can_trim_slots`].
     #[must_use]
-    pub fn settle(&mut self) -> Vec<Effect> {
+    pub fn trim_slots(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut dropped = Vec::new();
-        let mut settled = Vec::with_capacity(self.slots.len());
+        let mut trimmed = Vec::with_capacity(self.slots.len());
         for slot in std::mem::take(&mut self.slots) {
             let kept = self.plugged_granules(slot);
             if kept.as_slice() == [slot] {
-                settled.push(slot);
+                trimmed.push(slot);
                 continue;
             }
             let mut at = slot.first();
@@ -276,18 +278,18 @@ impl Partition {
                 [] => Effect::DeleteSlot(slot),
                 _ => Effect::ReplaceSlot { old: slot, new: kept.clone() },
             });
-            settled.extend(kept);
+            trimmed.extend(kept);
         }
-        self.slots = settled;
+        self.slots = trimmed;
         for range in dropped {
             self.discard(range, &mut effects);
         }
         effects
     }
 
-    /// Whether a granule has a slot but no plugged block.
+    /// Whether a granule has a slot but no plugged block, so that [`Partition::trim_slots`] has something to do.
     #[must_use]
-    pub fn is_unsettled(&self) -> bool {
+    pub fn can_trim_slots(&self) -> bool {
         self.slots.iter().any(|&slot| self.plugged_granules(slot).as_slice() != [slot])
     }
 
@@ -307,7 +309,7 @@ impl Partition {
         true
     }
 
-    /// The most that can be requested.
+    /// The largest target.
     #[must_use]
     pub fn window(&self) -> ByteSize {
         bytes(self.window)
@@ -315,18 +317,18 @@ impl Partition {
 
     /// How much the host wants plugged.
     #[must_use]
-    pub fn requested(&self) -> ByteSize {
-        bytes(self.requested)
+    pub fn target(&self) -> ByteSize {
+        bytes(self.target)
     }
 
-    /// How far into its addresses the guest may plug: the largest size requested since the last UNPLUG_ALL, in whole granules.
+    /// How far into its addresses the guest may plug: the largest target since the last UNPLUG_ALL, in whole granules.
     #[must_use]
     pub fn usable(&self) -> ByteSize {
         bytes(self.usable)
     }
 
     /// What the guest may come to have of the host's memory, so what admission counts: all that slots cover and what else waits
-    /// for its discard; or what is requested, in whole granules as far as the window goes, where that is more.
+    /// for its discard; or the target, in whole granules as far as the window goes, where that is more.
     #[must_use]
     pub fn reach(&self) -> ByteSize {
         bytes(self.held().max(self.wanted()))
@@ -380,7 +382,7 @@ impl Partition {
 
     /// Blocks that slots are made for ahead of what the guest plugs.
     fn wanted(&self) -> u32 {
-        self.whole_granules(self.requested).min(self.window)
+        self.whole_granules(self.target).min(self.window)
     }
 
     /// Blocks that may have host memory: in slots, or waiting for their discard.

@@ -15,19 +15,19 @@ fn size(blocks: u32) -> ByteSize {
     ByteSize::bytes(u64::from(blocks) * BLOCK.get())
 }
 
-/// A partition with `requested` blocks wanted and `plugged` of them plugged, granule by granule as Linux does it.
-fn partition(requested: u32, plugged: u32) -> Partition {
+/// A partition with a target of `target` blocks and `plugged` of them plugged, granule by granule as Linux does it.
+fn partition(target: u32, plugged: u32) -> Partition {
     let mut partition = Partition::new(BLOCKS, GRANULE);
-    partition.set_requested(size(requested)).unwrap();
+    partition.set_target(size(target)).unwrap();
     for first in (0..plugged).step_by(GRANULE as usize) {
         let plug = range(first, GRANULE.min(plugged - first));
-        assert_eq!(partition.plug(plug).answer, Answer::Ack(None));
+        assert_eq!(partition.plug(plug).answer, Answer::Done);
     }
     partition
 }
 
 fn ack(effects: Vec<Effect>) -> Outcome {
-    Outcome { answer: Answer::Ack(None), effects }
+    Outcome { answer: Answer::Done, effects }
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn filling_a_partition_costs_one_slot() {
     assert_eq!(
         partition.plug(first),
         ack(vec![Effect::Back(first), Effect::AddSlot(range(0, 24)), Effect::Reveal(first)]),
-        "the slot covers what was admitted: the requested size in whole granules"
+        "the slot covers what was admitted: the target in whole granules"
     );
     assert_eq!(partition.plug(second), ack(vec![Effect::Back(second), Effect::Reveal(second)]));
     assert_eq!((partition.plugged(), partition.usable()), (size(16), size(24)));
@@ -46,7 +46,7 @@ fn filling_a_partition_costs_one_slot() {
 #[test]
 fn giving_everything_back_costs_one_deletion() {
     let mut partition = partition(16, 16);
-    partition.set_requested(size(0)).unwrap();
+    partition.set_target(size(0)).unwrap();
     let (first, second) = (range(0, 8), range(8, 8));
     assert_eq!(partition.unplug(second), ack(vec![Effect::Revoke(vec![second]), Effect::Discard(second)]));
     let whole = range(0, 16);
@@ -67,7 +67,7 @@ fn giving_everything_back_costs_one_deletion() {
 fn unplug_all_takes_every_run_and_every_slot() {
     let mut partition = partition(24, 24);
     let _ = partition.unplug(range(8, 8));
-    let _ = partition.settle();
+    let _ = partition.trim_slots();
     assert_eq!(partition.slots(), [range(0, 8), range(16, 8)]);
     assert_eq!(
         partition.unplug_all().effects,
@@ -85,24 +85,24 @@ fn unplug_all_takes_every_run_and_every_slot() {
 #[test]
 fn a_plug_that_comes_after_its_size_was_taken_back_is_refused_and_no_error() {
     let mut partition = partition(24, 0);
-    partition.set_requested(size(0)).unwrap();
+    partition.set_target(size(0)).unwrap();
     assert_eq!(partition.usable(), size(24));
     assert_eq!(partition.plug(range(0, 8)).answer, Answer::Nack);
     assert_eq!(partition.reach(), size(0), "nothing is charged for it");
-    partition.set_requested(size(8)).unwrap();
-    assert_eq!(partition.plug(range(16, 8)).answer, Answer::Ack(None), "any block of the usable region will do");
+    partition.set_target(size(8)).unwrap();
+    assert_eq!(partition.plug(range(16, 8)).answer, Answer::Done, "any block of the usable region will do");
 }
 
 #[test]
 fn only_unplug_all_shrinks_the_usable_region() {
     let mut partition = partition(32, 32);
-    partition.set_requested(size(8)).unwrap();
+    partition.set_target(size(8)).unwrap();
     let _ = partition.unplug(range(0, 32));
-    let _ = partition.settle();
+    let _ = partition.trim_slots();
     assert_eq!((partition.plugged(), partition.usable()), (size(0), size(32)));
     let _ = partition.unplug_all();
     assert_eq!(partition.usable(), size(8), "what the driver reads when it starts again");
-    partition.set_requested(size(0)).unwrap();
+    partition.set_target(size(0)).unwrap();
     let _ = partition.unplug_all();
     assert_eq!(partition.usable(), size(0));
 }
@@ -110,12 +110,12 @@ fn only_unplug_all_shrinks_the_usable_region() {
 #[test]
 fn blocks_here_and_there_let_the_guest_reach_no_more_than_them() {
     let mut partition = partition(64, 64);
-    partition.set_requested(size(0)).unwrap();
+    partition.set_target(size(0)).unwrap();
     let _ = partition.unplug(range(0, 64));
     while let Some(&done) = partition.pending.front() {
         assert!(partition.discard_done(done));
     }
-    partition.set_requested(size(12)).unwrap();
+    partition.set_target(size(12)).unwrap();
     assert_eq!(partition.reach(), size(16));
     assert_eq!(partition.plug(range(41, 1)).effects[1], Effect::AddSlot(range(40, 16)), "what was admitted, at once");
     for granule in 0..4 {
@@ -124,16 +124,16 @@ fn blocks_here_and_there_let_the_guest_reach_no_more_than_them() {
     assert_eq!(partition.slots()[..3], [range(0, 1), range(8, 1), range(16, 1)]);
     assert_eq!(partition.reach(), size(16 + 4));
     let _ = partition.unplug(range(8, 1));
-    let _ = partition.settle();
+    let _ = partition.trim_slots();
     assert_eq!(partition.slots(), [range(0, 1), range(16, 1), range(24, 1), range(40, 8)]);
 }
 
 #[test]
 fn a_window_that_ends_in_a_granule_is_no_larger_for_that() {
     let mut partition = Partition::new(12, GRANULE);
-    let error = partition.set_requested(size(13)).unwrap_err();
-    assert_eq!(error.to_string(), "requested size of 26 MiB: the partition's window is 24 MiB");
-    partition.set_requested(size(12)).unwrap();
+    let error = partition.set_target(size(13)).unwrap_err();
+    assert_eq!(error.to_string(), "target of 26 MiB: the partition's window is 24 MiB");
+    partition.set_target(size(12)).unwrap();
     assert_eq!((partition.usable(), partition.reach()), (size(16), size(12)));
     assert_eq!(partition.plug(range(0, 4)).effects[1], Effect::AddSlot(range(0, 12)));
     assert_eq!(
@@ -145,29 +145,29 @@ fn a_window_that_ends_in_a_granule_is_no_larger_for_that() {
 }
 
 #[test]
-fn settling_makes_slots_follow_granules() {
+fn trimming_makes_slots_follow_granules() {
     let mut partition = partition(32, 32);
     let _ = partition.unplug(range(9, 10));
-    assert!(!partition.is_unsettled(), "every granule still has a plugged block");
+    assert!(!partition.can_trim_slots(), "every granule still has a plugged block");
     let _ = partition.unplug(range(8, 1));
-    assert!(partition.is_unsettled());
+    assert!(partition.can_trim_slots());
     assert_eq!(
-        partition.settle(),
+        partition.trim_slots(),
         [
             Effect::ReplaceSlot { old: range(0, 32), new: vec![range(0, 8), range(16, 16)] },
             Effect::Discard(range(8, 8)),
         ]
     );
-    assert!(!partition.is_unsettled());
-    assert_eq!(partition.settle(), []);
+    assert!(!partition.can_trim_slots());
+    assert_eq!(partition.trim_slots(), []);
 }
 
 #[test]
-fn a_settled_partition_gets_back_only_the_granules_it_plugs() {
+fn a_trimmed_partition_gets_back_only_the_granules_it_plugs() {
     let mut partition = partition(32, 32);
-    partition.set_requested(size(16)).unwrap();
+    partition.set_target(size(16)).unwrap();
     let _ = partition.unplug(range(8, 24));
-    let _ = partition.settle();
+    let _ = partition.trim_slots();
     while let Some(&done) = partition.pending.front() {
         assert!(partition.discard_done(done));
     }
@@ -179,9 +179,9 @@ fn a_settled_partition_gets_back_only_the_granules_it_plugs() {
 }
 
 #[test]
-fn raising_the_requested_size_adds_one_slot_for_the_rest() {
+fn raising_the_target_adds_one_slot_for_the_rest() {
     let mut partition = partition(16, 16);
-    partition.set_requested(size(40)).unwrap();
+    partition.set_target(size(40)).unwrap();
     assert_eq!(partition.plug(range(16, 8)).effects[1], Effect::AddSlot(range(16, 24)));
     assert_eq!(partition.slots(), [range(0, 16), range(16, 24)]);
 }
@@ -197,22 +197,22 @@ fn requests_that_make_no_sense_are_errors_and_change_nothing() {
         (Request::Plug(range(16, 1)), Answer::Error),
         (Request::Plug(range(15, 2)), Answer::Error),
         (Request::Plug(range(u32::MAX - 1, 1)), Answer::Error),
-        (Request::Plug(range(8, 8)), Answer::Ack(None)),
+        (Request::Plug(range(8, 8)), Answer::Done),
         (Request::Unplug(range(8, 1)), Answer::Error),
         (Request::Unplug(range(7, 2)), Answer::Error),
         (Request::Unplug(range(63, 5)), Answer::Error),
         (Request::State(range(15, 2)), Answer::Error),
-        (Request::State(range(0, 8)), Answer::Ack(Some(BlockState::Plugged))),
-        (Request::State(range(8, 8)), Answer::Ack(Some(BlockState::Unplugged))),
-        (Request::State(range(7, 2)), Answer::Ack(Some(BlockState::Mixed))),
+        (Request::State(range(0, 8)), Answer::State(BlockState::Plugged)),
+        (Request::State(range(8, 8)), Answer::State(BlockState::Unplugged)),
+        (Request::State(range(7, 2)), Answer::State(BlockState::Mixed)),
     ] {
         let mut trial = partition.clone();
         assert_eq!(trial.request(request).answer, answer, "{request:?}");
-        if answer != Answer::Ack(None) {
+        if answer != Answer::Done {
             assert_eq!(format!("{trial:?}"), before, "{request:?}");
         }
     }
-    partition.set_requested(size(8)).unwrap();
+    partition.set_target(size(8)).unwrap();
     assert_eq!(partition.plug(range(8, 1)).answer, Answer::Nack);
 }
 
@@ -221,32 +221,32 @@ fn a_plug_that_meets_a_discard_is_busy() {
     let mut partition = partition(16, 16);
     let _ = partition.unplug(range(8, 8));
     assert_eq!(partition.plug(range(15, 1)), Outcome { answer: Answer::Busy, effects: vec![] });
-    assert_eq!(partition.state(range(8, 8)).answer, Answer::Ack(Some(BlockState::Unplugged)));
+    assert_eq!(partition.state(range(8, 8)).answer, Answer::State(BlockState::Unplugged));
     assert!(!partition.discard_done(range(8, 4)), "no such discard");
     assert!(partition.discard_done(range(8, 8)));
-    assert_eq!(partition.plug(range(15, 1)).answer, Answer::Ack(None));
+    assert_eq!(partition.plug(range(15, 1)).answer, Answer::Done);
 }
 
 #[test]
-fn requested_sizes_are_checked() {
+fn targets_are_checked() {
     let mut partition = partition(16, 0);
     for (size, message) in [
-        (ByteSize::kib(4), "requested size of 4 KiB: expected a multiple of 2 MiB"),
-        (size(65), "requested size of 130 MiB: the partition's window is 128 MiB"),
+        (ByteSize::kib(4), "target of 4 KiB: expected a multiple of 2 MiB"),
+        (size(65), "target of 130 MiB: the partition's window is 128 MiB"),
         (ByteSize::bytes(!0x1f_ffff), "the partition's window is 128 MiB"),
     ] {
-        let error = partition.set_requested(size).unwrap_err().to_string();
+        let error = partition.set_target(size).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    assert_eq!(partition.requested(), size(16));
+    assert_eq!(partition.target(), size(16));
     assert_eq!(partition.usable(), size(16));
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Request(Request),
-    Requested(u32),
-    Settle,
+    Target(u32),
+    TrimSlots,
     DiscardDone,
 }
 
@@ -260,8 +260,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         5 => any_range().prop_map(|range| Step::Request(Request::Unplug(range))),
         1 => Just(Step::Request(Request::UnplugAll)),
         1 => any_range().prop_map(|range| Step::Request(Request::State(range))),
-        3 => (0..=BLOCKS).prop_map(Step::Requested),
-        2 => Just(Step::Settle),
+        3 => (0..=BLOCKS).prop_map(Step::Target),
+        2 => Just(Step::TrimSlots),
         4 => Just(Step::DiscardDone),
     ]
 }
@@ -282,7 +282,7 @@ struct Model {
     slot: Vec<Option<BlockRange>>,
     visible: Vec<bool>,
     discards: VecDeque<BlockRange>,
-    requested: u32,
+    target: u32,
     usable: u32,
 }
 
@@ -295,7 +295,7 @@ impl Model {
             slot: vec![None; n],
             visible: vec![false; n],
             discards: VecDeque::new(),
-            requested: 0,
+            target: 0,
             usable: 0,
         }
     }
@@ -305,12 +305,12 @@ impl Model {
     }
 
     fn granules(&self) -> u32 {
-        self.requested.next_multiple_of(GRANULE)
+        self.target.next_multiple_of(GRANULE)
     }
 
-    /// Section 5.15.4.2: the usable region holds the requested size and does not shrink.
-    fn set_requested(&mut self, blocks: u32) {
-        self.requested = blocks;
+    /// Section 5.15.4.2: the usable region holds the target and does not shrink.
+    fn set_target(&mut self, blocks: u32) {
+        self.target = blocks;
         self.usable = self.usable.max(self.granules());
     }
 
@@ -333,7 +333,7 @@ impl Model {
             }
             // The one request that may shrink it.
             self.usable = self.granules();
-            return Answer::Ack(None);
+            return Answer::Done;
         };
         if range.end() > usable {
             return Answer::Error;
@@ -345,7 +345,7 @@ impl Model {
             Request::Plug(_) => {
                 if inside != 0 {
                     return Answer::Error;
-                } else if plugged + range.count() > self.requested {
+                } else if plugged + range.count() > self.target {
                     return Answer::Nack;
                 } else if blocks.iter().any(|block| matches!(block, Block::Discarding(_))) {
                     return Answer::Busy;
@@ -358,11 +358,11 @@ impl Model {
                 }
                 blocks.fill(Block::Unplugged);
             }
-            _ if inside == 0 => return Answer::Ack(Some(BlockState::Unplugged)),
-            _ if inside == range.count() => return Answer::Ack(Some(BlockState::Plugged)),
-            _ => return Answer::Ack(Some(BlockState::Mixed)),
+            _ if inside == 0 => return Answer::State(BlockState::Unplugged),
+            _ if inside == range.count() => return Answer::State(BlockState::Plugged),
+            _ => return Answer::State(BlockState::Mixed),
         }
-        Answer::Ack(None)
+        Answer::Done
     }
 
     fn cells<T>(cells: &mut [T], range: BlockRange) -> &mut [T] {
@@ -432,7 +432,7 @@ impl Model {
         let count = |wanted: fn(&Block) -> bool| size(self.blocks.iter().filter(|block| wanted(block)).count() as u32);
         prop_assert_eq!(partition.plugged(), count(|block| *block == Block::Plugged));
         prop_assert_eq!(partition.discarding(), count(|block| matches!(block, Block::Discarding(_))));
-        prop_assert_eq!((partition.requested(), partition.usable()), (size(self.requested), size(self.usable)));
+        prop_assert_eq!((partition.target(), partition.usable()), (size(self.target), size(self.usable)));
         prop_assert_eq!(partition.reach(), size(self.reach()));
         prop_assert!(self.slot[self.usable as usize..].iter().all(Option::is_none), "a slot beyond the usable region");
         for (index, block) in self.blocks.iter().enumerate() {
@@ -462,16 +462,16 @@ proptest! {
                 Step::Request(request) => {
                     let outcome = partition.request(request);
                     prop_assert_eq!(outcome.answer, model.answer(request), "{:?}", request);
-                    prop_assert!(outcome.effects.is_empty() || outcome.answer == Answer::Ack(None));
+                    prop_assert!(outcome.effects.is_empty() || outcome.answer == Answer::Done);
                     outcome.effects.iter().for_each(|effect| model.apply(effect));
                 }
-                Step::Requested(blocks) => match partition.set_requested(size(blocks)) {
-                    Ok(()) => model.set_requested(blocks),
+                Step::Target(blocks) => match partition.set_target(size(blocks)) {
+                    Ok(()) => model.set_target(blocks),
                     Err(_) => prop_assert!(blocks > window),
                 },
-                Step::Settle => {
-                    partition.settle().iter().for_each(|effect| model.apply(effect));
-                    prop_assert!(!partition.is_unsettled());
+                Step::TrimSlots => {
+                    partition.trim_slots().iter().for_each(|effect| model.apply(effect));
+                    prop_assert!(!partition.can_trim_slots());
                     let granules = model.blocks.chunks(GRANULE as usize).zip(model.slot.chunks(GRANULE as usize));
                     for (granule, (blocks, slots)) in granules.enumerate() {
                         for slot in slots.iter().flatten() {
@@ -487,7 +487,7 @@ proptest! {
             model.check(&partition)?;
             let added = match step {
                 Step::Request(Request::Plug(range)) => range.count(),
-                Step::Requested(blocks) => blocks + GRANULE,
+                Step::Target(blocks) => blocks + GRANULE,
                 _ => 0,
             };
             prop_assert!(partition.reach().get() <= reach.get() + size(added).get(), "{:?} adds more than it asks for", step);

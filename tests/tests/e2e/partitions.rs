@@ -101,7 +101,7 @@ fn who_waits_for_memory_hears_that_the_vm_has_ended() {
     holder.wait_for("holds");
     std::thread::scope(|scope| {
         let unplug = scope.spawn(|| guest.vm.unplug(partition(1), PATIENCE));
-        while guest.vm.partitions()[0].memory.requested != ByteSize::bytes(0) {
+        while guest.vm.partitions()[0].memory.target != ByteSize::bytes(0) {
             std::thread::yield_now();
         }
         guest.vm.stopper().stop();
