@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bellows_block::oci::ImageConfig;
 use bellows_block::page_cache::resident;
-use bellows_block::{Image, ImageName, LayerDigest, NamedImage, Store};
+use bellows_block::{Digest, Image, ImageName, NamedImage, Store};
 use serde::Serialize;
 
 use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
@@ -19,14 +19,14 @@ use crate::usage::users;
 /// An image as `--json` prints it, with what there is to say of each layer.
 #[derive(Debug, Serialize)]
 struct ImageReport<L> {
-    digest: LayerDigest,
+    digest: Digest,
     names: Vec<ImageName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<ImageConfig>,
     layers: Vec<L>,
     /// Which of the layers, the topmost, is none of the image's own, but makes a stack of the others show what unpacking them gives.
     #[serde(skip_serializing_if = "Option::is_none")]
-    fixup: Option<LayerDigest>,
+    fixup: Option<Digest>,
     /// Where it is mounted on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     mounts: Option<Vec<MountReport>>,
@@ -41,7 +41,7 @@ struct MountReport {
 
 #[derive(Debug, Serialize)]
 struct LayerReport {
-    digest: LayerDigest,
+    digest: Digest,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -49,17 +49,17 @@ struct LayerReport {
 
 #[derive(Debug, Serialize)]
 struct DetailsReport {
-    digest: LayerDigest,
+    digest: Digest,
     path: PathBuf,
     bytes: u64,
-    sha256: LayerDigest,
+    sha256: Digest,
     /// `null` where the file system has none.
-    verity: Option<LayerDigest>,
+    verity: Option<Digest>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct UsageReport {
-    digest: LayerDigest,
+    digest: Digest,
     bytes: u64,
     resident_bytes: u64,
     /// Processes, each of which is a VM.
@@ -75,8 +75,8 @@ struct RemovedReport {
 
 #[derive(Debug, Serialize)]
 struct CollectedReport {
-    layers: Vec<LayerDigest>,
-    in_use: Vec<LayerDigest>,
+    layers: Vec<Digest>,
+    in_use: Vec<Digest>,
     bytes: u64,
 }
 
@@ -130,7 +130,7 @@ fn list(args: &StoreArgs) -> Result<u8, CliError> {
 
 fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.store.as_deref())?;
-    let details = |digest: &LayerDigest| {
+    let details = |digest: &Digest| {
         let details = store.inspect(digest)?;
         let (path, bytes) = (details.layer.path, details.layer.bytes);
         Ok(DetailsReport { digest: *digest, path, bytes, sha256: details.sha256, verity: details.verity })
@@ -175,7 +175,7 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
     let store = store::open(args.store.store.as_deref())?;
     // Images share layers.
     let mut known = BTreeMap::new();
-    let mut usage = |digest: &LayerDigest| {
+    let mut usage = |digest: &Digest| {
         if let Some(known) = known.get(digest) {
             return Ok(UsageReport::clone(known));
         }
@@ -255,7 +255,7 @@ fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
     }
 }
 
-fn checked(store: &Store, digest: &LayerDigest) -> LayerReport {
+fn checked(store: &Store, digest: &Digest) -> LayerReport {
     match store.verify(digest) {
         Ok(layer) => LayerReport { digest: *digest, bytes: layer.bytes, error: None },
         Err(error) => LayerReport { digest: *digest, bytes: 0, error: Some(CliError::from(error).chain()) },
@@ -273,7 +273,7 @@ fn chosen(store: &Store, names: &[String]) -> Result<Vec<NamedImage>, CliError> 
     Ok(all.into_iter().filter(|named| digests.contains(&named.image.digest)).collect())
 }
 
-fn sizes(store: &Store, digest: &LayerDigest) -> Result<LayerReport, CliError> {
+fn sizes(store: &Store, digest: &Digest) -> Result<LayerReport, CliError> {
     let layer = store.layer(digest)?;
     Ok(LayerReport { digest: layer.digest, bytes: layer.bytes, error: None })
 }
@@ -281,7 +281,7 @@ fn sizes(store: &Store, digest: &LayerDigest) -> Result<LayerReport, CliError> {
 fn reports<L>(
     store: &Store,
     images: Vec<NamedImage>,
-    mut layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
+    mut layer: impl FnMut(&Digest) -> Result<L, CliError>,
 ) -> Result<Vec<ImageReport<L>>, CliError> {
     images.into_iter().map(|named| report(store, named, &mut layer)).collect()
 }
@@ -289,7 +289,7 @@ fn reports<L>(
 fn report<L>(
     store: &Store,
     named: NamedImage,
-    layer: impl FnMut(&LayerDigest) -> Result<L, CliError>,
+    layer: impl FnMut(&Digest) -> Result<L, CliError>,
 ) -> Result<ImageReport<L>, CliError> {
     let fixup = store.fixup(&named.image)?.map(|fixup| fixup.digest);
     let layers = named.image.layers.iter().chain(&fixup).map(layer).collect::<Result<_, _>>()?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 use bellows_block::oci::Retry;
 use bellows_block::store::{Progress, ProgressKind};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -25,7 +25,7 @@ pub(crate) struct ImportProgress {
 struct Bar {
     bar: ProgressBar,
     label: String,
-    blob: Option<LayerDigest>,
+    blob: Option<Digest>,
     /// Its message says what is waited for.
     waits: bool,
 }
@@ -138,7 +138,7 @@ mod tests {
         let terminal = InMemoryTerm::new(10, 120);
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
         let progress = ImportProgress { screen: MultiProgress::with_draw_target(target), ..Default::default() };
-        let blobs = [1, 2].map(|number: u8| LayerDigest::of(&[number]));
+        let blobs = [1, 2].map(|number: u8| Digest::of(&[number]));
         let read = |index: usize, bytes| {
             let kind = ProgressKind::Reading { bytes, total: None };
             progress.show(Progress { index, layers: 2, blob: Some(blobs[index]), kind });

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bellows_block::{Image, LayerDigest, Store, StoreError};
+use bellows_block::{Digest, Image, Store, StoreError};
 use bellows_memory::{BLOCK, ByteSize};
 use bellows_vmm::ExitCounts;
 use bellows_vmm::{
@@ -17,7 +17,7 @@ use bellows_vmm::{
 };
 use nix::sys::signal::Signal;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use crate::cli::{GuestArgs, ProfileUse, RunArgs};
 use crate::environment::environment;
@@ -159,7 +159,7 @@ impl ProfilePlace {
     /// Keeps what was read by now; how many bytes that are.
     fn keep(&self, vm: &Vm, image: &ImageId) -> Result<u64, CliError> {
         let profile = vm.profile(image)?;
-        self.store.keep_profile(&self.image, &profile)?;
+        self.store.keep_read_set(&self.image, &profile)?;
         Ok(profile.bytes())
     }
 }
@@ -406,7 +406,7 @@ fn prepare(args: &RunArgs, config: &mut VmConfig, interrupts: &Interrupts) -> Re
     if let Some(path) = &args.image {
         let store = store::open(args.store.as_deref())?;
         let found = store::find_image(&store, path, args.reference.as_deref(), interrupts)?;
-        let known = if args.profile.uses() { store.profile(&found) } else { None };
+        let known = if args.profile.uses() { store.read_set(&found) } else { None };
         let records = args.profile.records(known.is_some());
         config.record_reads |= records;
         image = Some(ImageConfig { profile: known, ..configured(&store, &found, &args.guest)? });
@@ -494,7 +494,7 @@ fn layer_of_file(path: &Path) -> Result<LayerConfig, CliError> {
             }
         }
     }
-    Ok(LayerConfig { path: path.to_owned(), digest: LayerDigest::finish(hasher), bytes })
+    Ok(LayerConfig { path: path.to_owned(), digest: Digest::finish(hasher), bytes })
 }
 
 /// What `bytes` are to a person.

@@ -96,7 +96,7 @@ fn an_instance_is_the_images_with_the_users_changes() {
     assert_eq!(spec.partition, PartitionId::new(1));
     let image = &config.images[0];
     assert_eq!((&spec.image, image.layers.len()), (&image.id, 1));
-    assert_eq!((image.layers[0].bytes, image.layers[0].digest), (4096, LayerDigest::of(&[0; 4096])));
+    assert_eq!((image.layers[0].bytes, image.layers[0].digest), (4096, Digest::of(&[0; 4096])));
 }
 
 #[test]

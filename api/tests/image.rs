@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 use bellows_block::testing::{LayoutBuilder, RegistryServer, Tunnel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -98,7 +98,7 @@ fn push(server: &RegistryServer, archive: &str) -> String {
     let mut layout = LayoutBuilder::new();
     layout.blob_layer(
         &fs::read(archive).unwrap(),
-        LayerDigest::of(&Command::new("gzip").arg("-dc").arg(archive).output().unwrap().stdout),
+        Digest::of(&Command::new("gzip").arg("-dc").arg(archive).output().unwrap().stdout),
         "application/vnd.oci.image.layer.v1.tar+gzip",
     );
     let manifest = layout.manifest("amd64");

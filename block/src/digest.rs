@@ -9,16 +9,16 @@ use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 content digest, written `sha256:<64 lower-case hex digits>` (OCI image specification, "Digests").
 ///
-/// It holds the 32 bytes and not the text, so it is safe to make a path of [`LayerDigest::hex`].
+/// It holds the 32 bytes and not the text, so it is safe to make a path of [`Digest::hex`].
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct LayerDigest([u8; 32]);
+pub struct Digest([u8; 32]);
 
 /// A text that is no digest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{0}` is not a digest: expected sha256: and 64 lower-case hex digits")]
 pub struct ParseDigestError(String);
 
-impl LayerDigest {
+impl Digest {
     /// The digest of `data`.
     #[must_use]
     pub fn of(data: &[u8]) -> Self {
@@ -44,33 +44,33 @@ impl LayerDigest {
     }
 }
 
-impl From<[u8; 32]> for LayerDigest {
+impl From<[u8; 32]> for Digest {
     fn from(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 }
 
-impl From<&LayerDigest> for DiskId {
+impl From<&Digest> for DiskId {
     /// The start of the hex digits.
-    fn from(digest: &LayerDigest) -> Self {
+    fn from(digest: &Digest) -> Self {
         Self::new(&digest.hex())
     }
 }
 
-impl fmt::Display for LayerDigest {
+impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl fmt::Debug for LayerDigest {
+impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl FromStr for LayerDigest {
+impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
@@ -86,13 +86,13 @@ impl FromStr for LayerDigest {
     }
 }
 
-impl Serialize for LayerDigest {
+impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for LayerDigest {
+impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn only_lower_case_sha256_is_a_digest() {
         let text = format!("sha256:{}", "0a".repeat(32));
-        let digest: LayerDigest = text.parse().unwrap();
+        let digest: Digest = text.parse().unwrap();
         assert_eq!(digest.to_string(), text);
         assert_eq!(digest.hex(), "0a".repeat(32));
         for bad in [
@@ -118,16 +118,16 @@ mod tests {
             &format!("sha256:{}/", "0a".repeat(32)),
             &format!("sha256: {}", "0a".repeat(32)),
         ] {
-            let error = bad.parse::<LayerDigest>().unwrap_err();
+            let error = bad.parse::<Digest>().unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");
         }
     }
 
     #[test]
     fn is_a_string_in_json() {
-        let digest = LayerDigest::of(b"abc");
+        let digest = Digest::of(b"abc");
         let json = serde_json::to_string(&digest).unwrap();
         assert_eq!(json, r#""sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad""#);
-        assert_eq!(serde_json::from_str::<LayerDigest>(&json).unwrap(), digest);
+        assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
     }
 }

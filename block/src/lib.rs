@@ -18,20 +18,20 @@ pub mod oci;
 pub mod page_cache;
 mod path;
 mod pread;
-pub mod profile;
-mod recorded;
+pub mod read_set;
 pub mod store;
+mod stored_file;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use cancel::Cancel;
-pub use digest::LayerDigest;
+pub use digest::Digest;
 pub use flat::{FlatDisk, FlatImage};
 pub use host_disk::HostDisk;
 pub use mapped::MappedLayer;
 pub use mapping::ImageMapping;
 pub use oci::{ImageSource, OciLayout};
-pub use pread::PreadLayer;
-pub use profile::{Prefetch, Profile};
-pub use recorded::{Reads, Recorded};
-pub use store::{Image, ImageName, ImportOptions, Layer, NamedImage, Stack, Store, StoreError};
+pub use pread::LayerDisk;
+pub use read_set::{Prefetch, ReadSet, Reads, Recorded};
+pub use store::{Image, ImageName, ImportOptions, NamedImage, Stack, Store, StoreError};
+pub use stored_file::StoredFile;

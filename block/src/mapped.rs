@@ -7,14 +7,14 @@ use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
 use crate::mapping::ImageMapping;
-use crate::store::Layer;
+use crate::stored_file::StoredFile;
 
 /// A read-only layer that is copied from a mapping of its file.
 ///
 /// This process must not touch the mapping itself ([`ImageMapping`]), and to populate pages first does not help, since the
 /// file can shrink between that and the copy. So the kernel copies (`process_vm_readv` on this process) and answers EFAULT
 /// for a page that is not there. What it can't see is a file that was cut short in the middle of a page, where a mapping
-/// reads zeros: the file's size is compared after each copy. Measured against [`crate::PreadLayer`] on cached data, both
+/// reads zeros: the file's size is compared after each copy. Measured against [`crate::LayerDisk`] on cached data, both
 /// checks together cost more than `preadv` does; the mapping's own use is giving it to the guest (virtio-pmem).
 #[derive(Debug)]
 pub struct MappedLayer {
@@ -28,7 +28,7 @@ impl MappedLayer {
     ///
     /// # Errors
     /// It is missing, no regular file, of another size than recorded, or can't be mapped.
-    pub fn open(layer: &Layer) -> Result<Self, DiskError> {
+    pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
         Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes, id: DiskId::from(&layer.digest) })
     }
 }

@@ -10,8 +10,8 @@ use std::ptr;
 use bellows_disk::{DiskError, open_shared};
 
 use crate::flat::FlatImage;
-use crate::profile::{PAGE_SIZE, PageRanges, Profile};
-use crate::store::Layer;
+use crate::read_set::{PAGE_SIZE, PageRanges, ReadSet};
+use crate::stored_file::StoredFile;
 
 /// What mappings begin at and end with a multiple of: a huge page, and the unit in which Linux adds device memory.
 const ALIGNMENT: u64 = 2 << 20;
@@ -36,7 +36,7 @@ pub struct ImageMapping {
 #[derive(Debug)]
 struct Part {
     start: u64,
-    layer: Layer,
+    layer: StoredFile,
     file: File,
 }
 
@@ -45,7 +45,7 @@ impl ImageMapping {
     ///
     /// # Errors
     /// It is missing, no regular file, of another size than recorded, or can't be mapped.
-    pub fn layer(layer: &Layer) -> Result<Self, DiskError> {
+    pub fn layer(layer: &StoredFile) -> Result<Self, DiskError> {
         Self::new(vec![(0, layer.clone())])
     }
 
@@ -57,7 +57,7 @@ impl ImageMapping {
         Self::new(image.files())
     }
 
-    fn new(files: Vec<(u64, Layer)>) -> Result<Self, DiskError> {
+    fn new(files: Vec<(u64, StoredFile)>) -> Result<Self, DiskError> {
         let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
         let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
         let parts = files
@@ -88,14 +88,14 @@ impl ImageMapping {
 
     /// The file that holds the byte at `offset`.
     #[must_use]
-    pub fn file_at(&self, offset: u64) -> Option<&Layer> {
+    pub fn file_at(&self, offset: u64) -> Option<&StoredFile> {
         let part = &self.parts[..self.parts.partition_point(|part| part.start <= offset)].last()?;
         (offset - part.start < part.layer.bytes.next_multiple_of(PAGE_SIZE)).then_some(&part.layer)
     }
 
     /// A file that is shorter than it was when it was mapped, or can't be asked any more.
     #[must_use]
-    pub fn cut_short(&self) -> Option<&Layer> {
+    pub fn cut_short(&self) -> Option<&StoredFile> {
         let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.layer.bytes);
         self.parts.iter().find(is_short).map(|part| &part.layer)
     }
@@ -106,15 +106,15 @@ impl ImageMapping {
     ///
     /// # Errors
     /// The kernel won't tell.
-    pub fn touched(&self) -> io::Result<Profile> {
+    pub fn touched(&self) -> io::Result<ReadSet> {
         let pagemap = File::open("/proc/self/pagemap")?;
-        let mut profile = Profile::default();
+        let mut read_set = ReadSet::default();
         for Part { start, layer, .. } in &self.parts {
             let first = (self.address() + start) / PAGE_SIZE;
             let present = present(&pagemap, first..first + layer.bytes.div_ceil(PAGE_SIZE))?;
-            profile.insert(layer.digest, PageRanges::of(present));
+            read_set.insert(layer.digest, PageRanges::of(present));
         }
-        Ok(profile)
+        Ok(read_set)
     }
 }
 

@@ -5,12 +5,12 @@ use bellows_disk::io::copy_mapping;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
-fn layer(directory: &Path, name: &str, fill: u8, bytes: u64) -> Layer {
+fn layer(directory: &Path, name: &str, fill: u8, bytes: u64) -> StoredFile {
     let path = directory.join(name);
     fs::write(&path, vec![fill; usize::try_from(bytes).unwrap()]).unwrap();
-    Layer { digest: LayerDigest::of(name.as_bytes()), path, bytes }
+    StoredFile { digest: Digest::of(name.as_bytes()), path, bytes }
 }
 
 /// A flat image of two layers with gaps behind each file.

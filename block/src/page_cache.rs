@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::ptr;
 
-use crate::profile::{PAGE_SIZE, PageRanges};
+use crate::read_set::{PAGE_SIZE, PageRanges};
 
 /// The pages of a file, or of a block device, that are in the host's page cache now. Those of a device are what was read of it
 /// as a whole; file systems on it have their own.

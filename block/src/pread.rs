@@ -7,9 +7,9 @@ use bellows_disk::io::read_file;
 use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_shared};
 use vm_memory::VolatileSlice;
 
-use crate::digest::LayerDigest;
-use crate::recorded::Recorded;
-use crate::store::Layer;
+use crate::digest::Digest;
+use crate::read_set::Recorded;
+use crate::stored_file::StoredFile;
 
 /// A read-only layer that is read with `preadv`: one copy, from the host's page cache, which all VMs share, to guest memory.
 ///
@@ -17,18 +17,18 @@ use crate::store::Layer;
 /// request an error at any moment, also in the middle of a page, and nothing else happens. Of the ways to serve a layer that
 /// outlive a truncated file it is the fastest.
 #[derive(Debug)]
-pub struct PreadLayer {
+pub struct LayerDisk {
     file: File,
     bytes: u64,
-    digest: LayerDigest,
+    digest: Digest,
 }
 
-impl PreadLayer {
+impl LayerDisk {
     /// Opens a layer's file.
     ///
     /// # Errors
     /// It is missing, no regular file, or of another size than recorded.
-    pub fn open(layer: &Layer) -> Result<Self, DiskError> {
+    pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
         Ok(Self { file: open_shared(&layer.path, layer.bytes)?, bytes: layer.bytes, digest: layer.digest })
     }
 
@@ -40,7 +40,7 @@ impl PreadLayer {
     }
 }
 
-impl Disk for PreadLayer {
+impl Disk for LayerDisk {
     fn sectors(&self) -> u64 {
         self.bytes / SECTOR_SIZE
     }

@@ -2,14 +2,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::{LayerDigest, MappedLayer};
+use crate::{Digest, MappedLayer};
 
-fn layer(path: PathBuf, bytes: u64) -> Layer {
-    Layer { digest: LayerDigest::of(b"layer"), path, bytes }
+fn layer(path: PathBuf, bytes: u64) -> StoredFile {
+    StoredFile { digest: Digest::of(b"layer"), path, bytes }
 }
 
-fn messages(layer: &Layer) -> [String; 2] {
-    [PreadLayer::open(layer).unwrap_err().to_string(), MappedLayer::open(layer).unwrap_err().to_string()]
+fn messages(layer: &StoredFile) -> [String; 2] {
+    [LayerDisk::open(layer).unwrap_err().to_string(), MappedLayer::open(layer).unwrap_err().to_string()]
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn reads_never_reach_beyond_a_mapping() {
     fs::write(&path, [7; 8192]).unwrap();
     let layer = layer(path, 8192);
     let disks: [Box<dyn Disk>; 2] =
-        [Box::new(PreadLayer::open(&layer).unwrap()), Box::new(MappedLayer::open(&layer).unwrap())];
+        [Box::new(LayerDisk::open(&layer).unwrap()), Box::new(MappedLayer::open(&layer).unwrap())];
     for disk in disks {
         let mut buffer = [0; 4096];
         let slices = [VolatileSlice::from(&mut buffer[..])];

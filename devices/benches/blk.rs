@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_block::{Layer, LayerDigest, PreadLayer};
+use bellows_block::{Digest, LayerDisk, StoredFile};
 use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
 use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
 use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
@@ -204,10 +204,10 @@ fn pattern() -> impl Iterator<Item = u8> {
 }
 
 /// A layer in the page cache.
-fn layer(directory: &Path) -> Layer {
+fn layer(directory: &Path) -> StoredFile {
     let path = directory.join("layer");
     File::create(&path).unwrap().write_all(&pattern().collect::<Vec<_>>()).unwrap();
-    Layer { digest: LayerDigest::of(b"layer"), path, bytes: LAYER_BYTES as u64 }
+    StoredFile { digest: Digest::of(b"layer"), path, bytes: LAYER_BYTES as u64 }
 }
 
 fn reads(criterion: &mut Criterion) {
@@ -219,7 +219,7 @@ fn reads(criterion: &mut Criterion) {
         // Each of them twice, so that it can be compared with itself.
         for turn in 1..=2 {
             group.bench_function(format!("bellows-{turn}"), |bencher| {
-                let disk: Arc<dyn Disk> = Arc::new(PreadLayer::open(&layer).unwrap());
+                let disk: Arc<dyn Disk> = Arc::new(LayerDisk::open(&layer).unwrap());
                 let mut driver = Driver::new(Box::new(Block::new(disk)), bytes);
                 bencher.iter(|| driver.round());
             });

@@ -7,7 +7,7 @@ use std::io::Read as _;
 
 use bellows_block::archive::Limits;
 use bellows_block::oci::ImageSource;
-use bellows_block::{Cancel, LayerDigest};
+use bellows_block::{Cancel, Digest};
 use bellows_fuzz::{Input, Scratch, check_error, filled};
 use libfuzzer_sys::fuzz_target;
 
@@ -41,7 +41,7 @@ fuzz_target!(|data: &[u8]| {
         let name = NAMES[usize::from(input.byte()) % NAMES.len()];
         let length = usize::from(input.u16());
         let content = filled(input.bytes(length), |n| files.get(n).map(|(_, content)| content.as_slice()));
-        files.push((name.replace('@', &LayerDigest::of(&content).hex()), content));
+        files.push((name.replace('@', &Digest::of(&content).hex()), content));
     }
     ARCHIVE.with_borrow_mut(|file| {
         file.holding(&archive(&files));

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use bellows_block::oci::{CredentialSource, Credentials, ImageSource, OciError, RegistryOptions, Retries, SourceImage};
-use bellows_block::{Cancel, LayerDigest};
+use bellows_block::{Cancel, Digest};
 use bellows_fuzz::{Input, check_message, filled, isolate};
 use libfuzzer_sys::fuzz_target;
 
@@ -63,7 +63,7 @@ fuzz_target!(init: isolate(), |data: &[u8]| {
     while !input.is_empty() && answers.len() < MAX_ANSWERS {
         answers.push(Answer::read(&mut input, &documents));
     }
-    let top = LayerDigest::of(documents.last().map(Vec::as_slice).unwrap_or_default());
+    let top = Digest::of(documents.last().map(Vec::as_slice).unwrap_or_default());
     let reference = format!("{}/{REPOSITORY}{}", HOSTS[0], if is_pinned { format!("@{top}") } else { String::new() });
     let pull = Pull {
         reference,
@@ -256,8 +256,8 @@ impl Script {
     fn right(&self, request: &Request) -> (u16, String, Vec<u8>) {
         let path = request.target.split('?').next().unwrap_or_default();
         let name = path.rsplit('/').next().unwrap_or_default();
-        let found = match name.parse::<LayerDigest>() {
-            Ok(digest) => self.documents.iter().find(|document| LayerDigest::of(document) == digest),
+        let found = match name.parse::<Digest>() {
+            Ok(digest) => self.documents.iter().find(|document| Digest::of(document) == digest),
             Err(_) => self.documents.last().filter(|_| path.contains("/manifests/")),
         };
         match found {

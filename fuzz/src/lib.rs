@@ -6,7 +6,7 @@ use std::io::{Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 use nix::sched::{CloneFlags, unshare};
 
 /// Takes numbers off the front of what the fuzzer made; zeros once it is used up.
@@ -129,7 +129,7 @@ pub fn filled<'a>(text: &[u8], document: impl Fn(usize) -> Option<&'a [u8]>) -> 
     while let Some(byte) = rest.next() {
         let named = |digit: &u8| document(usize::from(digit.wrapping_sub(b'0')));
         match (byte, rest.as_slice().first().and_then(named)) {
-            (b'@', Some(content)) => filled.extend(LayerDigest::of(content).hex().as_bytes()),
+            (b'@', Some(content)) => filled.extend(Digest::of(content).hex().as_bytes()),
             (b'#', Some(content)) => filled.extend(content.len().to_string().as_bytes()),
             _ => {
                 filled.push(*byte);

@@ -55,7 +55,7 @@ pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;
 pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
 
-pub use bellows_block::Profile;
+pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;

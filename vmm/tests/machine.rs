@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bellows_block::{ImageMapping, Layer, LayerDigest};
+use bellows_block::{Digest, ImageMapping, StoredFile};
 use bellows_devices::bus::{Bus, BusDevice, Doorbells};
 use bellows_devices::interrupt::{MsiController, MsiMessage};
 use bellows_devices::legacy::{PowerPorts, PowerRequest};
@@ -163,7 +163,7 @@ fn memory_without_a_slot_reads_ones_and_takes_nothing() {
 /// A file of a layer, mapped for a slot at [`OUTSIDE`], and the slot.
 fn mapped_layer(file: &tempfile::NamedTempFile) -> (ImageMapping, Slot) {
     let path = file.path().to_owned();
-    let layer = Layer { digest: LayerDigest::of(b"layer"), bytes: std::fs::metadata(&path).unwrap().len(), path };
+    let layer = StoredFile { digest: Digest::of(b"layer"), bytes: std::fs::metadata(&path).unwrap().len(), path };
     let mapping = ImageMapping::layer(&layer).unwrap();
     let slot = Slot { guest: GuestAddress(OUTSIDE), host: mapping.address(), bytes: mapping.bytes(), read_only: true };
     (mapping, slot)

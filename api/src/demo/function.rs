@@ -1,6 +1,6 @@
 //! What the demonstration's function has to print: the same computation as its `handler.py`, done on the host.
 
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 
 const MIB: usize = 1 << 20;
 /// Numbers that the function sorts.
@@ -19,7 +19,7 @@ pub(super) fn expected_result(mebibytes: u32) -> String {
     }
     let numbers: Vec<u8> = sorted_numbers().into_iter().flat_map(u64::to_le_bytes).collect();
     sample[..numbers.len()].copy_from_slice(&numbers);
-    format!("result: sha256={} mib={mebibytes} ", LayerDigest::of(&sample).hex())
+    format!("result: sha256={} mib={mebibytes} ", Digest::of(&sample).hex())
 }
 
 /// Sorted numbers from a linear congruential generator.

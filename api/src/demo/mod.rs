@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_block::page_cache::{evict, resident};
-use bellows_block::{HostDisk, Image, Layer};
+use bellows_block::{HostDisk, Image, StoredFile};
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
     VmBuilder, VmConfig, VmEnd,
@@ -125,13 +125,13 @@ fn say(args: &DemoArgs, what: &str) {
 
 /// Layers whose files were dropped from the page cache, and the disk under them.
 struct Cold {
-    layers: Vec<(Layer, u64)>,
+    layers: Vec<(StoredFile, u64)>,
     disk: Option<(HostDisk, u64)>,
 }
 
 impl Cold {
-    fn new(layers: &[Layer]) -> Result<Self, CliError> {
-        let drop_cache = |layer: &Layer| {
+    fn new(layers: &[StoredFile]) -> Result<Self, CliError> {
+        let drop_cache = |layer: &StoredFile| {
             let path = &layer.path;
             evict(path).map_err(io_error("drop the page cache of", path))?;
             let left = resident(path).map_err(io_error("look into the page cache of", path))?.bytes();
@@ -170,7 +170,7 @@ impl Cold {
     }
 
     fn layers(&self) -> Result<Vec<LayerReport>, CliError> {
-        let report = |(layer, before): &(Layer, u64)| {
+        let report = |(layer, before): &(StoredFile, u64)| {
             let resident = resident(&layer.path).map_err(io_error("look into the page cache of", &layer.path))?.bytes();
             Ok(LayerReport {
                 digest: layer.digest.to_string(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::erofs::{Device, ImageWriter, SparseMap, Timestamp, XattrName};
 use crate::testing::{Mount, Node, check_with_fsck, difference, read_independently, snapshot};
 
@@ -47,7 +47,7 @@ fn describe(tree: &Tree, image: &File) -> BTreeMap<Vec<u8>, Node> {
             links: links[&id],
             device,
             bytes: data.map_or(0, |data| data.bytes),
-            data: data.map(|data| LayerDigest::of(&read(data, image))),
+            data: data.map(|data| Digest::of(&read(data, image))),
             target,
             xattrs: metadata.xattrs.iter().map(|(name, value)| (name.to_bytes(), value.clone())).collect(),
             same_as: names.entry(id).or_insert_with(|| path.clone()).clone(),

@@ -6,9 +6,9 @@ use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
 use super::FlatImage;
-use crate::digest::LayerDigest;
-use crate::pread::PreadLayer;
-use crate::recorded::Recorded;
+use crate::digest::Digest;
+use crate::pread::LayerDisk;
+use crate::read_set::Recorded;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
@@ -24,8 +24,8 @@ pub struct FlatDisk {
 struct Part {
     start: u64,
     end: u64,
-    digest: LayerDigest,
-    disk: PreadLayer,
+    digest: Digest,
+    disk: LayerDisk,
 }
 
 impl FlatDisk {
@@ -38,7 +38,7 @@ impl FlatDisk {
             let end = start
                 .checked_add(layer.bytes)
                 .ok_or_else(|| DiskError::Unaligned { path: layer.path.clone(), actual: layer.bytes })?;
-            Ok(Part { start, end, digest: layer.digest, disk: PreadLayer::open(&layer)? })
+            Ok(Part { start, end, digest: layer.digest, disk: LayerDisk::open(&layer)? })
         });
         let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
         let bytes = parts.last().map_or(0, |part| part.end);

@@ -204,7 +204,7 @@ fn an_image_of_120_layers() {
     assert_eq!(flattened.flat.layers.len(), 120);
     assert!(flattened.flat.bytes < 100_000);
     let seen = flattened.snapshot();
-    assert_eq!(seen[&b"shared"[..]].data, Some(LayerDigest::of(b"119")));
+    assert_eq!(seen[&b"shared"[..]].data, Some(Digest::of(b"119")));
     assert!(seen.contains_key(&b"own/119"[..]) && !seen.contains_key(&b"own/115"[..]));
     assert_eq!(seen.keys().filter(|name| name.starts_with(b"own/")).count(), 120 - 39);
 }

@@ -24,26 +24,26 @@ pub use unpack::{UnpackError, UnpackProblem, Unpacked, unpack};
 
 use std::path::PathBuf;
 
-use crate::digest::LayerDigest;
-use crate::store::Layer;
+use crate::digest::Digest;
+use crate::stored_file::StoredFile;
 
 /// A flat image in the store.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FlatImage {
     /// What it is known by: a digest of its layers' digests.
-    pub digest: LayerDigest,
+    pub digest: Digest,
     /// The file with its metadata.
     pub path: PathBuf,
     /// Size of that file.
     pub bytes: u64,
     /// Its layers, each with the byte that it begins at.
-    pub layers: Vec<(u64, Layer)>,
+    pub layers: Vec<(u64, StoredFile)>,
 }
 
 impl FlatImage {
     /// Its files as they lie behind each other: metadata, then layers, each with the byte that it begins at.
-    pub(crate) fn files(&self) -> Vec<(u64, Layer)> {
-        let metadata = Layer { digest: self.digest, path: self.path.clone(), bytes: self.bytes };
+    pub(crate) fn files(&self) -> Vec<(u64, StoredFile)> {
+        let metadata = StoredFile { digest: self.digest, path: self.path.clone(), bytes: self.bytes };
         std::iter::once((0, metadata)).chain(self.layers.iter().cloned()).collect()
     }
 }

@@ -7,7 +7,7 @@ use super::changes::Changes;
 use super::{LayerError, native};
 use crate::archive::{ArchiveError, Bounded, Counted, EntryName, Limits, TarKind, TarStream};
 use crate::compression::unpack;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::erofs::{Change, ImageWriter, Step, Tree, WriteError};
 use crate::oci::{BlobError, Digests, HashingReader};
 
@@ -15,7 +15,7 @@ use crate::oci::{BlobError, Digests, HashingReader};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ImportedLayer {
     /// Digest of the uncompressed archive.
-    pub diff_id: LayerDigest,
+    pub diff_id: Digest,
     /// Size of the image in bytes.
     pub bytes: u64,
     /// The layer hides everything below it.

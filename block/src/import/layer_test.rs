@@ -9,13 +9,13 @@ use tempfile::TempDir;
 use super::*;
 use crate::archive::DirectoryArchive;
 use crate::compression::Compression;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::testing::{
     Archive, Entry, Mount, Node, check_with_fsck, compress, difference, read_independently, snapshot,
 };
 
 fn digests(archive: &[u8], blob: &[u8]) -> Digests {
-    Digests { blob: Some(LayerDigest::of(blob)), diff_id: Some(LayerDigest::of(archive)) }
+    Digests { blob: Some(Digest::of(blob)), diff_id: Some(Digest::of(archive)) }
 }
 
 struct Imported {
@@ -260,10 +260,10 @@ fn the_last_of_several_entries_wins() {
     let names = ["file", "kept", "kept/below", "other-name", "to-directory", "to-directory/below", "to-file"];
     assert_eq!(files(&snapshot), names);
     let node = |name: &str| &snapshot[name.as_bytes()];
-    assert_eq!(node("file").data, Some(LayerDigest::of(b"new!")));
-    assert_eq!(node("other-name").data, Some(LayerDigest::of(b"old")));
+    assert_eq!(node("file").data, Some(Digest::of(b"new!")));
+    assert_eq!(node("other-name").data, Some(Digest::of(b"old")));
     assert_eq!((node("file").links, node("other-name").links), (1, 1));
-    assert_eq!(node("to-file").data, Some(LayerDigest::of(b"file now")));
+    assert_eq!(node("to-file").data, Some(Digest::of(b"file now")));
     assert_eq!((node("kept").mode & 0o7777, node("kept").uid, node("kept").gid), (0o500, 5, 6));
 }
 
@@ -381,16 +381,14 @@ fn damaged_blobs_are_told_apart() {
     let mut damaged = blob.clone();
     damaged[40] ^= 0xff;
     let message = fail(&damaged, good);
-    assert!(
-        message.contains(&good.blob.unwrap().to_string()) && message.contains(&LayerDigest::of(&damaged).to_string())
-    );
+    assert!(message.contains(&good.blob.unwrap().to_string()) && message.contains(&Digest::of(&damaged).to_string()));
 
     // A blob that was cut short before its digest was taken.
     let cut = &blob[..blob.len() - 20];
     let message = fail(cut, digests(&archive, cut));
     assert!(message.contains("cannot unpack the archive after"), "{message}");
 
-    let other = Digests { diff_id: Some(LayerDigest::of(b"other")), ..good };
+    let other = Digests { diff_id: Some(Digest::of(b"other")), ..good };
     let message = fail(&blob, other);
     assert!(
         message.contains(&other.diff_id.unwrap().to_string()) && message.contains(&good.diff_id.unwrap().to_string()),

@@ -5,7 +5,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::*;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::erofs::{Directory, Metadata};
 use crate::import::{ImportedLayer, LayerError, import_layer};
 use crate::oci::Digests;
@@ -30,7 +30,7 @@ const PLAIN: &str = "-Enoinline_data";
 
 fn import(blob: &[u8]) -> Result<(ImportedLayer, tempfile::NamedTempFile), LayerError> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let digests = Digests { blob: Some(LayerDigest::of(blob)), diff_id: None };
+    let digests = Digests { blob: Some(Digest::of(blob)), diff_id: None };
     import_layer(blob, digests, Limits::default(), file.as_file()).map(|layer| (layer, file))
 }
 
@@ -46,7 +46,7 @@ fn images_are_taken_as_they_are() {
         let image = image(SCRIPT, options);
         for blob in [image.clone(), compress(&image, crate::compression::Compression::Zstd)] {
             let (layer, file) = import(&blob).unwrap();
-            assert_eq!((layer.diff_id, layer.bytes, layer.native), (LayerDigest::of(&image), image.len() as u64, true));
+            assert_eq!((layer.diff_id, layer.bytes, layer.native), (Digest::of(&image), image.len() as u64, true));
             assert!(std::fs::read(file.path()).unwrap() == image);
         }
     }

@@ -4,15 +4,15 @@ use std::io::{self, Read};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// What a layer is known to be before it is read.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Digests {
     /// Digest of the blob as it is stored.
-    pub blob: Option<LayerDigest>,
+    pub blob: Option<Digest>,
     /// Digest of the uncompressed archive.
-    pub diff_id: Option<LayerDigest>,
+    pub diff_id: Option<Digest>,
 }
 
 /// Content that is not what its descriptor says.
@@ -25,9 +25,9 @@ pub enum BlobError {
     #[error("its content has the digest {actual}, expected {expected}")]
     Digest {
         /// What was asked for.
-        expected: LayerDigest,
+        expected: Digest,
         /// What is there.
-        actual: LayerDigest,
+        actual: Digest,
     },
 }
 
@@ -36,7 +36,7 @@ impl BlobError {
     ///
     /// # Errors
     /// It is another.
-    pub fn check(expected: Option<LayerDigest>, actual: LayerDigest) -> Result<(), Self> {
+    pub fn check(expected: Option<Digest>, actual: Digest) -> Result<(), Self> {
         match expected {
             Some(expected) if expected != actual => Err(Self::Digest { expected, actual }),
             _ => Ok(()),
@@ -60,9 +60,9 @@ impl<R: Read> HashingReader<R> {
     ///
     /// # Errors
     /// Reading failed.
-    pub fn finish(mut self) -> Result<LayerDigest, BlobError> {
+    pub fn finish(mut self) -> Result<Digest, BlobError> {
         io::copy(&mut self, &mut io::sink()).map_err(BlobError::Read)?;
-        Ok(LayerDigest::finish(self.hasher))
+        Ok(Digest::finish(self.hasher))
     }
 }
 

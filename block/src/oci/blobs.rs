@@ -5,22 +5,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::blob::{BlobError, Digests};
-use super::container::Container;
 use super::docker::MANIFEST;
 use super::error::OciError;
+use super::file_set::FileSet;
 #[cfg(feature = "registry")]
 use super::registry::Repository;
 use super::source::SourceLayer;
 use super::spec::{ConfigFile, Descriptor, Document, parse};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// Blobs that are called by their digests.
 #[derive(Clone, Debug)]
 pub(super) enum Blobs {
     /// The files of an image layout.
-    Layout(Container),
+    Layout(FileSet),
     /// Those beside the manifest in skopeo's form for directories (`dir:`), which has the digest `top`.
-    Dir { files: Container, top: LayerDigest },
+    Dir { files: FileSet, top: Digest },
     /// Those of a registry's repository.
     #[cfg(feature = "registry")]
     Registry(Arc<Repository>),
@@ -68,13 +68,13 @@ impl Blobs {
         if expected != actual {
             return Err(OciError::Size { path, expected, actual });
         }
-        BlobError::check(Some(descriptor.digest), LayerDigest::of(&data))
+        BlobError::check(Some(descriptor.digest), Digest::of(&data))
             .map_err(|source| OciError::Blob { path: path.clone(), source })?;
         Ok((path, data))
     }
 
     /// The layer that `descriptor` names; nothing of it is read.
-    pub fn layer(&self, descriptor: &Descriptor, diff_id: LayerDigest) -> SourceLayer {
+    pub fn layer(&self, descriptor: &Descriptor, diff_id: Digest) -> SourceLayer {
         let digests = Digests { blob: Some(descriptor.digest), diff_id: Some(diff_id) };
         match self {
             Self::Layout(files) | Self::Dir { files, .. } => {
@@ -88,7 +88,7 @@ impl Blobs {
         }
     }
 
-    fn file_name(&self, files: &Container, digest: &LayerDigest) -> String {
+    fn file_name(&self, files: &FileSet, digest: &Digest) -> String {
         let hex = digest.hex();
         match self {
             Self::Dir { top, .. } if digest == top => MANIFEST.to_owned(),

@@ -1,23 +1,23 @@
 //! Skopeo's form of an image in a directory (`dir:`): `manifest.json` and beside it the blobs, called by their digests.
 
 use super::blobs::Blobs;
-use super::container::Container;
 use super::docker::MANIFEST;
 use super::error::OciError;
+use super::file_set::FileSet;
 use super::index::find_image;
 use super::platform::Platform;
 use super::source::SourceImage;
 use super::spec::Descriptor;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// An image as skopeo's `dir:` keeps it; nothing of it has been read.
 #[derive(Clone, Debug)]
 pub struct DirImage {
-    files: Container,
+    files: FileSet,
 }
 
 impl DirImage {
-    pub(super) fn of(files: Container) -> Self {
+    pub(super) fn of(files: FileSet) -> Self {
         Self { files }
     }
 
@@ -28,7 +28,7 @@ impl DirImage {
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         let path = self.files.path(MANIFEST);
         let data = self.files.document(MANIFEST)?;
-        let top = LayerDigest::of(&data);
+        let top = Digest::of(&data);
         // It is a manifest, or an index with all of an image's platforms.
         let manifests = [Descriptor::of(top, data.len() as u64)];
         find_image(&Blobs::Dir { files: self.files.clone(), top }, &path, &manifests, platform, reference)

@@ -3,14 +3,14 @@
 use serde::Deserialize;
 
 use super::blob::{BlobError, Digests};
-use super::container::Container;
 use super::error::OciError;
+use super::file_set::FileSet;
 use super::names::{list, named};
 use super::platform::{Platform, Rank};
 use super::source::{SourceImage, SourceLayer};
 use super::spec::{ConfigFile, parse};
 use super::words::{listed, quoted};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// The file that makes an archive one of Docker's.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -18,7 +18,7 @@ pub(super) const MANIFEST: &str = "manifest.json";
 /// An archive of Docker's; nothing of it has been read.
 #[derive(Clone, Debug)]
 pub struct DockerArchive {
-    files: Container,
+    files: FileSet,
 }
 
 /// An image in `manifest.json`. Names are those of files in the archive.
@@ -41,7 +41,7 @@ impl Entry {
     }
 
     /// The digest that its configuration's name is made of, with or without the algorithm.
-    fn digest(&self) -> Option<LayerDigest> {
+    fn digest(&self) -> Option<Digest> {
         let name = self.config.rsplit('/').next()?;
         let hex = name.strip_prefix("sha256:").unwrap_or(name).trim_end_matches(".json");
         format!("sha256:{hex}").parse().ok()
@@ -49,7 +49,7 @@ impl Entry {
 }
 
 impl DockerArchive {
-    pub(super) fn of(files: Container) -> Self {
+    pub(super) fn of(files: FileSet) -> Self {
         Self { files }
     }
 
@@ -83,8 +83,7 @@ impl DockerArchive {
         }
         let best = found.iter().map(|(rank, ..)| *rank).max();
         found.retain(|(rank, ..)| Some(*rank) == best);
-        let shown =
-            |entry: &Entry| (format!("`{}`", entry.shown()), entry.digest().unwrap_or_else(|| LayerDigest::of(&[])));
+        let shown = |entry: &Entry| (format!("`{}`", entry.shown()), entry.digest().unwrap_or_else(|| Digest::of(&[])));
         let platform = Box::new(platform.clone());
         match found.len() {
             0 => {
@@ -101,17 +100,17 @@ impl DockerArchive {
     }
 
     /// Reads an image's configuration; the name of its file is compared with its digest where it looks like one.
-    fn config(&self, entry: &Entry) -> Result<(std::path::PathBuf, LayerDigest, ConfigFile), OciError> {
+    fn config(&self, entry: &Entry) -> Result<(std::path::PathBuf, Digest, ConfigFile), OciError> {
         let path = self.files.path(&entry.config);
         let data = self.files.document(&entry.config)?;
-        let digest = LayerDigest::of(&data);
+        let digest = Digest::of(&data);
         BlobError::check(entry.digest(), digest).map_err(|source| OciError::Blob { path: path.clone(), source })?;
         let config = parse(&path, &data)?;
         Ok((path, digest, config))
     }
 
-    fn layers(&self, entry: &Entry, names: &[String], diff_ids: &[LayerDigest]) -> Result<Vec<SourceLayer>, OciError> {
-        let layer = |(number, (name, diff_id)): (usize, (&String, &LayerDigest))| {
+    fn layers(&self, entry: &Entry, names: &[String], diff_ids: &[Digest]) -> Result<Vec<SourceLayer>, OciError> {
+        let layer = |(number, (name, diff_id)): (usize, (&String, &Digest))| {
             if name.is_empty() {
                 let (path, image) = (self.files.path(MANIFEST), entry.shown());
                 return Err(OciError::LayerName { path, image, number: number + 1 });

@@ -20,11 +20,11 @@ impl Saved {
         Self { archive: Archive::new(), manifest: Vec::new() }
     }
 
-    fn config(diff_ids: &[LayerDigest], architecture: &str) -> (String, String) {
+    fn config(diff_ids: &[Digest], architecture: &str) -> (String, String) {
         let config = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids}});
         let text = config.to_string();
-        (LayerDigest::of(text.as_bytes()).hex(), text)
+        (Digest::of(text.as_bytes()).hex(), text)
     }
 
     fn finish(self) -> Vec<u8> {
@@ -47,14 +47,14 @@ fn image(data: &[u8], reference: Option<&str>) -> Result<SourceImage, OciError> 
 
 fn check(data: &[u8], reference: Option<&str>) {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let image = image(&compress(data, compression), reference).unwrap();
         let (hex, _) = Saved::config(&diff_ids, "amd64");
         assert_eq!(image.digest.unwrap().hex(), hex);
         assert_eq!(image.config.argv(&[]), ["sh"]);
         for (source, expected) in image.layers.iter().zip(&layers) {
-            assert_eq!(source.digests.diff_id, Some(LayerDigest::of(expected)));
+            assert_eq!(source.digests.diff_id, Some(Digest::of(expected)));
             let mut data = Vec::new();
             source.open().unwrap().1.read_to_end(&mut data).unwrap();
             assert!(data == *expected);
@@ -66,7 +66,7 @@ fn check(data: &[u8], reference: Option<&str>) {
 #[test]
 fn directories_of_layers_and_links_between_them() {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let (hex, text) = Saved::config(&diff_ids, "amd64");
     let (other_hex, other_text) = Saved::config(&diff_ids[..1], "amd64");
     let ids = ["a", "b", "c"].map(|id| id.repeat(64));
@@ -100,7 +100,7 @@ fn directories_of_layers_and_links_between_them() {
 #[test]
 fn files_of_layers() {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let (hex, text) = Saved::config(&diff_ids, "amd64");
     let names: Vec<_> = diff_ids.iter().map(|digest| format!("{}.tar", digest.hex())).collect();
     let mut saved = Saved::new();
@@ -116,7 +116,7 @@ fn files_of_layers() {
 #[test]
 fn names_of_digests_and_absolute_ones() {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let (hex, text) = Saved::config(&diff_ids, "amd64");
     for (prefix, ending) in [("", ".tar.gz"), ("./", ".tar"), ("/", ".tar"), ("layers/", "")] {
         let names: Vec<_> = diff_ids.iter().map(|digest| format!("{prefix}{}{ending}", digest.hex())).collect();
@@ -133,7 +133,7 @@ fn names_of_digests_and_absolute_ones() {
 /// The same content in any order, under names written in any way.
 fn shuffled(seed: usize, prefix: &str) -> Vec<u8> {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let (hex, text) = Saved::config(&diff_ids, "amd64");
     let names: Vec<_> = diff_ids.iter().map(|digest| format!("{}.tar", digest.hex())).collect();
     let manifest = json!([{"Config": format!("{hex}.json"), "RepoTags": ["a:1"], "Layers": names}]).to_string();
@@ -166,7 +166,7 @@ proptest! {
 #[test]
 fn of_images_for_several_platforms_the_hosts_is_taken() {
     let layers = layers();
-    let diff_ids = [LayerDigest::of(&layers[0])];
+    let diff_ids = [Digest::of(&layers[0])];
     let mut saved = Saved::new();
     saved.archive = Archive::new().file("layer.tar", &layers[0]);
     for architecture in ["arm64", "amd64"] {
@@ -224,14 +224,14 @@ fn a_directory_of_it_is_the_same() {
     for layer in source.image(&"linux/amd64".parse().unwrap(), Some("a:1")).unwrap().layers {
         let mut data = Vec::new();
         layer.open().unwrap().1.read_to_end(&mut data).unwrap();
-        assert_eq!(layer.digests.diff_id, Some(LayerDigest::of(&data)));
+        assert_eq!(layer.digests.diff_id, Some(Digest::of(&data)));
     }
 }
 
 #[test]
 fn what_is_wrong_is_named() {
     let layers = layers();
-    let diff_ids: Vec<_> = layers.iter().map(|layer| LayerDigest::of(layer)).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let saved = |config: &str, text: &str, layers: &[&str]| {
         let mut saved = Saved::new();
         saved.archive = Archive::new().file("repositories", "{}").file(config, text);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::blob::BlobError;
 use super::platform::Platform;
 use crate::archive::{ArchiveError, EntryName};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// How deep indexes may nest.
 pub(super) const MAX_INDEX_DEPTH: usize = 4;
@@ -217,7 +217,7 @@ pub enum OciError {
     #[error("image {manifest} has {layers} layers but {diff_ids} diff_ids")]
     LayerCount {
         /// Digest of the manifest.
-        manifest: LayerDigest,
+        manifest: Digest,
         /// Layers in the manifest.
         layers: usize,
         /// Entries of `rootfs.diff_ids` in the configuration.

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::container::MAX_DOCUMENT;
 use super::docker::MANIFEST;
 use super::error::OciError;
+use super::file_set::MAX_DOCUMENT;
 use super::layout::{INDEX, MARK};
 use super::source::open_regular;
 use crate::archive::{ArchiveError, EntryName, TarKind, TarStream, components};

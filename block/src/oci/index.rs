@@ -11,7 +11,7 @@ use super::platform::{Platform, Rank};
 use super::source::SourceImage;
 use super::spec::{Descriptor, Document, Manifest};
 use super::words::{MAX_LIST, listed, quoted};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// Finds the image for `platform` among `manifests`, which the index `path` lists; called `reference` there where that is given.
 ///
@@ -65,7 +65,7 @@ struct Search<'a> {
 struct Found {
     /// Something that was attached to an image only fits if nothing else does.
     fit: (bool, Rank),
-    shown: (String, LayerDigest),
+    shown: (String, Digest),
     image: SourceImage,
 }
 

@@ -255,10 +255,10 @@ fn the_best_image_that_is_there_is_taken() {
     assert_eq!(image("linux/amd64/v3").unwrap(), second["digest"]);
     refused(&builder, std::slice::from_ref(&impossible), &["linux/amd64/v9"]);
     // What a registry has for others need not have been saved.
-    let gone = json!({"digest": crate::LayerDigest::of(b"gone")});
+    let gone = json!({"digest": crate::Digest::of(b"gone")});
     found(&builder, &[with(second.clone(), gone.clone()), usual.clone()], &usual);
     found(&builder, &[with(impossible, gone.clone()), usual.clone()], &usual);
-    refused(&builder, &[with(usual.clone(), gone)], &[&crate::LayerDigest::of(b"gone").hex(), "No such file"]);
+    refused(&builder, &[with(usual.clone(), gone)], &[&crate::Digest::of(b"gone").hex(), "No such file"]);
     // But damage is not passed over.
     std::fs::write(builder.blob_path(&serde_json::from_value(usual["digest"].clone()).unwrap()), "{}").unwrap();
     refused(&builder, &[usual, Image::new(&builder, "other").write(&builder)], &["has 2 bytes"]);

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::blobs::Blobs;
-use super::container::Container;
 use super::error::OciError;
+use super::file_set::FileSet;
 use super::index::find_image;
 use super::platform::Platform;
 use super::source::SourceImage;
@@ -18,7 +18,7 @@ pub(super) const INDEX: &str = "index.json";
 /// An OCI image layout; nothing but its version has been read.
 #[derive(Clone, Debug)]
 pub struct OciLayout {
-    files: Container,
+    files: FileSet,
 }
 
 impl OciLayout {
@@ -27,10 +27,10 @@ impl OciLayout {
     /// # Errors
     /// There is none, or one of another version than 1.0.0.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, OciError> {
-        Self::of(Container::Directory(root.into()))
+        Self::of(FileSet::Directory(root.into()))
     }
 
-    pub(super) fn of(files: Container) -> Result<Self, OciError> {
+    pub(super) fn of(files: FileSet) -> Result<Self, OciError> {
         let path = files.path(MARK);
         let file: LayoutFile = parse(&path, &files.document(MARK)?)?;
         expect_field(&path, "imageLayoutVersion", &file.image_layout_version, "1.0.0")?;

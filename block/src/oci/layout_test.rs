@@ -3,7 +3,7 @@ use std::fs::{self, File};
 use serde_json::json;
 
 use super::*;
-use crate::LayerDigest;
+use crate::Digest;
 use crate::compression::Compression;
 use crate::oci::spec;
 use crate::testing::{Archive, LayoutBuilder};
@@ -12,7 +12,7 @@ fn host() -> Platform {
     "linux/amd64".parse().unwrap()
 }
 
-fn layer(builder: &mut LayoutBuilder, compression: Compression, name: &str) -> LayerDigest {
+fn layer(builder: &mut LayoutBuilder, compression: Compression, name: &str) -> Digest {
     builder.layer(&Archive::new().file(name, name).finish(), compression)
 }
 
@@ -130,7 +130,7 @@ fn what_is_wrong_is_named() {
     fs::write(&path, &data).unwrap();
     let error = image(&builder, None).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
-    contains(format!("{error}: {source}"), &[&digest.to_string(), &LayerDigest::of(&data).to_string()]);
+    contains(format!("{error}: {source}"), &[&digest.to_string(), &Digest::of(&data).to_string()]);
     data.push(b' ');
     fs::write(&path, &data).unwrap();
     contains(refused(&builder), &[&digest.hex(), &data.len().to_string(), &(data.len() - 1).to_string()]);

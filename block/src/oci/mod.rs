@@ -3,10 +3,10 @@
 
 mod blob;
 mod blobs;
-mod container;
 mod dir;
 mod docker;
 mod error;
+mod file_set;
 mod form;
 mod index;
 mod layout;

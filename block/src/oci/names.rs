@@ -1,17 +1,17 @@
 //! Which of several images is meant by a name.
 
 use super::words::{MAX_LIST, listed};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// The images of `all` that `wanted` means: those with that very name or digest; else those whose whole name it is, as Docker
 /// completes names; else those with that tag.
 pub(super) fn named<'a, T>(
     all: &'a [T],
     wanted: &str,
-    digest: impl Fn(&T) -> Option<LayerDigest>,
+    digest: impl Fn(&T) -> Option<Digest>,
     names: impl Fn(&'a T) -> Vec<&'a str>,
 ) -> Vec<&'a T> {
-    let wanted_digest: Option<LayerDigest> = wanted.parse().ok();
+    let wanted_digest: Option<Digest> = wanted.parse().ok();
     let complete_wanted = complete(wanted);
     let fits = |fit: &dyn Fn(&str) -> bool| -> Vec<&'a T> {
         all.iter().filter(|image| names(image).into_iter().any(fit)).collect()
@@ -28,9 +28,8 @@ pub(super) fn named<'a, T>(
 }
 
 /// Images for a message, by what they are called; by their digests where several have one name.
-pub(super) fn list(images: &[(String, LayerDigest)]) -> String {
-    let word = |(shown, digest): &(String, LayerDigest)| match images.iter().filter(|(other, _)| other == shown).count()
-    {
+pub(super) fn list(images: &[(String, Digest)]) -> String {
+    let word = |(shown, digest): &(String, Digest)| match images.iter().filter(|(other, _)| other == shown).count() {
         1 => shown.clone(),
         _ => format!("{shown} {digest}"),
     };
@@ -79,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_closest_name_counts() {
-        let digest = |number: &u8| Some(LayerDigest::of(&[*number]));
+        let digest = |number: &u8| Some(Digest::of(&[*number]));
         let find = |images: &[(u8, &str)], wanted: &str| -> Vec<u8> {
             let found = named(images, wanted, |(number, _)| digest(number), |(_, name)| vec![*name]);
             found.into_iter().map(|(number, _)| *number).collect()

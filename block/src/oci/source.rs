@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blob::Digests;
-use super::container::Container;
 use super::dir::DirImage;
 use super::docker::DockerArchive;
 use super::error::OciError;
+use super::file_set::FileSet;
 use super::form::Form;
 use super::layout::OciLayout;
 use super::platform::Platform;
@@ -21,7 +21,7 @@ use super::spec::ImageConfig;
 use crate::archive::{Bounded, Counted, DirectoryArchive, FileId, Limits, TarStream};
 use crate::cancel::Cancel;
 use crate::compression::{Compression, unpack};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// Somewhere that images are in.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub enum ImageSource {
 pub struct SourceImage {
     /// Its identity: the digest of its manifest, or of its configuration where it has no manifest. `None` for a root file
     /// system that has neither.
-    pub digest: Option<LayerDigest>,
+    pub digest: Option<Digest>,
     /// How to run it.
     pub config: ImageConfig,
     /// Its layers, lowest first.
@@ -62,7 +62,7 @@ pub struct SourceLayer {
 #[derive(Clone, Debug)]
 enum Place {
     Member {
-        files: Container,
+        files: FileSet,
         name: String,
         bytes: Option<u64>,
     },
@@ -71,24 +71,19 @@ enum Place {
     #[cfg(feature = "registry")]
     Remote {
         repository: Arc<Repository>,
-        digest: LayerDigest,
+        digest: Digest,
         bytes: u64,
     },
 }
 
 impl SourceLayer {
-    pub(super) fn member(files: &Container, name: String, bytes: Option<u64>, digests: Digests) -> Self {
+    pub(super) fn member(files: &FileSet, name: String, bytes: Option<u64>, digests: Digests) -> Self {
         Self { digests, place: Place::Member { files: files.clone(), name, bytes } }
     }
 
     /// One in a registry.
     #[cfg(feature = "registry")]
-    pub(super) fn remote(
-        repository: &Arc<Repository>,
-        digest: LayerDigest,
-        bytes: u64,
-        diff_id: Option<LayerDigest>,
-    ) -> Self {
+    pub(super) fn remote(repository: &Arc<Repository>, digest: Digest, bytes: u64, diff_id: Option<Digest>) -> Self {
         let digests = Digests { blob: Some(digest), diff_id };
         Self { digests, place: Place::Remote { repository: Arc::clone(repository), digest, bytes } }
     }
@@ -155,7 +150,7 @@ impl ImageSource {
     pub fn open(path: &Path, spool: &Path, limits: Limits, cancel: &Cancel) -> Result<Self, OciError> {
         let read = |source| OciError::Read { path: path.to_owned(), source };
         if fs::metadata(path).map_err(read)?.is_dir() {
-            return Self::of(Form::of_directory(path)?, path, || Ok(Container::Directory(path.to_owned())));
+            return Self::of(Form::of_directory(path)?, path, || Ok(FileSet::Directory(path.to_owned())));
         }
         let unpack_error = |source| OciError::Unpack { path: path.to_owned(), source };
         let open = || {
@@ -180,11 +175,11 @@ impl ImageSource {
                 spooled.rewind().map_err(unpack_error)?;
                 spooled
             };
-            Container::archive(path, file)
+            FileSet::archive(path, file)
         })
     }
 
-    fn of(form: Form, path: &Path, files: impl FnOnce() -> Result<Container, OciError>) -> Result<Self, OciError> {
+    fn of(form: Form, path: &Path, files: impl FnOnce() -> Result<FileSet, OciError>) -> Result<Self, OciError> {
         Ok(match form {
             Form::Layout => Self::Layout(OciLayout::of(files()?)?),
             Form::Docker => Self::Docker(DockerArchive::of(files()?)),

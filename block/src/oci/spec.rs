@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::error::OciError;
 use super::platform::RawPlatform;
 use super::words::quoted;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -28,7 +28,7 @@ const NO_CONFIGS: [&str; 2] = ["application/vnd.oci.empty.v1+json", "application
 pub(super) struct Descriptor {
     /// A hint: what it describes says itself what it is.
     pub media_type: Option<String>,
-    pub digest: LayerDigest,
+    pub digest: Digest,
     pub size: u64,
     pub platform: Option<RawPlatform>,
     pub artifact_type: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct Descriptor {
 
 impl Descriptor {
     /// One of which nothing else is known.
-    pub const fn of(digest: LayerDigest, size: u64) -> Self {
+    pub const fn of(digest: Digest, size: u64) -> Self {
         Self { media_type: None, digest, size, platform: None, artifact_type: None, annotations: None }
     }
 
@@ -158,7 +158,7 @@ pub(super) struct ConfigFile {
 
 impl ConfigFile {
     /// Checks it against the number of layers that `image` has; the digests of their archives.
-    pub fn diff_ids(&self, path: &Path, image: LayerDigest, layers: usize) -> Result<&[LayerDigest], OciError> {
+    pub fn diff_ids(&self, path: &Path, image: Digest, layers: usize) -> Result<&[Digest], OciError> {
         let rootfs = self.rootfs.as_ref();
         let kind = rootfs.and_then(|rootfs| rootfs.kind.as_deref()).filter(|kind| !kind.is_empty());
         expect_field(path, "rootfs.type", &kind.unwrap_or("layers"), "layers")?;
@@ -174,7 +174,7 @@ impl ConfigFile {
 struct RootFs {
     #[serde(rename = "type")]
     kind: Option<String>,
-    diff_ids: Option<Vec<LayerDigest>>,
+    diff_ids: Option<Vec<Digest>>,
 }
 
 /// Lists are `null` as often as they are missing: both mean empty.

@@ -10,11 +10,12 @@ use tracing::info;
 use super::files::{io_error, open_or_create_dir, publish, write_atomically};
 use super::record::{self, Image};
 use super::unpack::UnpackedLayers;
-use super::{Layer, Store, StoreError, file_digest, verity};
-use crate::digest::LayerDigest;
+use super::{Store, StoreError, file_digest, verity};
+use crate::digest::Digest;
 use crate::erofs::{BLOCK_SIZE, ExtraDevice, ImageWriter};
 use crate::flat::FlatImage;
 use crate::import::inlined;
+use crate::stored_file::StoredFile;
 
 /// Changes where the same layers would give other metadata.
 const VERSION: &str = "bellows flat image 2";
@@ -26,7 +27,7 @@ struct FlatRecord {
     /// Size of the metadata's file.
     bytes: u64,
     /// Digest of the metadata's file.
-    sha256: LayerDigest,
+    sha256: Digest,
     /// The block that each layer begins at.
     mapped: Vec<u32>,
 }
@@ -52,13 +53,13 @@ impl Store {
     }
 
     /// The record of a flat image that is there as a whole.
-    fn stored_flat(&self, digest: &LayerDigest, layers: usize) -> Result<Option<FlatRecord>, StoreError> {
+    fn stored_flat(&self, digest: &Digest, layers: usize) -> Result<Option<FlatRecord>, StoreError> {
         let record: Option<FlatRecord> = record::read(&self.flat_record_path(digest))?;
         let file = std::fs::metadata(self.flat_path(digest));
         Ok(record.filter(|r| r.mapped.len() == layers && file.is_ok_and(|metadata| metadata.len() == r.bytes)))
     }
 
-    fn make_flat(&self, digest: &LayerDigest, image: &Image, layers: &[Layer]) -> Result<FlatRecord, StoreError> {
+    fn make_flat(&self, digest: &Digest, image: &Image, layers: &[StoredFile]) -> Result<FlatRecord, StoreError> {
         let folder = self.root.join("flat");
         open_or_create_dir(&folder)?;
         let error = |source| StoreError::Flat { digest: *digest, source };
@@ -67,7 +68,7 @@ impl Store {
         if let Some((layer, _)) = inlined {
             return Err(StoreError::NotFlat { layer: layer.digest });
         }
-        let device = |layer: &Layer| {
+        let device = |layer: &StoredFile| {
             let mut tag = [0; 64];
             tag.copy_from_slice(layer.digest.hex().as_bytes());
             // A layer has at most as many blocks as its own image could name.
@@ -97,17 +98,17 @@ impl Store {
         self.flat_path(&flat_digest(image))
     }
 
-    pub(super) fn flat_path(&self, digest: &LayerDigest) -> PathBuf {
+    pub(super) fn flat_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("flat").join(format!("{}.erofs", digest.hex()))
     }
 
-    pub(super) fn flat_record_path(&self, digest: &LayerDigest) -> PathBuf {
+    pub(super) fn flat_record_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("flat").join(format!("{}.json", digest.hex()))
     }
 }
 
 /// What the flat image of `image` is known by: images of the same layers have the same.
-pub(super) fn flat_digest(image: &Image) -> LayerDigest {
-    let lines = image.layers.iter().map(LayerDigest::to_string);
-    LayerDigest::of([VERSION.to_owned()].into_iter().chain(lines).collect::<Vec<_>>().join("\n").as_bytes())
+pub(super) fn flat_digest(image: &Image) -> Digest {
+    let lines = image.layers.iter().map(Digest::to_string);
+    Digest::of([VERSION.to_owned()].into_iter().chain(lines).collect::<Vec<_>>().join("\n").as_bytes())
 }

@@ -12,7 +12,7 @@ use super::flat::flat_digest;
 use super::record::{Image, ImageName};
 use super::stack::stack_digest;
 use super::{Store, StoreError};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// An image of the store with the names it was imported under.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,9 +27,9 @@ pub struct NamedImage {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Collected {
     /// Layers that were removed.
-    pub layers: Vec<LayerDigest>,
+    pub layers: Vec<Digest>,
     /// Layers that no image has but a VM still uses.
-    pub in_use: Vec<LayerDigest>,
+    pub in_use: Vec<Digest>,
     /// Bytes of all files that were removed.
     pub bytes: u64,
 }
@@ -41,7 +41,7 @@ impl Store {
     /// A record is damaged or unreadable.
     pub fn images(&self) -> Result<Vec<NamedImage>, StoreError> {
         let folder = self.root.join("images");
-        let mut images: BTreeMap<LayerDigest, NamedImage> = BTreeMap::new();
+        let mut images: BTreeMap<Digest, NamedImage> = BTreeMap::new();
         for file in list(&folder)? {
             let Some(name) = file.to_str().and_then(ImageName::from_file_name) else { continue };
             let image = match self.image(&name) {
@@ -74,7 +74,7 @@ impl Store {
             for name in names.iter().chain([&digest]) {
                 remove(&self.image_path(name))?;
             }
-            remove(&self.profile_path(&image.digest))?;
+            remove(&self.read_set_path(&image.digest))?;
         } else {
             remove(&self.image_path(name))?;
         }
@@ -116,7 +116,7 @@ impl Store {
         }
         let needed: BTreeSet<_> = images.iter().map(|named| named.image.digest).collect();
         for image in self.digests_in("profiles")?.difference(&needed) {
-            remove(&self.profile_path(image))?;
+            remove(&self.read_set_path(image))?;
         }
         for stack in self.digests_in("stacks")?.difference(&stacks) {
             remove(&self.stack_path(stack))?;
@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// What the files are called by in a folder that need not be there.
-    fn digests_in(&self, folder: &str) -> Result<BTreeSet<LayerDigest>, StoreError> {
+    fn digests_in(&self, folder: &str) -> Result<BTreeSet<Digest>, StoreError> {
         let folder = self.root.join(folder);
         if folder.exists() { digests(&folder) } else { Ok(BTreeSet::new()) }
     }
@@ -154,10 +154,10 @@ fn remove_unused(file: &Path, record: &Path) -> Result<Option<u64>, StoreError> 
 }
 
 /// What the files in a folder are called by.
-fn digests(folder: &Path) -> Result<BTreeSet<LayerDigest>, StoreError> {
+fn digests(folder: &Path) -> Result<BTreeSet<Digest>, StoreError> {
     let digest = |name: &OsString| {
         let stem = Path::new(name).file_stem()?.to_str()?;
-        format!("sha256:{stem}").parse::<LayerDigest>().ok()
+        format!("sha256:{stem}").parse::<Digest>().ok()
     };
     Ok(list(folder)?.iter().filter_map(digest).collect())
 }

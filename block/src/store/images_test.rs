@@ -1,8 +1,9 @@
 use super::*;
 use crate::compression::Compression;
-use crate::store::{ImportOptions, Layer};
+use crate::store::ImportOptions;
+use crate::stored_file::StoredFile;
 use crate::testing::{Archive, LayoutBuilder};
-use crate::{OciLayout, PreadLayer, oci::Platform};
+use crate::{LayerDisk, OciLayout, oci::Platform};
 
 fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
@@ -74,7 +75,7 @@ fn layers_go_when_no_image_has_them() {
     store.remove(&name("a")).unwrap();
     let bytes = store.layer(&image.layers[1]).unwrap().bytes;
     // Leftovers of a crash: in tmp, a file without a record, a record without a file.
-    let orphans = ["x", "y"].map(|text| LayerDigest::of(text.as_bytes()));
+    let orphans = ["x", "y"].map(|text| Digest::of(text.as_bytes()));
     fs::write(store.tmp().join("half"), "half").unwrap();
     fs::write(store.layer_path(&orphans[0]), "file").unwrap();
     fs::write(store.record_path(&orphans[1]), "{}").unwrap();
@@ -93,7 +94,7 @@ fn layers_in_use_stay() {
     let (_directory, store) = store();
     let image = import(&store, &["a"], None);
     let layer = store.layer(&image.layers[0]).unwrap();
-    let disks = [PreadLayer::open(&layer).unwrap(), PreadLayer::open(&layer).unwrap()];
+    let disks = [LayerDisk::open(&layer).unwrap(), LayerDisk::open(&layer).unwrap()];
     store.remove(&ImageName::from(&image.digest)).unwrap();
     let in_use = Collected { in_use: image.layers.clone(), ..Collected::default() };
     assert_eq!(collect(&store), in_use);
@@ -104,7 +105,7 @@ fn layers_in_use_stay() {
     assert_eq!(collect(&store), in_use);
     drop(second);
     assert_eq!(collect_until(&store, |collected| !collected.layers.is_empty()).layers, image.layers);
-    assert!(matches!(PreadLayer::open(&layer), Err(bellows_disk::DiskError::Open { .. })));
+    assert!(matches!(LayerDisk::open(&layer), Err(bellows_disk::DiskError::Open { .. })));
 }
 
 /// Whoever opens a layer while it is removed has it, or an error; never a file that is gone.
@@ -113,10 +114,10 @@ fn opening_and_removing_at_the_same_time() {
     let (_directory, store) = store();
     for _ in 0..30 {
         let image = import(&store, &["a"], None);
-        let layer: Layer = store.layer(&image.layers[0]).unwrap();
+        let layer: StoredFile = store.layer(&image.layers[0]).unwrap();
         store.remove(&ImageName::from(&image.digest)).unwrap();
         let (opened, collected) = std::thread::scope(|scope| {
-            let opened = scope.spawn(|| PreadLayer::open(&layer));
+            let opened = scope.spawn(|| LayerDisk::open(&layer));
             let collected = collect(&store);
             (opened.join().unwrap(), collected)
         });
@@ -142,6 +143,6 @@ fn details_of_a_layer() {
     let image = import(&store, &["a"], None);
     let details = store.inspect(&image.layers[0]).unwrap();
     let data = fs::read(&details.layer.path).unwrap();
-    assert_eq!((details.sha256, details.layer.bytes), (LayerDigest::of(&data), data.len() as u64));
+    assert_eq!((details.sha256, details.layer.bytes), (Digest::of(&data), data.len() as u64));
     assert!(!details.opaque_root);
 }

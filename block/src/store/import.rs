@@ -17,7 +17,7 @@ use super::record::{self, Image, ImageName, LayerRecord};
 use super::{Store, StoreError, file_digest, verity};
 use crate::archive::{FileId, Limits};
 use crate::cancel::Cancel;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::import::{ImportedLayer, import_layer};
 use crate::oci::{ImageSource, OciError, SourceImage, SourceLayer};
 
@@ -49,7 +49,7 @@ pub struct Progress {
     /// How many layers the image has.
     pub layers: usize,
     /// Digest of its blob, if that is known.
-    pub blob: Option<LayerDigest>,
+    pub blob: Option<Digest>,
     /// What happens to it.
     pub kind: ProgressKind,
 }
@@ -71,7 +71,7 @@ pub enum ProgressKind {
 }
 
 /// A layer that the store has.
-type Stored = (LayerDigest, LayerRecord);
+type Stored = (Digest, LayerRecord);
 
 impl Store {
     /// Finds out what is at `path`; see [`ImageSource::open`].
@@ -109,8 +109,8 @@ impl Store {
             layers.push(digest);
         }
         let digest = image.digest.unwrap_or_else(|| {
-            let text: Vec<_> = layers.iter().map(LayerDigest::to_string).collect();
-            LayerDigest::of(text.join("\n").as_bytes())
+            let text: Vec<_> = layers.iter().map(Digest::to_string).collect();
+            Digest::of(text.join("\n").as_bytes())
         });
         let stored = Image { digest, layers, config: image.config.clone() };
         // What can't be put together is no image; what has to be made for it is there when it runs.

@@ -23,7 +23,7 @@ mod files;
 mod flat;
 mod images;
 mod import;
-mod profile;
+mod read_set;
 mod record;
 mod stack;
 mod unpack;
@@ -35,11 +35,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::erofs::{ReadError, WriteError};
 use crate::flat::UnpackError;
 use crate::import::LayerError;
 use crate::oci::OciError;
+use crate::stored_file::StoredFile;
 use files::{io_error, open_lock, open_or_create_dir, write_atomically};
 
 pub use images::{Collected, NamedImage};
@@ -90,7 +91,7 @@ pub enum StoreError {
     #[error("layer {digest} is not in the store `{path}`")]
     NoLayer {
         /// The layer.
-        digest: LayerDigest,
+        digest: Digest,
         /// The store's directory.
         path: PathBuf,
     },
@@ -106,7 +107,7 @@ pub enum StoreError {
     #[error("layer {digest}: `{path}` has {actual} bytes, its record says {expected}")]
     Size {
         /// The layer.
-        digest: LayerDigest,
+        digest: Digest,
         /// Its file.
         path: PathBuf,
         /// Recorded size.
@@ -118,13 +119,13 @@ pub enum StoreError {
     #[error("layer {digest}: `{path}` has the digest {actual}, its record says {expected}")]
     Content {
         /// The layer.
-        digest: LayerDigest,
+        digest: Digest,
         /// Its file.
         path: PathBuf,
         /// Recorded digest of the file.
-        expected: LayerDigest,
+        expected: Digest,
         /// The file's digest.
-        actual: LayerDigest,
+        actual: Digest,
     },
     /// The image's documents are wrong.
     #[error(transparent)]
@@ -133,7 +134,7 @@ pub enum StoreError {
     #[error("layer {digest}: `{path}` can't be read")]
     Tree {
         /// The layer.
-        digest: LayerDigest,
+        digest: Digest,
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
@@ -144,7 +145,7 @@ pub enum StoreError {
     #[error("layer {digest}, {number} of {layers} from below")]
     Unpack {
         /// The layer.
-        digest: LayerDigest,
+        digest: Digest,
         /// Which it is, from 1.
         number: usize,
         /// How many the image has.
@@ -160,13 +161,13 @@ pub enum StoreError {
     )]
     NotFlat {
         /// The layer.
-        layer: LayerDigest,
+        layer: Digest,
     },
     /// A flat image could not be made.
     #[error("cannot write the flat image {digest}")]
     Flat {
         /// What it would be known by.
-        digest: LayerDigest,
+        digest: Digest,
         /// What is wrong.
         #[source]
         source: WriteError,
@@ -175,7 +176,7 @@ pub enum StoreError {
     #[error("cannot write the fix-up {digest}")]
     Fixup {
         /// What it would be known by.
-        digest: LayerDigest,
+        digest: Digest,
         /// What is wrong.
         #[source]
         source: WriteError,
@@ -186,9 +187,9 @@ pub enum StoreError {
         /// The store's directory.
         path: PathBuf,
     },
-    /// A profile that knows other files than the image's, or more than a profile may.
+    /// A read set that names files of other images, or is too large.
     #[error("the profile `{path}` {wrong}")]
-    Profile {
+    ReadSet {
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
@@ -208,28 +209,17 @@ pub enum StoreError {
     },
 }
 
-/// A layer in the store.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Layer {
-    /// Digest of the layer's uncompressed archive: its name.
-    pub digest: LayerDigest,
-    /// Its EROFS image.
-    pub path: PathBuf,
-    /// Size of that file.
-    pub bytes: u64,
-}
-
 /// All that the store knows of a layer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LayerDetails {
     /// The layer.
-    pub layer: Layer,
+    pub layer: StoredFile,
     /// Digest of its file.
-    pub sha256: LayerDigest,
+    pub sha256: Digest,
     /// It hides everything below it.
     pub opaque_root: bool,
     /// The digest of fs-verity that the file system holds the file to, where it does.
-    pub verity: Option<LayerDigest>,
+    pub verity: Option<Digest>,
 }
 
 /// A layer store. Any number of processes may use the same one.
@@ -296,7 +286,7 @@ impl Store {
     ///
     /// # Errors
     /// It is not there, its record is damaged, or its file has another size than that says.
-    pub fn layer(&self, digest: &LayerDigest) -> Result<Layer, StoreError> {
+    pub fn layer(&self, digest: &Digest) -> Result<StoredFile, StoreError> {
         self.checked_layer(digest).map(|(layer, _)| layer)
     }
 
@@ -304,7 +294,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::layer`].
-    pub fn layers(&self, image: &Image) -> Result<Vec<Layer>, StoreError> {
+    pub fn layers(&self, image: &Image) -> Result<Vec<StoredFile>, StoreError> {
         image.layers.iter().map(|digest| self.layer(digest)).collect()
     }
 
@@ -312,7 +302,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::layer`], or the content is another.
-    pub fn verify(&self, digest: &LayerDigest) -> Result<Layer, StoreError> {
+    pub fn verify(&self, digest: &Digest) -> Result<StoredFile, StoreError> {
         let (layer, record) = self.checked_layer(digest)?;
         let mut file = File::open(&layer.path).map_err(io_error("open", &layer.path))?;
         let actual = file_digest(&mut file).map_err(io_error("read", &layer.path))?;
@@ -326,14 +316,14 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::layer`].
-    pub fn inspect(&self, digest: &LayerDigest) -> Result<LayerDetails, StoreError> {
+    pub fn inspect(&self, digest: &Digest) -> Result<LayerDetails, StoreError> {
         let (layer, record) = self.checked_layer(digest)?;
         let verity = File::open(&layer.path).and_then(|file| verity::measure(&file));
         let verity = verity.map_err(io_error("open", &layer.path))?;
         Ok(LayerDetails { layer, sha256: record.sha256, opaque_root: record.opaque_root, verity })
     }
 
-    fn checked_layer(&self, digest: &LayerDigest) -> Result<(Layer, LayerRecord), StoreError> {
+    fn checked_layer(&self, digest: &Digest) -> Result<(StoredFile, LayerRecord), StoreError> {
         let record: LayerRecord = record::read(&self.record_path(digest))?
             .ok_or_else(|| StoreError::NoLayer { digest: *digest, path: self.root.clone() })?;
         let path = self.layer_path(digest);
@@ -341,14 +331,14 @@ impl Store {
         if actual != record.bytes {
             return Err(StoreError::Size { digest: *digest, path, expected: record.bytes, actual });
         }
-        Ok((Layer { digest: *digest, path, bytes: actual }, record))
+        Ok((StoredFile { digest: *digest, path, bytes: actual }, record))
     }
 
-    fn layer_path(&self, digest: &LayerDigest) -> PathBuf {
+    fn layer_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("layers").join(format!("{}.erofs", digest.hex()))
     }
 
-    fn record_path(&self, digest: &LayerDigest) -> PathBuf {
+    fn record_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("layers").join(format!("{}.json", digest.hex()))
     }
 
@@ -361,12 +351,12 @@ impl Store {
     }
 }
 
-fn file_digest(file: &mut File) -> io::Result<LayerDigest> {
+fn file_digest(file: &mut File) -> io::Result<Digest> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         match io::Read::read(file, &mut buffer)? {
-            0 => return Ok(LayerDigest::finish(hasher)),
+            0 => return Ok(Digest::finish(hasher)),
             count => hasher.update(&buffer[..count]),
         }
     }

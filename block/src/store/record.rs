@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::files::io_error;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::oci::ImageConfig;
 
 /// What the store remembers of a layer.
@@ -21,7 +21,7 @@ pub(super) struct LayerRecord {
     /// Size of the layer's file.
     pub bytes: u64,
     /// Digest of the layer's file.
-    pub sha256: LayerDigest,
+    pub sha256: Digest,
     /// The layer hides everything below it, which overlayfs has no mark for.
     pub opaque_root: bool,
     /// The layer came as an EROFS image.
@@ -34,9 +34,9 @@ pub(super) struct LayerRecord {
 #[serde(deny_unknown_fields)]
 pub struct Image {
     /// Digest of the manifest.
-    pub digest: LayerDigest,
+    pub digest: Digest,
     /// Its layers, lowest first; those that a higher one hides as a whole are left out.
-    pub layers: Vec<LayerDigest>,
+    pub layers: Vec<Digest>,
     /// How to run it.
     pub config: ImageConfig,
 }
@@ -78,8 +78,8 @@ impl FromStr for ImageName {
     }
 }
 
-impl From<&LayerDigest> for ImageName {
-    fn from(digest: &LayerDigest) -> Self {
+impl From<&Digest> for ImageName {
+    fn from(digest: &Digest) -> Self {
         Self(digest.to_string())
     }
 }

@@ -11,10 +11,11 @@ use tracing::info;
 use super::files::{io_error, open_or_create_dir, publish, write_atomically};
 use super::record::{self, Image, LayerRecord};
 use super::unpack::UnpackedLayers;
-use super::{Layer, Store, StoreError, file_digest, verity};
-use crate::digest::LayerDigest;
+use super::{Store, StoreError, file_digest, verity};
+use crate::digest::Digest;
 use crate::erofs::{DataReader, FileData, ImageWriter, WriteError};
 use crate::flat::Fixup;
+use crate::stored_file::StoredFile;
 
 /// Changes where the same layers would give another fix-up.
 const VERSION: &str = "bellows stack 2";
@@ -31,9 +32,9 @@ struct StackRecord {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Stack {
     /// Each layer once, lowest first.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<StoredFile>,
     /// What goes on top where these alone do not do it.
-    pub fixup: Option<Layer>,
+    pub fixup: Option<StoredFile>,
 }
 
 impl Store {
@@ -58,12 +59,12 @@ impl Store {
     ///
     /// # Errors
     /// A record is damaged.
-    pub fn fixup(&self, image: &Image) -> Result<Option<Layer>, StoreError> {
+    pub fn fixup(&self, image: &Image) -> Result<Option<StoredFile>, StoreError> {
         Ok(self.stored_stack(image)?.flatten())
     }
 
     /// The fix-up of a stack that was made as a whole; `None` if it was not.
-    fn stored_stack(&self, image: &Image) -> Result<Option<Option<Layer>>, StoreError> {
+    fn stored_stack(&self, image: &Image) -> Result<Option<Option<StoredFile>>, StoreError> {
         let digest = stack_digest(image);
         let record: Option<StackRecord> = record::read(&self.stack_path(&digest))?;
         match record {
@@ -80,9 +81,9 @@ impl Store {
     pub(super) fn make_stack(
         &self,
         image: &Image,
-        layers: &[Layer],
+        layers: &[StoredFile],
         unpacked: &UnpackedLayers,
-    ) -> Result<Option<Layer>, StoreError> {
+    ) -> Result<Option<StoredFile>, StoreError> {
         let digest = stack_digest(image);
         let layer = match Fixup::new(&unpacked.trees, &unpacked.unpacked) {
             Some(fixup) => Some(self.write_fixup(&digest, layers, &fixup)?),
@@ -95,7 +96,7 @@ impl Store {
         Ok(layer)
     }
 
-    fn write_fixup(&self, digest: &LayerDigest, layers: &[Layer], fixup: &Fixup<'_>) -> Result<Layer, StoreError> {
+    fn write_fixup(&self, digest: &Digest, layers: &[StoredFile], fixup: &Fixup<'_>) -> Result<StoredFile, StoreError> {
         let error = |source| StoreError::Fixup { digest: *digest, source };
         let tmp = self.tmp();
         let mut file = NamedTempFile::new_in(&tmp).map_err(io_error("create a file in", &tmp))?;
@@ -114,16 +115,16 @@ impl Store {
         let record = LayerRecord { bytes, sha256, opaque_root: false, native: false };
         write_atomically(&tmp, &path, &record::encode(&path, &record)?)?;
         info!(stack = %digest, bytes, layers = layers.len(), "made a fix-up");
-        Ok(Layer { digest: *digest, path: self.layer_path(digest), bytes })
+        Ok(StoredFile { digest: *digest, path: self.layer_path(digest), bytes })
     }
 
-    pub(super) fn stack_path(&self, digest: &LayerDigest) -> PathBuf {
+    pub(super) fn stack_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("stacks").join(format!("{}.json", digest.hex()))
     }
 }
 
 /// Copies a file's data out of a layer.
-fn copy(layer: Option<&Layer>, data: &FileData, writer: &mut ImageWriter<&File>) -> Result<FileData, WriteError> {
+fn copy(layer: Option<&StoredFile>, data: &FileData, writer: &mut ImageWriter<&File>) -> Result<FileData, WriteError> {
     let invalid = || WriteError::Read(io::ErrorKind::InvalidData.into());
     let file = File::open(&layer.ok_or_else(invalid)?.path).map_err(WriteError::Read)?;
     let (map, mut reader) = DataReader::new(&file, data).ok_or_else(invalid)?;
@@ -131,9 +132,9 @@ fn copy(layer: Option<&Layer>, data: &FileData, writer: &mut ImageWriter<&File>)
 }
 
 /// What the stack of `image` is known by, and its fix-up: images of the same layers have the same.
-pub(super) fn stack_digest(image: &Image) -> LayerDigest {
-    let lines = image.layers.iter().map(LayerDigest::to_string);
-    LayerDigest::of([VERSION.to_owned()].into_iter().chain(lines).collect::<Vec<_>>().join("\n").as_bytes())
+pub(super) fn stack_digest(image: &Image) -> Digest {
+    let lines = image.layers.iter().map(Digest::to_string);
+    Digest::of([VERSION.to_owned()].into_iter().chain(lines).collect::<Vec<_>>().join("\n").as_bytes())
 }
 
 #[cfg(test)]

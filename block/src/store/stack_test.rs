@@ -8,7 +8,7 @@ use super::*;
 use crate::compression::Compression;
 use crate::flat::FlatImage;
 use crate::oci::{OciLayout, Platform};
-use crate::profile::{PageRanges, Profile};
+use crate::read_set::{PageRanges, ReadSet};
 use crate::store::ImportOptions;
 use crate::testing::{Archive, Entry, LayoutBuilder, LoopDevice, Mount, Node, check_with_fsck, difference, snapshot};
 
@@ -43,13 +43,13 @@ fn import(layers: impl IntoIterator<Item = Archive>) -> Imported {
 }
 
 /// All that is stacked.
-fn files(store: &Store, image: &Image) -> Vec<Layer> {
+fn files(store: &Store, image: &Image) -> Vec<StoredFile> {
     let Stack { layers, fixup } = store.stack(image).unwrap();
     layers.into_iter().chain(fixup).collect()
 }
 
 /// What overlayfs shows of a stack, where it can be asked.
-fn stacked(stack: &[Layer]) -> Option<Nodes> {
+fn stacked(stack: &[StoredFile]) -> Option<Nodes> {
     let mounts: Option<Vec<_>> = stack.iter().map(|layer| Mount::new(&layer.path)).collect();
     let mounts = mounts?;
     let overlay = Mount::overlay(&mounts)?;
@@ -111,7 +111,7 @@ fn a_stack_and_a_flat_image_show_the_same() {
     let (Some(overlay), Some(flat)) = (stacked(&stack), mounted(&store.flat(&image).unwrap())) else { return };
     assert_eq!(difference(&comparable(flat.clone()), &comparable(overlay)), None);
     let node = |name: &str| &flat[name.as_bytes()];
-    assert_eq!(node("usr/bin/tool").data, Some(LayerDigest::of(&[7; 10_000])));
+    assert_eq!(node("usr/bin/tool").data, Some(Digest::of(&[7; 10_000])));
     assert_eq!((node("usr").mode & 0o7777, node("usr").uid), (0o711, 3));
     assert_eq!((&*node("usr/bin/sh").same_as, node("usr/lib/sparse").links), (&b"opt/shell"[..], 2));
     assert!(!flat.contains_key(&b"usr/bin/gone"[..]) && !flat.contains_key(&b"opaque/nothing"[..]));
@@ -129,7 +129,7 @@ fn erofs_images_are_layers() {
         let mut builder = LayoutBuilder::new();
         builder.layer(&base, Compression::None);
         let blob = crate::testing::compress(&native, Compression::Zstd);
-        builder.blob_layer(&blob, LayerDigest::of(&native), "application/vnd.oci.image.layer.v1.tar+zstd");
+        builder.blob_layer(&blob, Digest::of(&native), "application/vnd.oci.image.layer.v1.tar+zstd");
         builder.layer(&top, Compression::None);
         let Imported { directory: _directory, store, image } = import_layout(builder).unwrap();
         let stack = files(&store, &image);
@@ -183,7 +183,7 @@ fn a_layer_may_come_several_times() {
         assert_eq!(digests.len(), stack.len(), "each layer is there once");
         let Some(seen) = stacked(&stack) else { return };
         let last = if count == 4 && !seen.contains_key(&b"y"[..]) { b"b" } else { b"a" };
-        assert_eq!(seen[&b"x"[..]].data, Some(LayerDigest::of(last)));
+        assert_eq!(seen[&b"x"[..]].data, Some(Digest::of(last)));
         assert!(seen.contains_key(&b"d/b"[..]));
     }
 }
@@ -221,10 +221,10 @@ fn a_fixup_is_kept_made_again_and_goes_with_its_image() {
     fs::remove_file(store.stack_path(&fixup.digest)).unwrap();
     assert_eq!(store.stack(&image).unwrap().fixup.as_ref(), Some(&fixup));
 
-    let mut profile = Profile::default();
+    let mut profile = ReadSet::default();
     profile.insert(fixup.digest, PageRanges::of([true]));
-    store.keep_profile(&image, &profile).unwrap();
-    assert_eq!(store.profile(&image), Some(profile));
+    store.keep_read_set(&image, &profile).unwrap();
+    assert_eq!(store.read_set(&image), Some(profile));
 
     assert!(store.collect().unwrap().layers.is_empty());
     store.remove(&(&image.digest).into()).unwrap();

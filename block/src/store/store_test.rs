@@ -15,7 +15,7 @@ fn import(store: &Store, image: &SourceImage, name: Option<&ImageName>) -> Resul
     store.import(image, name, &ImportOptions::default())
 }
 
-fn diff_id(layer: &SourceLayer) -> LayerDigest {
+fn diff_id(layer: &SourceLayer) -> Digest {
     layer.digests.diff_id.unwrap()
 }
 
@@ -95,8 +95,8 @@ fn stacked_layers_hide_what_their_whiteouts_name() {
     let seen = snapshot(overlay.path());
     let files: Vec<_> = seen.iter().filter(|(_, node)| node.data.is_some()).map(|(name, _)| name.as_slice()).collect();
     assert_eq!(files, [&b"a/file"[..], b"a/gone", b"b/z", b"c/new", b"d/new", b"e"]);
-    assert_eq!(seen[&b"a/gone"[..]].data, Some(LayerDigest::of(b"back")));
-    assert_eq!(seen[&b"e"[..]].data, Some(LayerDigest::of(b"changed")));
+    assert_eq!(seen[&b"a/gone"[..]].data, Some(Digest::of(b"back")));
+    assert_eq!(seen[&b"e"[..]].data, Some(Digest::of(b"changed")));
 }
 
 #[test]
@@ -190,10 +190,7 @@ fn damage_is_found() {
     data[5000] ^= 1;
     fs::write(&layer.path, &data).unwrap();
     let message = store.verify(&digest).unwrap_err().to_string();
-    assert!(
-        message.contains(&digest.to_string()) && message.contains(&LayerDigest::of(&data).to_string()),
-        "{message}"
-    );
+    assert!(message.contains(&digest.to_string()) && message.contains(&Digest::of(&data).to_string()), "{message}");
 
     data.truncate(4096);
     fs::write(&layer.path, &data).unwrap();
@@ -286,7 +283,7 @@ fn root_file_systems_are_images_of_one_layer() {
     assert!(store.image(&ImageName::from(&image.digest)).is_ok());
     let layer = store.verify(&image.layers[0]).unwrap();
     let seen = crate::testing::read_independently(&layer.path, &[]);
-    assert_eq!(seen[&b"bin/sh"[..]].data, Some(LayerDigest::of(b"shell")));
+    assert_eq!(seen[&b"bin/sh"[..]].data, Some(Digest::of(b"shell")));
     // The image of the archive is the same if the archive is.
     let archive = directory.path().join("tmp/archive");
     let mut file = File::create(&archive).unwrap();

@@ -5,10 +5,11 @@ use std::fs::File;
 
 use super::files::io_error;
 use super::record::Image;
-use super::{Layer, Store, StoreError};
-use crate::digest::LayerDigest;
+use super::{Store, StoreError};
+use crate::digest::Digest;
 use crate::erofs::{LayerTree, Origin, read_layer};
 use crate::flat::{Unpacked, unpack};
+use crate::stored_file::StoredFile;
 
 /// An image's layers, read and unpacked.
 pub(super) struct UnpackedLayers {
@@ -19,12 +20,12 @@ pub(super) struct UnpackedLayers {
 
 impl Store {
     /// The layers of `image`, each once, lowest first: one that it has several times is where it is last.
-    pub(super) fn distinct_layers(&self, image: &Image) -> Result<Vec<Layer>, StoreError> {
+    pub(super) fn distinct_layers(&self, image: &Image) -> Result<Vec<StoredFile>, StoreError> {
         distinct(&image.layers).iter().map(|digest| self.layer(digest)).collect()
     }
 
     /// Unpacks `image`, which has the distinct `layers`, in memory.
-    pub(super) fn unpack(&self, image: &Image, layers: &[Layer]) -> Result<UnpackedLayers, StoreError> {
+    pub(super) fn unpack(&self, image: &Image, layers: &[StoredFile]) -> Result<UnpackedLayers, StoreError> {
         let trees = layers.iter().zip(1..).map(|(layer, device)| {
             let file = File::open(&layer.path).map_err(io_error("open", &layer.path))?;
             let (_, record) = self.checked_layer(&layer.digest)?;
@@ -49,7 +50,7 @@ impl Store {
 }
 
 /// Each layer once, in the place of its last occurrence.
-pub(super) fn distinct(layers: &[LayerDigest]) -> Vec<LayerDigest> {
+pub(super) fn distinct(layers: &[Digest]) -> Vec<Digest> {
     let mut seen = BTreeSet::new();
     let mut distinct: Vec<_> = layers.iter().rev().filter(|layer| seen.insert(**layer)).copied().collect();
     distinct.reverse();

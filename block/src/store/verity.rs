@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// `struct fsverity_enable_arg`.
 #[repr(C)]
@@ -59,11 +59,11 @@ pub(super) fn enable(file: &File) -> io::Result<bool> {
 }
 
 /// The digest that the file system holds a file to; `None` if it does not.
-pub(super) fn measure(file: &File) -> io::Result<Option<LayerDigest>> {
+pub(super) fn measure(file: &File) -> io::Result<Option<Digest>> {
     let mut measured = MeasuredDigest { algorithm: 0, size: 32, digest: [0; 32] };
     // SAFETY: the kernel writes the head and as many bytes behind it as `size` says, which is what `digest` has.
     match unsafe { libc::ioctl(file.as_raw_fd(), MEASURE, &raw mut measured) } {
-        0 if (measured.algorithm, measured.size) == (SHA256, 32) => Ok(Some(LayerDigest::from(measured.digest))),
+        0 if (measured.algorithm, measured.size) == (SHA256, 32) => Ok(Some(Digest::from(measured.digest))),
         0 => Ok(None),
         _ => match io::Error::last_os_error() {
             error if is_unsupported(&error) || error.raw_os_error() == Some(libc::ENODATA) => Ok(None),

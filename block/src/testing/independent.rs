@@ -11,7 +11,7 @@ use erofs_rs::backend::SliceImage;
 use erofs_rs::types::Inode;
 
 use super::Node;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// Every file of the image by its path, the root under the empty name.
 pub fn read_independently(image: &Path, devices: &[&Path]) -> BTreeMap<Vec<u8>, Node> {
@@ -31,7 +31,7 @@ pub fn read_independently(image: &Path, devices: &[&Path]) -> BTreeMap<Vec<u8>, 
         let data = || {
             let mut data = Vec::new();
             filesystem.open_inode_file(inode).unwrap().read_to_end(&mut data).unwrap();
-            LayerDigest::of(&data)
+            Digest::of(&data)
         };
         let (kind, device) = match inode.file_type().as_raw_mode() {
             libc::S_IFCHR if inode.device().is_none() => (libc::S_IFCHR, (0, 0)),

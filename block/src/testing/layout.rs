@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::compression::Compression;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// An image layout in a directory of its own.
 pub struct LayoutBuilder {
     directory: TempDir,
     layers: Vec<Value>,
-    diff_ids: Vec<LayerDigest>,
+    diff_ids: Vec<Digest>,
 }
 
 impl Default for LayoutBuilder {
@@ -37,29 +37,29 @@ impl LayoutBuilder {
     }
 
     /// Adds a blob; its digest.
-    pub fn blob(&self, data: &[u8]) -> LayerDigest {
-        let digest = LayerDigest::of(data);
+    pub fn blob(&self, data: &[u8]) -> Digest {
+        let digest = Digest::of(data);
         fs::write(self.blob_path(&digest), data).unwrap();
         digest
     }
 
     /// Where a blob is.
-    pub fn blob_path(&self, digest: &LayerDigest) -> PathBuf {
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path().join("blobs/sha256").join(digest.hex())
     }
 
     /// Adds a layer; the digest of its blob.
-    pub fn layer(&mut self, archive: &[u8], compression: Compression) -> LayerDigest {
+    pub fn layer(&mut self, archive: &[u8], compression: Compression) -> Digest {
         let media_type = match compression {
             Compression::None => "application/vnd.oci.image.layer.v1.tar",
             Compression::Gzip => "application/vnd.docker.image.rootfs.diff.tar.gzip",
             Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
         };
-        self.blob_layer(&compress(archive, compression), LayerDigest::of(archive), media_type)
+        self.blob_layer(&compress(archive, compression), Digest::of(archive), media_type)
     }
 
     /// Adds a layer whose blob and media type need not fit; the digest of its blob.
-    pub fn blob_layer(&mut self, blob: &[u8], diff_id: LayerDigest, media_type: &str) -> LayerDigest {
+    pub fn blob_layer(&mut self, blob: &[u8], diff_id: Digest, media_type: &str) -> Digest {
         let digest = self.blob(blob);
         self.layers.push(json!({"mediaType": media_type, "digest": digest, "size": blob.len()}));
         self.diff_ids.push(diff_id);

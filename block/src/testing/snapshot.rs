@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use bellows_disk::testing::LoopDevice;
 
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// All that can be seen of a file, but its inode number and what depends on the file system.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,7 +31,7 @@ pub struct Node {
     /// Size of a regular file.
     pub bytes: u64,
     /// Digest of a regular file's data.
-    pub data: Option<LayerDigest>,
+    pub data: Option<Digest>,
     /// Target of a symbolic link.
     pub target: Option<Vec<u8>>,
     /// Extended attributes.
@@ -74,7 +74,7 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
             links: metadata.nlink(),
             device: if kind.is_char_device() || kind.is_block_device() { metadata.rdev() } else { 0 },
             bytes: if kind.is_file() { metadata.len() } else { 0 },
-            data: kind.is_file().then(|| LayerDigest::of(&fs::read(&path).unwrap())),
+            data: kind.is_file().then(|| Digest::of(&fs::read(&path).unwrap())),
             target: kind.is_symlink().then(|| fs::read_link(&path).unwrap().into_os_string().into_vec()),
             xattrs: xattrs.unwrap_or_default(),
             same_as,

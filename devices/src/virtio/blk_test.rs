@@ -2,7 +2,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
-use bellows_block::{Layer, LayerDigest, MappedLayer, PreadLayer};
+use bellows_block::{Digest, LayerDisk, MappedLayer, StoredFile};
 use bellows_disk::{DiskId, RawDisk};
 use bellows_memory::ByteSize;
 use bellows_memory::partition::Handled;
@@ -27,14 +27,14 @@ fn pattern(bytes: usize) -> Vec<u8> {
 }
 
 /// A layer whose file holds `data`.
-fn layer(directory: &Path, data: &[u8]) -> Layer {
+fn layer(directory: &Path, data: &[u8]) -> StoredFile {
     let path = directory.join("layer.erofs");
     fs::write(&path, data).unwrap();
-    Layer { digest: LayerDigest::of(data), path, bytes: data.len() as u64 }
+    StoredFile { digest: Digest::of(data), path, bytes: data.len() as u64 }
 }
 
-fn layer_disks(layer: &Layer) -> [(&'static str, Arc<dyn Disk>); 2] {
-    [("pread", Arc::new(PreadLayer::open(layer).unwrap())), ("mapped", Arc::new(MappedLayer::open(layer).unwrap()))]
+fn layer_disks(layer: &StoredFile) -> [(&'static str, Arc<dyn Disk>); 2] {
+    [("pread", Arc::new(LayerDisk::open(layer).unwrap())), ("mapped", Arc::new(MappedLayer::open(layer).unwrap()))]
 }
 
 fn header(kind: u32, sector: u64) -> [u8; HEADER_SIZE] {

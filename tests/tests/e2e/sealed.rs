@@ -8,7 +8,7 @@ use std::process::Command;
 
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::testing::{Compression, LayoutBuilder};
-use bellows_block::{ImportOptions, PreadLayer, Store};
+use bellows_block::{ImportOptions, LayerDisk, Store};
 
 /// What the kernel says where ext4 can have it.
 const SUPPORTED: &str = "/sys/fs/ext4/features/verity";
@@ -63,7 +63,7 @@ fn layers_are_sealed_where_the_file_system_can() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(File::options().write(true).open(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     store.verify(&digest).unwrap();
-    assert!(PreadLayer::open(&details.layer).is_ok());
+    assert!(LayerDisk::open(&details.layer).is_ok());
     drop((store, mounted));
 
     let disk = File::options().read(true).write(true).open(&image).unwrap();

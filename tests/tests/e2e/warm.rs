@@ -3,7 +3,7 @@
 use std::fs;
 
 use bellows_block::page_cache::{evict, resident};
-use bellows_block::{Layer, Profile};
+use bellows_block::{ReadSet, StoredFile};
 use bellows_vmm::{ImageConfig, Shape, Transport};
 
 use crate::command::with_guest_and_store;
@@ -12,10 +12,10 @@ use crate::fixture::{Guest, Running, artefact, demo, image_id};
 const WORK: &str = "python3 -c 'import json; print(json.dumps(6 * 7))'";
 
 /// The image's files, flat metadata included.
-fn files(image: &ImageConfig) -> Vec<Layer> {
+fn files(image: &ImageConfig) -> Vec<StoredFile> {
     let flat = image.flat.as_ref().unwrap();
-    let metadata = Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
-    image.layers.iter().map(Layer::from).chain([metadata]).collect()
+    let metadata = StoredFile { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
+    image.layers.iter().map(StoredFile::from).chain([metadata]).collect()
 }
 
 fn make_cold(image: &ImageConfig) {
@@ -25,8 +25,8 @@ fn make_cold(image: &ImageConfig) {
     }
 }
 
-fn cached(image: &ImageConfig) -> Profile {
-    let mut cached = Profile::default();
+fn cached(image: &ImageConfig) -> ReadSet {
+    let mut cached = ReadSet::default();
     files(image).iter().for_each(|file| cached.insert(file.digest, resident(&file.path).unwrap()));
     cached
 }

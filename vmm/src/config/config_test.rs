@@ -1,4 +1,4 @@
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn sane() -> VmConfig {
 fn image(id: &str, layers: std::ops::Range<u32>) -> ImageConfig {
     let layer = |number| {
         let path = format!("layer{number}.erofs");
-        LayerConfig { digest: LayerDigest::of(path.as_bytes()), path: path.into(), bytes: 4096 }
+        LayerConfig { digest: Digest::of(path.as_bytes()), path: path.into(), bytes: 4096 }
     };
     ImageConfig::new(id.parse().unwrap(), layers.map(layer))
 }

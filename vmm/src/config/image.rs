@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use bellows_block::{FlatImage, Layer, LayerDigest, Profile, Stack};
+use bellows_block::{Digest, FlatImage, ReadSet, Stack, StoredFile};
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ pub struct ImageConfig {
     /// Pages of its files that the host reads ahead, beside all else, when the VM gets the image: what an earlier run read
     /// ([`crate::Vm::profile`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub profile: Option<Profile>,
+    pub profile: Option<ReadSet>,
 }
 
 /// How a disk with layers reaches the guest.
@@ -75,7 +75,7 @@ pub struct LayerConfig {
     /// The layer's EROFS file.
     pub path: PathBuf,
     /// The digest it is known by.
-    pub digest: LayerDigest,
+    pub digest: Digest,
     /// Size of the file; another size is an error.
     pub bytes: u64,
 }
@@ -87,7 +87,7 @@ pub struct FlatConfig {
     /// The file with it.
     pub path: PathBuf,
     /// The digest it is known by; the disk's serial number is its start.
-    pub digest: LayerDigest,
+    pub digest: Digest,
     /// Size of the file; another size is an error.
     pub bytes: u64,
     /// The byte of the disk that each layer begins at.
@@ -128,7 +128,7 @@ impl ImageConfig {
 
     /// The same with a fix-up for the shape `layers`.
     #[must_use]
-    pub fn fixup(mut self, fixup: Option<&Layer>) -> Self {
+    pub fn fixup(mut self, fixup: Option<&StoredFile>) -> Self {
         self.fixup = fixup.map(LayerConfig::from);
         self
     }
@@ -149,7 +149,7 @@ impl ImageConfig {
 
     /// The same with pages that are read ahead.
     #[must_use]
-    pub fn profile(mut self, profile: Profile) -> Self {
+    pub fn profile(mut self, profile: ReadSet) -> Self {
         self.profile = Some(profile);
         self
     }
@@ -173,7 +173,7 @@ impl ImageConfig {
     }
 
     /// What its disks carry in its first shape. Images share disks that carry the same, over the same transport.
-    pub(crate) fn contents(&self) -> impl Iterator<Item = (LayerDigest, Transport)> {
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (Digest, Transport)> {
         let flat = self.flat.iter().map(|flat| flat.digest).filter(|_| self.first_shape() == Shape::Flat);
         let layers = self.layers.iter().map(|layer| layer.digest).filter(|_| self.first_shape() == Shape::Layers);
         flat.chain(layers).map(|digest| (digest, self.transport))
@@ -182,7 +182,7 @@ impl ImageConfig {
     /// The flat image, where there is metadata for one.
     pub(crate) fn flat_image(&self) -> Option<FlatImage> {
         let flat = self.flat.as_ref()?;
-        let layers = flat.starts.iter().copied().zip(self.layers.iter().map(Layer::from)).collect();
+        let layers = flat.starts.iter().copied().zip(self.layers.iter().map(StoredFile::from)).collect();
         Some(FlatImage { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes, layers })
     }
 
@@ -242,13 +242,13 @@ impl FlatConfig {
     }
 }
 
-impl From<&Layer> for LayerConfig {
-    fn from(layer: &Layer) -> Self {
+impl From<&StoredFile> for LayerConfig {
+    fn from(layer: &StoredFile) -> Self {
         Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
     }
 }
 
-impl From<&LayerConfig> for Layer {
+impl From<&LayerConfig> for StoredFile {
     fn from(layer: &LayerConfig) -> Self {
         Self { path: layer.path.clone(), digest: layer.digest, bytes: layer.bytes }
     }

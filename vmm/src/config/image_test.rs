@@ -1,16 +1,16 @@
-use bellows_block::LayerDigest;
+use bellows_block::Digest;
 
 use super::*;
 
 fn layer(name: &str, bytes: u64) -> LayerConfig {
-    LayerConfig { path: name.into(), digest: LayerDigest::of(name.as_bytes()), bytes }
+    LayerConfig { path: name.into(), digest: Digest::of(name.as_bytes()), bytes }
 }
 
 fn image() -> ImageConfig {
     let layers = [layer("a", 8192), layer("b", 4096), layer("c", 12288)];
     let flat = FlatConfig {
         path: "flat".into(),
-        digest: LayerDigest::of(b"flat"),
+        digest: Digest::of(b"flat"),
         bytes: 4096,
         starts: vec![2 << 20, 4 << 20, 6 << 20],
     };
@@ -36,7 +36,7 @@ fn a_fixup_is_on_top_of_layers_and_no_part_of_a_flat_image() {
 
 #[test]
 fn an_image_survives_json() {
-    let profile = serde_json::json!({ LayerDigest::of(b"a").to_string(): [[0, 1], [7, 2]] });
+    let profile = serde_json::json!({ Digest::of(b"a").to_string(): [[0, 1], [7, 2]] });
     let profile = serde_json::from_value(profile).unwrap();
     let image = image().shape(Shape::Flat).transport(Transport::Pmem).profile(profile);
     image.check("images[0]").unwrap();
@@ -86,7 +86,7 @@ fn bad_values_are_named() {
         (|i| i.fixup = Some(layer("", 1)), "i.fixup.path", "empty"),
         (|i| i.fixup = Some(layer("a", 1)), "i.fixup.digest", "sha256:"),
         (|i| i.layers[1].path = "".into(), "i.layers[1].path", "empty"),
-        (|i| i.layers[2].digest = LayerDigest::of(b"a"), "i.layers[2].digest", "sha256:"),
+        (|i| i.layers[2].digest = Digest::of(b"a"), "i.layers[2].digest", "sha256:"),
         (|i| (i.flat, i.shape) = (None, Some(Shape::Flat)), "i.shape", "flat"),
         (|i| i.flat.as_mut().unwrap().path = "".into(), "i.flat.path", "empty"),
         (|i| i.flat.as_mut().unwrap().starts.truncate(2), "i.flat.starts", "2 entries"),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{FlatDisk, FlatImage, ImageMapping, LayerDigest, PreadLayer, Profile, Reads, Recorded};
+use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Block, Pmem};
@@ -28,7 +28,7 @@ use crate::vm::{NotRunning, Vm};
 /// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
 /// guest in both ways.
 #[must_use]
-pub fn serial_of(digest: &LayerDigest, transport: Transport) -> String {
+pub fn serial_of(digest: &Digest, transport: Transport) -> String {
     match transport {
         Transport::Blk => serial(DiskId::from(digest)),
         Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
@@ -37,7 +37,7 @@ pub fn serial_of(digest: &LayerDigest, transport: Transport) -> String {
 
 /// The serial number of a drive: the start of the digest of its path.
 fn drive_id(path: &Path) -> DiskId {
-    DiskId::from(&LayerDigest::of(path.as_os_str().as_bytes()))
+    DiskId::from(&Digest::of(path.as_os_str().as_bytes()))
 }
 
 fn serial(id: DiskId) -> String {
@@ -188,7 +188,7 @@ impl Opened {
     pub(crate) fn layer(layer: &LayerConfig, transport: Transport, record: bool) -> Result<Self, DiskError> {
         let content = match transport {
             Transport::Blk => {
-                let disk = PreadLayer::open(&layer.into())?;
+                let disk = LayerDisk::open(&layer.into())?;
                 if record { Content::recorded(disk.recorded()) } else { Content::Blocks(Arc::new(disk), None) }
             }
             Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
@@ -261,11 +261,11 @@ impl Disks {
     }
 
     /// The pages of a disk's files that the guest has read, as far as that is kept account of.
-    pub(crate) fn touched(&self, serial: &str) -> io::Result<Profile> {
+    pub(crate) fn touched(&self, serial: &str) -> io::Result<ReadSet> {
         match self.table().get(serial).map(|entry| &entry.source) {
-            Some(Source::Blocks { reads: Some(reads), .. }) => Ok(reads.profile()),
+            Some(Source::Blocks { reads: Some(reads), .. }) => Ok(reads.read_set()),
             Some(Source::Memory(window)) => window.touched(),
-            Some(Source::Blocks { reads: None, .. }) | None => Ok(Profile::default()),
+            Some(Source::Blocks { reads: None, .. }) | None => Ok(ReadSet::default()),
         }
     }
 
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_layers_serial_number_is_the_start_of_its_digest() {
-        let digest = LayerDigest::of(b"layer");
+        let digest = Digest::of(b"layer");
         assert_eq!(serial_of(&digest, Transport::Blk), digest.hex()[..20]);
         assert_eq!(serial_of(&digest, Transport::Pmem), format!("p{}", &digest.hex()[..19]));
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellows_block::{Layer, Prefetch, Profile};
+use bellows_block::{Prefetch, ReadSet, StoredFile};
 use bellows_disk::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
@@ -183,14 +183,14 @@ impl Entry {
 }
 
 /// The files of an image in this shape: what the guest reads first comes first.
-fn files(config: &ImageConfig, shape: Shape) -> Vec<Layer> {
+fn files(config: &ImageConfig, shape: Shape) -> Vec<StoredFile> {
     match shape {
         Shape::Flat => {
             let metadata =
-                |flat: &FlatConfig| Layer { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
-            config.flat.iter().map(metadata).chain(config.layers.iter().map(Layer::from)).collect()
+                |flat: &FlatConfig| StoredFile { digest: flat.digest, path: flat.path.clone(), bytes: flat.bytes };
+            config.flat.iter().map(metadata).chain(config.layers.iter().map(StoredFile::from)).collect()
         }
-        Shape::Layers => config.stack().map(Layer::from).collect(),
+        Shape::Layers => config.stack().map(StoredFile::from).collect(),
     }
 }
 
@@ -289,12 +289,12 @@ impl Vm {
     ///
     /// # Errors
     /// [`ImageError::Unknown`], [`ImageError::NotRecorded`] or [`ImageError::Touched`].
-    pub fn profile(&self, id: &ImageId) -> Result<Profile, ImageError> {
+    pub fn profile(&self, id: &ImageId) -> Result<ReadSet, ImageError> {
         let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
         if !self.disks.record_reads {
             return Err(ImageError::NotRecorded(id.clone()));
         }
-        let mut profile = Profile::default();
+        let mut profile = ReadSet::default();
         for serial in &entry.disks {
             let touched = self.disks.touched(serial);
             profile.extend(touched.map_err(|source| ImageError::Touched { image: id.clone(), source })?);
@@ -358,7 +358,7 @@ impl Vm {
 impl From<Entry> for ImageInfo {
     fn from(entry: Entry) -> Self {
         let transport = entry.config.transport;
-        let prefetched = entry.config.profile.as_ref().map_or(0, Profile::bytes);
+        let prefetched = entry.config.profile.as_ref().map_or(0, ReadSet::bytes);
         Self {
             id: entry.config.id,
             shape: entry.shape,
@@ -438,7 +438,7 @@ mod tests {
             state: DiskState::Attached,
         };
         let disks: Vec<_> = (1..=layers).map(disk).collect();
-        let config = ImageConfig::new(id.parse().unwrap(), [] as [&Layer; 0]);
+        let config = ImageConfig::new(id.parse().unwrap(), [] as [&StoredFile; 0]);
         let entry = Entry::new(&config, Shape::Layers, disks.iter().map(|disk| disk.serial.clone()).collect());
         images.set(entry.clone());
         (entry, disks)

@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_block::{ImageMapping, Layer, LayerDigest, Profile};
+use bellows_block::{Digest, ImageMapping, ReadSet, StoredFile};
 use bellows_memory::device_area::{DeviceArea, DeviceMemory, NoRoom};
 use bellows_memory::slots::{Slot, SlotError, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress};
@@ -31,7 +31,7 @@ pub enum PmemError {
 #[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
 pub struct LostLayer {
     /// The layer, or the flat image whose metadata it was.
-    pub digest: LayerDigest,
+    pub digest: Digest,
     /// Its file.
     pub path: PathBuf,
     /// The vCPU that found out.
@@ -83,14 +83,14 @@ impl PmemWindows {
             _ => None,
         };
         ExitReason::Error(match lost {
-            Some(Layer { digest, path, .. }) => Box::new(LostLayer { digest, path, source: error }),
+            Some(StoredFile { digest, path, .. }) => Box::new(LostLayer { digest, path, source: error }),
             None => Box::new(error),
         })
     }
 
     /// The layer that the guest could not read at `address`. Most hosts don't tell the address (Linux 6.12 does not, of pages
     /// that a file no longer has): then it is one that was cut short.
-    fn lost(&self, address: Option<u64>) -> Option<Layer> {
+    fn lost(&self, address: Option<u64>) -> Option<StoredFile> {
         let mappings = self.mappings();
         let found = match address {
             Some(address) => {
@@ -118,7 +118,7 @@ impl PmemWindow {
     }
 
     /// The pages of its files that the guest has touched, and neighbours of them.
-    pub(crate) fn touched(&self) -> io::Result<Profile> {
+    pub(crate) fn touched(&self) -> io::Result<ReadSet> {
         self.mapping.touched()
     }
 }

@@ -17,10 +17,10 @@ fn windows() -> (Arc<PmemWindows>, Arc<RecordedSlots>) {
     (PmemWindows::new(DeviceArea::new(layout.devices()), slots.clone()), slots)
 }
 
-fn layer(directory: &Path, name: &str, bytes: u64) -> Layer {
+fn layer(directory: &Path, name: &str, bytes: u64) -> StoredFile {
     let path = directory.join(name);
     fs::write(&path, vec![1; bytes as usize]).unwrap();
-    Layer { digest: LayerDigest::of(name.as_bytes()), path, bytes }
+    StoredFile { digest: Digest::of(name.as_bytes()), path, bytes }
 }
 
 fn host_memory(guest_address: Option<u64>) -> ExitReason {

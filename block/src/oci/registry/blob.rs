@@ -8,7 +8,7 @@ use ureq::http::{Response, StatusCode, header};
 
 use super::Repository;
 use super::retry::{Tries, is_broken_connection};
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 use crate::oci::error::OciError;
 
 /// A stream of a length that is known, whatever the other side says. Its content is not checked.
@@ -24,7 +24,7 @@ pub(super) struct BlobReader {
 
 impl BlobReader {
     /// Begins to read a blob of `bytes` bytes.
-    pub fn open(repository: &Arc<Repository>, digest: &LayerDigest, bytes: u64) -> Result<Self, OciError> {
+    pub fn open(repository: &Arc<Repository>, digest: &Digest, bytes: u64) -> Result<Self, OciError> {
         let path = format!("blobs/{digest}");
         let tries = Tries::new(repository.client.retries());
         let response = repository.client.get(&path, "*/*", 0, false)?;

@@ -25,14 +25,14 @@ use self::reference::Version;
 use self::retry::{Tries, is_broken_connection};
 use super::blob::BlobError;
 use super::blobs::{Blobs, DocumentKind};
-use super::container::MAX_DOCUMENT;
 use super::error::OciError;
+use super::file_set::MAX_DOCUMENT;
 use super::index::find_image;
 use super::platform::Platform;
 use super::source::SourceImage;
 use super::spec::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, MANIFEST};
 use crate::cancel::Cancel;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 pub use credentials::{AuthFile, CredentialSource, Credentials};
 pub use proxy::{ParseProxyError, Proxies};
@@ -108,7 +108,7 @@ impl RegistryImage {
         };
         let name = PathBuf::from(format!("docker://{reference}"));
         let Fetched { data, digest: named } = fetch_manifest(&client, &name, &path, MAX_DOCUMENT)?;
-        let digest = LayerDigest::of(&data);
+        let digest = Digest::of(&data);
         for expected in [pinned, named] {
             BlobError::check(expected, digest).map_err(|source| OciError::Blob { path: name.clone(), source })?;
         }
@@ -132,7 +132,7 @@ impl RegistryImage {
 
 impl Repository {
     /// What messages call a blob.
-    pub fn path(&self, digest: &LayerDigest) -> PathBuf {
+    pub fn path(&self, digest: &Digest) -> PathBuf {
         PathBuf::from(format!("{}@{digest}", self.name))
     }
 
@@ -157,7 +157,7 @@ impl Repository {
     }
 
     /// Begins to read a blob; the content is not checked, but it has `bytes` bytes.
-    pub fn open(self: &Arc<Self>, digest: &LayerDigest, bytes: u64) -> Result<Box<dyn Read + Send>, OciError> {
+    pub fn open(self: &Arc<Self>, digest: &Digest, bytes: u64) -> Result<Box<dyn Read + Send>, OciError> {
         Ok(Box::new(BlobReader::open(self, digest, bytes)?))
     }
 }
@@ -165,7 +165,7 @@ impl Repository {
 /// An index or a manifest, and what the answer says of its digest. What it says of its type is a hint that nobody needs.
 struct Fetched {
     data: Vec<u8>,
-    digest: Option<LayerDigest>,
+    digest: Option<Digest>,
 }
 
 /// Reads an index or a manifest of at most `limit` bytes.

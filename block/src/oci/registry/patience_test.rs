@@ -7,7 +7,7 @@ use super::*;
 use crate::testing::{Answer, FakeRegistry, RegistryServer, Request};
 
 /// What a layout's first layer is asked for as.
-fn first_blob(builder: &LayoutBuilder) -> LayerDigest {
+fn first_blob(builder: &LayoutBuilder) -> Digest {
     expected(builder).layers[0].digests.blob.unwrap()
 }
 

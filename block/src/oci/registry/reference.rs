@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::address::is_loopback;
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 /// Where images are that name no registry.
 const DEFAULT_REGISTRY: &str = "docker.io";
@@ -28,7 +28,7 @@ pub struct RegistryReference {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Version {
     Tag(String),
-    Digest(LayerDigest),
+    Digest(Digest),
 }
 
 /// A text that names no image in a registry.
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn names_are_completed_as_docker_does() {
-        let digest = LayerDigest::of(b"x");
+        let digest = Digest::of(b"x");
         for (text, full) in [
             ("busybox", "docker.io/library/busybox:latest"),
             ("busybox:1.36", "docker.io/library/busybox:1.36"),

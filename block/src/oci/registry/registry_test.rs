@@ -93,9 +93,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Layer blobs that were asked for.
-fn fetched(registry: &FakeRegistry, image: &SourceImage) -> Vec<LayerDigest> {
+fn fetched(registry: &FakeRegistry, image: &SourceImage) -> Vec<Digest> {
     let asked = registry.requests();
-    let is_asked = |digest: &LayerDigest| asked.iter().any(|request| request.target.ends_with(&digest.to_string()));
+    let is_asked = |digest: &Digest| asked.iter().any(|request| request.target.ends_with(&digest.to_string()));
     image.layers.iter().filter_map(|layer| layer.digests.blob).filter(is_asked).collect()
 }
 

@@ -1,51 +1,52 @@
 //! Warm starts: which pages of an image's files a run read, and bringing them into the host's page cache for the next one.
 //!
 //! A run's reads are recorded where they are served: virtio-blk's disks mark what they are asked for; of
-//! memory ([`crate::ImageMapping`]) the monitor's own page table tells. [`Prefetch`] reads exactly the pages of a [`Profile`],
+//! memory ([`crate::ImageMapping`]) the monitor's own page table tells. [`Prefetch`] reads exactly the pages of a [`ReadSet`],
 //! and only those that are not in the page cache.
 
 mod pages;
 mod prefetch;
+mod recorded;
 mod touched;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::LayerDigest;
+use crate::digest::Digest;
 
 pub use pages::{PAGE_SIZE, PageRanges};
 pub use prefetch::Prefetch;
-pub(crate) use touched::TouchedPages;
+pub use recorded::{Reads, Recorded};
 
 /// Pages of files, each of which is known by the digest of the layer, or of the flat image, that it belongs to.
 ///
 /// In JSON: `{"sha256:...": [[first page, number of pages], ...], ...}`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct Profile(BTreeMap<LayerDigest, PageRanges>);
+pub struct ReadSet(BTreeMap<Digest, PageRanges>);
 
-impl Profile {
+impl ReadSet {
     /// Adds a file; what was known of it before is replaced. One without pages is left out.
-    pub fn insert(&mut self, digest: LayerDigest, pages: PageRanges) {
+    pub fn insert(&mut self, digest: Digest, pages: PageRanges) {
         if !pages.is_empty() {
             self.0.insert(digest, pages);
         }
     }
 
     /// Adds all files of `other`.
-    pub fn extend(&mut self, other: Profile) {
+    pub fn extend(&mut self, other: ReadSet) {
         self.0.extend(other.0);
     }
 
     /// The pages of a file, if it has any.
     #[must_use]
-    pub fn pages(&self, digest: &LayerDigest) -> Option<&PageRanges> {
+    pub fn pages(&self, digest: &Digest) -> Option<&PageRanges> {
         self.0.get(digest)
     }
 
     /// The files that it knows.
-    pub fn files(&self) -> impl Iterator<Item = &LayerDigest> {
+    pub fn files(&self) -> impl Iterator<Item = &Digest> {
         self.0.keys()
     }
 
@@ -63,5 +64,5 @@ impl Profile {
 }
 
 #[cfg(test)]
-#[path = "profile_test.rs"]
+#[path = "read_set_test.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::compression::Compression;
 use crate::oci::Platform;
-use crate::profile::PageRanges;
+use crate::read_set::PageRanges;
 use crate::store::ImportOptions;
 use crate::testing::{Archive, LayoutBuilder};
 use crate::{ImageName, OciLayout};
@@ -21,47 +21,47 @@ fn store() -> (tempfile::TempDir, Store) {
     (directory, store)
 }
 
-fn profile(files: &[LayerDigest]) -> Profile {
-    let mut profile = Profile::default();
+fn read_set(files: &[Digest]) -> ReadSet {
+    let mut read_set = ReadSet::default();
     for digest in files {
-        profile.insert(*digest, PageRanges::of([true, false, true, true]));
+        read_set.insert(*digest, PageRanges::of([true, false, true, true]));
     }
-    profile
+    read_set
 }
 
 #[test]
 fn a_profile_is_kept_for_an_image_and_goes_with_it() {
     let (_directory, store) = store();
     let (one, two) = (image(&store, "one"), image(&store, "two"));
-    assert_eq!(store.profile(&one), None);
-    let known = profile(&[one.layers[0], flat_digest(&one)]);
+    assert_eq!(store.read_set(&one), None);
+    let known = read_set(&[one.layers[0], flat_digest(&one)]);
     let mut with_others = known.clone();
-    with_others.extend(profile(&[two.layers[0]]));
-    store.keep_profile(&one, &with_others).unwrap();
-    assert_eq!((store.profile(&one), store.profile(&two)), (Some(known.clone()), None));
-    let less = profile(&one.layers);
-    store.keep_profile(&one, &less).unwrap();
-    assert_eq!(store.profile(&one), Some(less));
+    with_others.extend(read_set(&[two.layers[0]]));
+    store.keep_read_set(&one, &with_others).unwrap();
+    assert_eq!((store.read_set(&one), store.read_set(&two)), (Some(known.clone()), None));
+    let less = read_set(&one.layers);
+    store.keep_read_set(&one, &less).unwrap();
+    assert_eq!(store.read_set(&one), Some(less));
     assert!(Store::open(store.path()).is_ok());
 
-    store.keep_profile(&two, &profile(&two.layers)).unwrap();
+    store.keep_read_set(&two, &read_set(&two.layers)).unwrap();
     store.remove(&ImageName::from(&one.digest)).unwrap();
-    assert!(!store.profile_path(&one.digest).exists());
+    assert!(!store.read_set_path(&one.digest).exists());
     // As of a run that ended after its image was removed.
-    store.keep_profile(&one, &known).unwrap();
+    store.keep_read_set(&one, &known).unwrap();
     store.collect().unwrap();
-    assert!(!store.profile_path(&one.digest).exists());
-    assert!(store.profile(&two).is_some());
+    assert!(!store.read_set_path(&one.digest).exists());
+    assert!(store.read_set(&two).is_some());
 }
 
 #[test]
 fn a_damaged_profile_is_none() {
     let (_directory, store) = store();
     let image = image(&store, "one");
-    store.keep_profile(&image, &profile(&image.layers)).unwrap();
-    let path = store.profile_path(&image.digest);
+    store.keep_read_set(&image, &read_set(&image.layers)).unwrap();
+    let path = store.read_set_path(&image.digest);
     let digest = image.layers[0];
-    let other = LayerDigest::of(b"other");
+    let other = Digest::of(b"other");
     for bad in [
         String::new(),
         "{".into(),
@@ -75,9 +75,9 @@ fn a_damaged_profile_is_none() {
     ] {
         fs::remove_file(&path).unwrap();
         fs::write(&path, &bad).unwrap();
-        assert_eq!(store.profile(&image), None, "{:.100}", bad);
-        assert!(store.read_profile(&image).unwrap_err().to_string().contains(path.to_str().unwrap()), "{bad:.100}");
+        assert_eq!(store.read_set(&image), None, "{:.100}", bad);
+        assert!(store.load_read_set(&image).unwrap_err().to_string().contains(path.to_str().unwrap()), "{bad:.100}");
     }
-    store.keep_profile(&image, &profile(&image.layers)).unwrap();
-    assert_eq!(store.profile(&image), Some(profile(&image.layers)));
+    store.keep_read_set(&image, &read_set(&image.layers)).unwrap();
+    assert_eq!(store.read_set(&image), Some(read_set(&image.layers)));
 }

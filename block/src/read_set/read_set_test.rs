@@ -8,8 +8,8 @@ use vm_memory::VolatileSlice;
 use super::*;
 use crate::flat::FlatImage;
 use crate::page_cache::{evict, resident};
-use crate::store::Layer;
-use crate::{FlatDisk, ImageMapping, PreadLayer};
+use crate::stored_file::StoredFile;
+use crate::{FlatDisk, ImageMapping, LayerDisk};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,10 +18,10 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
 }
 
-fn layer(directory: &Path, name: &str, bytes: u64) -> Layer {
+fn layer(directory: &Path, name: &str, bytes: u64) -> StoredFile {
     let path = directory.join(name);
     fs::write(&path, vec![1; bytes as usize]).unwrap();
-    Layer { digest: LayerDigest::of(name.as_bytes()), path, bytes }
+    StoredFile { digest: Digest::of(name.as_bytes()), path, bytes }
 }
 
 fn pages(pairs: &[(u64, u64)]) -> PageRanges {
@@ -42,15 +42,15 @@ fn a_disk_knows_what_was_read_of_it() {
         let mut data = vec![0; bytes];
         disk.read_at(offset, &[VolatileSlice::from(&mut data[..])])
     };
-    let disk = PreadLayer::open(&layer).unwrap();
+    let disk = LayerDisk::open(&layer).unwrap();
     read(&disk, 0, 512).unwrap();
     let disk = disk.recorded();
-    assert!(disk.reads().profile().is_empty(), "what was read before is not recorded");
+    assert!(disk.reads().read_set().is_empty(), "what was read before is not recorded");
     for (offset, bytes) in [(512, 512), (4096 * 7, 8192), (4096 * 9 - 512, 1024), (MIB - 512, 512)] {
         read(&disk, offset, bytes).unwrap();
     }
     read(&disk, MIB - 4096 * 4, 4096 * 8).unwrap_err();
-    let touched = disk.reads().profile();
+    let touched = disk.reads().read_set();
     assert_eq!(touched.pages(&layer.digest), Some(&pages(&[(0, 1), (7, 3), (255, 1)])));
     assert_eq!((touched.files().count(), touched.bytes()), (1, 5 * 4096));
 }
@@ -64,7 +64,7 @@ fn a_flat_disk_knows_the_files_that_were_read() {
     // Over the end of the first layer and the gap behind it; then one sector of the metadata.
     disk.read_at(5 * MIB - 4096, &[VolatileSlice::from(&mut data[..MIB as usize + 4096 + 512])]).unwrap();
     disk.read_at(4096, &[VolatileSlice::from(&mut data[..512])]).unwrap();
-    let touched = disk.reads().profile();
+    let touched = disk.reads().read_set();
     let expected = [(image.digest, (1, 1)), (image.layers[0].1.digest, (767, 1)), (image.layers[1].1.digest, (0, 1))];
     for (digest, range) in expected {
         assert_eq!(touched.pages(&digest), Some(&pages(&[range])), "{digest}");
@@ -101,17 +101,17 @@ fn exactly_the_pages_of_a_profile_are_read_ahead() {
     layers.iter().for_each(|layer| evict(&layer.path).unwrap());
     // One page, more than is asked for at once, and the end.
     let wanted = pages(&[(3, 1), (100, 300), (512, 1)]);
-    let mut profile = Profile::default();
-    profile.insert(layers[0].digest, wanted.clone());
+    let mut read_set = ReadSet::default();
+    read_set.insert(layers[0].digest, wanted.clone());
     // Beyond the end of the file, and of a file that is not there.
-    profile.insert(layers[1].digest, pages(&[(0, 2), (511, 1 << 40)]));
-    profile.insert(LayerDigest::of(b"other"), pages(&[(0, 5)]));
+    read_set.insert(layers[1].digest, pages(&[(0, 2), (511, 1 << 40)]));
+    read_set.insert(Digest::of(b"other"), pages(&[(0, 5)]));
     let mut files = layers.to_vec();
-    files.push(Layer { digest: LayerDigest::of(b"other"), path: directory.path().join("other"), bytes: 4096 });
-    Prefetch::start(files, profile).unwrap().finish();
+    files.push(StoredFile { digest: Digest::of(b"other"), path: directory.path().join("other"), bytes: 4096 });
+    Prefetch::start(files, read_set).unwrap().finish();
 
     // What was asked for may still be on its way from the disk.
-    let arrived = |layer: &Layer, expected: &PageRanges| {
+    let arrived = |layer: &StoredFile, expected: &PageRanges| {
         let limit = Instant::now() + Duration::from_secs(60);
         while resident(&layer.path).unwrap().bytes() < expected.bytes() && Instant::now() < limit {
             std::thread::yield_now();
@@ -128,9 +128,9 @@ fn a_prefetch_that_nobody_wants_any_more_ends() {
     let directory = directory();
     let path = directory.path().join("layer");
     // A hole, of which more could be read than anybody has time or memory for.
-    let layer = Layer { digest: LayerDigest::of(b"layer"), path, bytes: 8 << 40 };
+    let layer = StoredFile { digest: Digest::of(b"layer"), path, bytes: 8 << 40 };
     fs::File::create(&layer.path).unwrap().set_len(layer.bytes).unwrap();
-    let mut profile = Profile::default();
-    profile.insert(layer.digest, pages(&[(0, (1 << 52) - 1)]));
-    drop(Prefetch::start(vec![layer], profile).unwrap());
+    let mut read_set = ReadSet::default();
+    read_set.insert(layer.digest, pages(&[(0, (1 << 52) - 1)]));
+    drop(Prefetch::start(vec![layer], read_set).unwrap());
 }

@@ -22,7 +22,7 @@ const MAX_LINKS: usize = 8;
 
 /// Named files, read-only.
 #[derive(Clone, Debug)]
-pub(super) enum Container {
+pub(super) enum FileSet {
     /// A directory.
     Directory(PathBuf),
     /// An uncompressed archive.
@@ -49,7 +49,7 @@ enum Member {
     Link { target: Vec<u8>, symbolic: bool },
 }
 
-impl Container {
+impl FileSet {
     /// Finds the files in an uncompressed archive; `path` is what messages call it.
     pub fn archive(path: &Path, file: File) -> Result<Self, OciError> {
         let read = |source| OciError::Read { path: path.to_owned(), source };
@@ -224,5 +224,5 @@ impl Read for Piece {
 }
 
 #[cfg(test)]
-#[path = "container_test.rs"]
+#[path = "file_set_test.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! Bringing the pages of a profile into the host's page cache.
+//! Bringing the pages of a read set into the host's page cache.
 
 use std::fs::File;
 use std::io;
@@ -8,9 +8,9 @@ use std::thread::{self, JoinHandle};
 
 use bellows_disk::open_shared;
 
-use super::Profile;
+use super::ReadSet;
 use crate::cancel::Cancel;
-use crate::store::Layer;
+use crate::stored_file::StoredFile;
 
 /// What the kernel is asked for at once: it reads no more than a disk's readahead or largest request ahead for one call
 /// (Linux, `mm/readahead.c`, `force_page_cache_ra`), and 128 KiB is its default for the former.
@@ -24,17 +24,17 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Begins to read what `profile` has of `files`, in their order. Pages that are in the page cache cost no reading.
+    /// Begins to read what `read_set` has of `files`, in their order. Pages that are in the page cache cost no reading.
     ///
     /// # Errors
     /// There can be no thread.
-    pub fn start(files: Vec<Layer>, profile: Profile) -> io::Result<Self> {
+    pub fn start(files: Vec<StoredFile>, read_set: ReadSet) -> io::Result<Self> {
         let cancel = Cancel::default();
         let wish = cancel.clone();
         let thread = thread::Builder::new()
             .name("prefetch".into())
             .stack_size(256 << 10)
-            .spawn(move || read_all(&files, &profile, &wish))?;
+            .spawn(move || read_all(&files, &read_set, &wish))?;
         Ok(Self { cancel, thread: Some(thread) })
     }
 
@@ -59,9 +59,9 @@ impl Drop for Prefetch {
     }
 }
 
-fn read_all(files: &[Layer], profile: &Profile, cancel: &Cancel) {
+fn read_all(files: &[StoredFile], read_set: &ReadSet, cancel: &Cancel) {
     for layer in files {
-        let Some(pages) = profile.pages(&layer.digest) else { continue };
+        let Some(pages) = read_set.pages(&layer.digest) else { continue };
         let file = match open_shared(&layer.path, layer.bytes) {
             Ok(file) => file,
             Err(error) => {

@@ -5,14 +5,14 @@ use tar::EntryType;
 use super::*;
 use crate::testing::{Archive, Entry};
 
-fn container(archive: Archive) -> Result<Container, OciError> {
+fn files(archive: Archive) -> Result<FileSet, OciError> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&archive.finish()).unwrap();
     file.rewind().unwrap();
-    Container::archive(Path::new("saved.tar"), file)
+    FileSet::archive(Path::new("saved.tar"), file)
 }
 
-fn content(files: &Container, name: &str) -> Result<Vec<u8>, OciError> {
+fn content(files: &FileSet, name: &str) -> Result<Vec<u8>, OciError> {
     let mut data = Vec::new();
     let mut piece = files.open(name)?;
     let bytes = piece.left();
@@ -23,7 +23,7 @@ fn content(files: &Container, name: &str) -> Result<Vec<u8>, OciError> {
 
 #[test]
 fn links_lead_from_where_they_are_and_never_out() {
-    let files = container(
+    let files = files(
         Archive::new()
             .symlink("two/layer.tar", "../one/./layer.tar")
             .symlink("three/layer.tar", "/one//layer.tar")
@@ -57,7 +57,7 @@ fn links_lead_from_where_they_are_and_never_out() {
 
 #[test]
 fn of_files_with_one_name_the_last_counts() {
-    let files = container(Archive::new().file("a", "first").file("./a", "last").file("b", "")).unwrap();
+    let files = files(Archive::new().file("a", "first").file("./a", "last").file("b", "")).unwrap();
     assert_eq!(content(&files, "a").unwrap(), b"last");
     assert_eq!(content(&files, "b").unwrap(), b"");
 }
@@ -67,7 +67,7 @@ fn of_files_with_one_name_the_last_counts() {
 fn holes_in_files_read_as_zeros() {
     let entry = Entry { data: b"abcdef".to_vec(), ..Entry::new("a", EntryType::Regular) };
     let entry = entry.pax("GNU.sparse.size", "5000").pax("GNU.sparse.map", "10,2,4000,4");
-    let files = container(Archive::new().file("before", [1; 600]).add(entry).file("after", "x")).unwrap();
+    let files = files(Archive::new().file("before", [1; 600]).add(entry).file("after", "x")).unwrap();
     let mut expected = vec![0; 5000];
     expected[10..12].copy_from_slice(b"ab");
     expected[4000..4004].copy_from_slice(b"cdef");
@@ -83,7 +83,7 @@ fn files_of_directories_are_below_them() {
     fs::create_dir_all(root.join("etc")).unwrap();
     fs::write(root.join("etc/passwd"), "inside").unwrap();
     fs::write(place.path().join("outside"), "outside").unwrap();
-    let files = Container::Directory(root);
+    let files = FileSet::Directory(root);
     for name in ["etc/passwd", "/etc/passwd", "./etc/../etc//passwd"] {
         assert_eq!(content(&files, name).unwrap(), b"inside");
     }

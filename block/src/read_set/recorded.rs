@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bellows_disk::{Disk, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
-use crate::digest::LayerDigest;
-use crate::profile::{PAGE_SIZE, Profile, TouchedPages};
+use super::touched::TouchedPages;
+use super::{PAGE_SIZE, ReadSet};
+use crate::digest::Digest;
 
 /// A disk that marks the pages of each successful read: a bit for each page.
 #[derive(Debug)]
@@ -21,13 +22,13 @@ pub struct Recorded<D> {
 #[derive(Debug)]
 pub struct Reads {
     /// The files that the disk is made of, each with its bytes of the disk, which begin at a page.
-    files: Vec<(Range<u64>, LayerDigest)>,
+    files: Vec<(Range<u64>, Digest)>,
     touched: TouchedPages,
 }
 
 impl<D: Disk> Recorded<D> {
     /// Records what is read of `disk`, which is made of `files`, each at its bytes of the disk. They begin at pages.
-    pub(crate) fn new(disk: D, files: Vec<(Range<u64>, LayerDigest)>) -> Self {
+    pub(crate) fn new(disk: D, files: Vec<(Range<u64>, Digest)>) -> Self {
         let touched = TouchedPages::new(disk.sectors().saturating_mul(SECTOR_SIZE));
         Self { disk, reads: Arc::new(Reads { files, touched }) }
     }
@@ -42,12 +43,12 @@ impl<D: Disk> Recorded<D> {
 impl Reads {
     /// The pages of the disk's files that were read by now.
     #[must_use]
-    pub fn profile(&self) -> Profile {
-        let mut profile = Profile::default();
+    pub fn read_set(&self) -> ReadSet {
+        let mut read_set = ReadSet::default();
         for (bytes, digest) in &self.files {
-            profile.insert(*digest, self.touched.pages(bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE)));
+            read_set.insert(*digest, self.touched.pages(bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE)));
         }
-        profile
+        read_set
     }
 }
 
