@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bellows_tests::lab::{DISK, Host, LabBuilder};
+use bellows_lab::{DISK, Host, LabBuilder};
 
 use crate::cache::Cache;
 use crate::debian::{self, Series};

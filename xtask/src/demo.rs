@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use bellows_tests::lab::{DISK, Host, Job};
+use bellows_lab::{DISK, Host, Job};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;

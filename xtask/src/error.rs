@@ -26,7 +26,7 @@ pub enum Error {
     },
     /// The lab.
     #[error("lab: {}", chain(.0))]
-    Lab(#[from] bellows_tests::lab::Error),
+    Lab(#[from] bellows_lab::Error),
     /// Anything else.
     #[error("{0}")]
     Other(String),

@@ -5,8 +5,8 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bellows_tests::lab::cpio::Writer;
-use bellows_tests::lab::modules::{Module, ModuleTree};
+use bellows_lab::cpio::Writer;
+use bellows_lab::modules::{Module, ModuleTree};
 
 use crate::cache::{Cache, Key};
 use crate::debian::DebianKernel;

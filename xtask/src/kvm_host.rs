@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bellows_tests::lab::{DISK, Event, Host, Job, Lab, LabBuilder};
+use bellows_lab::{DISK, Event, Host, Job, Lab, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;

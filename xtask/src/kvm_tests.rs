@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
-use bellows_tests::bench::layers::Way;
-use bellows_tests::lab::{Host, LabBuilder};
+use bellows_bench::layers::Way;
+use bellows_lab::{Host, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::bench::layers;
@@ -47,7 +47,7 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
         let build = |(package, name)| workspace::test_program(package, name);
         let tests = PROGRAMS.into_iter().map(build).collect::<Result<Vec<_>>>()?;
         let shared = if sharing {
-            Some((workspace::benchmark("bellows-tests", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
+            Some((workspace::benchmark("bellows-bench", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
         } else {
             None
         };

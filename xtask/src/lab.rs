@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use bellows_tests::lab::{Event, Job, Lab, LabBuilder, Parts};
+use bellows_lab::{Event, Job, Lab, LabBuilder, Parts};
 
 use crate::cache::Cache;
 use crate::debian::{self, Series};

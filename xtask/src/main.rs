@@ -22,7 +22,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use bellows_tests::lab::Host;
+use bellows_lab::Host;
 use clap::{Parser, Subcommand};
 
 use crate::artefacts::Artefacts;

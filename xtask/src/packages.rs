@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use bellows_tests::lab::Host;
+use bellows_lab::Host;
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 
-use bellows_tests::lab::Host;
+use bellows_lab::Host;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use bellows_tests::lab::Host;
+use bellows_lab::Host;
 
 use crate::error::{Error, Result};
 use crate::{fuzz, kvm_tests, packages, progress, run, workspace};

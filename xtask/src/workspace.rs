@@ -34,7 +34,7 @@ pub fn agent() -> Result<PathBuf> {
 
 /// PID 1 of a peer's guest.
 pub fn peer_init() -> Result<PathBuf> {
-    let program = ["-p", "bellows-tests", "--bin", "bellows-peer-init"];
+    let program = ["-p", "bellows-bench", "--bin", "bellows-peer-init"];
     build_one("build the init of peers' guests", for_guests(&program), "bellows-peer-init")
 }
 
@@ -54,7 +54,7 @@ fn for_guests(what: &[&str]) -> Command {
 /// PID 1 of the lab.
 pub fn lab_init() -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "-p", "bellows-tests", "--bin", "bellows-lab-init"]);
+    command.args(["build", "-p", "bellows-lab", "--bin", "bellows-lab-init"]);
     build_one("build the lab's init", command, "bellows-lab-init")
 }
 

@@ -2,8 +2,8 @@
 
 mod report;
 
-use bellows_tests::bench::boot::Line;
-use bellows_tests::lab::LabBuilder;
+use bellows_bench::boot::Line;
+use bellows_lab::LabBuilder;
 
 use crate::error::Result;
 use crate::packages;

@@ -5,8 +5,8 @@ mod report;
 use std::path::PathBuf;
 use std::process::Command;
 
-use bellows_tests::bench::layers::{Line, Way};
-use bellows_tests::lab::{DISK, Host, LabBuilder};
+use bellows_bench::layers::{Line, Way};
+use bellows_lab::{DISK, Host, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;

@@ -2,7 +2,7 @@
 
 mod report;
 
-use bellows_tests::bench::load::Line;
+use bellows_bench::load::Line;
 
 use crate::error::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bellows_tests::lab::Host;
+use bellows_lab::Host;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bellows_tests::lab::{Host, LabBuilder};
+use bellows_lab::{Host, LabBuilder};
 use serde::de::DeserializeOwned;
 
 use crate::artefacts::Artefacts;
@@ -26,7 +26,7 @@ impl Program {
         eprintln!("host: {host}");
         let cache = Cache::open()?;
         let artefacts = Artefacts::build(&cache, host, install)?;
-        Ok(Self { host, artefacts, path: workspace::benchmark("bellows-tests", name)?, cache })
+        Ok(Self { host, artefacts, path: workspace::benchmark("bellows-bench", name)?, cache })
     }
 
     /// Runs it to its end and hands on what it prints; lines that are none of its results are for people. Where it runs in the

@@ -4,8 +4,8 @@ mod page;
 mod report;
 mod samples;
 
-use bellows_tests::bench::reclaim::{Group, Load, Mode, Sample, Wanted};
-use bellows_tests::lab::{DISK, Host, LabBuilder};
+use bellows_bench::reclaim::{Group, Load, Mode, Sample, Wanted};
+use bellows_lab::{DISK, Host, LabBuilder};
 
 use crate::cache::Key;
 use crate::error::{Error, Result};

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use bellows_tests::bench::boot::{Boot, Line, Monitor, Phase, Traced};
-use bellows_tests::bench::smaps::Overhead;
-use bellows_tests::lab::Host;
+use bellows_bench::boot::{Boot, Line, Monitor, Phase, Traced};
+use bellows_bench::smaps::Overhead;
+use bellows_lab::Host;
 use serde::Serialize;
 
 use crate::bench::statistics::{median, ms, percentile, sorted};

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use bellows_tests::bench::layers::{Answer, Line, Started, Together, Way};
-use bellows_tests::lab::Host;
+use bellows_bench::layers::{Answer, Line, Started, Together, Way};
+use bellows_lab::Host;
 use serde::Serialize;
 
 use crate::bench::plot::{Plot, Scale, page};
@@ -260,7 +260,7 @@ impl fmt::Display for Report {
 mod tests {
     use std::time::Duration;
 
-    use bellows_tests::bench::smaps::Overhead;
+    use bellows_bench::smaps::Overhead;
 
     use super::*;
 

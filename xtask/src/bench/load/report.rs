@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use bellows_tests::bench::load::{Line, Provision, Ran};
-use bellows_tests::lab::Host;
+use bellows_bench::load::{Line, Provision, Ran};
+use bellows_lab::Host;
 use serde::Serialize;
 
 use crate::bench::plot::{Plot, Scale, page};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use bellows_tests::bench::reclaim::{Group, Load, Mode, Sample};
+use bellows_bench::reclaim::{Group, Load, Mode, Sample};
 
 use super::report::Report;
 use crate::bench::plot::{Plot, Scale, page};
@@ -81,7 +81,7 @@ fn series() -> impl Iterator<Item = (String, &'static str, bool, Wanted)> {
 mod tests {
     use super::super::report::tests::sample;
     use super::*;
-    use bellows_tests::lab::Host;
+    use bellows_lab::Host;
 
     #[test]
     fn there_is_a_line_for_each_mode_in_each_plot() {

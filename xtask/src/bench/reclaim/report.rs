@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use bellows_tests::bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
-use bellows_tests::lab::Host;
+use bellows_bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
+use bellows_lab::Host;
 use serde::Serialize;
 
 use crate::bench::statistics::{median, ms, percentile, sorted};

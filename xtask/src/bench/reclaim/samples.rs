@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use bellows_tests::bench::reclaim::{Group, Mode, Sample};
+use bellows_bench::reclaim::{Group, Mode, Sample};
 
 use crate::cache::Key;
 use crate::error::{Error, Result};

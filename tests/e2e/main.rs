@@ -1,0 +1,29 @@
+//! End-to-end tests: each boots real microVMs. They run where KVM is, on this machine or in the lab.
+
+// What goes wrong in a fixture is to fail the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod base_memory;
+mod boot;
+mod clock;
+mod command;
+mod console;
+mod disks;
+mod extension;
+mod fixture;
+mod images;
+mod instances;
+mod layers;
+mod partitions;
+mod programs;
+mod sealed;
+mod streams;
+mod stress;
+mod warm;
+
+use bellows_lab::Host;
+
+#[test]
+fn the_host_has_hardware_backed_kvm() {
+    assert_eq!(Host::detect(), Host::Kvm);
+}
