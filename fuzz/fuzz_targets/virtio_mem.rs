@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use bellows_devices::virtio::mem_request::{self, REQUEST_SIZE};
+use bellows_devices::virtio::mem::request::{self, REQUEST_SIZE};
 use bellows_fuzz::Input;
 use bellows_memory::partition::{Answer, BlockState, Effect, Partition, Request};
 use bellows_memory::{BLOCK, BlockRange, ByteSize, Layout, LayoutSpec, Window};
@@ -218,7 +218,7 @@ fuzz_target!(|data: &[u8]| {
         let reach = partition.reach();
         match input.byte() % 8 {
             0..=3 => {
-                let Ok(request) = mem_request::parse(&request(&mut input, window), window) else { continue };
+                let Ok(request) = request::parse(&request(&mut input, window), window) else { continue };
                 let expected = model.answer(request, &partition);
                 let outcome = partition.request(request);
                 assert_eq!(outcome.answer, expected, "{request:?}");
@@ -229,7 +229,7 @@ fuzz_target!(|data: &[u8]| {
                 } else {
                     assert!(partition.reach() <= reach, "{request:?}");
                 }
-                let _ = mem_request::encode(outcome.answer);
+                let _ = request::encode(outcome.answer);
                 model.apply(&outcome.effects);
             }
             4 => {

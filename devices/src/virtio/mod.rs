@@ -1,10 +1,8 @@
 //! Virtio devices and their transport.
 
-mod blk;
-pub mod blk_request;
+pub mod blk;
 mod device;
-mod mem;
-pub mod mem_request;
+pub mod mem;
 mod pmem;
 mod rng;
 #[cfg(any(test, feature = "testing"))]

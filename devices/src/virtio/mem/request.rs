@@ -125,5 +125,5 @@ pub fn config(window: Window, report: &Report) -> [u8; CONFIG_SIZE] {
 }
 
 #[cfg(test)]
-#[path = "mem_request_test.rs"]
+#[path = "request_test.rs"]
 mod tests;

@@ -182,5 +182,5 @@ impl Segments {
 }
 
 #[cfg(test)]
-#[path = "blk_request_test.rs"]
+#[path = "request_test.rs"]
 mod tests;

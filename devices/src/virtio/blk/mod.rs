@@ -13,10 +13,12 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryBackend as _, VolatileSlice};
 
-use super::blk_request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, Segments};
+use self::request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, Segments};
 use super::device::read_bytes;
 use super::worker::{Chain, QueueHandler, QueueWorker};
 use super::{ActivateError, Activation, VirtioDevice};
+
+pub mod request;
 
 const QUEUE_SIZE: u16 = 256;
 /// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
@@ -251,7 +253,7 @@ enum Failure {
     #[error("its header has {0} bytes")]
     Header(usize),
     #[error(transparent)]
-    Rejected(#[from] super::blk_request::Rejection),
+    Rejected(#[from] request::Rejection),
     #[error("it names memory that is not there: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error("the disk failed: {0}")]

@@ -15,11 +15,13 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::request::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, config, encode, parse};
 use super::device::read_bytes;
-use super::mem_request::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, REQUEST_SIZE, RESPONSE_SIZE, config, encode, parse};
 use super::worker::{Chain, OnLoop, next_chain};
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 use crate::interrupt::Interrupt;
+
+pub mod request;
 
 /// The only queue: requests of the guest.
 const REQUESTS: u16 = 0;
