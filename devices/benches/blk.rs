@@ -12,11 +12,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bellows_block::{Digest, LayerDisk, StoredFile};
+use bellows_devices::virtio::blk::request::VirtioBlkReqHeader;
+use bellows_devices::virtio::chain::Chain;
+use bellows_devices::virtio::queue::{Outcome, QueueHandler, Snapshot};
 use bellows_devices::virtio::testing::{DriverQueue, FakeGuest, Part};
-use bellows_devices::virtio::worker::{Chain, QueueHandler, QueueWorker};
+use bellows_devices::virtio::worker::QueueWorker;
 use bellows_devices::virtio::{ActivateError, Activation, Block, VirtioDevice};
 use bellows_disk::{Disk, DiskId, SECTOR_SIZE};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileSlice};
 
 /// Size of the layer: more than processors' caches, and little enough to be in the page cache.
@@ -60,7 +64,7 @@ fn pread(file: &File, offset: u64, to: &VolatileSlice<'_>) {
 /// The device that one would write first: a `pread` for each descriptor, and no checks.
 struct Plain {
     file: File,
-    worker: Option<QueueWorker>,
+    worker: Option<QueueWorker<PlainRequests>>,
 }
 
 struct PlainRequests(File);
@@ -88,32 +92,22 @@ impl VirtioDevice for Plain {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        vec![self.worker.take().and_then(QueueWorker::stop)]
     }
 }
 
 impl QueueHandler for PlainRequests {
-    fn handle(&mut self, chain: Chain) -> u32 {
-        let memory = chain.memory();
-        let mut written = 0;
-        let mut offset = None;
-        for descriptor in chain.clone() {
-            let Some(position) = offset else {
-                let header: [u64; 2] = memory.read_obj(descriptor.addr()).unwrap();
-                offset = Some(header[1] * SECTOR_SIZE);
-                continue;
-            };
-            if !descriptor.has_next() {
-                memory.write_obj(0_u8, descriptor.addr()).unwrap();
-                return written + 1;
-            }
-            let slice = memory.get_slice(descriptor.addr(), descriptor.len() as usize).unwrap();
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
+        let header: VirtioBlkReqHeader = chain.readable.read_obj(&memory).unwrap();
+        let mut position = header.sector.to_native() * SECTOR_SIZE;
+        let bytes = chain.writable.bytes() - 1;
+        for slice in chain.writable.slices(&memory, 0, bytes) {
             pread(&self.0, position, &slice);
-            written += descriptor.len();
-            offset = Some(position + u64::from(descriptor.len()));
+            position += slice.len() as u64;
         }
-        unreachable!("every request has a status byte");
+        chain.writable.write(&memory, bytes, &[0]);
+        Outcome::Used(bytes as u32 + 1)
     }
 }
 

@@ -1,13 +1,22 @@
 //! Threads that run device queues: an epoll loop each, with handlers that come and go.
 
+use std::any::Any;
 use std::io;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use bellows_memory::limited;
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-/// What runs on a loop: a device's queue handler.
-pub type Handler = Box<dyn MutEventSubscriber + Send>;
+/// What runs on a loop: for example the part of a device that serves its queues.
+pub trait Handler: MutEventSubscriber + Any + Send {}
+
+impl<T: MutEventSubscriber + Any + Send> Handler for T {}
+
+type BoxedHandler = Box<dyn Handler>;
 
 /// Why a loop's thread ended although nobody asked it to.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +48,8 @@ pub struct EventLoop {
 /// Adds and removes handlers from any other thread. Cheap to clone.
 #[derive(Clone)]
 pub struct EventLoopHandle {
-    endpoint: RemoteEndpoint<Handler>,
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    endpoint: RemoteEndpoint<BoxedHandler>,
+    stop: Arc<AtomicBool>,
 }
 
 impl EventLoop {
@@ -49,9 +58,8 @@ impl EventLoop {
     /// # Errors
     /// The epoll descriptor or the thread could not be made.
     pub fn spawn(name: &str, failed: impl FnOnce(EventLoopError) + Send + 'static) -> io::Result<Self> {
-        use std::sync::atomic::Ordering;
-        let mut manager = EventManager::<Handler>::new().map_err(io::Error::other)?;
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut manager = EventManager::<BoxedHandler>::new().map_err(io::Error::other)?;
+        let stop = Arc::new(AtomicBool::new(false));
         let handle = EventLoopHandle { endpoint: manager.remote_endpoint(), stop: stop.clone() };
         let owned = name.to_owned();
         let thread = thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(move || {
@@ -79,7 +87,7 @@ impl EventLoop {
 
 impl Drop for EventLoop {
     fn drop(&mut self) {
-        self.handle.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.handle.stop.store(true, Ordering::Release);
         // A loop that failed already has nobody left to kick.
         let _ = self.handle.endpoint.kick();
         if let Some(thread) = self.thread.take() {
@@ -94,17 +102,49 @@ impl EventLoopHandle {
     ///
     /// # Errors
     /// The loop has ended.
-    pub fn add(&self, handler: Handler) -> Result<SubscriberId, event_manager::Error> {
-        self.endpoint.call_blocking(move |ops: &mut dyn SubscriberOps<Subscriber = Handler>| {
+    pub fn add<H: Handler>(&self, handler: H) -> Result<OnLoop<H>, event_manager::Error> {
+        let handler: BoxedHandler = Box::new(handler);
+        let id = self.endpoint.call_blocking(move |ops: &mut dyn SubscriberOps<Subscriber = BoxedHandler>| {
             Ok::<_, event_manager::Error>(ops.add_subscriber(handler))
-        })
+        })?;
+        Ok(OnLoop { event_loop: self.clone(), id: Some(id), handler: PhantomData })
     }
 
-    /// Takes a handler off the loop: when this returns it is not running and never will again.
-    ///
-    /// # Errors
-    /// The loop has ended, or there is no such handler.
-    pub fn remove(&self, id: SubscriberId) -> Result<Handler, event_manager::Error> {
-        self.endpoint.call_blocking(move |ops: &mut dyn SubscriberOps<Subscriber = Handler>| ops.remove_subscriber(id))
+    fn remove(&self, id: SubscriberId) -> Result<BoxedHandler, event_manager::Error> {
+        self.endpoint
+            .call_blocking(move |ops: &mut dyn SubscriberOps<Subscriber = BoxedHandler>| ops.remove_subscriber(id))
+    }
+}
+
+/// A handler on an event loop. Dropping this takes the handler off and drops it.
+///
+/// Neither to be dropped nor taken back on the loop's own thread.
+pub struct OnLoop<H> {
+    event_loop: EventLoopHandle,
+    /// `None` once the handler was taken off.
+    id: Option<SubscriberId>,
+    handler: PhantomData<fn() -> H>,
+}
+
+impl<H: Handler> OnLoop<H> {
+    /// Takes the handler off the loop: when this returns it is not running and never will again. `None` if the loop has ended,
+    /// and the handler with it.
+    #[must_use]
+    pub fn take_back(mut self) -> Option<H> {
+        let handler: Box<dyn Any> = self.take_off()?;
+        handler.downcast().ok().map(|handler| *handler)
+    }
+}
+
+impl<H> OnLoop<H> {
+    fn take_off(&mut self) -> Option<BoxedHandler> {
+        let removed = self.event_loop.remove(self.id.take()?);
+        removed.inspect_err(|error| limited!(debug, %error, "the event loop was gone before the handler")).ok()
+    }
+}
+
+impl<H> Drop for OnLoop<H> {
+    fn drop(&mut self) {
+        drop(self.take_off());
     }
 }

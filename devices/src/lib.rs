@@ -9,4 +9,6 @@ pub mod event_loop;
 pub mod interrupt;
 pub mod legacy;
 pub mod pci;
+pub mod state;
 pub mod virtio;
+mod wire;

@@ -142,7 +142,7 @@ fn a_guest_writes_a_bounded_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut vsock = Vsock::new(42, &dir.path().join("v")).unwrap();
         let fixture = Fixture::new(ByteSize::mib(128));
-        let (mut memory, _handle) = Mem::new(fixture.partition.clone()).unwrap();
+        let mut memory = Mem::new(fixture.partition.clone());
         let mut disk = Block::new(Arc::new(Broken) as Arc<dyn Disk>);
         broken_queues(&mut Rng::new(), 0);
         broken_queues(&mut disk, 0);

@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 
-use bellows_devices::virtio::mem::request::{self, REQUEST_SIZE};
+use bellows_devices::virtio::mem::request::{self, VirtioMemReq};
 use bellows_fuzz::Input;
 use bellows_memory::partition::{Answer, BlockState, Effect, Partition, Request};
 use bellows_memory::{BLOCK, BlockRange, ByteSize, Layout, LayoutSpec, Window};
 use libfuzzer_sys::fuzz_target;
+use vm_memory::ByteValued as _;
 
 /// Blocks of the window: some words of a set of them.
 const BLOCKS: u16 = 192;
@@ -192,19 +193,18 @@ impl Model {
 }
 
 /// A request as a driver writes it, mostly about the window.
-fn request(input: &mut Input, window: Window) -> [u8; REQUEST_SIZE] {
-    let mut bytes = [0; REQUEST_SIZE];
+fn request(input: &mut Input, window: Window) -> VirtioMemReq {
+    let mut request = VirtioMemReq::default();
     let kind = input.byte();
     if kind >= 0xf0 {
-        let raw = input.bytes(REQUEST_SIZE);
-        bytes[..raw.len()].copy_from_slice(raw);
-        return bytes;
+        let raw = input.bytes(size_of::<VirtioMemReq>());
+        request.as_mut_slice()[..raw.len()].copy_from_slice(raw);
+        return request;
     }
-    let address = window.range().start().0 + u64::from(input.byte()) * BLOCK.get();
-    bytes[0] = kind % 5;
-    bytes[8..16].copy_from_slice(&address.to_le_bytes());
-    bytes[16] = input.byte();
-    bytes
+    request.type_ = u16::from(kind % 5).into();
+    request.addr = (window.range().start().0 + u64::from(input.byte()) * BLOCK.get()).into();
+    request.nb_blocks = u16::from(input.byte()).into();
+    request
 }
 
 fuzz_target!(|data: &[u8]| {

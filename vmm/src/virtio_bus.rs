@@ -37,15 +37,6 @@ pub enum DeviceError {
         #[source]
         source: TransportError,
     },
-    /// No descriptors are left for it.
-    #[error("cannot make the eventfd of the {device}")]
-    Events {
-        /// The device.
-        device: String,
-        /// What the system answered.
-        #[source]
-        source: std::io::Error,
-    },
     /// The guest's CPUs have no interrupt vectors for it.
     #[error("the {device} needs {needed} interrupt vectors: {taken} of the {limit} that the vCPUs have are taken")]
     Vectors {

@@ -44,6 +44,13 @@ pub trait PciFunction: Send + Sync {
     /// Writes BAR `index`; the access lies within it.
     fn write_bar(&self, _index: u8, _offset: u64, _data: &[u8]) {}
 
+    /// Stops the function's own work: when this returns it touches no guest memory, until it is resumed. Registers go on
+    /// answering. Does nothing to a function that is suspended already.
+    fn suspend(&self) {}
+
+    /// Goes on where [`PciFunction::suspend`] stopped. Does nothing to a function that is not suspended.
+    fn resume(&self) {}
+
     /// The function was taken off its bus for good: it stops, lets go of everything, and ignores accesses that were under
     /// way.
     fn removed(&self) {}

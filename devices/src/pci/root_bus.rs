@@ -51,6 +51,11 @@ impl RootBus {
         (address.function() == 0).then(|| self.slots[usize::from(address.device())].as_ref()).flatten()
     }
 
+    /// All slots that are taken.
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.slots.iter().flatten()
+    }
+
     /// Forgets a slot that was torn down, and frees its addresses.
     pub(super) fn forget(&mut self, slot: &Slot) {
         self.slots[usize::from(slot.address.device())] = None;

@@ -118,10 +118,26 @@ impl PciSegment {
         Ok(slot.function.clone())
     }
 
+    /// Suspends every function: when this returns no device touches guest memory. For when the guest's CPUs have stopped; a
+    /// function that is added later is not suspended.
+    pub fn suspend(&self) {
+        self.slots().for_each(|slot| slot.function.suspend());
+    }
+
+    /// Resumes every function.
+    pub fn resume(&self) {
+        self.slots().for_each(|slot| slot.function.resume());
+    }
+
     /// The function at `address`.
     #[must_use]
     pub fn function(&self, address: PciAddress) -> Option<Arc<dyn PciFunction>> {
         self.slot(address).map(|slot| slot.function.clone())
+    }
+
+    /// All slots that are taken, in order.
+    fn slots(&self) -> impl Iterator<Item = Arc<Slot>> {
+        self.buses.iter().flat_map(|bus| lock(bus).slots().cloned().collect::<Vec<_>>())
     }
 
     pub(super) fn slot(&self, address: PciAddress) -> Option<Arc<Slot>> {
@@ -131,13 +147,8 @@ impl PciSegment {
 
 impl Drop for PciSegment {
     fn drop(&mut self) {
-        for bus in &self.buses {
-            for device in 0..32 {
-                let slot = PciAddress::new(0, device, 0).and_then(|address| lock(bus).slot(address).cloned());
-                if let Some(slot) = slot {
-                    slot.tear_down(&self.mmio);
-                }
-            }
+        for slot in self.slots() {
+            slot.tear_down(&self.mmio);
         }
     }
 }

@@ -3,24 +3,21 @@
 use std::sync::Arc;
 
 use bellows_memory::GuestView;
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::state::DeviceState;
 use crate::event_loop::EventLoopHandle;
 use crate::interrupt::Interrupt;
-
-/// Fills `data` from `config` at `offset`, as [`VirtioDevice::read_config`] has to: bytes beyond it read as zeros.
-pub(super) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    let config = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-    let known = config.len().min(data.len());
-    data[..known].copy_from_slice(&config[..known]);
-    data[known..].fill(0);
-}
+use crate::state::{RestoreError, expect};
 
 /// A virtio device, VIRTIO 1.2 section 2, without its transport.
 ///
 /// The transport owns status, feature negotiation, queue set-up and interrupts; the device owns its configuration space
 /// and what happens in its queues. All calls come under the transport's lock, one at a time.
+///
+/// A device is idle, active or suspended: [`VirtioDevice::activate`] makes it active, [`VirtioDevice::suspend`] stops it and
+/// keeps what it needs to go on, [`VirtioDevice::reset`] makes it idle.
 pub trait VirtioDevice: Send {
     /// Device type number (`VIRTIO_ID_*`).
     fn device_type(&self) -> u16;
@@ -43,16 +40,38 @@ pub trait VirtioDevice: Send {
     /// Writes device configuration; most devices have nothing that a driver may write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Starts the device: the driver has set `DRIVER_OK`. The device puts its queue handler on
-    /// [`Activation::event_loop`] and returns at once.
+    /// Starts the device, or resumes it after [`VirtioDevice::suspend`]: it serves its queues from where they are, on
+    /// [`Activation::event_loop`], and looks at each of them once without waiting for a kick. Returns at once.
     ///
     /// # Errors
     /// The device can't start; the transport sets `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Stops the device: when this returns no request is being processed and guest memory is not touched any more.
-    /// A device that is not active has nothing to do.
-    fn reset(&mut self);
+    /// Stops an active device: when this returns no request is in process and guest memory is not touched any more. A request
+    /// that was being served is completed or still available. Returns how far each queue was served, by number: `None` for one
+    /// that was not enabled, and for all of a device that is not active.
+    ///
+    /// What the host asks of the device meanwhile is not lost, and the interrupts of the activation may still be used.
+    fn suspend(&mut self) -> Vec<Option<QueueState>>;
+
+    /// Suspends the device and forgets what the driver did with it.
+    fn reset(&mut self) {
+        let _ = self.suspend();
+    }
+
+    /// What the device knows beside its queues; the device is not active.
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+
+    /// Makes a new device go on from `state`, which was saved from one that was made alike. The next call is
+    /// [`VirtioDevice::activate`], if the driver had started the device.
+    ///
+    /// # Errors
+    /// The state is that of another device; nothing changed.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        expect("device state", state, &self.save())
+    }
 }
 
 /// What a device is given when the driver is ready.
@@ -65,7 +84,7 @@ pub struct Activation {
     pub interrupt: Arc<dyn Interrupt>,
     /// Feature bits the driver accepted, all of them offered.
     pub features: u64,
-    /// Where the device's queue handler runs.
+    /// Where the device serves its queues.
     pub event_loop: EventLoopHandle,
 }
 
@@ -89,4 +108,12 @@ pub enum ActivateError {
     /// The event loop did not take the handler.
     #[error("the event loop did not take the device's queues")]
     EventLoop(#[source] event_manager::Error),
+}
+
+/// Fills `data` from `config` at `offset`, as [`VirtioDevice::read_config`] has to: bytes beyond it read as zeros.
+pub(super) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let config = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    let known = config.len().min(data.len());
+    data[..known].copy_from_slice(&config[..known]);
+    data[known..].fill(0);
 }

@@ -1,10 +1,13 @@
 //! Virtio devices and their transport.
 
 pub mod blk;
+pub mod chain;
 mod device;
 pub mod mem;
 mod pmem;
+pub mod queue;
 mod rng;
+pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

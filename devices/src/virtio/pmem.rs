@@ -5,30 +5,58 @@
 //! read-only here, so there is nothing to flush.
 
 use bellows_memory::limited;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::QueueState;
+use vm_memory::{ByteValued as _, GuestAddress, Le32, Le64};
 
+use super::chain::Chain;
 use super::device::read_bytes;
-use super::worker::{Chain, QueueHandler, QueueWorker};
+use super::queue::{Outcome, QueueHandler, Snapshot};
+use super::state::DeviceState;
+use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
+use crate::state::Version;
+use crate::wire::wire;
 
 /// The only queue.
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 
-/// Bytes of `struct virtio_pmem_config`.
-const CONFIG_SIZE: usize = 16;
-/// `VIRTIO_PMEM_REQ_TYPE_FLUSH`
-const FLUSH: u32 = 0;
-/// What is answered to a request that was carried out, and to one that was not (section 5.19.6).
-const DONE: i32 = 0;
-const FAILED: i32 = -1;
-
 /// A persistent memory device without anything to write to.
 pub struct Pmem {
     start: GuestAddress,
     bytes: u64,
-    worker: Option<QueueWorker>,
+    worker: Option<QueueWorker<Requests>>,
+}
+
+/// State of a [`Pmem`]: where its memory is, which a driver has mapped.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PmemState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// First guest-physical address.
+    pub start: u64,
+    /// Bytes from there on.
+    pub bytes: u64,
+}
+
+wire! {
+    /// `struct virtio_pmem_config`, section 5.19.4.
+    struct VirtioPmemConfig {
+        start: Le64,
+        size: Le64,
+    }
+
+    /// `struct virtio_pmem_req`, section 5.19.6.
+    struct VirtioPmemReq {
+        type_: Le32,
+    }
+
+    /// `struct virtio_pmem_resp`, section 5.19.6.
+    struct VirtioPmemResp {
+        ret: Le32,
+    }
 }
 
 impl Pmem {
@@ -53,10 +81,8 @@ impl VirtioDevice for Pmem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; CONFIG_SIZE];
-        config[..8].copy_from_slice(&self.start.0.to_le_bytes());
-        config[8..].copy_from_slice(&self.bytes.to_le_bytes());
-        read_bytes(&config, offset, data);
+        let config = VirtioPmemConfig { start: self.start.0.into(), size: self.bytes.into() };
+        read_bytes(config.as_slice(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -64,26 +90,36 @@ impl VirtioDevice for Pmem {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        vec![self.worker.take().and_then(QueueWorker::stop)]
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Pmem(PmemState { version: Version, start: self.start.0, bytes: self.bytes })
     }
 }
+
+/// `VIRTIO_PMEM_REQ_TYPE_FLUSH`
+const FLUSH: u32 = 0;
+/// What is answered to a request that was carried out,
+const DONE: u32 = 0;
+/// and to one that was not (-1, section 5.19.6).
+const FAILED: u32 = u32::MAX;
 
 struct Requests;
 
 impl QueueHandler for Requests {
-    fn handle(&mut self, chain: Chain) -> u32 {
-        let kind = chain.clone().readable().next().filter(|request| request.len() >= 4);
-        let kind = kind.and_then(|request| chain.memory().read_obj::<u32>(request.addr()).ok()).map(u32::from_le);
-        let answer = if kind == Some(FLUSH) { DONE } else { FAILED };
-        if answer == FAILED {
-            limited!(debug, ?kind, "a request to persistent memory makes no sense");
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
+        let request: Option<VirtioPmemReq> = chain.readable.read_obj(&memory);
+        let ret = if request.is_some_and(|request| request.type_ == FLUSH) { DONE } else { FAILED };
+        if ret == FAILED {
+            limited!(debug, ?request, "an unknown request to persistent memory");
         }
-        let room = chain.clone().writable().next().filter(|response| response.len() >= 4);
-        match room.map(|response| chain.memory().write_obj(answer.to_le(), response.addr())) {
-            Some(Ok(())) => 4,
-            _ => 0,
-        }
+        let response = VirtioPmemResp { ret: ret.into() };
+        let has_room = chain.writable.bytes() >= size_of::<VirtioPmemResp>() as u64;
+        let written = if has_room { chain.writable.write(&memory, 0, response.as_slice()) } else { 0 };
+        // No more than the response.
+        Outcome::Used(written as u32)
     }
 }
 

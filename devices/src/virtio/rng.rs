@@ -1,28 +1,27 @@
 //! virtio-rng, VIRTIO 1.2 section 5.4: the host's random numbers.
 //!
-//! Also the model for every other device: what it is (the trait's first methods), starting a worker for each queue in
-//! `activate`, dropping them in `reset`, and a handler that knows only requests.
+//! Also the model for every other device: what it is (the trait's first methods), a worker for each queue that is started in
+//! `activate` and stopped in `suspend`, and a handler that knows only requests. It has no state of its own.
 
 use std::io;
 
 use bellows_memory::limited;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vm_memory::Bytes;
+use virtio_queue::QueueState;
 
-use super::worker::{Chain, QueueHandler, QueueWorker};
+use super::chain::Chain;
+use super::queue::{Outcome, QueueHandler, Snapshot};
+use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 
 /// The only queue: buffers to be filled.
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 
-/// Bytes given for one request, whatever its size: a bound on the work that a kick can cause.
-const MAX_BYTES_PER_REQUEST: u32 = 64 << 10;
-
 /// An entropy device.
 #[derive(Default)]
 pub struct Rng {
-    worker: Option<QueueWorker>,
+    worker: Option<QueueWorker<Requests>>,
 }
 
 impl Rng {
@@ -55,39 +54,36 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        vec![self.worker.take().and_then(QueueWorker::stop)]
     }
 }
+
+/// Bytes given for one request, whatever its size: a bound on the work that a kick can cause.
+const MAX_BYTES_PER_REQUEST: u64 = 64 << 10;
 
 struct Requests;
 
 impl QueueHandler for Requests {
-    fn handle(&mut self, chain: Chain) -> u32 {
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
         let mut chunk = [0; 4096];
+        let wanted = chain.writable.bytes().min(MAX_BYTES_PER_REQUEST);
         let mut written = 0;
-        for descriptor in chain.clone().writable() {
-            let mut address = descriptor.addr();
-            let mut left = descriptor.len().min(MAX_BYTES_PER_REQUEST - written);
-            while left > 0 {
-                let bytes = &mut chunk[..left.min(4096) as usize];
-                let filled = fill_random(bytes)
-                    .and_then(|()| chain.memory().write_slice(bytes, address).map_err(io::Error::other));
-                if let Err(error) = filled {
-                    limited!(debug, %error, address = address.0, "a request for random bytes was cut short");
-                    return written;
-                }
-                // Both fit: no more than MAX_BYTES_PER_REQUEST in all, and the write above proved the addresses.
-                let len = bytes.len() as u32;
-                written += len;
-                left -= len;
-                address.0 = address.0.wrapping_add(u64::from(len));
+        while written < wanted {
+            let bytes = &mut chunk[..(wanted - written).min(4096) as usize];
+            if let Err(error) = fill_random(bytes) {
+                limited!(warn, %error, "the kernel gives no random bytes");
+                break;
             }
-            if written == MAX_BYTES_PER_REQUEST {
+            let count = chain.writable.write(&memory, written, bytes);
+            written += count as u64;
+            if count < bytes.len() {
+                limited!(debug, written, "a request for random bytes names memory that is not there");
                 break;
             }
         }
-        written
+        // No more than MAX_BYTES_PER_REQUEST.
+        Outcome::Used(written as u32)
     }
 }
 

@@ -3,12 +3,14 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::virtio::VirtioDevice;
+use crate::virtio::chain::Chain;
+use crate::virtio::queue::{NOTICE_AFTER, Outcome, Snapshot};
 use crate::virtio::testing::{DriverQueue, FakeGuest, FakeInterrupt, PATIENCE, Part};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Answers each request with its first readable byte, and can be held up before it does; says when a request arrives.
 struct Echo {
-    worker: Option<QueueWorker>,
+    worker: Option<QueueWorker<EchoHandler>>,
     gate: Arc<Mutex<()>>,
     served: mpsc::Sender<()>,
 }
@@ -46,21 +48,17 @@ impl VirtioDevice for Echo {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        vec![self.worker.take().and_then(QueueWorker::stop)]
     }
 }
 
 impl QueueHandler for EchoHandler {
-    fn handle(&mut self, chain: Chain) -> u32 {
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
         self.served.send(()).unwrap();
         drop(self.gate.lock().unwrap());
-        let memory = chain.memory();
-        let Some(from) = chain.clone().readable().next() else { return 0 };
-        let Some(to) = chain.clone().writable().next() else { return 0 };
-        let byte: u8 = memory.read_obj(from.addr()).unwrap();
-        memory.write_obj(byte, to.addr()).unwrap();
-        1
+        let byte = chain.readable.read_obj::<u8>(&memory);
+        Outcome::Used(byte.map_or(0, |byte| chain.writable.write(&memory, 0, &[byte]) as u32))
     }
 }
 
@@ -227,15 +225,16 @@ struct Steps {
 }
 
 impl QueueHandler for Steps {
-    fn handle(&mut self, _: Chain) -> u32 {
+    fn handle(&mut self, _: &Chain, _: Snapshot) -> Outcome {
         self.begun.send(()).unwrap();
         self.go_on.recv().unwrap();
-        0
+        Outcome::Used(0)
     }
 }
 
 /// A queue with three requests of which the first has begun.
-fn three_requests() -> (FakeGuest, Arc<FakeInterrupt>, QueueWorker, DriverQueue, mpsc::Receiver<()>, mpsc::Sender<()>) {
+fn three_requests()
+-> (FakeGuest, Arc<FakeInterrupt>, QueueWorker<Steps>, DriverQueue, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let guest = FakeGuest::new();
     let interrupt = Arc::new(FakeInterrupt::new(1));
     let mut queue = guest.queue(0, 256, interrupt.clone());

@@ -246,8 +246,8 @@ impl Partitions {
             discards: self.parts.discards.clone(),
         })?;
         let name = format!("partition {}", window.id());
-        let (device, handle) =
-            Mem::new(memory).map_err(|source| DeviceError::Events { device: name.clone(), source })?;
+        let device = Mem::new(memory);
+        let handle = device.handle();
         let device = bus.add(&name, device, self.parts.event_loop.clone())?;
         let entry = Entry { handle, device, attached, mode: None };
         self.table().insert(window.id(), entry.clone());

@@ -37,8 +37,8 @@ fn layer_disks(layer: &StoredFile) -> [(&'static str, Arc<dyn Disk>); 2] {
     [("pread", Arc::new(LayerDisk::open(layer).unwrap())), ("mapped", Arc::new(MappedLayer::open(layer).unwrap()))]
 }
 
-fn header(kind: u32, sector: u64) -> [u8; HEADER_SIZE] {
-    let mut header = [0; HEADER_SIZE];
+fn header(kind: u32, sector: u64) -> [u8; HEADER_SIZE as usize] {
+    let mut header = [0; HEADER_SIZE as usize];
     header[..4].copy_from_slice(&kind.to_le_bytes());
     header[8..].copy_from_slice(&sector.to_le_bytes());
     header
@@ -97,7 +97,7 @@ fn headers_and_status_may_be_split_anywhere() {
     let mut driver = guest.activate(&mut device);
     let queue = &mut driver.queues[0];
     let request = header(VIRTIO_BLK_T_IN, 2);
-    for cut in 0..=HEADER_SIZE {
+    for cut in 0..=HEADER_SIZE as usize {
         let done = queue.request(&[&request[..cut], &[], &request[cut..]], &[100, 413]);
         assert_eq!((status(&done), done.len), (OK, 513), "{cut}");
         assert_eq!(done.written.concat()[..512], data[1024..1536]);

@@ -3,37 +3,94 @@
 use std::io;
 use std::sync::Arc;
 
-use bellows_disk::Disk;
+use bellows_disk::{Disk, SECTOR_SIZE};
 use bellows_memory::view::Pinned;
 use bellows_memory::{GuestMemory, GuestView, limited};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryBackend as _, VolatileSlice};
+use virtio_queue::QueueState;
+use vm_memory::{ByteValued as _, GuestAddressSpace, Le16, Le32, Le64, VolatileSlice};
 
-use self::request::{HEADER_SIZE, ID_SIZE, Limits, Request, Segment, Segments};
+use self::request::{HEADER_SIZE, ID_SIZE, Limits, Request, VirtioBlkReqHeader};
+use super::chain::{Chain, Segment};
 use super::device::read_bytes;
-use super::worker::{Chain, QueueHandler, QueueWorker};
+use super::queue::{Outcome, QueueHandler, Snapshot};
+use super::state::DeviceState;
+use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
+use crate::state::Version;
+use crate::wire::wire;
 
 pub mod request;
 
 const QUEUE_SIZE: u16 = 256;
 /// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Bytes of the configuration that are not zero at most: up to `num_queues`.
-const CONFIG_SIZE: usize = 36;
-
-/// Pieces of guest memory given to the disk at once.
-const BATCH: usize = 64;
 
 /// A block device. Each of its queues blocks the event loop while a request runs, so it wants a loop of its own.
 pub struct Block {
     disk: Arc<dyn Disk>,
     queue_sizes: Vec<u16>,
-    workers: Vec<QueueWorker>,
+    /// By queue number; `None` where the driver did not enable the queue.
+    workers: Vec<Option<QueueWorker<Requests>>>,
+}
+
+/// State of a [`Block`]: what a driver knows of its disk.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BlockState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// Capacity in sectors.
+    pub sectors: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What the disk says it is.
+    pub id: String,
+}
+
+wire! {
+    /// `struct virtio_blk_config`, section 5.2.4.
+    struct VirtioBlkConfig {
+        capacity: Le64,
+        size_max: Le32,
+        seg_max: Le32,
+        geometry: VirtioBlkGeometry,
+        blk_size: Le32,
+        topology: VirtioBlkTopology,
+        writeback: u8,
+        unused0: u8,
+        num_queues: Le16,
+        max_discard_sectors: Le32,
+        max_discard_seg: Le32,
+        discard_sector_alignment: Le32,
+        max_write_zeroes_sectors: Le32,
+        max_write_zeroes_seg: Le32,
+        write_zeroes_may_unmap: u8,
+        unused1: [u8; 3],
+        max_secure_erase_sectors: Le32,
+        max_secure_erase_seg: Le32,
+        secure_erase_sector_alignment: Le32,
+    }
+
+    struct VirtioBlkGeometry {
+        cylinders: Le16,
+        heads: u8,
+        sectors: u8,
+    }
+
+    struct VirtioBlkTopology {
+        /// Logical blocks of a physical one, as a power of two.
+        physical_block_exp: u8,
+        alignment_offset: u8,
+        /// In logical blocks.
+        min_io_size: Le16,
+        /// In logical blocks.
+        opt_io_size: Le32,
+    }
 }
 
 impl Block {
@@ -49,18 +106,16 @@ impl Block {
         Self { disk: disk.into(), queue_sizes: vec![QUEUE_SIZE; usize::from(queues.max(1))], workers: Vec::new() }
     }
 
-    /// The configuration (VIRTIO 1.2, section 5.2.4). Blocks of 512 bytes may be addressed; 4 KiB are better.
-    fn config(&self) -> [u8; CONFIG_SIZE] {
-        let mut config = [0; CONFIG_SIZE];
-        config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
-        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        config[20..24].copy_from_slice(&512_u32.to_le_bytes());
-        // Topology: a physical block is 2^3 logical ones, none of them misaligned; that is the least and best transfer.
-        config[24] = 3;
-        config[26..28].copy_from_slice(&8_u16.to_le_bytes());
-        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
-        config[34..36].copy_from_slice(&queues.to_le_bytes());
-        config
+    /// The configuration. Blocks of 512 bytes may be addressed; 4 KiB are better.
+    fn config(&self) -> VirtioBlkConfig {
+        VirtioBlkConfig {
+            capacity: self.disk.sectors().into(),
+            seg_max: SEG_MAX.into(),
+            blk_size: (SECTOR_SIZE as u32).into(),
+            topology: VirtioBlkTopology { physical_block_exp: 3, min_io_size: 8.into(), ..Default::default() },
+            num_queues: u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX).into(),
+            ..Default::default()
+        }
     }
 }
 
@@ -83,7 +138,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_bytes(&self.config(), offset, data);
+        read_bytes(self.config().as_slice(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -92,17 +147,29 @@ impl VirtioDevice for Block {
         let mut workers = Vec::with_capacity(self.queue_sizes.len());
         for (index, _) in (0..).zip(&self.queue_sizes) {
             let enabled = activation.queues.get(usize::from(index)).is_some_and(Option::is_some);
-            if enabled || index == 0 {
+            let worker = (enabled || index == 0).then(|| {
                 let handler = Requests::new(self.disk.clone(), activation.memory.clone(), write_through);
-                workers.push(QueueWorker::start(&mut activation, index, handler)?);
-            }
+                QueueWorker::start(&mut activation, index, handler)
+            });
+            workers.push(worker.transpose()?);
         }
         self.workers = workers;
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.workers.clear();
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        let mut queues: Vec<_> = self.workers.drain(..).map(|worker| worker.and_then(QueueWorker::stop)).collect();
+        queues.resize(self.queue_sizes.len(), None);
+        queues
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(BlockState {
+            version: Version,
+            sectors: self.disk.sectors(),
+            read_only: self.disk.read_only(),
+            id: String::from_utf8_lossy(self.disk.id().as_bytes()).trim_end_matches('\0').to_owned(),
+        })
     }
 }
 
@@ -112,82 +179,30 @@ struct Requests {
     memory: GuestView,
     limits: Limits,
     write_through: bool,
-    readable: Segments,
-    writable: Segments,
 }
 
 impl Requests {
     fn new(disk: Arc<dyn Disk>, memory: GuestView, write_through: bool) -> Self {
         let limits = Limits { sectors: disk.sectors(), read_only: disk.read_only() };
-        let segments = usize::from(QUEUE_SIZE);
-        Self {
-            disk,
-            memory,
-            limits,
-            write_through,
-            readable: Segments::with_capacity(segments),
-            writable: Segments::with_capacity(segments),
-        }
-    }
-
-    /// Sorts a chain's descriptors; `false` if it is malformed: too long, cut short, or readable after writable ones.
-    fn collect(&mut self, chain: &mut Chain) -> bool {
-        self.readable.clear();
-        self.writable.clear();
-        for descriptor in chain {
-            let segment = Segment { address: descriptor.addr(), bytes: descriptor.len() };
-            if descriptor.is_write_only() {
-                self.writable.push(segment);
-            } else if self.writable.is_empty() {
-                self.readable.push(segment);
-            } else {
-                return false;
-            }
-            if self.readable.len() + self.writable.len() > usize::from(QUEUE_SIZE) {
-                return false;
-            }
-            if !descriptor.has_next() {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// The header, which the first readable bytes are.
-    fn header(&self, memory: &GuestMemory) -> Result<[u8; HEADER_SIZE], Failure> {
-        let mut header = [0; HEADER_SIZE];
-        let mut filled = 0;
-        for segment in self.readable.part(0, HEADER_SIZE as u64) {
-            let end = filled + segment.bytes as usize;
-            // Nearly always it is in one piece of memory, which is quicker to find.
-            match memory.get_slice(segment.address, segment.bytes as usize) {
-                Ok(slice) => drop(slice.copy_to(&mut header[filled..end])),
-                Err(_) => memory.read_slice(&mut header[filled..end], segment.address)?,
-            }
-            filled = end;
-        }
-        if filled < HEADER_SIZE {
-            return Err(Failure::Header(filled));
-        }
-        Ok(header)
+        Self { disk, memory, limits, write_through }
     }
 
     /// Carries a request out; how many bytes of data it wrote to guest memory. The disk may take long: by then nothing is held of
     /// guest memory but what it reads or writes.
-    fn serve(&self, chain: Chain, writable: u64) -> Result<u64, Failure> {
-        let memory = chain.memory();
-        let header = self.header(memory)?;
-        let readable = self.readable.bytes() - HEADER_SIZE as u64;
+    fn serve(&self, chain: &Chain, memory: Snapshot, writable: u64) -> Result<u64, Failure> {
+        let short = Failure::Header(chain.readable.bytes());
+        let header: VirtioBlkReqHeader = chain.readable.read_obj(&memory).ok_or(short)?;
+        let readable = chain.readable.bytes() - HEADER_SIZE;
         match Request::parse(&header, readable, writable, self.limits)? {
             Request::Read { offset, bytes } => {
-                let data = self.pin(memory, self.writable.part(0, bytes))?;
-                drop(chain);
+                let data = self.pin(&memory, chain.writable.part(0, bytes))?;
+                drop(memory);
                 transfer(&data, offset, |offset, slices| self.disk.read_at(offset, slices))?;
                 Ok(bytes)
             }
             Request::Write { offset, bytes } => {
-                let data = self.pin(memory, self.readable.part(HEADER_SIZE as u64, bytes))?;
-                drop(chain);
+                let data = self.pin(&memory, chain.readable.part(HEADER_SIZE, bytes))?;
+                drop(memory);
                 transfer(&data, offset, |offset, slices| self.disk.write_at(offset, slices))?;
                 drop(data);
                 if self.write_through {
@@ -196,19 +211,16 @@ impl Requests {
                 Ok(0)
             }
             Request::Flush => {
-                drop(chain);
+                drop(memory);
                 self.disk.flush()?;
                 Ok(0)
             }
             Request::GetId => {
                 let id = self.disk.id();
-                let mut left = &id.as_bytes()[..];
-                for segment in self.writable.part(0, ID_SIZE) {
-                    let (piece, rest) = left.split_at(segment.bytes as usize);
-                    memory.write_slice(piece, segment.address)?;
-                    left = rest;
+                match chain.writable.write(&memory, 0, &id.as_bytes()[..]) as u64 {
+                    ID_SIZE => Ok(ID_SIZE),
+                    written => Err(Failure::Id(written)),
                 }
-                Ok(ID_SIZE)
             }
         }
     }
@@ -220,54 +232,33 @@ impl Requests {
 }
 
 impl QueueHandler for Requests {
-    fn handle(&mut self, mut chain: Chain) -> u32 {
-        let head = chain.head_index();
-        if !self.collect(&mut chain) {
-            limited!(debug, head, "dropped a malformed descriptor chain");
-            return 0;
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
+        let head = chain.head();
+        if let Some(defect) = chain.defect() {
+            limited!(debug, head, %defect, "dropped a malformed descriptor chain");
+            return Outcome::Used(0);
         }
-        // The status is the last writable byte; where there is none, the driver can't be told anything.
-        let Some(writable) = self.writable.bytes().checked_sub(1) else {
+        // The status is the last writable byte; without one the driver can't be told anything.
+        let Some(writable) = chain.writable.bytes().checked_sub(1) else {
             limited!(debug, head, "dropped a request without a status byte");
-            return 0;
+            return Outcome::Used(0);
         };
-        let (status, bytes) = match self.serve(chain, writable) {
+        let (status, bytes) = match self.serve(chain, memory, writable) {
             Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
             Err(failure) => {
                 limited!(debug, %failure, "a block request failed");
                 (failure.status(), 0)
             }
         };
-        let memory = self.memory.memory();
-        let last = self.writable.part(writable, 1).next().and_then(|last| memory.get_slice(last.address, 1).ok());
-        match last.map(|last| last.copy_from(&[status])) {
-            Some(()) => u32::try_from(bytes + 1).unwrap_or(u32::MAX),
-            _ => 0,
+        match chain.writable.write(&self.memory.memory(), writable, &[status]) {
+            0 => Outcome::Used(0),
+            _ => Outcome::Used(u32::try_from(bytes + 1).unwrap_or(u32::MAX)),
         }
     }
 }
 
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("its header has {0} bytes")]
-    Header(usize),
-    #[error(transparent)]
-    Rejected(#[from] request::Rejection),
-    #[error("it names memory that is not there: {0}")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-    #[error("the disk failed: {0}")]
-    Disk(#[from] io::Error),
-}
-
-impl Failure {
-    fn status(&self) -> u8 {
-        match self {
-            Self::Rejected(rejection) => rejection.status(),
-            Self::Header(_) | Self::Memory(_) | Self::Disk(_) => VIRTIO_BLK_S_IOERR as u8,
-        }
-    }
-}
+/// Pieces of guest memory given to the disk at once.
+const BATCH: usize = 64;
 
 /// Calls `transfer` with `data` and the position on the disk, batch by batch.
 fn transfer(
@@ -289,6 +280,30 @@ fn transfer(
         }
         transfer(offset, &batch[..filled])?;
         offset += batch[..filled].iter().map(|slice| slice.len() as u64).sum::<u64>();
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("its header is not in memory, or not among its {0} readable bytes")]
+    Header(u64),
+    #[error("its buffer for the identifier has {0} bytes in memory")]
+    Id(u64),
+    #[error(transparent)]
+    Rejected(#[from] request::Rejection),
+    #[error("it names memory that is not there: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("the disk failed: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl Failure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Rejected(rejection) => rejection.status(),
+            Self::Header(_) | Self::Id(_) | Self::Memory(_) | Self::Disk(_) => VIRTIO_BLK_S_IOERR as u8,
+        }
     }
 }
 

@@ -4,10 +4,24 @@ use bellows_disk::SECTOR_SIZE;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
-use vm_memory::GuestAddress;
+use vm_memory::{Le32, Le64};
 
-/// Bytes of the header that every request begins with.
-pub const HEADER_SIZE: usize = 16;
+use crate::wire::wire;
+
+wire! {
+    /// What every request begins with: the first fields of `struct virtio_blk_req`, section 5.2.6.
+    pub struct VirtioBlkReqHeader {
+        /// `VIRTIO_BLK_T_*`.
+        type_: Le32,
+        /// Nothing.
+        reserved: Le32,
+        /// Position on the disk in sectors.
+        sector: Le64,
+    }
+}
+
+/// Bytes of a [`VirtioBlkReqHeader`].
+pub const HEADER_SIZE: u64 = size_of::<VirtioBlkReqHeader>() as u64;
 
 /// Bytes that `VIRTIO_BLK_T_GET_ID` answers.
 pub const ID_SIZE: u64 = 20;
@@ -85,11 +99,9 @@ impl Request {
     ///
     /// # Errors
     /// It must not be carried out.
-    pub fn parse(header: &[u8; HEADER_SIZE], readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
-        let [kind, _reserved, sector_low, sector_high] =
-            std::array::from_fn(|word| u32::from_le_bytes(std::array::from_fn(|byte| header[word * 4 + byte])));
-        let sector = u64::from(sector_high) << 32 | u64::from(sector_low);
-        match kind {
+    pub fn parse(header: &VirtioBlkReqHeader, readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
+        let sector = header.sector.to_native();
+        match header.type_.to_native() {
             VIRTIO_BLK_T_IN => check(sector, writable, limits).map(|offset| Self::Read { offset, bytes: writable }),
             VIRTIO_BLK_T_OUT if limits.read_only => Err(Rejection::ReadOnly),
             VIRTIO_BLK_T_OUT => check(sector, readable, limits).map(|offset| Self::Write { offset, bytes: readable }),
@@ -110,74 +122,6 @@ fn check(sector: u64, bytes: u64, limits: Limits) -> Result<u64, Rejection> {
     match sector.checked_add(bytes / SECTOR_SIZE) {
         Some(end) if end <= limits.sectors => sector.checked_mul(SECTOR_SIZE).ok_or(beyond),
         _ => Err(beyond),
-    }
-}
-
-/// A piece of guest memory that a descriptor names; nobody has checked that it exists.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Segment {
-    /// Where it begins.
-    pub address: GuestAddress,
-    /// How long it is.
-    pub bytes: u32,
-}
-
-/// Pieces of guest memory, one after the other. Keeps its memory from request to request.
-#[derive(Debug)]
-pub struct Segments {
-    list: Vec<Segment>,
-    bytes: u64,
-}
-
-impl Segments {
-    /// Without pieces, and with room for `pieces` of them.
-    #[must_use]
-    pub fn with_capacity(pieces: usize) -> Self {
-        Self { list: Vec::with_capacity(pieces), bytes: 0 }
-    }
-
-    /// Forgets all pieces.
-    pub fn clear(&mut self) {
-        self.list.clear();
-        self.bytes = 0;
-    }
-
-    /// Adds a piece at the end.
-    pub fn push(&mut self, segment: Segment) {
-        self.list.push(segment);
-        self.bytes += u64::from(segment.bytes);
-    }
-
-    /// How many pieces there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// How many bytes they are together.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// The `take` bytes behind the first `skip` of what they are together, as pieces that are not empty.
-    pub fn part(&self, mut skip: u64, mut take: u64) -> impl Iterator<Item = Segment> {
-        self.list.iter().filter_map(move |segment| {
-            let skipped = skip.min(u64::from(segment.bytes));
-            skip -= skipped;
-            let taken = take.min(u64::from(segment.bytes) - skipped);
-            take -= taken;
-            // Wraps only where the driver's own descriptor does; such an address is in no memory.
-            let address = GuestAddress(segment.address.0.wrapping_add(skipped));
-            #[allow(clippy::cast_possible_truncation, reason = "no longer than the segment")]
-            (taken > 0).then_some(Segment { address, bytes: taken as u32 })
-        })
     }
 }
 

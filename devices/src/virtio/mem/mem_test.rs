@@ -1,9 +1,11 @@
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use bellows_memory::BLOCK;
+use bellows_memory::partition::{TargetError, WaitError};
 use bellows_memory::testing::Fixture;
-use vm_memory::GuestMemoryBackend;
+use bellows_memory::{BLOCK, ByteSize};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, PATIENCE, Part};
@@ -34,7 +36,8 @@ impl Bench {
     fn new() -> Self {
         let guest = FakeGuest::new();
         let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(512));
-        let (mut device, handle) = Mem::new(fixture.partition.clone()).unwrap();
+        let mut device = Mem::new(fixture.partition.clone());
+        let handle = device.handle();
         let driver = guest.activate(&mut device);
         Self { guest, fixture, device, handle, driver }
     }
@@ -48,8 +51,8 @@ impl Bench {
     }
 }
 
-fn request(kind: u16, address: u64, blocks: u16) -> [u8; REQUEST_SIZE] {
-    let mut bytes = [0; REQUEST_SIZE];
+fn request(kind: u16, address: u64, blocks: u16) -> [u8; size_of::<VirtioMemReq>()] {
+    let mut bytes = [0; size_of::<VirtioMemReq>()];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
     bytes[8..16].copy_from_slice(&address.to_le_bytes());
     bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
@@ -401,7 +404,7 @@ fn a_request_that_has_to_wait_is_answered_later() {
 fn a_queue_that_was_not_enabled_is_missed() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
-    let (mut device, _) = Mem::new(fixture.partition.clone()).unwrap();
+    let mut device = Mem::new(fixture.partition.clone());
     let error = device.activate(Activation {
         memory: guest.view().clone(),
         queues: vec![None],
@@ -416,7 +419,7 @@ fn a_queue_that_was_not_enabled_is_missed() {
 fn a_driver_that_would_read_what_is_not_plugged_is_refused() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
-    let (mut device, _) = Mem::new(fixture.partition.clone()).unwrap();
+    let mut device = Mem::new(fixture.partition.clone());
     let old = FakeGuest::all_features(&device) & !F_UNPLUGGED_INACCESSIBLE;
     let error = guest.try_activate(&mut device, old).err().unwrap();
     assert_eq!(error.to_string(), "the driver did not accept VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE");

@@ -5,13 +5,55 @@ use bellows_memory::BlockRange;
 use bellows_memory::layout::Window;
 use bellows_memory::partition::Report;
 use bellows_memory::partition::{Answer, BlockState, Request};
+use vm_memory::{Le16, Le64};
 
-/// Bytes of `struct virtio_mem_req`.
-pub const REQUEST_SIZE: usize = 24;
-/// Bytes of `struct virtio_mem_resp`.
-pub const RESPONSE_SIZE: usize = 10;
-/// Bytes of `struct virtio_mem_config`.
-pub const CONFIG_SIZE: usize = 56;
+use crate::wire::wire;
+
+wire! {
+    /// `struct virtio_mem_req`; the variants of its union are all alike.
+    pub struct VirtioMemReq {
+        /// `VIRTIO_MEM_REQ_*`.
+        type_: Le16,
+        /// Nothing.
+        padding: [u8; 6],
+        /// First guest-physical address.
+        addr: Le64,
+        /// Number of blocks.
+        nb_blocks: Le16,
+        /// Nothing.
+        padding1: [u8; 6],
+    }
+
+    /// `struct virtio_mem_resp`.
+    pub struct VirtioMemResp {
+        /// `VIRTIO_MEM_RESP_*`.
+        type_: Le16,
+        /// Nothing.
+        padding: [u8; 6],
+        /// `VIRTIO_MEM_STATE_*`.
+        state: Le16,
+    }
+
+    /// `struct virtio_mem_config`.
+    pub struct VirtioMemConfig {
+        /// Bytes of a block.
+        block_size: Le64,
+        /// The proximity domain.
+        node_id: Le16,
+        /// Nothing.
+        padding: [u8; 6],
+        /// First guest-physical address of the device's region.
+        addr: Le64,
+        /// Bytes of the region.
+        region_size: Le64,
+        /// Bytes of it, from its start on, that may be plugged.
+        usable_region_size: Le64,
+        /// Bytes that are plugged.
+        plugged_size: Le64,
+        /// Bytes that the host wants plugged.
+        requested_size: Le64,
+    }
+}
 
 /// `VIRTIO_MEM_F_ACPI_PXM`: the configuration names a proximity domain.
 pub const F_ACPI_PXM: u64 = 1 << 0;
@@ -58,11 +100,9 @@ pub enum RequestError {
 ///
 /// # Errors
 /// It is none; the answer is [`Answer::Error`].
-pub fn parse(bytes: &[u8; REQUEST_SIZE], window: Window) -> Result<Request, RequestError> {
-    let [t0, t1, _, _, _, _, _, _, a0, a1, a2, a3, a4, a5, a6, a7, n0, n1, ..] = *bytes;
-    let address = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
-    let blocks = u16::from_le_bytes([n0, n1]);
-    let request = match u16::from_le_bytes([t0, t1]) {
+pub fn parse(request: &VirtioMemReq, window: Window) -> Result<Request, RequestError> {
+    let (address, blocks) = (request.addr.to_native(), request.nb_blocks.to_native());
+    let request = match request.type_.to_native() {
         REQ_PLUG => Request::Plug,
         REQ_UNPLUG => Request::Unplug,
         REQ_UNPLUG_ALL => return Ok(Request::UnplugAll),
@@ -86,9 +126,9 @@ pub fn parse(bytes: &[u8; REQUEST_SIZE], window: Window) -> Result<Request, Requ
     BlockRange::new(first, u32::from(blocks)).map(request).ok_or(outside)
 }
 
-/// Writes an answer.
+/// An answer as the driver reads it.
 #[must_use]
-pub fn encode(answer: Answer) -> [u8; RESPONSE_SIZE] {
+pub fn encode(answer: Answer) -> VirtioMemResp {
     let (kind, state) = match answer {
         Answer::Done => (RESP_ACK, 0),
         Answer::State(BlockState::Plugged) => (RESP_ACK, STATE_PLUGGED),
@@ -98,30 +138,22 @@ pub fn encode(answer: Answer) -> [u8; RESPONSE_SIZE] {
         Answer::Busy => (RESP_BUSY, 0),
         Answer::Error => (RESP_ERROR, 0),
     };
-    let mut bytes = [0; RESPONSE_SIZE];
-    bytes[..2].copy_from_slice(&u16::to_le_bytes(kind));
-    bytes[8..].copy_from_slice(&u16::to_le_bytes(state));
-    bytes
+    VirtioMemResp { type_: kind.into(), state: state.into(), ..Default::default() }
 }
 
 /// The configuration of the device that has `window`.
 #[must_use]
-pub fn config(window: Window, report: &Report) -> [u8; CONFIG_SIZE] {
-    let fields = [
-        BLOCK.get(),
-        // `node_id` and padding.
-        u64::from(window.id().get()),
-        window.range().start().0,
-        window.range().bytes(),
-        report.usable.get(),
-        report.plugged.get(),
-        report.target.get(),
-    ];
-    let mut bytes = [0; CONFIG_SIZE];
-    for (bytes, field) in bytes.chunks_exact_mut(8).zip(fields) {
-        bytes.copy_from_slice(&field.to_le_bytes());
+pub fn config(window: Window, report: &Report) -> VirtioMemConfig {
+    VirtioMemConfig {
+        block_size: BLOCK.get().into(),
+        node_id: window.id().get().into(),
+        addr: window.range().start().0.into(),
+        region_size: window.range().bytes().into(),
+        usable_region_size: report.usable.get().into(),
+        plugged_size: report.plugged.get().into(),
+        requested_size: report.target.get().into(),
+        ..Default::default()
     }
-    bytes
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bellows_memory::{GuestMemory, GuestView};
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory as _, GuestMemoryLoadGuard, Permissions};
@@ -63,6 +64,17 @@ impl FakeGuest {
     #[must_use]
     pub fn event_loop(&self) -> &EventLoop {
         &self.event_loop
+    }
+
+    /// Waits until the event loop has served all that was signalled before.
+    pub fn drain(&self) {
+        struct Passer;
+        impl MutEventSubscriber for Passer {
+            fn process(&mut self, _: Events, _: &mut EventOps) {}
+            fn init(&mut self, _: &mut EventOps) {}
+        }
+        // The loop answers such calls after the events that it has found.
+        drop(self.event_loop.handle().add(Passer).unwrap());
     }
 
     /// Page-aligned memory that nobody else got; zeros.

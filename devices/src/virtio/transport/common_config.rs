@@ -7,10 +7,35 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
+use vm_memory::{ByteValued as _, GuestAddress, GuestMemoryBackend as _, Le16, Le32, Le64};
 
-/// Bytes of the structure, up to and without `queue_notify_data`, which belongs to a feature that is not offered.
-pub const BYTES: u64 = 56;
+use crate::virtio::device::read_bytes;
+use crate::wire::wire;
+
+wire! {
+    /// `struct virtio_pci_common_cfg`, up to and without `queue_notify_data`, which belongs to a feature that is not offered.
+    struct VirtioPciCommonCfg {
+        device_feature_select: Le32,
+        device_feature: Le32,
+        driver_feature_select: Le32,
+        driver_feature: Le32,
+        config_msix_vector: Le16,
+        num_queues: Le16,
+        device_status: u8,
+        config_generation: u8,
+        queue_select: Le16,
+        queue_size: Le16,
+        queue_msix_vector: Le16,
+        queue_enable: Le16,
+        queue_notify_off: Le16,
+        queue_desc: Le64,
+        queue_driver: Le64,
+        queue_device: Le64,
+    }
+}
+
+/// Bytes of the structure.
+pub const BYTES: u64 = size_of::<VirtioPciCommonCfg>() as u64;
 
 /// The vector number that means none.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -18,22 +43,26 @@ pub const NO_VECTOR: u16 = 0xffff;
 /// Offsets of the structure's fields.
 pub mod field {
     #![expect(missing_docs, reason = "the names are the specification's")]
-    pub const DEVICE_FEATURE_SELECT: u64 = 0x00;
-    pub const DEVICE_FEATURE: u64 = 0x04;
-    pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
-    pub const DRIVER_FEATURE: u64 = 0x0c;
-    pub const CONFIG_MSIX_VECTOR: u64 = 0x10;
-    pub const NUM_QUEUES: u64 = 0x12;
-    pub const DEVICE_STATUS: u64 = 0x14;
-    pub const CONFIG_GENERATION: u64 = 0x15;
-    pub const QUEUE_SELECT: u64 = 0x16;
-    pub const QUEUE_SIZE: u64 = 0x18;
-    pub const QUEUE_MSIX_VECTOR: u64 = 0x1a;
-    pub const QUEUE_ENABLE: u64 = 0x1c;
-    pub const QUEUE_NOTIFY_OFF: u64 = 0x1e;
-    pub const QUEUE_DESC: u64 = 0x20;
-    pub const QUEUE_DRIVER: u64 = 0x28;
-    pub const QUEUE_DEVICE: u64 = 0x30;
+    use std::mem::offset_of;
+
+    use super::VirtioPciCommonCfg;
+
+    pub const DEVICE_FEATURE_SELECT: u64 = offset_of!(VirtioPciCommonCfg, device_feature_select) as u64;
+    pub const DEVICE_FEATURE: u64 = offset_of!(VirtioPciCommonCfg, device_feature) as u64;
+    pub const DRIVER_FEATURE_SELECT: u64 = offset_of!(VirtioPciCommonCfg, driver_feature_select) as u64;
+    pub const DRIVER_FEATURE: u64 = offset_of!(VirtioPciCommonCfg, driver_feature) as u64;
+    pub const CONFIG_MSIX_VECTOR: u64 = offset_of!(VirtioPciCommonCfg, config_msix_vector) as u64;
+    pub const NUM_QUEUES: u64 = offset_of!(VirtioPciCommonCfg, num_queues) as u64;
+    pub const DEVICE_STATUS: u64 = offset_of!(VirtioPciCommonCfg, device_status) as u64;
+    pub const CONFIG_GENERATION: u64 = offset_of!(VirtioPciCommonCfg, config_generation) as u64;
+    pub const QUEUE_SELECT: u64 = offset_of!(VirtioPciCommonCfg, queue_select) as u64;
+    pub const QUEUE_SIZE: u64 = offset_of!(VirtioPciCommonCfg, queue_size) as u64;
+    pub const QUEUE_MSIX_VECTOR: u64 = offset_of!(VirtioPciCommonCfg, queue_msix_vector) as u64;
+    pub const QUEUE_ENABLE: u64 = offset_of!(VirtioPciCommonCfg, queue_enable) as u64;
+    pub const QUEUE_NOTIFY_OFF: u64 = offset_of!(VirtioPciCommonCfg, queue_notify_off) as u64;
+    pub const QUEUE_DESC: u64 = offset_of!(VirtioPciCommonCfg, queue_desc) as u64;
+    pub const QUEUE_DRIVER: u64 = offset_of!(VirtioPciCommonCfg, queue_driver) as u64;
+    pub const QUEUE_DEVICE: u64 = offset_of!(VirtioPciCommonCfg, queue_device) as u64;
 }
 
 /// Bits of `device_status`.
@@ -171,6 +200,11 @@ impl CommonConfig {
         self.accepted
     }
 
+    /// Whether the driver enabled each queue, in order.
+    pub fn enabled_queues(&self) -> impl Iterator<Item = bool> {
+        self.queues.iter().map(|queue| queue.enabled)
+    }
+
     /// The queues as the driver set them up; `None` where it did not enable one.
     ///
     /// # Errors
@@ -185,41 +219,36 @@ impl CommonConfig {
 
     /// Reads at `offset`, at any width. What lies behind the structure reads as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8], live: Live) {
-        let image = self.image(live);
-        data.fill(0);
-        let shown = usize::try_from(offset).ok().and_then(|offset| image.get(offset..)).unwrap_or_default();
-        for (byte, &value) in data.iter_mut().zip(shown) {
-            *byte = value;
-        }
+        read_bytes(self.image(live).as_slice(), offset, data);
     }
 
-    fn image(&self, live: Live) -> [u8; BYTES as usize] {
-        let mut image = [0; BYTES as usize];
-        let mut put = |at: u64, value: u64, len: usize| {
-            image[at as usize..][..len].copy_from_slice(&value.to_le_bytes()[..len]);
+    fn image(&self, live: Live) -> VirtioPciCommonCfg {
+        let common = VirtioPciCommonCfg {
+            device_feature_select: self.device_feature_select.into(),
+            device_feature: word(self.offered, self.device_feature_select).into(),
+            driver_feature_select: self.driver_feature_select.into(),
+            driver_feature: word(self.accepted, self.driver_feature_select).into(),
+            config_msix_vector: self.config_vector.into(),
+            // No more than a `u16` can select.
+            num_queues: (self.queues.len() as u16).into(),
+            device_status: self.status(live),
+            config_generation: live.generation,
+            queue_select: self.queue_select.into(),
+            queue_msix_vector: NO_VECTOR.into(),
+            ..Default::default()
         };
-        put(field::DEVICE_FEATURE_SELECT, self.device_feature_select.into(), 4);
-        put(field::DEVICE_FEATURE, word(self.offered, self.device_feature_select).into(), 4);
-        put(field::DRIVER_FEATURE_SELECT, self.driver_feature_select.into(), 4);
-        put(field::DRIVER_FEATURE, word(self.accepted, self.driver_feature_select).into(), 4);
-        put(field::CONFIG_MSIX_VECTOR, self.config_vector.into(), 2);
-        put(field::NUM_QUEUES, self.queues.len() as u64, 2);
-        put(field::DEVICE_STATUS, self.status(live).into(), 1);
-        put(field::CONFIG_GENERATION, live.generation.into(), 1);
-        put(field::QUEUE_SELECT, self.queue_select.into(), 2);
-        // A queue that there is not has size 0.
-        if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
-            put(field::QUEUE_SIZE, queue.size.into(), 2);
-            put(field::QUEUE_MSIX_VECTOR, queue.vector.into(), 2);
-            put(field::QUEUE_ENABLE, queue.enabled.into(), 2);
-            put(field::QUEUE_NOTIFY_OFF, self.queue_select.into(), 2);
-            put(field::QUEUE_DESC, queue.descriptors, 8);
-            put(field::QUEUE_DRIVER, queue.available, 8);
-            put(field::QUEUE_DEVICE, queue.used, 8);
-        } else {
-            put(field::QUEUE_MSIX_VECTOR, NO_VECTOR.into(), 2);
+        // A queue that does not exist has size 0.
+        let Some(queue) = self.queues.get(usize::from(self.queue_select)) else { return common };
+        VirtioPciCommonCfg {
+            queue_size: queue.size.into(),
+            queue_msix_vector: queue.vector.into(),
+            queue_enable: u16::from(queue.enabled).into(),
+            queue_notify_off: self.queue_select.into(),
+            queue_desc: queue.descriptors.into(),
+            queue_driver: queue.available.into(),
+            queue_device: queue.used.into(),
+            ..common
         }
-        image
     }
 
     const fn status(&self, live: Live) -> u8 {

@@ -4,8 +4,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_memory::{GuestView, limited};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{QueueState, QueueT};
 use vm_memory::GuestAddressSpace;
 
 use super::common_config::{CommonConfig, Effect, Live, QueueError};
@@ -72,12 +74,38 @@ struct State {
     common: CommonConfig,
     /// One for each queue.
     notifiers: Vec<Notifier>,
-    /// The driver has started the device.
-    active: bool,
+    run: Run,
+    /// The host has suspended the function.
+    suspended: bool,
     /// Where the BAR is answered.
     bar: Option<u64>,
     /// Taken off the bus: nothing counts any more.
     removed: bool,
+}
+
+/// What the driver and the host made of the device.
+enum Run {
+    /// The driver has not started it, or it could not start.
+    Idle,
+    /// It serves its queues.
+    Active,
+    /// The driver has started it; it serves its queues from here on when the host resumes it.
+    Suspended(Vec<Option<RingPosition>>),
+}
+
+/// How far a queue was served: everything else about it is in the common configuration.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RingPosition {
+    /// Number of the next entry of the available ring, modulo 2^16.
+    pub next_avail: u16,
+    /// Number of the next entry of the used ring, modulo 2^16.
+    pub next_used: u16,
+}
+
+impl From<QueueState> for RingPosition {
+    fn from(state: QueueState) -> Self {
+        Self { next_avail: state.next_avail, next_used: state.next_used }
+    }
 }
 
 impl VirtioPci {
@@ -121,7 +149,15 @@ impl VirtioPci {
             capabilities,
             space: Mutex::new(space),
             msix: Mutex::new(MsixTable::new(vectors)),
-            state: Mutex::new(State { device, common, notifiers, active: false, bar: None, removed: false }),
+            state: Mutex::new(State {
+                device,
+                common,
+                notifiers,
+                run: Run::Idle,
+                suspended: false,
+                bar: None,
+                removed: false,
+            }),
             interrupts: Arc::new(interrupts),
             memory,
             doorbells,
@@ -165,7 +201,7 @@ impl VirtioPci {
                 if offset.is_multiple_of(NOTIFY_MULTIPLIER) {
                     let state = lock(&self.state);
                     let queue = usize::try_from(offset / NOTIFY_MULTIPLIER).unwrap_or(usize::MAX);
-                    state.notifiers.get(queue).filter(|_| state.active).inspect(|notifier| notifier.notify());
+                    state.notifiers.get(queue).filter(|_| state.is_started()).inspect(|notifier| notifier.notify());
                 }
             }
             Region::MsixTable => {
@@ -189,18 +225,37 @@ impl VirtioPci {
             Effect::ConfigVector(vector) => self.interrupts.set_config_vector(vector),
             Effect::QueueVector { queue, vector } => self.interrupts.set_queue_vector(queue, vector),
             Effect::Activate => {
-                if let Err(error) = self.activate(&mut state) {
-                    let device_type = state.device.device_type();
-                    limited!(warn, device_type, error = &error as &dyn std::error::Error, "a device can't start");
-                    self.stop(&mut state);
-                    self.interrupts.needs_reset();
-                }
+                let start = state.common.enabled_queues().map(|enabled| enabled.then(RingPosition::default)).collect();
+                state.run = Run::Suspended(start);
+                self.go_on(&mut state);
             }
         }
     }
 
-    fn activate(&self, state: &mut State) -> Result<(), StartError> {
-        let queues = state.common.build_queues(&self.memory.memory())?;
+    /// Starts or resumes the device from where its queues are, unless the host has suspended it or the driver has not started it.
+    fn go_on(&self, state: &mut State) {
+        let Run::Suspended(positions) = &state.run else { return };
+        if state.suspended {
+            return;
+        }
+        let positions = positions.clone();
+        if let Err(error) = self.activate(state, &positions) {
+            let device_type = state.device.device_type();
+            limited!(warn, device_type, error = &error as &dyn std::error::Error, "a device can't start");
+            self.stop(state);
+            self.interrupts.needs_reset();
+        }
+    }
+
+    fn activate(&self, state: &mut State, positions: &[Option<RingPosition>]) -> Result<(), StartError> {
+        let mut queues = state.common.build_queues(&self.memory.memory())?;
+        for (number, (queue, position)) in (0..).zip(queues.iter_mut().zip(positions)) {
+            if let Some(queue) = queue {
+                let position = position.ok_or(StartError::Lost(number))?;
+                queue.set_next_avail(position.next_avail);
+                queue.set_next_used(position.next_used);
+            }
+        }
         let queues = queues
             .into_iter()
             .zip(&state.notifiers)
@@ -213,14 +268,14 @@ impl VirtioPci {
             features: state.common.features(),
             event_loop: self.event_loop.clone(),
         })?;
-        state.active = true;
+        state.run = Run::Active;
         self.wire(state);
         Ok(())
     }
 
-    /// Wires the doorbells of an active device to where the BAR is now.
+    /// Wires the doorbells of a device that the driver has started to where the BAR is now.
     fn wire(&self, state: &mut State) {
-        let base = state.bar.filter(|_| state.active);
+        let base = state.bar.filter(|_| state.is_started());
         for (queue, notifier) in (0..).zip(&mut state.notifiers) {
             // A BAR is below 4 GiB, so this does not overflow.
             let address = base.map(|base| base + NOTIFY + queue * NOTIFY_MULTIPLIER);
@@ -234,7 +289,7 @@ impl VirtioPci {
             notifier.wire(&*self.doorbells, None);
         }
         state.device.reset();
-        state.active = false;
+        state.run = Run::Idle;
     }
 
     fn reset(&self, state: &mut State) {
@@ -259,8 +314,16 @@ impl VirtioPci {
     }
 }
 
+impl State {
+    const fn is_started(&self) -> bool {
+        !matches!(self.run, Run::Idle)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum StartError {
+    #[error("the position of queue {0} was lost with its event loop")]
+    Lost(u16),
     #[error(transparent)]
     Queue(#[from] QueueError),
     #[error(transparent)]
@@ -329,6 +392,21 @@ impl PciFunction for VirtioPci {
         if let Some((region, offset)) = Region::at(offset) {
             self.write_region(region, offset, data);
         }
+    }
+
+    fn suspend(&self) {
+        let mut state = lock(&self.state);
+        state.suspended = true;
+        if matches!(state.run, Run::Active) {
+            let queues = state.device.suspend();
+            state.run = Run::Suspended(queues.into_iter().map(|queue| queue.map(RingPosition::from)).collect());
+        }
+    }
+
+    fn resume(&self) {
+        let mut state = lock(&self.state);
+        state.suspended = false;
+        self.go_on(&mut state);
     }
 
     fn removed(&self) {

@@ -61,6 +61,10 @@ impl VirtioDevice for Idle {
         Ok(())
     }
 
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        vec![None; self.sizes.len()]
+    }
+
     fn reset(&mut self) {
         // The test may be over.
         let _ = self.reset.send(());

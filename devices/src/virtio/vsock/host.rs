@@ -26,8 +26,6 @@ const MAX_CLIENTS: usize = 64;
 pub enum Token {
     /// The driver kicked a queue.
     Kick(u16),
-    /// There was more to do than fits one turn.
-    Again,
     /// A host client connects.
     Listener,
     /// A client without a connection.
@@ -45,7 +43,6 @@ impl Token {
     pub const fn data(self) -> u32 {
         match self {
             Self::Kick(queue) => queue as u32,
-            Self::Again => 8,
             Self::Listener => 9,
             Self::Client(index) => Self::FIRST_CLIENT + index,
             Self::Stream(id) => Self::FIRST_STREAM + id.0,
@@ -56,7 +53,6 @@ impl Token {
     #[must_use]
     pub const fn from_data(data: u32) -> Self {
         match data {
-            8 => Self::Again,
             9 => Self::Listener,
             Self::FIRST_STREAM.. => Self::Stream(ConnectionId(data - Self::FIRST_STREAM)),
             Self::FIRST_CLIENT.. => Self::Client(data - Self::FIRST_CLIENT),
@@ -108,6 +104,19 @@ impl Host {
     #[must_use]
     pub fn new() -> Self {
         Self { clients: Vec::new(), streams: Vec::new(), accepted: 0, reserve: reserve() }
+    }
+
+    /// Watches all sockets, after they were taken off an event loop with their handler. Closes those that can't be watched,
+    /// and returns the connections among them.
+    pub fn watch_all(&mut self, ops: &mut EventOps) -> Vec<ConnectionId> {
+        for (index, client) in (0..).zip(&mut self.clients) {
+            client.take_if(|client| !watch(&client.socket, Token::Client(index), ops));
+        }
+        let closed = |(index, stream): (u32, &mut Option<HostStream>)| {
+            let id = ConnectionId(index);
+            stream.take_if(|stream| !watch(&stream.socket, Token::Stream(id), ops)).map(|_| id)
+        };
+        (0..).zip(&mut self.streams).filter_map(closed).collect()
     }
 
     /// Takes the next client of `listener`; `false` if none waits.

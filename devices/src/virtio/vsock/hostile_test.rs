@@ -26,7 +26,7 @@ fn more_than_the_credit_ends_the_stream() {
     let reset = loop {
         stream.send(&mut machine, Op::ReadWrite, 0, &[7; 60_000]);
         sent += 60_000;
-        machine.settle();
+        machine.guest.drain();
         stream.send(&mut machine, Op::CreditRequest, 0, &[]);
         let (header, _) = machine.receive(stream.ports);
         if header.op == Op::Reset.number() {
@@ -217,7 +217,7 @@ fn an_impossible_ring_needs_a_reset() {
         machine.driver.interrupt.wait_needs_reset();
         assert!(!matches!(client.read(&mut [0]), Ok(1..)));
         machine.driver.queues[queue].kick();
-        machine.settle();
+        machine.guest.drain();
         assert_eq!(machine.driver.interrupt.needs_reset_count(), 1);
 
         machine.device.reset();

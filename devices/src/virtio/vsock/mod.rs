@@ -5,35 +5,42 @@
 //! port P of context 2 reaches whoever listens at the device's socket path with `_P` after it.
 //!
 //! From the inside out: [`packet`] and [`credit`] are the wire; [`connection`] is one stream and [`muxer`] all of them,
-//! both plain data; `host` and `segments` are the host's sockets and the guest's buffers; `handler` joins them on the
-//! event loop. [`exercise`] drives the plain part from any bytes.
+//! both plain data; `host` and `packet_buffer` are the host's sockets and the guest's buffers; `streams` joins muxer and
+//! sockets; `handler` serves the queues with them on the event loop.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use virtio_queue::QueueState;
+use vm_memory::ByteValued as _;
 
 use self::handler::Handler;
 use self::listener::HostListener;
+use self::packet::VirtioVsockConfig;
+use self::streams::Streams;
 use super::device::read_bytes;
-use super::worker::OnLoop;
+use super::state::DeviceState;
 use super::{ActivateError, Activation, VirtioDevice};
+use crate::event_loop::OnLoop;
+use crate::state::{RestoreError, Version, expect};
 
 pub mod backlog;
 mod bound;
 mod connect_line;
 pub mod connection;
 pub mod credit;
+#[cfg(any(test, feature = "testing"))]
 pub mod exercise;
 mod handler;
 mod host;
 mod listener;
 pub mod muxer;
 pub mod packet;
-mod segments;
+mod packet_buffer;
 mod socket;
+mod streams;
 
 pub use self::bound::BoundSocket;
 pub use self::listener::ListenError;
@@ -42,7 +49,7 @@ pub use self::listener::ListenError;
 const RX: u16 = 0;
 /// Packets from the guest.
 const TX: u16 = 1;
-/// Notices that the device itself changed; there never are any.
+/// Notices that the device itself changed.
 const EVENT: u16 = 2;
 const QUEUE_SIZES: &[u16] = &[256, 256, 64];
 
@@ -63,18 +70,27 @@ pub enum VsockError {
     /// The host's socket could not be made.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// No descriptor is left.
-    #[error("cannot make the vsock device's eventfd")]
-    Event(#[source] io::Error),
 }
 
 /// A vsock device.
 pub struct Vsock {
     guest_cid: u32,
     listener: Arc<HostListener>,
-    /// What the handler wakes itself with.
-    again: Arc<EventFd>,
-    active: Option<OnLoop>,
+    active: Option<OnLoop<Handler>>,
+    /// The streams of a device that is suspended.
+    suspended: Option<Streams>,
+    /// The guest has yet to hear that its connections are gone.
+    transport_reset: bool,
+}
+
+/// State of a [`Vsock`]. Streams are not part of it: their other ends are sockets of the host. The guest of a restored device
+/// is told that they are gone.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VsockState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// The guest's context identifier.
+    pub guest_cid: u32,
 }
 
 impl Vsock {
@@ -87,9 +103,8 @@ impl Vsock {
         if !GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::ReservedCid(guest_cid));
         }
-        let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VsockError::Event)?;
         let listener = Arc::new(HostListener::bind(uds_path)?);
-        Ok(Self { guest_cid, listener, again: Arc::new(again), active: None })
+        Ok(Self { guest_cid, listener, active: None, suspended: None, transport_reset: false })
     }
 }
 
@@ -107,26 +122,46 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_bytes(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
+        let config = VirtioVsockConfig { guest_cid: u64::from(self.guest_cid).into() };
+        read_bytes(config.as_slice(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         if activation.features & (FEATURE_STREAM | FEATURE_NO_IMPLIED_STREAM) == FEATURE_NO_IMPLIED_STREAM {
             return Err(ActivateError::MissingFeature("VIRTIO_VSOCK_F_STREAM"));
         }
-        let mut take = |index: u16| activation.queues.get_mut(usize::from(index)).and_then(Option::take);
-        let rx = take(RX).ok_or(ActivateError::MissingQueue(RX))?;
-        let tx = take(TX).ok_or(ActivateError::MissingQueue(TX))?;
-        let event = take(EVENT);
-        let cid = u64::from(self.guest_cid);
-        let (listener, again) = (self.listener.clone(), self.again.clone());
-        let handler = Handler::new(cid, listener, again, activation.memory, activation.interrupt, rx, tx, event);
-        self.active = Some(OnLoop::start(&activation.event_loop, Box::new(handler))?);
+        let new = || Streams::new(self.guest_cid.into(), self.listener.clone());
+        let streams = self.suspended.take().unwrap_or_else(new);
+        let handler = Handler::new(&mut activation, streams, self.transport_reset)?;
+        self.active = Some(activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?);
         Ok(())
+    }
+
+    /// Streams stay, and data for them waits in the host's sockets.
+    fn suspend(&mut self) -> Vec<Option<QueueState>> {
+        let Some(handler) = self.active.take().and_then(OnLoop::take_back) else {
+            return vec![None; QUEUE_SIZES.len()];
+        };
+        let (streams, queues, transport_reset) = handler.into_parts();
+        self.suspended = Some(streams);
+        self.transport_reset = transport_reset;
+        queues
     }
 
     fn reset(&mut self) {
         self.active = None;
+        self.suspended = None;
+        self.transport_reset = false;
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState { version: Version, guest_cid: self.guest_cid })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        expect("device state", state, &self.save())?;
+        self.transport_reset = true;
+        Ok(())
     }
 }
 

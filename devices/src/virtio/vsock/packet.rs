@@ -1,7 +1,52 @@
 //! Packet headers, VIRTIO 1.2 section 5.10.6.
 
+use vm_memory::{Le16, Le32, Le64};
+
+use crate::wire::wire;
+
+wire! {
+    /// `struct virtio_vsock_hdr`. Its `le64` fields are bytes here, so that nothing follows the 44 bytes.
+    pub struct VirtioVsockHdr {
+        /// Context the packet comes from.
+        src_cid: [u8; 8],
+        /// Context the packet goes to.
+        dst_cid: [u8; 8],
+        /// Port the packet comes from.
+        src_port: Le32,
+        /// Port the packet goes to.
+        dst_port: Le32,
+        /// Bytes of payload that follow.
+        len: Le32,
+        /// `VIRTIO_VSOCK_TYPE_*`.
+        type_: Le16,
+        /// `VIRTIO_VSOCK_OP_*`.
+        op: Le16,
+        /// Meaning depends on the operation.
+        flags: Le32,
+        /// Bytes of buffer that the sender has for this connection.
+        buf_alloc: Le32,
+        /// Bytes that the sender has taken out of that buffer so far, modulo 2^32.
+        fwd_cnt: Le32,
+    }
+
+    /// `struct virtio_vsock_config`, section 5.10.4.
+    pub struct VirtioVsockConfig {
+        /// The guest's context identifier.
+        guest_cid: Le64,
+    }
+
+    /// `struct virtio_vsock_event`, section 5.10.6.7.
+    pub struct VirtioVsockEvent {
+        /// `VIRTIO_VSOCK_EVENT_*`.
+        id: Le32,
+    }
+}
+
 /// Size of a packet header in bytes.
-pub const HEADER_BYTES: usize = 44;
+pub const HEADER_BYTES: usize = size_of::<VirtioVsockHdr>();
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`: all connections are gone, and the guest's context may be another.
+pub const EVENT_TRANSPORT_RESET: u32 = 0;
 
 /// The host's well-known context identifier.
 pub const HOST_CID: u64 = 2;
@@ -94,7 +139,7 @@ impl Shutdown {
     }
 }
 
-/// A packet header, `struct virtio_vsock_hdr`.
+/// A packet header: [`VirtioVsockHdr`] as numbers.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Header {
     /// Context the packet comes from.
@@ -119,45 +164,57 @@ pub struct Header {
     pub fwd_cnt: u32,
 }
 
+impl From<VirtioVsockHdr> for Header {
+    fn from(wire: VirtioVsockHdr) -> Self {
+        Self {
+            src_cid: u64::from_le_bytes(wire.src_cid),
+            dst_cid: u64::from_le_bytes(wire.dst_cid),
+            src_port: wire.src_port.into(),
+            dst_port: wire.dst_port.into(),
+            len: wire.len.into(),
+            kind: wire.type_.into(),
+            op: wire.op.into(),
+            flags: wire.flags.into(),
+            buf_alloc: wire.buf_alloc.into(),
+            fwd_cnt: wire.fwd_cnt.into(),
+        }
+    }
+}
+
+impl From<Header> for VirtioVsockHdr {
+    fn from(header: Header) -> Self {
+        Self {
+            src_cid: header.src_cid.to_le_bytes(),
+            dst_cid: header.dst_cid.to_le_bytes(),
+            src_port: header.src_port.into(),
+            dst_port: header.dst_port.into(),
+            len: header.len.into(),
+            type_: header.kind.into(),
+            op: header.op.into(),
+            flags: header.flags.into(),
+            buf_alloc: header.buf_alloc.into(),
+            fwd_cnt: header.fwd_cnt.into(),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
 impl Header {
     /// Reads a header from its wire form; every pattern of bytes is one.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Self {
-        Self {
-            src_cid: u64::from_le_bytes(field(bytes, 0)),
-            dst_cid: u64::from_le_bytes(field(bytes, 8)),
-            src_port: u32::from_le_bytes(field(bytes, 16)),
-            dst_port: u32::from_le_bytes(field(bytes, 20)),
-            len: u32::from_le_bytes(field(bytes, 24)),
-            kind: u16::from_le_bytes(field(bytes, 28)),
-            op: u16::from_le_bytes(field(bytes, 30)),
-            flags: u32::from_le_bytes(field(bytes, 32)),
-            buf_alloc: u32::from_le_bytes(field(bytes, 36)),
-            fwd_cnt: u32::from_le_bytes(field(bytes, 40)),
-        }
+        let mut wire = VirtioVsockHdr::default();
+        vm_memory::ByteValued::as_mut_slice(&mut wire).copy_from_slice(bytes);
+        wire.into()
     }
 
     /// The wire form.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        bytes[0..8].copy_from_slice(&self.src_cid.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.dst_cid.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.src_port.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.dst_port.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
-        bytes[28..30].copy_from_slice(&self.kind.to_le_bytes());
-        bytes[30..32].copy_from_slice(&self.op.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[36..40].copy_from_slice(&self.buf_alloc.to_le_bytes());
-        bytes[40..44].copy_from_slice(&self.fwd_cnt.to_le_bytes());
+        bytes.copy_from_slice(vm_memory::ByteValued::as_slice(&VirtioVsockHdr::from(self)));
         bytes
     }
-}
-
-/// The `N` bytes at `offset`, which lies within the header.
-fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], offset: usize) -> [u8; N] {
-    std::array::from_fn(|i| bytes[offset + i])
 }
 
 #[cfg(test)]
@@ -166,12 +223,17 @@ mod tests {
 
     #[test]
     fn fields_lie_where_the_specification_puts_them() {
-        let bytes: [u8; HEADER_BYTES] = std::array::from_fn(|i| i as u8 + 1);
+        let bytes: [u8; 44] = std::array::from_fn(|i| i as u8 + 1);
         let header = Header::from_bytes(&bytes);
         assert_eq!(header.src_cid, 0x0807_0605_0403_0201);
+        assert_eq!(header.dst_cid, 0x100f_0e0d_0c0b_0a09);
+        assert_eq!(header.src_port, 0x1413_1211);
         assert_eq!(header.dst_port, 0x1817_1615);
         assert_eq!(header.len, 0x1c1b_1a19);
-        assert_eq!((header.kind, header.op), (0x1e1d, 0x201f));
+        assert_eq!(header.kind, 0x1e1d);
+        assert_eq!(header.op, 0x201f);
+        assert_eq!(header.flags, 0x2423_2221);
+        assert_eq!(header.buf_alloc, 0x2827_2625);
         assert_eq!(header.fwd_cnt, 0x2c2b_2a29);
         assert_eq!(header.to_bytes(), bytes);
     }

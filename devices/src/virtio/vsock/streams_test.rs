@@ -13,7 +13,7 @@ fn a_host_client_reaches_the_guest() {
     let mut client = machine.client();
     // The line comes in pieces, and data right after it.
     client.write_all(b"CONN").unwrap();
-    machine.settle();
+    machine.guest.drain();
     client.write_all(b"ECT 52\nhello").unwrap();
     let mut stream = machine.accept(1 << 16);
     assert_eq!(stream.ports.guest, 52);
@@ -350,7 +350,7 @@ fn reset_drops_every_connection_and_clients_wait_for_the_next_driver() {
     let (mut client, _) = machine.pair(1 << 16);
     let mut half = machine.client();
     half.write_all(b"CONN").unwrap();
-    machine.settle();
+    machine.guest.drain();
     machine.device.reset();
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
     // Closed with data unread.

@@ -135,17 +135,6 @@ impl Machine {
         }
     }
 
-    /// Waits until the device has done what it was told before.
-    fn settle(&self) {
-        struct Nobody;
-        impl event_manager::MutEventSubscriber for Nobody {
-            fn process(&mut self, _: event_manager::Events, _: &mut event_manager::EventOps) {}
-            fn init(&mut self, _: &mut event_manager::EventOps) {}
-        }
-        let handle = self.guest.event_loop().handle();
-        handle.remove(handle.add(Box::new(Nobody)).unwrap()).unwrap();
-    }
-
     /// Keeps the device's loop from running until it is released.
     fn hold(&self) -> Held {
         struct Hold {
@@ -163,7 +152,7 @@ impl Machine {
         let (release, released) = mpsc::channel();
         let handle = self.guest.event_loop().handle();
         let thread = thread::spawn(move || {
-            handle.remove(handle.add(Box::new(Hold { holding, released })).unwrap()).unwrap();
+            drop(handle.add(Hold { holding, released }).unwrap());
         });
         held.recv_timeout(PATIENCE).unwrap();
         Held { release, thread }
@@ -171,7 +160,7 @@ impl Machine {
 
     /// Takes in every packet that the device has sent by now, without waiting for more.
     fn take_in(&mut self) {
-        self.settle();
+        self.guest.drain();
         while let Some(used) = self.driver.queues[0].pop_used() {
             let packet = self.take_used(used);
             let to = Ports { host: packet.0.src_port, guest: packet.0.dst_port };
@@ -181,7 +170,7 @@ impl Machine {
 
     /// The device has used no more receive buffers than were looked at.
     fn assert_silent(&mut self) {
-        self.settle();
+        self.guest.drain();
         let used = self.driver.queues[0].pop_used();
         assert_eq!(used, None, "the device sent something");
     }

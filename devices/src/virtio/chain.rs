@@ -1,0 +1,227 @@
+//! One request of a driver: a descriptor chain (VIRTIO 1.2, section 2.7), as the pieces of guest memory that it names.
+//!
+//! A [`Chain`] holds addresses, not memory, so a device may keep it while it lets go of its snapshot of guest memory. How a
+//! driver cuts a request into descriptors does not matter (section 2.7.4): devices read and write [`Segments`], which are
+//! bytes one after the other.
+
+use std::ops::Deref;
+
+use bellows_memory::GuestMemory;
+use virtio_queue::DescriptorChain;
+use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryBackend as _, VolatileSlice};
+
+/// A descriptor chain. Nothing of it has been checked against guest memory.
+#[derive(Debug)]
+pub struct Chain {
+    head: u16,
+    /// What the device may read.
+    pub readable: Segments,
+    /// What the device may write, behind what it may read.
+    pub writable: Segments,
+    defect: Option<Defect>,
+    max_descriptors: usize,
+}
+
+/// A rule that a driver broke in a chain. What was read of the chain is in its segments.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Defect {
+    /// The descriptors do not end: they form a loop, or lead to one that does not exist.
+    #[error("the chain is cut short after {0} descriptors")]
+    CutShort(usize),
+    /// More descriptors than the queue has (section 2.7.5.3.1).
+    #[error("the chain has more than {0} descriptors")]
+    TooLong(usize),
+    /// A readable descriptor behind a writable one (section 2.7.4.2).
+    #[error("readable bytes at {:#x} follow writable ones", .0.0)]
+    Order(GuestAddress),
+}
+
+impl Chain {
+    /// An empty chain with room for the descriptors of any chain of a queue that has at most `max_descriptors`.
+    pub(super) fn with_capacity(max_descriptors: u16) -> Self {
+        let max_descriptors = usize::from(max_descriptors);
+        Self {
+            head: 0,
+            readable: Segments::with_capacity(max_descriptors),
+            writable: Segments::with_capacity(max_descriptors),
+            defect: None,
+            max_descriptors,
+        }
+    }
+
+    /// Becomes what `descriptors` name. Allocates nothing.
+    pub(super) fn load<M: Deref<Target = GuestMemory>>(&mut self, descriptors: DescriptorChain<M>) {
+        self.head = descriptors.head_index();
+        self.readable.clear();
+        self.writable.clear();
+        self.defect = None;
+        let mut ended = false;
+        for (count, descriptor) in descriptors.enumerate() {
+            if count == self.max_descriptors {
+                self.defect = Some(Defect::TooLong(count));
+                return;
+            }
+            let segment = Segment { address: descriptor.addr(), bytes: descriptor.len() };
+            if descriptor.is_write_only() {
+                self.writable.push(segment);
+            } else {
+                if !self.writable.is_empty() {
+                    self.defect.get_or_insert(Defect::Order(segment.address));
+                }
+                self.readable.push(segment);
+            }
+            ended = !descriptor.has_next();
+        }
+        if !ended {
+            self.defect = Some(Defect::CutShort(self.len()));
+        }
+    }
+
+    /// Number of the first descriptor.
+    #[must_use]
+    pub const fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Number of descriptors.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "no chain is empty")]
+    pub fn len(&self) -> usize {
+        self.readable.len() + self.writable.len()
+    }
+
+    /// The rule that the driver broke, if it broke one.
+    #[must_use]
+    pub const fn defect(&self) -> Option<Defect> {
+        self.defect
+    }
+}
+
+/// A piece of guest memory that a descriptor names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Segment {
+    /// Where it begins.
+    pub address: GuestAddress,
+    /// Its length.
+    pub bytes: u32,
+}
+
+/// Pieces of guest memory, one behind the other.
+#[derive(Debug)]
+pub struct Segments {
+    list: Vec<Segment>,
+    bytes: u64,
+}
+
+impl Segments {
+    /// No pieces, with room for `pieces` of them.
+    #[must_use]
+    pub fn with_capacity(pieces: usize) -> Self {
+        Self { list: Vec::with_capacity(pieces), bytes: 0 }
+    }
+
+    /// Forgets all pieces and keeps the room.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.bytes = 0;
+    }
+
+    /// Adds a piece at the end.
+    pub fn push(&mut self, segment: Segment) {
+        self.list.push(segment);
+        self.bytes += u64::from(segment.bytes);
+    }
+
+    /// Number of pieces.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are no pieces. Pieces may be empty too: see [`Segments::bytes`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The first piece.
+    #[must_use]
+    pub fn first(&self) -> Option<Segment> {
+        self.list.first().copied()
+    }
+
+    /// Bytes of all pieces together.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The `take` bytes behind the first `skip`, as pieces that are not empty.
+    pub fn part(&self, mut skip: u64, mut take: u64) -> impl Iterator<Item = Segment> {
+        self.list.iter().filter_map(move |segment| {
+            let skipped = skip.min(u64::from(segment.bytes));
+            skip -= skipped;
+            let taken = take.min(u64::from(segment.bytes) - skipped);
+            take -= taken;
+            // Wraps only where the driver's own descriptor does; such an address is in no memory.
+            let address = GuestAddress(segment.address.0.wrapping_add(skipped));
+            #[allow(clippy::cast_possible_truncation, reason = "no longer than the segment")]
+            (taken > 0).then_some(Segment { address, bytes: taken as u32 })
+        })
+    }
+
+    /// Whether all pieces lie in `memory`.
+    #[must_use]
+    pub fn are_in(&self, memory: &GuestMemory) -> bool {
+        self.part(0, u64::MAX).all(|piece| memory.check_range(piece.address, piece.bytes as usize))
+    }
+
+    /// The part that [`Segments::part`] cuts out, as far as it lies in `memory`: a piece that lies in two regions comes in two.
+    pub fn slices<'a>(&self, memory: &'a GuestMemory, skip: u64, take: u64) -> impl Iterator<Item = VolatileSlice<'a>> {
+        self.part(skip, take)
+            .flat_map(|piece| memory.get_slices(piece.address, piece.bytes as usize))
+            .map_while(Result::ok)
+    }
+
+    /// Copies the first bytes to `to`: how many there were, fewer than `to` takes where the pieces end or leave `memory`.
+    pub fn read(&self, memory: &GuestMemory, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.part(0, to.len() as u64) {
+            let to = &mut to[done..done + piece.bytes as usize];
+            // Nearly always it is in one region, which is quicker to find.
+            match memory.get_slice(piece.address, to.len()) {
+                Ok(slice) => drop(slice.copy_to(to)),
+                Err(_) if memory.read_slice(to, piece.address).is_ok() => {}
+                Err(_) => break,
+            }
+            done += piece.bytes as usize;
+        }
+        done
+    }
+
+    /// The first bytes as a structure of the specification; `None` if they are too few or not all in `memory`.
+    #[must_use]
+    pub fn read_obj<T: ByteValued + Default>(&self, memory: &GuestMemory) -> Option<T> {
+        let mut value = T::default();
+        (self.read(memory, value.as_mut_slice()) == size_of::<T>()).then_some(value)
+    }
+
+    /// Copies `from` behind the first `skip` bytes: how many bytes were written, fewer where the pieces end or leave `memory`.
+    pub fn write(&self, memory: &GuestMemory, skip: u64, from: &[u8]) -> usize {
+        let mut done = 0;
+        for piece in self.part(skip, from.len() as u64) {
+            let from = &from[done..done + piece.bytes as usize];
+            match memory.get_slice(piece.address, from.len()) {
+                Ok(slice) => slice.copy_from(from),
+                Err(_) if memory.write_slice(from, piece.address).is_ok() => {}
+                Err(_) => break,
+            }
+            done += piece.bytes as usize;
+        }
+        done
+    }
+}
+
+#[cfg(test)]
+#[path = "chain_test.rs"]
+mod tests;
