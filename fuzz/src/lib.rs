@@ -1,4 +1,22 @@
-//! What the targets share.
+//! What the fuzz targets do with one input, and what they share. `libfuzzer/` runs them with libFuzzer; `tests/corpora.rs` tries what
+//! it has found before.
+
+// A target panics where something does not hold.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+pub mod agent_answers;
+pub mod agent_requests;
+pub mod configuration;
+pub mod erofs_reader;
+pub mod image_archive;
+pub mod layer_archive;
+pub mod pci_config;
+pub mod registry_answers;
+pub mod virtio_blk;
+pub mod virtio_mem;
+pub mod virtio_pci;
+pub mod virtio_pmem;
+pub mod vsock;
 
 use std::error::Error;
 use std::fs::File;

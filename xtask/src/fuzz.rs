@@ -134,6 +134,6 @@ fn saved(target: &str) -> PathBuf {
 /// Sanitizers are an unstable feature of the compiler; this lets the stable one have it.
 fn cargo_fuzz(subcommand: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["fuzz", subcommand, "--fuzz-dir", "fuzz"]).env("RUSTC_BOOTSTRAP", "1");
+    command.args(["fuzz", subcommand, "--fuzz-dir", "fuzz/libfuzzer"]).env("RUSTC_BOOTSTRAP", "1");
     command
 }

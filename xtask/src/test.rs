@@ -1,15 +1,11 @@
 //! `cargo xtask test`: everything that must pass, in one command that ends with a count.
 
 use std::process::Command;
-use std::sync::Mutex;
 
 use bellows_lab::Host;
 
 use crate::error::{Error, Result};
-use crate::{fuzz, kvm_tests, packages, progress, run, workspace};
-
-/// Seconds each fuzz target gets here; `cargo xtask fuzz` is for more.
-const FUZZ_SECONDS: u64 = 5;
+use crate::{kvm_tests, packages, progress, run, workspace};
 
 /// How many imports `cargo xtask stress` kills.
 const KILLED_IMPORTS: u32 = 200;
@@ -92,16 +88,6 @@ pub fn run(install: bool) -> Result<()> {
         "documentation",
         workspace::cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
-    if workspace::root().join("fuzz").exists() {
-        let targets = tally.add(fuzz::build()).unwrap_or_default();
-        let counted = Mutex::new(&mut tally);
-        // What fails is counted.
-        let _ = fuzz::each(&targets, |target| {
-            let result = fuzz::run_target(target, FUZZ_SECONDS);
-            run::lock(&counted).add(result);
-            Ok(())
-        });
-    }
     let skipped = LONG.map(|name| format!("--skip={name}"));
     kvm_tests::run(&mut tally, &[], &skipped.each_ref().map(String::as_str), true, install);
     tally.conclude()

@@ -1,12 +1,14 @@
 //! Configuration space, by ECAM and by the legacy ports, of a segment with a device that moves and goes away.
-#![no_main]
 
+use crate::Input;
 use bellows_devices::virtio::Rng;
 use bellows_devices::virtio::testing::PciMachine;
-use bellows_fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let machine = PciMachine::new();
     let mut address = machine.plug(Box::new(Rng::new()));
     let ports = machine.segment.config_ports();
@@ -38,4 +40,4 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     machine.segment.remove(address).expect("the device is where it was put");
-});
+}

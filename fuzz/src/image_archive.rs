@@ -1,15 +1,13 @@
 //! The documents of an image: an archive of files with any names and contents, which may name each other by digest and size.
 //! An image is found in it, or it is refused in a few printable words.
-#![no_main]
 
 use std::cell::RefCell;
 use std::io::Read as _;
 
+use crate::{Input, Scratch, check_error, filled};
 use bellows_block::archive::Limits;
 use bellows_block::oci::ImageSource;
 use bellows_block::{Cancel, Digest};
-use bellows_fuzz::{Input, Scratch, check_error, filled};
-use libfuzzer_sys::fuzz_target;
 
 /// Names that mean something, with `@` for the digest of the file's own content.
 const NAMES: [&str; 12] = [
@@ -34,7 +32,11 @@ thread_local! {
     static ARCHIVE: RefCell<Scratch> = RefCell::default();
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     while !input.is_empty() && files.len() < MAX_FILES {
@@ -61,7 +63,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     });
-});
+}
 
 fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());

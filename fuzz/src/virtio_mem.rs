@@ -1,13 +1,11 @@
 //! virtio-mem requests, turns of the host and late discards, against a partition kept block by block.
-#![no_main]
 
 use std::collections::VecDeque;
 
+use crate::Input;
 use bellows_devices::virtio::mem::request::{self, VirtioMemReq};
-use bellows_fuzz::Input;
 use bellows_memory::partition::{Answer, BlockState, Effect, Partition, Request};
 use bellows_memory::{BLOCK, BlockRange, ByteSize, Layout, LayoutSpec, Window};
-use libfuzzer_sys::fuzz_target;
 use vm_memory::ByteValued as _;
 
 /// Blocks of the window: some words of a set of them.
@@ -207,7 +205,11 @@ fn request(input: &mut Input, window: Window) -> VirtioMemReq {
     request
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let window = window();
     let mut input = Input::new(data);
     let granule = [64, 8, 1, 5][usize::from(input.byte() % 4)];
@@ -266,4 +268,4 @@ fuzz_target!(|data: &[u8]| {
     model.check(&partition);
     assert!(partition.slots().is_empty() && partition.usable() == ByteSize::bytes(0));
     assert!(model.blocks.iter().all(|block| !block.touched));
-});
+}

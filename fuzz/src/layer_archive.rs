@@ -1,15 +1,13 @@
 //! A layer's archive, plain or compressed: it becomes an image of limited size that reads back, or it is refused.
-#![no_main]
 
 use std::cell::RefCell;
 
+use crate::{Scratch, sign_tar_headers};
 use bellows_block::archive::Limits;
 use bellows_block::erofs::{Origin, read_layer};
 use bellows_block::flat::unpack;
 use bellows_block::import::import_layer;
 use bellows_block::oci::Digests;
-use bellows_fuzz::{Scratch, sign_tar_headers};
-use libfuzzer_sys::fuzz_target;
 
 /// What a layer may cost here.
 const LIMITS: Limits = Limits { unpacked_bytes: 4 << 20, ratio: 200, entries: 1000, metadata_bytes: 1 << 20 };
@@ -18,7 +16,11 @@ thread_local! {
     static IMAGE: RefCell<Scratch> = RefCell::default();
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let mut archive = data.to_vec();
     sign_tar_headers(&mut archive);
     IMAGE.with_borrow_mut(|image| {
@@ -33,4 +35,4 @@ fuzz_target!(|data: &[u8]| {
             drop(unpack(&[layer], &[0, 0]));
         }
     });
-});
+}

@@ -1,13 +1,11 @@
 //! virtio-blk requests of any shape: headers, splits, lengths, addresses; and one that must still work after them.
-#![no_main]
 
 use std::io;
 
+use crate::Input;
 use bellows_devices::virtio::testing::{FakeGuest, Part};
 use bellows_devices::virtio::{Block, VirtioDevice};
 use bellows_disk::{Disk, DiskId};
-use bellows_fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use vm_memory::{GuestAddress, VolatileSlice};
 
 /// 64 sectors of its own offset's low byte.
@@ -53,7 +51,11 @@ impl Pattern {
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let guest = FakeGuest::new();
     let mut device = Block::new(Box::new(Pattern) as Box<dyn Disk>);
     let mut driver = guest.activate(&mut device);
@@ -97,4 +99,4 @@ fuzz_target!(|data: &[u8]| {
     let mut driver = guest.activate(&mut device);
     let done = driver.queues[0].request(&[&[0; 16]], &[512, 1]);
     assert_eq!((done.len, done.written[1][0]), (513, 0));
-});
+}

@@ -1,7 +1,6 @@
 //! What registries, their mirrors, token servers and stores answer, against pulls. Every pull ends after a bounded number of
 //! requests; secrets go nowhere but to the registry and to where it says that tokens are; what is got by a digest is what has
 //! that digest.
-#![no_main]
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -11,10 +10,9 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use crate::{Input, check_message, filled};
 use bellows_block::oci::{CredentialSource, Credentials, ImageSource, OciError, RegistryOptions, Retries, SourceImage};
 use bellows_block::{Cancel, Digest};
-use bellows_fuzz::{Input, check_message, filled, isolate};
-use libfuzzer_sys::fuzz_target;
 
 /// The registry, and another host. Both are in a network of their own, so that the numbers are free and no text leads elsewhere.
 const HOSTS: [&str; 2] = ["127.0.0.1:5000", "127.0.0.1:5001"];
@@ -45,7 +43,11 @@ static MIRRORED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     folder
 });
 
-fuzz_target!(init: isolate(), |data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let flags = input.byte();
     let credentials = match flags % 4 {
@@ -70,16 +72,8 @@ fuzz_target!(init: isolate(), |data: &[u8]| {
         credentials,
         hosts_folders: is_mirrored.then(|| MIRRORED.path().to_owned()).into_iter().collect(),
     };
-    let script = Script {
-        documents,
-        answers,
-        for_ever,
-        next: 0,
-        requests: 0,
-        named: Vec::new(),
-        is_mirrored,
-        demanded: false,
-    };
+    let script =
+        Script { documents, answers, for_ever, next: 0, requests: 0, named: Vec::new(), is_mirrored, demanded: false };
     let script = Mutex::new(script);
     let Some(image) = serve(&script, || pull.run()) else { return };
     let mut script = script.into_inner().expect("nobody panics with it");
@@ -89,7 +83,7 @@ fuzz_target!(init: isolate(), |data: &[u8]| {
         let honest = serve(&Mutex::new(script), || pull.run());
         assert!(honest.is_some_and(|honest| is_same(&honest, &image)), "another image than {top}: {image:?}");
     }
-});
+}
 
 fn is_same(one: &SourceImage, other: &SourceImage) -> bool {
     let layers = |image: &SourceImage| image.layers.iter().map(|layer| layer.digests).collect::<Vec<_>>();
@@ -139,7 +133,7 @@ impl Pull {
 }
 
 fn said<T>(result: Result<T, OciError>) -> Option<T> {
-    result.map_err(|error| bellows_fuzz::check_error(&error)).ok()
+    result.map_err(|error| crate::check_error(&error)).ok()
 }
 
 enum Answer {

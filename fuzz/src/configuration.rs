@@ -1,6 +1,5 @@
 //! What people and programs write: a VM's configuration, and the texts that are parsed beside it. What is accepted is
 //! written as it was read.
-#![no_main]
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -8,9 +7,12 @@ use std::str::FromStr;
 use bellows_block::ImageName;
 use bellows_block::oci::{Platform, RegistryReference};
 use bellows_vmm::{ByteSize, VmConfig};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
     let Ok(text) = str::from_utf8(rest) else { return };
     match kind % 8 {
@@ -20,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         3 => round_trip::<ImageName>(text),
         _ => configuration(text),
     }
-});
+}
 
 fn round_trip<T: FromStr + Display + PartialEq>(text: &str) {
     if let Ok(value) = text.parse::<T>() {

@@ -1,12 +1,10 @@
 //! The transport of a device that runs: any access to its BAR and configuration space, any queue contents.
-#![no_main]
 
+use crate::Input;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::pci::config_space::register;
 use bellows_devices::virtio::Rng;
 use bellows_devices::virtio::testing::{PciDriver, PciMachine};
-use bellows_fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
 /// A driver that uses no more vectors than it needs: one for the configuration, one for the queue.
@@ -16,7 +14,11 @@ fn probe(machine: &PciMachine, address: PciAddress) -> PciDriver {
     driver
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let machine = PciMachine::new();
     let mut driver = probe(&machine, machine.plug(Box::new(Rng::new())));
     let mut queues = driver.start(&machine);
@@ -48,4 +50,4 @@ fuzz_target!(|data: &[u8]| {
     let mut driver = probe(&machine, driver.address);
     let mut queues = driver.start(&machine);
     assert_eq!(queues[0].request(&[], &[16]).len, 16);
-});
+}

@@ -1,18 +1,20 @@
 //! An EROFS image that somebody has changed: its tree is read, or it is refused; what is read can be unpacked, or that is refused.
-#![no_main]
 
 use std::cell::RefCell;
 
+use crate::{Scratch, sign_erofs};
 use bellows_block::erofs::{Origin, read_layer};
 use bellows_block::flat::unpack;
-use bellows_fuzz::{Scratch, sign_erofs};
-use libfuzzer_sys::fuzz_target;
 
 thread_local! {
     static IMAGE: RefCell<Scratch> = RefCell::default();
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let mut image = data.to_vec();
     sign_erofs(&mut image);
     IMAGE.with_borrow_mut(|file| {
@@ -23,4 +25,4 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     });
-});
+}

@@ -1,17 +1,19 @@
 //! virtio-pmem requests of any shape: kinds, splits, lengths, addresses, also in the device's own memory; and one that must
 //! still work after them.
-#![no_main]
 
+use crate::Input;
 use bellows_devices::virtio::testing::{FakeGuest, Part};
 use bellows_devices::virtio::{Pmem, VirtioDevice};
-use bellows_fuzz::Input;
-use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;
 
 const START: u64 = 6 << 30;
 const BYTES: u64 = 64 << 20;
 
-fuzz_target!(|data: &[u8]| {
+/// Tries one input.
+///
+/// # Panics
+/// Something does not hold.
+pub fn run(data: &[u8]) {
     let guest = FakeGuest::new();
     let mut device = Pmem::new(GuestAddress(START), BYTES);
     let mut input = Input::new(data);
@@ -62,4 +64,4 @@ fuzz_target!(|data: &[u8]| {
     let mut driver = guest.activate(&mut device);
     let done = driver.queues[0].request(&[&[0; 4]], &[4]);
     assert_eq!((done.len, &done.written[0][..]), (4, &[0; 4][..]));
-});
+}
