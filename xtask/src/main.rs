@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | lab | build | test | stress | bench | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | build | test | tidy | stress | bench | fuzz`.
 
 mod artefacts;
 mod bench;
@@ -18,6 +18,7 @@ mod progress;
 mod run;
 mod stress;
 mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -58,6 +59,8 @@ enum Command {
         #[arg(value_name = "NAME")]
         only: Vec<String>,
     },
+    /// Hold the tree against its map: circles, unsafe code, lengths of files, who depends on whom.
+    Tidy,
     /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
     Stress(stress::Options),
     /// Compare with other monitors, both sides in one run.
@@ -100,6 +103,7 @@ fn execute(options: &Options) -> Result<i32> {
         }
         Command::Test { only } if only.is_empty() => test::run(install)?,
         Command::Test { only } => test::run_with_kvm(only, install)?,
+        Command::Tidy => tidy::check()?,
         Command::Stress(options) => stress::run(options, install)?,
         Command::Bench(benchmark) => bench::run(benchmark, install)?,
         Command::Fuzz { seconds, only, keep } => fuzz::run_all(*seconds, only, *keep)?,

@@ -1,0 +1,58 @@
+//! Unsafe code is where the map says that it is.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use proc_macro2::TokenTree;
+
+use super::read;
+use super::rust::{Source, flat};
+use crate::error::Result;
+
+/// The map, and its section that lists files with unsafe code: `` - `path`: why ``.
+const MAP: &str = "ARCHITECTURE.md";
+const SECTION: &str = "## Unsafe code";
+
+/// Names files with unsafe code that the map does not list, and the reverse.
+pub fn check(sources: &[Source]) -> Result<Vec<String>> {
+    let listed: BTreeSet<String> = listed(&read(Path::new(MAP))?).map(str::to_owned).collect();
+    let found: BTreeSet<String> =
+        sources.iter().filter(|source| is_unsafe(source)).map(|source| source.path.display().to_string()).collect();
+    let unlisted = found
+        .difference(&listed)
+        .map(|path| format!("{path} holds unsafe code: expected only in the files that {MAP} lists below `{SECTION}`"));
+    let safe =
+        listed.difference(&found).map(|path| format!("{MAP} lists {path} below `{SECTION}`: it holds no unsafe code"));
+    Ok(unlisted.chain(safe).collect())
+}
+
+fn is_unsafe(source: &Source) -> bool {
+    let mut found = false;
+    flat(&source.tokens, &mut |token| found |= matches!(token, TokenTree::Ident(word) if word == "unsafe"));
+    found
+}
+
+fn listed(map: &str) -> impl Iterator<Item = &str> {
+    let section = map.split_once(SECTION).map_or("", |(_, rest)| rest);
+    let section = section.split("\n## ").next().unwrap_or_default();
+    section.lines().filter_map(|line| line.strip_prefix("- `")?.split('`').next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rust::parse;
+    use super::*;
+
+    #[test]
+    fn the_map_is_read_and_code_is_told_from_prose() {
+        let map = format!(
+            "# Map\n- `x.rs`: no\n{SECTION}\n\nText.\n\n- `a.rs`: why\n- `b.rs`: why\n\n## Next\n- `c.rs`: no\n"
+        );
+        assert_eq!(listed(&map).collect::<Vec<_>>(), ["a.rs", "b.rs"]);
+        let is_unsafe = |text| is_unsafe(&parse("a.rs".as_ref(), text).unwrap());
+        assert!(
+            is_unsafe("fn a() { if true { unsafe { b() } } }") && is_unsafe("macro_rules! a { () => { unsafe {} } }")
+        );
+        assert!(!is_unsafe("// unsafe\nfn a() { \"unsafe\"; }\n#[cfg(test)] mod tests { fn b() { unsafe {} } }"));
+    }
+}
