@@ -6,9 +6,9 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
 use bellows_vmm::{ByteSize, ImageConfig, InstanceSpec, OomLimit, Transport};
 
+use crate::archives::scratch;
 use crate::command::with_guest;
 use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, config_of, demo, image_id, partition};
-use crate::layers::scratch;
 
 /// Takes more and more of one thing; or works each time that it is told to.
 const ATTACKER: &str = include_str!("attacker.py");

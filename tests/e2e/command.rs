@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use crate::archives::{import, tar};
 use crate::fixture::artefact;
-use crate::layers::{import, tar};
 
 /// A subcommand with our kernel, the demo's image and the store that all tests share.
 pub fn with_guest(subcommand: &str) -> Command {

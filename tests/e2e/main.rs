@@ -3,6 +3,7 @@
 // What goes wrong in a fixture is to fail the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod archives;
 mod base_memory;
 mod boot;
 mod clock;
@@ -10,8 +11,8 @@ mod command;
 mod console;
 mod disks;
 mod extension;
+mod files;
 mod fixture;
-mod images;
 mod instances;
 mod layers;
 mod partitions;

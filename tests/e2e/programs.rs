@@ -10,9 +10,9 @@ use bellows_vmm::{AgentError, ExitStatus, InstanceError, InstanceSpec, StartFail
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::archives::{Imported, import, scratch, small_archives, tar};
 use crate::command::with_guest;
 use crate::fixture::{Guest, Running, image_id};
-use crate::layers::{Imported, import, scratch, small_archives, tar};
 
 /// An image of busybox with users, and with files that can't be executed.
 fn image(directory: &Path) -> Imported {

@@ -7,8 +7,9 @@ use std::path::Path;
 use bellows_block::testing::{Node, snapshot};
 use bellows_vmm::{ImageConfig, Shape, Transport};
 
+use super::{is_the_containers, line};
+use crate::archives::{Imported, import, layout_archives, scratch, unpack};
 use crate::fixture::{Guest, PATIENCE, Running, artefact};
-use crate::layers::{Imported, import, is_the_containers, layout_archives, line, scratch, unpack};
 
 /// Lines for each kind of file: attributes, digests, targets.
 const APPLETS: &str = "
@@ -17,30 +18,8 @@ find / -xdev ! -type d -exec stat -c '%f %u %g %Y %h %t:%T %n' {} +
 find / -xdev -type f -exec sha256sum {} +
 find / -xdev -type l -exec stat -c %N {} +";
 
-/// Prints lines as [`line`] does, but for extended attributes, which Node.js can't read.
-const SCRIPT: &str = r#"
-const fs = require('fs'), crypto = require('crypto');
-const options = { bigint: true };
-const root = fs.lstatSync('/', options).dev, found = [];
-function walk(path) {
-    found.push(path);
-    for (const name of fs.readdirSync(path)) {
-        const child = (path == '/' ? '' : path) + '/' + name, status = fs.lstatSync(child, options);
-        if (!status.isDirectory()) found.push(child);
-        else if (status.dev == root) walk(child);
-    }
-}
-walk('/');
-const hex = text => Buffer.from(text).toString('hex'), names = new Map();
-for (const path of found.map(path => path.slice(1)).sort()) {
-    const full = '/' + path, s = fs.lstatSync(full, options), inode = `${s.dev}:${s.ino}`;
-    if (!names.has(inode)) names.set(inode, path);
-    const data = s.isFile() ? crypto.createHash('sha256').update(fs.readFileSync(full)).digest('hex') : '-';
-    console.log(hex(path), '0o' + s.mode.toString(8), `${s.uid} ${s.gid} ${s.mtimeNs}`, s.isDirectory() ? 0 : `${s.nlink}`,
-        `${s.rdev}`, s.isFile() ? `${s.size}` : 0, data, s.isSymbolicLink() ? hex(fs.readlinkSync(full)) : '-', '-',
-        hex(names.get(inode)));
-}
-"#;
+/// Prints lines as [`line`] does, but for extended attributes.
+const SCRIPT: &str = include_str!("walk.js");
 
 /// An image, and the tree that unpacking its layers gives.
 pub struct Bare {
@@ -106,7 +85,7 @@ impl Bare {
     }
 }
 
-/// As `layers::the_guest_sees_the_files_that_unpacking_gives`, which goes all ways: each transport and each shape once.
+/// Each transport and each shape once.
 #[test]
 fn the_image_of_node_is_seen_as_unpacking_gives_it() {
     let directory = scratch();
