@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bellows_vmm::{ByteSize, DriveConfig};
 
+use crate::files;
 use crate::fixture::{Guest, Job, PATIENCE, Running, partition};
 
 const PARTITIONS: u16 = 4;
@@ -53,6 +54,12 @@ fn end(job: Job) {
 fn unplug(guest: &Running, number: u16) {
     let report = guest.vm.unplug(partition(number), PATIENCE).unwrap();
     assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));
+}
+
+/// Some 3,500 files in each way, read by an emulated processor.
+#[test]
+fn every_file_is_seen_whichever_way_an_image_comes() {
+    files::compare_every_way(&files::WAYS);
 }
 
 #[test]
