@@ -15,7 +15,7 @@ use crate::bench::layers;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::kvm_host::KvmHost;
-use crate::test::Tally;
+use crate::tally::Tally;
 use crate::{run, workspace};
 
 /// The test programs, by package.

@@ -17,6 +17,7 @@ mod packages;
 mod progress;
 mod run;
 mod stress;
+mod tally;
 mod test;
 mod tidy;
 mod workspace;

@@ -5,6 +5,7 @@ use std::process::Command;
 use bellows_lab::Host;
 
 use crate::error::{Error, Result};
+use crate::tally::Tally;
 use crate::{kvm_tests, packages, progress, run, workspace};
 
 /// How many imports `cargo xtask stress` kills.
@@ -12,53 +13,6 @@ const KILLED_IMPORTS: u32 = 200;
 
 /// End-to-end tests that `cargo xtask stress` runs and not every run: they take long.
 const LONG: [&str; 1] = ["stress::"];
-
-/// How many checks passed and failed so far.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    passed: u64,
-    failed: u64,
-}
-
-impl Tally {
-    /// What one test says that passed.
-    pub const PASSED: Self = Self { passed: 1, failed: 0 };
-
-    /// Adds what a line of a Rust test program says: `test result: ok. 5 passed; 0 failed; ...`.
-    pub fn add_line(&mut self, line: &str) {
-        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
-            return;
-        };
-        for count in counts.split("; ") {
-            match count.split_once(' ').map(|(number, what)| (number.parse::<u64>(), what)) {
-                Some((Ok(number), "passed")) => self.passed += number,
-                Some((Ok(number), "failed")) => self.failed += number,
-                _ => {}
-            }
-        }
-    }
-
-    /// Says how many there were.
-    fn conclude(self) -> Result<()> {
-        println!("{} passed, {} failed", self.passed, self.failed);
-        if self.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
-    }
-
-    /// Adds one check that is not a Rust test.
-    pub fn add<T>(&mut self, result: Result<T>) -> Option<T> {
-        match result {
-            Ok(value) => {
-                self.passed += 1;
-                Some(value)
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                self.failed += 1;
-                None
-            }
-        }
-    }
-}
 
 /// Runs all checks, whatever fails on the way.
 pub fn run(install: bool) -> Result<()> {
@@ -142,22 +96,8 @@ fn rust_tests(tally: &mut Tally, title: &str, command: &mut Command) {
     });
     if let Err(error) = result {
         eprintln!("{output}");
-        if tally.failed == before.failed {
+        if tally.failed() == before.failed() {
             tally.add::<()>(Err(error));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_what_test_programs_say() {
-        let mut tally = Tally::default();
-        tally.add_line("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
-        tally.add_line("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out");
-        tally.add_line("running 5 tests");
-        assert_eq!(tally, Tally { passed: 7, failed: 3 });
     }
 }
