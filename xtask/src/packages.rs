@@ -201,8 +201,7 @@ impl Backports {
 }
 
 fn apt_get() -> Result<Command> {
-    // SAFETY: takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = nix::unistd::geteuid().is_root();
     let mut command = match (root, Path::new("/usr/bin/sudo").exists()) {
         (true, _) => Command::new("apt-get"),
         (false, true) => {
