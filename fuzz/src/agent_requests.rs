@@ -1,4 +1,4 @@
-//! What the monitor, or who speaks in its place, asks of a guest's agent.
+//! What the monitor, or an impostor, asks of a guest's agent.
 
 /// Tries one input.
 ///

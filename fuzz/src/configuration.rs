@@ -1,5 +1,4 @@
-//! What people and programs write: a VM's configuration, and the texts that are parsed beside it. What is accepted is
-//! written as it was read.
+//! A VM's configuration, and the texts that are parsed beside it. A text that is accepted is written as it was read.
 
 use std::fmt::Display;
 use std::str::FromStr;

@@ -83,7 +83,7 @@ impl Scratch {
     /// An empty one.
     ///
     /// # Panics
-    /// There is no memory for it.
+    /// The host is out of memory.
     pub fn new() -> Self {
         Self(tempfile::tempfile_in("/dev/shm").expect("a file in memory"))
     }
@@ -91,7 +91,7 @@ impl Scratch {
     /// The file, with `content` and nothing else in it.
     ///
     /// # Panics
-    /// There is no memory for it.
+    /// The host is out of memory.
     pub fn holding(&mut self, content: &[u8]) -> &File {
         self.0.set_len(0).and_then(|()| self.0.rewind()).expect("an empty file");
         self.0.write_all(content).expect("room in memory");

@@ -101,7 +101,7 @@ pub fn unpack(archive: &Path, root: &Path) {
                 }
             }
             Some(hidden) => remove(&target.with_file_name(OsStr::from_bytes(hidden))),
-            // tar merges directories, and replaces what is none by what it has; but it keeps a directory that is in the way.
+            // tar merges directories and replaces everything else, but keeps a directory where it has a file.
             None if !name.ends_with(b"/") && target.symlink_metadata().is_ok_and(|found| found.is_dir()) => {
                 remove(&target)
             }

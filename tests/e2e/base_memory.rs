@@ -1,4 +1,4 @@
-//! What an instance takes of base memory is bounded, and nobody else pays for it.
+//! An instance's share of base memory is bounded, and no other instance pays for it.
 
 use std::process::Output;
 
@@ -59,7 +59,7 @@ impl Neighbour {
     }
 }
 
-/// Each takes all that it gets of one thing, and keeps it while its neighbour works and another instance starts.
+/// Each attacker takes as much as it gets of one thing, and keeps it while its neighbour works and another instance starts.
 fn attacks(guest: &Running, attacks: &[(&str, &str, End)]) {
     let mut neighbour = Neighbour::start(guest, 2);
     for (number, (what, directory, end)) in attacks.iter().enumerate() {

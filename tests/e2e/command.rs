@@ -44,7 +44,7 @@ fn a_commands_output_and_exit_code_come_through() {
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(7), &b"out\n"[..]), "{text}");
     assert!(text.contains("err\n"), "{text}");
     let profiles = artefact("BELLOWS_IMAGE").with_file_name("e2e-store").join("profiles");
-    assert!(!profiles.exists(), "a run that fails is no example of what to read ahead");
+    assert!(!profiles.exists(), "a run that fails does not say what to read ahead");
 }
 
 /// A monitor that is killed can't clean up: its VM and its listening sockets go all the same.

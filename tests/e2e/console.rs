@@ -1,4 +1,4 @@
-//! Consoles that nobody reads.
+//! A console without a reader.
 
 use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
 use std::process::{Child, Command, ExitStatus};

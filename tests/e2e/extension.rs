@@ -29,7 +29,7 @@ fn kill(job: Job) {
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "{output}");
 }
 
-/// Unplugs a partition that nobody uses and returns what that took.
+/// Unplugs a partition that is not in use and returns what that took.
 fn unplug(guest: &Running, number: u16) -> UnplugReport {
     let report = guest.unplug_report(number);
     assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));

@@ -267,7 +267,7 @@ impl Job {
     }
 }
 
-/// What an instance has printed, on either stream, for whoever waits for that.
+/// What an instance has printed so far, on either stream; threads wait for more.
 #[derive(Clone, Default)]
 struct Transcript(Arc<(Mutex<Printed>, Condvar)>);
 

@@ -14,7 +14,7 @@ use crate::archives::{Imported, import, scratch, small_archives, tar};
 use crate::command::with_guest;
 use crate::fixture::{Guest, Running, image_id};
 
-/// An image of busybox with users, and with files that can't be executed.
+/// An image of busybox with users, and with files that cannot be executed.
 fn image(directory: &Path) -> Imported {
     let source = directory.join("source");
     for folder in ["etc", "bad", "home/app"] {

@@ -34,7 +34,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Nobody can write to a sealed layer; one that changed below the file system can't be read any more.
+/// A sealed layer cannot be written to; one that changed below the file system cannot be read any more.
 #[test]
 fn layers_are_sealed_where_the_file_system_can() {
     if !Path::new(SUPPORTED).exists() {

@@ -75,7 +75,7 @@ fn a_second_start_finds_what_the_first_one_read() {
     }
 }
 
-/// The command keeps a profile where there is none, and uses it then.
+/// The first run keeps a read set, and the second uses it.
 #[test]
 fn the_command_records_once_and_reads_ahead_then() {
     let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();

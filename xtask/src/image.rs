@@ -145,7 +145,7 @@ fn mmdebstrap(variant: &str, release: &str, target: &Path, include: &[&str]) -> 
         command.arg(format!("--include={}", include.join(",")));
     }
     command.arg(release).arg(target);
-    // Who has no sources gets those that mmdebstrap knows.
+    // Without any sources mmdebstrap uses those that it knows.
     if let Some(sources) = apt_sources() {
         if release == RELEASE {
             command.arg(sources);

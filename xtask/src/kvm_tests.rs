@@ -21,18 +21,18 @@ use crate::{run, workspace};
 /// The test programs, by package.
 pub const PROGRAMS: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-tests", "e2e")];
 
-/// How many labs run side by side. Each has one processor, and its tests run one after the other: guests that are emulated beside each other
-/// on one processor would only time out.
+/// How many labs run side by side. Each has one processor, and its tests run one after the other: guests that share one emulated
+/// processor would only time out.
 const LABS: usize = 2;
 
 /// VMs of one image that run side by side, and how it reaches them; `cargo xtask bench layers` is for more.
 const SHARING_VMS: u32 = 4;
 const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
 
-/// Parts of the names of the tests that take longest: they come first, so that no lab waits for the other's at the end.
+/// Parts of the names of the longest tests. They run first, so that at the end neither lab waits for the other.
 const LONGEST: [&str; 3] = ["the_guest_sees_the_files", "the_image_of_node", "an_attacker_meets"];
 
-/// What is to be run.
+/// One thing to run.
 #[derive(Debug)]
 enum Work<'a> {
     Test { program: &'a Path, name: String },
@@ -114,7 +114,7 @@ fn names(program: &Path, filters: &[&str]) -> Result<Vec<String>> {
     Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// What it prints is shown at its end, so that two tests can be told apart.
+/// Shows what a test printed once it has ended, so that the output of two tests does not mix.
 fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name: &str) -> Result<()> {
     let started = Instant::now();
     let (mut said, mut result) = (String::new(), Tally::default());

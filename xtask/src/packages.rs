@@ -209,7 +209,7 @@ fn apt_get() -> Result<Command> {
             command.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
             command
         }
-        (false, false) => return Err(Error::other("installing packages needs root, and there is no sudo")),
+        (false, false) => return Err(Error::other("installing packages needs root or sudo: neither was found")),
     };
     command.env("DEBIAN_FRONTEND", "noninteractive");
     Ok(command)

@@ -12,7 +12,7 @@ use crate::progress::Step;
 
 const KEPT_LINES: usize = 200;
 
-/// Locks what threads share. One that panicked takes all others with it, so nobody sees what it left.
+/// Locks what threads share. A thread that panics ends all others, so none of them sees what it left.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

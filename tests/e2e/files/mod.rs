@@ -47,7 +47,7 @@ pub fn compare_every_way(thorough: &[(Transport, Shape)]) {
         alpine_like.compare(&guest, transport, shape);
         guest.shutdown();
     }
-    // What is to be flat comes as layers where the guest's kernel is too old, unless it was asked for.
+    // Where the guest's kernel is too old for a flat image, it comes as layers, unless a flat one was asked for.
     let guest = Guest::old().image(imported.config()).boot();
     assert!(guest.kernel.starts_with("6.1."), "{}", guest.kernel);
     let images = guest.vm.images();

@@ -59,7 +59,7 @@ impl Plot {
         Self { x, y, lines: Vec::new() }
     }
 
-    /// Adds a line. What can't be shown is left out.
+    /// Adds a line. Points outside the axes are left out.
     pub fn add(&mut self, name: String, colour: &'static str, dashed: bool, mut points: Vec<(f64, f64)>) {
         let shows = |scale: Scale, value: f64| value.is_finite() && (value > 0.0 || scale == Scale::Linear);
         points.retain(|(x, y)| shows(self.x.1, *x) && shows(self.y.1, *y));

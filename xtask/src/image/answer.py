@@ -12,7 +12,7 @@ except FileNotFoundError:
     pass
 
 if os.getpid() == 1 and not os.path.exists("/proc/meminfo"):
-    # The guest's first process: nobody else has mounted it.
+    # This is the guest's first process: nothing is mounted yet.
     ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", 0, None)
 with open("/proc/meminfo") as meminfo:
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in meminfo)}

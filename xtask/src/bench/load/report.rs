@@ -81,7 +81,7 @@ impl Report {
 }
 
 impl Row {
-    /// `None` if that is no guest or nothing ran in it.
+    /// `None` if it is not a guest or nothing ran in it.
     fn new(lines: &[Line], base: u64) -> Option<Self> {
         let Some(Line::Guest { provision, .. }) = lines.first() else { return None };
         let ran: Vec<Ran> =
