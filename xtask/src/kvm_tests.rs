@@ -18,8 +18,8 @@ use crate::kvm_host::KvmHost;
 use crate::tally::Tally;
 use crate::{run, workspace};
 
-/// The test programs, by package.
-pub const PROGRAMS: [(&str, &str); 2] = [("bellows-vmm", "machine"), ("bellows-tests", "e2e")];
+/// The test programs.
+pub const PROGRAMS: [&str; 2] = ["machine", "e2e"];
 
 /// How many labs run side by side. Each has one processor, and its tests run one after the other: guests that share one emulated
 /// processor would only time out.
@@ -44,8 +44,7 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
     let host = Host::detect();
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
-        let build = |(package, name)| workspace::test_program(package, name);
-        let tests = PROGRAMS.into_iter().map(build).collect::<Result<Vec<_>>>()?;
+        let tests = PROGRAMS.into_iter().map(workspace::test_program).collect::<Result<Vec<_>>>()?;
         let shared = if sharing {
             Some((workspace::benchmark("bellows-bench", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
         } else {

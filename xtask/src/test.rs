@@ -25,11 +25,11 @@ pub fn run(install: bool) -> Result<()> {
         "clippy",
         workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     );
-    // They are not among all targets, because only KVM runs them.
+    // They are not among all targets, because only KVM runs them. With the whole workspace no dependency is built anew.
     let mut clippy = workspace::cargo();
-    clippy.arg("clippy");
-    for (package, name) in kvm_tests::PROGRAMS {
-        clippy.args(["-p", package, "--test", name]);
+    clippy.args(["clippy", "--workspace"]);
+    for name in kvm_tests::PROGRAMS {
+        clippy.args(["--test", name]);
     }
     check(&mut tally, "clippy of the tests that need KVM", clippy.args(["--", "-D", "warnings"]));
     rust_tests(

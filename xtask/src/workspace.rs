@@ -58,10 +58,10 @@ pub fn lab_init() -> Result<PathBuf> {
     build_one("build the lab's init", command, "bellows-lab-init")
 }
 
-/// A test program that runs where KVM is.
-pub fn test_program(package: &str, name: &str) -> Result<PathBuf> {
+/// A test program that runs where KVM is. It is built with the whole workspace, so that it shares the dependencies of all other tests.
+pub fn test_program(name: &str) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["test", "-p", package, "--test", name, "--no-run"]);
+    command.args(["test", "--workspace", "--test", name, "--no-run"]);
     build_one(&format!("build the test program {name}"), command, name)
 }
 
