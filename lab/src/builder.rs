@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cpio::Writer;
-use super::machine::Hardware;
+use super::machine::{Clock, Hardware};
 use super::modules::ModuleTree;
-use super::{Error, Lab, program};
+use super::{COUNTED, DISK, Error, Lab, program};
 
 /// Modules of the lab's kernel: KVM, the disk, what layers and containers need, and what other VMMs need as peers.
 const MODULES: &[&str] =
@@ -33,6 +33,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct LabBuilder {
     parts: Parts,
+    clock: Clock,
     memory_mib: u64,
     scratch: PathBuf,
     files: Vec<(PathBuf, PathBuf)>,
@@ -45,6 +46,7 @@ impl LabBuilder {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
             parts,
+            clock: Clock::default(),
             memory_mib: 8192,
             scratch: std::env::temp_dir(),
             files: Vec::new(),
@@ -52,6 +54,12 @@ impl LabBuilder {
             disk: Vec::new(),
             disk_mib: 8192,
         }
+    }
+
+    /// How time passes; as it does outside by default.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// RAM of the emulated host, in MiB; 8192 by default. Only what is touched costs memory here.
@@ -78,7 +86,7 @@ impl LabBuilder {
         self
     }
 
-    /// Puts a file or a directory on the lab's disk, as [`DISK`](super::DISK)`/name`.
+    /// Puts a file or a directory on the lab's disk, as [`DISK`](super::DISK)`/name`. With counted time that is in memory.
     pub fn on_disk(mut self, source: impl Into<PathBuf>, name: impl Into<String>) -> Self {
         self.disk.push((source.into(), name.into()));
         self
@@ -98,16 +106,29 @@ impl LabBuilder {
             .prefix(&format!("{SCRATCH_PREFIX}{}-", std::process::id()))
             .tempdir_in(&self.scratch)
             .map_err(Error::at(&self.scratch))?;
+        let disk = match self.clock {
+            Clock::Wall => Some(self.write_disk(scratch.path())?),
+            Clock::Counted => None,
+        };
         let hardware = Hardware {
+            clock: self.clock,
             kernel: self.parts.kernel.clone(),
             initramfs: self.write_initramfs(&scratch.path().join("initramfs.cpio"))?,
-            disk: Some(self.write_disk(scratch.path())?),
+            disk,
             memory_mib: self.memory_mib,
             console: scratch.path().join("console.log"),
-            // There is no processor whose speculation could leak anything.
-            command_line: "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off".into(),
+            command_line: self.command_line(),
         };
         Lab::boot(&hardware, scratch)
+    }
+
+    fn command_line(&self) -> String {
+        // Speculation leaks nothing here: the emulated processor has none.
+        let common = "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off";
+        match self.clock {
+            Clock::Wall => common.to_owned(),
+            Clock::Counted => format!("{common} {COUNTED}=1"),
+        }
     }
 
     fn write_initramfs(&self, path: &Path) -> Result<PathBuf, Error> {
@@ -132,6 +153,12 @@ impl LabBuilder {
         }
         for (source, target) in &self.files {
             root.tree(source, target)?;
+        }
+        if self.clock == Clock::Counted {
+            root.archive.directory(Path::new(DISK)).map_err(Error::at(path))?;
+            for (source, name) in &self.disk {
+                root.tree(source, &Path::new(DISK).join(name))?;
+            }
         }
         root.archive.finish().map_err(Error::at(path))?;
         Ok(path.to_path_buf())

@@ -42,10 +42,14 @@ pub use self::artefact::artefact;
 pub use self::builder::{LabBuilder, Parts};
 pub use self::host::Host;
 pub use self::job::{Event, Output, Running, Stdin};
+pub use self::machine::Clock;
 pub use self::wire::Job;
 
 /// Where the lab's disk is mounted in the lab.
 pub const DISK: &str = "/work";
+
+/// In the environment of the lab's first process where time is counted. The kernel hands on what it does not know itself.
+pub const COUNTED: &str = "lab_counts_time";
 
 /// Time from start to a usable lab that is surely too long; it takes a few seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);

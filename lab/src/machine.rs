@@ -1,5 +1,6 @@
 //! The QEMU process that emulates the lab's hardware.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,12 +15,47 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, wire};
+
+/// How time passes in the lab.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// As it does outside.
+    #[default]
+    Wall,
+    /// A nanosecond for each instruction. While every processor waits, the clock jumps to the next timer.
+    ///
+    /// Times are then the same in every run, however busy this machine is. But anything outside the lab answers at an
+    /// arbitrary point of this clock, so such a lab has no disk: its files are in memory.
+    Counted,
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Wall => "wall clock",
+            Self::Counted => "counted",
+        })
+    }
+}
+
+impl Clock {
+    /// QEMU's options for it.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Wall => &["-accel", "tcg,thread=multi"],
+            Self::Counted => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off,align=off"],
+        }
+    }
+}
 
 /// What the emulated host is made of.
 #[derive(Debug)]
 pub(super) struct Hardware {
+    pub clock: Clock,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub disk: Option<PathBuf>,
@@ -102,7 +138,8 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
     let log = console.try_clone().map_err(Error::at(&hardware.console))?;
     let mut command = Command::new(QEMU);
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", CPU])
+        .args(hardware.clock.options())
+        .args(["-cpu", CPU])
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
         .args(["-smp", CPUS, "-m", &format!("{}M", hardware.memory_mib)])
         .args(["-serial", "stdio"])

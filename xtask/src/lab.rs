@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use bellows_lab::{Event, Job, Lab, LabBuilder, Parts};
+use bellows_lab::{Clock, Event, Job, Lab, LabBuilder, Parts};
 
 use crate::cache::Cache;
 use crate::debian::{self, Series};
@@ -18,6 +18,9 @@ pub struct Options {
     /// Memory of the emulated host, in MiB.
     #[arg(long, default_value_t = 8192)]
     pub memory_mib: u64,
+    /// Count time instead of letting it pass as it does here: docs/lab.md says what that means.
+    #[arg(long)]
+    pub counted: bool,
     /// A program of this machine to have in the lab, with its libraries: PATH or PATH:PATH_IN_LAB.
     #[arg(long = "program", value_name = "PATH")]
     pub programs: Vec<String>,
@@ -33,6 +36,9 @@ pub struct Options {
 pub fn run(options: &Options, install: bool) -> Result<i32> {
     packages::ensure(&[packages::LAB], install)?;
     let mut builder = builder(&Cache::open()?)?.memory_mib(options.memory_mib);
+    if options.counted {
+        builder = builder.clock(Clock::Counted);
+    }
     for program in &options.programs {
         let (source, target) = program.split_once(':').unwrap_or((program, program));
         builder = builder.program(absolute(source)?, target.to_owned());
