@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::cost::Cost;
 use super::smaps::Overhead;
 
 /// A monitor that is measured.
@@ -50,6 +51,8 @@ pub struct Boot {
     pub turn: usize,
     /// How long it took.
     pub time: Duration,
+    /// What it cost, where time is counted.
+    pub cost: Option<Cost>,
     /// Memory of the process then.
     pub overhead: Overhead,
 }

@@ -2,6 +2,8 @@
 //! it prints.
 
 pub mod boot;
+pub mod cost;
+pub mod counted;
 pub mod exits;
 pub mod layers;
 pub mod load;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Cost;
+
 /// How memory is provided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,6 +140,8 @@ pub enum Line {
         /// Bytes that the host had under it before the first arrival.
         base: u64,
     },
+    /// What all that ran in the guest cost, where time is counted.
+    Cost(Cost),
     /// A function that ran.
     Ran(Ran),
     /// What the host had under the guest.

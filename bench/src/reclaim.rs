@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Cost;
+
 /// How a guest keeps the memory of its instances apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,12 +104,16 @@ pub struct Sample {
     pub parked: bool,
     /// From the request until the guest had accepted the memory.
     pub plug: Duration,
+    /// What the whole call cost, where time is counted.
+    pub plug_cost: Option<Cost>,
     /// Until an instance could use it.
     pub usable: Duration,
     /// From the end of the instance's processes until the agent had taken apart what it had, its page cache included.
     pub remove: Duration,
     /// From the request until the guest could not reach the memory any more.
     pub unplug: Duration,
+    /// What the whole call cost, where time is counted: with the agent's counts of pages before and after.
+    pub unplug_cost: Option<Cost>,
     /// The guest's part of it, by the guest's clock.
     pub guest: Duration,
     /// Of `unplug`, changing memory slots.

@@ -34,6 +34,8 @@ pub struct Artefacts {
     pub node_image: PathBuf,
     /// An image of Java, an OCI image layout.
     pub java_image: PathBuf,
+    /// The variables of those that a lab gets; all without a list.
+    in_lab: Option<&'static [&'static str]>,
 }
 
 impl Artefacts {
@@ -57,7 +59,14 @@ impl Artefacts {
             alpine_like_image: image::alpine_like(cache)?,
             node_image: image::node(cache)?,
             java_image: image::java(cache)?,
+            in_lab: None,
         })
+    }
+
+    /// Has a lab get only the artefacts of these variables: what lies in memory takes time to unpack.
+    pub fn only(mut self, variables: &'static [&'static str]) -> Self {
+        self.in_lab = Some(variables);
+        self
     }
 
     /// Name of the environment variable and path, for the programs that use the artefacts.
@@ -70,12 +79,13 @@ impl Artefacts {
         self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
     }
 
-    /// Puts all of it on the lab's disk; the monitor also where `PATH` finds it and with its libraries.
+    /// Puts what a lab gets on its disk; the monitor also where `PATH` finds it and with its libraries.
     pub fn add_to(&self, mut lab: LabBuilder) -> LabBuilder {
-        for (_, name, path) in self.named() {
+        let has = |variable: &str| self.in_lab.is_none_or(|variables| variables.contains(&variable));
+        for (_, name, path) in self.named().into_iter().filter(|(variable, ..)| has(variable)) {
             lab = lab.on_disk(path, name);
         }
-        lab.program(&self.bellows, "/usr/local/bin/bellows")
+        if has("BELLOWS_BINARY") { lab.program(&self.bellows, "/usr/local/bin/bellows") } else { lab }
     }
 
     fn named(&self) -> [(&'static str, &'static str, &PathBuf); 11] {

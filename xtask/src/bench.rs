@@ -2,6 +2,9 @@
 
 mod blk;
 mod boot;
+mod compare;
+pub mod counted;
+mod figure;
 mod import;
 pub mod layers;
 mod load;
@@ -18,6 +21,19 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::workspace;
 
+use self::figure::Figure;
+
+/// What to measure or to compare.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct Options {
+    /// Say what moved by more than the spread since an earlier report: compare that file with the last report of its benchmark.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    #[command(subcommand)]
+    benchmark: Option<Benchmark>,
+}
+
 /// A benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub enum Benchmark {
@@ -25,6 +41,9 @@ pub enum Benchmark {
     Blk(blk::Options),
     /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
     Boot(boot::Options),
+    /// What a short set of operations costs in counted time, held against committed bounds. Runs in the lab, whatever this
+    /// machine has.
+    Counted(counted::Options),
     /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
     Import(import::Options),
     /// VMs of one image: what they read from the disk and keep in memory, and the time until a function runs.
@@ -35,11 +54,17 @@ pub enum Benchmark {
     Reclaim(reclaim::Options),
 }
 
-/// Runs a benchmark where KVM is, prints its report and keeps it in `target/bench`.
-pub fn run(benchmark: &Benchmark, install: bool) -> Result<()> {
+/// Runs a benchmark where KVM is, prints its report and keeps it in `target/bench`; or compares two reports.
+pub fn run(options: &Options, install: bool) -> Result<()> {
+    if let Some(earlier) = &options.compare {
+        return compare::run(earlier);
+    }
+    // Without an argument clap prints the help.
+    let Some(benchmark) = &options.benchmark else { return Ok(()) };
     match benchmark {
         Benchmark::Blk(options) => blk::run(options),
         Benchmark::Boot(options) => boot::run(options, install),
+        Benchmark::Counted(options) => counted::run(options, install),
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
@@ -54,9 +79,17 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Keeps a report as `name`.
-fn keep(name: &str, report: &impl Serialize) -> Result<()> {
-    let path = directory()?.join(name);
-    let json = serde_json::to_string_pretty(report).map_err(|error| Error::other(format!("{name}: {error}")))?;
+/// Keeps the report of a benchmark, and its figures for [`compare`].
+fn keep(benchmark: &str, report: &impl Serialize, figures: Vec<Figure>) -> Result<()> {
+    #[derive(Serialize)]
+    struct Kept<'a, R> {
+        benchmark: &'a str,
+        #[serde(flatten)]
+        report: &'a R,
+        figures: Vec<Figure>,
+    }
+    let path = directory()?.join(format!("{benchmark}.json"));
+    let json = serde_json::to_string_pretty(&Kept { benchmark, report, figures })
+        .map_err(|error| Error::other(format!("{benchmark}: {error}")))?;
     fs::write(&path, json + "\n").map_err(Error::at(&path))
 }

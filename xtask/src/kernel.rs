@@ -58,10 +58,15 @@ pub fn debug(cache: &Cache) -> Result<PathBuf> {
     DEBUG.make(cache)
 }
 
+/// The version of the package with the kernel's source, without our patches.
+pub fn source_version() -> Result<String> {
+    run::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]))
+}
+
 impl Kernel {
     fn make(&self, cache: &Cache) -> Result<PathBuf> {
         let patches = patches(&directory().join("patches"))?;
-        let version = run::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]))?;
+        let version = source_version()?;
         let mut key = Key::default().with("recipe", RECIPE).with("source", &version);
         let configs: Vec<PathBuf> = self.configs.iter().map(|config| directory().join(config)).collect();
         for file in configs.iter().chain(&patches) {

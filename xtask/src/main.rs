@@ -65,8 +65,7 @@ enum Command {
     /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
     Stress(stress::Options),
     /// Compare with other monitors, both sides in one run.
-    #[command(subcommand)]
-    Bench(bench::Benchmark),
+    Bench(bench::Options),
     /// Run the fuzz targets, two at a time.
     Fuzz {
         /// Time for each target; none where its corpus is only to be kept.
@@ -106,7 +105,7 @@ fn execute(options: &Options) -> Result<i32> {
         Command::Test { only } => test::run_with_kvm(only, install)?,
         Command::Tidy => tidy::check()?,
         Command::Stress(options) => stress::run(options, install)?,
-        Command::Bench(benchmark) => bench::run(benchmark, install)?,
+        Command::Bench(options) => bench::run(options, install)?,
         Command::Fuzz { seconds, only, keep } => fuzz::run_all(*seconds, only, *keep)?,
     }
     Ok(0)

@@ -7,6 +7,7 @@ mod trace;
 use std::process::ExitCode;
 
 use bellows_bench::boot::{Boot, Line, Monitor, Traced};
+use bellows_bench::cost::Meter;
 use bellows_bench::smaps::Overhead;
 use bellows_bench::{exits, print};
 
@@ -33,10 +34,12 @@ fn run() -> Result<()> {
     for _ in 0..rounds {
         for turn in 0..2 {
             for monitor in Monitor::ALL {
+                let meter = Meter::start_if_counted()?;
                 let mut booted = launcher.boot(monitor)?;
+                let cost = meter.map(Meter::stop).transpose()?;
                 let overhead = Overhead::parse(&booted.smaps()?, launch::MEMORY)?;
                 booted.end()?;
-                print(&Line::Boot(Boot { monitor, turn, time: booted.time(), overhead }))?;
+                print(&Line::Boot(Boot { monitor, turn, time: booted.time(), cost, overhead }))?;
             }
         }
     }

@@ -27,13 +27,18 @@ impl Image {
         Ok(Self { config: ImageConfig::flat(image_id()?, &store.flat(&image)?), _store: store })
     }
 
-    /// Boots a guest and mounts the image in it.
+    /// Boots a guest that has the image as a disk.
     pub fn boot(&self, builder: VmBuilder) -> Result<Vm> {
         let builder = builder.initramfs(artefact("BELLOWS_INITRAMFS")?).vcpus(vcpus());
         let vm = builder.image(self.config.clone()).boot()?;
         vm.wait_ready(PATIENCE)?;
-        vm.mount_image(&self.config.id, PATIENCE)?;
         Ok(vm)
+    }
+
+    /// Mounts the image in a guest.
+    pub fn mount(&self, vm: &Vm) -> Result<()> {
+        vm.mount_image(&self.config.id, PATIENCE)?;
+        Ok(())
     }
 }
 

@@ -47,6 +47,7 @@ impl Guest {
         };
         let plugged = Mutex::new(ByteSize::bytes(0));
         let vm = image.boot(builder)?;
+        image.mount(&vm)?;
         let mut guest = Self { vm, pool: Pool::default(), base: 0, provision, plugged };
         guest.warm_up()?;
         for info in guest.vm.partitions() {

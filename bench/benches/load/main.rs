@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bellows_bench::cost::Meter;
 use bellows_bench::load::{Arrival, Line, Provision, Ran, arrivals};
 use bellows_bench::print;
 
@@ -40,7 +41,11 @@ fn run() -> Result<()> {
         eprintln!("boot a guest: {provision}");
         let guest = Guest::boot(&image, provision)?;
         print(&Line::Guest { provision, base: guest.base })?;
+        let meter = Meter::start_if_counted()?;
         let result = replay(&guest, &arrivals);
+        if let Some(meter) = meter {
+            print(&Line::Cost(meter.stop()?))?;
+        }
         guest.shutdown()?;
         result?;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bellows_bench::cost::Meter;
 use bellows_bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
 use bellows_vmm::{ByteSize, GuestState, Instance, PartitionId, StreamName};
 
@@ -23,7 +24,9 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
     let Group { size_mib, load, .. } = group;
     let (partition, kept) = (guest.partition()?, guest.kept());
     let size = ByteSize::mib(size_mib);
+    let meter = Meter::start_if_counted()?;
     let plug = guest.vm.plug(partition, ByteSize::bytes(kept.get() + size.get()), PATIENCE)?;
+    let plug_cost = meter.map(Meter::stop).transpose()?;
     let parked = guest.was_parked(&plug);
 
     let (instance, printed) = start(guest, &fill(size_mib, ""), partition)?;
@@ -50,8 +53,10 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
 
     let statistics = guest.vm.statistics()?;
     let vcpus = guest.vcpu_time()?;
+    let meter = Meter::start_if_counted()?;
     let start = Instant::now();
     let unplug = guest.vm.shrink(partition, kept, PATIENCE)?;
+    let unplug_cost = meter.map(Meter::stop).transpose()?;
     let vcpus = guest.vcpu_time()? - vcpus;
     let after = guest.vm.statistics()?;
     let neighbour_speed = before.map(|before| Neighbour { before, reclaim: progress.between(start, WATCHED) });
@@ -74,9 +79,11 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
         mode: guest.mode,
         parked,
         plug: plug.accepted,
+        plug_cost,
         usable: plug.usable,
         remove,
         unplug: unplug.unplug,
+        unplug_cost,
         guest: driver.last_unplug.guest(),
         slots: unplug.slots,
         discard: discard.discard,

@@ -40,6 +40,7 @@ impl Guest {
         };
         let before = vcpu_threads(TASKS, VCPU)?;
         let vm = image.boot(builder)?;
+        image.mount(&vm)?;
         let vcpu_threads = vcpu_threads(TASKS, VCPU)?.into_iter().filter(|thread| !before.contains(thread)).collect();
         let guest = Self { vm, mode, vcpu_threads, instances: 0, unparks: 0 };
         guest.vm.plug(guest.neighbours_partition()?, ByteSize::mib(NEIGHBOUR_MIB), PATIENCE)?;

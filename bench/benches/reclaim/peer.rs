@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bellows_bench::cost::Meter;
 use bellows_bench::reclaim::{Group, Mode, Sample};
 use bellows_lab::artefact;
 use serde_json::{Value, json};
@@ -75,16 +76,20 @@ impl Peer {
     /// One sample, as [`crate::cycle::run`] takes it.
     pub fn sample(&mut self, group: Group) -> Result<Sample> {
         let Group { size_mib, .. } = group;
+        let meter = Meter::start_if_counted()?;
         let start = Instant::now();
         self.resize(size_mib)?;
         let plug = start.elapsed();
+        let plug_cost = meter.map(Meter::stop).transpose()?;
         self.say(&format!("fill {} {}", filled(size_mib), filled(NEIGHBOUR_MIB)), "full")?;
         self.say("end", "ended")?;
 
         let (before, resident, vcpus) = (self.count()?, self.resident()?, time_of(&self.threads)?);
+        let meter = Meter::start_if_counted()?;
         let start = Instant::now();
         self.resize(0)?;
         let unplug = start.elapsed();
+        let unplug_cost = meter.map(Meter::stop).transpose()?;
         let vcpus = time_of(&self.threads)? - vcpus;
         let (after, left) = (self.count()?, self.resident()?);
         self.say("clear", "cleared")?;
@@ -97,9 +102,11 @@ impl Peer {
             mode: self.mode,
             parked: false,
             plug,
+            plug_cost,
             usable: plug,
             remove: Duration::ZERO,
             unplug,
+            unplug_cost,
             guest: Duration::ZERO,
             slots: Duration::ZERO,
             discard: Duration::ZERO,

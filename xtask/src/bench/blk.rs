@@ -5,6 +5,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use super::figure::{Better, Figure};
 use crate::error::{Error, Result};
 use crate::{progress, run, workspace};
 
@@ -92,7 +93,7 @@ pub fn run(options: &Options) -> Result<()> {
         let data = fs::read(&path).map_err(Error::at(&path))?;
         serde_json::from_slice(&data).map_err(|error| Error::other(format!("{}: {error}", path.display())))
     })?;
-    super::keep("blk.json", &report)?;
+    super::keep("blk", &report, report.figures())?;
     print!("{report}");
     Ok(())
 }
@@ -115,6 +116,20 @@ impl Report {
             rows.extend(others);
         }
         Ok(Self { rows, ratios })
+    }
+}
+
+impl Report {
+    /// What two runs can be compared by.
+    fn figures(&self) -> Vec<Figure> {
+        let figure = |row: &Row| Figure {
+            name: format!("{}, {} K", row.side, row.request_bytes >> 10),
+            unit: "requests/s".to_owned(),
+            better: Better::Higher,
+            value: row.requests_per_s,
+            spread: Some(row.requests_per_s_max - row.requests_per_s_min),
+        };
+        self.rows.iter().map(figure).collect()
     }
 }
 

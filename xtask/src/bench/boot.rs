@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::packages;
 
 use self::report::Report;
-use super::program::Program;
+use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
 /// The peer, and where its firmware lies.
@@ -21,19 +21,21 @@ pub struct Options {
     /// Rounds; in each one both monitors boot twice.
     #[arg(long, default_value_t = 10)]
     rounds: u32,
+    #[command(flatten)]
+    clock: ClockArgs,
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
     packages::ensure(&[packages::BENCH], install)?;
-    let program = Program::build("boot", install)?;
+    let program = Program::build("boot", options.clock, install)?;
     let mut lines = Vec::new();
     let furnish = |lab: LabBuilder| lab.program(QEMU, QEMU).file(QEMU_FIRMWARE, QEMU_FIRMWARE);
     program.run(&[&options.rounds.to_string()], furnish, |line| {
         lines.push(line);
         tell(&lines);
     })?;
-    let report = Report::new(program.host, &lines)?;
-    super::keep("boot.json", &report)?;
+    let report = Report::new(program.host, program.clock, &lines)?;
+    super::keep("boot", &report, report::figures(&lines))?;
     print!("{report}");
     Ok(())
 }

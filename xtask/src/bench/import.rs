@@ -52,7 +52,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         }
     }
     let report = Report::new(place.source, &samples)?;
-    super::keep("import.json", &report)?;
+    super::keep("import", &report, report::figures(&samples))?;
     print!("{report}");
     Ok(())
 }

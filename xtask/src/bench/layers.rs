@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use bellows_bench::layers::{Line, Way};
-use bellows_lab::{DISK, Host, LabBuilder};
+use bellows_lab::{Clock, DISK, Host, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
@@ -37,7 +37,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
-    let program = Program::build(NAME, install)?;
+    let program = Program::build_for(Host::detect(), Clock::Wall, NAME, install)?;
     let inputs = Inputs::make(&program.cache, &program.artefacts)?;
     let mut lines = Vec::new();
     program.run(
@@ -49,7 +49,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         },
     )?;
     let report = Report::new(program.host, &lines);
-    super::keep("layers.json", &report)?;
+    super::keep("layers", &report, report::figures(&lines))?;
     let page = super::directory()?.join("layers.html");
     std::fs::write(&page, report.html()).map_err(Error::at(&page))?;
     print!("{report}");

@@ -7,7 +7,7 @@ use bellows_bench::load::Line;
 use crate::error::{Error, Result};
 
 use self::report::Report;
-use super::program::Program;
+use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
 #[derive(Debug, clap::Args)]
@@ -18,10 +18,12 @@ pub struct Options {
     /// Time between two arrivals on average; what a host that is emulated bears is the default.
     #[arg(long, value_name = "MS", default_value_t = 6000)]
     gap: u64,
+    #[command(flatten)]
+    clock: ClockArgs,
 }
 
 pub fn run(options: &Options, install: bool) -> Result<()> {
-    let program = Program::build("load", install)?;
+    let program = Program::build("load", options.clock, install)?;
     let arguments = [(options.minutes * 60_000).to_string(), options.gap.to_string()];
     let mut lines = Vec::new();
     program.run(
@@ -32,8 +34,8 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
             lines.push(line);
         },
     )?;
-    let report = Report::new(program.host, options.gap, &lines);
-    super::keep("load.json", &report)?;
+    let report = Report::new(program.host, program.clock, options.gap, &lines);
+    super::keep("load", &report, report.figures())?;
     let page = super::directory()?.join("load.html");
     std::fs::write(&page, report::html(&report)).map_err(Error::at(&page))?;
     print!("{report}");

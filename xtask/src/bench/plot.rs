@@ -18,7 +18,7 @@ const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem a
 pub fn page(title: &str, host: Host, body: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n\
-         <h1>{title}</h1>\n<p>Host: {host}. In the lab only ratios and counts mean anything.</p>\n{body}</html>\n"
+         <h1>{title}</h1>\n<p>Host: {host}. By the wall clock in the lab only ratios and counts mean anything.</p>\n{body}</html>\n"
     )
 }
 

@@ -13,7 +13,7 @@ use crate::{initramfs, packages, workspace};
 
 use self::report::Report;
 use self::samples::Samples;
-use super::program::Program;
+use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
 /// Samples of which the speed of a busy neighbour is taken, which makes them long.
@@ -54,6 +54,8 @@ pub struct Options {
     /// Only 2 GiB, without zeroing, with a quiet neighbour, five samples.
     #[arg(long, conflicts_with_all = ["sizes", "loads", "init_on_alloc", "samples", "extension_samples", "extension_2g_samples"])]
     quick: bool,
+    #[command(flatten)]
+    clock: ClockArgs,
 }
 
 fn load(text: &str) -> std::result::Result<Load, String> {
@@ -109,10 +111,11 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     if options.peers {
         packages::ensure(&[packages::BENCH], install)?;
     }
-    let program = Program::build("reclaim", install)?;
+    let program = Program::build("reclaim", options.clock, install)?;
     let peer = if options.peers { Some(initramfs::peer(&program.cache, &workspace::peer_init()?)?) } else { None };
     let key = Key::default()
         .with("host", program.host.to_string())
+        .with("clock", program.clock.to_string())
         .with_file(&program.artefacts.kernel)?
         .with_file(&program.artefacts.initramfs)?
         .with_file(&program.path)?;
@@ -142,8 +145,8 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         kept?;
         ran.map_err(|error| Error::other(format!("{error}; run it again to go on")))?;
     }
-    let report = Report::new(program.host, samples.all());
-    super::keep("reclaim.json", &report)?;
+    let report = Report::new(program.host, program.clock, samples.all());
+    super::keep("reclaim", &report, report::figures(samples.all()))?;
     let page = super::directory()?.join("reclaim.html");
     std::fs::write(&page, page::html(&report, samples.all())).map_err(Error::at(&page))?;
     print!("{report}");

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bellows_bench::boot::{Boot, Line, Monitor, Phase, Traced};
+use bellows_bench::cost::Cost;
 use bellows_bench::smaps::Overhead;
-use bellows_lab::Host;
+use bellows_lab::{Clock, Host};
 use serde::Serialize;
 
+use crate::bench::figure::{Better, Figure, median_cost};
+use crate::bench::program::lab_note;
 use crate::bench::statistics::{median, ms, percentile, sorted};
 use crate::error::{Error, Result};
 
@@ -15,6 +18,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Serialize)]
 pub struct Report {
     host: Host,
+    clock: Clock,
     rows: Vec<Row>,
     /// Median time of Bellows by that of QEMU.
     ratio: f64,
@@ -28,6 +32,8 @@ struct Row {
     /// Boots.
     n: usize,
     boot_ms: Times,
+    /// Median, where time is counted.
+    cost: Option<Cost>,
     /// Median time of the first boots of all rounds by that of the second ones: how far the same differs from itself.
     a_a: f64,
     /// Median.
@@ -60,15 +66,38 @@ struct PhaseRow {
 
 impl Report {
     /// Makes a report of all lines of a run.
-    pub fn new(host: Host, lines: &[Line]) -> Result<Self> {
+    pub fn new(host: Host, clock: Clock, lines: &[Line]) -> Result<Self> {
         let rows = Monitor::ALL.map(|monitor| Row::new(monitor, lines)).into_iter().collect::<Result<Vec<_>>>()?;
         let ratio = match rows.as_slice() {
             [bellows, qemu] => bellows.boot_ms.p50 / qemu.boot_ms.p50,
             _ => f64::NAN,
         };
         let breakdown = Monitor::ALL.into_iter().filter_map(|monitor| Breakdown::new(monitor, lines)).collect();
-        Ok(Self { host, rows, ratio, breakdown })
+        Ok(Self { host, clock, rows, ratio, breakdown })
     }
+}
+
+/// What two runs can be compared by.
+pub fn figures(lines: &[Line]) -> Vec<Figure> {
+    let of = |monitor: Monitor| {
+        let boots: Vec<&Boot> = lines
+            .iter()
+            .filter_map(|line| match line {
+                Line::Boot(boot) if boot.monitor == monitor => Some(boot),
+                _ => None,
+            })
+            .collect();
+        let name = |what: &str| format!("{monitor}, {what}");
+        let overhead = boots.iter().map(|boot| boot.overhead.total() as f64);
+        let mut figures = vec![
+            Figure::of(name("boot"), "ms", Better::Lower, boots.iter().map(|boot| ms(boot.time))),
+            Figure::of(name("own memory"), "bytes", Better::Lower, overhead),
+        ];
+        let costs: Vec<Cost> = boots.iter().filter_map(|boot| boot.cost).collect();
+        figures.extend(Figure::of_costs(&name("boot"), &costs));
+        figures
+    };
+    Monitor::ALL.into_iter().flat_map(of).collect()
 }
 
 impl Row {
@@ -95,6 +124,7 @@ impl Row {
             vmm,
             n: boots.len(),
             boot_ms: Times { p50: median(&all).ok_or_else(none)?, p99: percentile(99)?, max: percentile(100)? },
+            cost: median_cost(&boots.iter().filter_map(|boot| boot.cost).collect::<Vec<_>>()),
             a_a: first / second,
             overhead_bytes: overhead.total(),
             overhead,
@@ -150,9 +180,12 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f, "\n  bellows takes {:.2} of qemu's time.", self.ratio)?;
-        if self.host == Host::Lab {
-            writeln!(f, "  The lab is an emulated host: only ratios and counts mean anything.")?;
+        for row in &self.rows {
+            if let Some(cost) = row.cost {
+                writeln!(f, "  {}: {cost}.", row.vmm)?;
+            }
         }
+        lab_note(f, self.host, self.clock)?;
         for breakdown in &self.breakdown {
             let total: f64 = breakdown.phases.iter().map(|phase| phase.ms).sum();
             writeln!(

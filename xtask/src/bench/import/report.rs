@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::bench::figure::{Better, Figure};
 use crate::bench::statistics::{median, sorted};
 use crate::error::{Error, Result};
 
@@ -126,6 +127,22 @@ impl Report {
         }
         Ok(Self { layer, rows, ratios })
     }
+}
+
+/// What two runs can be compared by.
+pub fn figures(samples: &[Sample]) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (form, side) in Form::ALL.into_iter().flat_map(|form| Side::ALL.map(|side| (form, side))) {
+        let own = || samples.iter().filter(move |sample| (sample.form, sample.side) == (form, side));
+        let mut add = |what: &str, unit: &str, value: fn(&Sample) -> f64| {
+            figures.push(Figure::of(format!("{side}, {form}, {what}"), unit, Better::Lower, own().map(value)));
+        };
+        add("time", "s", |sample| sample.wall.as_secs_f64());
+        add("processor time", "s", |sample| sample.cpu.as_secs_f64());
+        add("peak memory", "bytes", |sample| sample.peak_bytes as f64);
+        add("image", "bytes", |sample| sample.image_bytes as f64);
+    }
+    figures
 }
 
 impl Row {

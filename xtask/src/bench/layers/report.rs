@@ -1,11 +1,13 @@
 //! From what VMs answered to a report.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bellows_bench::layers::{Answer, Line, Started, Together, Way};
 use bellows_lab::Host;
 use serde::Serialize;
 
+use crate::bench::figure::{Better, Figure};
 use crate::bench::plot::{Plot, Scale, page};
 use crate::bench::statistics::{median, ms, percentile, sorted};
 
@@ -68,6 +70,32 @@ struct Times {
 struct Aim {
     met: bool,
     text: String,
+}
+
+/// What two runs can be compared by.
+pub fn figures(lines: &[Line]) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut starts: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for line in lines {
+        match line {
+            Line::Together(all) => {
+                let name = |what: &str| format!("{}, {} VMs, {what}", all.way, all.answers.len());
+                let bytes = all.disk_bytes_read as f64;
+                figures.push(Figure::once(name("read from the disk"), "bytes", Better::Lower, bytes));
+                let cached = all.answers.iter().map(|answer| answer.cached_bytes as f64);
+                figures.push(Figure::of(name("guest's page cache"), "bytes", Better::Lower, cached));
+                let own = all.overheads.iter().map(|overhead| overhead.total() as f64);
+                figures.push(Figure::of(name("monitor's memory"), "bytes", Better::Lower, own));
+            }
+            Line::Started(one) => {
+                let name = format!("{}, {} layers, {}, first line", one.way, one.layers, cache(one.cold));
+                starts.entry(name).or_default().push(ms(one.time));
+            }
+            Line::Answered { .. } => {}
+        }
+    }
+    figures.extend(starts.into_iter().map(|(name, times)| Figure::of(name, "ms", Better::Lower, times.into_iter())));
+    figures
 }
 
 impl Report {

@@ -3,17 +3,21 @@
 use std::fmt;
 use std::time::Duration;
 
+use bellows_bench::cost::Cost;
 use bellows_bench::load::{Line, Provision, Ran};
-use bellows_lab::Host;
+use bellows_lab::{Clock, Host};
 use serde::Serialize;
 
+use crate::bench::figure::{Better, Figure};
 use crate::bench::plot::{Plot, Scale, page};
+use crate::bench::program::lab_note;
 use crate::bench::statistics::{ms, percentile, sorted};
 
 /// What `target/bench/load.json` holds.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub host: Host,
+    pub clock: Clock,
     /// Time between arrivals on average.
     gap_ms: u64,
     pub rows: Vec<Row>,
@@ -40,6 +44,8 @@ pub struct Row {
     /// What it needed: what the smallest of the guests has without instances, and each live instance's peak.
     pub needed_byte_seconds: f64,
     pub held_by_needed: f64,
+    /// Of all that ran in the guest, where time is counted.
+    pub cost: Option<Cost>,
     /// Seconds, bytes held and bytes needed.
     pub timeline: Vec<(f64, f64, f64)>,
     #[serde(skip)]
@@ -62,7 +68,7 @@ impl Times {
 }
 
 impl Report {
-    pub fn new(host: Host, gap_ms: u64, lines: &[Line]) -> Self {
+    pub fn new(host: Host, clock: Clock, gap_ms: u64, lines: &[Line]) -> Self {
         let guests = lines.chunk_by(|_, next| !matches!(next, Line::Guest { .. }));
         // Static memory stays with the guest once it was touched, so that guest's base is not what a guest needs.
         let bases =
@@ -76,7 +82,22 @@ impl Report {
             together(Provision::Extension).zip(together(Provision::Static)).map(|(a, b)| a / b);
         let mut fixed = of(Provision::Static);
         let a_a = fixed.next().zip(fixed.next()).map(|(first, second)| second.latency_ms.p99 / first.latency_ms.p99);
-        Self { host, gap_ms, extension_p99_by_static, a_a, rows }
+        Self { host, clock, gap_ms, extension_p99_by_static, a_a, rows }
+    }
+}
+
+impl Report {
+    /// What two runs can be compared by. Static memory comes twice.
+    pub fn figures(&self) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        for (number, row) in self.rows.iter().enumerate() {
+            let name = |what: &str| format!("{}. {}, {what}", number + 1, row.provision);
+            figures.push(Figure::of(name("latency"), "ms", Better::Lower, row.latencies.iter().copied()));
+            figures.push(Figure::once(name("reclaim"), "ms", Better::Lower, row.reclaim_ms.p50));
+            figures.push(Figure::once(name("memory held"), "of what is needed", Better::Lower, row.held_by_needed));
+            figures.extend(Figure::of_costs(&name("all functions"), &row.cost.into_iter().collect::<Vec<_>>()));
+        }
+        figures
     }
 }
 
@@ -116,6 +137,7 @@ impl Row {
             held_byte_seconds: held,
             needed_byte_seconds: needed,
             held_by_needed: held / needed,
+            cost: lines.iter().find_map(|line| if let Line::Cost(cost) = line { Some(*cost) } else { None }),
             timeline,
             latencies: ran.iter().map(|ran| ms(ran.done.saturating_sub(ran.at))).collect(),
         })
@@ -150,9 +172,12 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f, "\n  Times in ms.")?;
-        if self.host == Host::Lab {
-            writeln!(f, "  The lab is an emulated host: only ratios and counts mean anything.")?;
+        for row in &self.rows {
+            if let Some(cost) = row.cost {
+                writeln!(f, "  {}, all functions: {cost}.", row.provision)?;
+            }
         }
+        lab_note(f, self.host, self.clock)?;
         let (Some(ratio), Some(a_a)) = (self.extension_p99_by_static, self.a_a) else { return Ok(()) };
         let met = |met: bool| if met { "met" } else { "not met" };
         let spread = a_a.max(1.0 / a_a).max(1.05);
@@ -213,7 +238,7 @@ mod tests {
 
     #[test]
     fn memory_needed_is_the_base_and_what_live_instances_have_at_most() {
-        let report = Report::new(Host::Kvm, 1, &guest(Provision::Extension, 5, 500));
+        let report = Report::new(Host::Kvm, Clock::Wall, 1, &guest(Provision::Extension, 5, 500));
         let row = &report.rows[0];
         // Up to the last unplug, after 16 s: twice 4 s of 400 bytes, 8 s of 100 bytes.
         assert_eq!((row.needed_byte_seconds, row.held_byte_seconds), (8.0 * 400.0 + 8.0 * 100.0, 16.0 * 500.0));
@@ -225,7 +250,7 @@ mod tests {
         let guests = [(Provision::Static, 4), (Provision::Extension, 5), (Provision::Static, 5)];
         let lines: Vec<Line> =
             guests.into_iter().flat_map(|(provision, latency)| guest(provision, latency, 1)).collect();
-        let report = Report::new(Host::Lab, 1, &lines);
+        let report = Report::new(Host::Lab, Clock::Wall, 1, &lines);
         assert_eq!((report.extension_p99_by_static, report.a_a), (Some(1.0), Some(1.25)));
         let text = report.to_string();
         assert!(text.contains("met      1.000") && text.contains("only ratios"), "{text}");

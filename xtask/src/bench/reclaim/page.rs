@@ -81,7 +81,7 @@ fn series() -> impl Iterator<Item = (String, &'static str, bool, Wanted)> {
 mod tests {
     use super::super::report::tests::sample;
     use super::*;
-    use bellows_lab::Host;
+    use bellows_lab::{Clock, Host};
 
     #[test]
     fn there_is_a_line_for_each_mode_in_each_plot() {
@@ -89,7 +89,7 @@ mod tests {
             .into_iter()
             .flat_map(|size| [sample(Mode::Shared, size, size), sample(Mode::Extension, size, 3)])
             .collect();
-        let html = html(&Report::new(Host::Lab, &samples), &samples);
+        let html = html(&Report::new(Host::Lab, Clock::Wall, &samples), &samples);
         assert_eq!(html.matches("<polyline").count(), 6);
         assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
     }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use bellows_bench::cost::Cost;
 use bellows_bench::reclaim::{Group, Load, Mode, Neighbour, Sample};
-use bellows_lab::Host;
+use bellows_lab::{Clock, Host};
 use serde::Serialize;
 
+use crate::bench::figure::{Better, Figure, median_cost};
+use crate::bench::program::lab_note;
 use crate::bench::statistics::{median, ms, percentile, sorted};
 
 /// From so many samples on there is a 99th percentile.
@@ -17,6 +20,7 @@ const FOR_P99: usize = 200;
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub host: Host,
+    pub clock: Clock,
     pub rows: Vec<Row>,
     pub aims: Vec<Aim>,
 }
@@ -42,6 +46,9 @@ pub struct Row {
     pub slot_ms: f64,
     pub discard_ms: f64,
     pub guest_cpu_ms: f64,
+    /// Of the whole calls, where time is counted: the unplug's has the agent's counts of pages before and after it.
+    pub plug_cost: Option<Cost>,
+    pub unplug_cost: Option<Cost>,
     pub migrated_pages: u64,
     /// Medians by reason.
     pub migrated_by_reason: BTreeMap<String, u64>,
@@ -74,15 +81,47 @@ pub struct Aim {
 }
 
 impl Report {
-    pub fn new(host: Host, samples: &[Sample]) -> Self {
+    pub fn new(host: Host, clock: Clock, samples: &[Sample]) -> Self {
         let mut cells: BTreeMap<(Group, Mode), Vec<&Sample>> = BTreeMap::new();
         for sample in samples {
             cells.entry((sample.group, sample.mode)).or_default().push(sample);
         }
         let rows: Vec<Row> = cells.iter().map(|((group, mode), samples)| Row::new(*group, *mode, samples)).collect();
         let aims = aims(&rows);
-        Self { host, rows, aims }
+        Self { host, clock, rows, aims }
     }
+}
+
+/// What two runs can be compared by.
+pub fn figures(samples: &[Sample]) -> Vec<Figure> {
+    let mut cells: BTreeMap<(Group, Mode), Vec<&Sample>> = BTreeMap::new();
+    for sample in samples {
+        cells.entry((sample.group, sample.mode)).or_default().push(sample);
+    }
+    let mut figures = Vec::new();
+    for ((group, mode), samples) in cells {
+        let name = |call: &str| name_of(mode, group, call);
+        let usual = || samples.iter().filter(move |sample| sample.parked || mode != Mode::Extension);
+        figures.push(Figure::of(name("plug"), "ms", Better::Lower, usual().map(|sample| ms(sample.plug))));
+        for (call, time) in
+            [("unplug", (|sample| sample.unplug) as fn(&Sample) -> Duration), ("discard", |sample| sample.discard)]
+        {
+            figures.push(Figure::of(name(call), "ms", Better::Lower, samples.iter().map(|sample| ms(time(sample)))));
+        }
+        let migrated = samples.iter().map(|sample| sample.migrated_pages() as f64);
+        figures.push(Figure::of(name("unplug, migrated"), "pages", Better::Lower, migrated));
+        let costs =
+            |cost: fn(&Sample) -> Option<Cost>| samples.iter().filter_map(|sample| cost(sample)).collect::<Vec<_>>();
+        let plugs: Vec<Cost> = usual().filter_map(|sample| sample.plug_cost).collect();
+        figures.extend(Figure::of_costs(&name("plug"), &plugs));
+        figures.extend(Figure::of_costs(&name("unplug"), &costs(|sample| sample.unplug_cost)));
+    }
+    figures
+}
+
+fn name_of(mode: Mode, group: Group, call: &str) -> String {
+    let Group { init_on_alloc, size_mib, load } = group;
+    format!("{mode}, {size_mib} MiB, init_on_alloc={}, {load}, {call}", u8::from(init_on_alloc))
 }
 
 impl Times {
@@ -127,6 +166,8 @@ impl Row {
             slot_ms: told(&|sample| sample.slots),
             discard_ms: told(&|sample| sample.discard),
             guest_cpu_ms: cpu / samples.len() as f64,
+            plug_cost: median_cost(&usual.iter().filter_map(|sample| sample.plug_cost).collect::<Vec<_>>()),
+            unplug_cost: median_cost(&samples.iter().filter_map(|sample| sample.unplug_cost).collect::<Vec<_>>()),
             migrated_pages: middle(&|sample| sample.migrated_pages() as f64) as u64,
             migrated_by_reason: reasons.map(by_reason).filter(|(_, pages)| *pages > 0).collect(),
             migrated_pages_max: most(&Sample::migrated_pages),
@@ -235,9 +276,14 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f, "\n  Times in ms, medians; of the slots' change and the discard on the host.")?;
-        if self.host == Host::Lab {
-            writeln!(f, "  The lab is an emulated host: only ratios and counts mean anything.")?;
+        for row in &self.rows {
+            for (call, cost) in [("plug", row.plug_cost), ("unplug", row.unplug_cost)] {
+                if let Some(cost) = cost {
+                    writeln!(f, "  {}: {cost}.", name_of(row.mode, row.group, call))?;
+                }
+            }
         }
+        lab_note(f, self.host, self.clock)?;
         for aim in &self.aims {
             writeln!(f, "  {:<7} {:>8.2}  {}", if aim.met { "met" } else { "not met" }, aim.value, aim.aim)?;
         }

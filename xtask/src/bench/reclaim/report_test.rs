@@ -6,9 +6,11 @@ pub fn sample(mode: Mode, size_mib: u64, unplug_ms: u64) -> Sample {
         mode,
         parked: mode == Mode::Extension,
         plug: Duration::from_millis(if mode == Mode::Extension { 1 } else { 90 }),
+        plug_cost: None,
         usable: Duration::from_millis(100),
         remove: Duration::from_millis(10),
         unplug: Duration::from_millis(unplug_ms),
+        unplug_cost: None,
         guest: Duration::from_micros(100),
         slots: Duration::ZERO,
         discard: Duration::from_millis(5),
@@ -35,7 +37,7 @@ fn modes_are_compared_at_2_gib() {
         sample(Mode::Extension, 512, 4),
         Sample { guest: Duration::from_micros(250), ..sample(Mode::Extension, 8192, 4) },
     ];
-    let report = Report::new(Host::Lab, &samples);
+    let report = Report::new(Host::Lab, Clock::Wall, &samples);
     assert_eq!(report.rows.len(), 5);
     let value = |part| aim(&report, part).map(|aim| (aim.value, aim.met));
     assert_eq!(value("extension unplugs"), Some((250.0, true)));
@@ -51,7 +53,7 @@ fn modes_are_compared_at_2_gib() {
 fn one_page_that_is_migrated_is_one_too_many() {
     let mut samples = vec![sample(Mode::Extension, 2048, 4); 3];
     samples[1].migrated.insert("contig_range".into(), 1);
-    let report = Report::new(Host::Kvm, &samples);
+    let report = Report::new(Host::Kvm, Clock::Wall, &samples);
     assert_eq!((report.rows[0].migrated_pages, report.rows[0].migrated_pages_max), (0, 1));
     assert!(!aim(&report, "nothing migrated").unwrap().met);
 }
@@ -60,21 +62,21 @@ fn one_page_that_is_migrated_is_one_too_many() {
 fn plugs_that_were_not_from_the_park_stand_apart() {
     let first = Sample { parked: false, plug: Duration::from_millis(70), ..sample(Mode::Extension, 2048, 4) };
     let samples = [first, sample(Mode::Extension, 2048, 4)];
-    let row = &Report::new(Host::Kvm, &samples).rows[0];
+    let row = &Report::new(Host::Kvm, Clock::Wall, &samples).rows[0];
     assert_eq!((row.plug_ms.p50, row.first_plug_ms), (1.0, Some(70.0)));
 }
 
 #[test]
 fn a_tail_needs_200_samples() {
     let samples: Vec<_> = (1..=200).map(|unplug| sample(Mode::Extension, 2048, unplug)).collect();
-    let report = Report::new(Host::Kvm, &samples);
+    let report = Report::new(Host::Kvm, Clock::Wall, &samples);
     assert_eq!(report.rows[0].unplug_ms, Times { p50: 100.5, p99: Some(198.0), max: 200.0 });
-    assert_eq!(Report::new(Host::Kvm, &samples[1..]).rows[0].unplug_ms.p99, None);
+    assert_eq!(Report::new(Host::Kvm, Clock::Wall, &samples[1..]).rows[0].unplug_ms.p99, None);
 }
 
 #[test]
 fn the_json_has_flat_rows() {
-    let json = serde_json::to_value(Report::new(Host::Lab, &[sample(Mode::Stock, 512, 3)])).unwrap();
+    let json = serde_json::to_value(Report::new(Host::Lab, Clock::Wall, &[sample(Mode::Stock, 512, 3)])).unwrap();
     let row = &json["rows"][0];
     assert_eq!((&row["mode"], &row["size_mib"], &row["load"]), (&"stock".into(), &512.into(), &"quiet".into()));
     assert_eq!((&row["unplug_ms"]["p50"], &row["unplug_ms"]["p99"]), (&3.0.into(), &serde_json::Value::Null));

@@ -1,0 +1,110 @@
+//! Counts what a short set of operations costs and prints a JSON object for each: see [`bellows_bench::counted`].
+//! `cargo xtask bench counted` runs it in a lab that counts time.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bellows_bench::cost::{Cost, Meter};
+use bellows_bench::counted::{FILLED_MIB, Operation, PARTITION_MIB, Sample};
+use bellows_bench::print;
+use bellows_block::oci::{OciLayout, Platform};
+use bellows_block::{ImportOptions, Store};
+use bellows_lab::artefact;
+use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, Vm, VmBuilder};
+
+use crate::common::{Image, PATIENCE, Result, image_id, partition, shutdown};
+
+/// Memory that the guest boots with.
+const BASE: ByteSize = ByteSize::mib(512);
+
+/// Memory that comes and goes.
+const PARTITION: ByteSize = ByteSize::mib(PARTITION_MIB);
+
+fn main() -> ExitCode {
+    bellows_bench::end("counted", run())
+}
+
+fn run() -> Result<()> {
+    let rounds = std::env::args().nth(1).ok_or("expected the number of rounds")?;
+    let rounds: usize = rounds.parse().map_err(|error| format!("{rounds:?} rounds: {error}"))?;
+    let image = Image::import()?;
+    let source = artefact("BELLOWS_ALPINE_LIKE_IMAGE")?;
+    // The first round does not count: it finds the caches of the host's kernel empty.
+    for number in 0..=rounds {
+        let report = |operation, cost: Cost| -> Result<()> {
+            if number > 0 {
+                print(&Sample { operation, cost })?;
+            }
+            Ok(())
+        };
+        in_a_vm(&image, &report)?;
+        import(&source, &report)?;
+    }
+    Ok(())
+}
+
+/// Has a VM of its own do everything once.
+fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Result<()> {
+    let partition = partition(1)?;
+
+    let meter = Meter::start()?;
+    let vm = image.boot(VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE).partition(PARTITION))?;
+    report(Operation::Boot, meter.stop()?)?;
+    image.mount(&vm)?;
+
+    let meter = Meter::start()?;
+    vm.plug(partition, PARTITION, PATIENCE)?;
+    report(Operation::FirstPlug, meter.stop()?)?;
+
+    for (operation, command) in
+        [(Operation::Echo, &["/bin/echo", "hello"][..]), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
+    {
+        // The first of a kind reads its files from the layers.
+        run_to_end(&vm, partition, command)?.remove(PATIENCE)?;
+        let meter = Meter::start()?;
+        let instance = run_to_end(&vm, partition, command)?;
+        report(operation, meter.stop()?)?;
+        instance.remove(PATIENCE)?;
+    }
+    let fill = format!("memory = bytearray({FILLED_MIB} << 20); memory[::4096] = b'x' * ({FILLED_MIB} << 8)");
+    run_to_end(&vm, partition, &["/usr/bin/python3", "-c", &fill])?.remove(PATIENCE)?;
+
+    let meter = Meter::start()?;
+    let unplug = vm.unplug(partition, PATIENCE)?;
+    let cost = meter.stop()?;
+    report(Operation::Unplug, cost)?;
+    report(Operation::UnplugAlone, cost.part(unplug.unplug))?;
+
+    let meter = Meter::start()?;
+    vm.await_discard(partition, PATIENCE)?;
+    report(Operation::Discard, meter.stop()?)?;
+
+    let meter = Meter::start()?;
+    let plug = vm.plug(partition, PARTITION, PATIENCE)?;
+    let cost = meter.stop()?;
+    report(Operation::ParkedPlug, cost)?;
+    report(Operation::ParkedPlugAlone, cost.part(plug.accepted))?;
+
+    shutdown(&vm)
+}
+
+fn run_to_end(vm: &Vm, partition: PartitionId, command: &[&str]) -> Result<Instance> {
+    let spec = InstanceSpec::new("counted".parse()?, image_id()?, command.iter().copied());
+    let instance = vm.start_instance(&spec.in_partition(partition))?;
+    match instance.wait()?.code {
+        0 => Ok(instance),
+        code => Err(format!("{} ended with exit code {code}: expected 0", command.join(" ")).into()),
+    }
+}
+
+fn import(source: &Path, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let meter = Meter::start()?;
+    let store = Store::open(directory.path().join("store"))?;
+    let image = OciLayout::open(source.to_owned())?.image(&Platform::host(), None)?;
+    store.import(&image, None, &ImportOptions::default())?;
+    report(Operation::Import, meter.stop()?)
+}
