@@ -14,18 +14,15 @@ use std::time::Instant;
 
 use bellows_devices::bus::Bus;
 use bellows_devices::legacy::{PowerPorts, PowerRequest, SerialPort};
-use bellows_memory::layout::{Layout, LayoutSpec};
+use bellows_memory::layout::Layout;
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestMemory};
-use bellows_vmm::machine::platform::{COM1_GSI, COM1_PORT};
+use bellows_vmm::machine::layout::{self, COM1_GSI, COM1_PORT, POWER_PORT};
 use bellows_vmm::machine::{
-    Acpi, BootSource, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuPool, Vcpus, load,
+    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Firmware, Host, Machine, RootBus, VcpuPool, Vcpus, load,
 };
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-/// Where the power ports are in this example.
-const POWER_PORT: u16 = 0x600;
 
 fn main() {
     tracing_subscriber::fmt().with_writer(io::stderr).init();
@@ -55,7 +52,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let host = Host::open()?;
     let machine = Machine::new(&host)?;
     let windows = vec![ByteSize::mib(512); partitions];
-    let layout = Layout::new(&LayoutSpec::x86_64(base, windows, host.physical_address_bits()))?;
+    let layout = Layout::new(&layout::spec(base, windows, host.physical_address_bits()))?;
     let ranges: Vec<_> = layout.base().map(|range| (range.start(), range.bytes() as usize)).collect();
     let memory = GuestMemory::from_ranges(&ranges)?;
     for region in memory.iter() {
@@ -69,13 +66,12 @@ fn run() -> Result<(), Box<dyn Error>> {
             RootBus { number, mmio32: start..start + (1 << 26), mmio64: None }
         })
         .collect();
-    let acpi =
-        Acpi { vcpus: count, layout: &layout, ecam: 0xe000_0000, buses: &buses, power_port: POWER_PORT, serial: true };
+    let firmware = Firmware { vcpus: count, layout: &layout, buses: &buses, serial: true };
     let mut command_line = CommandLine::new();
     command_line.set("console", "ttyS0")?.set("swiotlb", "noforce")?.text(argument(6, "panic=-1"))?;
     let source =
         BootSource { kernel: Path::new(kernel), initramfs: Some(Path::new(initramfs)), command_line: &command_line };
-    let entry = load(&memory, &layout, &acpi, source)?;
+    let entry = load(&memory, firmware, source)?;
     let loaded = begin.elapsed();
 
     let (sender, ended) = mpsc::channel();
@@ -98,7 +94,11 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     });
     ports.insert(POWER_PORT.into(), PowerPorts::LEN, Arc::new(power))?;
-    let pool = VcpuPool::new(&host, &machine, Vcpus { count, entry, ports, mmio: Arc::new(Bus::new()), notice })?;
+    let pool = VcpuPool::new(
+        &host,
+        &machine,
+        Vcpus { count, entry, buses: Buses { ports, mmio: Arc::new(Bus::new()) }, notice },
+    )?;
     pool.start()?;
     let started = begin.elapsed();
     let reason = ended.recv()?;

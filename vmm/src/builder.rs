@@ -3,38 +3,34 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
-use bellows_devices::bus::{Bus, BusDevice};
-use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
+use bellows_devices::bus::Bus;
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, LayoutSpec, SystemMemory};
+use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, SystemMemory};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::arch::layout::{COM1_GSI, COM1_PORT};
-use crate::arch::{Acpi, BootSource, load};
+use crate::arch::{BootSource, Firmware, layout, legacy, load};
 use crate::config::{Backing, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
 use crate::console::{Console, standard_output};
 use crate::descriptors;
 use crate::end::{EndSignal, VmEnd};
 use crate::error::BuildError;
 use crate::guest::ready::ReadyListener;
-use crate::guest::rendezvous::Rendezvous;
-use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus};
+use crate::guest::session::Session;
+use crate::kvm::{Buses, ExitNotice, Host, Machine, VcpuPool, Vcpus};
 use crate::parameters::command_line;
-use crate::resources::disks::{DiskState, Disks, Opened};
+use crate::resources::disks::Disks;
 use crate::resources::images::Images;
+use crate::resources::instances::Instances;
 use crate::resources::partitions::{PartitionParts, Partitions};
 use crate::resources::pmem::PmemWindows;
-use crate::virtio_bus::{DeviceError, ECAM, VirtioBus};
+use crate::virtio_bus::VirtioBus;
 use crate::vm::Vm;
 
-/// First of the [`PowerPorts`].
-const POWER_PORT: u16 = 0x600;
 /// Devices that every VM has: entropy and vsock.
 const FIXED_DEVICES: usize = 2;
 
@@ -191,7 +187,7 @@ impl VmBuilder {
         descriptors::check(descriptors::of_vm(&config))?;
         let host = Host::open()?;
         let machine = Machine::new(&host)?;
-        let spec = LayoutSpec::x86_64(config.memory, config.partitions.clone(), host.physical_address_bits());
+        let spec = layout::spec(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&spec)?;
         let windows = PmemWindows::new(DeviceArea::new(layout.devices()), machine.slots());
         let end = EndSignal::new().map_err(system("end signal"))?;
@@ -208,12 +204,12 @@ impl VmBuilder {
         }
         let discarder = Discarder::spawn().map_err(system("discard thread"))?;
 
-        let (mmio, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        add_power(&ports, &notice)?;
-        let console = add_serial(&ports, &machine, &config.serial)?;
+        let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
+        legacy::add_power(&buses, &notice)?;
+        let console = add_serial(&buses, &machine, &config.serial)?;
         let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
         let vectors = config.max_vectors();
-        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &mmio, &ports)?;
+        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;
         // First of all, so that the agent can be called however many devices follow.
         let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
@@ -225,7 +221,7 @@ impl VmBuilder {
         let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
-            disks.add(&bus, Opened::drive(drive)?, DiskState::Attached)?;
+            disks.add_drive(&bus, drive)?;
         }
         let parts = PartitionParts {
             backing: config.backing,
@@ -237,12 +233,10 @@ impl VmBuilder {
         };
         let partitions = Partitions::new(parts, layout.windows(), &bus, &end)?;
 
-        let acpi = Acpi {
+        let firmware = Firmware {
             vcpus: config.vcpus.into(),
             layout: &layout,
-            ecam: ECAM,
             buses: &bus.root_buses(),
-            power_port: POWER_PORT,
             serial: config.serial != SerialOutput::Off,
         };
         let source = BootSource {
@@ -250,28 +244,24 @@ impl VmBuilder {
             initramfs: config.initramfs.as_deref(),
             command_line: &command_line(&config)?,
         };
-        let entry = load(&base.view().memory(), &layout, &acpi, source)?;
-        let vcpus = Vcpus { count: config.vcpus.into(), entry, ports: ports.clone(), mmio: mmio.clone(), notice };
+        let entry = load(&base.view().memory(), firmware, source)?;
+        let vcpus = Vcpus { count: config.vcpus.into(), entry, buses: buses.clone(), notice };
         let vm = Vm {
             vcpus: VcpuPool::new(&host, &machine, vcpus)?,
             console,
-            _mmio: mmio,
-            _ports: ports,
+            _buses: buses,
             bus,
             disks,
             images,
             partitions,
+            instances: Instances { base_limit: config.base_limit, memory: config.memory },
             _event_loop: event_loop,
             _discarder: discarder,
             machine,
             base,
-            agent: Rendezvous::new(ready),
-            guest: OnceLock::new(),
-            end,
-            uds_path,
+            session: Session::new(ready, uds_path, end, started),
             _directory: directory,
             config,
-            started,
         };
         vm.vcpus.start()?;
         tracing::info!(after = ?started.elapsed(), vcpus = vm.config.vcpus, "the VM runs");
@@ -279,23 +269,8 @@ impl VmBuilder {
     }
 }
 
-fn add_power(ports: &Bus, notice: &ExitNotice) -> Result<(), DeviceError> {
-    let power = PowerPorts::new({
-        let notice = notice.clone();
-        move |request| {
-            notice.report(match request {
-                PowerRequest::Shutdown => ExitReason::Shutdown,
-                PowerRequest::Reset => ExitReason::Reset,
-            });
-        }
-    });
-    add_port(ports, "power registers", POWER_PORT.into(), PowerPorts::LEN, power)?;
-    let notice = notice.clone();
-    let keyboard = KeyboardController::new(move || notice.report(ExitReason::Reset));
-    add_port(ports, "keyboard controller", KeyboardController::PORT, KeyboardController::LEN, keyboard)
-}
-
-fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<Option<Console>, BuildError> {
+/// The serial port, and the thread that writes what the guest prints.
+fn add_serial(buses: &Buses, machine: &Machine, output: &SerialOutput) -> Result<Option<Console>, BuildError> {
     let output = match output {
         SerialOutput::Off => return Ok(None),
         SerialOutput::Stdout => standard_output().map_err(system("copy of standard output"))?,
@@ -305,21 +280,8 @@ fn add_serial(ports: &Bus, machine: &Machine, output: &SerialOutput) -> Result<O
         }
     };
     let (console, input) = Console::start(output).map_err(system("console's thread"))?;
-    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("serial port"))?;
-    machine.wire_line(&interrupt, COM1_GSI).map_err(system("serial port's interrupt"))?;
-    let port = SerialPort::new(Box::new(input), interrupt);
-    add_port(ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)?;
+    legacy::add_serial(buses, machine, input)?;
     Ok(Some(console))
-}
-
-fn add_port(
-    ports: &Bus,
-    name: &'static str,
-    base: u64,
-    len: u64,
-    device: impl BusDevice + 'static,
-) -> Result<(), DeviceError> {
-    ports.insert(base, len, Arc::new(device)).map_err(|source| DeviceError::Bus { device: name, source })
 }
 
 /// The vsock device's socket: the caller's, or one in a directory of our own that goes with the VM.

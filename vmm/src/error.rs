@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 
 use bellows_devices::virtio::vsock::VsockError;
-use bellows_disk::DiskError;
 use bellows_memory::MapError;
 use bellows_memory::layout::LayoutError;
 use bellows_memory::slots::SlotError;
@@ -13,16 +12,15 @@ use crate::arch::BootError;
 use crate::command_line::CommandLineError;
 use crate::config::ConfigError;
 use crate::descriptors::TooFewDescriptors;
-use crate::guest::ready::NotReady;
+use crate::guest::error::NotReady;
 use crate::kvm::{HostError, MachineError, VcpuPoolError};
-use crate::resources::disks::DuplicateDisk;
-use crate::resources::pmem::PmemError;
+use crate::resources::error::{HotplugError, PartitionError};
 use crate::virtio_bus::DeviceError;
 
 /// Why a VM could not be made. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The configuration can't be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The process may not open enough files for it.
@@ -43,15 +41,12 @@ pub enum BuildError {
     /// KVM refused the memory.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// A layer or drive can't be a disk.
+    /// A disk could not be added.
     #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Two disks that the guest could not tell apart.
+    Disk(#[from] HotplugError),
+    /// A partition could not be made.
     #[error(transparent)]
-    DuplicateDisk(#[from] DuplicateDisk),
-    /// A layer could not be put into the guest's memory.
-    #[error(transparent)]
-    Pmem(#[from] PmemError),
+    Partition(#[from] PartitionError),
     /// The vsock device could not be made.
     #[error(transparent)]
     Vsock(#[from] VsockError),

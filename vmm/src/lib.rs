@@ -16,6 +16,7 @@ mod end;
 mod error;
 mod guest;
 mod kvm;
+mod lifecycle;
 mod parameters;
 mod resident;
 mod resources;
@@ -23,11 +24,12 @@ mod virtio_bus;
 mod vm;
 
 /// The machine without the rest of the monitor, for this crate's own test and example.
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod machine {
-    pub use crate::arch::{Acpi, BootSource, RootBus, layout as platform, load};
+    pub use crate::arch::{BootSource, Firmware, RootBus, layout, load};
     pub use crate::command_line::CommandLine;
-    pub use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuError, VcpuPool, Vcpus};
+    pub use crate::kvm::{Buses, ExitNotice, ExitReason, Host, Machine, VcpuError, VcpuPool, Vcpus};
 }
 
 pub use builder::VmBuilder;
@@ -44,16 +46,19 @@ pub use guest::agent::{
     AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, OomLimit,
     PartitionUse, StartFailure, Stream,
 };
-pub use guest::ready::NotReady;
+pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
 pub use kvm::ExitCounts;
-pub use resources::disks::{DiskInfo, DiskState, DuplicateDisk, HotplugError, serial_of};
-pub use resources::images::{ImageError, ImageInfo};
-pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceError, InstanceSpec, User};
-pub use resources::partitions::{DiscardReport, PartitionError, PartitionInfo, PlugReport, UnplugReport};
-pub use resources::pmem::{LostLayer, PmemError};
+pub use lifecycle::VmStopper;
+pub use resources::disks::{DiskInfo, DiskState, serial_of};
+pub use resources::error::{
+    DuplicateDisk, HotplugError, ImageError, InstanceError, LostLayer, PartitionError, PmemError,
+};
+pub use resources::images::ImageInfo;
+pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User};
+pub use resources::partitions::{DiscardReport, PartitionInfo, PlugReport, UnplugReport};
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;
-pub use vm::{NotRunning, ReadyError, StatisticsError, Vm, VmStopper};
+pub use vm::Vm;
 
 pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;

@@ -1,35 +1,32 @@
 //! The kernel parameters that every guest gets.
 
+use crate::arch;
 use crate::command_line::{CommandLine, CommandLineError};
 use crate::config::{PartitionMode, SerialOutput, VmConfig};
 
 /// Name and value.
 const ALWAYS: &[(&str, &str)] = &[
-    // A panic ends the VM at once, and so does a reboot, by the reset register that ACPI names.
+    // A panic ends the VM at once.
     ("panic", "-1"),
-    ("reboot", "acpi"),
     // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
     ("swiotlb", "noforce"),
     // A partition holds only what can leave it again.
     ("memhp_default_state", "online_movable"),
-    // The clock comes from the hypervisor: nothing to measure against or to distrust.
-    ("tsc", "reliable"),
     ("random.trust_cpu", "on"),
 ];
 
 /// The command line of a guest built from `config`; the caller's own parameters come last, so that they win.
 pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLineError> {
     let mut line = CommandLine::new();
-    for (name, value) in ALWAYS {
+    for (name, value) in ALWAYS.iter().chain(arch::PARAMETERS) {
         line.set(name, value)?;
     }
-    line.flag("no_timer_check")?;
-    // More ports than there are would be probed in vain. Without any the guest has no console, and then its kernel starts
-    // the agent with closed standard descriptors, which a Rust program does not survive before `/dev/null` is there.
-    line.set("8250.nr_uarts", "1")?;
+    for flag in arch::FLAGS {
+        line.flag(flag)?;
+    }
     match config.serial {
         SerialOutput::Off => line.flag("quiet")?,
-        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", "ttyS0")?,
+        SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", arch::CONSOLE)?,
     };
     if config.partition_mode == PartitionMode::Extension {
         // Kernels that do not know it say so in their log, and go on.

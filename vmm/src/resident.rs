@@ -45,14 +45,15 @@ fn part(region: &GuestRegionMmap, offset: u64, length: usize, states: &mut [u8])
 #[cfg(test)]
 mod tests {
     use bellows_memory::base::BaseMemory;
-    use bellows_memory::{Backing, ByteSize, Layout, LayoutSpec};
+    use bellows_memory::{Backing, ByteSize, Layout};
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::arch::layout;
 
     #[test]
     fn counts_the_pages_that_were_touched() {
-        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(4), vec![], 40)).unwrap();
+        let layout = Layout::new(&layout::spec(ByteSize::gib(4), vec![], 40)).unwrap();
         let base = BaseMemory::map(&layout, Backing::None).unwrap();
         assert_eq!(resident_bytes(base.view()).unwrap(), 0);
         let memory = base.view().memory();

@@ -3,25 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_devices::bus::{Bus, BusError, Doorbells};
+use bellows_devices::bus::{BusError, Doorbells};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::interrupt::MsiController;
 use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError, PciSegment, SegmentLayout};
 use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
 use bellows_memory::GuestView;
 
-use crate::arch::RootBus;
-use crate::kvm::{ExitNotice, ExitReason, Machine};
+use crate::arch::{RootBus, layout};
+use crate::kvm::{Buses, ExitNotice, ExitReason, Machine};
 
-/// First address of the configuration spaces of all buses.
-pub(crate) const ECAM: u64 = 0xe000_0000;
-/// Where BARs go, right above the memory below 4 GiB.
-const WINDOW: u64 = 0xc000_0000;
-const WINDOW_PER_BUS: u64 = 16 << 20;
 /// Fewest root buses: 247 functions.
 const MIN_BUSES: u8 = 8;
-/// Most root buses: what fits below [`ECAM`], and more functions than a configuration may have.
-const MAX_BUSES: u8 = 16;
 /// Functions that fit on each bus.
 const PER_BUS: usize = 31;
 
@@ -36,6 +29,15 @@ pub enum DeviceError {
         /// What is wrong.
         #[source]
         source: TransportError,
+    },
+    /// Its interrupt line could not be wired.
+    #[error("cannot wire the interrupt line of the {device}")]
+    Line {
+        /// The device.
+        device: &'static str,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
     },
     /// The guest's CPUs have no interrupt vectors for it.
     #[error("the {device} needs {needed} interrupt vectors: {taken} of the {limit} that the vCPUs have are taken")]
@@ -104,16 +106,23 @@ impl VirtioBus {
         notice: ExitNotice,
         functions: usize,
         vectors: usize,
-        mmio: &Arc<Bus>,
-        ports: &Bus,
+        buses: &Buses,
     ) -> Result<Self, DeviceError> {
-        let buses = u8::try_from(functions / PER_BUS + 2).unwrap_or(MAX_BUSES).clamp(MIN_BUSES, MAX_BUSES);
-        let layout = SegmentLayout { buses, window_base: WINDOW, window_per_bus: WINDOW_PER_BUS };
-        let segment = PciSegment::new(layout, mmio)
+        let count =
+            u8::try_from(functions / PER_BUS + 2).unwrap_or(layout::MAX_BUSES).clamp(MIN_BUSES, layout::MAX_BUSES);
+        let segment_layout = SegmentLayout {
+            buses: count,
+            window_base: layout::DEVICE_WINDOWS.start,
+            window_per_bus: layout::DEVICE_WINDOW_PER_BUS,
+        };
+        let segment = PciSegment::new(segment_layout, &buses.mmio)
             .map_err(|source| DeviceError::Pci { device: "host bridge".into(), source })?;
-        mmio.insert(ECAM, layout.ecam_bytes(), segment.ecam())
+        buses
+            .mmio
+            .insert(layout::ECAM.start, segment_layout.ecam_bytes(), segment.ecam())
             .map_err(|source| DeviceError::Bus { device: "PCI configuration space", source })?;
-        ports
+        buses
+            .ports
             .insert(CONFIG_PORTS, CONFIG_PORTS_LEN, segment.config_ports())
             .map_err(|source| DeviceError::Bus { device: "PCI configuration ports", source })?;
         let vectors = Mutex::new(Vectors { limit: vectors, taken: BTreeMap::new() });

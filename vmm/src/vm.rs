@@ -1,74 +1,52 @@
 //! A running VM.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use bellows_devices::bus::Bus;
+use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
-use bellows_memory::{BaseMemory, Discarder};
+use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
 use bellows_protocol::ready::BootTimes;
+use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
 
-use crate::config::VmConfig;
+use crate::config::{DriveConfig, ImageConfig, VmConfig};
 use crate::console::Console;
-use crate::deadline::Deadline;
-use crate::end::{EndSignal, VmEnd};
-use crate::guest::agent::{AgentClient, AgentError, GuestInfo, GuestStatistics, SHORT};
-use crate::guest::ready::NotReady;
-use crate::guest::rendezvous::Rendezvous;
-use crate::kvm::{ExitCounts, Gate, Machine, VcpuPool};
+use crate::end::VmEnd;
+use crate::guest::agent::{GuestInfo, GuestStatistics, PartitionUse};
+use crate::guest::error::{ReadyError, StatisticsError};
+use crate::guest::session::Session;
+use crate::kvm::{Buses, ExitCounts, Machine, VcpuPool};
+use crate::lifecycle::{self, VmStopper};
 use crate::resident::resident_bytes;
-use crate::resources::disks::Disks;
-use crate::resources::images::Images;
-use crate::resources::partitions::Partitions;
+use crate::resources::disks::{DiskInfo, Disks};
+use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
+use crate::resources::images::{ImageInfo, Images};
+use crate::resources::instances::{Instance, InstanceSpec, Instances};
+use crate::resources::partitions::{DiscardReport, PartitionInfo, Partitions, PlugReport, UnplugReport};
 use crate::virtio_bus::VirtioBus;
-
-/// There is nobody in the guest to ask.
-#[derive(Debug, thiserror::Error)]
-pub enum NotRunning {
-    /// [`Vm::wait_ready`] has not returned yet.
-    #[error("the guest's agent is not ready yet")]
-    NotReady,
-    /// The VM is over.
-    #[error("the VM has ended: {0}")]
-    Ended(VmEnd),
-}
-
-/// Why the guest can't be worked with.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadyError {
-    /// The agent did not say that it is ready.
-    #[error(transparent)]
-    NotReady(#[from] NotReady),
-    /// The agent said so, but can't be called.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-}
 
 /// A running VM, made by [`VmBuilder`](crate::VmBuilder). All methods may be called from any thread. Dropping it stops it
 /// and removes the sockets that it made.
+///
+/// It only says which of its parts does what: no method here decides anything.
 pub struct Vm {
     // Dropped from the top: first what runs, then what it runs on.
     pub(crate) vcpus: VcpuPool,
     pub(crate) console: Option<Console>,
-    pub(crate) _mmio: Arc<Bus>,
-    pub(crate) _ports: Arc<Bus>,
+    pub(crate) _buses: Buses,
     pub(crate) bus: VirtioBus,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
     pub(crate) partitions: Partitions,
+    pub(crate) instances: Instances,
     pub(crate) _event_loop: EventLoop,
     pub(crate) _discarder: Discarder,
     pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
-    pub(crate) agent: Rendezvous,
-    pub(crate) guest: OnceLock<GuestInfo>,
-    pub(crate) end: Arc<EndSignal>,
-    pub(crate) uds_path: PathBuf,
+    pub(crate) session: Session,
     pub(crate) _directory: Option<TempDir>,
     pub(crate) config: VmConfig,
-    pub(crate) started: Instant,
 }
 
 impl Vm {
@@ -77,61 +55,37 @@ impl Vm {
     /// # Errors
     /// The agent was not ready in time, the VM ended, or the agent is of another version. It may be tried again.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
-        let deadline = Deadline::after(timeout);
-        let agent = self.agent.reach(&self.uds_path, deadline, &self.end)?;
-        let guest = agent.hello(&self.config.partitions, deadline.left())?;
-        agent.keep_clock();
-        tracing::info!(
-            after = ?self.started.elapsed(),
-            kernel = guest.kernel_release,
-            partition_mode = %guest.partition_mode,
-            wanted = %self.config.partition_mode,
-            instances_base = %guest.instances_base,
-            "the guest is ready"
-        );
-        Ok(self.guest.get_or_init(|| guest).clone())
+        self.session.meet(&self.config.partitions, timeout)
     }
 
     /// Waits until the VM ends by itself.
     #[must_use]
     pub fn wait(&self) -> VmEnd {
-        // Without a time-out there is an end.
-        self.end.wait(None).unwrap_or(VmEnd::Stopped)
+        self.session.wait()
     }
 
     /// Waits until the VM ends by itself; `None` if it still runs after `timeout`.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<VmEnd> {
-        self.end.wait(Some(timeout))
+        self.session.end().wait(Some(timeout))
     }
 
-    /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Says how it ended: anything but
-    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] was no good order.
+    /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Says how it ended: any end other than
+    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] means that it was not orderly.
     pub fn shutdown(&self, timeout: Duration) -> VmEnd {
-        let start = Instant::now();
-        if let Ok(agent) = self.agent()
-            && let Err(error) = agent.shutdown(timeout)
-        {
-            tracing::warn!(%error, "the guest does not end by itself");
-        } else if self.agent.client().is_some() {
-            self.end.wait(Some(timeout.saturating_sub(start.elapsed())));
-        }
-        self.stop()
+        lifecycle::shutdown(self, timeout)
     }
 
-    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before. Whoever reads the serial
+    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before. The reader of the serial
     /// console has a second to take the rest of it.
     pub fn stop(&self) -> VmEnd {
-        self.end.report(VmEnd::Stopped);
-        self.vcpus.stop();
-        self.console.iter().for_each(Console::close);
-        self.end.ended().unwrap_or(VmEnd::Stopped)
+        lifecycle::stop(self)
     }
 
-    /// Something that stops the VM, for whoever must not keep it: a thread that waits for signals, for example.
+    /// Something that stops the VM without keeping it: for a thread that waits for signals, for example.
     #[must_use]
     pub fn stopper(&self) -> VmStopper {
-        VmStopper { end: self.end.clone(), gate: self.machine.gate() }
+        VmStopper::new(self.session.end().clone(), self.machine.gate())
     }
 
     /// What the VM was made from.
@@ -143,15 +97,15 @@ impl Vm {
     /// The Unix socket through which the host reaches ports of the guest, and beside which the guest reaches the host's.
     #[must_use]
     pub fn vsock_path(&self) -> &Path {
-        &self.uds_path
+        self.session.uds_path()
     }
 
     /// Counters of the guest's kernel.
     ///
     /// # Errors
-    /// The guest can't say.
+    /// The agent failed, or cannot be asked.
     pub fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
-        Ok(self.agent()?.statistics(SHORT)?)
+        self.session.statistics()
     }
 
     /// What made the vCPUs leave the guest so far, by vCPU.
@@ -163,7 +117,7 @@ impl Vm {
     /// How the guest's clock stood when its kernel and its agent were done; `None` before [`Vm::wait_ready`].
     #[must_use]
     pub fn boot_times(&self) -> Option<BootTimes> {
-        self.agent.boot_times()
+        self.session.boot_times()
     }
 
     /// Bytes of host memory under guest memory: base memory and what is plugged. What the guest's kernel keeps about images
@@ -171,37 +125,160 @@ impl Vm {
     /// kernel page by page, for about 20 ms where 8 GiB are there in small pages; an unplug may wait that long.
     ///
     /// # Errors
-    /// The kernel can't tell.
+    /// The host's kernel refused.
     pub fn resident_bytes(&self) -> std::io::Result<u64> {
         resident_bytes(self.base.view())
     }
 
-    /// What the guest said of itself.
-    pub(crate) fn guest(&self) -> Result<&GuestInfo, NotRunning> {
-        self.guest.get().ok_or(NotRunning::NotReady)
+    /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.
+    ///
+    /// # Errors
+    /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is there all the same.
+    pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
+        self.disks.attach_drive(&self.session, &self.bus, drive, timeout)
     }
 
-    pub(crate) fn agent(&self) -> Result<&Arc<AgentClient>, NotRunning> {
-        match (self.end.ended(), self.agent.client()) {
-            (Some(end), _) => Err(NotRunning::Ended(end)),
-            (None, None) => Err(NotRunning::NotReady),
-            (None, Some(agent)) => Ok(agent),
-        }
+    /// Removes a disk while the VM runs: first the guest lets go of it, then it leaves the bus.
+    ///
+    /// # Errors
+    /// See [`HotplugError`]; the disk is still there.
+    pub fn detach_disk(&self, serial: &str, timeout: Duration) -> Result<(), HotplugError> {
+        self.disks.detach(&self.disks.change(), &self.session, &self.bus, serial, timeout)
     }
-}
 
-/// Stops a VM without keeping it: once the VM is dropped there is nothing left to stop.
-#[derive(Clone)]
-pub struct VmStopper {
-    end: Arc<EndSignal>,
-    gate: Arc<Gate>,
-}
+    /// The disks that the VM has now, by serial number.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        self.disks.infos()
+    }
 
-impl VmStopper {
-    /// Stops the VM and does not wait for that. All that waits for the guest ends with an error.
-    pub fn stop(&self) {
-        self.end.report(VmEnd::Stopped);
-        self.gate.stop();
+    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
+    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number of
+    /// layers.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn mount_image(&self, id: &ImageId, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        self.images.mount(&self.session, &self.bus, &self.disks, id, timeout)
+    }
+
+    /// Adds an image while the VM runs, and makes it ready for instances.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that the
+    /// agent did not mount ([`ImageError::Agent`]) is there all the same: it can be mounted again, or detached.
+    pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
+        self.images.attach(&self.session, &self.bus, &self.disks, config, timeout)
+    }
+
+    /// Takes an image that no instance runs out of the VM, and with it the disks that no other image has.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; disks that could not be detached are there without the image.
+    pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
+        self.images.detach(&self.session, &self.bus, &self.disks, id, timeout)
+    }
+
+    /// The images that the VM has now, by name.
+    #[must_use]
+    pub fn images(&self) -> Vec<ImageInfo> {
+        self.images.infos()
+    }
+
+    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; of memory
+    /// (virtio-pmem), the pages that it has touched and neighbours of them that were in the page cache. Needs
+    /// [`VmConfig::record_reads`].
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::NotRecorded`] or [`ImageError::Touched`].
+    pub fn profile(&self, id: &ImageId) -> Result<ReadSet, ImageError> {
+        self.images.profile(&self.disks, id)
+    }
+
+    /// Plugs partition `id` until it has `size`, no less than it has, and waits until an instance can use it. Where memory that
+    /// was unplugged before is still being discarded, the plug waits for that.
+    ///
+    /// # Errors
+    /// It was not admitted, the guest did not take all of it in time, the agent found it in the wrong node or zone, or another
+    /// call wants another size of the partition meanwhile. What was added is asked back.
+    pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
+        self.partitions.plug(&self.session, id, size, timeout)
+    }
+
+    /// Has the guest give back all of partition `id`. It does not wait until the host has freed the memory
+    /// ([`Vm::await_discard`]). What the guest keeps after `timeout` is in the report, and stays asked for.
+    ///
+    /// # Errors
+    /// The partition is out of use, the host could not do its part, or another call wants another size of it meanwhile.
+    pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
+        self.partitions.shrink(&self.session, id, ByteSize::bytes(0), timeout)
+    }
+
+    /// Has the guest give back what partition `id` has beyond `size`, block by block, for partitions that several instances
+    /// share. Otherwise like [`Vm::unplug`]; what is left is at most `size` unless the time ran out.
+    ///
+    /// # Errors
+    /// As for [`Vm::unplug`], or the partition cannot have that size, or should have less already.
+    pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
+        self.partitions.shrink(&self.session, id, size, timeout)
+    }
+
+    /// Waits until all that was unplugged of partition `id` has gone back to the host. Figures are of the last unplug.
+    ///
+    /// # Errors
+    /// It has not after `timeout`.
+    pub fn await_discard(&self, id: PartitionId, timeout: Duration) -> Result<DiscardReport, PartitionError> {
+        self.partitions.await_discard(id, timeout)
+    }
+
+    /// What partition `id` is used for in the guest, and by which processes.
+    ///
+    /// # Errors
+    /// The agent failed: for example because nothing is plugged, so that the guest has no such node.
+    pub fn inspect(&self, id: PartitionId) -> Result<PartitionUse, PartitionError> {
+        self.partitions.inspect(&self.session, id)
+    }
+
+    /// The partitions that have a device, in order.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<PartitionInfo> {
+        self.partitions.infos()
+    }
+
+    /// Removes the device of partition `id`. The guest's driver could not refuse, so the host does while anything is
+    /// plugged or not yet discarded.
+    ///
+    /// # Errors
+    /// The partition is in use, and goes on as before; or the guest did not let go in time: then it cannot be plugged any
+    /// more, and this can be called again.
+    pub fn detach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
+        self.partitions.detach(&self.session, &self.bus, id, timeout)
+    }
+
+    /// Gives partition `id` a device again after [`Vm::detach_partition`]; returns once a driver has bound.
+    ///
+    /// # Errors
+    /// It has a device, or the guest's driver did not bind in time: the device stays on the bus then.
+    pub fn attach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
+        self.partitions.attach(&self.session, &self.bus, id, timeout)
+    }
+
+    /// Starts an instance.
+    ///
+    /// # Errors
+    /// Its specification is invalid, its partition is not plugged, base memory has not as much or not as much left, or the agent
+    /// could not start it.
+    pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
+        self.instances.start(&self.session, &self.partitions, spec)
+    }
+
+    /// Removes an instance by its name, as [`Instance::remove`] does: for one without a handle, such as one whose start was not
+    /// answered in time.
+    ///
+    /// # Errors
+    /// See [`Instance::remove`].
+    pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+        self.instances.remove(&self.session, id, timeout)
     }
 }
 
@@ -209,15 +286,4 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Why there are no counters.
-#[derive(Debug, thiserror::Error)]
-pub enum StatisticsError {
-    /// There is no agent to ask.
-    #[error(transparent)]
-    NotRunning(#[from] NotRunning),
-    /// The agent can't say.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
 }

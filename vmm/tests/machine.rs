@@ -12,12 +12,12 @@ use bellows_block::{Digest, ImageMapping, StoredFile};
 use bellows_devices::bus::{Bus, BusDevice, Doorbells};
 use bellows_devices::interrupt::{MsiController, MsiMessage};
 use bellows_devices::legacy::{PowerPorts, PowerRequest};
-use bellows_memory::layout::{Layout, LayoutSpec};
+use bellows_memory::layout::Layout;
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
 use bellows_vmm::ExitCounts;
 use bellows_vmm::machine::{
-    Acpi, BootSource, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool, Vcpus, load,
+    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool, Vcpus, load,
 };
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -28,7 +28,6 @@ const ENTRY: u64 = 0x100_0000;
 const RESULT: u64 = 0x180_0000;
 /// Above base memory, within what the boot page tables map.
 const OUTSIDE: u64 = 0x400_0000;
-const POWER_PORT: u16 = 0x600;
 /// Far more than any of this takes.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -51,7 +50,7 @@ impl Vm {
     fn with(code: &[&[u8]], devices: impl FnOnce(&Bus, &Bus)) -> Self {
         let host = Host::open().unwrap();
         let machine = Machine::new(&host).unwrap();
-        let layout = Layout::new(&LayoutSpec::x86_64(BASE, vec![], host.physical_address_bits())).unwrap();
+        let layout = Layout::new(&layout::spec(BASE, vec![], host.physical_address_bits())).unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), BASE.get() as usize)]).unwrap();
         let base = memory.get_host_address(GuestAddress(0)).unwrap() as u64;
         machine.slots().set(Slot { guest: GuestAddress(0), host: base, bytes: BASE.get(), read_only: false }).unwrap();
@@ -59,11 +58,10 @@ impl Vm {
         let mut kernel = tempfile::NamedTempFile::new().unwrap();
         kernel.write_all(&elf(&code.concat())).unwrap();
         let buses = [RootBus { number: 0, mmio32: 0xc000_0000..0xd000_0000, mmio64: None }];
-        let acpi =
-            Acpi { vcpus: 1, layout: &layout, ecam: 0xe000_0000, buses: &buses, power_port: POWER_PORT, serial: false };
+        let firmware = Firmware { vcpus: 1, layout: &layout, buses: &buses, serial: false };
         let command_line = CommandLine::new();
         let source = BootSource { kernel: kernel.path(), initramfs: None, command_line: &command_line };
-        let entry = load(&memory, &layout, &acpi, source).unwrap();
+        let entry = load(&memory, firmware, source).unwrap();
 
         let (sender, ended) = mpsc::channel();
         let notice = ExitNotice::new(machine.gate(), move |reason| sender.send(reason).unwrap());
@@ -77,9 +75,10 @@ impl Vm {
                 });
             }
         });
-        ports.insert(POWER_PORT.into(), PowerPorts::LEN, Arc::new(power)).unwrap();
+        ports.insert(layout::POWER_PORT.into(), PowerPorts::LEN, Arc::new(power)).unwrap();
         devices(&ports, &mmio);
-        let pool = VcpuPool::new(&host, &machine, Vcpus { count: 1, entry, ports, mmio, notice }).unwrap();
+        let pool =
+            VcpuPool::new(&host, &machine, Vcpus { count: 1, entry, buses: Buses { mmio, ports }, notice }).unwrap();
         Self { machine, memory, pool, ended }
     }
 

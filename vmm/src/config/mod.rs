@@ -40,7 +40,7 @@ const FIXED_VECTORS: usize = 4 + 2;
 pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 /// Longest path of a Unix socket on Linux, less the suffix `_<port>` of a listening socket beside it.
 const MAX_SOCKET_PATH: usize = 107 - "_4294967295".len();
-/// Longest kernel command line on x86 (`COMMAND_LINE_SIZE` less the final zero), less what the monitor adds itself.
+/// Longest kernel command line that every kernel takes (`COMMAND_LINE_SIZE`, 2048 less the final zero), less what the monitor adds.
 const MAX_EXTRA_COMMAND_LINE: usize = 1536;
 
 /// Everything that one VM is made of. Unknown fields are errors.

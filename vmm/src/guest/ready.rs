@@ -5,43 +5,14 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bellows_devices::virtio::vsock::BoundSocket;
+use bellows_protocol::READY_PORT;
 use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, ReadyError, parse_ready_line};
-use bellows_protocol::{PROTOCOL_VERSION, READY_PORT};
 
+use super::error::NotReady;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
-use crate::end::{EndSignal, VmEnd};
-
-/// Why the guest's agent can't be called.
-#[derive(Debug, thiserror::Error)]
-pub enum NotReady {
-    /// The socket for the agent's line could not be made.
-    #[error("cannot listen on `{path}` for the guest's agent")]
-    Bind {
-        /// The socket.
-        path: PathBuf,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-    /// Time is up.
-    #[error("the guest's agent was not ready after {0:?}")]
-    Timeout(Duration),
-    /// The VM ended before.
-    #[error("the VM ended before the guest's agent was ready: {0}")]
-    Ended(VmEnd),
-    /// The guest sent something else.
-    #[error("the guest's agent sent no ready line")]
-    Line(#[source] ReadyError),
-    /// The agent is of another version.
-    #[error("the guest's agent speaks protocol version {0}, expected {PROTOCOL_VERSION}")]
-    Version(u32),
-    /// The connection failed.
-    #[error("cannot read the ready line of the guest's agent")]
-    Read(#[source] io::Error),
-}
+use crate::end::EndSignal;
 
 /// Listens for the agent's line; the socket's file goes when this is dropped.
 #[derive(Debug)]

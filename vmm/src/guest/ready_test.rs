@@ -1,7 +1,11 @@
 use std::io::Write;
 use std::thread;
+use std::time::Duration;
+
+use bellows_protocol::PROTOCOL_VERSION;
 
 use super::*;
+use crate::end::VmEnd;
 
 const SOON: Duration = Duration::from_secs(20);
 

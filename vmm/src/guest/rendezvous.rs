@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bellows_protocol::ready::BootTimes;
 
+use super::agent::AgentClient;
+use super::error::{NotReady, ReadyError};
+use super::ready::ReadyListener;
 use crate::deadline::{Deadline, Turns};
 use crate::end::EndSignal;
-use crate::guest::agent::AgentClient;
-use crate::guest::ready::{NotReady, ReadyListener};
-use crate::vm::ReadyError;
 
 /// What is known of the agent so far.
 pub(crate) struct Rendezvous {

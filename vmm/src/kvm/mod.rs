@@ -5,6 +5,7 @@
 //! until an [`ExitReason`] is reported.
 
 mod doorbells;
+mod error;
 mod exit;
 mod gate;
 mod kick;
@@ -16,8 +17,9 @@ mod threads;
 mod vcpu;
 mod vcpu_pool;
 
-pub use exit::{ExitNotice, ExitReason, VcpuError};
+pub use error::{HostError, MachineError, VcpuError, VcpuPoolError};
+pub use exit::{ExitNotice, ExitReason};
 pub use gate::Gate;
-pub use machine::{Host, HostError, Machine, MachineError};
+pub use machine::{Host, Machine};
 pub use statistics::ExitCounts;
-pub use vcpu_pool::{VcpuPool, VcpuPoolError, Vcpus};
+pub use vcpu_pool::{Buses, VcpuPool, Vcpus};

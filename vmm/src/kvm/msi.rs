@@ -11,14 +11,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_devices::interrupt::{MsiController, MsiMessage, MsiVector};
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
-};
+use kvm_bindings::KvmIrqRouting;
 use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::arch::layout::IO_APIC_LINES;
+use crate::arch::interrupts;
+use crate::arch::layout::INTERRUPT_LINES;
 
 /// [`MsiController`] over KVM's GSI routing and irqfd.
 pub struct KvmMsi(Arc<Table<VmRoutes>>);
@@ -49,8 +47,9 @@ struct VmRoutes(Arc<VmFd>);
 
 impl Routes for VmRoutes {
     fn set(&self, messages: &[(u32, MsiMessage)]) -> io::Result<()> {
-        let entries: Vec<_> =
-            line_entries().chain(messages.iter().map(|(gsi, message)| message_entry(*gsi, *message))).collect();
+        let entries: Vec<_> = interrupts::lines()
+            .chain(messages.iter().map(|(gsi, message)| interrupts::message(*gsi, *message)))
+            .collect();
         let routing = KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
         self.0.set_gsi_routing(&routing).map_err(io::Error::from)
     }
@@ -61,34 +60,6 @@ impl Routes for VmRoutes {
 
     fn deassign(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
         self.0.unregister_irqfd(fd, gsi).map_err(io::Error::from)
-    }
-}
-
-/// The routes KVM sets up by itself: GSIs 0 to 15 reach the PIC and the I/O APIC, 16 to 23 the I/O APIC.
-fn line_entries() -> impl Iterator<Item = kvm_irq_routing_entry> {
-    let entry = |gsi: u32, irqchip: u32, pin: u32| kvm_irq_routing_entry {
-        gsi,
-        type_: KVM_IRQ_ROUTING_IRQCHIP,
-        u: kvm_bindings::kvm_irq_routing_entry__bindgen_ty_1 { irqchip: kvm_irq_routing_irqchip { irqchip, pin } },
-        ..Default::default()
-    };
-    let pic = (0..16).map(move |gsi| {
-        let chip = if gsi < 8 { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
-        entry(gsi, chip, gsi % 8)
-    });
-    pic.chain((0..IO_APIC_LINES).map(move |gsi| entry(gsi, KVM_IRQCHIP_IOAPIC, gsi)))
-}
-
-fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
-    let mut msi = kvm_irq_routing_msi { data: message.data, ..Default::default() };
-    // The two halves of the address: truncation is what splits it.
-    msi.address_lo = message.address as u32;
-    msi.address_hi = (message.address >> 32) as u32;
-    kvm_irq_routing_entry {
-        gsi,
-        type_: KVM_IRQ_ROUTING_MSI,
-        u: kvm_bindings::kvm_irq_routing_entry__bindgen_ty_1 { msi },
-        ..Default::default()
     }
 }
 
@@ -137,7 +108,7 @@ impl Shared {
 
 impl<R: Routes> Table<R> {
     fn new(routes: R, gsis: u32) -> Self {
-        let inner = Inner { vectors: BTreeMap::new(), free: Vec::new(), next: IO_APIC_LINES, gsis };
+        let inner = Inner { vectors: BTreeMap::new(), free: Vec::new(), next: INTERRUPT_LINES, gsis };
         Self { routes, inner: Mutex::new(inner) }
     }
 

@@ -143,12 +143,3 @@ fn numbers_come_back_and_run_out() {
     vector.trigger().unwrap();
     assert_eq!(calls(&table).len(), 2, "a number that is used again starts without a route");
 }
-
-#[test]
-fn messages_and_lines_are_encoded_as_kvm_wants_them() {
-    assert_eq!(line_entries().count(), 16 + 24);
-    let entry = message_entry(30, MsiMessage { address: 0x1_fee0_1000, data: 0x22 });
-    // SAFETY: `message_entry` filled this field.
-    let msi = unsafe { entry.u.msi };
-    assert_eq!((entry.gsi, msi.address_lo, msi.address_hi, msi.data), (30, 0xfee0_1000, 1, 0x22));
-}

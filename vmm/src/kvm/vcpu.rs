@@ -12,17 +12,19 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::exit::{ExitReason, VcpuError};
+use super::error::VcpuError;
+use super::exit::ExitReason;
 use super::gate::Gate;
 use super::kick::{Kick, RunPage, immediate_exit};
 use super::statistics::{VcpuStatistics, count};
+use super::vcpu_pool::Buses;
+use crate::arch::cpu;
 
 /// A vCPU, made by [`super::VcpuPool`] and run on a thread of its own.
 pub(crate) struct Vcpu {
     pub(crate) index: u16,
     pub(crate) fd: VcpuFd,
-    pub(crate) ports: Arc<Bus>,
-    pub(crate) mmio: Arc<Bus>,
+    pub(crate) buses: Buses,
     pub(crate) gate: Arc<Gate>,
     pub(crate) kick: Arc<Kick>,
     pub(crate) page: RunPage,
@@ -66,7 +68,10 @@ impl Vcpu {
             let exit = self.fd.run();
             self.gate.leave(&self.kick);
             let next = match exit {
-                Ok(exit) => Answer { ports: &self.ports, mmio: &self.mmio, statistics: &self.statistics, run }.to(exit),
+                Ok(exit) => {
+                    Answer { ports: &self.buses.ports, mmio: &self.buses.mmio, statistics: &self.statistics, run }
+                        .to(exit)
+                }
                 Err(error) => match error.errno() {
                     libc::EINTR => {
                         count(&self.statistics.interrupted);
@@ -89,14 +94,13 @@ impl Vcpu {
 
     fn error(&mut self, failure: Failure) -> VcpuError {
         let vcpu = self.index;
-        // Where even that fails, zero stands for "unknown".
-        let rip = self.fd.get_regs().map(|registers| registers.rip).unwrap_or_default();
+        let pc = cpu::program_counter(&self.fd);
         match failure {
-            Failure::Internal => internal_error(vcpu, rip, self.fd.get_kvm_run()),
-            Failure::Entry(reason) => VcpuError::Entry { vcpu, reason, rip },
-            Failure::HostMemory(guest_address, source) => VcpuError::HostMemory { vcpu, rip, guest_address, source },
-            Failure::Run(source) => VcpuError::Run { vcpu, rip, source },
-            Failure::Unexpected(exit) => VcpuError::Unexpected { vcpu, exit, rip },
+            Failure::Internal => internal_error(vcpu, pc, self.fd.get_kvm_run()),
+            Failure::Entry(reason) => VcpuError::Entry { vcpu, reason, pc },
+            Failure::HostMemory(guest_address, source) => VcpuError::HostMemory { vcpu, pc, guest_address, source },
+            Failure::Run(source) => VcpuError::Run { vcpu, pc, source },
+            Failure::Unexpected(exit) => VcpuError::Unexpected { vcpu, exit, pc },
         }
     }
 }
@@ -192,52 +196,21 @@ fn access_width(bytes: usize) -> usize {
 }
 
 /// Reads what KVM says about an internal error (`Documentation/virt/kvm/api.rst`, `KVM_EXIT_INTERNAL_ERROR`).
-fn internal_error(vcpu: u16, rip: u64, run: &kvm_run) -> VcpuError {
+fn internal_error(vcpu: u16, pc: u64, run: &kvm_run) -> VcpuError {
     // SAFETY: the vCPU left with an internal error, which is what makes `internal` the valid field of the union; it is plain
     // data in any case.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let data = &internal.data[..internal.data.len().min(internal.ndata as usize)];
     if internal.suberror != KVM_INTERNAL_ERROR_EMULATION {
-        return VcpuError::Internal { vcpu, suberror: internal.suberror, rip, data: data.to_vec() };
+        return VcpuError::Internal { vcpu, suberror: internal.suberror, pc, data: data.to_vec() };
     }
-    let (instruction, guest_address) = emulation_data(data);
-    VcpuError::Emulation { vcpu, rip, guest_address, instruction }
-}
-
-/// The data of an emulation failure: flags; if flag 0 is set, a length byte and 15 instruction bytes; then the exit
-/// reason and two words of exit information of the host's CPU.
-fn emulation_data(data: &[u64]) -> (Vec<u8>, Option<u64>) {
-    const HAS_INSTRUCTION: u64 = 1;
-    /// SVM's nested page fault; its second word of information is the guest-physical address (AMD APM vol. 2, 15.25.6).
-    const SVM_NESTED_PAGE_FAULT: u64 = 0x400;
-    let Some((flags, mut rest)) = data.split_first() else { return (Vec::new(), None) };
-    let mut instruction = Vec::new();
-    if flags & HAS_INSTRUCTION != 0 && rest.len() >= 2 {
-        let bytes: Vec<u8> = rest[..2].iter().flat_map(|word| word.to_le_bytes()).collect();
-        instruction = bytes[1..=usize::from(bytes[0]).min(15)].to_vec();
-        rest = &rest[2..];
-    }
-    let address = match rest {
-        [SVM_NESTED_PAGE_FAULT, _, address, ..] => Some(*address),
-        _ => None,
-    };
-    (instruction, address)
+    let (instruction, guest_address) = cpu::emulation_data(data);
+    VcpuError::Emulation { vcpu, pc, guest_address, instruction }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_emulation_failure_names_instruction_and_address() {
-        let instruction = u64::from_le_bytes([3, 0x0f, 0x6f, 0x07, 0x90, 0x90, 0x90, 0x90]);
-        let data = [1, instruction, 0x9090_9090_9090_9090, 0x400, 0x1_0000_0006, 0x2_4000_0000, 0, 0];
-        assert_eq!(emulation_data(&data), (vec![0x0f, 0x6f, 0x07], Some(0x2_4000_0000)));
-        assert_eq!(emulation_data(&[0, 48, 0x181, 0, 0, 0]), (vec![], None));
-        assert_eq!(emulation_data(&[]), (vec![], None));
-        assert_eq!(emulation_data(&[1, 0xff]), (vec![], None));
-        assert_eq!(emulation_data(&[1, u64::MAX, u64::MAX]).0.len(), 15);
-    }
 
     #[test]
     fn odd_lengths_are_answered_by_bytes() {

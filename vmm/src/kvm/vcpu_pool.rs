@@ -1,12 +1,12 @@
 //! All vCPUs of a VM: made, started and ended together.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bellows_devices::bus::Bus;
 
-use super::exit::{ExitNotice, ExitReason, VcpuError};
+use super::error::{VcpuError, VcpuPoolError};
+use super::exit::{ExitNotice, ExitReason};
 use super::gate::Gate;
 use super::kick::{self, Kick, RunPage};
 use super::machine::{Host, Machine};
@@ -14,8 +14,16 @@ use super::statistics::{ExitCounts, VcpuStatistics};
 use super::threads::Threads;
 use super::vcpu::Vcpu;
 use crate::arch::Loaded;
-use crate::arch::cpu::cpuid::{self, Topology};
-use crate::arch::cpu::{msrs, registers};
+use crate::arch::cpu::Topology;
+
+/// The devices of a VM, by how vCPUs reach them. Cheap to clone.
+#[derive(Clone)]
+pub struct Buses {
+    /// Devices in memory.
+    pub mmio: Arc<Bus>,
+    /// Devices on I/O ports, where the architecture has them.
+    pub ports: Arc<Bus>,
+}
 
 /// What the vCPUs of a VM are to be like.
 pub struct Vcpus {
@@ -23,48 +31,10 @@ pub struct Vcpus {
     pub count: u16,
     /// Where the first vCPU starts; the guest starts the others itself.
     pub entry: Loaded,
-    /// Devices on I/O ports.
-    pub ports: Arc<Bus>,
-    /// Devices in memory.
-    pub mmio: Arc<Bus>,
+    /// The devices that they reach.
+    pub buses: Buses,
     /// Hears how the VM ends.
     pub notice: ExitNotice,
-}
-
-/// Why the vCPUs could not be made or started.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuPoolError {
-    /// No such number of vCPUs is possible.
-    #[error("{count} vCPUs asked for: this host allows 1 to {max}")]
-    Count {
-        /// What was asked for.
-        count: u16,
-        /// What is possible.
-        max: u16,
-    },
-    /// KVM refused a step in making a vCPU.
-    #[error("cannot set the {step} of vCPU {vcpu}")]
-    Setup {
-        /// Index of the vCPU.
-        vcpu: u16,
-        /// What was being done.
-        step: &'static str,
-        /// What KVM answered.
-        #[source]
-        source: io::Error,
-    },
-    /// The kick signal's handler could not be installed.
-    #[error("cannot install the handler of the signal that stops vCPUs")]
-    Signal(#[source] io::Error),
-    /// A thread could not be made.
-    #[error("cannot start the thread of vCPU {vcpu}")]
-    Thread {
-        /// Index of the vCPU.
-        vcpu: u16,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// The vCPUs of a VM. Dropping it stops them.
@@ -82,7 +52,7 @@ impl VcpuPool {
     /// # Errors
     /// The number is impossible, or KVM refused a step.
     pub fn new(host: &Host, machine: &Machine, vcpus: Vcpus) -> Result<Self, VcpuPoolError> {
-        let Vcpus { count, entry, ports, mmio, notice } = vcpus;
+        let Vcpus { count, entry, buses, notice } = vcpus;
         let max = host.max_vcpus();
         if !(1..=max).contains(&count) {
             return Err(VcpuPoolError::Count { count, max });
@@ -96,15 +66,8 @@ impl VcpuPool {
                 move |source: kvm_ioctls::Error| VcpuPoolError::Setup { vcpu: index, step, source: source.into() }
             };
             let fd = machine.vm().create_vcpu(index.into()).map_err(failed("descriptor"))?;
-            let topology = Topology { index, count };
-            let clock = cpuid::Clock { tsc_khz: fd.get_tsc_khz().ok(), deadline_timer: host.has_tsc_deadline() };
-            let cpuid = cpuid::for_vcpu(host.cpuid(), topology, clock);
-            fd.set_cpuid2(&cpuid).map_err(failed("CPUID"))?;
-            msrs::set(&fd).map_err(failed("MSRs"))?;
-            registers::set_local_apic(&fd).map_err(failed("local APIC"))?;
-            if index == 0 {
-                registers::set_boot_state(&fd, entry.entry.0).map_err(failed("registers"))?;
-            }
+            let set_up = host.cpu().set_up(&fd, Topology { index, count }, entry);
+            set_up.map_err(|(step, error)| failed(step)(error))?;
             let page = RunPage::map(&fd).map_err(|source| VcpuPoolError::Setup {
                 vcpu: index,
                 step: "shared page",
@@ -116,8 +79,7 @@ impl VcpuPool {
             waiting.push(Vcpu {
                 index,
                 fd,
-                ports: ports.clone(),
-                mmio: mmio.clone(),
+                buses: buses.clone(),
                 gate: gate.clone(),
                 kick,
                 page,

@@ -3,45 +3,183 @@
 //! There is no hotplug controller: the function is put on the bus, and the agent has the guest look. A function whose
 //! driver did not bind in time stays on the bus, and its state says so.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Block, Pmem};
+
 use bellows_disk::{Disk, DiskError, DiskId, RawDisk};
 
+use super::error::{DuplicateDisk, HotplugError};
+use super::pmem::{PmemWindow, PmemWindows};
+use super::table::{Change, Hotplug};
 use crate::config::{DriveConfig, LayerConfig, Transport};
-use crate::descriptors::{self, TooFewDescriptors};
-use crate::error::BuildError;
-use crate::guest::agent::{AgentClient, AgentError};
-use crate::resources::pmem::{PmemError, PmemWindow, PmemWindows};
+use crate::descriptors;
+use crate::guest::agent::AgentClient;
+use crate::guest::session::Session;
 use crate::virtio_bus::{DeviceError, VirtioBus};
-use crate::vm::{NotRunning, Vm};
 
-/// The serial number of the disk that carries the layer, or the flat image, that `digest` names: the start of the digest. A
-/// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
-/// guest in both ways.
-#[must_use]
-pub fn serial_of(digest: &Digest, transport: Transport) -> String {
-    match transport {
-        Transport::Blk => serial(DiskId::from(digest)),
-        Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
+/// All disks of a VM, by serial number.
+pub(crate) struct Disks {
+    windows: Arc<PmemWindows>,
+    /// Where devices run whose requests take no time.
+    event_loop: EventLoopHandle,
+    /// Whether disks with layers keep account of what is read.
+    pub(crate) record_reads: bool,
+    table: Hotplug<String, Entry>,
+}
+
+/// The right to change a VM's disks.
+pub(crate) type DiskChange<'a> = Change<'a, String, Entry>;
+
+impl Disks {
+    /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
+    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle, record_reads: bool) -> Self {
+        Self { windows, event_loop, record_reads, table: Hotplug::default() }
     }
-}
 
-/// The serial number of a drive: the start of the digest of its path.
-fn drive_id(path: &Path) -> DiskId {
-    DiskId::from(&Digest::of(path.as_os_str().as_bytes()))
-}
+    /// Puts a raw disk on the bus before the guest boots.
+    pub(crate) fn add_drive(&self, bus: &VirtioBus, drive: &DriveConfig) -> Result<DiskInfo, HotplugError> {
+        self.add(&self.change(), bus, Opened::drive(drive)?, DiskState::Attached)
+    }
 
-fn serial(id: DiskId) -> String {
-    String::from_utf8_lossy(id.as_bytes()).trim_end_matches('\0').to_owned()
+    /// Adds a raw disk; returns once a driver of the guest has bound.
+    pub(crate) fn attach_drive(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        drive: &DriveConfig,
+        timeout: Duration,
+    ) -> Result<DiskInfo, HotplugError> {
+        let agent = session.agent()?;
+        descriptors::check_attach(descriptors::of_drive())?;
+        let opened = Opened::drive(drive)?;
+        let change = self.change();
+        let info = self.add(&change, bus, opened, DiskState::Unbound)?;
+        self.bind(&change, agent, std::slice::from_ref(&info), timeout)?;
+        Ok(DiskInfo { state: DiskState::Attached, ..info })
+    }
+
+    /// Removes a disk: first the guest lets go of it, then it leaves the bus.
+    pub(crate) fn detach(
+        &self,
+        change: &DiskChange<'_>,
+        session: &Session,
+        bus: &VirtioBus,
+        serial: &str,
+        timeout: Duration,
+    ) -> Result<(), HotplugError> {
+        let agent = session.agent()?;
+        let disk = self.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.to_owned()))?;
+        agent.detach(&[disk.address], timeout).map_err(|source| HotplugError::NotReleased {
+            serial: disk.serial.clone(),
+            address: disk.address,
+            source,
+        })?;
+        Ok(self.remove(change, bus, &disk)?)
+    }
+
+    /// Waits for the turn to change the disks.
+    pub(crate) fn change(&self) -> DiskChange<'_> {
+        self.table.change()
+    }
+
+    /// Puts a disk on the bus. Before the guest boots it is as good as attached.
+    pub(crate) fn add(
+        &self,
+        change: &DiskChange<'_>,
+        bus: &VirtioBus,
+        opened: Opened,
+        state: DiskState,
+    ) -> Result<DiskInfo, HotplugError> {
+        let Opened { content, serial, path } = opened;
+        if let Some(other) = self.table.read(&serial, |entry| entry.info.path.clone()) {
+            return Err(DuplicateDisk { path, other, serial }.into());
+        }
+        let name = format!("disk `{}`", path.display());
+        let info = |transport, read_only, address| DiskInfo {
+            serial: serial.clone(),
+            path,
+            read_only,
+            transport,
+            address,
+            state,
+        };
+        let entry = match content {
+            Content::Blocks(disk, reads) => {
+                let read_only = disk.read_only();
+                let event_loop = bus.event_loop("blk")?;
+                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
+                let source = Source::Blocks { reads, _event_loop: event_loop };
+                Entry { info: info(Transport::Blk, read_only, address), source }
+            }
+            Content::Memory(mapping) => {
+                let window = self.windows.open(mapping)?;
+                let device = Pmem::new(window.start(), window.bytes());
+                let address = bus.add(&name, device, self.event_loop.clone())?;
+                Entry { info: info(Transport::Pmem, true, address), source: Source::Memory(window) }
+            }
+        };
+        let info = entry.info.clone();
+        change.insert(serial, entry);
+        Ok(info)
+    }
+
+    /// The disk with that serial number.
+    pub(crate) fn find(&self, serial: &str) -> Option<DiskInfo> {
+        self.table.read(&serial.to_owned(), |entry| entry.info.clone())
+    }
+
+    /// All disks, by serial number.
+    pub(crate) fn infos(&self) -> Vec<DiskInfo> {
+        self.table.map(|entry| entry.info.clone())
+    }
+
+    /// The pages of a disk's files that the guest has read, as far as that is kept account of.
+    pub(crate) fn touched(&self, serial: &str) -> io::Result<ReadSet> {
+        let touched = self.table.read(&serial.to_owned(), |entry| match &entry.source {
+            Source::Blocks { reads: Some(reads), .. } => Ok(reads.read_set()),
+            Source::Blocks { reads: None, .. } => Ok(ReadSet::default()),
+            Source::Memory(window) => window.touched(),
+        });
+        touched.unwrap_or_else(|| Ok(ReadSet::default()))
+    }
+
+    /// Has the guest look for `disks`; returns once a driver has bound all of them.
+    pub(crate) fn bind(
+        &self,
+        change: &DiskChange<'_>,
+        agent: &AgentClient,
+        disks: &[DiskInfo],
+        limit: Duration,
+    ) -> Result<(), HotplugError> {
+        let Some(first) = disks.first() else { return Ok(()) };
+        let functions: Vec<_> = disks.iter().map(|disk| disk.address).collect();
+        agent.attach(&functions, limit).map_err(|source| HotplugError::NotBound {
+            serial: first.serial.clone(),
+            address: first.address,
+            others: disks.len() - 1,
+            source,
+        })?;
+        for disk in disks {
+            change.update(&disk.serial, |entry| entry.info.state = DiskState::Attached);
+        }
+        Ok(())
+    }
+
+    /// Takes a disk off the bus that the guest does not use.
+    pub(crate) fn remove(&self, change: &DiskChange<'_>, bus: &VirtioBus, disk: &DiskInfo) -> Result<(), DeviceError> {
+        bus.remove(&format!("disk `{}`", disk.path.display()), disk.address)?;
+        // Joins its thread.
+        drop(change.remove(&disk.serial));
+        Ok(())
+    }
 }
 
 /// Where a disk stands with the guest.
@@ -70,86 +208,7 @@ pub struct DiskInfo {
     pub state: DiskState,
 }
 
-/// Two disks with one serial number.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the disk `{path}` has the serial number {serial} of `{other}`")]
-pub struct DuplicateDisk {
-    /// File of the disk that was to be added.
-    pub path: PathBuf,
-    /// File of the disk that is there.
-    pub other: PathBuf,
-    /// What they have in common.
-    pub serial: String,
-}
-
-/// Why a disk was not attached or detached.
-#[derive(Debug, thiserror::Error)]
-pub enum HotplugError {
-    /// The file can't be a disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The guest could not tell it apart from another.
-    #[error(transparent)]
-    Duplicate(#[from] DuplicateDisk),
-    /// The process may not open enough files for it.
-    #[error(transparent)]
-    Descriptors(#[from] TooFewDescriptors),
-    /// It could not be put on the bus.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// It could not be put into the guest's memory.
-    #[error(transparent)]
-    Pmem(#[from] PmemError),
-    /// There is no agent to ask.
-    #[error(transparent)]
-    NotRunning(#[from] NotRunning),
-    /// No disk has that serial number.
-    #[error("no disk of the VM has the serial number `{0}`")]
-    NoDisk(String),
-    /// A driver of the guest did not bind. The disks stay on the bus as [`DiskState::Unbound`].
-    #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
-    NotBound {
-        /// The first disk.
-        serial: String,
-        /// Where it is.
-        address: PciAddress,
-        /// How many disks were attached with it.
-        others: usize,
-        /// What the agent says.
-        #[source]
-        source: AgentError,
-    },
-    /// The guest did not let go of it. The disk stays as it was.
-    #[error("the guest has not let go of the disk {serial} at {address}")]
-    NotReleased {
-        /// The disk.
-        serial: String,
-        /// Where it is.
-        address: PciAddress,
-        /// What the agent says.
-        #[source]
-        source: AgentError,
-    },
-}
-
-fn or_others(others: usize) -> String {
-    if others == 0 { String::new() } else { format!(", or one of {others} others") }
-}
-
-/// All disks of a VM.
-pub(crate) struct Disks {
-    windows: Arc<PmemWindows>,
-    /// Where devices run whose requests take no time.
-    event_loop: EventLoopHandle,
-    /// Whether disks with layers keep account of what is read.
-    pub(crate) record_reads: bool,
-    /// Held through a whole change; changes wait for the guest.
-    change: Mutex<()>,
-    /// By serial number.
-    table: Mutex<BTreeMap<String, Entry>>,
-}
-
-struct Entry {
+pub(crate) struct Entry {
     info: DiskInfo,
     source: Source,
 }
@@ -214,192 +273,24 @@ impl Opened {
     }
 }
 
-impl Disks {
-    /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
-    pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle, record_reads: bool) -> Self {
-        Self { windows, event_loop, record_reads, change: Mutex::default(), table: Mutex::default() }
-    }
-
-    /// Puts a disk on the bus. Before the guest boots it is as good as attached.
-    pub(crate) fn add(&self, bus: &VirtioBus, opened: Opened, state: DiskState) -> Result<DiskInfo, AddError> {
-        let Opened { content, serial, path } = opened;
-        if let Some(other) = self.table().get(&serial) {
-            return Err(AddError::Duplicate(DuplicateDisk { path, other: other.info.path.clone(), serial }));
-        }
-        let name = format!("disk `{}`", path.display());
-        let info = |transport, read_only, address| DiskInfo {
-            serial: serial.clone(),
-            path,
-            read_only,
-            transport,
-            address,
-            state,
-        };
-        let entry = match content {
-            Content::Blocks(disk, reads) => {
-                let read_only = disk.read_only();
-                let event_loop = bus.event_loop("blk")?;
-                let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
-                let source = Source::Blocks { reads, _event_loop: event_loop };
-                Entry { info: info(Transport::Blk, read_only, address), source }
-            }
-            Content::Memory(mapping) => {
-                let window = self.windows.open(mapping)?;
-                let device = Pmem::new(window.start(), window.bytes());
-                let address = bus.add(&name, device, self.event_loop.clone())?;
-                Entry { info: info(Transport::Pmem, true, address), source: Source::Memory(window) }
-            }
-        };
-        let info = entry.info.clone();
-        self.table().insert(serial, entry);
-        Ok(info)
-    }
-
-    /// The disk with that serial number.
-    pub(crate) fn find(&self, serial: &str) -> Option<DiskInfo> {
-        self.table().get(serial).map(|entry| entry.info.clone())
-    }
-
-    /// The pages of a disk's files that the guest has read, as far as that is kept account of.
-    pub(crate) fn touched(&self, serial: &str) -> io::Result<ReadSet> {
-        match self.table().get(serial).map(|entry| &entry.source) {
-            Some(Source::Blocks { reads: Some(reads), .. }) => Ok(reads.read_set()),
-            Some(Source::Memory(window)) => window.touched(),
-            Some(Source::Blocks { reads: None, .. }) | None => Ok(ReadSet::default()),
-        }
-    }
-
-    /// Has the guest look for `disks`; returns once a driver has bound all of them.
-    pub(crate) fn bind(&self, agent: &AgentClient, disks: &[DiskInfo], limit: Duration) -> Result<(), HotplugError> {
-        let Some(first) = disks.first() else { return Ok(()) };
-        let functions: Vec<_> = disks.iter().map(|disk| disk.address).collect();
-        agent.attach(&functions, limit).map_err(|source| HotplugError::NotBound {
-            serial: first.serial.clone(),
-            address: first.address,
-            others: disks.len() - 1,
-            source,
-        })?;
-        for disk in disks {
-            if let Some(entry) = self.table().get_mut(&disk.serial) {
-                entry.info.state = DiskState::Attached;
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the guest let go of a disk and takes it off the bus.
-    pub(crate) fn detach(
-        &self,
-        agent: &AgentClient,
-        bus: &VirtioBus,
-        serial: &str,
-        limit: Duration,
-    ) -> Result<(), HotplugError> {
-        let disk = self.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.to_owned()))?;
-        agent.detach(&[disk.address], limit).map_err(|source| HotplugError::NotReleased {
-            serial: disk.serial.clone(),
-            address: disk.address,
-            source,
-        })?;
-        Ok(self.remove(bus, &disk)?)
-    }
-
-    /// Takes a disk off the bus that the guest does not use.
-    pub(crate) fn remove(&self, bus: &VirtioBus, disk: &DiskInfo) -> Result<(), DeviceError> {
-        bus.remove(&format!("disk `{}`", disk.path.display()), disk.address)?;
-        let entry = self.table().remove(&disk.serial);
-        // Joins its thread, outside the lock.
-        drop(entry);
-        Ok(())
-    }
-
-    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
-        self.change.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+/// The serial number of the disk that carries the layer, or the flat image, that `digest` names: the start of the digest. A
+/// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
+/// guest in both ways.
+#[must_use]
+pub fn serial_of(digest: &Digest, transport: Transport) -> String {
+    match transport {
+        Transport::Blk => serial(DiskId::from(digest)),
+        Transport::Pmem => serial(DiskId::new(&format!("p{}", digest.hex()))),
     }
 }
 
-/// What [`Disks::add`] can meet.
-pub(crate) enum AddError {
-    Disk(DiskError),
-    Duplicate(DuplicateDisk),
-    Device(DeviceError),
-    Pmem(PmemError),
+/// The serial number of a drive: the start of the digest of its path.
+fn drive_id(path: &Path) -> DiskId {
+    DiskId::from(&Digest::of(path.as_os_str().as_bytes()))
 }
 
-impl From<PmemError> for AddError {
-    fn from(error: PmemError) -> Self {
-        Self::Pmem(error)
-    }
-}
-
-impl From<DiskError> for AddError {
-    fn from(error: DiskError) -> Self {
-        Self::Disk(error)
-    }
-}
-
-impl From<DeviceError> for AddError {
-    fn from(error: DeviceError) -> Self {
-        Self::Device(error)
-    }
-}
-
-impl From<AddError> for BuildError {
-    fn from(error: AddError) -> Self {
-        match error {
-            AddError::Disk(error) => error.into(),
-            AddError::Duplicate(error) => error.into(),
-            AddError::Device(error) => error.into(),
-            AddError::Pmem(error) => error.into(),
-        }
-    }
-}
-
-impl From<AddError> for HotplugError {
-    fn from(error: AddError) -> Self {
-        match error {
-            AddError::Disk(error) => error.into(),
-            AddError::Duplicate(error) => error.into(),
-            AddError::Device(error) => error.into(),
-            AddError::Pmem(error) => error.into(),
-        }
-    }
-}
-
-impl Vm {
-    /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.
-    ///
-    /// # Errors
-    /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is there all the same.
-    pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
-        let agent = self.agent()?;
-        descriptors::check_attach(descriptors::of_drive())?;
-        let opened = Opened::drive(drive)?;
-        let _change = self.disks.change();
-        let info = self.disks.add(&self.bus, opened, DiskState::Unbound)?;
-        self.disks.bind(agent, std::slice::from_ref(&info), timeout)?;
-        Ok(DiskInfo { state: DiskState::Attached, ..info })
-    }
-
-    /// Removes a disk while the VM runs: first the guest lets go of it, then it leaves the bus.
-    ///
-    /// # Errors
-    /// See [`HotplugError`]; the disk is still there.
-    pub fn detach_disk(&self, serial: &str, timeout: Duration) -> Result<(), HotplugError> {
-        let agent = self.agent()?;
-        let _change = self.disks.change();
-        self.disks.detach(agent, &self.bus, serial, timeout)
-    }
-
-    /// The disks there are now, by serial number.
-    #[must_use]
-    pub fn disks(&self) -> Vec<DiskInfo> {
-        self.disks.table().values().map(|entry| entry.info.clone()).collect()
-    }
+fn serial(id: DiskId) -> String {
+    String::from_utf8_lossy(id.as_bytes()).trim_end_matches('\0').to_owned()
 }
 
 #[cfg(test)]

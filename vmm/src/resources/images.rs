@@ -3,24 +3,253 @@
 //! Disks are there before it is known what the guest's kernel can do. Where it can't mount a flat image, and the caller did not
 //! ask for one, the layers come after the fact, as disks that are attached while the VM runs.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_block::{Prefetch, ReadSet, StoredFile};
 use bellows_disk::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
-use crate::config::{ConfigError, FlatConfig, ImageConfig, Shape, Transport};
+use super::disks::{DiskChange, DiskInfo, DiskState, Disks, Opened, serial_of};
+use super::error::{HotplugError, ImageError};
+use super::table::{Change, Hotplug};
+use crate::config::{FlatConfig, ImageConfig, Shape, Transport};
 use crate::descriptors;
-use crate::guest::agent::{AgentClient, AgentError};
-use crate::resources::disks::{AddError, DiskInfo, DiskState, Disks, HotplugError, Opened, serial_of};
+use crate::guest::agent::AgentClient;
+use crate::guest::session::Session;
 use crate::virtio_bus::VirtioBus;
-use crate::vm::{NotRunning, Vm};
 
 /// First kernel that finds the layers of a flat image on its one disk.
-const FLAT_KERNEL: (u32, u32) = (6, 4);
+pub(super) const FLAT_KERNEL: (u32, u32) = (6, 4);
+
+/// All images of a VM, by name.
+#[derive(Default)]
+pub(crate) struct Images(Hotplug<ImageId, Entry>);
+
+/// The right to change a VM's images.
+type ImageChange<'a> = Change<'a, ImageId, Entry>;
+
+/// What a change of images works with: the turn to change them, and the turn to change their disks. Made in this order.
+struct Work<'a> {
+    images: ImageChange<'a>,
+    change: DiskChange<'a>,
+    session: &'a Session,
+    bus: &'a VirtioBus,
+    disks: &'a Disks,
+    timeout: Duration,
+}
+
+impl Images {
+    /// Puts the disks of images on the bus, before the guest boots.
+    pub(crate) fn add_all(&self, bus: &VirtioBus, disks: &Disks, images: &[ImageConfig]) -> Result<(), HotplugError> {
+        let (table, change) = (self.0.change(), disks.change());
+        for config in images {
+            let shape = config.first_shape();
+            let serials = place(config, shape, bus, disks, &change, DiskState::Attached)?;
+            table.insert(config.id.clone(), Entry::new(config, shape, serials));
+        }
+        Ok(())
+    }
+
+    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
+    /// configuration says otherwise. `timeout` is for its disks.
+    pub(crate) fn mount(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        disks: &Disks,
+        id: &ImageId,
+        timeout: Duration,
+    ) -> Result<ImageInfo, ImageError> {
+        let work = self.work(session, bus, disks, timeout);
+        let entry = self.0.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        let shape = shape(&entry.config, &session.guest()?.kernel_release)?;
+        let entry = if shape == entry.shape { entry } else { work.reshape(&self.0, entry, shape)? };
+        work.mount(entry)
+    }
+
+    /// Adds an image, and makes it ready for instances.
+    pub(crate) fn attach(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        disks: &Disks,
+        config: &ImageConfig,
+        timeout: Duration,
+    ) -> Result<ImageInfo, ImageError> {
+        config.check("image")?;
+        let work = self.work(session, bus, disks, timeout);
+        if self.0.contains(&config.id) {
+            return Err(ImageError::Exists(config.id.clone()));
+        }
+        let shape = shape(config, &session.guest()?.kernel_release)?;
+        let serials = work.place_and_bind(config, shape)?;
+        let entry = Entry::new(config, shape, serials);
+        work.images.insert(config.id.clone(), entry.clone());
+        work.mount(entry)
+    }
+
+    /// Takes an image out of the VM, and with it the disks that no other image has.
+    pub(crate) fn detach(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        disks: &Disks,
+        id: &ImageId,
+        timeout: Duration,
+    ) -> Result<(), ImageError> {
+        let work = self.work(session, bus, disks, timeout);
+        let entry = self.0.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        let serials = remove(&work.images, session.agent()?, entry)?;
+        work.detach_unused(&self.0, serials)
+    }
+
+    /// All images, by name.
+    pub(crate) fn infos(&self) -> Vec<ImageInfo> {
+        self.0.map(|entry| entry.clone().into())
+    }
+
+    /// The pages of an image's files that the guest has read by now.
+    pub(crate) fn profile(&self, disks: &Disks, id: &ImageId) -> Result<ReadSet, ImageError> {
+        let entry = self.0.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
+        if !disks.record_reads {
+            return Err(ImageError::NotRecorded(id.clone()));
+        }
+        let mut profile = ReadSet::default();
+        for serial in &entry.disks {
+            let touched = disks.touched(serial);
+            profile.extend(touched.map_err(|source| ImageError::Touched { image: id.clone(), source })?);
+        }
+        Ok(profile)
+    }
+
+    fn work<'a>(&'a self, session: &'a Session, bus: &'a VirtioBus, disks: &'a Disks, timeout: Duration) -> Work<'a> {
+        Work { images: self.0.change(), change: disks.change(), session, bus, disks, timeout }
+    }
+}
+
+impl Work<'_> {
+    /// Replaces the disks of an image by those of another shape.
+    fn reshape(&self, table: &Hotplug<ImageId, Entry>, mut entry: Entry, shape: Shape) -> Result<Entry, ImageError> {
+        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
+        let serials = self.place_and_bind(&entry.config, shape)?;
+        let old = std::mem::replace(&mut entry.disks, serials);
+        entry.shape = shape;
+        self.images.insert(entry.config.id.clone(), entry.clone());
+        self.detach_unused(table, old)?;
+        Ok(entry)
+    }
+
+    fn place_and_bind(&self, config: &ImageConfig, shape: Shape) -> Result<Vec<String>, ImageError> {
+        let agent = self.session.agent()?;
+        descriptors::check_attach(descriptors::of_image(config, shape)).map_err(HotplugError::from)?;
+        let serials = place(config, shape, self.bus, self.disks, &self.change, DiskState::Unbound)?;
+        // Some may be left of an attempt that took too long.
+        let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
+        let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
+        self.disks.bind(&self.change, agent, &unbound, self.timeout)?;
+        Ok(serials)
+    }
+
+    fn detach_unused(&self, table: &Hotplug<ImageId, Entry>, serials: Vec<String>) -> Result<(), ImageError> {
+        for serial in serials {
+            let used = table.map(|entry| entry.disks.contains(&serial)).contains(&true);
+            if !used {
+                self.disks.detach(&self.change, self.session, self.bus, &serial, self.timeout)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mount(&self, entry: Entry) -> Result<ImageInfo, ImageError> {
+        let disk = |serial: &String| self.disks.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.clone()));
+        let disks = entry.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
+        Ok(mount(&self.images, self.session.agent()?, entry, &disks)?.into())
+    }
+}
+
+/// The shape that an image gets in a guest with this kernel.
+fn shape(config: &ImageConfig, kernel: &str) -> Result<Shape, ImageError> {
+    let layers = config.stack().count();
+    match (config.first_shape(), can_mount_flat(kernel)) {
+        (Shape::Flat, false) if config.shape.is_some() || layers > MAX_LAYERS => {
+            Err(ImageError::Flat { image: config.id.clone(), kernel: kernel.into(), layers })
+        }
+        (Shape::Flat, false) => Ok(Shape::Layers),
+        (shape, _) => Ok(shape),
+    }
+}
+
+/// Has the guest mount an image, the layers of which are `disks`.
+fn mount(
+    images: &ImageChange<'_>,
+    agent: &AgentClient,
+    mut entry: Entry,
+    disks: &[DiskInfo],
+) -> Result<Entry, ImageError> {
+    let id = entry.config.id.clone();
+    // The agent may do it and yet not answer in time.
+    entry.mount = entry.mount.max(Mount::Maybe);
+    images.insert(id.clone(), entry.clone());
+    let layers: Vec<_> = disks.iter().map(|disk| (disk.serial.as_str(), disk.address)).collect();
+    let failed = |source| ImageError::Agent { action: "mount", image: id.clone(), source };
+    agent.mount_image(id.as_str(), &layers).map_err(failed)?;
+    entry.mount = Mount::Done;
+    images.insert(id, entry.clone());
+    Ok(entry)
+}
+
+/// Removes an image, and from the guest if it may be there; returns the serial numbers of its disks.
+fn remove(images: &ImageChange<'_>, agent: &AgentClient, entry: Entry) -> Result<Vec<String>, ImageError> {
+    let id = &entry.config.id;
+    if entry.mount != Mount::Unasked {
+        let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
+        agent.unmount_image(id.as_str(), entry.disks.len()).map_err(failed)?;
+    }
+    images.remove(id);
+    Ok(entry.disks)
+}
+
+/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
+/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
+fn place(
+    config: &ImageConfig,
+    shape: Shape,
+    bus: &VirtioBus,
+    disks: &Disks,
+    change: &DiskChange<'_>,
+    state: DiskState,
+) -> Result<Vec<String>, HotplugError> {
+    let (mut serials, mut added) = (Vec::new(), Vec::new());
+    let transport = config.transport;
+    let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
+        if disks.find(&serial).is_none() {
+            added.push(disks.add(change, bus, open()?, state)?);
+        }
+        serials.push(serial);
+        Ok(())
+    };
+    let result = match (shape, config.flat_image()) {
+        (Shape::Flat, Some(flat)) => {
+            add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
+        }
+        _ => {
+            let open = |layer| Opened::layer(layer, transport, disks.record_reads);
+            config.stack().try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
+        }
+    };
+    match result {
+        Ok(()) => Ok(serials),
+        Err(error) => {
+            for disk in added {
+                if let Err(error) = disks.remove(change, bus, &disk) {
+                    tracing::error!(disk = disk.serial, %error, "half an image stays on the bus");
+                }
+            }
+            Err(error)
+        }
+    }
+}
 
 /// An image of a VM.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -39,70 +268,8 @@ pub struct ImageInfo {
     pub prefetched: u64,
 }
 
-/// Why an image can't be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// Its configuration can't be.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// There is no such image.
-    #[error("the VM has no image `{0}`")]
-    Unknown(ImageId),
-    /// There is one already.
-    #[error("the VM has an image `{0}` already")]
-    Exists(ImageId),
-    /// The guest can't have it as it is wanted.
-    #[error(
-        "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
-        FLAT_KERNEL.0,
-        FLAT_KERNEL.1,
-        if *layers > MAX_LAYERS { format!(", and {layers} layers are too many for another shape") } else { String::new() }
-    )]
-    Flat {
-        /// The image.
-        image: ImageId,
-        /// Release of the guest's kernel.
-        kernel: String,
-        /// How many layers the image has.
-        layers: usize,
-    },
-    /// Nobody has asked for an account of what is read.
-    #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
-    NotRecorded(ImageId),
-    /// What was read can't be told.
-    #[error("cannot find out what was read of image {image}")]
-    Touched {
-        /// The image.
-        image: ImageId,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no agent to ask.
-    #[error(transparent)]
-    NotRunning(#[from] NotRunning),
-    /// Its disks could not be attached or detached.
-    #[error(transparent)]
-    Disks(#[from] HotplugError),
-    /// The agent failed.
-    #[error("cannot {action} image {image}")]
-    Agent {
-        /// What was to be done.
-        action: &'static str,
-        /// The image.
-        image: ImageId,
-        /// What the agent says.
-        #[source]
-        source: AgentError,
-    },
-}
-
-/// All images of a VM, by name. Changes hold [`Disks::change`].
-#[derive(Default)]
-pub(crate) struct Images(Mutex<BTreeMap<ImageId, Entry>>);
-
 #[derive(Clone)]
-struct Entry {
+pub(crate) struct Entry {
     config: ImageConfig,
     shape: Shape,
     /// Serial numbers of its disks.
@@ -121,54 +288,6 @@ enum Mount {
     Maybe,
     /// Instances can run it.
     Done,
-}
-
-impl Images {
-    /// Puts the disks of images on the bus, before the guest boots.
-    pub(crate) fn add_all(&self, bus: &VirtioBus, disks: &Disks, images: &[ImageConfig]) -> Result<(), AddError> {
-        for config in images {
-            let shape = config.first_shape();
-            let serials = place(config, shape, bus, disks, DiskState::Attached)?;
-            self.set(Entry::new(config, shape, serials));
-        }
-        Ok(())
-    }
-
-    /// Has the guest mount an image, the layers of which are `disks`.
-    fn mount(&self, agent: &AgentClient, mut entry: Entry, disks: &[DiskInfo]) -> Result<Entry, ImageError> {
-        let id = entry.config.id.clone();
-        // The agent may do it and yet not answer in time.
-        entry.mount = entry.mount.max(Mount::Maybe);
-        self.set(entry.clone());
-        let failed = |source| ImageError::Agent { action: "mount", image: id.clone(), source };
-        agent.mount_image(id.as_str(), disks).map_err(failed)?;
-        entry.mount = Mount::Done;
-        self.set(entry.clone());
-        Ok(entry)
-    }
-
-    /// Removes an image, and from the guest if it may be there; returns the serial numbers of its disks.
-    fn remove(&self, agent: &AgentClient, id: &ImageId) -> Result<Vec<String>, ImageError> {
-        let entry = self.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
-        if entry.mount != Mount::Unasked {
-            let failed = |source| ImageError::Agent { action: "unmount", image: id.clone(), source };
-            agent.unmount_image(id.as_str(), entry.disks.len()).map_err(failed)?;
-        }
-        self.table().remove(id);
-        Ok(entry.disks)
-    }
-
-    fn get(&self, id: &ImageId) -> Option<Entry> {
-        self.table().get(id).cloned()
-    }
-
-    fn set(&self, entry: Entry) {
-        self.table().insert(entry.config.id.clone(), entry);
-    }
-
-    fn table(&self) -> MutexGuard<'_, BTreeMap<ImageId, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Entry {
@@ -191,167 +310,6 @@ fn files(config: &ImageConfig, shape: Shape) -> Vec<StoredFile> {
             config.flat.iter().map(metadata).chain(config.layers.iter().map(StoredFile::from)).collect()
         }
         Shape::Layers => config.stack().map(StoredFile::from).collect(),
-    }
-}
-
-/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
-/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
-fn place(
-    config: &ImageConfig,
-    shape: Shape,
-    bus: &VirtioBus,
-    disks: &Disks,
-    state: DiskState,
-) -> Result<Vec<String>, AddError> {
-    let (mut serials, mut added) = (Vec::new(), Vec::new());
-    let transport = config.transport;
-    let mut add = |serial: String, open: &dyn Fn() -> Result<Opened, DiskError>| {
-        if disks.find(&serial).is_none() {
-            added.push(disks.add(bus, open()?, state)?);
-        }
-        serials.push(serial);
-        Ok(())
-    };
-    let result = match (shape, config.flat_image()) {
-        (Shape::Flat, Some(flat)) => {
-            add(serial_of(&flat.digest, transport), &|| Opened::flat(&flat, transport, disks.record_reads))
-        }
-        _ => {
-            let open = |layer| Opened::layer(layer, transport, disks.record_reads);
-            config.stack().try_for_each(|layer| add(serial_of(&layer.digest, transport), &|| open(layer)))
-        }
-    };
-    match result {
-        Ok(()) => Ok(serials),
-        Err(error) => {
-            for disk in added {
-                if let Err(error) = disks.remove(bus, &disk) {
-                    tracing::error!(disk = disk.serial, %error, "half an image stays on the bus");
-                }
-            }
-            Err(error)
-        }
-    }
-}
-
-impl Vm {
-    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
-    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number of
-    /// layers.
-    ///
-    /// # Errors
-    /// See [`ImageError`].
-    pub fn mount_image(&self, id: &ImageId, timeout: Duration) -> Result<ImageInfo, ImageError> {
-        let _change = self.disks.change();
-        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
-        let shape = self.shape(&entry.config)?;
-        let entry = if shape == entry.shape { entry } else { self.reshape(entry, shape, timeout)? };
-        self.mount(entry)
-    }
-
-    /// Adds an image while the VM runs, and makes it ready for instances.
-    ///
-    /// # Errors
-    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that the
-    /// agent did not mount ([`ImageError::Agent`]) is there all the same: it can be mounted again, or detached.
-    pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
-        config.check("image")?;
-        let _change = self.disks.change();
-        if self.images.get(&config.id).is_some() {
-            return Err(ImageError::Exists(config.id.clone()));
-        }
-        let shape = self.shape(config)?;
-        let disks = self.place_and_bind(config, shape, timeout)?;
-        let entry = Entry::new(config, shape, disks);
-        self.images.set(entry.clone());
-        self.mount(entry)
-    }
-
-    /// Takes an image that no instance runs out of the VM, and with it the disks that no other image has.
-    ///
-    /// # Errors
-    /// See [`ImageError`]; disks that could not be detached are there without the image.
-    pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
-        let _change = self.disks.change();
-        let disks = self.images.remove(self.agent()?, id)?;
-        self.detach_unused(disks, timeout)
-    }
-
-    /// The images there are, by name.
-    #[must_use]
-    pub fn images(&self) -> Vec<ImageInfo> {
-        self.images.table().values().cloned().map(ImageInfo::from).collect()
-    }
-
-    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; of memory
-    /// (virtio-pmem), the pages that it has touched and neighbours of them that were in the page cache. Needs
-    /// [`VmConfig::record_reads`](crate::VmConfig::record_reads).
-    ///
-    /// # Errors
-    /// [`ImageError::Unknown`], [`ImageError::NotRecorded`] or [`ImageError::Touched`].
-    pub fn profile(&self, id: &ImageId) -> Result<ReadSet, ImageError> {
-        let entry = self.images.get(id).ok_or_else(|| ImageError::Unknown(id.clone()))?;
-        if !self.disks.record_reads {
-            return Err(ImageError::NotRecorded(id.clone()));
-        }
-        let mut profile = ReadSet::default();
-        for serial in &entry.disks {
-            let touched = self.disks.touched(serial);
-            profile.extend(touched.map_err(|source| ImageError::Touched { image: id.clone(), source })?);
-        }
-        Ok(profile)
-    }
-
-    /// The shape that an image gets in this guest.
-    fn shape(&self, config: &ImageConfig) -> Result<Shape, ImageError> {
-        let kernel = self.guest()?.kernel_release.as_str();
-        let layers = config.stack().count();
-        match (config.first_shape(), can_mount_flat(kernel)) {
-            (Shape::Flat, false) if config.shape.is_some() || layers > MAX_LAYERS => {
-                Err(ImageError::Flat { image: config.id.clone(), kernel: kernel.into(), layers })
-            }
-            (Shape::Flat, false) => Ok(Shape::Layers),
-            (shape, _) => Ok(shape),
-        }
-    }
-
-    /// Replaces the disks of an image by those of another shape.
-    fn reshape(&self, mut entry: Entry, shape: Shape, timeout: Duration) -> Result<Entry, ImageError> {
-        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
-        let disks = self.place_and_bind(&entry.config, shape, timeout)?;
-        let old = std::mem::replace(&mut entry.disks, disks);
-        entry.shape = shape;
-        self.images.set(entry.clone());
-        self.detach_unused(old, timeout)?;
-        Ok(entry)
-    }
-
-    fn place_and_bind(&self, config: &ImageConfig, shape: Shape, timeout: Duration) -> Result<Vec<String>, ImageError> {
-        let agent = self.agent()?;
-        descriptors::check_attach(descriptors::of_image(config, shape)).map_err(HotplugError::from)?;
-        let placed = place(config, shape, &self.bus, &self.disks, DiskState::Unbound);
-        let serials = placed.map_err(HotplugError::from)?;
-        // Some may be left of an attempt that took too long.
-        let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
-        let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
-        self.disks.bind(agent, &unbound, timeout)?;
-        Ok(serials)
-    }
-
-    fn detach_unused(&self, serials: Vec<String>, timeout: Duration) -> Result<(), ImageError> {
-        for serial in serials {
-            let used = self.images.table().values().any(|entry| entry.disks.contains(&serial));
-            if !used {
-                self.disks.detach(self.agent()?, &self.bus, &serial, timeout)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn mount(&self, entry: Entry) -> Result<ImageInfo, ImageError> {
-        let disk = |serial: &String| self.disks.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.clone()));
-        let disks = entry.disks.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
-        Ok(self.images.mount(self.agent()?, entry, &disks)?.into())
     }
 }
 
@@ -383,6 +341,7 @@ fn can_mount_flat(release: &str) -> bool {
 mod tests {
     use std::collections::HashSet;
     use std::path::PathBuf;
+    use std::sync::Mutex;
 
     use bellows_devices::pci::PciAddress;
     use bellows_protocol::agent::{Empty, MountImageRequest, UnmountImageRequest};
@@ -428,7 +387,7 @@ mod tests {
         }
     }
 
-    fn add(images: &Images, id: &str, layers: u8) -> (Entry, Vec<DiskInfo>) {
+    fn add(images: &ImageChange<'_>, id: &str, layers: u8) -> (Entry, Vec<DiskInfo>) {
         let disk = |number: u8| DiskInfo {
             serial: number.to_string(),
             path: PathBuf::new(),
@@ -440,7 +399,7 @@ mod tests {
         let disks: Vec<_> = (1..=layers).map(disk).collect();
         let config = ImageConfig::new(id.parse().unwrap(), [] as [&StoredFile; 0]);
         let entry = Entry::new(&config, Shape::Layers, disks.iter().map(|disk| disk.serial.clone()).collect());
-        images.set(entry.clone());
+        images.insert(entry.config.id.clone(), entry.clone());
         (entry, disks)
     }
 
@@ -450,16 +409,17 @@ mod tests {
         let fixture = Fixture::with_agent(fake.clone());
         let agent = fixture.connect().unwrap();
         let images = Images::default();
+        let change = images.0.change();
         for (id, answered) in [("prompt", true), ("late", false), ("never", false)] {
-            let (entry, disks) = add(&images, id, 20);
+            let (entry, disks) = add(&change, id, 20);
             let id = entry.config.id.clone();
-            assert_eq!(images.mount(&agent, entry, &disks).is_ok(), answered, "{id}");
-            assert_eq!(ImageInfo::from(images.get(&id).unwrap()).mounted, answered, "{id}");
-            assert_eq!(images.remove(&agent, &id).unwrap().len(), disks.len(), "{id}");
-            assert!(images.get(&id).is_none() && fake.mounted.lock().unwrap().is_empty(), "{id}");
+            assert_eq!(mount(&change, &agent, entry, &disks).is_ok(), answered, "{id}");
+            assert_eq!(ImageInfo::from(images.0.get(&id).unwrap()).mounted, answered, "{id}");
+            assert_eq!(remove(&change, &agent, images.0.get(&id).unwrap()).unwrap().len(), disks.len(), "{id}");
+            assert!(!images.0.contains(&id) && fake.mounted.lock().unwrap().is_empty(), "{id}");
         }
-        let (entry, _) = add(&images, "unasked", 1);
-        images.remove(&agent, &entry.config.id).unwrap();
+        let (entry, _) = add(&change, "unasked", 1);
+        remove(&change, &agent, entry).unwrap();
         let limits = fake.limits.lock().unwrap();
         assert_eq!(limits.len(), 6, "the agent is not asked to unmount what it was not asked to mount");
         assert!(limits.iter().all(|limit| *limit > Duration::from_secs(20 * 10)), "{limits:?}");

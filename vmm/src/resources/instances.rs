@@ -1,6 +1,6 @@
 //! Instances: functions that run in a VM, each in its container and, if it is to have one, in its partition.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,20 +10,59 @@ use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError};
 
+use super::error::InstanceError;
+use super::partitions::Partitions;
+use super::processes::{Forwarding, Process, ProcessSpec};
 use crate::guest::agent::{AgentClient, AgentError, ExitStatus};
-use crate::resources::partitions::PartitionError;
-use crate::resources::processes::{Forwarding, Process, ProcessSpec};
-use crate::vm::{NotRunning, Vm};
+use crate::guest::session::Session;
 
 /// Processes and threads that an instance may have if nothing else is said.
 pub const DEFAULT_PIDS_MAX: u32 = 1024;
+
+/// What instances of a VM are started with if they do not say otherwise, and may have at most.
+pub(crate) struct Instances {
+    /// Base memory of an instance that names no limit.
+    pub(crate) base_limit: Option<ByteSize>,
+    /// All base memory.
+    pub(crate) memory: ByteSize,
+}
+
+impl Instances {
+    /// Starts an instance.
+    pub(crate) fn start(
+        &self,
+        session: &Session,
+        partitions: &Partitions,
+        spec: &InstanceSpec,
+    ) -> Result<Instance, InstanceError> {
+        let mut request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        let base_limit = spec.base_limit.or(self.base_limit).unwrap_or_default();
+        check_base_limit(&spec.id, base_limit, self.memory)?;
+        request.base_limit_bytes = base_limit.get();
+        if let Some(partition) = spec.partition
+            && partitions.plugged(partition)?.get() == 0
+        {
+            return Err(InstanceError::NotPlugged { id: spec.id.clone(), partition });
+        }
+        let agent = session.agent()?.clone();
+        let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
+        let pid = agent.start_instance(&request).map_err(failed)?;
+        tracing::debug!(instance = %spec.id, pid, "started an instance");
+        Ok(Instance::new(spec.id.clone(), pid, agent))
+    }
+
+    /// Removes an instance by its name.
+    pub(crate) fn remove(&self, session: &Session, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
+        remove(session.agent()?, id, timeout)
+    }
+}
 
 /// What an instance runs, and within which bounds.
 #[derive(Clone, Debug)]
 pub struct InstanceSpec {
     /// Its name, unique in the VM.
     pub id: InstanceId,
-    /// An image that was mounted ([`Vm::mount_image`], [`Vm::attach_image`]).
+    /// An image that was mounted ([`Vm::mount_image`](crate::Vm::mount_image), [`Vm::attach_image`](crate::Vm::attach_image)).
     pub image: ImageId,
     /// Its first process, with which it ends.
     pub process: ProcessSpec,
@@ -83,136 +122,12 @@ impl InstanceSpec {
     }
 }
 
-/// Why something could not be done with an instance.
-#[derive(Debug, thiserror::Error)]
-pub enum InstanceError {
-    /// It can't be run like that.
-    #[error("instance {id} can't be run")]
-    Spec {
-        /// The instance.
-        id: InstanceId,
-        /// What is wrong.
-        #[source]
-        source: ValueError,
-    },
-    /// Its partition is not there or holds nothing.
-    #[error(transparent)]
-    Partition(#[from] PartitionError),
-    /// Its partition is not plugged.
-    #[error("instance {id} can't run in partition {partition}: nothing is plugged there")]
-    NotPlugged {
-        /// The instance.
-        id: InstanceId,
-        /// The partition.
-        partition: PartitionId,
-    },
-    /// Its limit on base memory can't be.
-    #[error(
-        "instance {id} can't have {limit} of base memory: expected {} to {memory}",
-        ByteSize::bytes(MIN_BASE_LIMIT)
-    )]
-    BaseLimit {
-        /// The instance.
-        id: InstanceId,
-        /// The limit.
-        limit: ByteSize,
-        /// All base memory.
-        memory: ByteSize,
-    },
-    /// There is no agent to ask.
-    #[error(transparent)]
-    NotRunning(#[from] NotRunning),
-    /// The agent failed.
-    #[error("cannot {action} instance {id}")]
-    Agent {
-        /// What was to be done.
-        action: &'static str,
-        /// The instance.
-        id: InstanceId,
-        /// What the agent says.
-        #[source]
-        source: AgentError,
-    },
-    /// A stream can't be had.
-    #[error("cannot connect to {stream} of process {process} of instance {id}")]
-    Connect {
-        /// The instance.
-        id: InstanceId,
-        /// The process.
-        process: ProcessId,
-        /// The stream.
-        stream: StreamName,
-        /// What the agent says.
-        #[source]
-        source: Box<AgentError>,
-    },
-    /// A stream broke off.
-    #[error("cannot go on with {stream} of process {process} of instance {id}")]
-    Stream {
-        /// The instance.
-        id: InstanceId,
-        /// The process.
-        process: ProcessId,
-        /// The stream.
-        stream: StreamName,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-    /// What a stream is passed on to failed, or what it is fed from.
-    #[error("cannot pass on {stream} of process {process} of instance {id}")]
-    PassOn {
-        /// The instance.
-        id: InstanceId,
-        /// The process.
-        process: ProcessId,
-        /// The stream.
-        stream: StreamName,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// A function that runs, or has run, in a VM. Dropping it changes nothing: [`Instance::remove`] and
-/// [`Vm::remove_instance`] do.
+/// [`Vm::remove_instance`](crate::Vm::remove_instance) do.
 pub struct Instance {
     id: InstanceId,
     init: Process,
     agent: Arc<AgentClient>,
-}
-
-impl Vm {
-    /// Starts an instance.
-    ///
-    /// # Errors
-    /// It can't be run like that, its partition is not plugged, so much of base memory is not there or not left, or the agent could
-    /// not start it.
-    pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
-        let mut request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
-        let base_limit = spec.base_limit.or(self.config.base_limit).unwrap_or_default();
-        check_base_limit(&spec.id, base_limit, self.config.memory)?;
-        request.base_limit_bytes = base_limit.get();
-        if let Some(partition) = spec.partition
-            && self.plugged(partition)?.get() == 0
-        {
-            return Err(InstanceError::NotPlugged { id: spec.id.clone(), partition });
-        }
-        let agent = self.agent()?.clone();
-        let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
-        let pid = agent.start_instance(&request).map_err(failed)?;
-        tracing::debug!(instance = %spec.id, pid, "started an instance");
-        Ok(Instance::new(spec.id.clone(), pid, agent))
-    }
-
-    /// Removes an instance by its name, as [`Instance::remove`] does: for one that nobody has a handle of, such as one whose
-    /// start was not answered in time.
-    ///
-    /// # Errors
-    /// See [`Instance::remove`].
-    pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
-        remove(self.agent()?, id, timeout)
-    }
 }
 
 impl Instance {

@@ -1,8 +1,10 @@
 //! What a VM has that comes and goes: disks, images, partitions, instances and their processes.
 
 pub(crate) mod disks;
+pub(crate) mod error;
 pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod partitions;
 pub(crate) mod pmem;
 pub(crate) mod processes;
+mod table;

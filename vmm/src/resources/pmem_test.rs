@@ -2,17 +2,19 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use bellows_block::Digest;
+use bellows_memory::Layout;
 use bellows_memory::testing::RecordedSlots;
-use bellows_memory::{Layout, LayoutSpec};
 
 use super::*;
+use crate::arch::layout;
 
 const MIB: u64 = 1 << 20;
 /// Where the first window of a VM with 512 MiB of base memory lies.
 const FIRST: u64 = 5 << 30;
 
 fn windows() -> (Arc<PmemWindows>, Arc<RecordedSlots>) {
-    let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![], 40)).unwrap();
+    let layout = Layout::new(&layout::spec(ByteSize::mib(512), vec![], 40)).unwrap();
     let slots = Arc::new(RecordedSlots::default());
     (PmemWindows::new(DeviceArea::new(layout.devices()), slots.clone()), slots)
 }
@@ -25,7 +27,7 @@ fn layer(directory: &Path, name: &str, bytes: u64) -> StoredFile {
 
 fn host_memory(guest_address: Option<u64>) -> ExitReason {
     let source = io::Error::from_raw_os_error(libc::EFAULT);
-    ExitReason::Error(Box::new(VcpuError::HostMemory { vcpu: 0, rip: 0x1234, guest_address, source }))
+    ExitReason::Error(Box::new(VcpuError::HostMemory { vcpu: 0, pc: 0x1234, guest_address, source }))
 }
 
 /// The layer that an end is said to be about.

@@ -11,8 +11,9 @@ use bellows_protocol::values::{
     InstanceId, ProcessId, TerminalSize, ValueError, check_command, check_working_directory,
 };
 
+use super::error::InstanceError;
+use super::instances::{Instance, User};
 use crate::guest::agent::{AgentClient, AgentError, ExitStatus, Stream, terminal_size};
-use crate::resources::instances::{Instance, InstanceError, User};
 
 /// Bytes that are passed on at once.
 const BUFFER_BYTES: usize = 64 << 10;

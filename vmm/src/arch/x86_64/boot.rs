@@ -1,10 +1,9 @@
 //! Puts everything that a guest boots from into its memory.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use bellows_memory::GuestMemory;
@@ -12,91 +11,14 @@ use bellows_memory::layout::Layout;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::cpu::registers;
-use super::kernel::{KernelError, KernelImage};
+use super::cpu::write_boot_tables;
+use super::error::BootError;
+use super::kernel::KernelImage;
 use super::layout;
 use super::reset_vector;
-use super::tables::{Acpi, AcpiError};
+use super::tables;
 use super::zero_page::{MemoryKind, MemoryMap, ZeroPage};
-use crate::command_line::{CommandLine, CommandLineError};
-
-/// What to boot.
-#[derive(Clone, Copy, Debug)]
-pub struct BootSource<'a> {
-    /// ELF vmlinux or bzImage; told apart by content.
-    pub kernel: &'a Path,
-    /// The initramfs, handed to the kernel as it is.
-    pub initramfs: Option<&'a Path>,
-    /// The kernel's command line.
-    pub command_line: &'a CommandLine,
-}
-
-/// A guest ready to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Loaded {
-    /// Where the first vCPU enters the kernel, in 64-bit mode.
-    pub entry: GuestAddress,
-}
-
-/// Why a guest could not be put into memory.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// The kernel can't be booted.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The command line can't be used.
-    #[error(transparent)]
-    CommandLine(#[from] CommandLineError),
-    /// The ACPI tables can't be made.
-    #[error(transparent)]
-    Acpi(#[from] AcpiError),
-    /// The initramfs can't be read.
-    #[error("cannot read the initramfs `{path}`")]
-    ReadInitramfs {
-        /// The file.
-        path: PathBuf,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-    /// The initramfs is no file, or has nothing in it.
-    #[error("the initramfs `{path}` is {found}, expected a cpio archive")]
-    NoInitramfs {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        found: &'static str,
-    },
-    /// The initramfs does not fit.
-    #[error(
-        "no room for the initramfs `{path}` of {bytes} bytes: memory between the kernel and {end:#x} is {room} bytes"
-    )]
-    NoRoomForInitramfs {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-        /// Bytes there are.
-        room: u64,
-        /// End of the memory it can have.
-        end: u64,
-    },
-    /// Low memory ends before everything that boot needs.
-    #[error("{bytes} bytes of base memory are too few: expected 2 MiB or more below 4 GiB, and what the kernel needs")]
-    TooLittleMemory {
-        /// Low memory there is.
-        bytes: u64,
-    },
-    /// Guest memory is not what the layout says.
-    #[error("cannot write the {what} to guest memory")]
-    Memory {
-        /// What was being written.
-        what: &'static str,
-        /// What failed.
-        #[source]
-        source: vm_memory::GuestMemoryError,
-    },
-}
+use crate::arch::{BootSource, Firmware, Loaded};
 
 /// Highest end of an initramfs where the kernel doesn't say: what kernels say that do.
 const INITRAMFS_END: u64 = 0x8000_0000;
@@ -108,17 +30,12 @@ const PAGE: u64 = 4096;
 ///
 /// # Errors
 /// A file is missing or not what it should be, or something doesn't fit; the error names it.
-pub fn load(
-    memory: &GuestMemory,
-    layout: &Layout,
-    acpi: &Acpi<'_>,
-    source: BootSource<'_>,
-) -> Result<Loaded, BootError> {
-    let low = layout.low().bytes();
+pub fn load(memory: &GuestMemory, firmware: Firmware<'_>, source: BootSource<'_>) -> Result<Loaded, BootError> {
+    let low = firmware.layout.low().bytes();
     if low <= layout::HIGH_MEMORY + PAGE {
         return Err(BootError::TooLittleMemory { bytes: low });
     }
-    let tables = acpi.build()?;
+    let tables = tables::build(&firmware)?;
     let image = KernelImage::open(source.kernel, low)?;
     let room = image.end()..initramfs_end(low, image.initramfs_max());
     let (kernel, initramfs) = thread::scope(|scope| {
@@ -131,19 +48,17 @@ pub fn load(
     let line = source.command_line.render(command_line_max(kernel.setup_header))?;
 
     let written = |what| move |source| BootError::Memory { what, source };
-    memory.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE)).map_err(written("command line"))?;
-    let end = GuestAddress(layout::COMMAND_LINE + line.len() as u64);
+    memory.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE.start)).map_err(written("command line"))?;
+    let end = GuestAddress(layout::COMMAND_LINE.start + line.len() as u64);
     memory.write_obj(0u8, end).map_err(written("command line"))?;
     let tables_at = layout::ACPI_TABLES.start;
     memory.write_slice(&tables, GuestAddress(tables_at)).map_err(written("ACPI tables"))?;
-    memory
-        .write_slice(&reset_vector::code(acpi.power_port), GuestAddress(layout::RESET_VECTOR))
-        .map_err(written("reset vector"))?;
-    registers::write_boot_tables(memory).map_err(written("boot page tables"))?;
+    memory.write_slice(&reset_vector::CODE, GuestAddress(layout::RESET_VECTOR)).map_err(written("reset vector"))?;
+    write_boot_tables(memory).map_err(written("boot page tables"))?;
     let page = ZeroPage {
-        memory_map: &memory_map(layout, acpi.ecam()),
+        memory_map: &memory_map(firmware.layout, tables::ecam(firmware.buses)),
         setup_header: kernel.setup_header,
-        command_line: layout::COMMAND_LINE as u32,
+        command_line: layout::COMMAND_LINE.start as u32,
         initramfs,
         rsdp: tables_at,
     };
@@ -158,7 +73,7 @@ fn initramfs_end(low: u64, max: Option<u32>) -> u64 {
 
 fn command_line_max(header: Option<setup_header>) -> usize {
     let max = header.map_or(ELF_COMMAND_LINE, |header| header.cmdline_size as usize);
-    max.min(layout::COMMAND_LINE_BYTES - 1)
+    max.min((layout::COMMAND_LINE.end - layout::COMMAND_LINE.start) as usize - 1)
 }
 
 /// Puts an initramfs as high as it goes in `room`.

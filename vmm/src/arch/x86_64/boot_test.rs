@@ -1,11 +1,11 @@
 use std::io::Write;
 
 use bellows_memory::ByteSize;
-use bellows_memory::layout::LayoutSpec;
 use tempfile::NamedTempFile;
 
 use super::*;
 use crate::arch::RootBus;
+use crate::command_line::CommandLine;
 
 const BASE: ByteSize = ByteSize::mib(32);
 
@@ -17,21 +17,14 @@ struct Guest {
 
 impl Guest {
     fn new(base: ByteSize) -> Self {
-        let layout = Layout::new(&LayoutSpec::x86_64(base, vec![ByteSize::mib(128)], 40)).unwrap();
+        let layout = Layout::new(&layout::spec(base, vec![ByteSize::mib(128)], 40)).unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), base.get() as usize)]).unwrap();
         Self { memory, layout, buses: vec![RootBus { number: 0, mmio32: 0xc000_0000..0xd000_0000, mmio64: None }] }
     }
 
     fn load(&self, kernel: &Path, initramfs: Option<&Path>, command_line: &CommandLine) -> Result<Loaded, BootError> {
-        let acpi = Acpi {
-            vcpus: 1,
-            layout: &self.layout,
-            ecam: 0xe000_0000,
-            buses: &self.buses,
-            power_port: 0x600,
-            serial: true,
-        };
-        load(&self.memory, &self.layout, &acpi, BootSource { kernel, initramfs, command_line })
+        let firmware = Firmware { vcpus: 1, layout: &self.layout, buses: &self.buses, serial: true };
+        load(&self.memory, firmware, BootSource { kernel, initramfs, command_line })
     }
 
     fn word(&self, address: u64) -> u32 {
@@ -76,7 +69,7 @@ fn everything_is_where_the_zero_page_says() {
 
 #[test]
 fn the_memory_map_has_all_base_memory_and_no_window() {
-    let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(4), vec![ByteSize::gib(1)], 40)).unwrap();
+    let layout = Layout::new(&layout::spec(ByteSize::gib(4), vec![ByteSize::gib(1)], 40)).unwrap();
     let map = memory_map(&layout, 0xe000_0000..0xe010_0000);
     use MemoryKind::{Acpi, Reserved, Usable};
     assert_eq!(

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::error::ElfError;
+
 /// What an ELF kernel says of itself.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct ElfKernel {
@@ -11,33 +13,6 @@ pub(crate) struct ElfKernel {
     pub range: Range<u64>,
     /// Length of the file that its segments need.
     pub file_bytes: u64,
-}
-
-/// Why an ELF file is no kernel of ours.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ElfError {
-    /// The file ends within its headers.
-    #[error("it ends within its ELF headers")]
-    Short,
-    /// Another architecture.
-    #[error(
-        "it is an ELF file for another machine (class {class}, machine {machine}), expected x86-64 (class 2, machine 62)"
-    )]
-    Machine {
-        /// `EI_CLASS`.
-        class: u8,
-        /// `e_machine`.
-        machine: u16,
-    },
-    /// A relocatable object, a core file...
-    #[error("it is an ELF file of type {0}, expected an executable (type 2)")]
-    Type(u16),
-    /// Nothing to load, or an entry outside of it.
-    #[error("it has no loadable segment at its entry {0:#x}: its addresses are no kernel's")]
-    Entry(u64),
-    /// A segment whose end is past the end of all addresses.
-    #[error("the segment at {0:#x} is too long to be true")]
-    Segment(u64),
 }
 
 const HEADER_BYTES: usize = 64;

@@ -1,90 +1,17 @@
 //! Kernel images: what a file is, whether it is whole, and putting it into guest memory.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use bellows_memory::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, GuestAddress};
 
-use super::elf::{self, ElfError};
+use super::elf;
+use super::error::KernelError;
 use super::layout;
-
-/// Why a file can't be booted.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// The file can't be read.
-    #[error("cannot read the kernel `{path}`")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system answered.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is something else.
-    #[error("`{path}` is no kernel: expected an ELF vmlinux or an x86 bzImage, found {found}")]
-    NotAKernel {
-        /// The file.
-        path: PathBuf,
-        /// What it seems to be.
-        found: String,
-    },
-    /// An ELF file, but no kernel for this machine.
-    #[error("`{path}` is no x86-64 kernel")]
-    Elf {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ElfError,
-    },
-    /// A bzImage that has no 64-bit entry.
-    #[error(
-        "the bzImage `{path}` has no 64-bit entry (boot protocol {version:#x}, xloadflags {flags:#x}): expected Linux 3.8 or later, for x86-64"
-    )]
-    NoEntry64 {
-        /// The file.
-        path: PathBuf,
-        /// Boot protocol version.
-        version: u16,
-        /// `xloadflags` of its setup header.
-        flags: u16,
-    },
-    /// The file ends early.
-    #[error("the kernel `{path}` is truncated: {found} bytes of {expected}")]
-    Truncated {
-        /// The file.
-        path: PathBuf,
-        /// How long it should be.
-        expected: u64,
-        /// How long it is.
-        found: u64,
-    },
-    /// The kernel does not fit where it wants to be.
-    #[error("the kernel `{path}` needs memory from {start:#x} to {end:#x}, but there is memory from {from:#x} to {to:#x}", from = layout::HIGH_MEMORY)]
-    NoRoom {
-        /// The file.
-        path: PathBuf,
-        /// First address it needs.
-        start: u64,
-        /// Where what it needs ends.
-        end: u64,
-        /// End of the memory it can have.
-        to: u64,
-    },
-    /// The loader failed all the same.
-    #[error("cannot load the kernel `{path}`")]
-    Load {
-        /// The file.
-        path: PathBuf,
-        /// What the loader says.
-        #[source]
-        source: linux_loader::loader::Error,
-    },
-}
 
 /// A kernel in guest memory.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
-//! Code at the reset vector. Where ACPI is hardware-reduced, kernels with EFI support reset through EFI, and, when there is
-//! none, by a jump to the BIOS: which is this.
+//! Code at the reset vector. Where ACPI is hardware-reduced, kernels with EFI support reset through EFI, and, without EFI, by a
+//! jump to the BIOS: which is this.
 
 use bellows_devices::legacy::PowerPorts;
 
+use super::layout::POWER_PORT;
+
 /// Real-mode code that writes to the reset register; at most 16 bytes.
-pub(crate) fn code(power_port: u16) -> [u8; 9] {
-    let [low, high] = power_port.wrapping_add(PowerPorts::RESET as u16).to_le_bytes();
+pub(crate) const CODE: [u8; 9] = {
+    let [low, high] = (POWER_PORT + PowerPorts::RESET as u16).to_le_bytes();
     [
         // mov dx, port
         0xba,
@@ -21,4 +23,4 @@ pub(crate) fn code(power_port: u16) -> [u8; 9] {
         0xeb,
         0xfd,
     ]
-}
+};

@@ -38,7 +38,6 @@ use ttrpc::Code;
 use crate::config::PartitionMode;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::end::EndSignal;
-use crate::resources::disks::DiskInfo;
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
@@ -279,11 +278,11 @@ impl AgentClient {
         Ok(())
     }
 
-    /// Mounts the layers on `disks`, lowest first, as image `id`.
-    pub(crate) fn mount_image(&self, id: &str, disks: &[DiskInfo]) -> Result<(), AgentError> {
-        let layer = |disk: &DiskInfo| agent::Layer {
-            serial: disk.serial.clone(),
-            pci_address: disk.address.to_string(),
+    /// Mounts the layers on `disks`, given by serial number and address, lowest first, as image `id`.
+    pub(crate) fn mount_image(&self, id: &str, disks: &[(&str, PciAddress)]) -> Result<(), AgentError> {
+        let layer = |&(serial, address): &(&str, PciAddress)| agent::Layer {
+            serial: serial.to_owned(),
+            pci_address: address.to_string(),
             ..Default::default()
         };
         let layers = disks.iter().map(layer).collect();

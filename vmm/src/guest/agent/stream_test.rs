@@ -8,7 +8,8 @@ use ttrpc::TtrpcContext;
 use super::super::fixture::Fixture;
 use super::*;
 use crate::end::VmEnd;
-use crate::resources::instances::{Instance, InstanceError};
+use crate::resources::error::InstanceError;
+use crate::resources::instances::Instance;
 use crate::resources::processes::{ProcessSpec, Stdio};
 
 #[derive(Default)]

@@ -3,16 +3,8 @@
 //!
 //! Sources: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; `Documentation/virt/kvm/x86/cpuid.rst`.
 
+use super::Topology;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-
-/// Which vCPU of how many.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Topology {
-    /// Index, which is its APIC id.
-    pub index: u16,
-    /// Number of vCPUs.
-    pub count: u16,
-}
 
 /// What is known of the guest's clock.
 #[derive(Clone, Copy, Debug)]

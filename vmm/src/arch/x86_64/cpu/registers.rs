@@ -5,7 +5,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::arch::layout;
+use super::super::layout;
 use bellows_memory::GuestMemory;
 
 const CR0_PROTECTED: u64 = 1;
@@ -38,8 +38,8 @@ pub(crate) fn write_boot_tables(memory: &GuestMemory) -> Result<(), vm_memory::G
         let bytes: Vec<u8> = entries.flat_map(u64::to_le_bytes).collect();
         memory.write_slice(&bytes, GuestAddress(at))
     };
-    table(layout::GDT, &mut GDT.into_iter())?;
-    table(layout::IDT, &mut [0].into_iter())?;
+    table(layout::GDT.start, &mut GDT.into_iter())?;
+    table(layout::IDT.start, &mut [0].into_iter())?;
     table(layout::PML4, &mut [layout::PDPT | PRESENT_WRITABLE].into_iter())?;
     table(layout::PDPT, &mut [layout::PD | PRESENT_WRITABLE].into_iter())?;
     table(layout::PD, &mut (0..512).map(|page: u64| page << 21 | LARGE | PRESENT_WRITABLE))
@@ -64,9 +64,9 @@ pub(crate) fn set_boot_state(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls
 }
 
 fn long_mode(system: &mut kvm_sregs) {
-    system.gdt.base = layout::GDT;
+    system.gdt.base = layout::GDT.start;
     system.gdt.limit = (size_of_val(&GDT) - 1) as u16;
-    system.idt.base = layout::IDT;
+    system.idt.base = layout::IDT.start;
     system.idt.limit = (size_of::<u64>() - 1) as u16;
     system.cs = segment(CODE, BOOT_CS);
     for data in [&mut system.ds, &mut system.es, &mut system.fs, &mut system.gs, &mut system.ss] {
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!((data.selector, data.type_, data.l, data.db, data.limit), (0x18, 3, 0, 1, u32::MAX));
         assert_eq!((system.tr.type_, system.tr.s), (0xb, 0));
         assert_eq!(system.gdt.limit, 39);
-        const { assert!(layout::GDT + size_of_val(&GDT) as u64 <= layout::IDT) };
+        const { assert!(layout::GDT.start + size_of_val(&GDT) as u64 <= layout::IDT.start) };
     }
 
     #[test]
@@ -154,6 +154,6 @@ mod tests {
             assert_eq!(page & 0x83, 0x83);
             assert_eq!(page & !0x1f_ffff | address & 0x1f_ffff, address);
         }
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::GDT + 0x10)).unwrap(), CODE);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::GDT.start + 0x10)).unwrap(), CODE);
     }
 }

@@ -7,16 +7,17 @@ use acpi_tables::aml::{
 };
 use bellows_devices::legacy::PowerPorts;
 
-use super::{Acpi, RootBus, serialise};
-use crate::arch::layout;
+use super::super::layout;
+use super::{ecam, serialise};
+use crate::arch::{Firmware, RootBus};
 
 /// Ports of PCI's configuration mechanism 1.
 const PCI_CONFIGURATION_PORT: u16 = 0xcf8;
 
-pub(super) fn build(acpi: &Acpi<'_>) -> Vec<u8> {
-    let mut devices: Vec<u8> = acpi.buses.iter().flat_map(host_bridge).collect();
-    devices.extend(reserved_for_ecam(acpi));
-    if acpi.serial {
+pub(super) fn build(firmware: &Firmware<'_>) -> Vec<u8> {
+    let mut devices: Vec<u8> = firmware.buses.iter().flat_map(host_bridge).collect();
+    devices.extend(reserved_for_ecam(firmware.buses));
+    if firmware.serial {
         devices.extend(serial_port());
     }
     let mut body = Scope::raw("_SB_".into(), devices);
@@ -69,8 +70,8 @@ fn host_bridge(bus: &RootBus) -> Vec<u8> {
 }
 
 /// Linux believes the MCFG only if the range is a motherboard's resource as well.
-fn reserved_for_ecam(acpi: &Acpi<'_>) -> Vec<u8> {
-    let range = acpi.ecam();
+fn reserved_for_ecam(buses: &[RootBus]) -> Vec<u8> {
+    let range = ecam(buses);
     let below_4g = u32::try_from(range.start).ok().zip(u32::try_from(range.end).ok());
     let low = below_4g.map(|(start, end)| Memory32Fixed::new(true, start, end - start));
     let high = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, range.start, range.end - 1, None);

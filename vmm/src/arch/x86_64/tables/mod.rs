@@ -17,9 +17,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use bellows_devices::legacy::PowerPorts;
-use bellows_memory::layout::Layout;
 
-use crate::arch::layout;
+use super::error::AcpiError;
+use super::layout;
+use crate::arch::{Firmware, RootBus};
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"BELLOW";
@@ -27,168 +28,97 @@ const OEM: [u8; 6] = *b"BELLOW";
 const OEM_TABLE: [u8; 8] = *b"BELLOWS ";
 const OEM_REVISION: u32 = 1;
 
-/// Bytes of ECAM per bus: 32 devices of 8 functions, 4 KiB each (PCI Express base specification, 7.2.2).
-const ECAM_PER_BUS: u64 = 1 << 20;
-
-/// A PCI root bus and the addresses its devices can have.
-#[derive(Clone, Debug)]
-pub struct RootBus {
-    /// Bus number.
-    pub number: u8,
-    /// Below 4 GiB.
-    pub mmio32: Range<u32>,
-    /// Anywhere; often above all memory.
-    pub mmio64: Option<Range<u64>>,
-}
-
-/// What the tables describe.
-#[derive(Clone, Debug)]
-pub struct Acpi<'a> {
-    /// Number of vCPUs; APIC ids count from 0.
-    pub vcpus: u16,
-    /// Base memory and partition windows.
-    pub layout: &'a Layout,
-    /// Where the configuration space of bus 0 begins.
-    pub ecam: u64,
-    /// The root buses, in order of their numbers, from 0 without a gap.
-    pub buses: &'a [RootBus],
-    /// First of the [`PowerPorts`].
-    pub power_port: u16,
-    /// There is a serial port at [`layout::COM1_PORT`].
-    pub serial: bool,
-}
-
-/// Why there are no tables for a description.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum AcpiError {
-    /// Bus numbers have to start at 0 and have no gap: ECAM is one range.
-    #[error("root bus number {number} at place {place}: expected {place}")]
-    BusNumber {
-        /// The number found.
-        number: u8,
-        /// The number expected.
-        place: usize,
-    },
-    /// No bus, or more than a segment has.
-    #[error("{0} root buses: expected 1 to 256")]
-    BusCount(usize),
-    /// A bus whose devices could have no addresses.
-    #[error("root bus {number} has the empty address range {start:#x}..{end:#x}")]
-    EmptyRange {
-        /// The bus.
-        number: u8,
-        /// First address.
-        start: u64,
-        /// End.
-        end: u64,
-    },
-    /// More than there is room for.
-    #[error(
-        "the ACPI tables have {bytes} bytes, and there is room for {room}: too many buses with too many partitions"
-    )]
-    TooLarge {
-        /// What the tables take.
-        bytes: usize,
-        /// What there is.
-        room: u64,
-    },
-}
-
-impl Acpi<'_> {
-    /// The addresses of all buses' configuration space.
-    #[must_use]
-    pub fn ecam(&self) -> Range<u64> {
-        self.ecam..self.ecam + ECAM_PER_BUS * self.buses.len() as u64
+/// Makes the tables as they lie in [`layout::ACPI_TABLES`], the RSDP first.
+///
+/// # Errors
+/// The description is invalid; the error names the value.
+pub(crate) fn build(firmware: &Firmware<'_>) -> Result<Vec<u8>, AcpiError> {
+    check(firmware.buses)?;
+    let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
+    let dsdt = tables.push(&dsdt::build(firmware));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    let named = [
+        fadt(dsdt),
+        processors::madt(firmware.vcpus),
+        mcfg(firmware.buses),
+        memory_affinity::srat(firmware.vcpus, firmware.layout),
+        memory_affinity::slit(firmware.layout),
+    ];
+    for table in named {
+        xsdt.add_entry(tables.push(&table));
     }
-
-    /// Makes the tables as they lie in [`layout::ACPI_TABLES`], the RSDP first.
-    ///
-    /// # Errors
-    /// The description makes no sense; the error names the value.
-    pub(crate) fn build(&self) -> Result<Vec<u8>, AcpiError> {
-        self.check()?;
-        let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
-        let dsdt = tables.push(&dsdt::build(self));
-        let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-        let named = [
-            self.fadt(dsdt),
-            processors::madt(self.vcpus),
-            self.mcfg(),
-            memory_affinity::srat(self.vcpus, self.layout),
-            memory_affinity::slit(self.layout),
-        ];
-        for table in named {
-            xsdt.add_entry(tables.push(&table));
-        }
-        let xsdt = tables.push(&serialise(&xsdt));
-        let mut bytes = tables.bytes;
-        bytes[..Rsdp::len()].copy_from_slice(&serialise(&Rsdp::new(OEM, xsdt)));
-        let room = layout::ACPI_TABLES.end - layout::ACPI_TABLES.start;
-        if bytes.len() as u64 > room {
-            return Err(AcpiError::TooLarge { bytes: bytes.len(), room });
-        }
-        Ok(bytes)
+    let xsdt = tables.push(&serialise(&xsdt));
+    let mut bytes = tables.bytes;
+    bytes[..Rsdp::len()].copy_from_slice(&serialise(&Rsdp::new(OEM, xsdt)));
+    let room = layout::ACPI_TABLES.end - layout::ACPI_TABLES.start;
+    if bytes.len() as u64 > room {
+        return Err(AcpiError::TooLarge { bytes: bytes.len(), room });
     }
+    Ok(bytes)
+}
 
-    fn check(&self) -> Result<(), AcpiError> {
-        if !(1..=256).contains(&self.buses.len()) {
-            return Err(AcpiError::BusCount(self.buses.len()));
+/// The addresses of all buses' configuration space.
+pub(crate) fn ecam(buses: &[RootBus]) -> Range<u64> {
+    layout::ECAM.start..layout::ECAM.start + layout::ECAM_PER_BUS * buses.len() as u64
+}
+
+fn check(buses: &[RootBus]) -> Result<(), AcpiError> {
+    if !(1..=256).contains(&buses.len()) {
+        return Err(AcpiError::BusCount(buses.len()));
+    }
+    for (place, bus) in buses.iter().enumerate() {
+        let number = bus.number;
+        if usize::from(number) != place {
+            return Err(AcpiError::BusNumber { number, place });
         }
-        for (place, bus) in self.buses.iter().enumerate() {
-            let number = bus.number;
-            if usize::from(number) != place {
-                return Err(AcpiError::BusNumber { number, place });
-            }
-            let mmio32 = u64::from(bus.mmio32.start)..u64::from(bus.mmio32.end);
-            for range in [Some(mmio32), bus.mmio64.clone()].into_iter().flatten() {
-                if range.is_empty() {
-                    return Err(AcpiError::EmptyRange { number, start: range.start, end: range.end });
-                }
+        let mmio32 = u64::from(bus.mmio32.start)..u64::from(bus.mmio32.end);
+        for range in [Some(mmio32), bus.mmio64.clone()].into_iter().flatten() {
+            if range.is_empty() {
+                return Err(AcpiError::EmptyRange { number, start: range.start, end: range.end });
             }
         }
-        Ok(())
     }
-
-    fn fadt(&self, dsdt: u64) -> Vec<u8> {
-        /// No VGA, no PCI ASPM, no CMOS clock; without bits 0 and 1 there are no other legacy devices and no 8042 either.
-        const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-        let register = |offset: u64| {
-            let port = u64::from(self.power_port) + offset;
-            GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port)
-        };
-        let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION).dsdt_64(dsdt);
-        let flags = [
-            Flags::HwReducedAcpi,
-            Flags::ResetRegSup,
-            Flags::Wbinvd,
-            // Buttons and clock alarms, where set, are *not* fixed hardware.
-            Flags::PwrButton,
-            Flags::SlpButton,
-            Flags::FixRtc,
-            Flags::Headless,
-        ];
-        for flag in flags {
-            table = table.flag(flag);
-        }
-        table = table.preferred_pm_profile(PmProfile::EnterpriseServer);
-        table.iapc_boot_arch = BOOT_ARCHITECTURE.into();
-        table.reset_reg = register(PowerPorts::RESET);
-        table.reset_value = PowerPorts::RESET_VALUE;
-        table.sleep_control_reg = register(PowerPorts::SLEEP_CONTROL);
-        table.sleep_status_reg = register(PowerPorts::SLEEP_STATUS);
-        table.hypervisor_vendor_identity = u64::from_le_bytes(OEM_TABLE).into();
-        serialise(&table.finalize())
-    }
-
-    fn mcfg(&self) -> Vec<u8> {
-        let mut table = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
-        // At most 256 buses, numbered from 0, as checked.
-        let last = (self.buses.len() - 1) as u8;
-        table.add_ecam(self.ecam, 0, 0, last);
-        serialise(&table)
-    }
+    Ok(())
 }
 
+fn fadt(dsdt: u64) -> Vec<u8> {
+    /// No VGA, no PCI ASPM, no CMOS clock; without bits 0 and 1 there are no other legacy devices and no 8042 either.
+    const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 4 | 1 << 5;
+    let register = |offset: u64| {
+        let port = u64::from(layout::POWER_PORT) + offset;
+        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port)
+    };
+    let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION).dsdt_64(dsdt);
+    let flags = [
+        Flags::HwReducedAcpi,
+        Flags::ResetRegSup,
+        Flags::Wbinvd,
+        // Buttons and clock alarms, where set, are *not* fixed hardware.
+        Flags::PwrButton,
+        Flags::SlpButton,
+        Flags::FixRtc,
+        Flags::Headless,
+    ];
+    for flag in flags {
+        table = table.flag(flag);
+    }
+    table = table.preferred_pm_profile(PmProfile::EnterpriseServer);
+    table.iapc_boot_arch = BOOT_ARCHITECTURE.into();
+    table.reset_reg = register(PowerPorts::RESET);
+    table.reset_value = PowerPorts::RESET_VALUE;
+    table.sleep_control_reg = register(PowerPorts::SLEEP_CONTROL);
+    table.sleep_status_reg = register(PowerPorts::SLEEP_STATUS);
+    table.hypervisor_vendor_identity = u64::from_le_bytes(OEM_TABLE).into();
+    serialise(&table.finalize())
+}
+
+fn mcfg(buses: &[RootBus]) -> Vec<u8> {
+    let mut table = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    // At most 256 buses, numbered from 0, as checked.
+    let last = (buses.len() - 1) as u8;
+    table.add_ecam(layout::ECAM.start, 0, 0, last);
+    serialise(&table)
+}
 /// Tables one after another, from the start of [`layout::ACPI_TABLES`] on.
 struct Tables {
     bytes: Vec<u8>,

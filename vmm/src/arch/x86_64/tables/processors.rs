@@ -1,6 +1,6 @@
 //! The MADT: local APICs, one per vCPU, and the I/O APIC (ACPI 6.5, 5.2.12).
 
-use crate::arch::layout;
+use super::super::layout;
 
 /// A MADT for vCPUs 0 to `vcpus` - 1; at most [`layout::MAX_VCPUS`].
 pub(super) fn madt(vcpus: u16) -> Vec<u8> {

@@ -1,10 +1,10 @@
 use bellows_memory::ByteSize;
-use bellows_memory::layout::LayoutSpec;
+use bellows_memory::layout::Layout;
 
 use super::*;
 
 fn layout(base: ByteSize, partitions: usize) -> Layout {
-    Layout::new(&LayoutSpec::x86_64(base, vec![ByteSize::gib(1); partitions], 46)).unwrap()
+    Layout::new(&layout::spec(base, vec![ByteSize::gib(1); partitions], 46)).unwrap()
 }
 
 fn buses(count: u16) -> Vec<RootBus> {
@@ -17,8 +17,8 @@ fn buses(count: u16) -> Vec<RootBus> {
         .collect()
 }
 
-fn acpi<'a>(vcpus: u16, layout: &'a Layout, buses: &'a [RootBus]) -> Acpi<'a> {
-    Acpi { vcpus, layout, ecam: 0xe000_0000, buses, power_port: 0x600, serial: true }
+fn firmware<'a>(vcpus: u16, layout: &'a Layout, buses: &'a [RootBus]) -> Firmware<'a> {
+    Firmware { vcpus, layout, buses, serial: true }
 }
 
 fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
@@ -52,14 +52,14 @@ impl Found {
     }
 }
 
-fn build(acpi: &Acpi<'_>) -> Found {
-    Found { bytes: acpi.build().unwrap() }
+fn found(firmware: &Firmware<'_>) -> Found {
+    Found { bytes: build(firmware).unwrap() }
 }
 
 #[test]
 fn a_kernel_finds_every_table() {
     let (layout, buses) = (layout(ByteSize::mib(256), 2), buses(3));
-    let found = build(&acpi(4, &layout, &buses));
+    let found = found(&firmware(4, &layout, &buses));
     for signature in [b"FACP", b"APIC", b"MCFG", b"SRAT", b"SLIT", b"DSDT"] {
         assert_eq!(&found.table(signature)[..4], signature);
     }
@@ -74,7 +74,7 @@ fn a_kernel_finds_every_table() {
 #[test]
 fn every_vcpu_has_a_local_apic() {
     let (layout, buses) = (layout(ByteSize::mib(256), 0), buses(1));
-    let found = build(&acpi(3, &layout, &buses));
+    let found = found(&firmware(3, &layout, &buses));
     let madt = found.table(b"APIC");
     assert_eq!(number(madt, 36, 4), 0xfee0_0000);
     let ids: Vec<_> = madt[44..68].chunks(8).map(|entry| (entry[0], entry[1], entry[3], entry[4])).collect();
@@ -85,7 +85,7 @@ fn every_vcpu_has_a_local_apic() {
 #[test]
 fn memory_is_covered_and_partitions_are_domains() {
     let (layout, buses) = (layout(ByteSize::gib(4), 2), buses(1));
-    let found = build(&acpi(2, &layout, &buses));
+    let found = found(&firmware(2, &layout, &buses));
     let srat = found.table(b"SRAT");
     assert_eq!(number(srat, 36, 4), 1);
     assert_eq!((srat[48], srat[49], srat[51], srat[64], srat[67]), (0, 16, 0, 0, 1));
@@ -112,7 +112,7 @@ fn memory_is_covered_and_partitions_are_domains() {
 #[test]
 fn the_largest_machine_fits() {
     let (layout, buses) = (layout(ByteSize::gib(4), bellows_memory::layout::MAX_PARTITIONS), buses(256));
-    let found = build(&acpi(layout::MAX_VCPUS, &layout, &buses));
+    let found = found(&firmware(layout::MAX_VCPUS, &layout, &buses));
     let room = layout::ACPI_TABLES.end - layout::ACPI_TABLES.start;
     assert!(found.bytes.len() as u64 <= room, "{} of {room}", found.bytes.len());
     assert_eq!(number(found.table(b"SLIT"), 36, 8), 256);
@@ -121,20 +121,20 @@ fn the_largest_machine_fits() {
 #[test]
 fn host_bridges_have_their_addresses() {
     let (layout, buses) = (layout(ByteSize::mib(256), 0), buses(2));
-    let dsdt = build(&acpi(1, &layout, &buses)).table(b"DSDT").to_vec();
+    let dsdt = found(&firmware(1, &layout, &buses)).table(b"DSDT").to_vec();
     let has = |part: &[u8]| dsdt.windows(part.len()).any(|window| window == part);
     assert!(has(b"PC00") && has(b"PC01") && !has(b"PC02") && has(b"COM1") && has(b"ECAM") && has(b"_S5_"));
     // Minimum and maximum of bus 1's 32-bit window: a DWord address space descriptor.
     assert!(has(&[0, 0, 0x10, 0xc0, 0xff, 0xff, 0x1f, 0xc0]));
-    let quiet = Acpi { serial: false, ..acpi(1, &layout, &buses) };
-    let dsdt = build(&quiet).table(b"DSDT").to_vec();
+    let quiet = Firmware { serial: false, ..firmware(1, &layout, &buses) };
+    let dsdt = found(&quiet).table(b"DSDT").to_vec();
     assert!(!dsdt.windows(4).any(|window| window == b"COM1"));
 }
 
 #[test]
 fn buses_that_make_no_sense_are_refused() {
     let layout = layout(ByteSize::mib(256), 0);
-    let error = |buses: &[RootBus]| acpi(1, &layout, buses).build().unwrap_err().to_string();
+    let error = |buses: &[RootBus]| build(&firmware(1, &layout, buses)).unwrap_err().to_string();
     assert!(error(&[]).contains("0 root buses"));
     assert!(error(&buses(2)[1..]).contains("root bus number 1 at place 0"));
     let mut empty = buses(1);

@@ -1,0 +1,204 @@
+//! Why a guest could not be put into memory.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::layout;
+use crate::command_line::CommandLineError;
+
+/// Why a guest could not be put into memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The kernel can't be booted.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The command line can't be used.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// The ACPI tables can't be made.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The initramfs can't be read.
+    #[error("cannot read the initramfs `{path}`")]
+    ReadInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The initramfs is no file, or has nothing in it.
+    #[error("the initramfs `{path}` is {found}, expected a cpio archive")]
+    NoInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The initramfs does not fit.
+    #[error(
+        "no room for the initramfs `{path}` of {bytes} bytes: memory between the kernel and {end:#x} is {room} bytes"
+    )]
+    NoRoomForInitramfs {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// Bytes there are.
+        room: u64,
+        /// End of the memory it can have.
+        end: u64,
+    },
+    /// Low memory ends before everything that boot needs.
+    #[error("{bytes} bytes of base memory are too few: expected 2 MiB or more below 4 GiB, and what the kernel needs")]
+    TooLittleMemory {
+        /// Low memory there is.
+        bytes: u64,
+    },
+    /// Guest memory is not what the layout says.
+    #[error("cannot write the {what} to guest memory")]
+    Memory {
+        /// What was being written.
+        what: &'static str,
+        /// What failed.
+        #[source]
+        source: vm_memory::GuestMemoryError,
+    },
+}
+
+/// Why a file can't be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The file can't be read.
+    #[error("cannot read the kernel `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is something else.
+    #[error("`{path}` is no kernel: expected an ELF vmlinux or an x86 bzImage, found {found}")]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        found: String,
+    },
+    /// An ELF file, but no kernel for this machine.
+    #[error("`{path}` is no x86-64 kernel")]
+    Elf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ElfError,
+    },
+    /// A bzImage that has no 64-bit entry.
+    #[error(
+        "the bzImage `{path}` has no 64-bit entry (boot protocol {version:#x}, xloadflags {flags:#x}): expected Linux 3.8 or later, for x86-64"
+    )]
+    NoEntry64 {
+        /// The file.
+        path: PathBuf,
+        /// Boot protocol version.
+        version: u16,
+        /// `xloadflags` of its setup header.
+        flags: u16,
+    },
+    /// The file ends early.
+    #[error("the kernel `{path}` is truncated: {found} bytes of {expected}")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// How long it should be.
+        expected: u64,
+        /// How long it is.
+        found: u64,
+    },
+    /// The kernel does not fit where it wants to be.
+    #[error("the kernel `{path}` needs memory from {start:#x} to {end:#x}, but there is memory from {from:#x} to {to:#x}", from = layout::HIGH_MEMORY)]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// First address it needs.
+        start: u64,
+        /// Where what it needs ends.
+        end: u64,
+        /// End of the memory it can have.
+        to: u64,
+    },
+    /// The loader failed all the same.
+    #[error("cannot load the kernel `{path}`")]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What the loader says.
+        #[source]
+        source: linux_loader::loader::Error,
+    },
+}
+
+/// Why an ELF file is no kernel of ours.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ElfError {
+    /// The file ends within its headers.
+    #[error("it ends within its ELF headers")]
+    Short,
+    /// Another architecture.
+    #[error(
+        "it is an ELF file for another machine (class {class}, machine {machine}), expected x86-64 (class 2, machine 62)"
+    )]
+    Machine {
+        /// `EI_CLASS`.
+        class: u8,
+        /// `e_machine`.
+        machine: u16,
+    },
+    /// A relocatable object, a core file...
+    #[error("it is an ELF file of type {0}, expected an executable (type 2)")]
+    Type(u16),
+    /// Nothing to load, or an entry outside of it.
+    #[error("it has no loadable segment at its entry {0:#x}: its addresses are no kernel's")]
+    Entry(u64),
+    /// A segment whose end is past the end of all addresses.
+    #[error("the segment at {0:#x} is too long to be true")]
+    Segment(u64),
+}
+
+/// Why there are no tables for a description.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AcpiError {
+    /// Bus numbers have to start at 0 and have no gap: ECAM is one range.
+    #[error("root bus number {number} at place {place}: expected {place}")]
+    BusNumber {
+        /// The number found.
+        number: u8,
+        /// The number expected.
+        place: usize,
+    },
+    /// No bus, or more than a segment has.
+    #[error("{0} root buses: expected 1 to 256")]
+    BusCount(usize),
+    /// A bus whose devices could have no addresses.
+    #[error("root bus {number} has the empty address range {start:#x}..{end:#x}")]
+    EmptyRange {
+        /// The bus.
+        number: u8,
+        /// First address.
+        start: u64,
+        /// End.
+        end: u64,
+    },
+    /// More than there is room for.
+    #[error(
+        "the ACPI tables have {bytes} bytes, and there is room for {room}: too many buses with too many partitions"
+    )]
+    TooLarge {
+        /// What the tables take.
+        bytes: usize,
+        /// What there is.
+        room: u64,
+    },
+}

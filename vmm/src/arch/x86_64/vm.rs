@@ -1,0 +1,63 @@
+//! What a VM needs of KVM beside memory: interrupt controllers, a timer, and quirks turned off.
+
+use kvm_bindings::{
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, VmFd};
+
+use super::layout;
+
+/// What every VM needs of KVM on this architecture, with KVM's names.
+pub(crate) const NEEDED: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+];
+
+/// Sets up a new VM: PIC, I/O APIC and (per vCPU) local APIC in the kernel, and an in-kernel timer for kernels that calibrate
+/// their clock the old way.
+///
+/// # Errors
+/// KVM refused a step, which is named.
+pub(crate) fn set_up(vm: &VmFd) -> Result<(), (&'static str, kvm_ioctls::Error)> {
+    let failed = |step| move |error| (step, error);
+    vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(failed("place the identity map"))?;
+    vm.set_tss_address(layout::TSS.start as usize).map_err(failed("place the task state segment"))?;
+    vm.create_irq_chip().map_err(failed("make the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(failed("make the timer"))?;
+    keep_page_tables_of_other_slots(vm).map_err(failed("turn off a quirk"))?;
+    turn_off_performance_counters(vm).map_err(failed("turn off the performance counters"))
+}
+
+/// Deleting a slot drops the page tables of the whole VM unless this quirk is off (newer hosts offer that).
+fn keep_page_tables_of_other_slots(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    if !enable(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL)? {
+        tracing::debug!("deleting a memory slot drops all page tables of the VM on this host");
+    }
+    Ok(())
+}
+
+/// Without CPUID leaves for performance monitoring KVM still gives guests on AMD the four counters that every K7 has.
+/// Hosts before Linux 5.18 have no way to take them away.
+fn turn_off_performance_counters(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    if !enable(vm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE)? {
+        tracing::debug!("guests have no performance counters on this host, or it can't take them away");
+    }
+    Ok(())
+}
+
+/// Turns on one of the flags of a capability, where the host has it: whether it has.
+fn enable(vm: &VmFd, capability: u32, flag: u32) -> Result<bool, kvm_ioctls::Error> {
+    let offered = u32::try_from(vm.check_extension_raw(capability.into())).unwrap_or(0);
+    if offered & flag == 0 {
+        return Ok(false);
+    }
+    let mut request = kvm_enable_cap { cap: capability, ..Default::default() };
+    request.args[0] = flag.into();
+    vm.enable_cap(&request)?;
+    Ok(true)
+}

@@ -1,0 +1,73 @@
+//! Why the guest cannot be worked with.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bellows_protocol::PROTOCOL_VERSION;
+use bellows_protocol::ready::ReadyError as LineError;
+
+use super::agent::AgentError;
+use crate::end::VmEnd;
+
+/// The guest has no agent that could be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRunning {
+    /// [`Vm::wait_ready`](crate::Vm::wait_ready) has not returned yet.
+    #[error("the guest's agent is not ready yet")]
+    NotReady,
+    /// The VM is over.
+    #[error("the VM has ended: {0}")]
+    Ended(VmEnd),
+}
+
+/// Why the guest's agent did not get ready.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// The socket for the agent's line could not be made.
+    #[error("cannot listen on `{path}` for the guest's agent")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// Time is up.
+    #[error("the guest's agent was not ready after {0:?}")]
+    Timeout(Duration),
+    /// The VM ended before.
+    #[error("the VM ended before the guest's agent was ready: {0}")]
+    Ended(VmEnd),
+    /// The guest sent something else.
+    #[error("the guest's agent sent no ready line")]
+    Line(#[source] LineError),
+    /// The agent is of another version.
+    #[error("the guest's agent speaks protocol version {0}, expected {PROTOCOL_VERSION}")]
+    Version(u32),
+    /// The connection failed.
+    #[error("cannot read the ready line of the guest's agent")]
+    Read(#[source] io::Error),
+}
+
+/// Why the guest can't be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadyError {
+    /// The agent did not say that it is ready.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// The agent said so, but a call failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Why there are no counters.
+#[derive(Debug, thiserror::Error)]
+pub enum StatisticsError {
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// The agent failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}

@@ -1,0 +1,99 @@
+//! The session with the guest: its agent, from the moment that it can be called to the end of the VM.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bellows_memory::ByteSize;
+use bellows_protocol::ready::BootTimes;
+
+use super::agent::{AgentClient, GuestInfo, GuestStatistics, SHORT};
+use super::error::{NotRunning, ReadyError, StatisticsError};
+use super::ready::ReadyListener;
+use super::rendezvous::Rendezvous;
+use crate::deadline::Deadline;
+use crate::end::{EndSignal, VmEnd};
+
+/// Everything that talks to the guest takes this: it says whether there is an agent to ask.
+pub(crate) struct Session {
+    rendezvous: Rendezvous,
+    guest: OnceLock<GuestInfo>,
+    end: Arc<EndSignal>,
+    uds_path: PathBuf,
+    booted: Instant,
+}
+
+impl Session {
+    /// A session that begins when the agent reaches `listener`, through the vsock device at `uds_path`. The guest boots since
+    /// `booted`.
+    pub(crate) fn new(listener: ReadyListener, uds_path: PathBuf, end: Arc<EndSignal>, booted: Instant) -> Self {
+        Self { rendezvous: Rendezvous::new(listener), guest: OnceLock::new(), end, uds_path, booted }
+    }
+
+    /// Waits until the agent can be called, and tells it of the windows of `partitions`.
+    pub(crate) fn meet(&self, partitions: &[ByteSize], timeout: Duration) -> Result<GuestInfo, ReadyError> {
+        let deadline = Deadline::after(timeout);
+        let agent = self.rendezvous.reach(&self.uds_path, deadline, &self.end)?;
+        let guest = agent.hello(partitions, deadline.left())?;
+        agent.keep_clock();
+        tracing::info!(
+            after = ?self.booted.elapsed(),
+            kernel = guest.kernel_release,
+            partition_mode = %guest.partition_mode,
+            instances_base = %guest.instances_base,
+            "the guest is ready"
+        );
+        Ok(self.guest.get_or_init(|| guest).clone())
+    }
+
+    /// The agent, as long as it can be called.
+    pub(crate) fn agent(&self) -> Result<&Arc<AgentClient>, NotRunning> {
+        match (self.end.ended(), self.rendezvous.client()) {
+            (Some(end), _) => Err(NotRunning::Ended(end)),
+            (None, None) => Err(NotRunning::NotReady),
+            (None, Some(agent)) => Ok(agent),
+        }
+    }
+
+    /// What the guest said of itself.
+    pub(crate) fn guest(&self) -> Result<&GuestInfo, NotRunning> {
+        self.guest.get().ok_or(NotRunning::NotReady)
+    }
+
+    /// Asks the guest to switch itself off, and waits for the end no longer than `timeout`.
+    pub(crate) fn shutdown(&self, timeout: Duration) {
+        let deadline = Deadline::after(timeout);
+        let Some(agent) = self.rendezvous.client() else { return };
+        if self.end.ended().is_some() {
+            return;
+        }
+        if let Err(error) = agent.shutdown(timeout) {
+            tracing::warn!(%error, "the guest does not end by itself");
+            return;
+        }
+        self.end.wait(Some(deadline.left()));
+    }
+
+    pub(crate) fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
+        Ok(self.agent()?.statistics(SHORT)?)
+    }
+
+    /// What the agent said when it was ready.
+    pub(crate) fn boot_times(&self) -> Option<BootTimes> {
+        self.rendezvous.boot_times()
+    }
+
+    pub(crate) fn uds_path(&self) -> &Path {
+        &self.uds_path
+    }
+
+    pub(crate) fn end(&self) -> &Arc<EndSignal> {
+        &self.end
+    }
+
+    /// Waits for the end of the VM.
+    pub(crate) fn wait(&self) -> VmEnd {
+        // Without a time-out there is an end.
+        self.end.wait(None).unwrap_or(VmEnd::Stopped)
+    }
+}

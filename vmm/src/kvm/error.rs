@@ -1,0 +1,213 @@
+//! Why KVM cannot run a VM, or go on running it.
+
+use std::io;
+use std::path::PathBuf;
+
+use kvm_bindings::KVM_API_VERSION;
+
+use crate::arch;
+
+/// Why this host can't run VMs.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// There is no such device.
+    #[error("`{path}` does not exist: the host has no KVM, or its module (kvm_amd, kvm_intel) is not loaded")]
+    Missing {
+        /// The device file.
+        path: PathBuf,
+    },
+    /// The device may not be opened.
+    #[error("no permission to open `{path}`: it needs read and write access (group `kvm` on most systems)")]
+    Permission {
+        /// The device file.
+        path: PathBuf,
+    },
+    /// The device can't be opened for another reason.
+    #[error("cannot open `{path}`")]
+    Open {
+        /// The device file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The device is no KVM, or one from before Linux 2.6.22.
+    #[error("`{path}` speaks KVM API version {found}, expected {KVM_API_VERSION}")]
+    ApiVersion {
+        /// The device file.
+        path: PathBuf,
+        /// What it says.
+        found: i32,
+    },
+    /// A capability is missing.
+    #[error("the host's KVM lacks {name}, which every VM needs")]
+    Capability {
+        /// Name of the capability, as in KVM's API documentation.
+        name: &'static str,
+    },
+    /// KVM does not say what guests may see of the CPU.
+    #[error("cannot read the CPU features that KVM supports")]
+    Cpu(#[source] io::Error),
+}
+
+/// Why a VM could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} of a new VM")]
+pub struct MachineError {
+    /// What was being done.
+    pub step: &'static str,
+    /// What KVM answered.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Why the vCPUs could not be made or started.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuPoolError {
+    /// No such number of vCPUs is possible.
+    #[error("{count} vCPUs asked for: this host allows 1 to {max}")]
+    Count {
+        /// What was asked for.
+        count: u16,
+        /// What is possible.
+        max: u16,
+    },
+    /// KVM refused a step in making a vCPU.
+    #[error("cannot set the {step} of vCPU {vcpu}")]
+    Setup {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// What was being done.
+        step: &'static str,
+        /// What KVM answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The kick signal's handler could not be installed.
+    #[error("cannot install the handler of the signal that stops vCPUs")]
+    Signal(#[source] io::Error),
+    /// A thread could not be made.
+    #[error("cannot start the thread of vCPU {vcpu}")]
+    Thread {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How a vCPU failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM can't emulate what the guest executed; most often an access to memory that is not there, by an instruction too
+    /// odd to emulate.
+    #[error("vCPU {vcpu}: KVM cannot emulate the instruction at {PC} {pc:#x}{}{}", address(*guest_address), bytes(instruction), PC = arch::PROGRAM_COUNTER)]
+    Emulation {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// Guest-virtual address of the instruction.
+        pc: u64,
+        /// Guest-physical address that it touched, where the host's CPU says so.
+        guest_address: Option<u64>,
+        /// The instruction's first bytes, where KVM read them.
+        instruction: Vec<u8>,
+    },
+    /// KVM met a state it does not know how to go on from.
+    #[error("vCPU {vcpu}: KVM internal error {suberror} at {PC} {pc:#x} (data {data:x?})", PC = arch::PROGRAM_COUNTER)]
+    Internal {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+        /// Guest-virtual address of the instruction.
+        pc: u64,
+        /// What KVM says beyond that.
+        data: Vec<u64>,
+    },
+    /// The CPU refused the guest's state.
+    #[error("vCPU {vcpu}: the CPU refused to enter the guest at {PC} {pc:#x}, hardware reason {reason:#x}", PC = arch::PROGRAM_COUNTER)]
+    Entry {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// What the CPU says.
+        reason: u64,
+        /// Guest-virtual address of the next instruction.
+        pc: u64,
+    },
+    /// Host memory behind a guest address can't be reached: a file behind it was truncated. (Memory that is broken itself is
+    /// another matter: on x86 KVM has the kernel send `SIGBUS` to the process.)
+    #[error("vCPU {vcpu}: host memory behind the guest failed at {PC} {pc:#x}{}", address(*guest_address), PC = arch::PROGRAM_COUNTER)]
+    HostMemory {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// Guest-virtual address of the instruction.
+        pc: u64,
+        /// Guest-physical address, where KVM says so.
+        guest_address: Option<u64>,
+        /// What KVM answered.
+        #[source]
+        source: io::Error,
+    },
+    /// `KVM_RUN` failed.
+    #[error("vCPU {vcpu}: KVM cannot run it at {PC} {pc:#x}", PC = arch::PROGRAM_COUNTER)]
+    Run {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// Guest-virtual address of the next instruction.
+        pc: u64,
+        /// What KVM answered.
+        #[source]
+        source: io::Error,
+    },
+    /// An exit that no configuration of ours produces.
+    #[error("vCPU {vcpu}: unexpected exit `{exit}` at {PC} {pc:#x}", PC = arch::PROGRAM_COUNTER)]
+    Unexpected {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// The exit.
+        exit: String,
+        /// Guest-virtual address of the next instruction.
+        pc: u64,
+    },
+    /// The vCPU's thread could not be set up for kicks.
+    #[error("vCPU {vcpu}: its thread cannot take the kick signal")]
+    Signal {
+        /// Index of the vCPU.
+        vcpu: u16,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A device that the vCPU called panicked.
+    #[error("vCPU {vcpu}: its thread panicked")]
+    Panicked {
+        /// Index of the vCPU.
+        vcpu: u16,
+    },
+}
+
+fn address(address: Option<u64>) -> String {
+    address.map(|address| format!(", guest-physical address {address:#x}")).unwrap_or_default()
+}
+
+fn bytes(instruction: &[u8]) -> String {
+    if instruction.is_empty() { String::new() } else { format!(", instruction bytes {instruction:02x?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emulation_error_says_where() {
+        let error = VcpuError::Emulation {
+            vcpu: 1,
+            pc: 0xffff,
+            guest_address: Some(0x1_0000_0000),
+            instruction: vec![0x0f, 1],
+        };
+        let text = error.to_string();
+        assert!(text.contains("RIP 0xffff") && text.contains("0x100000000") && text.contains("[0f, 01]"), "{text}");
+    }
+}

@@ -1,0 +1,368 @@
+//! Why something could not be done with a disk, an image, a partition or an instance.
+
+use std::io;
+use std::path::PathBuf;
+
+use bellows_block::Digest;
+use bellows_devices::pci::PciAddress;
+use bellows_devices::virtio::{PlugError, UnplugError};
+use bellows_disk::DiskError;
+use bellows_memory::MapError;
+use bellows_memory::device_area::NoRoom;
+use bellows_memory::partition::{StillInUse, WaitError};
+use bellows_memory::slots::SlotError;
+use bellows_memory::{ByteSize, PartitionId};
+use bellows_protocol::stream::StreamName;
+use bellows_protocol::values::{ImageId, InstanceId, MAX_LAYERS, MIN_BASE_LIMIT, ProcessId, ValueError};
+
+use super::images::FLAT_KERNEL;
+use crate::config::ConfigError;
+use crate::descriptors::TooFewDescriptors;
+use crate::guest::agent::AgentError;
+use crate::guest::error::NotRunning;
+use crate::kvm::VcpuError;
+use crate::virtio_bus::DeviceError;
+
+/// Why a disk was not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum HotplugError {
+    /// The file can't be a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The guest could not tell it apart from another.
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateDisk),
+    /// The process may not open enough files for it.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+    /// It could not be put on the bus.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// It could not be put into the guest's memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// No disk has that serial number.
+    #[error("no disk of the VM has the serial number `{0}`")]
+    NoDisk(String),
+    /// A driver of the guest did not bind. The disks stay on the bus as [`DiskState::Unbound`].
+    #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
+    NotBound {
+        /// The first disk.
+        serial: String,
+        /// Where it is.
+        address: PciAddress,
+        /// How many disks were attached with it.
+        others: usize,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The guest did not let go of it. The disk stays as it was.
+    #[error("the guest has not let go of the disk {serial} at {address}")]
+    NotReleased {
+        /// The disk.
+        serial: String,
+        /// Where it is.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+}
+
+/// Two disks with one serial number.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the disk `{path}` has the serial number {serial} of `{other}`")]
+pub struct DuplicateDisk {
+    /// File of the disk that was to be added.
+    pub path: PathBuf,
+    /// File of the disk that is there.
+    pub other: PathBuf,
+    /// What they have in common.
+    pub serial: String,
+}
+
+/// Why the guest can't have files as memory.
+#[derive(Debug, thiserror::Error)]
+pub enum PmemError {
+    /// Its address space is full.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// KVM refused.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+}
+
+/// A layer's file failed under a guest that had it as memory.
+#[derive(Debug, thiserror::Error)]
+#[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
+pub struct LostLayer {
+    /// The layer, or the flat image whose metadata it was.
+    pub digest: Digest,
+    /// Its file.
+    pub path: PathBuf,
+    /// The vCPU that found out.
+    #[source]
+    pub source: VcpuError,
+}
+
+/// Why an image can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its configuration can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no such image.
+    #[error("the VM has no image `{0}`")]
+    Unknown(ImageId),
+    /// There is one already.
+    #[error("the VM has an image `{0}` already")]
+    Exists(ImageId),
+    /// The guest can't have it as it is wanted.
+    #[error(
+        "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
+        FLAT_KERNEL.0,
+        FLAT_KERNEL.1,
+        if *layers > MAX_LAYERS { format!(", and {layers} layers are too many for another shape") } else { String::new() }
+    )]
+    Flat {
+        /// The image.
+        image: ImageId,
+        /// Release of the guest's kernel.
+        kernel: String,
+        /// How many layers the image has.
+        layers: usize,
+    },
+    /// Nobody has asked for an account of what is read.
+    #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
+    NotRecorded(ImageId),
+    /// What was read can't be told.
+    #[error("cannot find out what was read of image {image}")]
+    Touched {
+        /// The image.
+        image: ImageId,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// Its disks could not be attached or detached.
+    #[error(transparent)]
+    Disks(#[from] HotplugError),
+    /// The agent failed.
+    #[error("cannot {action} image {image}")]
+    Agent {
+        /// What was to be done.
+        action: &'static str,
+        /// The image.
+        image: ImageId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+}
+
+/// Why something could not be done with a partition.
+#[derive(Debug, thiserror::Error)]
+pub enum PartitionError {
+    /// There is no such partition.
+    #[error("the VM has no partition {id}: it has {count}, numbered from 1")]
+    NoPartition {
+        /// The number.
+        id: PartitionId,
+        /// How many there are.
+        count: usize,
+    },
+    /// Its device was removed.
+    #[error("partition {0} has no device: it was removed")]
+    NoDevice(PartitionId),
+    /// Its device is there already.
+    #[error("partition {0} has a device already")]
+    HasDevice(PartitionId),
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// Memory was not plugged.
+    #[error("cannot plug partition {id} with {size}")]
+    Plug {
+        /// The partition.
+        id: PartitionId,
+        /// The size it should have had.
+        size: ByteSize,
+        /// Why.
+        #[source]
+        source: PlugError,
+    },
+    /// The memory is not where it should be in the guest, or not online. It was asked back.
+    #[error("the guest does not use {size} in partition {id} as it should")]
+    NotUsable {
+        /// The partition.
+        id: PartitionId,
+        /// The size it has.
+        size: ByteSize,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// Memory was not unplugged.
+    #[error("cannot unplug partition {id}")]
+    Unplug {
+        /// The partition.
+        id: PartitionId,
+        /// Why.
+        #[source]
+        source: UnplugError,
+    },
+    /// Memory has not gone back to the host.
+    #[error("partition {id} was not discarded")]
+    Discard {
+        /// The partition.
+        id: PartitionId,
+        /// Why.
+        #[source]
+        source: WaitError,
+    },
+    /// The agent can't say.
+    #[error("cannot look into partition {id}")]
+    Inspect {
+        /// The partition.
+        id: PartitionId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The partition holds memory, so its device stays.
+    #[error(transparent)]
+    StillInUse(#[from] StillInUse),
+    /// The guest's driver did not bind. The device stays on the bus.
+    #[error("the guest has not bound the device of partition {id} at {address}")]
+    NotBound {
+        /// The partition.
+        id: PartitionId,
+        /// Where its device is.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The guest did not let go of its device, which stays on the bus.
+    #[error("the guest has not released the device of partition {id} at {address}")]
+    NotReleased {
+        /// The partition.
+        id: PartitionId,
+        /// Where its device is.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The process may not open enough files for its device.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+    /// The device could not be put on the bus or taken off.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The host has no room for the window.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Why something could not be done with an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// It can't be run like that.
+    #[error("instance {id} can't be run")]
+    Spec {
+        /// The instance.
+        id: InstanceId,
+        /// What is wrong.
+        #[source]
+        source: ValueError,
+    },
+    /// Its partition is not there or holds nothing.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+    /// Its partition is not plugged.
+    #[error("instance {id} can't run in partition {partition}: nothing is plugged there")]
+    NotPlugged {
+        /// The instance.
+        id: InstanceId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// Its limit on base memory can't be.
+    #[error(
+        "instance {id} can't have {limit} of base memory: expected {} to {memory}",
+        ByteSize::bytes(MIN_BASE_LIMIT)
+    )]
+    BaseLimit {
+        /// The instance.
+        id: InstanceId,
+        /// The limit.
+        limit: ByteSize,
+        /// All base memory.
+        memory: ByteSize,
+    },
+    /// There is no agent to ask.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// The agent failed.
+    #[error("cannot {action} instance {id}")]
+    Agent {
+        /// What was to be done.
+        action: &'static str,
+        /// The instance.
+        id: InstanceId,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// A stream can't be had.
+    #[error("cannot connect to {stream} of process {process} of instance {id}")]
+    Connect {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the agent says.
+        #[source]
+        source: Box<AgentError>,
+    },
+    /// A stream broke off.
+    #[error("cannot go on with {stream} of process {process} of instance {id}")]
+    Stream {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// What a stream is passed on to failed, or what it is fed from.
+    #[error("cannot pass on {stream} of process {process} of instance {id}")]
+    PassOn {
+        /// The instance.
+        id: InstanceId,
+        /// The process.
+        process: ProcessId,
+        /// The stream.
+        stream: StreamName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn or_others(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(", or one of {others} others") }
+}
