@@ -254,6 +254,11 @@ impl Job {
         !ended
     }
 
+    /// Whether it prints no more, because it has ended. Does not ask the agent.
+    pub fn is_silent(&self) -> bool {
+        self.forwarding.iter().all(Forwarding::is_finished)
+    }
+
     /// Waits for its end, removes it and returns its status and output.
     pub fn finish(self) -> (ExitStatus, String) {
         let status = self.instance.wait();

@@ -16,6 +16,7 @@ mod fixture;
 mod instances;
 mod layers;
 mod partitions;
+mod pause;
 mod programs;
 mod sealed;
 mod streams;

@@ -7,6 +7,7 @@ use bellows_vmm::{ByteSize, DriveConfig};
 
 use crate::files;
 use crate::fixture::{Guest, Job, PATIENCE, Running, partition};
+use crate::pause::work_under_pauses;
 
 const PARTITIONS: u16 = 4;
 const WINDOW: u64 = 128;
@@ -188,4 +189,20 @@ fn guest_kernel_kib(guest: &Running, id: &str) -> u64 {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     kib("SUnreclaim:") + kib("VmallocUsed:")
+}
+
+/// As [`crate::pause`], for longer.
+#[test]
+fn a_thousand_pauses_lose_nothing() {
+    let guest = Guest::ours().vcpus(2).partition(256).boot();
+    guest.plug(1, 256);
+    let (mut pauses, mut digest) = (0, None);
+    while pauses < 1000 {
+        let (output, more) = work_under_pauses(&guest, &format!("work-{pauses}"));
+        assert_eq!(*digest.get_or_insert(output.clone()), output);
+        pauses += more;
+        println!("{pauses} pauses");
+    }
+    guest.unplug(1);
+    guest.shutdown();
 }

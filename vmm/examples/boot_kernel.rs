@@ -17,7 +17,7 @@ use bellows_devices::legacy::{PowerPorts, PowerRequest, SerialPort};
 use bellows_memory::layout::Layout;
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestMemory};
-use bellows_vmm::machine::layout::{self, COM1_GSI, COM1_PORT, POWER_PORT};
+use bellows_vmm::machine::layout::{self, COM1_PORT, POWER_PORT, SERIAL_LINE};
 use bellows_vmm::machine::{
     BootSource, Buses, CommandLine, ExitNotice, ExitReason, Firmware, Host, Machine, RootBus, VcpuPool, Vcpus, load,
 };
@@ -80,7 +80,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         let _ = sender.send(reason);
     });
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
-    machine.wire_line(&interrupt, COM1_GSI)?;
+    machine.wire_line(&interrupt, SERIAL_LINE)?;
     let ports = Arc::new(Bus::new());
     let serial = SerialPort::new(Box::new(io::stdout()), interrupt);
     ports.insert(COM1_PORT.into(), SerialPort::LEN, Arc::new(serial))?;

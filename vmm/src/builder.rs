@@ -3,17 +3,19 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bellows_devices::bus::Bus;
+use bellows_devices::legacy::PowerRequest;
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
 use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, SystemMemory};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::arch::{BootSource, Firmware, layout, legacy, load};
+use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
 use crate::config::{Backing, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
 use crate::console::{Console, standard_output};
 use crate::descriptors;
@@ -21,14 +23,14 @@ use crate::end::{EndSignal, VmEnd};
 use crate::error::BuildError;
 use crate::guest::ready::ReadyListener;
 use crate::guest::session::Session;
-use crate::kvm::{Buses, ExitNotice, Host, Machine, VcpuPool, Vcpus};
+use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus};
 use crate::parameters::command_line;
 use crate::resources::disks::Disks;
 use crate::resources::images::Images;
 use crate::resources::instances::Instances;
 use crate::resources::partitions::{PartitionParts, Partitions};
 use crate::resources::pmem::PmemWindows;
-use crate::virtio_bus::VirtioBus;
+use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::Vm;
 
 /// Devices that every VM has: entropy and vsock.
@@ -205,7 +207,7 @@ impl VmBuilder {
         let discarder = Discarder::spawn().map_err(system("discard thread"))?;
 
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
-        legacy::add_power(&buses, &notice)?;
+        legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
         let console = add_serial(&buses, &machine, &config.serial)?;
         let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
         let vectors = config.max_vectors();
@@ -256,16 +258,27 @@ impl VmBuilder {
             partitions,
             instances: Instances { base_limit: config.base_limit, memory: config.memory },
             _event_loop: event_loop,
-            _discarder: discarder,
+            discarder,
             machine,
             base,
             session: Session::new(ready, uds_path, end, started),
+            pausing: Mutex::default(),
             _directory: directory,
             config,
         };
         vm.vcpus.start()?;
         tracing::info!(after = ?started.elapsed(), vcpus = vm.config.vcpus, "the VM runs");
         Ok(vm)
+    }
+}
+
+/// What a request of the guest's for power means for the VM.
+fn power(notice: ExitNotice) -> impl Fn(PowerRequest) + Clone + Send + Sync {
+    move |request| {
+        notice.report(match request {
+            PowerRequest::Shutdown => ExitReason::Shutdown,
+            PowerRequest::Reset => ExitReason::Reset,
+        });
     }
 }
 
@@ -280,7 +293,10 @@ fn add_serial(buses: &Buses, machine: &Machine, output: &SerialOutput) -> Result
         }
     };
     let (console, input) = Console::start(output).map_err(system("console's thread"))?;
-    legacy::add_serial(buses, machine, input)?;
+    let failed = |source| DeviceError::Line { device: "serial port", source };
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
+    machine.wire_line(&interrupt, layout::SERIAL_LINE).map_err(failed)?;
+    legacy::add_serial(buses, interrupt, input).map_err(DeviceError::from)?;
     Ok(Some(console))
 }
 

@@ -1,9 +1,10 @@
-//! How a VM ends, told to everybody who waits.
+//! How a VM ends, told to everybody who waits, and whether it is paused until then.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,7 @@ pub(crate) struct EndSignal {
     changed: Condvar,
     /// Readable for good once the VM has ended.
     event: EventFd,
+    paused: AtomicBool,
 }
 
 #[derive(Default)]
@@ -78,7 +80,7 @@ struct State {
 impl EndSignal {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event }))
+        Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event, paused: AtomicBool::new(false) }))
     }
 
     /// Notes the end and runs the hooks on this thread.
@@ -97,6 +99,16 @@ impl EndSignal {
         }
         self.changed.notify_all();
         hooks.into_iter().for_each(|hook| hook());
+    }
+
+    /// Notes whether the VM is paused.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+    }
+
+    /// Whether the VM is paused, or about to be: then nothing may be asked of the guest.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
     }
 
     /// The end, once there was one.
@@ -144,7 +156,7 @@ impl AsRawFd for EndSignal {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 

@@ -27,9 +27,11 @@ mod vm;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod machine {
-    pub use crate::arch::{BootSource, Firmware, RootBus, layout, load};
+    pub use crate::arch::cpu::VcpuState;
+    pub use crate::arch::vm::VmState;
+    pub use crate::arch::{BootSource, Buses, Firmware, RootBus, StateError, layout, load};
     pub use crate::command_line::CommandLine;
-    pub use crate::kvm::{Buses, ExitNotice, ExitReason, Host, Machine, VcpuError, VcpuPool, Vcpus};
+    pub use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuError, VcpuPool, Vcpus};
 }
 
 pub use builder::VmBuilder;
@@ -48,7 +50,7 @@ pub use guest::agent::{
 };
 pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
 pub use kvm::ExitCounts;
-pub use lifecycle::VmStopper;
+pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use resources::disks::{DiskInfo, DiskState, serial_of};
 pub use resources::error::{
     DuplicateDisk, HotplugError, ImageError, InstanceError, LostLayer, PartitionError, PmemError,

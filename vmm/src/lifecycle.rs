@@ -1,25 +1,116 @@
-//! How a VM is brought to its end.
+//! The life of a VM: it boots, runs, may be paused, and ends.
 
-use std::sync::Arc;
+use std::sync::mpsc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
+
+use bellows_memory::Discarder;
 
 use crate::console::Console;
 use crate::end::{EndSignal, VmEnd};
-use crate::kvm::Gate;
-use crate::vm::Vm;
+use crate::guest::session::Session;
+use crate::kvm::{Gate, VcpuPool};
+use crate::virtio_bus::VirtioBus;
+
+/// Where a VM stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifecycle {
+    /// The guest runs, but [`Vm::wait_ready`](crate::Vm::wait_ready) has not returned yet.
+    Booting,
+    /// The guest runs, and its agent can be called.
+    Running,
+    /// Neither vCPUs nor devices do anything until [`Vm::resume`](crate::Vm::resume).
+    Paused,
+    /// It is over.
+    Ended,
+}
+
+/// Why a VM was not paused or resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// It is paused already.
+    #[error("the VM is paused already")]
+    Paused,
+    /// It is not paused.
+    #[error("the VM is not paused")]
+    NotPaused,
+    /// It is over.
+    #[error("the VM has ended: {0}")]
+    Ended(VmEnd),
+}
+
+/// Where the VM stands at this moment.
+pub(crate) fn state(session: &Session) -> Lifecycle {
+    let end = session.end();
+    match (end.ended(), end.is_paused(), session.is_met()) {
+        (Some(_), _, _) => Lifecycle::Ended,
+        (None, true, _) => Lifecycle::Paused,
+        (None, false, true) => Lifecycle::Running,
+        (None, false, false) => Lifecycle::Booting,
+    }
+}
+
+/// What pauses and goes on, one call at a time.
+pub(crate) struct Pausing<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) vcpus: &'a VcpuPool,
+    pub(crate) bus: &'a VirtioBus,
+    pub(crate) discarder: &'a Discarder,
+    pub(crate) turn: MutexGuard<'a, ()>,
+}
+
+impl Pausing<'_> {
+    /// Pauses the VM: first nothing more is asked of the guest, then the vCPUs stop, then the devices, which complete what they
+    /// have begun, and last memory that was unplugged has gone back to the host.
+    pub(crate) fn pause(self) -> Result<(), LifecycleError> {
+        let end = self.session.end();
+        running(end)?;
+        if end.is_paused() {
+            return Err(LifecycleError::Paused);
+        }
+        end.set_paused(true);
+        if !self.vcpus.pause() {
+            end.set_paused(false);
+            // Whatever stops the gate says why.
+            return Err(LifecycleError::Ended(self.session.wait()));
+        }
+        self.bus.suspend();
+        drain(self.discarder);
+        tracing::debug!("the VM is paused");
+        drop(self.turn);
+        Ok(())
+    }
+
+    /// Lets a paused VM go on: devices look at their queues once, then the vCPUs run.
+    pub(crate) fn resume(self) -> Result<(), LifecycleError> {
+        let end = self.session.end();
+        running(end)?;
+        if !end.is_paused() {
+            return Err(LifecycleError::NotPaused);
+        }
+        self.bus.resume();
+        self.vcpus.resume();
+        end.set_paused(false);
+        self.session.check_clock();
+        tracing::debug!("the VM goes on");
+        drop(self.turn);
+        Ok(())
+    }
+}
 
 /// Has the guest switch itself off, or stops it.
-pub(crate) fn shutdown(vm: &Vm, timeout: Duration) -> VmEnd {
-    vm.session.shutdown(timeout);
-    stop(vm)
+pub(crate) fn shutdown(session: &Session, vcpus: &VcpuPool, console: Option<&Console>, timeout: Duration) -> VmEnd {
+    session.shutdown(timeout);
+    stop(session, vcpus, console)
 }
 
 /// Stops the VM at once.
-pub(crate) fn stop(vm: &Vm) -> VmEnd {
-    let end = vm.session.end();
+pub(crate) fn stop(session: &Session, vcpus: &VcpuPool, console: Option<&Console>) -> VmEnd {
+    let end = session.end();
     end.report(VmEnd::Stopped);
-    vm.vcpus.stop();
-    vm.console.iter().for_each(Console::close);
+    vcpus.stop();
+    console.into_iter().for_each(Console::close);
     end.ended().unwrap_or(VmEnd::Stopped)
 }
 
@@ -39,5 +130,21 @@ impl VmStopper {
     pub fn stop(&self) {
         self.end.report(VmEnd::Stopped);
         self.gate.stop();
+    }
+}
+
+fn running(end: &EndSignal) -> Result<(), LifecycleError> {
+    end.ended().map_or(Ok(()), |end| Err(LifecycleError::Ended(end)))
+}
+
+/// Waits until all that was unplugged by now is freed.
+fn drain(discarder: &Discarder) {
+    let (done, is_done) = mpsc::channel();
+    let queued = discarder.queue().run(move || {
+        // Nothing waits any more where the VM is dropped meanwhile.
+        let _ = done.send(());
+    });
+    if queued.is_ok() {
+        let _ = is_done.recv();
     }
 }

@@ -10,8 +10,9 @@ use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError,
 use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
 use bellows_memory::GuestView;
 
-use crate::arch::{RootBus, layout};
-use crate::kvm::{Buses, ExitNotice, ExitReason, Machine};
+use crate::arch::legacy::Misplaced;
+use crate::arch::{Buses, RootBus, layout};
+use crate::kvm::{ExitNotice, ExitReason, Machine};
 
 /// Fewest root buses: 247 functions.
 const MIN_BUSES: u8 = 8;
@@ -78,6 +79,12 @@ pub enum DeviceError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<Misplaced> for DeviceError {
+    fn from((device, source): Misplaced) -> Self {
+        Self::Bus { device, source }
+    }
 }
 
 /// The PCI segment and what its functions need of the machine.
@@ -174,6 +181,16 @@ impl VirtioBus {
         self.vectors().taken.remove(&address);
         tracing::debug!(device = name, %address, "a device has left the bus");
         Ok(())
+    }
+
+    /// Suspends every device: when this returns, none touches guest memory. The vCPUs have stopped.
+    pub(crate) fn suspend(&self) {
+        self.segment.suspend();
+    }
+
+    /// Resumes every device.
+    pub(crate) fn resume(&self) {
+        self.segment.resume();
     }
 
     fn vectors(&self) -> MutexGuard<'_, Vectors> {

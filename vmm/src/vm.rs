@@ -1,6 +1,7 @@
 //! A running VM.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bellows_block::ReadSet;
@@ -10,14 +11,15 @@ use bellows_protocol::ready::BootTimes;
 use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
 
+use crate::arch::Buses;
 use crate::config::{DriveConfig, ImageConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
 use crate::guest::agent::{GuestInfo, GuestStatistics, PartitionUse};
 use crate::guest::error::{ReadyError, StatisticsError};
 use crate::guest::session::Session;
-use crate::kvm::{Buses, ExitCounts, Machine, VcpuPool};
-use crate::lifecycle::{self, VmStopper};
+use crate::kvm::{ExitCounts, Machine, VcpuPool};
+use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
 use crate::resident::resident_bytes;
 use crate::resources::disks::{DiskInfo, Disks};
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
@@ -41,10 +43,12 @@ pub struct Vm {
     pub(crate) partitions: Partitions,
     pub(crate) instances: Instances,
     pub(crate) _event_loop: EventLoop,
-    pub(crate) _discarder: Discarder,
+    pub(crate) discarder: Discarder,
     pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
     pub(crate) session: Session,
+    /// Held through a pause or a resumption.
+    pub(crate) pausing: Mutex<()>,
     pub(crate) _directory: Option<TempDir>,
     pub(crate) config: VmConfig,
 }
@@ -70,16 +74,45 @@ impl Vm {
         self.session.end().wait(Some(timeout))
     }
 
+    /// Pauses the VM: when this returns, neither vCPUs nor devices do anything, guest memory stays as it is, and all that was
+    /// unplugged has been freed. [`Vm::resume`] may be called from another thread.
+    ///
+    /// Nothing can be asked of the guest meanwhile: such calls, among them all that plug, attach or start something, fail with
+    /// [`NotRunning::Paused`](crate::NotRunning::Paused) or [`AgentError::Paused`](crate::AgentError::Paused). Those that have
+    /// begun wait, and their time runs on. Streams stand still. Stopping works as ever.
+    ///
+    /// The guest's clocks go on: for the guest, all of the pause passes between two instructions.
+    ///
+    /// # Errors
+    /// The VM is paused already, or has ended.
+    pub fn pause(&self) -> Result<(), LifecycleError> {
+        self.pausing().pause()
+    }
+
+    /// Lets a paused VM go on. The guest's wall clock is checked at once.
+    ///
+    /// # Errors
+    /// The VM is not paused, or has ended.
+    pub fn resume(&self) -> Result<(), LifecycleError> {
+        self.pausing().resume()
+    }
+
+    /// Where the VM stands at this moment.
+    #[must_use]
+    pub fn lifecycle(&self) -> Lifecycle {
+        lifecycle::state(&self.session)
+    }
+
     /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Says how it ended: any end other than
-    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] means that it was not orderly.
+    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] means that it was not orderly. A paused VM is stopped at once.
     pub fn shutdown(&self, timeout: Duration) -> VmEnd {
-        lifecycle::shutdown(self, timeout)
+        lifecycle::shutdown(&self.session, &self.vcpus, self.console.as_ref(), timeout)
     }
 
     /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before. The reader of the serial
     /// console has a second to take the rest of it.
     pub fn stop(&self) -> VmEnd {
-        lifecycle::stop(self)
+        lifecycle::stop(&self.session, &self.vcpus, self.console.as_ref())
     }
 
     /// Something that stops the VM without keeping it: for a thread that waits for signals, for example.
@@ -279,6 +312,14 @@ impl Vm {
     /// See [`Instance::remove`].
     pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
         self.instances.remove(&self.session, id, timeout)
+    }
+}
+
+impl Vm {
+    /// Waits for the turn to pause or resume.
+    fn pausing(&self) -> Pausing<'_> {
+        let turn = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
+        Pausing { session: &self.session, vcpus: &self.vcpus, bus: &self.bus, discarder: &self.discarder, turn }
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use bellows_block::{Digest, ImageMapping, StoredFile};
@@ -17,7 +18,8 @@ use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
 use bellows_vmm::ExitCounts;
 use bellows_vmm::machine::{
-    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, VcpuError, VcpuPool, Vcpus, load,
+    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, StateError, VcpuError, VcpuPool,
+    VcpuState, Vcpus, VmState, load,
 };
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -141,6 +143,62 @@ impl BusDevice for Recorder {
 #[test]
 fn a_guest_switches_itself_off() {
     assert!(matches!(Vm::new(&[SWITCH_OFF]).run(), ExitReason::Shutdown));
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_its_state_can_be_set_again() {
+    // again: inc qword [rsi]; inc rbx; jmp again
+    let vm = Vm::new(&[ESI_RESULT, &[0x48, 0xff, 0x06, 0x48, 0xff, 0xc3, 0xeb, 0xf8]]);
+    let counts_beyond = |count| {
+        while vm.result() <= count {
+            thread::yield_now();
+        }
+    };
+    vm.pool.start().unwrap();
+    counts_beyond(1000);
+    assert!(matches!(vm.pool.save(), Err(StateError::Running)));
+    assert!(vm.pool.pause());
+    let count = vm.result();
+    let saved = serde_json::to_string(&(vm.pool.save().unwrap(), vm.machine.save().unwrap())).unwrap();
+    (0..1000).for_each(|_| thread::yield_now());
+    assert_eq!(vm.result(), count);
+    vm.pool.resume();
+    counts_beyond(count + 1000);
+
+    assert!(vm.pool.pause());
+    let (vcpus, machine): (Vec<VcpuState>, VmState) = serde_json::from_str(&saved).unwrap();
+    vm.machine.restore(&machine).unwrap();
+    vm.pool.restore(&vcpus).unwrap();
+    let registers = |states: &[VcpuState]| serde_json::to_value(states).unwrap()[0]["regs"].clone();
+    assert_eq!(registers(&vm.pool.save().unwrap()), registers(&vcpus));
+    let count = vm.result();
+    vm.pool.resume();
+    counts_beyond(count + 1000);
+    vm.pool.stop();
+}
+
+/// KVM completes a read of a port when the vCPU enters the guest again: none is lost or done twice.
+#[test]
+fn pauses_leave_every_exit_as_it_is() {
+    const READS: u64 = 20_000;
+    // mov ecx, READS; xor ebx, ebx
+    let count: &[u8] = &[0xb9, 0x20, 0x4e, 0, 0, 0x31, 0xdb];
+    // again: xor eax, eax; mov dx, 0x700; in al, dx; add rbx, rax; loop again
+    let read: &[u8] = &[0x31, 0xc0, 0x66, 0xba, 0x00, 0x07, 0xec, 0x48, 0x01, 0xc3, 0xe2, 0xf4];
+    // mov [rsi], rbx
+    let vm = Vm::with(&[ESI_RESULT, count, read, &[0x48, 0x89, 0x1e], SWITCH_OFF], |ports, _| {
+        ports.insert(0x700, 1, Arc::new(Recorder::default())).unwrap();
+    });
+    vm.pool.start().unwrap();
+    let mut pauses = 0;
+    while vm.pool.pause() {
+        vm.pool.resume();
+        pauses += 1;
+    }
+    assert!(matches!(vm.ended.recv_timeout(LONG).unwrap(), ExitReason::Shutdown));
+    vm.pool.stop();
+    println!("{pauses} pauses");
+    assert_eq!((vm.result(), vm.counts().port_reads), (READS * 0x10, READS));
 }
 
 #[test]

@@ -17,12 +17,15 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+use bellows_devices::bus::Bus;
 use bellows_memory::layout::Layout;
 use vm_memory::GuestAddress;
 
 use crate::command_line::CommandLine;
 
+mod error;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +35,16 @@ pub use current::error::BootError;
 pub use current::layout;
 pub use current::load;
 pub(crate) use current::{CONSOLE, FLAGS, PARAMETERS, PROGRAM_COUNTER, cpu, interrupts, legacy, vm};
+pub use error::StateError;
+
+/// The devices of a VM, by how vCPUs reach them. Cheap to clone.
+#[derive(Clone)]
+pub struct Buses {
+    /// Devices in memory.
+    pub mmio: Arc<Bus>,
+    /// Devices on I/O ports, where the architecture has them.
+    pub ports: Arc<Bus>,
+}
 
 /// A PCI root bus and the addresses its devices can have.
 #[derive(Clone, Debug)]

@@ -16,6 +16,9 @@ pub enum NotRunning {
     /// [`Vm::wait_ready`](crate::Vm::wait_ready) has not returned yet.
     #[error("the guest's agent is not ready yet")]
     NotReady,
+    /// The VM is paused: see [`Vm::resume`](crate::Vm::resume).
+    #[error("the VM is paused")]
+    Paused,
     /// The VM is over.
     #[error("the VM has ended: {0}")]
     Ended(VmEnd),

@@ -32,7 +32,7 @@ impl Rendezvous {
         &self,
         uds_path: &Path,
         deadline: Deadline,
-        end: &EndSignal,
+        end: &Arc<EndSignal>,
     ) -> Result<&Arc<AgentClient>, ReadyError> {
         let turn = self.turns.take(deadline.left());
         if let Some(client) = self.client.get() {

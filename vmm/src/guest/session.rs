@@ -50,6 +50,7 @@ impl Session {
     pub(crate) fn agent(&self) -> Result<&Arc<AgentClient>, NotRunning> {
         match (self.end.ended(), self.rendezvous.client()) {
             (Some(end), _) => Err(NotRunning::Ended(end)),
+            (None, _) if self.end.is_paused() => Err(NotRunning::Paused),
             (None, None) => Err(NotRunning::NotReady),
             (None, Some(agent)) => Ok(agent),
         }
@@ -64,7 +65,8 @@ impl Session {
     pub(crate) fn shutdown(&self, timeout: Duration) {
         let deadline = Deadline::after(timeout);
         let Some(agent) = self.rendezvous.client() else { return };
-        if self.end.ended().is_some() {
+        // A paused guest cannot switch itself off.
+        if self.end.ended().is_some() || self.end.is_paused() {
             return;
         }
         if let Err(error) = agent.shutdown(timeout) {
@@ -76,6 +78,18 @@ impl Session {
 
     pub(crate) fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
         Ok(self.agent()?.statistics(SHORT)?)
+    }
+
+    /// Looks at the guest's clock soon: after a pause, the guest may have missed that the host's clock was set.
+    pub(crate) fn check_clock(&self) {
+        if let (Some(_), Some(agent)) = (self.guest.get(), self.rendezvous.client()) {
+            agent.keep_clock();
+        }
+    }
+
+    /// Whether [`Session::meet`] was successful.
+    pub(crate) fn is_met(&self) -> bool {
+        self.guest.get().is_some()
     }
 
     /// What the agent said when it was ready.

@@ -1,10 +1,13 @@
-//! The gate in front of `KVM_RUN`: vCPUs pass it to enter the guest; whoever closes it waits until none is inside.
+//! The gate in front of `KVM_RUN`: vCPUs pass it to enter the guest. A thread that *closes* it waits until no vCPU is inside, and
+//! opens it again itself, soon. *Pausing* lasts from one call to another, from any thread: then every vCPU has also finished
+//! its last exit, so that its registers are those between two instructions.
 //!
 //! A vCPU that answers an exit outside the guest counts as outside, however long its device takes: so a device may close
-//! the gate from a vCPU's own thread, and no two closers can wait for each other's vCPU.
+//! the gate from a vCPU's own thread, and no two closers can wait for each other's vCPU. The gate can be closed while the VM is
+//! paused.
 //!
 //! The way in and the way out take no lock while the gate is open. Correctness rests on one order, all sequentially
-//! consistent: a vCPU says "inside" and then looks at the gate; a closer closes the gate and then looks who is inside. So
+//! consistent: a vCPU says "inside" and then looks at the gate; a closer closes the gate and then looks for vCPUs inside. So
 //! either the vCPU sees the gate closed, or the closer sees the vCPU inside and kicks it out.
 
 use std::marker::PhantomData;
@@ -14,9 +17,9 @@ use std::thread::{self, ThreadId};
 
 use super::kick::Kick;
 
-/// What keeps vCPUs out of the guest for a moment, or for good. One per VM.
+/// What keeps vCPUs out of the guest for a moment, until the VM goes on, or for good. One per VM.
 pub struct Gate {
-    /// Closed by a closer, or for good.
+    /// [`State::is_closed`], for vCPUs that pass.
     closed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -27,6 +30,9 @@ struct State {
     closer: Option<ThreadId>,
     /// How often `closer` has closed it.
     depth: usize,
+    paused: bool,
+    /// vCPUs that wait for the end of the pause.
+    parked: usize,
     stopping: bool,
     vcpus: Vec<Arc<Kick>>,
 }
@@ -35,6 +41,19 @@ struct State {
 pub struct Closed<'a> {
     gate: &'a Gate,
     same_thread: PhantomData<*const ()>,
+}
+
+/// What a vCPU may do that comes to the gate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Entry {
+    /// Enter the guest, then [`Gate::leave`].
+    Guest,
+    /// Finish the last exit without executing the guest's code, then [`Gate::leave`] and come again.
+    Finish,
+    /// [`Gate::park`], then come again.
+    Park,
+    /// End: the VM stops.
+    Stop,
 }
 
 impl Gate {
@@ -55,8 +74,7 @@ impl Gate {
                 state = self.wait(state);
             }
             state.closer = Some(me);
-            self.closed.store(true, Ordering::SeqCst);
-            state.vcpus.iter().filter(|vcpu| vcpu.is_inside()).for_each(|vcpu| vcpu.kick());
+            self.shut(&state);
             while state.vcpus.iter().any(|vcpu| vcpu.is_inside()) {
                 state = self.wait(state);
             }
@@ -65,26 +83,45 @@ impl Gate {
         Closed { gate: self, same_thread: PhantomData }
     }
 
+    /// Pauses the VM until [`Gate::resume`]: when this returns, every vCPU is parked. `false` where the VM stops instead.
+    ///
+    /// Not for a vCPU's own thread, which would wait for itself.
+    pub(crate) fn pause(&self) -> bool {
+        let mut state = self.state();
+        state.paused = true;
+        self.shut(&state);
+        while state.parked < state.vcpus.len() && !state.stopping {
+            state = self.wait(state);
+        }
+        !state.stopping
+    }
+
+    /// Ends the pause.
+    pub(crate) fn resume(&self) {
+        let mut state = self.state();
+        state.paused = false;
+        self.reopen(&state);
+    }
+
     /// Closes the gate for good: every vCPU thread ends the next time it comes to it. Does not wait.
     pub(crate) fn stop(&self) {
         let mut state = self.state();
         state.stopping = true;
-        self.closed.store(true, Ordering::SeqCst);
-        state.vcpus.iter().for_each(|vcpu| vcpu.kick());
+        self.shut(&state);
         self.changed.notify_all();
     }
 
-    /// Makes a vCPU known to closers.
+    /// Makes a vCPU known. Its thread comes to the gate, sooner or later.
     pub(crate) fn register(&self, vcpu: Arc<Kick>) {
         self.state().vcpus.push(vcpu);
     }
 
-    /// Lets a vCPU in, once the gate is open. `false`: the VM stops, the vCPU must not enter again.
-    pub(crate) fn enter(&self, vcpu: &Kick) -> bool {
+    /// Waits until the vCPU may do something. `finished`: it has finished its last exit.
+    pub(crate) fn enter(&self, vcpu: &Kick, finished: bool) -> Entry {
         loop {
             vcpu.set_inside(true);
             if !self.closed.load(Ordering::SeqCst) {
-                return true;
+                return Entry::Guest;
             }
             vcpu.set_inside(false);
             let mut state = self.state();
@@ -92,8 +129,15 @@ impl Gate {
             while state.closer.is_some() && !state.stopping {
                 state = self.wait(state);
             }
-            if state.stopping {
-                return false;
+            match (state.stopping, state.paused, finished) {
+                (true, _, _) => return Entry::Stop,
+                (false, true, true) => return Entry::Park,
+                (false, true, false) => {
+                    // No closer is there, and one that comes sees it: both hold the lock.
+                    vcpu.set_inside(true);
+                    return Entry::Finish;
+                }
+                (false, false, _) => {}
             }
         }
     }
@@ -107,6 +151,29 @@ impl Gate {
         }
     }
 
+    /// Waits for the end of the pause, or of the VM. The vCPU counts as parked meanwhile.
+    pub(crate) fn park(&self) {
+        let mut state = self.state();
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.paused && !state.stopping {
+            state = self.wait(state);
+        }
+        state.parked -= 1;
+    }
+
+    /// Shows vCPUs the closed gate, and kicks out those inside.
+    fn shut(&self, state: &State) {
+        self.closed.store(state.is_closed(), Ordering::SeqCst);
+        state.vcpus.iter().filter(|vcpu| vcpu.is_inside()).for_each(|vcpu| vcpu.kick());
+    }
+
+    /// Shows vCPUs whether the gate is still closed.
+    fn reopen(&self, state: &State) {
+        self.closed.store(state.is_closed(), Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,14 +183,19 @@ impl Gate {
     }
 }
 
+impl State {
+    fn is_closed(&self) -> bool {
+        self.closer.is_some() || self.paused || self.stopping
+    }
+}
+
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.state();
         state.depth -= 1;
         if state.depth == 0 {
             state.closer = None;
-            self.gate.closed.store(state.stopping, Ordering::SeqCst);
-            self.gate.changed.notify_all();
+            self.gate.reopen(&state);
         }
     }
 }

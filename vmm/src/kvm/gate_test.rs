@@ -3,6 +3,29 @@ use std::sync::mpsc;
 
 use super::*;
 
+/// What a vCPU's thread does, with `run` for the guest.
+fn vcpu(gate: &Gate, vcpu: &Kick, mut run: impl FnMut()) {
+    let mut finished = true;
+    loop {
+        match gate.enter(vcpu, finished) {
+            Entry::Guest => {
+                run();
+                finished = false;
+                gate.leave(vcpu);
+            }
+            Entry::Finish => {
+                finished = true;
+                gate.leave(vcpu);
+            }
+            Entry::Park => {
+                assert!(finished);
+                gate.park();
+            }
+            Entry::Stop => return,
+        }
+    }
+}
+
 /// Threads that pass the gate without end, as vCPUs do, each counting up while inside.
 struct Runners {
     gate: Arc<Gate>,
@@ -17,17 +40,34 @@ impl Runners {
         let threads = (0..count)
             .map(|_| {
                 let (gate, inside) = (gate.clone(), inside.clone());
-                let vcpu = Arc::new(Kick::default());
-                gate.register(vcpu.clone());
+                let kick = Arc::new(Kick::default());
+                gate.register(kick.clone());
                 thread::spawn(move || {
-                    while gate.enter(&vcpu) {
+                    vcpu(&gate, &kick, || {
                         inside.fetch_add(1, Ordering::SeqCst);
-                        gate.leave(&vcpu);
-                    }
+                    });
                 })
             })
             .collect();
         Self { gate, inside, threads }
+    }
+
+    /// Nothing runs while `then` does.
+    fn still(&self, then: impl FnOnce()) {
+        let before = self.inside.load(Ordering::SeqCst);
+        then();
+        for _ in 0..50 {
+            thread::yield_now();
+        }
+        assert_eq!(self.inside.load(Ordering::SeqCst), before);
+    }
+
+    /// Waits until something runs again.
+    fn go_on(&self) {
+        let before = self.inside.load(Ordering::SeqCst);
+        while self.inside.load(Ordering::SeqCst) == before {
+            thread::yield_now();
+        }
     }
 
     fn stop(self) {
@@ -84,7 +124,7 @@ fn a_vcpu_closes_it_from_its_own_exit_while_another_thread_does() {
     let (done, wait) = mpsc::channel();
     let exiting = thread::spawn(move || {
         for _ in 0..500 {
-            assert!(gate.enter(&vcpu));
+            assert_eq!(gate.enter(&vcpu, true), Entry::Guest);
             gate.leave(&vcpu);
             drop(gate.close());
         }
@@ -107,5 +147,86 @@ fn stopping_ends_vcpus_that_wait_at_the_closed_gate() {
     }
     drop(closed);
     let late = Kick::default();
-    assert!(!runners.gate.enter(&late), "a vCPU that comes after the stop is turned away");
+    assert_eq!(runners.gate.enter(&late, true), Entry::Stop, "a vCPU that comes after the stop is turned away");
+}
+
+#[test]
+fn a_pause_lasts_until_any_thread_ends_it() {
+    let runners = Runners::start(3);
+    for _ in 0..200 {
+        assert!(runners.gate.pause());
+        runners.still(|| ());
+        thread::scope(|scope| {
+            scope.spawn(|| runners.gate.resume());
+        });
+        runners.go_on();
+    }
+    runners.stop();
+}
+
+#[test]
+fn a_pause_begins_again_before_all_have_woken() {
+    let runners = Runners::start(3);
+    for _ in 0..500 {
+        assert!(runners.gate.pause());
+        runners.gate.resume();
+        assert!(runners.gate.pause());
+        runners.still(|| ());
+        runners.gate.resume();
+    }
+    runners.go_on();
+    runners.stop();
+}
+
+#[test]
+fn a_closer_neither_waits_for_the_pause_nor_ends_it() {
+    let runners = Runners::start(2);
+    for _ in 0..200 {
+        let closed = runners.gate.close();
+        thread::scope(|scope| {
+            let pausing = scope.spawn(|| runners.gate.pause());
+            runners.still(|| ());
+            // A vCPU parks only when the closer is done: it may have an exit to finish, which reaches guest memory.
+            drop(closed);
+            assert!(pausing.join().unwrap());
+        });
+        runners.still(|| drop(runners.gate.close()));
+        runners.gate.resume();
+        runners.go_on();
+    }
+    runners.stop();
+}
+
+#[test]
+fn stopping_ends_a_pause() {
+    let runners = Runners::start(2);
+    assert!(runners.gate.pause());
+    runners.gate.stop();
+    runners.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(!runners.gate.pause(), "no vCPU is left to park");
+}
+
+#[test]
+fn a_vcpu_finishes_its_exit_before_it_parks() {
+    let gate = Arc::new(Gate::new());
+    let kick = Arc::new(Kick::default());
+    gate.register(kick.clone());
+    assert_eq!(gate.enter(&kick, true), Entry::Guest);
+    thread::scope(|scope| {
+        let pausing = scope.spawn(|| gate.pause());
+        while !gate.closed.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        gate.leave(&kick);
+        assert_eq!(gate.enter(&kick, false), Entry::Finish);
+        assert!(kick.is_inside(), "a closer waits for what it does to guest memory");
+        gate.leave(&kick);
+        assert_eq!(gate.enter(&kick, true), Entry::Park);
+        assert!(!pausing.is_finished());
+        let parked = scope.spawn(|| gate.park());
+        assert!(pausing.join().unwrap());
+        gate.resume();
+        parked.join().unwrap();
+        assert_eq!(gate.enter(&kick, true), Entry::Guest);
+    });
 }

@@ -16,7 +16,8 @@ use super::gate::Gate;
 use super::msi::KvmMsi;
 use super::slots::KvmSlots;
 use crate::arch::cpu::HostCpu;
-use crate::arch::{self, layout};
+use crate::arch::vm::VmState;
+use crate::arch::{self, StateError, layout};
 
 /// A host whose KVM can run our machine.
 pub struct Host {
@@ -157,6 +158,22 @@ impl Machine {
     /// KVM refused.
     pub fn wire_line(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
         self.vm.register_irqfd(fd, gsi).map_err(io::Error::from)
+    }
+
+    /// The state of the clock and the interrupt controllers. The vCPUs must be paused ([`VcpuPool::pause`](super::VcpuPool::pause)).
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn save(&self) -> Result<VmState, StateError> {
+        VmState::save(&self.vm)
+    }
+
+    /// Gives the clock and the interrupt controllers a state that those of a VM like this one had. The vCPUs must be paused.
+    ///
+    /// # Errors
+    /// The state is of another version, or KVM refused.
+    pub fn restore(&self, state: &VmState) -> Result<(), StateError> {
+        state.restore(&self.vm)
     }
 
     pub(crate) fn vm(&self) -> &Arc<VmFd> {

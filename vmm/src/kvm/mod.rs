@@ -22,4 +22,4 @@ pub use exit::{ExitNotice, ExitReason};
 pub use gate::Gate;
 pub use machine::{Host, Machine};
 pub use statistics::ExitCounts;
-pub use vcpu_pool::{Buses, VcpuPool, Vcpus};
+pub use vcpu_pool::{VcpuPool, Vcpus};

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_devices::bus::Bus;
 use bellows_memory::limited;
@@ -14,16 +14,15 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::error::VcpuError;
 use super::exit::ExitReason;
-use super::gate::Gate;
+use super::gate::{Entry, Gate};
 use super::kick::{Kick, RunPage, immediate_exit};
 use super::statistics::{VcpuStatistics, count};
-use super::vcpu_pool::Buses;
-use crate::arch::cpu;
+use crate::arch::{Buses, cpu};
 
 /// A vCPU, made by [`super::VcpuPool`] and run on a thread of its own.
 pub(crate) struct Vcpu {
     pub(crate) index: u16,
-    pub(crate) fd: VcpuFd,
+    pub(crate) fd: Arc<Mutex<VcpuFd>>,
     pub(crate) buses: Buses,
     pub(crate) gate: Arc<Gate>,
     pub(crate) kick: Arc<Kick>,
@@ -52,27 +51,48 @@ impl Vcpu {
     ///
     /// # Errors
     /// The vCPU can't go on.
-    pub(crate) fn run(mut self) -> Result<Option<ExitReason>, VcpuError> {
+    pub(crate) fn run(self) -> Result<Option<ExitReason>, VcpuError> {
         let run = self.page.as_ptr();
         let kick = self.kick.clone();
         // SAFETY: `self.page`, which maps the page, is dropped at the end of this function, after the guard; the guard doesn't
         // leave the function either.
         let attached = unsafe { kick.attach(run) };
         let _attached = attached.map_err(|source| VcpuError::Signal { vcpu: self.index, source })?;
+        // Held but for pauses, so that others reach the vCPU's state in those alone.
+        let handle = self.fd.clone();
+        let mut fd = lock(&handle);
+        // The last exit is finished: nothing of it is left to be done by KVM.
+        let mut finished = true;
         loop {
             // A kick after this line is either seen by the gate or makes the entry return at once.
             immediate_exit(&run).store(0, Ordering::SeqCst);
-            if !self.gate.enter(&self.kick) {
-                return Ok(None);
+            let entry = self.gate.enter(&self.kick, finished);
+            match entry {
+                Entry::Guest => {}
+                // KVM does what is left of the exit and returns before the guest's next instruction.
+                Entry::Finish => immediate_exit(&run).store(1, Ordering::SeqCst),
+                Entry::Park => {
+                    note_pause(&fd);
+                    drop(fd);
+                    self.gate.park();
+                    fd = lock(&handle);
+                    continue;
+                }
+                Entry::Stop => return Ok(None),
             }
-            let exit = self.fd.run();
+            let exit = fd.run();
             self.gate.leave(&self.kick);
+            finished = false;
             let next = match exit {
                 Ok(exit) => {
                     Answer { ports: &self.buses.ports, mmio: &self.buses.mmio, statistics: &self.statistics, run }
                         .to(exit)
                 }
                 Err(error) => match error.errno() {
+                    libc::EINTR if entry == Entry::Finish => {
+                        finished = true;
+                        Next::Enter
+                    }
                     libc::EINTR => {
                         count(&self.statistics.interrupted);
                         Next::Enter
@@ -87,21 +107,34 @@ impl Vcpu {
             match next {
                 Next::Enter => {}
                 Next::End(reason) => return Ok(Some(reason)),
-                Next::Fail(failure) => return Err(self.error(failure)),
+                Next::Fail(failure) => return Err(self.error(&mut fd, failure)),
             }
         }
     }
 
-    fn error(&mut self, failure: Failure) -> VcpuError {
+    fn error(&self, fd: &mut VcpuFd, failure: Failure) -> VcpuError {
         let vcpu = self.index;
-        let pc = cpu::program_counter(&self.fd);
+        let pc = cpu::program_counter(fd);
         match failure {
-            Failure::Internal => internal_error(vcpu, pc, self.fd.get_kvm_run()),
+            Failure::Internal => internal_error(vcpu, pc, fd.get_kvm_run()),
             Failure::Entry(reason) => VcpuError::Entry { vcpu, reason, pc },
             Failure::HostMemory(guest_address, source) => VcpuError::HostMemory { vcpu, pc, guest_address, source },
             Failure::Run(source) => VcpuError::Run { vcpu, pc, source },
             Failure::Unexpected(exit) => VcpuError::Unexpected { vcpu, exit, pc },
         }
+    }
+}
+
+/// A vCPU's descriptor, once its thread has parked it.
+pub(crate) fn lock(fd: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
+    fd.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells the guest that it did not run for a while, so that its watchdogs do not take that for a hang. A guest without KVM's
+/// clock has no way to hear of it.
+fn note_pause(fd: &VcpuFd) {
+    if let Err(error) = fd.kvmclock_ctrl() {
+        tracing::trace!(%error, "the guest is not told of the pause");
     }
 }
 

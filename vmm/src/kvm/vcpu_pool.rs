@@ -1,9 +1,9 @@
 //! All vCPUs of a VM: made, started and ended together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_devices::bus::Bus;
+use kvm_ioctls::VcpuFd;
 
 use super::error::{VcpuError, VcpuPoolError};
 use super::exit::{ExitNotice, ExitReason};
@@ -13,17 +13,8 @@ use super::machine::{Host, Machine};
 use super::statistics::{ExitCounts, VcpuStatistics};
 use super::threads::Threads;
 use super::vcpu::Vcpu;
-use crate::arch::Loaded;
-use crate::arch::cpu::Topology;
-
-/// The devices of a VM, by how vCPUs reach them. Cheap to clone.
-#[derive(Clone)]
-pub struct Buses {
-    /// Devices in memory.
-    pub mmio: Arc<Bus>,
-    /// Devices on I/O ports, where the architecture has them.
-    pub ports: Arc<Bus>,
-}
+use crate::arch::cpu::{Topology, VcpuState};
+use crate::arch::{Buses, Loaded, StateError};
 
 /// What the vCPUs of a VM are to be like.
 pub struct Vcpus {
@@ -44,6 +35,9 @@ pub struct VcpuPool {
     waiting: Mutex<Vec<Vcpu>>,
     threads: Threads,
     statistics: Vec<Arc<VcpuStatistics>>,
+    fds: Vec<Arc<Mutex<VcpuFd>>>,
+    /// MSRs that are part of a vCPU's state.
+    msrs: Vec<u32>,
 }
 
 impl VcpuPool {
@@ -61,6 +55,7 @@ impl VcpuPool {
         let gate = machine.gate();
         let mut waiting = Vec::with_capacity(count.into());
         let mut statistics = Vec::with_capacity(count.into());
+        let mut fds = Vec::with_capacity(count.into());
         for index in 0..count {
             let failed = |step| {
                 move |source: kvm_ioctls::Error| VcpuPoolError::Setup { vcpu: index, step, source: source.into() }
@@ -75,6 +70,8 @@ impl VcpuPool {
             })?;
             let kick = Arc::new(Kick::default());
             gate.register(kick.clone());
+            let fd = Arc::new(Mutex::new(fd));
+            fds.push(fd.clone());
             statistics.push(Arc::new(VcpuStatistics::default()));
             waiting.push(Vcpu {
                 index,
@@ -86,7 +83,15 @@ impl VcpuPool {
                 statistics: statistics[usize::from(index)].clone(),
             });
         }
-        Ok(Self { gate, notice, waiting: Mutex::new(waiting), threads: Threads::default(), statistics })
+        Ok(Self {
+            gate,
+            notice,
+            waiting: Mutex::new(waiting),
+            threads: Threads::default(),
+            statistics,
+            fds,
+            msrs: host.cpu().msrs().to_vec(),
+        })
     }
 
     /// Runs the vCPUs, a thread each. Does nothing when they run already.
@@ -104,6 +109,43 @@ impl VcpuPool {
             })?;
         }
         Ok(())
+    }
+
+    /// Pauses all vCPUs: when this returns, each has done all that its last exit asked for, and executes nothing until
+    /// [`VcpuPool::resume`], whichever thread calls that. `false` where the VM stops instead. Not for a vCPU's own thread.
+    #[must_use]
+    pub fn pause(&self) -> bool {
+        self.gate.pause()
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        self.gate.resume();
+    }
+
+    /// The state of each vCPU, by index.
+    ///
+    /// # Errors
+    /// The vCPUs are not paused, or KVM refused.
+    pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
+        self.parked()?.iter().map(|fd| VcpuState::save(fd, &self.msrs)).collect()
+    }
+
+    /// Gives each vCPU a state that one like it had.
+    ///
+    /// # Errors
+    /// The vCPUs are not paused, there are more or fewer, or KVM refused: then some may have the new state.
+    pub fn restore(&self, states: &[VcpuState]) -> Result<(), StateError> {
+        let fds = self.parked()?;
+        if fds.len() != states.len() {
+            return Err(StateError::Vcpus { found: states.len(), expected: fds.len() });
+        }
+        fds.iter().zip(states).try_for_each(|(fd, state)| state.restore(fd))
+    }
+
+    /// The descriptors, which the threads of the vCPUs give up while they are parked.
+    fn parked(&self) -> Result<Vec<MutexGuard<'_, VcpuFd>>, StateError> {
+        self.fds.iter().map(|fd| fd.try_lock().map_err(|_| StateError::Running)).collect()
     }
 
     /// Ends all vCPUs and waits until their threads are done, whoever else is ending them; for good. From a vCPU's own

@@ -15,13 +15,15 @@ use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::stream::StreamName;
 use bellows_protocol::values::{ImageId, InstanceId, MAX_LAYERS, MIN_BASE_LIMIT, ProcessId, ValueError};
 
-use super::images::FLAT_KERNEL;
 use crate::config::ConfigError;
 use crate::descriptors::TooFewDescriptors;
 use crate::guest::agent::AgentError;
 use crate::guest::error::NotRunning;
 use crate::kvm::VcpuError;
 use crate::virtio_bus::DeviceError;
+
+/// First kernel that finds the layers of a flat image on its one disk.
+pub(super) const FLAT_KERNEL: (u32, u32) = (6, 4);
 
 /// Why a disk was not attached or detached.
 #[derive(Debug, thiserror::Error)]

@@ -11,16 +11,13 @@ use bellows_disk::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
 use super::disks::{DiskChange, DiskInfo, DiskState, Disks, Opened, serial_of};
-use super::error::{HotplugError, ImageError};
+use super::error::{FLAT_KERNEL, HotplugError, ImageError};
 use super::table::{Change, Hotplug};
 use crate::config::{FlatConfig, ImageConfig, Shape, Transport};
 use crate::descriptors;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
 use crate::virtio_bus::VirtioBus;
-
-/// First kernel that finds the layers of a flat image on its one disk.
-pub(super) const FLAT_KERNEL: (u32, u32) = (6, 4);
 
 /// All images of a VM, by name.
 #[derive(Default)]

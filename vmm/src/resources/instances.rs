@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_memory::{ByteSize, PartitionId};
-use bellows_protocol::agent::StartInstanceRequest;
+use bellows_protocol::agent::{StartInstanceRequest, StartProcessRequest};
 use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError};
@@ -148,10 +148,6 @@ impl Instance {
         &self.init
     }
 
-    pub(crate) fn agent(&self) -> &Arc<AgentClient> {
-        &self.agent
-    }
-
     /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that nobody
     /// reads makes the instance wait.
     ///
@@ -159,6 +155,27 @@ impl Instance {
     /// The stream or the thread can't be had.
     pub fn forward(&self, stream: StreamName, sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
         self.init.connect(stream)?.forward(sink)
+    }
+
+    /// Starts another process in it: in its namespaces, its cgroup and its partition, and with no more rights than its first has. It
+    /// ends with the instance, at the latest. Its name is free again once it is [removed](Process::remove).
+    ///
+    /// # Errors
+    /// It can't be run like that, the instance has ended, or the agent could not start it.
+    pub fn exec(&self, id: ProcessId, spec: &ProcessSpec) -> Result<Process, InstanceError> {
+        let instance = &self.id;
+        let spec = spec.request().map_err(|source| InstanceError::Spec { id: instance.clone(), source })?;
+        let request = StartProcessRequest {
+            instance_id: instance.to_string(),
+            process_id: id.to_string(),
+            process: Some(spec).into(),
+            ..Default::default()
+        };
+        let agent = &self.agent;
+        let failed = |source| InstanceError::Agent { action: "start a process in", id: instance.clone(), source };
+        let pid = agent.start_process(&request).map_err(failed)?;
+        tracing::debug!(%instance, process = %id, pid, "started a process");
+        Ok(Process::new(instance.clone(), id, pid, agent.clone()))
     }
 
     /// Waits for the end of its first process.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use bellows_protocol::agent::{self, StartProcessRequest};
+use bellows_protocol::agent;
 use bellows_protocol::stream::{StreamName, StreamRequest};
+use bellows_protocol::user::User;
 use bellows_protocol::values::{
     InstanceId, ProcessId, TerminalSize, ValueError, check_command, check_working_directory,
 };
 
 use super::error::InstanceError;
-use super::instances::{Instance, User};
 use crate::guest::agent::{AgentClient, AgentError, ExitStatus, Stream, terminal_size};
 
 /// Bytes that are passed on at once.
@@ -86,29 +86,6 @@ pub struct Process {
     agent: Arc<AgentClient>,
 }
 
-impl Instance {
-    /// Starts another process in it: in its namespaces, its cgroup and its partition, and with no more rights than its first has. It
-    /// ends with the instance, at the latest. Its name is free again once it is [removed](Process::remove).
-    ///
-    /// # Errors
-    /// It can't be run like that, the instance has ended, or the agent could not start it.
-    pub fn exec(&self, id: ProcessId, spec: &ProcessSpec) -> Result<Process, InstanceError> {
-        let instance = self.id();
-        let spec = spec.request().map_err(|source| InstanceError::Spec { id: instance.clone(), source })?;
-        let request = StartProcessRequest {
-            instance_id: instance.to_string(),
-            process_id: id.to_string(),
-            process: Some(spec).into(),
-            ..Default::default()
-        };
-        let agent = self.agent();
-        let failed = |source| InstanceError::Agent { action: "start a process in", id: instance.clone(), source };
-        let pid = agent.start_process(&request).map_err(failed)?;
-        tracing::debug!(%instance, process = %id, pid, "started a process");
-        Ok(Process::new(instance.clone(), id, pid, agent.clone()))
-    }
-}
-
 impl Process {
     pub(crate) fn new(instance: InstanceId, id: ProcessId, pid: u32, agent: Arc<AgentClient>) -> Self {
         Self { instance, id, pid, agent }
@@ -167,7 +144,7 @@ impl Process {
     /// Kills it if it still runs, and forgets it. Processes that it has started stay. One that is gone already counts as removed.
     ///
     /// # Errors
-    /// It is its instance's first process, which goes with [`Instance::remove`]; the agent failed, or has not done so after
+    /// It is its instance's first process, which goes with [`Instance::remove`](crate::Instance::remove); the agent failed, or has not done so after
     /// `timeout`.
     pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
         self.agent.remove_process(&self.instance, &self.id, timeout).map_err(self.failed("remove a process of"))

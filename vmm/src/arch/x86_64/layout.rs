@@ -67,7 +67,7 @@ pub const COM1_PORT: u16 = 0x3f8;
 /// First of the power ports (`bellows_devices::legacy::PowerPorts`).
 pub const POWER_PORT: u16 = 0x600;
 /// Interrupt line (GSI) of the first serial port; edge-triggered, active high.
-pub const COM1_GSI: u32 = 4;
+pub const SERIAL_LINE: u32 = 4;
 /// Interrupt lines of the I/O APIC: GSIs from 0. Messages have the GSIs behind them.
 pub(crate) const INTERRUPT_LINES: u32 = 24;
 
@@ -119,5 +119,5 @@ const _: () = {
     assert!(BOOT_MAPPED <= LOW_RAM_END && HIGH_MEMORY < BOOT_MAPPED);
     assert!(MAX_BUSES as u64 * DEVICE_WINDOW_PER_BUS <= DEVICE_WINDOWS.end - DEVICE_WINDOWS.start);
     assert!(ECAM_PER_BUS * 256 == ECAM.end - ECAM.start);
-    assert!(COM1_PORT + 8 <= POWER_PORT && COM1_GSI < INTERRUPT_LINES);
+    assert!(COM1_PORT + 8 <= POWER_PORT && SERIAL_LINE < INTERRUPT_LINES);
 };

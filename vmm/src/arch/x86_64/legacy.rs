@@ -1,42 +1,36 @@
 //! Devices at fixed ports: how the guest switches itself off, and its serial port.
 
-use std::io;
+use std::io::Write;
 use std::sync::Arc;
 
-use bellows_devices::bus::{Bus, BusDevice};
+use bellows_devices::bus::{Bus, BusDevice, BusError};
 use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::layout::{COM1_GSI, COM1_PORT, POWER_PORT};
-use crate::kvm::{Buses, ExitNotice, ExitReason, Machine};
-use crate::virtio_bus::DeviceError;
+use super::layout::{COM1_PORT, POWER_PORT};
+use crate::arch::Buses;
 
-/// Puts the devices in place by which the guest switches itself off or resets itself.
-pub(crate) fn add_power(buses: &Buses, notice: &ExitNotice) -> Result<(), DeviceError> {
-    let power = PowerPorts::new({
-        let notice = notice.clone();
-        move |request| {
-            notice.report(match request {
-                PowerRequest::Shutdown => ExitReason::Shutdown,
-                PowerRequest::Reset => ExitReason::Reset,
-            });
-        }
-    });
+/// A device that could not be put in place, by name.
+pub(crate) type Misplaced = (&'static str, BusError);
+
+/// Puts the devices in place by which the guest asks to be switched off or reset.
+pub(crate) fn add_power(
+    buses: &Buses,
+    request: impl Fn(PowerRequest) + Clone + Send + Sync + 'static,
+) -> Result<(), Misplaced> {
+    let power = PowerPorts::new(request.clone());
     add(&buses.ports, "power registers", POWER_PORT.into(), PowerPorts::LEN, power)?;
-    let notice = notice.clone();
-    let keyboard = KeyboardController::new(move || notice.report(ExitReason::Reset));
+    let keyboard = KeyboardController::new(move || request(PowerRequest::Reset));
     add(&buses.ports, "keyboard controller", KeyboardController::PORT, KeyboardController::LEN, keyboard)
 }
 
-/// Puts a serial port in place that writes to `output`.
+/// Puts a serial port in place that writes to `output` and signals `interrupt`, which is wired to
+/// [`SERIAL_LINE`](super::layout::SERIAL_LINE).
 pub(crate) fn add_serial(
     buses: &Buses,
-    machine: &Machine,
-    output: impl io::Write + Send + 'static,
-) -> Result<(), DeviceError> {
-    let failed = |source| DeviceError::Line { device: "serial port", source };
-    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
-    machine.wire_line(&interrupt, COM1_GSI).map_err(failed)?;
+    interrupt: EventFd,
+    output: impl Write + Send + 'static,
+) -> Result<(), Misplaced> {
     let port = SerialPort::new(Box::new(output), interrupt);
     add(&buses.ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)
 }
@@ -47,6 +41,6 @@ fn add(
     base: u64,
     len: u64,
     device: impl BusDevice + 'static,
-) -> Result<(), DeviceError> {
-    ports.insert(base, len, Arc::new(device)).map_err(|source| DeviceError::Bus { device: name, source })
+) -> Result<(), Misplaced> {
+    ports.insert(base, len, Arc::new(device)).map_err(|error| (name, error))
 }

@@ -1,12 +1,16 @@
 //! What a VM needs of KVM beside memory: interrupt controllers, a timer, and quirks turned off.
 
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
-    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_pit_config,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, VmFd};
+use serde::{Deserialize, Serialize};
 
+use super::cpu::kvm_error;
 use super::layout;
+use crate::arch::StateError;
 
 /// What every VM needs of KVM on this architecture, with KVM's names.
 pub(crate) const NEEDED: &[(Cap, &str)] = &[
@@ -60,4 +64,59 @@ fn enable(vm: &VmFd, capability: u32, flag: u32) -> Result<bool, kvm_ioctls::Err
     request.args[0] = flag.into();
     vm.enable_cap(&request)?;
     Ok(true)
+}
+
+/// The version of [`VmState`].
+const VERSION: u32 = 1;
+
+/// What a VM has beside its vCPUs and memory: the clock, the interrupt controllers and the timer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmState {
+    version: u32,
+    clock: kvm_clock_data,
+    /// PIC (master, slave) and I/O APIC.
+    interrupts: Vec<kvm_irqchip>,
+    timer: kvm_pit_state2,
+}
+
+impl VmState {
+    /// Reads the state of a VM whose vCPUs are parked.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub(crate) fn save(vm: &VmFd) -> Result<Self, StateError> {
+        let failed = |component| kvm_error("save", component);
+        let controller = |chip_id| {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            vm.get_irqchip(&mut chip).map_err(failed("interrupt controllers"))?;
+            Ok(chip)
+        };
+        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+        let mut clock = vm.get_clock().map_err(failed("clock"))?;
+        // What the rest is worth depends on the moment, and `KVM_SET_CLOCK` takes no such flag.
+        clock.flags = 0;
+        Ok(Self {
+            version: VERSION,
+            clock,
+            interrupts: chips.into_iter().map(controller).collect::<Result<_, StateError>>()?,
+            timer: vm.get_pit2().map_err(failed("timer"))?,
+        })
+    }
+
+    /// Gives the state to a VM whose vCPUs are parked. The guest's clock goes on from where it was.
+    ///
+    /// # Errors
+    /// The state is of another version, or KVM refused part of it.
+    pub(crate) fn restore(&self, vm: &VmFd) -> Result<(), StateError> {
+        if self.version != VERSION {
+            return Err(StateError::Version { component: "VM", found: self.version, expected: VERSION });
+        }
+        let failed = |component| kvm_error("restore", component);
+        for chip in &self.interrupts {
+            vm.set_irqchip(chip).map_err(failed("interrupt controllers"))?;
+        }
+        vm.set_pit2(&self.timer).map_err(failed("timer"))?;
+        vm.set_clock(&self.clock).map_err(failed("clock"))
+    }
 }

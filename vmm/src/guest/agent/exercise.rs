@@ -16,6 +16,7 @@ use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Response};
 
 use super::{AgentClient, MAX_TEXT, SERVICE, WRITE_LIMIT};
+use crate::end::EndSignal;
 use crate::guest::agent::connection::Connection;
 
 /// Longest message of an error: an excerpt of what the guest says, escaped, in a sentence of ours.
@@ -34,7 +35,8 @@ pub fn exercise(bytes: &[u8]) {
     theirs.write_all(&answers).expect("it fits");
     theirs.shutdown(Shutdown::Write).expect("it is open");
     let connection = Connection::new(ours, SERVICE, WRITE_LIMIT).expect("a thread");
-    let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default() };
+    let vm = EndSignal::new().expect("a descriptor");
+    let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default(), vm };
     let instance = "a".parse().expect("an identifier");
     let calls: [&dyn Fn() -> Option<String>; 6] = [
         &|| said(client.hello(&[], LIMIT)),

@@ -68,6 +68,12 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// The VM is paused, so the agent was not asked.
+    #[error("the guest's agent cannot be asked for `{call}` while the VM is paused")]
+    Paused {
+        /// The call.
+        call: &'static str,
+    },
     /// The agent did not answer in time.
     #[error("the guest's agent did not answer `{call}` within {limit:?}")]
     Timeout {
@@ -192,11 +198,12 @@ pub(crate) struct AgentClient {
     connection: Connection,
     uds_path: PathBuf,
     streams: Arc<OpenStreams>,
+    vm: Arc<EndSignal>,
 }
 
 impl AgentClient {
     /// Connects through the vsock device's socket at `uds_path`. The connection ends with the VM.
-    pub(crate) fn connect(uds_path: &Path, deadline: Deadline, end: &EndSignal) -> Result<Self, AgentError> {
+    pub(crate) fn connect(uds_path: &Path, deadline: Deadline, end: &Arc<EndSignal>) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Connect { path: uds_path.to_owned(), source };
         let asked = ask(uds_path, AGENT_PORT, deadline.left().min(SHORT)).map_err(failed)?;
         let waited = await_readable(&asked, deadline, end).map_err(|nothing| match nothing {
@@ -218,7 +225,7 @@ impl AgentClient {
             let _ = hook.shutdown(Shutdown::Both);
             open.end();
         });
-        Ok(Self { connection, uds_path: uds_path.to_owned(), streams })
+        Ok(Self { connection, uds_path: uds_path.to_owned(), streams, vm: end.clone() })
     }
 
     /// Calls without a limit end with the connection, which ends with the VM.
@@ -228,19 +235,25 @@ impl AgentClient {
         limit: Option<Duration>,
         request: &impl Message,
     ) -> Result<Answer, AgentError> {
-        self.connection.call(call, request, limit).map_err(|error| call_error(call, error))
+        self.connection(call)?.call(call, request, limit).map_err(|error| call_error(call, error))
+    }
+
+    /// The way to the agent, unless the VM is paused: then no call would be answered, and none begins. One that has begun goes on
+    /// when the VM does; its time runs on meanwhile.
+    fn connection(&self, call: &'static str) -> Result<&Connection, AgentError> {
+        if self.vm.is_paused() { Err(AgentError::Paused { call }) } else { Ok(&self.connection) }
     }
 
     /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
     fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
-        match self.connection.call::<agent::Empty>(call, request, Some(limit)) {
+        match self.connection(call)?.call::<agent::Empty>(call, request, Some(limit)) {
             Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
             Err(error) => Err(call_error(call, error)),
             Ok(_) => Ok(()),
         }
     }
 
-    /// From now on keeps the guest's clock with the host's.
+    /// From now on keeps the guest's clock with the host's; looks at it at once.
     pub(crate) fn keep_clock(&self) {
         self.connection.keep_clock();
     }
@@ -344,7 +357,7 @@ impl AgentClient {
     }
 
     fn start(&self, call: &'static str, request: &impl Message) -> Result<u32, AgentError> {
-        let answer = self.connection.call::<agent::StartResponse>(call, request, Some(START));
+        let answer = self.connection(call)?.call::<agent::StartResponse>(call, request, Some(START));
         let answer = answer.map_err(|error| match error {
             CallError::Refused { code, message } => {
                 AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }

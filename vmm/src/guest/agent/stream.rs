@@ -106,6 +106,7 @@ impl AsFd for Stream {
 impl AgentClient {
     /// Connects to a stream of a process. The connection ends with the VM.
     pub(crate) fn connect_stream(&self, request: StreamRequest) -> Result<Stream, AgentError> {
+        self.connection("stream")?;
         let failed = |source| AgentError::Connect { path: self.uds_path.clone(), source };
         let socket = Arc::new(handshake(&self.uds_path, STREAM_PORT, SHORT).map_err(failed)?);
         self.streams.add(&socket);

@@ -3,6 +3,7 @@
 mod cpuid;
 mod msrs;
 mod registers;
+mod state;
 
 use std::io;
 
@@ -10,6 +11,8 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 pub(crate) use registers::write_boot_tables;
+pub use state::VcpuState;
+pub(super) use state::kvm_error;
 
 use crate::arch::Loaded;
 
@@ -19,6 +22,8 @@ pub(crate) struct HostCpu {
     cpuid: CpuId,
     /// The in-kernel local APIC has a TSC-deadline timer.
     deadline_timer: bool,
+    /// MSRs that are part of a vCPU's state.
+    msrs: Vec<u32>,
 }
 
 /// Which vCPU of how many.
@@ -38,12 +43,18 @@ impl HostCpu {
         Ok(Self {
             cpuid: cpuid::with_brand(cpuid, cpuid::host_brand()),
             deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
+            msrs: state::msr_indices(kvm)?,
         })
     }
 
     /// Width of a guest-physical address in bits.
     pub(crate) fn address_bits(&self) -> u8 {
         cpuid::physical_address_bits(&self.cpuid)
+    }
+
+    /// MSRs that are part of a vCPU's state.
+    pub(crate) fn msrs(&self) -> &[u32] {
+        &self.msrs
     }
 
     /// Sets up a new vCPU. The first enters the kernel at `loaded`; the guest starts the others itself.

@@ -91,7 +91,7 @@ fn reserved_for_ecam(buses: &[RootBus]) -> Vec<u8> {
 
 fn serial_port() -> Vec<u8> {
     let ports = IO::new(layout::COM1_PORT, layout::COM1_PORT, 0, 8);
-    let interrupt = Interrupt::new(true, true, false, false, layout::COM1_GSI);
+    let interrupt = Interrupt::new(true, true, false, false, layout::SERIAL_LINE);
     serialise(&Device::new(
         "COM1".into(),
         vec![
