@@ -3,6 +3,7 @@
 use std::{fs, io, mem};
 
 use crate::config::{ImageConfig, Shape, Transport, VmConfig};
+use crate::kind::ErrorKind;
 
 /// Of every VM: KVM's, the loop of its devices, entropy and vsock, the agent's connection, the console, and some for clients
 /// of vsock and for files that are read when it boots.
@@ -30,6 +31,14 @@ pub struct TooFewDescriptors {
     pub open: usize,
     /// What may be open.
     pub limit: usize,
+}
+
+impl TooFewDescriptors {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Host
+    }
 }
 
 /// Descriptors of a VM when it boots.

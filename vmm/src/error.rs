@@ -13,6 +13,7 @@ use crate::command_line::CommandLineError;
 use crate::config::ConfigError;
 use crate::descriptors::TooFewDescriptors;
 use crate::guest::error::NotReady;
+use crate::kind::ErrorKind;
 use crate::kvm::{HostError, MachineError, VcpuPoolError};
 use crate::resources::error::{HotplugError, PartitionError};
 use crate::virtio_bus::DeviceError;
@@ -83,4 +84,25 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BuildError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config(error) => error.kind(),
+            Self::Descriptors(error) => error.kind(),
+            Self::Host(_) | Self::Machine(_) | Self::Map(_) | Self::Slot(_) | Self::System { .. } => ErrorKind::Host,
+            Self::Layout(_) | Self::CommandLine(_) | Self::Vsock(VsockError::ReservedCid(_)) => ErrorKind::Invalid,
+            Self::Disk(error) => error.kind(),
+            Self::Partition(error) => error.kind(),
+            Self::Vsock(VsockError::Listen(_)) => ErrorKind::Host,
+            Self::Device(error) => error.kind(),
+            Self::Boot(error) => error.kind(),
+            Self::Vcpus(error) => error.kind(),
+            Self::Ready(error) => error.kind(),
+            Self::SerialFile { source, .. } => ErrorKind::of_file(source),
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! What sort of error it is, for callers that branch: a server that answers with a status code, a program that tries again.
 
+use std::io;
+
 use serde::Serialize;
 
-/// The sort of an error. Every public error has one, beside its text.
+/// The sort of an error. Every error of the library has one, beside its text.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The caller asked for something that no VM like this can do: a value, a file or a combination of them.
+    /// The caller asked for something that no VM like this can do: a value, a file, or several together.
     Invalid,
     /// The caller named something that the VM does not have.
     NotFound,
@@ -20,19 +22,16 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// Says what sort of error each variant is.
-macro_rules! kinds {
-    ($($error:ty { $($pattern:pat => $kind:expr,)+ })+) => {
-        $(impl $error {
-            /// What sort of error it is.
-            #[must_use]
-            pub fn kind(&self) -> ErrorKind {
-                #[allow(clippy::enum_glob_use, reason = "the variants of one error at a time")]
-                use ErrorKind::{Conflict, Guest, Host, Internal, Invalid, NotFound};
-                match self {
-                    $($pattern => $kind,)+
-                }
-            }
-        })+
-    };
+impl ErrorKind {
+    /// The sort of an error with a file that the caller named.
+    pub(crate) fn of_file(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::PermissionDenied => Self::Invalid,
+            _ => Self::Host,
+        }
+    }
 }

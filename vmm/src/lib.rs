@@ -15,6 +15,7 @@ mod descriptors;
 mod end;
 mod error;
 mod guest;
+mod kind;
 mod kvm;
 mod lifecycle;
 mod parameters;
@@ -49,15 +50,15 @@ pub use guest::agent::{
     PartitionUse, StartFailure, Stream,
 };
 pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
+pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use resources::disks::{DiskInfo, DiskState, serial_of};
-pub use resources::error::{
-    DuplicateDisk, HotplugError, ImageError, InstanceError, LostLayer, PartitionError, PmemError,
-};
+pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::images::ImageInfo;
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User};
 pub use resources::partitions::{DiscardReport, PartitionInfo, PlugReport, UnplugReport};
+pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;
 pub use vm::Vm;

@@ -9,6 +9,7 @@ use bellows_memory::Discarder;
 use crate::console::Console;
 use crate::end::{EndSignal, VmEnd};
 use crate::guest::session::Session;
+use crate::kind::ErrorKind;
 use crate::kvm::{Gate, VcpuPool};
 use crate::virtio_bus::VirtioBus;
 
@@ -38,6 +39,14 @@ pub enum LifecycleError {
     /// It is over.
     #[error("the VM has ended: {0}")]
     Ended(VmEnd),
+}
+
+impl LifecycleError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Conflict
+    }
 }
 
 /// Where the VM stands at this moment.

@@ -12,6 +12,7 @@ use bellows_memory::GuestView;
 
 use crate::arch::legacy::Misplaced;
 use crate::arch::{Buses, RootBus, layout};
+use crate::kind::ErrorKind;
 use crate::kvm::{ExitNotice, ExitReason, Machine};
 
 /// Fewest root buses: 247 functions.
@@ -79,6 +80,21 @@ pub enum DeviceError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl DeviceError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Pci { source: PciError::Full { .. }, .. } | Self::Vectors { .. } => ErrorKind::Conflict,
+            Self::Pci { source: PciError::NotFound(_), .. } => ErrorKind::NotFound,
+            Self::Transport { source: TransportError::Vectors { .. }, .. }
+            | Self::Line { .. }
+            | Self::EventLoop { .. } => ErrorKind::Host,
+            Self::Transport { .. } | Self::Pci { .. } | Self::Bus { .. } => ErrorKind::Internal,
+        }
+    }
 }
 
 impl From<Misplaced> for DeviceError {

@@ -10,6 +10,7 @@ use bellows_protocol::values::{ImageId, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, check_path, count, error};
+use crate::kind::ErrorKind;
 
 /// Most layers of a flat image.
 pub const MAX_FLAT_LAYERS: usize = 1024;
@@ -268,6 +269,14 @@ impl fmt::Display for Shape {
 #[error("{0:?} is no shape: expected `layers` or `flat`")]
 pub struct ParseShapeError(String);
 
+impl ParseShapeError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+}
+
 impl FromStr for Shape {
     type Err = ParseShapeError;
 
@@ -293,6 +302,14 @@ impl fmt::Display for Transport {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0:?} is no transport: expected `blk` or `pmem`")]
 pub struct ParseTransportError(String);
+
+impl ParseTransportError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+}
 
 impl FromStr for Transport {
     type Err = ParseTransportError;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::kind::ErrorKind;
 pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
 use bellows_memory::{BLOCK, ByteSize};
@@ -128,6 +129,14 @@ impl fmt::Display for PartitionMode {
 #[error("{0:?} is no partition mode: expected `stock` or `extension`")]
 pub struct ParsePartitionModeError(String);
 
+impl ParsePartitionModeError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+}
+
 impl FromStr for PartitionMode {
     type Err = ParsePartitionModeError;
 
@@ -187,6 +196,14 @@ pub struct ConfigError {
     pub value: String,
     /// What may stand there.
     pub expected: String,
+}
+
+impl ConfigError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
 }
 
 impl VmConfig {

@@ -9,6 +9,7 @@ use bellows_protocol::ready::ReadyError as LineError;
 
 use super::agent::AgentError;
 use crate::end::VmEnd;
+use crate::kind::ErrorKind;
 
 /// The guest has no agent that could be asked.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,16 @@ pub enum NotRunning {
     /// The VM is over.
     #[error("the VM has ended: {0}")]
     Ended(VmEnd),
+}
+
+impl NotRunning {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotReady | Self::Paused | Self::Ended(_) => ErrorKind::Conflict,
+        }
+    }
 }
 
 /// Why the guest's agent did not get ready.
@@ -53,6 +64,18 @@ pub enum NotReady {
     Read(#[source] io::Error),
 }
 
+impl NotReady {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Bind { .. } => ErrorKind::Host,
+            Self::Ended(_) => ErrorKind::Conflict,
+            Self::Timeout(_) | Self::Line(_) | Self::Version(_) | Self::Read(_) => ErrorKind::Guest,
+        }
+    }
+}
+
 /// Why the guest can't be worked with.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadyError {
@@ -64,6 +87,17 @@ pub enum ReadyError {
     Agent(#[from] AgentError),
 }
 
+impl ReadyError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotReady(error) => error.kind(),
+            Self::Agent(error) => error.kind(),
+        }
+    }
+}
+
 /// Why there are no counters.
 #[derive(Debug, thiserror::Error)]
 pub enum StatisticsError {
@@ -73,4 +107,15 @@ pub enum StatisticsError {
     /// The agent failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
+}
+
+impl StatisticsError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotRunning(error) => error.kind(),
+            Self::Agent(error) => error.kind(),
+        }
+    }
 }

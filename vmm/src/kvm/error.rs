@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kvm_bindings::KVM_API_VERSION;
 
 use crate::arch;
+use crate::kind::ErrorKind;
 
 /// Why this host can't run VMs.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,17 @@ pub enum VcpuPoolError {
         #[source]
         source: io::Error,
     },
+}
+
+impl VcpuPoolError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Count { .. } => ErrorKind::Invalid,
+            Self::Setup { .. } | Self::Signal(_) | Self::Thread { .. } => ErrorKind::Host,
+        }
+    }
 }
 
 /// How a vCPU failed.

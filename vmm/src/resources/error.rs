@@ -3,13 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 
-use bellows_block::Digest;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{PlugError, UnplugError};
 use bellows_disk::DiskError;
 use bellows_memory::MapError;
+use bellows_memory::admission::AdmissionError;
 use bellows_memory::device_area::NoRoom;
-use bellows_memory::partition::{StillInUse, WaitError};
+use bellows_memory::partition::{StillInUse, TargetError, WaitError};
 use bellows_memory::slots::SlotError;
 use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::stream::StreamName;
@@ -19,7 +19,7 @@ use crate::config::ConfigError;
 use crate::descriptors::TooFewDescriptors;
 use crate::guest::agent::AgentError;
 use crate::guest::error::NotRunning;
-use crate::kvm::VcpuError;
+use crate::kind::ErrorKind;
 use crate::virtio_bus::DeviceError;
 
 /// First kernel that finds the layers of a flat image on its one disk.
@@ -75,6 +75,23 @@ pub enum HotplugError {
     },
 }
 
+impl HotplugError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Disk(error) => of_disk(error),
+            Self::Duplicate(error) => error.kind(),
+            Self::Descriptors(error) => error.kind(),
+            Self::Device(error) => error.kind(),
+            Self::Pmem(error) => error.kind(),
+            Self::NotRunning(error) => error.kind(),
+            Self::NoDisk(_) => ErrorKind::NotFound,
+            Self::NotBound { source, .. } | Self::NotReleased { source, .. } => source.kind(),
+        }
+    }
+}
+
 /// Two disks with one serial number.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the disk `{path}` has the serial number {serial} of `{other}`")]
@@ -85,6 +102,14 @@ pub struct DuplicateDisk {
     pub other: PathBuf,
     /// What they have in common.
     pub serial: String,
+}
+
+impl DuplicateDisk {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Conflict
+    }
 }
 
 /// Why the guest can't have files as memory.
@@ -98,17 +123,15 @@ pub enum PmemError {
     Slot(#[from] SlotError),
 }
 
-/// A layer's file failed under a guest that had it as memory.
-#[derive(Debug, thiserror::Error)]
-#[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
-pub struct LostLayer {
-    /// The layer, or the flat image whose metadata it was.
-    pub digest: Digest,
-    /// Its file.
-    pub path: PathBuf,
-    /// The vCPU that found out.
-    #[source]
-    pub source: VcpuError,
+impl PmemError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoRoom(_) => ErrorKind::Conflict,
+            Self::Slot(_) => ErrorKind::Host,
+        }
+    }
 }
 
 /// Why an image can't be had.
@@ -167,6 +190,23 @@ pub enum ImageError {
         #[source]
         source: AgentError,
     },
+}
+
+impl ImageError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config(error) => error.kind(),
+            Self::Unknown(_) => ErrorKind::NotFound,
+            Self::Exists(_) | Self::NotRecorded(_) => ErrorKind::Conflict,
+            Self::Flat { .. } => ErrorKind::Invalid,
+            Self::Touched { .. } => ErrorKind::Host,
+            Self::NotRunning(error) => error.kind(),
+            Self::Disks(error) => error.kind(),
+            Self::Agent { source, .. } => source.kind(),
+        }
+    }
 }
 
 /// Why something could not be done with a partition.
@@ -274,6 +314,32 @@ pub enum PartitionError {
     Map(#[from] MapError),
 }
 
+impl PartitionError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoPartition { .. } => ErrorKind::NotFound,
+            Self::NoDevice(_) | Self::HasDevice(_) | Self::StillInUse(_) => ErrorKind::Conflict,
+            Self::NotRunning(error) => error.kind(),
+            Self::Plug { source: PlugError::Refused(error), .. }
+            | Self::Unplug { source: UnplugError::Refused(error), .. } => of_target(error),
+            Self::Plug { source: PlugError::Incomplete(error), .. }
+            | Self::Unplug { source: UnplugError::Incomplete(error), .. } => of_wait(error),
+            Self::Unplug { source: UnplugError::Slots(_), .. }
+            | Self::Map(_)
+            | Self::Discard { source: WaitError::Timeout { .. }, .. } => ErrorKind::Host,
+            Self::Discard { source, .. } => of_wait(source),
+            Self::NotUsable { source, .. }
+            | Self::Inspect { source, .. }
+            | Self::NotBound { source, .. }
+            | Self::NotReleased { source, .. } => source.kind(),
+            Self::Descriptors(error) => error.kind(),
+            Self::Device(error) => error.kind(),
+        }
+    }
+}
+
 /// Why something could not be done with an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
@@ -365,6 +431,54 @@ pub enum InstanceError {
     },
 }
 
+impl InstanceError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Spec { .. } | Self::BaseLimit { .. } => ErrorKind::Invalid,
+            Self::NotPlugged { .. } => ErrorKind::Conflict,
+            Self::Partition(error) => error.kind(),
+            Self::NotRunning(error) => error.kind(),
+            Self::Agent { source, .. } => source.kind(),
+            Self::Connect { source, .. } => source.kind(),
+            Self::Stream { .. } => ErrorKind::Guest,
+            Self::PassOn { .. } => ErrorKind::Host,
+        }
+    }
+}
+
 fn or_others(others: usize) -> String {
     if others == 0 { String::new() } else { format!(", or one of {others} others") }
 }
+
+fn of_disk(error: &DiskError) -> ErrorKind {
+    match error {
+        DiskError::Open { source, .. } => ErrorKind::of_file(source),
+        _ => ErrorKind::Invalid,
+    }
+}
+
+fn of_target(error: &TargetError) -> ErrorKind {
+    match error {
+        TargetError::Size(..) => ErrorKind::Invalid,
+        TargetError::Admission(AdmissionError::Limit { .. })
+        | TargetError::Retired(_)
+        | TargetError::Superseded(_)
+        | TargetError::NoGrowth { .. }
+        | TargetError::NoShrinking { .. } => ErrorKind::Conflict,
+        TargetError::Admission(_) | TargetError::Broken(_) => ErrorKind::Host,
+    }
+}
+
+fn of_wait(error: &WaitError) -> ErrorKind {
+    match error {
+        WaitError::Timeout { .. } => ErrorKind::Guest,
+        WaitError::Superseded(_) | WaitError::Ended(_) => ErrorKind::Conflict,
+        WaitError::Failed(..) | WaitError::NotDiscarded(..) => ErrorKind::Host,
+    }
+}
+
+#[cfg(test)]
+#[path = "error_test.rs"]
+mod tests;

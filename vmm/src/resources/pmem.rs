@@ -5,15 +5,38 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bellows_block::{ImageMapping, ReadSet, StoredFile};
+use bellows_block::{Digest, ImageMapping, ReadSet, StoredFile};
 use bellows_memory::device_area::{DeviceArea, DeviceMemory};
 use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress};
 
-use super::error::{LostLayer, PmemError};
+use super::error::PmemError;
+use crate::kind::ErrorKind;
 use crate::kvm::{ExitReason, VcpuError};
+
+/// A layer's file failed under a guest that had it as memory.
+#[derive(Debug, thiserror::Error)]
+#[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
+pub struct LostLayer {
+    /// The layer, or the flat image whose metadata it was.
+    pub digest: Digest,
+    /// Its file.
+    pub path: PathBuf,
+    /// The vCPU that found out.
+    #[source]
+    pub source: VcpuError,
+}
+
+impl LostLayer {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Host
+    }
+}
 
 /// All windows of a VM.
 pub(crate) struct PmemWindows {

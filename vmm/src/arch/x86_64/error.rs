@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::layout;
 use crate::command_line::CommandLineError;
+use crate::kind::ErrorKind;
 
 /// Why a guest could not be put into memory.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,23 @@ pub enum BootError {
         #[source]
         source: vm_memory::GuestMemoryError,
     },
+}
+
+impl BootError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Kernel(error) => error.kind(),
+            Self::Acpi(error) => error.kind(),
+            Self::ReadInitramfs { source, .. } => ErrorKind::of_file(source),
+            Self::CommandLine(_)
+            | Self::NoInitramfs { .. }
+            | Self::NoRoomForInitramfs { .. }
+            | Self::TooLittleMemory { .. } => ErrorKind::Invalid,
+            Self::Memory { .. } => ErrorKind::Internal,
+        }
+    }
 }
 
 /// Why a file can't be booted.
@@ -140,6 +158,22 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { source, .. } => ErrorKind::of_file(source),
+            Self::NotAKernel { .. }
+            | Self::Elf { .. }
+            | Self::NoEntry64 { .. }
+            | Self::Truncated { .. }
+            | Self::NoRoom { .. }
+            | Self::Load { .. } => ErrorKind::Invalid,
+        }
+    }
+}
+
 /// Why an ELF file is no kernel of ours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ElfError {
@@ -201,4 +235,15 @@ pub enum AcpiError {
         /// What there is.
         room: u64,
     },
+}
+
+impl AcpiError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooLarge { .. } => ErrorKind::Invalid,
+            Self::BusNumber { .. } | Self::BusCount(_) | Self::EmptyRange { .. } => ErrorKind::Internal,
+        }
+    }
 }

@@ -11,6 +11,8 @@ use ttrpc::proto::{MessageHeader, Request, Response, Status};
 
 use super::*;
 use crate::end::VmEnd;
+use crate::kind::ErrorKind;
+use bellows_protocol::stream::{StreamName, StreamRequest};
 
 #[derive(Default)]
 struct FakeAgent {
@@ -117,6 +119,29 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
             scope.spawn(move || assert_eq!(wait(client, &code.to_string()).unwrap().code, code));
         }
     });
+}
+
+#[test]
+fn nothing_is_asked_of_a_paused_guest() {
+    let fake = Arc::new(FakeAgent { version: PROTOCOL_VERSION, ..Default::default() });
+    let fixture = Fixture::with_agent(fake.clone());
+    let client = fixture.connect().unwrap();
+    fixture.end.set_paused(true);
+    let stream = StreamRequest { instance: id("a"), process: ProcessId::init(), stream: StreamName::Stdout };
+    let refused = [
+        client.signal_process(&id("a"), &ProcessId::init(), 15).unwrap_err(),
+        client.start_instance(&agent::StartInstanceRequest::new()).unwrap_err(),
+        client.remove_instance(&id("a"), SHORT).unwrap_err(),
+        client.connect_stream(stream).unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, AgentError::Paused { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    }
+    assert!(fake.signals.lock().unwrap().is_empty());
+    fixture.end.set_paused(false);
+    client.signal_process(&id("a"), &ProcessId::init(), 15).unwrap();
+    assert_eq!(*fake.signals.lock().unwrap(), [15]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod clock;
 mod connection;
+mod error;
 #[cfg(any(test, feature = "testing"))]
 pub mod exercise;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use bellows_protocol::stream::read_line;
 use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
 use connection::{CallError, Connection};
+pub use error::{AgentError, StartFailure};
 pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::{EnumOrUnknown, Message};
 use serde::Serialize;
@@ -55,81 +57,6 @@ const MAX_OK_LINE: usize = 32;
 const MAX_TEXT: usize = 300;
 /// Most reasons for migrations that are kept.
 const MAX_REASONS: usize = 32;
-
-/// Why a call to the agent failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The vsock device's socket can't be reached, or nobody listens in the guest.
-    #[error("cannot connect to the guest's agent through `{path}`")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
-    /// The VM is paused, so the agent was not asked.
-    #[error("the guest's agent cannot be asked for `{call}` while the VM is paused")]
-    Paused {
-        /// The call.
-        call: &'static str,
-    },
-    /// The agent did not answer in time.
-    #[error("the guest's agent did not answer `{call}` within {limit:?}")]
-    Timeout {
-        /// The call.
-        call: &'static str,
-        /// How long it could have taken.
-        limit: Duration,
-    },
-    /// The agent refused.
-    #[error("the guest's agent refused `{call}`: {message}")]
-    Refused {
-        /// The call.
-        call: &'static str,
-        /// What it says.
-        message: String,
-    },
-    /// The instance could not be started.
-    #[error("{message}")]
-    NotStarted {
-        /// Why not.
-        reason: StartFailure,
-        /// What the agent says.
-        message: String,
-    },
-    /// The connection failed, or ended with the VM.
-    #[error("`{call}` failed on the way to the guest's agent: {message}")]
-    Lost {
-        /// The call.
-        call: &'static str,
-        /// What went wrong.
-        message: String,
-    },
-    /// The answer can't be true.
-    #[error("the guest's agent answered `{call}` with {what} {value}: expected {expected}")]
-    Answer {
-        /// The call.
-        call: &'static str,
-        /// What in the answer.
-        what: &'static str,
-        /// Its value.
-        value: String,
-        /// What it could have been.
-        expected: String,
-    },
-}
-
-/// Why an instance could not be started.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum StartFailure {
-    /// Its command is not in the image, or the interpreter of that is not.
-    CommandNotFound,
-    /// Its command is there, but can't be executed.
-    CommandNotExecutable,
-    /// Something else.
-    Other,
-}
 
 /// What a guest says of itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -520,7 +447,9 @@ fn start_failure(code: EnumOrUnknown<Code>) -> StartFailure {
 fn call_error(call: &'static str, error: CallError) -> AgentError {
     match error {
         CallError::Timeout(limit) => AgentError::Timeout { call, limit },
-        CallError::Refused { message, .. } => AgentError::Refused { call, message: shown(&message) },
+        CallError::Refused { code, message } => {
+            AgentError::Refused { call, message: shown(&message), reason: error::reason(code) }
+        }
         CallError::Lost(message) => AgentError::Lost { call, message: shown(&message) },
     }
 }

@@ -12,6 +12,7 @@ use bellows_protocol::stream::{
 use bellows_protocol::{STREAM_PORT, stream::StreamName};
 
 use super::{AgentClient, AgentError, SHORT, handshake, shown};
+use crate::kind::ErrorKind;
 
 /// A stream of a process, connected: what the process writes can be read here, and what is written here it can read.
 ///
@@ -119,7 +120,7 @@ impl AgentClient {
         match parse_answer_line(&answer) {
             Ok(()) => {}
             Err(AnswerError::Refused(why)) => {
-                return Err(AgentError::Refused { call: "stream", message: shown(&why) });
+                return Err(AgentError::Refused { call: "stream", message: shown(&why), reason: ErrorKind::Conflict });
             }
             Err(error) => return Err(lost(shown(&error.to_string()))),
         }

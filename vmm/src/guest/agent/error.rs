@@ -1,0 +1,116 @@
+//! Why a call to the agent failed.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use protobuf::EnumOrUnknown;
+use ttrpc::Code;
+
+use crate::kind::ErrorKind;
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The vsock device's socket can't be reached, or nobody listens in the guest.
+    #[error("cannot connect to the guest's agent through `{path}`")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The VM is paused, so the agent was not asked.
+    #[error("the guest's agent cannot be asked for `{call}` while the VM is paused")]
+    Paused {
+        /// The call.
+        call: &'static str,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest's agent did not answer `{call}` within {limit:?}")]
+    Timeout {
+        /// The call.
+        call: &'static str,
+        /// How long it could have taken.
+        limit: Duration,
+    },
+    /// The agent refused.
+    #[error("the guest's agent refused `{call}`: {message}")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// What it says.
+        message: String,
+        /// The sort of its reason, by its word.
+        reason: ErrorKind,
+    },
+    /// The instance could not be started.
+    #[error("{message}")]
+    NotStarted {
+        /// Why not.
+        reason: StartFailure,
+        /// What the agent says.
+        message: String,
+    },
+    /// The connection failed, or ended with the VM.
+    #[error("`{call}` failed on the way to the guest's agent: {message}")]
+    Lost {
+        /// The call.
+        call: &'static str,
+        /// What went wrong.
+        message: String,
+    },
+    /// The answer can't be true.
+    #[error("the guest's agent answered `{call}` with {what} {value}: expected {expected}")]
+    Answer {
+        /// The call.
+        call: &'static str,
+        /// What in the answer.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What it could have been.
+        expected: String,
+    },
+}
+
+impl AgentError {
+    /// What sort of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Paused { .. } => ErrorKind::Conflict,
+            Self::Refused { reason, .. } => *reason,
+            Self::NotStarted { reason: StartFailure::CommandNotFound | StartFailure::CommandNotExecutable, .. } => {
+                ErrorKind::Invalid
+            }
+            Self::NotStarted { reason: StartFailure::Other, .. }
+            | Self::Connect { .. }
+            | Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Answer { .. } => ErrorKind::Guest,
+        }
+    }
+}
+
+/// Why an instance could not be started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StartFailure {
+    /// Its command is not in the image, or the interpreter of that is not.
+    CommandNotFound,
+    /// Its command is there, but can't be executed.
+    CommandNotExecutable,
+    /// Something else.
+    Other,
+}
+
+/// The sort of a refusal, by the agent's code.
+pub(super) fn reason(code: EnumOrUnknown<Code>) -> ErrorKind {
+    match code.enum_value() {
+        Ok(Code::INVALID_ARGUMENT) => ErrorKind::Invalid,
+        Ok(Code::NOT_FOUND) => ErrorKind::NotFound,
+        Ok(Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION) => ErrorKind::Conflict,
+        _ => ErrorKind::Guest,
+    }
+}
