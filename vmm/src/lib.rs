@@ -3,7 +3,8 @@
 //! What happens between "run this image" and "memory is back": a [`VmBuilder`] makes and starts a [`Vm`];
 //! [`Vm::wait_ready`] waits for the guest's agent; [`Vm::mount_image`] mounts layers; [`Vm::plug`] gives a partition
 //! memory; [`Vm::start_instance`] runs a function in it; [`Instance::remove`] takes it apart; [`Vm::unplug`] and
-//! [`Vm::await_discard`] give the memory back to the host. There is no global state: any number of VMs may run in a process.
+//! [`Vm::await_discard`] give the memory back to the host. [`Vm::pause`] and [`Vm::resume`] stop a VM for a while. There is no
+//! global state: any number of VMs may run in a process. Every error has a text for people and an [`ErrorKind`] for programs.
 
 mod arch;
 mod builder;
@@ -18,6 +19,7 @@ mod guest;
 mod kind;
 mod kvm;
 mod lifecycle;
+mod model;
 mod parameters;
 mod resident;
 mod resources;
@@ -45,19 +47,18 @@ pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 #[cfg(feature = "testing")]
 pub use guest::agent::exercise::exercise as exercise_agent_client;
-pub use guest::agent::{
-    AgentError, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, OomLimit,
-    PartitionUse, StartFailure, Stream,
-};
+pub use guest::agent::{AgentError, StartFailure, Stream};
 pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
 pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
-pub use resources::disks::{DiskInfo, DiskState, serial_of};
+pub use model::{
+    DiscardReport, DiskInfo, DiskState, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes,
+    Holder, ImageInfo, OomLimit, PartitionInfo, PartitionUse, PlugReport, UnplugReport,
+};
+pub use resources::disks::serial_of;
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
-pub use resources::images::ImageInfo;
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User};
-pub use resources::partitions::{DiscardReport, PartitionInfo, PlugReport, UnplugReport};
 pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;

@@ -15,17 +15,20 @@ use crate::arch::Buses;
 use crate::config::{DriveConfig, ImageConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
-use crate::guest::agent::{GuestInfo, GuestStatistics, PartitionUse};
 use crate::guest::error::{ReadyError, StatisticsError};
 use crate::guest::session::Session;
 use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
+use crate::model::{
+    DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, PartitionInfo, PartitionUse, PlugReport,
+    UnplugReport,
+};
 use crate::resident::resident_bytes;
-use crate::resources::disks::{DiskInfo, Disks};
+use crate::resources::disks::Disks;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
-use crate::resources::images::{ImageInfo, Images};
+use crate::resources::images::Images;
 use crate::resources::instances::{Instance, InstanceSpec, Instances};
-use crate::resources::partitions::{DiscardReport, PartitionInfo, Partitions, PlugReport, UnplugReport};
+use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
 /// A running VM, made by [`VmBuilder`](crate::VmBuilder). All methods may be called from any thread. Dropping it stops it

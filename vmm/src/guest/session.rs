@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use bellows_memory::ByteSize;
 use bellows_protocol::ready::BootTimes;
 
-use super::agent::{AgentClient, GuestInfo, GuestStatistics, SHORT};
+use super::agent::{AgentClient, SHORT};
 use super::error::{NotRunning, ReadyError, StatisticsError};
 use super::ready::ReadyListener;
 use super::rendezvous::Rendezvous;
 use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
+use crate::model::{GuestInfo, GuestStatistics};
 
 /// Everything that talks to the guest takes this: it says whether there is an agent to ask.
 pub(crate) struct Session {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
-use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Block, Pmem};
 
 use bellows_disk::{Disk, DiskError, DiskId, RawDisk};
@@ -23,6 +22,7 @@ use crate::config::{DriveConfig, LayerConfig, Transport};
 use crate::descriptors;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
+use crate::model::{DiskInfo, DiskState};
 use crate::virtio_bus::{DeviceError, VirtioBus};
 
 /// All disks of a VM, by serial number.
@@ -180,32 +180,6 @@ impl Disks {
         drop(change.remove(&disk.serial));
         Ok(())
     }
-}
-
-/// Where a disk stands with the guest.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum DiskState {
-    /// It was there when the guest booted, or a driver has bound.
-    Attached,
-    /// It is on the bus, but the guest did not say that a driver has bound.
-    Unbound,
-}
-
-/// A disk of a VM.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct DiskInfo {
-    /// Its serial number.
-    pub serial: String,
-    /// Its file.
-    pub path: PathBuf,
-    /// Whether the guest can't write.
-    pub read_only: bool,
-    /// How it reaches the guest.
-    pub transport: Transport,
-    /// Where it is on the bus.
-    pub address: PciAddress,
-    /// Where it stands with the guest.
-    pub state: DiskState,
 }
 
 pub(crate) struct Entry {

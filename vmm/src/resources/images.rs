@@ -10,13 +10,14 @@ use bellows_block::{Prefetch, ReadSet, StoredFile};
 use bellows_disk::DiskError;
 use bellows_protocol::values::{ImageId, MAX_LAYERS};
 
-use super::disks::{DiskChange, DiskInfo, DiskState, Disks, Opened, serial_of};
+use super::disks::{DiskChange, Disks, Opened, serial_of};
 use super::error::{FLAT_KERNEL, HotplugError, ImageError};
 use super::table::{Change, Hotplug};
-use crate::config::{FlatConfig, ImageConfig, Shape, Transport};
+use crate::config::{FlatConfig, ImageConfig, Shape};
 use crate::descriptors;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
+use crate::model::{DiskInfo, DiskState, ImageInfo};
 use crate::virtio_bus::VirtioBus;
 
 /// All images of a VM, by name.
@@ -248,23 +249,6 @@ fn place(
     }
 }
 
-/// An image of a VM.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ImageInfo {
-    /// What instances call it.
-    pub id: ImageId,
-    /// How its layers are put together.
-    pub shape: Shape,
-    /// How its disks reach the guest.
-    pub transport: Transport,
-    /// Serial numbers of its disks, the lowest layer's first.
-    pub disks: Vec<String>,
-    /// Whether instances can run it.
-    pub mounted: bool,
-    /// Bytes of its files that the host was told to read ahead.
-    pub prefetched: u64,
-}
-
 #[derive(Clone)]
 pub(crate) struct Entry {
     config: ImageConfig,
@@ -346,6 +330,7 @@ mod tests {
     use ttrpc::{Code, TtrpcContext};
 
     use super::*;
+    use crate::config::Transport;
     use crate::guest::agent::fixture::Fixture;
 
     /// An agent that says of some images that it could not mount them.

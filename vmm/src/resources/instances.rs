@@ -13,8 +13,9 @@ use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, V
 use super::error::InstanceError;
 use super::partitions::Partitions;
 use super::processes::{Forwarding, Process, ProcessSpec};
-use crate::guest::agent::{AgentClient, AgentError, ExitStatus};
+use crate::guest::agent::{AgentClient, AgentError};
 use crate::guest::session::Session;
+use crate::model::ExitStatus;
 
 /// Processes and threads that an instance may have if nothing else is said.
 pub const DEFAULT_PIDS_MAX: u32 = 1024;

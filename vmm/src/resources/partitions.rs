@@ -7,7 +7,7 @@ use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Mem, MemHandle, UnplugError};
 use bellows_memory::discard::DiscardQueue;
-use bellows_memory::partition::{Report, WaitError};
+use bellows_memory::partition::WaitError;
 use bellows_memory::slots::SlotTable;
 use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
 
@@ -17,8 +17,9 @@ use crate::config::PartitionMode;
 use crate::deadline::Deadline;
 use crate::descriptors;
 use crate::end::EndSignal;
-use crate::guest::agent::{AgentClient, GuestDriver, PartitionUse};
+use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
+use crate::model::{DiscardReport, GuestDriver, PartitionInfo, PartitionUse, PlugReport, UnplugReport};
 use crate::virtio_bus::VirtioBus;
 
 /// All partitions of a VM.
@@ -258,65 +259,6 @@ impl Entry {
     fn set_mode(&self, mode: PartitionMode) {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = Some(mode);
     }
-}
-
-/// What plugging a partition took.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct PlugReport {
-    /// What is plugged.
-    pub bytes: ByteSize,
-    /// Until the guest had accepted all of it.
-    pub accepted: Duration,
-    /// Until the agent had found it online, on the partition's node and in the movable zone.
-    pub usable: Duration,
-    /// How the guest keeps the partition apart.
-    pub mode: PartitionMode,
-    /// What the guest's driver says; `None` with a stock kernel.
-    pub driver: Option<GuestDriver>,
-}
-
-/// What unplugging a partition took.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct UnplugReport {
-    /// Until the guest had given back what it does give back.
-    pub unplug: Duration,
-    /// Of that, changing memory slots.
-    pub slots: Duration,
-    /// Of that, waiting for device requests in flight.
-    pub drain: Duration,
-    /// What the guest kept.
-    pub left: ByteSize,
-    /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel can't tell.
-    pub migrated_pages: Option<u64>,
-    /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel can't tell.
-    pub zeroed_pages: Option<u64>,
-    /// How the guest's driver stands, and by its own account took part; `None` with a stock kernel. With memory left it says
-    /// how many pages are in use.
-    pub driver: Option<GuestDriver>,
-}
-
-/// What freeing a partition's memory on the host took.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct DiscardReport {
-    /// Time in which memory was freed, on a thread of its own.
-    pub discard: Duration,
-    /// Bytes that had pages and went back to the host.
-    pub discarded: ByteSize,
-}
-
-/// A partition of a VM.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct PartitionInfo {
-    /// Its memory.
-    pub memory: Report,
-    /// First guest-physical address of its window.
-    pub address: u64,
-    /// Its device.
-    pub device: PciAddress,
-    /// Whether a driver has bound, as far as is known.
-    pub attached: bool,
-    /// How the guest kept it apart when it was plugged last; `None` before it was.
-    pub mode: Option<PartitionMode>,
 }
 
 /// How long the agent may take at most for each of its parts in an unplug: to count pages, before the guest is asked for

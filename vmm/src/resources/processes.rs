@@ -13,7 +13,8 @@ use bellows_protocol::values::{
 };
 
 use super::error::InstanceError;
-use crate::guest::agent::{AgentClient, AgentError, ExitStatus, Stream, terminal_size};
+use crate::guest::agent::{AgentClient, AgentError, Stream, terminal_size};
+use crate::model::ExitStatus;
 
 /// Bytes that are passed on at once.
 const BUFFER_BYTES: usize = 64 << 10;

@@ -14,7 +14,6 @@ mod partition;
 mod stream;
 mod writer;
 
-use std::fmt;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -30,9 +29,7 @@ use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
 use connection::{CallError, Connection};
 pub use error::{AgentError, StartFailure};
-pub use partition::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 use protobuf::{EnumOrUnknown, Message};
-use serde::Serialize;
 use stream::OpenStreams;
 pub use stream::Stream;
 use ttrpc::Code;
@@ -40,6 +37,7 @@ use ttrpc::Code;
 use crate::config::PartitionMode;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::end::EndSignal;
+use crate::model::{ExitStatus, GuestInfo, GuestStatistics, OomLimit, PartitionUse};
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
@@ -57,68 +55,6 @@ const MAX_OK_LINE: usize = 32;
 const MAX_TEXT: usize = 300;
 /// Most reasons for migrations that are kept.
 const MAX_REASONS: usize = 32;
-
-/// What a guest says of itself.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct GuestInfo {
-    /// Version of the agent.
-    pub agent_version: String,
-    /// Release of the kernel, as `uname -r` shows it.
-    pub kernel_release: String,
-    /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
-    pub partition_mode: PartitionMode,
-    /// What all instances together may have of base memory.
-    pub instances_base: ByteSize,
-}
-
-/// How an instance ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ExitStatus {
-    /// As a shell gives it: the exit code, or 128 + the signal's number.
-    pub code: u8,
-    /// The kernel killed the instance, or a process of it, for lack of memory.
-    pub oom_killed: bool,
-    /// Which limit it had met then.
-    pub oom_limit: Option<OomLimit>,
-}
-
-/// Which limit an instance had met when the guest's kernel killed it for lack of memory.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OomLimit {
-    /// The size of its partition.
-    Partition,
-    /// Its limit on base memory.
-    Base,
-    /// Its `memory_max`, or with a stock kernel what bounds memory in the partition and base memory together.
-    MemoryMax,
-    /// None of its own: the guest had no memory left.
-    Guest,
-}
-
-impl fmt::Display for OomLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Partition => "its partition was full",
-            Self::Base => "it had reached its limit on base memory",
-            Self::MemoryMax => "it had reached its memory.max",
-            Self::Guest => "the guest had none left",
-        })
-    }
-}
-
-/// Counters of the guest's kernel since boot.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct GuestStatistics {
-    /// Pages migrated because memory was unplugged or had to be contiguous.
-    pub migrated_pages: u64,
-    /// Pages migrated for any reason, by reason, where the kernel counts so: ours does.
-    pub migrated_by_reason: Vec<(String, u64)>,
-    /// Pages zeroed because memory was unplugged, where the kernel counts so: ours does.
-    pub zeroed_pages: Option<u64>,
-    /// Time that the guest's CPUs were not idle.
-    pub cpu: Duration,
-}
 
 /// A connection to the guest's agent, and those to streams of processes. Any number of threads may call at once.
 pub(crate) struct AgentClient {

@@ -6,94 +6,10 @@ use bellows_protocol::agent::{self, DriverState};
 
 use super::{AgentError, answer_error, expect, shown};
 use crate::config::PartitionMode;
+use crate::model::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 
 /// Most holders of a partition that are kept, and most mounts.
 const MAX_HOLDERS: usize = 256;
-
-/// What a partition's memory is used for, as the guest says.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PartitionUse {
-    /// Memory of the node; none while it is parked.
-    pub total_bytes: u64,
-    /// Free memory of the node.
-    pub free_bytes: u64,
-    /// Anonymous memory and shared memory.
-    pub anonymous_bytes: u64,
-    /// Page cache.
-    pub file_bytes: u64,
-    /// Processes with memory there.
-    pub holders: Vec<Holder>,
-    /// Where tmpfs are mounted that belong to the partition, with the extension.
-    pub tmpfs_mounts: Vec<String>,
-    /// What the guest's driver says; `None` with a stock kernel.
-    pub driver: Option<GuestDriver>,
-}
-
-/// A process that has memory in a partition.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Holder {
-    /// Its number in the guest.
-    pub pid: u32,
-    /// Its command.
-    pub command: String,
-    /// How much.
-    pub bytes: u64,
-}
-
-/// What the guest kernel's driver says of a partition's device. Nothing on the host depends on it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct GuestDriver {
-    /// What it is doing.
-    pub state: GuestState,
-    /// Who keeps the partition's memory apart.
-    pub mode: PartitionMode,
-    /// 4 KiB pages in use, with the extension.
-    pub allocated_pages: u64,
-    /// How often it was parked.
-    pub parks: u64,
-    /// How often it was plugged from there.
-    pub unparks: u64,
-    /// How often a park found pages in use.
-    pub park_misses: u64,
-    /// The last plug request that was complete.
-    pub last_plug: GuestTimes,
-    /// The last unplug request that was complete.
-    pub last_unplug: GuestTimes,
-}
-
-/// What a driver is doing.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum GuestState {
-    /// Taking memory.
-    Plugging,
-    /// Nothing: all that it is to have is there.
-    Online,
-    /// Giving memory back.
-    Draining,
-    /// Nothing: all memory is back, and it kept its memory map.
-    Parked,
-    /// Nothing: all memory is back.
-    Empty,
-    /// Nothing any more.
-    Broken,
-}
-
-/// What a request took, by the guest's clock.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct GuestTimes {
-    /// From when the driver started to work to when the host had acknowledged all of it.
-    pub total: Duration,
-    /// Of that, waiting for the host.
-    pub host: Duration,
-}
-
-impl GuestTimes {
-    /// The guest's own part.
-    #[must_use]
-    pub fn guest(&self) -> Duration {
-        self.total.saturating_sub(self.host)
-    }
-}
 
 impl PartitionUse {
     pub(super) fn parse(call: &'static str, node: u32, answer: agent::PartitionMemory) -> Result<Self, AgentError> {

@@ -1,0 +1,327 @@
+//! What a VM reports, as plain data: the same types for the library, for `--json` and for servers.
+//!
+//! In JSON, sizes are numbers of bytes; durations are milliseconds, and their names end in
+//! `_ms`; addresses and names are text.
+
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bellows_devices::pci::PciAddress;
+use bellows_memory::partition::Report;
+use bellows_memory::{ByteSize, PartitionId};
+use bellows_protocol::values::ImageId;
+use serde::{Serialize, Serializer};
+
+use crate::config::{PartitionMode, Shape, Transport};
+
+/// What a partition's memory is used for, as the guest says.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct PartitionUse {
+    /// Memory of the node; none while it is parked.
+    pub total_bytes: u64,
+    /// Free memory of the node.
+    pub free_bytes: u64,
+    /// Anonymous memory and shared memory.
+    pub anonymous_bytes: u64,
+    /// Page cache.
+    pub file_bytes: u64,
+    /// Processes with memory there.
+    pub holders: Vec<Holder>,
+    /// Where tmpfs are mounted that belong to the partition, with the extension.
+    pub tmpfs_mounts: Vec<String>,
+    /// What the guest's driver says; `None` with a stock kernel.
+    pub driver: Option<GuestDriver>,
+}
+
+/// A process that has memory in a partition.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Holder {
+    /// Its number in the guest.
+    pub pid: u32,
+    /// Its command.
+    pub command: String,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// What the guest kernel's driver says of a partition's device. Nothing on the host depends on it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct GuestDriver {
+    /// What it is doing.
+    pub state: GuestState,
+    /// Who keeps the partition's memory apart.
+    pub mode: PartitionMode,
+    /// 4 KiB pages in use, with the extension.
+    pub allocated_pages: u64,
+    /// How often it was parked.
+    pub parks: u64,
+    /// How often it was plugged from there.
+    pub unparks: u64,
+    /// How often a park found pages in use.
+    pub park_misses: u64,
+    /// The last plug request that was complete.
+    pub last_plug: GuestTimes,
+    /// The last unplug request that was complete.
+    pub last_unplug: GuestTimes,
+}
+
+/// What a driver is doing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestState {
+    /// Taking memory.
+    Plugging,
+    /// Nothing: all that it is to have is there.
+    Online,
+    /// Giving memory back.
+    Draining,
+    /// Nothing: all memory is back, and it kept its memory map.
+    Parked,
+    /// Nothing: all memory is back.
+    Empty,
+    /// Nothing any more.
+    Broken,
+}
+
+/// What a request took, by the guest's clock.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct GuestTimes {
+    /// From when the driver started to work to when the host had acknowledged all of it.
+    #[serde(rename = "total_ms", serialize_with = "milliseconds")]
+    pub total: Duration,
+    /// Of that, waiting for the host.
+    #[serde(rename = "host_ms", serialize_with = "milliseconds")]
+    pub host: Duration,
+}
+
+impl GuestTimes {
+    /// The guest's own part.
+    #[must_use]
+    pub fn guest(&self) -> Duration {
+        self.total.saturating_sub(self.host)
+    }
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GuestInfo {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Release of the kernel, as `uname -r` shows it.
+    pub kernel_release: String,
+    /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
+    pub partition_mode: PartitionMode,
+    /// What all instances together may have of base memory.
+    pub instances_base: ByteSize,
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct ExitStatus {
+    /// As a shell gives it: the exit code, or 128 + the signal's number.
+    pub code: u8,
+    /// The kernel killed the instance, or a process of it, for lack of memory.
+    pub oom_killed: bool,
+    /// Which limit it had met then.
+    pub oom_limit: Option<OomLimit>,
+}
+
+/// Which limit an instance had met when the guest's kernel killed it for lack of memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomLimit {
+    /// The size of its partition.
+    Partition,
+    /// Its limit on base memory.
+    Base,
+    /// Its `memory_max`, or with a stock kernel what bounds memory in the partition and base memory together.
+    MemoryMax,
+    /// None of its own: the guest had no memory left.
+    Guest,
+}
+
+impl fmt::Display for OomLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Partition => "its partition was full",
+            Self::Base => "it had reached its limit on base memory",
+            Self::MemoryMax => "it had reached its memory.max",
+            Self::Guest => "the guest had none left",
+        })
+    }
+}
+
+/// Counters of the guest's kernel since boot.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct GuestStatistics {
+    /// Pages migrated because memory was unplugged or had to be contiguous.
+    pub migrated_pages: u64,
+    /// Pages migrated for any reason, by reason, where the kernel counts so: ours does.
+    pub migrated_by_reason: Vec<(String, u64)>,
+    /// Pages zeroed because memory was unplugged, where the kernel counts so: ours does.
+    pub zeroed_pages: Option<u64>,
+    /// Time that the guest's CPUs were not idle.
+    #[serde(rename = "cpu_ms", serialize_with = "milliseconds")]
+    pub cpu: Duration,
+}
+
+/// What plugging a partition took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct PlugReport {
+    /// What is plugged.
+    pub bytes: ByteSize,
+    /// Until the guest had accepted all of it.
+    #[serde(rename = "accepted_ms", serialize_with = "milliseconds")]
+    pub accepted: Duration,
+    /// Until the agent had found it online, on the partition's node and in the movable zone.
+    #[serde(rename = "usable_ms", serialize_with = "milliseconds")]
+    pub usable: Duration,
+    /// How the guest keeps the partition apart.
+    pub mode: PartitionMode,
+    /// What the guest's driver says; `None` with a stock kernel.
+    pub driver: Option<GuestDriver>,
+}
+
+/// What unplugging a partition took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct UnplugReport {
+    /// Until the guest had given back what it does give back.
+    #[serde(rename = "unplug_ms", serialize_with = "milliseconds")]
+    pub unplug: Duration,
+    /// Of that, changing memory slots.
+    #[serde(rename = "slots_ms", serialize_with = "milliseconds")]
+    pub slots: Duration,
+    /// Of that, waiting for device requests in flight.
+    #[serde(rename = "drain_ms", serialize_with = "milliseconds")]
+    pub drain: Duration,
+    /// What the guest kept.
+    pub left: ByteSize,
+    /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    pub migrated_pages: Option<u64>,
+    /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    pub zeroed_pages: Option<u64>,
+    /// How the guest's driver stands, and by its own account took part; `None` with a stock kernel. With memory left it says
+    /// how many pages are in use.
+    pub driver: Option<GuestDriver>,
+}
+
+/// What freeing a partition's memory on the host took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct DiscardReport {
+    /// Time in which memory was freed, on a thread of its own.
+    #[serde(rename = "discard_ms", serialize_with = "milliseconds")]
+    pub discard: Duration,
+    /// Bytes that had pages and went back to the host.
+    pub discarded: ByteSize,
+}
+
+/// A partition of a VM.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct PartitionInfo {
+    /// Its memory.
+    #[serde(serialize_with = "figures")]
+    pub memory: Report,
+    /// First guest-physical address of its window.
+    pub address: u64,
+    /// Its device.
+    #[serde(serialize_with = "text")]
+    pub device: PciAddress,
+    /// Whether a driver has bound, as far as is known.
+    pub attached: bool,
+    /// How the guest kept it apart when it was plugged last; `None` before it was.
+    pub mode: Option<PartitionMode>,
+}
+
+/// Where a disk stands with the guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// It was there when the guest booted, or a driver has bound.
+    Attached,
+    /// It is on the bus, but the guest did not say that a driver has bound.
+    Unbound,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct DiskInfo {
+    /// Its serial number.
+    pub serial: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether the guest can't write.
+    pub read_only: bool,
+    /// How it reaches the guest.
+    pub transport: Transport,
+    /// Where it is on the bus.
+    #[serde(serialize_with = "text")]
+    pub address: PciAddress,
+    /// Where it stands with the guest.
+    pub state: DiskState,
+}
+
+/// An image of a VM.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ImageInfo {
+    /// What instances call it.
+    #[serde(serialize_with = "text")]
+    pub id: ImageId,
+    /// How its layers are put together.
+    pub shape: Shape,
+    /// How its disks reach the guest.
+    pub transport: Transport,
+    /// Serial numbers of its disks, the lowest layer's first.
+    pub disks: Vec<String>,
+    /// Whether instances can run it.
+    pub mounted: bool,
+    /// Bytes of its files that the host was told to read ahead.
+    pub prefetched: u64,
+}
+
+/// A partition's figures without those of its last target, which the reports of plugging and unplugging have.
+fn figures<S: Serializer>(report: &Report, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Figures {
+        id: PartitionId,
+        window: ByteSize,
+        target: ByteSize,
+        usable: ByteSize,
+        plugged: ByteSize,
+        discarding: ByteSize,
+        slots: usize,
+        unplugged: ByteSize,
+        discarded: ByteSize,
+    }
+    let &Report { id, window, target, usable, plugged, discarding, slots, unplugged, discarded, phases: _ } = report;
+    Figures { id, window, target, usable, plugged, discarding, slots, unplugged, discarded }.serialize(serializer)
+}
+
+fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64() * 1e3)
+}
+
+fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_milliseconds_and_addresses_are_text() {
+        let report = DiscardReport { discard: Duration::from_micros(1500), discarded: ByteSize::mib(2) };
+        assert_eq!(serde_json::to_value(report).unwrap()["discard_ms"], 1.5);
+        let disk = DiskInfo {
+            serial: "s".into(),
+            path: "/d".into(),
+            read_only: true,
+            transport: Transport::Blk,
+            address: PciAddress::new(0, 3, 0).unwrap(),
+            state: DiskState::Unbound,
+        };
+        let json = serde_json::to_value(&disk).unwrap();
+        assert_eq!((&json["address"], &json["state"]), (&"0000:00:03.0".into(), &"unbound".into()));
+    }
+}
