@@ -7,7 +7,7 @@ use vm_superio::{I8042Device, Trigger};
 
 use crate::bus::BusDevice;
 
-/// The command and status port alone; there is no data to be had at 0x60.
+/// The command and status port alone, without state; port 0x60 has no data.
 pub struct KeyboardController {
     device: Mutex<I8042Device<ResetLine>>,
 }

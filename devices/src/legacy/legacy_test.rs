@@ -99,6 +99,37 @@ fn a_failing_writer_does_not_fail_the_guest() {
 }
 
 #[test]
+fn a_serial_port_goes_on_from_its_state() {
+    let (port, _screen, _interrupt) = serial();
+    port.write(1, &[0x01]);
+    port.write(7, &[0x5a]);
+    let input: Vec<u8> = (0..100).collect();
+    assert_eq!(port.enqueue(&input), 100);
+    let state = port.save();
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(serde_json::from_str::<SerialPortState>(&text).unwrap(), state);
+
+    let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
+    let restored = SerialPort::restore(Box::new(Screen::default()), interrupt.try_clone().unwrap(), &state).unwrap();
+    assert_eq!(restored.save(), state);
+    assert!(interrupt.read().is_ok(), "the guest has yet to look");
+    assert_eq!(read(&restored, 7), 0x5a);
+    let read: Vec<u8> = (0..100).map(|_| read(&restored, DATA)).collect();
+    assert_eq!(read, input);
+
+    let restore = |change: fn(&mut SerialPortState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        let restored = SerialPort::restore(Box::new(Screen::default()), EventFd::new(0).unwrap(), &state);
+        restored.err().unwrap().to_string()
+    };
+    let error = restore(|state| state.waiting = vec![0; 4097]);
+    assert_eq!(error, "number of bytes that wait for the serial port is 4097: expected at most 4096");
+    let error = restore(|state| state.registers.in_buffer = vec![0; 65]);
+    assert!(error.starts_with("number of bytes in the serial port is 65: expected"), "{error}");
+}
+
+#[test]
 fn any_access_to_the_serial_port_is_survived() {
     let (port, _screen, _interrupt) = serial();
     for offset in 0..SerialPort::LEN {

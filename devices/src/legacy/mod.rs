@@ -6,7 +6,7 @@ mod serial;
 
 pub use keyboard_controller::KeyboardController;
 pub use power::{PowerPorts, PowerRequest};
-pub use serial::SerialPort;
+pub use serial::{SerialPort, SerialPortState};
 
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Registers are valid in any combination, whoever panicked.

@@ -14,7 +14,7 @@ pub enum PowerRequest {
     Reset,
 }
 
-/// The registers, one byte each.
+/// The registers, one byte each. They keep no state.
 pub struct PowerPorts {
     requested: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }

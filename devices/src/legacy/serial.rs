@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::Mutex;
 
-use vm_superio::Trigger;
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::{Error, NoEvents, Serial};
+use vm_superio::{SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::state::{RestoreError, Version};
 
 type Output = Box<dyn Write + Send>;
 
@@ -35,6 +37,34 @@ impl Trigger for Interrupt {
     }
 }
 
+/// State of a [`SerialPort`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SerialPortState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// Registers, and input that the guest has not read.
+    #[serde(with = "Registers")]
+    pub registers: SerialState,
+    /// Input that the port has no room for.
+    pub waiting: Vec<u8>,
+}
+
+/// The fields of [`SerialState`].
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "SerialState")]
+struct Registers {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
 impl SerialPort {
     /// Number of ports.
     pub const LEN: u64 = 8;
@@ -46,6 +76,35 @@ impl SerialPort {
     pub fn new(output: Output, interrupt: EventFd) -> Self {
         let port = Serial::new(Interrupt(interrupt), output);
         Self { state: Mutex::new(State { port, waiting: VecDeque::new(), complained: false }) }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn save(&self) -> SerialPortState {
+        let state = super::lock(&self.state);
+        SerialPortState {
+            version: Version,
+            registers: state.port.state(),
+            waiting: state.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// A port like [`SerialPort::new`] makes, that goes on from `state`. Signals `interrupt` if one was pending.
+    ///
+    /// # Errors
+    /// The state has more input than a port keeps.
+    pub fn restore(output: Output, interrupt: EventFd, state: &SerialPortState) -> Result<Self, RestoreError> {
+        let SerialPortState { registers, waiting, .. } = state;
+        if waiting.len() > Self::MAX_WAITING {
+            let expected = format!("at most {}", Self::MAX_WAITING);
+            return Err(RestoreError::new("number of bytes that wait for the serial port", waiting.len(), expected));
+        }
+        let port = Serial::from_state(registers, Interrupt(interrupt), NoEvents, output).map_err(|error| {
+            let expected = format!("a state that the port accepts ({error})");
+            RestoreError::new("number of bytes in the serial port", registers.in_buffer.len(), expected)
+        })?;
+        let waiting = waiting.iter().copied().collect();
+        Ok(Self { state: Mutex::new(State { port, waiting, complained: false }) })
     }
 
     /// Sends `input` to the guest and says how many bytes of it were taken: not all of them if the guest does not read.

@@ -1,9 +1,15 @@
 //! Where a function is.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 /// Bus, device and function number in segment 0; shown as Linux does, `0000:00:03.0`.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+///
+/// Serialised as it is shown.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct PciAddress {
     bus: u8,
     device: u8,
@@ -60,6 +66,39 @@ impl fmt::Display for PciAddress {
     }
 }
 
+/// A text that is not the address of a function in segment 0.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is not a PCI address: expected one like `0000:00:03.0`")]
+pub struct ParsePciAddressError(String);
+
+impl FromStr for PciAddress {
+    type Err = ParsePciAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (bus, rest) = text.strip_prefix("0000:")?.split_once(':')?;
+            let (device, function) = rest.split_once('.')?;
+            let number = |digits| u8::from_str_radix(digits, 16).ok();
+            Self::new(number(bus)?, number(device)?, number(function)?)
+        };
+        parse().filter(|address| address.to_string() == text).ok_or_else(|| ParsePciAddressError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for PciAddress {
+    type Error = ParsePciAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +112,16 @@ mod tests {
         assert_eq!(PciAddress::from_ecam_offset(1 << 28), None);
         assert_eq!(PciAddress::new(0, 32, 0), None);
         assert_eq!(PciAddress::new(0, 0, 8), None);
+    }
+
+    #[test]
+    fn is_read_as_it_is_shown() {
+        let address = PciAddress::new(1, 0x1f, 7).unwrap();
+        assert_eq!("0000:01:1f.7".parse(), Ok(address));
+        for text in ["", "0001:01:1f.7", "0000:01:20.0", "0000:01:1f.8", "0000:1:1f.7", "0000:01:+f.7", "0000:01:1f.7 "]
+        {
+            let error = text.parse::<PciAddress>().unwrap_err();
+            assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
+        }
     }
 }

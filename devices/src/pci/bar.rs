@@ -43,6 +43,21 @@ impl BarAllocator {
         Some(at)
     }
 
+    /// Takes exactly what [`BarAllocator::allocate`] handed out before; `false` if it is not free or not in the window.
+    pub fn take(&mut self, address: u64, bytes: u64) -> bool {
+        let Some(range) = AddressRange::new(address, bytes).filter(|range| self.window.contains(*range)) else {
+            return false;
+        };
+        // Parts don't overlap each other, so only the last one that begins at or below the range's end can overlap it.
+        let below = self.taken.range(..=range.last()).next_back();
+        let overlaps = below.is_some_and(|(&first, &len)| first + (len - 1) >= range.first());
+        if overlaps || !address.is_multiple_of(bytes) {
+            return false;
+        }
+        self.taken.insert(address, bytes);
+        true
+    }
+
     /// Gives back what [`BarAllocator::allocate`] handed out.
     pub fn free(&mut self, address: u64) {
         self.taken.remove(&address);

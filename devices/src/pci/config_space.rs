@@ -1,5 +1,10 @@
 //! Configuration space of a function (PCI Local Bus 3.0 section 6.1): bytes, and which of their bits a driver may write.
 
+use serde::{Deserialize, Serialize};
+use vm_memory::ByteValued;
+
+use crate::state::{RestoreError, Version, expect};
+
 /// Register offsets of a type 0 header.
 pub mod register {
     /// Vendor ID, 2 bytes.
@@ -88,6 +93,15 @@ pub struct ConfigSpace {
     link: u8,
 }
 
+/// State of a [`ConfigSpace`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ConfigSpaceState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// The 256 bytes of conventional configuration space.
+    pub bytes: Vec<u8>,
+}
+
 impl ConfigSpace {
     /// A function without BARs and capabilities, memory decoding off, as after reset.
     #[must_use]
@@ -118,24 +132,24 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Adds a capability: `id`, the link, then `body`, of which the driver may write the bits in `writable` (which may be
-    /// shorter). Returns the capability's offset.
+    /// Adds a capability, of which the driver may write the bits that are set in `writable`. Its first byte is its ID; its second,
+    /// the link to the next one, is filled in. Returns the capability's offset.
     ///
     /// # Errors
     /// There is no room.
-    pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> Result<u16, LayoutError> {
+    pub fn add_capability<C: ByteValued>(&mut self, capability: &C, writable: &C) -> Result<u16, LayoutError> {
         let at = self.end;
-        let error = LayoutError::Capability { len: body.len() + 2, used: at };
-        let end = (usize::from(at) + 2 + body.len()).next_multiple_of(4);
+        let error = LayoutError::Capability { len: size_of::<C>(), used: at };
+        let end = (usize::from(at) + size_of::<C>()).next_multiple_of(4);
         // The last bytes stay unused so that `end` fits.
         self.end = u8::try_from(end).map_err(|_| error)?;
         self.set(u16::from(self.link), &[at]);
         self.link = at + 1;
         self.set(register::STATUS, &STATUS_CAPABILITIES.to_le_bytes());
         let at = u16::from(at);
-        self.set(at, &[id, 0]);
-        self.set(at + 2, body);
-        self.allow(at + 2, &writable[..writable.len().min(body.len())]);
+        self.set(at, capability.as_slice());
+        self.set(at + 1, &[0]);
+        self.allow(at, writable.as_slice());
         Ok(at)
     }
 
@@ -181,6 +195,14 @@ impl ConfigSpace {
         u32::from_le_bytes(data)
     }
 
+    /// The structure at `offset`.
+    #[must_use]
+    pub fn obj_at<T: ByteValued + Default>(&self, offset: u16) -> T {
+        let mut value = T::default();
+        self.read(offset, value.as_mut_slice());
+        value
+    }
+
     /// Where memory BAR `index` is to be answered now: nowhere while memory decoding is off or if there is no such BAR.
     #[must_use]
     pub fn bar_address(&self, index: u8) -> Option<u32> {
@@ -197,6 +219,26 @@ impl ConfigSpace {
         if index < BARS {
             self.write(bar_register(index), &address.to_le_bytes());
         }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn save(&self) -> ConfigSpaceState {
+        ConfigSpaceState { version: Version, bytes: self.bytes.to_vec() }
+    }
+
+    /// Becomes what a space with the same BARs and capabilities was.
+    ///
+    /// # Errors
+    /// It had others; nothing changed.
+    pub fn restore(&mut self, state: &ConfigSpaceState) -> Result<(), RestoreError> {
+        expect("length of configuration space", &state.bytes.len(), &BYTES)?;
+        for (at, (&byte, &writable)) in state.bytes.iter().zip(&self.writable).enumerate() {
+            let fixed = format!("byte {at:#x} of configuration space, without bits that a driver may write,");
+            expect(&fixed, &(byte & !writable), &(self.bytes[at] & !writable))?;
+        }
+        self.bytes.copy_from_slice(&state.bytes);
+        Ok(())
     }
 
     /// Whether an access of `len` bytes at `offset` can change where BARs are answered.

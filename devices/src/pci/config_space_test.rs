@@ -12,8 +12,12 @@ fn space() -> ConfigSpace {
         subsystem: 0x0042,
     });
     space.add_memory_bar(0, 0x8000).unwrap();
-    space.add_capability(CAPABILITY_MSIX, &[0; 10], &[0, 0xc0]).unwrap();
-    space.add_capability(CAPABILITY_VENDOR, &[16, 1, 0], &[]).unwrap();
+    let mut msix = [0_u8; 12];
+    msix[0] = CAPABILITY_MSIX;
+    let mut writable = [0; 12];
+    writable[3] = 0xc0;
+    space.add_capability(&msix, &writable).unwrap();
+    space.add_capability(&[CAPABILITY_VENDOR, 0, 16, 1, 0], &[0_u8; 5]).unwrap();
     space
 }
 
@@ -98,9 +102,9 @@ fn what_does_not_fit_is_refused() {
     assert!(space.add_memory_bar(6, 0x1000).is_err());
     assert!(space.add_memory_bar(1, 0x1001).is_err());
     assert!(space.add_memory_bar(1, 8).is_err());
-    let error = space.add_capability(CAPABILITY_VENDOR, &[0; 200], &[]).unwrap_err();
-    assert!(error.to_string().contains("202"), "{error}");
-    while space.add_capability(CAPABILITY_VENDOR, &[0; 14], &[0; 30]).is_ok() {}
+    let error = space.add_capability(&[0_u64; 26], &[0; 26]).unwrap_err();
+    assert!(error.to_string().contains("208"), "{error}");
+    while space.add_capability(&[0_u8; 16], &[0xff; 16]).is_ok() {}
 }
 
 proptest! {

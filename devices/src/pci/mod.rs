@@ -15,7 +15,8 @@ mod segment;
 mod vectors;
 
 pub use access::{CONFIG_PORTS, CONFIG_PORTS_LEN};
-pub use address::PciAddress;
+pub use address::{ParsePciAddressError, PciAddress};
 pub use function::{BarSize, PciFunction};
-pub use segment::{PciError, PciSegment, SegmentLayout};
+pub use root_bus::SlotState;
+pub use segment::{PciError, PciSegment, SegmentLayout, SegmentState};
 pub use vectors::MsixVectors;

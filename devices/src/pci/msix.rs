@@ -1,6 +1,27 @@
 //! The MSI-X table (PCI Local Bus 3.0 section 6.8.2): where each vector's message goes, and whether it may.
 
+use serde::{Deserialize, Serialize};
+use vm_memory::{Le16, Le32};
+
 use crate::interrupt::MsiMessage;
+use crate::state::{RestoreError, Version, expect};
+use crate::wire::wire;
+
+wire! {
+    /// The MSI-X capability (section 6.8.2).
+    pub struct MsixCapability {
+        /// [`CAPABILITY_MSIX`](super::config_space::CAPABILITY_MSIX).
+        cap_id: u8,
+        /// Link to the next capability.
+        next_ptr: u8,
+        /// Number of vectors less one, and the control bits.
+        message_control: Le16,
+        /// Offset of the table in a BAR, and the BAR's number.
+        table: Le32,
+        /// Offset of the pending bits in a BAR, and the BAR's number.
+        pending: Le32,
+    }
+}
 
 /// Bytes of a table entry.
 pub const ENTRY_BYTES: u64 = 16;
@@ -10,6 +31,8 @@ pub const CONTROL_ENABLE: u16 = 1 << 15;
 pub const CONTROL_MASK_ALL: u16 = 1 << 14;
 /// Bit of an entry's last word: this vector is masked.
 const ENTRY_MASKED: u32 = 1;
+/// Bits of an entry that a driver may write.
+const WRITABLE: [u32; 4] = [!3, !0, !0, ENTRY_MASKED];
 
 /// What becomes of a vector's interrupts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,6 +43,15 @@ pub enum Delivery {
     Masked,
     /// They are sent.
     To(MsiMessage),
+}
+
+/// State of an [`MsixTable`]; the control bits are in configuration space.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MsixState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// Of each vector: address low, address high, data, vector control.
+    pub entries: Vec<[u32; 4]>,
 }
 
 /// The table and the two control bits of the capability.
@@ -64,12 +96,7 @@ impl MsixTable {
         for (word, bytes) in (first..).zip(data.chunks_exact(4)) {
             let mut value = [0; 4];
             value.copy_from_slice(bytes);
-            let writable = match word {
-                0 => !3,
-                3 => ENTRY_MASKED,
-                _ => !0,
-            };
-            self.entries[entry][word] = u32::from_le_bytes(value) & writable;
+            self.entries[entry][word] = u32::from_le_bytes(value) & WRITABLE[word];
         }
         u16::try_from(entry).ok()
     }
@@ -85,6 +112,32 @@ impl MsixTable {
         } else {
             Delivery::To(MsiMessage { address: u64::from(high) << 32 | u64::from(low), data })
         }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn save(&self) -> MsixState {
+        MsixState { version: Version, entries: self.entries.to_vec() }
+    }
+
+    /// Becomes what a table with as many vectors was.
+    ///
+    /// # Errors
+    /// It had others, or the entries are not what a driver can have written; nothing changed.
+    pub fn restore(&mut self, state: &MsixState) -> Result<(), RestoreError> {
+        expect("number of MSI-X vectors", &state.entries.len(), &self.entries.len())?;
+        for (vector, &[address_low, _, _, control]) in state.entries.iter().enumerate() {
+            if address_low & !WRITABLE[0] != 0 {
+                let what = format!("address of MSI-X vector {vector}");
+                return Err(RestoreError::new(what, address_low, "a multiple of 4"));
+            }
+            if control & !WRITABLE[3] != 0 {
+                let what = format!("control of MSI-X vector {vector}");
+                return Err(RestoreError::new(what, control, "0 or 1"));
+            }
+        }
+        self.entries.copy_from_slice(&state.entries);
+        Ok(())
     }
 
     /// Entry and word of an aligned access of one or two words.

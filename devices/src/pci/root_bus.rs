@@ -3,11 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bellows_memory::{AddressRange, limited};
+use serde::{Deserialize, Serialize};
 
 use super::bar::BarAllocator;
 use super::config_space::ConfigSpace;
 use super::{PciAddress, PciFunction};
 use crate::bus::{Bus, BusDevice};
+use crate::state::{RestoreError, expect};
 
 /// Device slots of a bus.
 const SLOTS: u8 = 32;
@@ -25,7 +27,7 @@ impl RootBus {
 
     /// Puts `function` into the lowest free slot and its BARs into the window, decoding off; `None` if there is no room.
     pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<PciAddress> {
-        let (device, free) = (0..SLOTS).zip(&mut self.slots).find(|(_, slot)| slot.is_none())?;
+        let (device, _) = (0..SLOTS).zip(&self.slots).find(|(_, slot)| slot.is_none())?;
         let address = PciAddress::new(self.number, device, 0)?;
         let mut bars = Vec::new();
         for size in function.bars() {
@@ -38,13 +40,41 @@ impl RootBus {
         for bar in &bars {
             function.place_bar(bar.index, bar.home);
         }
-        *free = Some(Arc::new(Slot {
-            address,
-            function: function.clone(),
-            window: self.bars.window(),
-            bars: Mutex::new(Bars { removed: false, list: bars }),
-        }));
+        self.occupy(address, function.clone(), bars);
         Some(address)
+    }
+
+    /// Puts `function`, which was restored, where `state` says it was.
+    pub(super) fn restore(
+        &mut self,
+        function: &Arc<dyn PciFunction>,
+        state: &SlotState,
+    ) -> Result<Arc<Slot>, RestoreError> {
+        let address = state.address;
+        let slot = &self.slots[usize::from(address.device())];
+        if address.function() != 0 || slot.is_some() {
+            return Err(RestoreError::new("address of a PCI function", address, "a free slot, function 0"));
+        }
+        let sizes = function.bars();
+        expect(&format!("number of BARs of {address}"), &state.bar_homes.len(), &sizes.len())?;
+        let mut bars: Vec<Bar> = Vec::new();
+        for (size, &home) in sizes.iter().zip(&state.bar_homes) {
+            if !self.bars.take(home, size.bytes) {
+                bars.iter().for_each(|bar| self.bars.free(bar.home));
+                let what = format!("home of BAR {} of {address}", size.index);
+                let expected = format!("{:#x} free bytes in {}", size.bytes, self.bars.window());
+                return Err(RestoreError::new(what, home, expected));
+            }
+            bars.push(Bar { index: size.index, bytes: size.bytes, home, mapped: None });
+        }
+        Ok(self.occupy(address, function.clone(), bars))
+    }
+
+    fn occupy(&mut self, address: PciAddress, function: Arc<dyn PciFunction>, bars: Vec<Bar>) -> Arc<Slot> {
+        let window = self.bars.window();
+        let slot = Arc::new(Slot { address, function, window, bars: Mutex::new(Bars { removed: false, list: bars }) });
+        self.slots[usize::from(address.device())] = Some(slot.clone());
+        slot
     }
 
     pub(super) fn slot(&self, address: PciAddress) -> Option<&Arc<Slot>> {
@@ -88,7 +118,20 @@ struct Bar {
     mapped: Option<u64>,
 }
 
+/// Where a function is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SlotState {
+    /// Its address.
+    pub address: PciAddress,
+    /// The address that each of its BARs was given at first; where they are answered now, their registers say.
+    pub bar_homes: Vec<u64>,
+}
+
 impl Slot {
+    pub(super) fn save(&self) -> SlotState {
+        SlotState { address: self.address, bar_homes: self.lock().list.iter().map(|bar| bar.home).collect() }
+    }
+
     pub(super) fn write_config(&self, mmio: &Weak<Bus>, offset: u16, data: &[u8]) {
         self.function.write_config(offset, data);
         if ConfigSpace::touches_decoding(offset, data.len()) {
@@ -98,7 +141,7 @@ impl Slot {
 
     /// Lets BARs be answered where the registers say now. A BAR outside its bus's window or on top of something else is
     /// answered nowhere.
-    fn update_bars(&self, mmio: &Weak<Bus>) {
+    pub(super) fn update_bars(&self, mmio: &Weak<Bus>) {
         let Some(mmio) = mmio.upgrade() else { return };
         let mut bars = self.lock();
         if bars.removed {

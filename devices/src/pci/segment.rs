@@ -1,14 +1,16 @@
 //! A PCI segment: several root buses, functions that come and go.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bellows_memory::AddressRange;
+use serde::{Deserialize, Serialize};
 
 use super::host_bridge::HostBridge;
-use super::root_bus::{RootBus, Slot};
+use super::root_bus::{RootBus, Slot, SlotState};
 use super::{PciAddress, PciFunction};
 use crate::bus::Bus;
+use crate::state::{RestoreError, Version, expect};
 
 /// What a segment consists of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,6 +67,17 @@ pub struct PciSegment {
     buses: Vec<Mutex<RootBus>>,
     /// The register at port 0xcf8.
     pub(super) config_address: AtomicU32,
+}
+
+/// State of a [`PciSegment`]: which function is where. Their own states are theirs.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SegmentState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// The register at port 0xcf8.
+    pub config_address: u32,
+    /// All functions but the host bridge.
+    pub slots: Vec<SlotState>,
 }
 
 impl PciSegment {
@@ -127,6 +140,36 @@ impl PciSegment {
     /// Resumes every function.
     pub fn resume(&self) {
         self.slots().for_each(|slot| slot.function.resume());
+    }
+
+    /// The state. For when every function is suspended.
+    #[must_use]
+    pub fn save(&self) -> SegmentState {
+        let functions = self.slots().filter(|slot| !is_host_bridge(slot.address));
+        SegmentState {
+            version: Version,
+            config_address: self.config_address.load(Ordering::Relaxed),
+            slots: functions.map(|slot| slot.save()).collect(),
+        }
+    }
+
+    /// Becomes what a segment of the same layout was. `functions` are those of [`SegmentState::slots`], restored, in the same
+    /// order. The segment is new.
+    ///
+    /// # Errors
+    /// The layout was another, or not all functions are there; some of them may have been put on their buses.
+    pub fn restore(&self, state: &SegmentState, functions: &[Arc<dyn PciFunction>]) -> Result<(), RestoreError> {
+        expect("number of PCI functions", &state.slots.len(), &functions.len())?;
+        for (slot, function) in state.slots.iter().zip(functions) {
+            let number = slot.address.bus();
+            let bus = self.buses.get(usize::from(number)).ok_or_else(|| {
+                RestoreError::new("bus of a PCI function", number, format!("one of {}", self.layout.buses))
+            })?;
+            let slot = lock(bus).restore(function, slot)?;
+            slot.update_bars(&self.mmio);
+        }
+        self.config_address.store(state.config_address, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The function at `address`.

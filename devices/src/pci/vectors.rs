@@ -82,20 +82,26 @@ impl MsixVectors {
         }
     }
 
+    /// The vectors whose interrupts came while they were masked.
+    pub fn pending(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.vectors).filter(|(_, vector)| vector.is_pending()).map(|(number, _)| number)
+    }
+
     /// Reads the pending bit array at `offset`; what lies behind it reads as zeros.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in data.iter_mut().enumerate() {
             let first = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(at).saturating_mul(8);
             let vectors = self.vectors.iter().skip(first).take(8).enumerate();
-            *byte = vectors.fold(0, |bits, (bit, vector)| {
-                let pending = vector.state.load(Ordering::Acquire) & PENDING != 0;
-                bits | u8::from(pending) << bit
-            });
+            *byte = vectors.fold(0, |bits, (bit, vector)| bits | u8::from(vector.is_pending()) << bit);
         }
     }
 }
 
 impl Vector {
+    fn is_pending(&self) -> bool {
+        self.state.load(Ordering::Acquire) & PENDING != 0
+    }
+
     fn send(&self, number: u16) {
         if let Err(error) = self.vector.trigger() {
             limited!(warn, vector = number, %error, "an interrupt was lost");

@@ -5,7 +5,6 @@
 //! read-only here, so there is nothing to flush.
 
 use bellows_memory::limited;
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, GuestAddress, Le32, Le64};
@@ -13,7 +12,7 @@ use vm_memory::{ByteValued as _, GuestAddress, Le32, Le64};
 use super::chain::Chain;
 use super::device::read_bytes;
 use super::queue::{Outcome, QueueHandler, Snapshot};
-use super::state::DeviceState;
+use super::state::{DeviceState, PmemState};
 use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::state::Version;
@@ -28,17 +27,6 @@ pub struct Pmem {
     start: GuestAddress,
     bytes: u64,
     worker: Option<QueueWorker<Requests>>,
-}
-
-/// State of a [`Pmem`]: where its memory is, which a driver has mapped.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct PmemState {
-    /// Version of this type.
-    pub version: Version<1>,
-    /// First guest-physical address.
-    pub start: u64,
-    /// Bytes from there on.
-    pub bytes: u64,
 }
 
 wire! {

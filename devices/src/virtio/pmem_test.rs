@@ -17,7 +17,9 @@ fn answer(written: &[Vec<u8>]) -> i32 {
 #[test]
 fn says_where_the_memory_is() {
     let device = device();
-    assert_eq!((device.device_type(), device.features(), device.queue_max_sizes().len()), (27, 0, 1));
+    assert_eq!(device.device_type(), 27);
+    assert_eq!(device.features(), 0);
+    assert_eq!(device.queue_max_sizes().len(), 1);
     let mut config = [0xff; 20];
     device.read_config(0, &mut config);
     assert_eq!(config[..8], START.0.to_le_bytes());
@@ -43,10 +45,12 @@ fn a_flush_is_done_at_once() {
     let mut device = device();
     let mut driver = guest.activate(&mut device);
     let done = driver.queues[0].request(&[&0_u32.to_le_bytes()], &[4]);
-    assert_eq!((done.len, answer(&done.written)), (4, 0));
+    assert_eq!(done.len, 4);
+    assert_eq!(answer(&done.written), 0);
     // As large as the driver likes, and through an indirect table.
     let done = driver.queues[0].request(&[&[0; 64]], &[64]);
-    assert_eq!((done.len, answer(&done.written)), (4, 0));
+    assert_eq!(done.len, 4);
+    assert_eq!(answer(&done.written), 0);
     let response = guest.allocate_with(&[0xff; 8]);
     driver.queues[0].add_indirect(&[Part::Readable(&[0; 4]), Part::WritableAt(response, 4)]);
     driver.queues[0].kick();
@@ -62,7 +66,8 @@ fn what_is_no_request_fails_and_the_device_goes_on() {
     let queue = &mut driver.queues[0];
     for request in [1, 0x100, u32::MAX] {
         let done = queue.request(&[&u32::to_le_bytes(request)], &[4]);
-        assert_eq!((done.len, answer(&done.written)), (4, -1), "{request}");
+        assert_eq!(done.len, 4, "{request}");
+        assert_eq!(answer(&done.written), -1, "{request}");
     }
     let flush = [0; 4];
     let nowhere = GuestAddress(FakeGuest::MEMORY as u64);
@@ -97,7 +102,8 @@ fn what_is_no_request_fails_and_the_device_goes_on() {
         assert!(queue.wait_used().len <= 4, "next is {next}");
     }
     let done = queue.request(&[&flush], &[4]);
-    assert_eq!((done.len, answer(&done.written)), (4, 0));
+    assert_eq!(done.len, 4);
+    assert_eq!(answer(&done.written), 0);
 }
 
 #[test]

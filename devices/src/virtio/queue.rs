@@ -70,14 +70,15 @@ pub struct DeviceQueue {
 }
 
 impl DeviceQueue {
-    /// Takes queue `index` out of `activation`.
+    /// Takes queue `index` out of `activation`, and has it looked at as if the driver had kicked: it may have, while the device was
+    /// suspended.
     ///
     /// # Errors
     /// The driver did not enable that queue.
     pub fn take(activation: &mut Activation, index: u16) -> Result<Self, ActivateError> {
         let queue = activation.queues.get_mut(usize::from(index)).and_then(Option::take);
         let ActiveQueue { queue, kick } = queue.ok_or(ActivateError::MissingQueue(index))?;
-        Ok(Self {
+        let queue = Self {
             index,
             chain: Chain::with_capacity(queue.max_size()),
             queue,
@@ -86,17 +87,17 @@ impl DeviceQueue {
             interrupt: activation.interrupt.clone(),
             stop: Arc::new(AtomicBool::new(false)),
             broken: false,
-        })
+        };
+        queue.wake();
+        Ok(queue)
     }
 
-    /// Listens to the driver's kicks, which come as events with `data`. The first comes at once: the driver may have kicked
-    /// while the device was suspended.
+    /// Listens to the driver's kicks, which come as events with `data`.
     pub fn listen(&self, data: u32, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::with_data(&*self.kick, data, EventSet::IN)) {
             limited!(error, queue = self.index, %error, "cannot listen to the queue");
             self.interrupt.needs_reset();
         }
-        self.wake();
     }
 
     /// Takes the driver's kick and serves the queue: to be called for the event of [`DeviceQueue::listen`].
@@ -249,3 +250,7 @@ where
         chain => Ok(chain),
     }
 }
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod tests;

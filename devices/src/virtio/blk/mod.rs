@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bellows_disk::{Disk, SECTOR_SIZE};
 use bellows_memory::view::Pinned;
 use bellows_memory::{GuestMemory, GuestView, limited};
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
@@ -19,7 +18,7 @@ use self::request::{HEADER_SIZE, ID_SIZE, Limits, Request, VirtioBlkReqHeader};
 use super::chain::{Chain, Segment};
 use super::device::read_bytes;
 use super::queue::{Outcome, QueueHandler, Snapshot};
-use super::state::DeviceState;
+use super::state::{BlockState, DeviceState};
 use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::state::Version;
@@ -37,19 +36,6 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     /// By queue number; `None` where the driver did not enable the queue.
     workers: Vec<Option<QueueWorker<Requests>>>,
-}
-
-/// State of a [`Block`]: what a driver knows of its disk.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct BlockState {
-    /// Version of this type.
-    pub version: Version<1>,
-    /// Capacity in sectors.
-    pub sectors: u64,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// What the disk says it is.
-    pub id: String,
 }
 
 wire! {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bellows_memory::partition::{Answer, Handled, PartitionMemory, Request};
 use bellows_memory::{GuestView, limited};
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, GuestAddressSpace};
@@ -16,7 +15,7 @@ use self::request::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, VirtioMemReq, VirtioMe
 use super::chain::Chain;
 use super::device::read_bytes;
 use super::queue::{Outcome, QueueHandler, Snapshot};
-use super::state::DeviceState;
+use super::state::{DeviceState, MemState};
 use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::state::Version;
@@ -35,19 +34,6 @@ pub struct Mem {
     memory: Arc<PartitionMemory>,
     driver: Arc<Driver>,
     worker: Option<QueueWorker<Requests>>,
-}
-
-/// State of a [`Mem`]: what a driver knows of its region. What is plugged is the partition's state.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct MemState {
-    /// Version of this type.
-    pub version: Version<1>,
-    /// The proximity domain.
-    pub node_id: u16,
-    /// First guest-physical address of the region.
-    pub addr: u64,
-    /// Bytes of the region.
-    pub region_size: u64,
 }
 
 impl Mem {

@@ -7,6 +7,7 @@ use bellows_memory::{GuestMemory, GuestView};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory as _, GuestMemoryLoadGuard, Permissions};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -48,6 +49,16 @@ impl FakeGuest {
             view: GuestView::new(memory),
             event_loop: EventLoop::spawn("devices", |error| panic!("{error}")).unwrap(),
             next_free: AtomicU64::new(ranges[0].0.0 + 0x1000),
+        }
+    }
+
+    /// A guest with the same memory, as after a restore, and an event loop of its own.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            event_loop: EventLoop::spawn("devices", |error| panic!("{error}")).unwrap(),
+            next_free: AtomicU64::new(self.next_free.load(Ordering::Relaxed)),
         }
     }
 
@@ -116,6 +127,20 @@ impl FakeGuest {
     pub fn activate(&self, device: &mut dyn VirtioDevice) -> FakeDriver {
         let features = Self::all_features(device);
         self.try_activate(device, features).unwrap()
+    }
+
+    /// Activates `device`, which was suspended, with the queues as it left them.
+    pub fn resume(&self, device: &mut dyn VirtioDevice, driver: &FakeDriver, states: Vec<Option<QueueState>>) {
+        let resumed = |(queue, state): (&DriverQueue, Option<QueueState>)| state.map(|state| queue.resumed_side(state));
+        device
+            .activate(Activation {
+                memory: self.view.clone(),
+                queues: driver.queues.iter().zip(states).map(resumed).collect(),
+                interrupt: driver.interrupt.clone(),
+                features: driver.features,
+                event_loop: self.event_loop.handle(),
+            })
+            .unwrap();
     }
 
     /// Activates `device` with `features`, every queue at its largest size.

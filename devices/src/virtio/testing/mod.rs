@@ -25,7 +25,7 @@ mod queue;
 pub use guest::{FakeDriver, FakeGuest};
 pub use interrupt::{FakeDoorbells, FakeInterrupt, FakeMsi, FakeMsiVector};
 pub use pci::{PciDriver, PciMachine};
-pub use queue::{Bell, Completion, DriverQueue, Part, QueueInterrupts, Used};
+pub use queue::{Bell, Completion, DriverQueue, Part, Pending, QueueInterrupts, Used};
 
 /// How long something that has to happen is waited for before the test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

@@ -253,20 +253,40 @@ impl PciDriver {
     /// A queue in memory of its own, of the size that the device says it has.
     #[must_use]
     pub fn queue(&self, machine: &PciMachine, index: u16) -> DriverQueue {
-        let messages = MsiQueues {
-            msi: machine.msi.clone(),
-            // Vector 0 is for the configuration, as in Linux.
-            messages: (1..self.vectors).map(|vector| self.message(vector)).collect(),
-        };
+        let size = self.queue_size(index);
+        DriverQueue::new(&machine.guest, index, size, self.interrupts(machine), self.bell(machine, index))
+    }
+
+    fn interrupts(&self, machine: &PciMachine) -> Arc<dyn QueueInterrupts> {
+        // Vector 0 is for the configuration, as in Linux.
+        let messages = (1..self.vectors).map(|vector| self.message(vector)).collect();
+        Arc::new(MsiQueues { msi: machine.msi.clone(), messages })
+    }
+
+    fn bell(&self, machine: &PciMachine, index: u16) -> Bell {
         let doorbell = self.bar + self.notify + u64::from(index) * self.notify_multiplier;
         let (bells, mmio) = (machine.doorbells.clone(), machine.mmio.clone());
-        let ring = move || {
+        Bell::Transport(Box::new(move || {
             if !bells.ring(doorbell) {
                 mmio.write(doorbell, &index.to_le_bytes());
             }
-        };
-        let size = self.queue_size(index);
-        DriverQueue::new(&machine.guest, index, size, Arc::new(messages), Bell::Transport(Box::new(ring)))
+        }))
+    }
+
+    /// Goes on with the same device in another machine, to which it was restored.
+    pub fn move_to(&mut self, machine: &PciMachine) {
+        self.mmio = machine.mmio.clone();
+    }
+
+    /// Has `queue`, which this driver made, go on with the device in `machine`.
+    pub fn connect(&self, queue: &mut DriverQueue, machine: &PciMachine) {
+        queue.connect(self.bell(machine, queue.index), self.interrupts(machine));
+    }
+
+    /// Whether an interrupt of `vector` waits until that is unmasked.
+    #[must_use]
+    pub fn is_pending(&self, vector: u16) -> bool {
+        self.read::<1>(self.msix_pending + u64::from(vector / 8))[0] & 1 << (vector % 8) != 0
     }
 
     /// Tells the device of `queue` and enables it.

@@ -7,7 +7,7 @@ use bellows_memory::GuestView;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +45,14 @@ pub struct Completion {
     pub written: Vec<Vec<u8>>,
 }
 
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Pending {
+    head: u16,
+    /// Address and length of each writable buffer.
+    writable: Vec<(GuestAddress, u32)>,
+}
+
 /// The interrupts of a device's queues, as a driver sees them.
 pub trait QueueInterrupts: Send + Sync {
     /// Interrupts of `queue` so far.
@@ -74,6 +82,7 @@ pub struct DriverQueue {
     view: GuestView,
     interrupts: Arc<dyn QueueInterrupts>,
     buffers: GuestAddress,
+    buffer_bytes: u64,
     next_buffer: u64,
     next_descriptor: u16,
     next_available: u16,
@@ -86,6 +95,18 @@ impl DriverQueue {
 
     /// A queue of `size` descriptors in memory of `guest`.
     pub fn new(guest: &FakeGuest, index: u16, size: u16, interrupts: Arc<dyn QueueInterrupts>, bell: Bell) -> Self {
+        Self::with_buffers(guest, index, size, interrupts, bell, Self::BUFFERS)
+    }
+
+    /// Like [`DriverQueue::new`], with `bytes` of buffers.
+    pub fn with_buffers(
+        guest: &FakeGuest,
+        index: u16,
+        size: u16,
+        interrupts: Arc<dyn QueueInterrupts>,
+        bell: Bell,
+        bytes: usize,
+    ) -> Self {
         let n = usize::from(size);
         Self {
             index,
@@ -96,7 +117,8 @@ impl DriverQueue {
             bell,
             view: guest.view().clone(),
             interrupts,
-            buffers: guest.allocate(Self::BUFFERS),
+            buffers: guest.allocate(bytes),
+            buffer_bytes: bytes as u64,
             next_buffer: 0,
             next_descriptor: 0,
             next_available: 0,
@@ -116,6 +138,18 @@ impl DriverQueue {
         assert!(queue.is_valid(&*self.view.memory()));
         let Bell::Direct(kick) = &self.bell else { panic!("the transport made the device's side") };
         ActiveQueue { queue, kick: kick.clone() }
+    }
+
+    /// What the transport would hand to a device that goes on from `state`.
+    ///
+    /// # Panics
+    /// The state is not one of this queue's.
+    #[must_use]
+    pub fn resumed_side(&self, state: QueueState) -> ActiveQueue {
+        let Bell::Direct(kick) = &self.bell else { panic!("the transport made the device's side") };
+        assert_eq!(state.avail_ring, self.available.0);
+        assert_eq!(state.used_ring, self.used.0);
+        ActiveQueue { queue: state.try_into().unwrap(), kick: kick.clone() }
     }
 
     /// Builds a chain of `parts` and makes it available, without a kick; the head's number.
@@ -196,37 +230,63 @@ impl DriverQueue {
         }
     }
 
-    /// Makes one request and waits until the device used it.
-    pub fn request(&mut self, readable: &[&[u8]], writable: &[u32]) -> Completion {
+    /// What the used ring's index is.
+    #[must_use]
+    pub fn used_index(&self) -> u16 {
+        u16::from_le(self.view.memory().load(self.used.unchecked_offset(2), Ordering::Acquire).unwrap())
+    }
+
+    /// Makes one request available, without a kick.
+    pub fn begin(&mut self, readable: &[&[u8]], writable: &[u32]) -> Pending {
         let parts: Vec<_> = readable
             .iter()
             .map(|bytes| Part::Readable(bytes))
             .chain(writable.iter().map(|&len| Part::Writable(len)))
             .collect();
-        self.request_parts(&parts)
+        self.begin_parts(&parts)
+    }
+
+    fn begin_parts(&mut self, parts: &[Part<'_>]) -> Pending {
+        let (head, addresses) = self.build(parts);
+        self.publish(head);
+        let writable = parts.iter().zip(addresses).filter_map(|(part, address)| match part {
+            Part::Writable(len) => Some((address, *len)),
+            _ => None,
+        });
+        Pending { head, writable: writable.collect() }
+    }
+
+    /// Waits until the device used the oldest request, which is `pending`.
+    pub fn finish(&mut self, pending: Pending) -> Completion {
+        let used = self.wait_used();
+        assert_eq!(used.head, u32::from(pending.head), "another request was answered");
+        let memory = self.view.memory();
+        let read = |(address, len)| {
+            let mut data = vec![0; len as usize];
+            memory.read_slice(&mut data, address).unwrap();
+            data
+        };
+        Completion { len: used.len, written: pending.writable.into_iter().map(read).collect() }
+    }
+
+    /// Has the device told by `bell` from now on, and interrupts come by `interrupts`.
+    pub fn connect(&mut self, bell: Bell, interrupts: Arc<dyn QueueInterrupts>) {
+        self.bell = bell;
+        self.interrupts = interrupts;
+    }
+
+    /// Makes one request and waits until the device used it.
+    pub fn request(&mut self, readable: &[&[u8]], writable: &[u32]) -> Completion {
+        let pending = self.begin(readable, writable);
+        self.kick();
+        self.finish(pending)
     }
 
     /// Makes one request of any parts and waits until the device used it.
     pub fn request_parts(&mut self, parts: &[Part<'_>]) -> Completion {
-        let (head, addresses) = self.build(parts);
-        self.publish(head);
+        let pending = self.begin_parts(parts);
         self.kick();
-        let used = self.wait_used();
-        assert_eq!(used.head, u32::from(head), "another request was answered");
-        let memory = self.view.memory();
-        let written = parts
-            .iter()
-            .zip(addresses)
-            .filter_map(|(part, address)| match part {
-                Part::Writable(len) => {
-                    let mut data = vec![0; *len as usize];
-                    memory.read_slice(&mut data, address).unwrap();
-                    Some(data)
-                }
-                _ => None,
-            })
-            .collect();
-        Completion { len: used.len, written }
+        self.finish(pending)
     }
 
     /// Builds a chain without making it available: its head and each part's address.
@@ -264,7 +324,7 @@ impl DriverQueue {
     }
 
     fn buffer(&mut self, len: u64) -> GuestAddress {
-        let all = Self::BUFFERS as u64;
+        let all = self.buffer_bytes;
         assert!(len <= all, "{len} bytes do not fit the queue's buffers: use guest memory of your own");
         if self.next_buffer + len > all {
             self.next_buffer = 0;

@@ -3,12 +3,28 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::common_config::NO_VECTOR;
 use crate::interrupt::{Interrupt, MsiController};
 use crate::pci::MsixVectors;
+use crate::state::Version;
 
 /// ISR status: the configuration changed.
-const ISR_CONFIG: u8 = 2;
+pub(super) const ISR_CONFIG: u8 = 2;
+
+/// State of a function's interrupts.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct InterruptsState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// ISR status.
+    pub isr: u8,
+    /// The device gave up: `DEVICE_NEEDS_RESET`.
+    pub needs_reset: bool,
+    /// Vectors whose interrupts came while they were masked.
+    pub pending_vectors: Vec<u16>,
+}
 
 /// Shared by the transport, which sets it up, and the device's threads.
 pub(super) struct Interrupts {
@@ -49,6 +65,32 @@ impl Interrupts {
         }
         self.isr.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
+    }
+
+    pub(super) fn save(&self) -> InterruptsState {
+        InterruptsState {
+            version: Version,
+            isr: self.isr.load(Ordering::Acquire),
+            needs_reset: self.is_broken(),
+            pending_vectors: self.vectors.pending().collect(),
+        }
+    }
+
+    /// Sets the registers of `state`; pending interrupts come with [`Interrupts::raise`].
+    pub(super) fn restore(&self, state: &InterruptsState) {
+        self.isr.store(state.isr, Ordering::Release);
+        self.needs_reset.store(state.needs_reset, Ordering::Release);
+    }
+
+    /// Raises interrupts of `vectors`.
+    pub(super) fn raise(&self, vectors: &[u16]) {
+        vectors.iter().for_each(|vector| self.vectors.trigger(*vector));
+    }
+
+    /// Raises every interrupt that the driver has set up.
+    pub(super) fn raise_all(&self) {
+        self.queue_vectors.iter().for_each(|vector| self.trigger(vector));
+        self.config();
     }
 
     pub(super) fn is_broken(&self) -> bool {

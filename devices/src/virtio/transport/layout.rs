@@ -1,10 +1,14 @@
 //! What is where: the function's only BAR, its capabilities and its identity.
 
+use std::mem::offset_of;
+
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_VSOCK};
+use vm_memory::Le32;
 
 use super::common_config;
 use crate::pci::config_space::{CAPABILITY_MSIX, CAPABILITY_VENDOR, ConfigSpace, Identity, LayoutError};
-use crate::pci::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL};
+use crate::pci::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL, MsixCapability};
+use crate::wire::wire;
 
 /// Number of the BAR.
 pub(super) const BAR: u8 = 0;
@@ -77,34 +81,76 @@ pub(super) fn config_space(
     let mut space = ConfigSpace::new(identity(device_type));
     space.add_memory_bar(BAR, BAR_BYTES)?;
 
-    let mut body = (vectors - 1).to_le_bytes().to_vec();
-    body.extend((MSIX_TABLE as u32 | u32::from(BAR)).to_le_bytes());
-    body.extend((MSIX_PENDING as u32 | u32::from(BAR)).to_le_bytes());
-    let msix = space.add_capability(CAPABILITY_MSIX, &body, &(CONTROL_ENABLE | CONTROL_MASK_ALL).to_le_bytes())?;
-
-    let mut add = |kind, at, len, extra: &[u8], writable: &[u8]| {
-        space.add_capability(CAPABILITY_VENDOR, &capability(kind, at, len, extra), writable)
+    let msix = MsixCapability {
+        cap_id: CAPABILITY_MSIX,
+        message_control: (vectors - 1).into(),
+        table: (MSIX_TABLE as u32 | u32::from(BAR)).into(),
+        pending: (MSIX_PENDING as u32 | u32::from(BAR)).into(),
+        ..Default::default()
     };
+    let writable = MsixCapability { message_control: (CONTROL_ENABLE | CONTROL_MASK_ALL).into(), ..Default::default() };
+    let msix = space.add_capability(&msix, &writable)?;
+
+    let fixed = VirtioPciCap::default();
+    space.add_capability(&VirtioPciCap::new::<VirtioPciCap>(TYPE_COMMON, COMMON, common_config::BYTES), &fixed)?;
+    space.add_capability(&VirtioPciCap::new::<VirtioPciCap>(TYPE_ISR, ISR, 1), &fixed)?;
+    space.add_capability(&VirtioPciCap::new::<VirtioPciCap>(TYPE_DEVICE, DEVICE, PAGE), &fixed)?;
     let notify_bytes = u64::from(queues) * NOTIFY_MULTIPLIER;
-    add(TYPE_COMMON, COMMON, common_config::BYTES, &[], &[])?;
-    add(TYPE_ISR, ISR, 1, &[], &[])?;
-    add(TYPE_DEVICE, DEVICE, PAGE, &[], &[])?;
-    add(TYPE_NOTIFY, NOTIFY, notify_bytes, &(NOTIFY_MULTIPLIER as u32).to_le_bytes(), &[])?;
-    // The driver chooses BAR, offset and length, and moves data through the 4 bytes behind.
-    let mut writable = [0xff; 18];
-    writable[..2].fill(0);
-    writable[3..6].fill(0);
-    let pci_cfg = add(TYPE_PCI, 0, 0, &[0; 4], &writable)?;
+    let notify = VirtioPciNotifyCap {
+        cap: VirtioPciCap::new::<VirtioPciNotifyCap>(TYPE_NOTIFY, NOTIFY, notify_bytes),
+        notify_off_multiplier: (NOTIFY_MULTIPLIER as u32).into(),
+    };
+    space.add_capability(&notify, &VirtioPciNotifyCap::default())?;
+    let window = VirtioPciCfgCap { cap: VirtioPciCap::new::<VirtioPciCfgCap>(TYPE_PCI, 0, 0), ..Default::default() };
+    // The driver chooses BAR, offset and length, and moves data through `pci_cfg_data`.
+    let writable = VirtioPciCfgCap {
+        cap: VirtioPciCap { bar: 0xff, offset: u32::MAX.into(), length: u32::MAX.into(), ..fixed },
+        pci_cfg_data: [0xff; 4],
+    };
+    let pci_cfg = space.add_capability(&window, &writable)?;
     Ok((space, Capabilities { msix, pci_cfg }))
 }
 
-/// The body of a `struct virtio_pci_cap`, behind ID and link.
-fn capability(kind: u8, offset: u64, len: u64, extra: &[u8]) -> Vec<u8> {
-    let mut body = vec![(16 + extra.len()) as u8, kind, BAR, 0, 0, 0];
-    body.extend((offset as u32).to_le_bytes());
-    body.extend((len as u32).to_le_bytes());
-    body.extend(extra);
-    body
+wire! {
+    /// `struct virtio_pci_cap`, section 4.1.4.
+    struct VirtioPciCap {
+        cap_vndr: u8,
+        cap_next: u8,
+        cap_len: u8,
+        cfg_type: u8,
+        bar: u8,
+        id: u8,
+        padding: [u8; 2],
+        offset: Le32,
+        length: Le32,
+    }
+
+    /// `struct virtio_pci_notify_cap`, section 4.1.4.4.
+    struct VirtioPciNotifyCap {
+        cap: VirtioPciCap,
+        notify_off_multiplier: Le32,
+    }
+
+    /// `struct virtio_pci_cfg_cap`, section 4.1.4.9.
+    struct VirtioPciCfgCap {
+        cap: VirtioPciCap,
+        pci_cfg_data: [u8; 4],
+    }
+}
+
+impl VirtioPciCap {
+    /// The beginning of a capability `C` for `length` bytes at `offset` of the BAR, which is below 4 GiB long.
+    fn new<C>(cfg_type: u8, offset: u64, length: u64) -> Self {
+        Self {
+            cap_vndr: CAPABILITY_VENDOR,
+            cap_len: size_of::<C>() as u8,
+            cfg_type,
+            bar: BAR,
+            offset: (offset as u32).into(),
+            length: (length as u32).into(),
+            ..Default::default()
+        }
+    }
 }
 
 fn identity(device_type: u16) -> Identity {
@@ -129,14 +175,12 @@ pub(super) struct Window {
 }
 
 /// Offset of `pci_cfg_data` in its capability.
-pub(super) const WINDOW_DATA: u16 = 16;
+pub(super) const WINDOW_DATA: u16 = offset_of!(VirtioPciCfgCap, pci_cfg_data) as u16;
 
 /// What the window is set to, if that is an access there can be.
 pub(super) fn window(space: &ConfigSpace, pci_cfg: u16) -> Option<Window> {
-    let mut bar = [0];
-    space.read(pci_cfg + 4, &mut bar);
-    let offset = space.u32_at(pci_cfg + 8);
-    let len = space.u32_at(pci_cfg + 12);
+    let cap: VirtioPciCap = space.obj_at(pci_cfg);
+    let (offset, len) = (cap.offset.to_native(), cap.length.to_native());
     let fits = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len) && offset < BAR_BYTES;
-    (bar == [BAR] && fits).then_some(Window { offset: u64::from(offset), len: len as usize })
+    (cap.bar == BAR && fits).then_some(Window { offset: u64::from(offset), len: len as usize })
 }

@@ -8,5 +8,10 @@ mod interrupts;
 mod layout;
 mod notifier;
 mod pci_function;
+mod ring_position;
+mod state;
 
+pub use interrupts::InterruptsState;
 pub use pci_function::{TransportError, VirtioPci};
+pub use ring_position::RingPosition;
+pub use state::{NotSuspended, VirtioPciState};

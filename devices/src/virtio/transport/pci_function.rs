@@ -4,16 +4,16 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_memory::{GuestView, limited};
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{QueueState, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::common_config::{CommonConfig, Effect, Live, QueueError};
 use super::interrupts::Interrupts;
 use super::layout::{self, BAR, BAR_BYTES, Capabilities, MAX_QUEUES, NOTIFY, NOTIFY_MULTIPLIER, Region, WINDOW_DATA};
 use super::notifier::Notifier;
+use super::ring_position::RingPosition;
 use crate::bus::Doorbells;
 use crate::event_loop::EventLoopHandle;
 use crate::interrupt::{Interrupt, MsiController};
@@ -56,27 +56,29 @@ pub enum TransportError {
 
 /// A virtio device on PCI.
 ///
-/// Locks: `space`, and `msix` within it; `state` alone. Device threads take none of them, they know only the interrupts, so
+/// Locks: `space`, and `msix` or `state` within it. Device threads take none of them, they know only the interrupts, so
 /// a device may wait for its threads while the transport holds `state`.
 pub struct VirtioPci {
-    capabilities: Capabilities,
-    space: Mutex<ConfigSpace>,
-    msix: Mutex<MsixTable>,
-    state: Mutex<State>,
-    interrupts: Arc<Interrupts>,
+    pub(super) capabilities: Capabilities,
+    pub(super) space: Mutex<ConfigSpace>,
+    pub(super) msix: Mutex<MsixTable>,
+    pub(super) state: Mutex<State>,
+    pub(super) interrupts: Arc<Interrupts>,
     memory: GuestView,
     doorbells: Arc<dyn Doorbells>,
     event_loop: EventLoopHandle,
 }
 
-struct State {
-    device: Box<dyn VirtioDevice>,
-    common: CommonConfig,
+pub(super) struct State {
+    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) common: CommonConfig,
     /// One for each queue.
     notifiers: Vec<Notifier>,
-    run: Run,
+    pub(super) run: Run,
     /// The host has suspended the function.
-    suspended: bool,
+    pub(super) suspended: bool,
+    /// The state is that of another function, which was saved.
+    pub(super) restored: bool,
     /// Where the BAR is answered.
     bar: Option<u64>,
     /// Taken off the bus: nothing counts any more.
@@ -84,28 +86,13 @@ struct State {
 }
 
 /// What the driver and the host made of the device.
-enum Run {
+pub(super) enum Run {
     /// The driver has not started it, or it could not start.
     Idle,
     /// It serves its queues.
     Active,
     /// The driver has started it; it serves its queues from here on when the host resumes it.
     Suspended(Vec<Option<RingPosition>>),
-}
-
-/// How far a queue was served: everything else about it is in the common configuration.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct RingPosition {
-    /// Number of the next entry of the available ring, modulo 2^16.
-    pub next_avail: u16,
-    /// Number of the next entry of the used ring, modulo 2^16.
-    pub next_used: u16,
-}
-
-impl From<QueueState> for RingPosition {
-    fn from(state: QueueState) -> Self {
-        Self { next_avail: state.next_avail, next_used: state.next_used }
-    }
 }
 
 impl VirtioPci {
@@ -155,6 +142,7 @@ impl VirtioPci {
                 notifiers,
                 run: Run::Idle,
                 suspended: false,
+                restored: false,
                 bar: None,
                 removed: false,
             }),
@@ -225,7 +213,8 @@ impl VirtioPci {
             Effect::ConfigVector(vector) => self.interrupts.set_config_vector(vector),
             Effect::QueueVector { queue, vector } => self.interrupts.set_queue_vector(queue, vector),
             Effect::Activate => {
-                let start = state.common.enabled_queues().map(|enabled| enabled.then(RingPosition::default)).collect();
+                let start =
+                    state.common.queue_sizes().map(|(_, enabled)| enabled.then(RingPosition::default)).collect();
                 state.run = Run::Suspended(start);
                 self.go_on(&mut state);
             }
@@ -294,12 +283,13 @@ impl VirtioPci {
 
     fn reset(&self, state: &mut State) {
         self.stop(state);
+        state.restored = false;
         state.common.reset();
         self.interrupts.reset();
     }
 
     /// Lets the driver's control word of the MSI-X capability take effect.
-    fn update_msix(&self, control: u16) {
+    pub(super) fn update_msix(&self, control: u16) {
         let mut table = lock(&self.msix);
         table.set_control(control);
         for vector in 0..table.vectors() {
@@ -315,6 +305,10 @@ impl VirtioPci {
 }
 
 impl State {
+    pub(super) const fn is_removed(&self) -> bool {
+        self.removed
+    }
+
     const fn is_started(&self) -> bool {
         !matches!(self.run, Run::Idle)
     }
@@ -407,6 +401,10 @@ impl PciFunction for VirtioPci {
         let mut state = lock(&self.state);
         state.suspended = false;
         self.go_on(&mut state);
+        // An interrupt of the other function may not have got as far as the guest's CPUs. One too many does no harm.
+        if std::mem::take(&mut state.restored) && state.is_started() {
+            self.interrupts.raise_all();
+        }
     }
 
     fn removed(&self) {
@@ -429,7 +427,7 @@ impl Drop for VirtioPci {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Registers are plain values, valid in any combination; a device that panicked is reset like any other.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,7 @@
 use std::sync::mpsc;
 
+use virtio_queue::QueueState;
+
 use super::*;
 use crate::pci::config_space::register;
 use crate::virtio::Rng;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::connection::Connection;
-use super::muxer::{ConnectionId, Event, Load, MAX_BUFFERED, MAX_CONNECTIONS, MAX_WAITING, Muxer, Outgoing, Settled};
+use super::muxer::{Closing, ConnectionId, Event, Load, MAX_BUFFERED, MAX_CONNECTIONS, MAX_WAITING, Muxer, Outgoing};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
 
 /// The guest's context identifier in [`exercise`].
@@ -153,7 +153,7 @@ impl World<'_> {
             }
             Event::Shutdown(id) => {
                 self.stream(id).guest_shut.add(Shutdown::from_flags(header.flags));
-                self.settle(id);
+                self.close_if_finished(id);
             }
             Event::Closed(id) => {
                 assert_eq!(Some(id), owner);
@@ -233,7 +233,7 @@ impl World<'_> {
             5 if self.stream(id).established => {
                 self.stream(id).host_deaf = true;
                 self.muxer.host_deaf(id);
-                self.settle(id);
+                self.close_if_finished(id);
             }
             6 => {
                 self.stream(id).host_deaf = true;
@@ -261,7 +261,7 @@ impl World<'_> {
         }
         self.stream(id).delivered = delivered.wrapping_add(count as u32);
         self.muxer.flushed(id, count);
-        self.settle(id);
+        self.close_if_finished(id);
     }
 
     fn fill_guest_buffer(&mut self) {
@@ -285,7 +285,8 @@ impl World<'_> {
     }
 
     fn check_outgoing(&mut self, header: &Header) {
-        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, GUEST_CID));
+        assert_eq!(header.src_cid, HOST_CID);
+        assert_eq!(header.dst_cid, GUEST_CID);
         if header.op == Op::Reset.number() {
             assert_eq!(header.len, 0);
             return;
@@ -310,8 +311,8 @@ impl World<'_> {
         }
     }
 
-    fn settle(&mut self, id: ConnectionId) {
-        if self.muxer.settle(id) == Settled::Closed {
+    fn close_if_finished(&mut self, id: ConnectionId) {
+        if self.muxer.close_if_finished(id) == Closing::Closed {
             self.streams.remove(&id);
         }
     }

@@ -91,7 +91,7 @@ pub enum ClientProgress {
 }
 
 /// The host's sockets of one device.
-pub struct Host {
+pub struct HostSockets {
     clients: Vec<Option<Client>>,
     streams: Vec<Option<HostStream>>,
     accepted: u64,
@@ -99,7 +99,7 @@ pub struct Host {
     reserve: Option<EventFd>,
 }
 
-impl Host {
+impl HostSockets {
     /// No sockets yet.
     #[must_use]
     pub fn new() -> Self {

@@ -11,7 +11,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_queue::QueueState;
 use vm_memory::ByteValued as _;
@@ -21,7 +20,7 @@ use self::listener::HostListener;
 use self::packet::VirtioVsockConfig;
 use self::streams::Streams;
 use super::device::read_bytes;
-use super::state::DeviceState;
+use super::state::{DeviceState, VsockState};
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::event_loop::OnLoop;
 use crate::state::{RestoreError, Version, expect};
@@ -81,16 +80,6 @@ pub struct Vsock {
     suspended: Option<Streams>,
     /// The guest has yet to hear that its connections are gone.
     transport_reset: bool,
-}
-
-/// State of a [`Vsock`]. Streams are not part of it: their other ends are sockets of the host. The guest of a restored device
-/// is told that they are gone.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct VsockState {
-    /// Version of this type.
-    pub version: Version<1>,
-    /// The guest's context identifier.
-    pub guest_cid: u32,
 }
 
 impl Vsock {

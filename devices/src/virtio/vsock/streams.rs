@@ -11,9 +11,9 @@ use bellows_memory::limited;
 use event_manager::{EventOps, EventSet, Events};
 
 use super::connection::Connection;
-use super::host::{ClientProgress, Host, Token};
+use super::host::{ClientProgress, HostSockets, Token};
 use super::listener::HostListener;
-use super::muxer::{ConnectionId, Event, Muxer, Outgoing, Settled};
+use super::muxer::{Closing, ConnectionId, Event, Muxer, Outgoing};
 use super::packet::HEADER_BYTES;
 use super::packet_buffer::PacketBuffer;
 use super::socket;
@@ -25,13 +25,13 @@ const ACCEPT_BUDGET: usize = 16;
 pub struct Streams {
     listener: Arc<HostListener>,
     muxer: Muxer,
-    host: Host,
+    host: HostSockets,
 }
 
 impl Streams {
     /// No streams yet.
     pub fn new(guest_cid: u64, listener: Arc<HostListener>) -> Self {
-        Self { listener, muxer: Muxer::new(guest_cid), host: Host::new() }
+        Self { listener, muxer: Muxer::new(guest_cid), host: HostSockets::new() }
     }
 
     /// Listens to the host's sockets, all that there are. What they have to say already comes as an event.
@@ -114,7 +114,7 @@ impl Streams {
             },
             Event::Established(id) => self.established(id, header.dst_port, ops),
             Event::Payload(id) => self.payload(id, header.len as usize, packet, ops),
-            Event::Shutdown(id) => self.settle(id, ops),
+            Event::Shutdown(id) => self.close_if_finished(id, ops),
             Event::Closed(id) => self.host.close(id, ops),
         }
     }
@@ -212,18 +212,18 @@ impl Streams {
                 Err(_) => return self.host_deaf(id, ops),
             }
         }
-        self.settle(id, ops);
+        self.close_if_finished(id, ops);
     }
 
     fn host_deaf(&mut self, id: ConnectionId, ops: &mut EventOps) {
         self.muxer.host_deaf(id);
-        self.settle(id, ops);
+        self.close_if_finished(id, ops);
     }
 
-    fn settle(&mut self, id: ConnectionId, ops: &mut EventOps) {
-        match self.muxer.settle(id) {
-            Settled::Closed => self.host.close(id, ops),
-            Settled::Open(duty) => {
+    fn close_if_finished(&mut self, id: ConnectionId, ops: &mut EventOps) {
+        match self.muxer.close_if_finished(id) {
+            Closing::Closed => self.host.close(id, ops),
+            Closing::NotYet(duty) => {
                 self.host.perform(id, duty);
                 self.close_orphan(id, ops);
             }

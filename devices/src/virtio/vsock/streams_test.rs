@@ -34,6 +34,64 @@ fn a_host_client_reaches_the_guest() {
 }
 
 #[test]
+fn streams_survive_a_suspend() {
+    let mut machine = Machine::new();
+    let (mut client, mut stream) = machine.pair(1 << 16);
+    let listener = machine.listen(9);
+    let mut late = machine.client();
+    for _ in 0..3 {
+        let states = machine.device.suspend();
+        client.write_all(b"from the host").unwrap();
+        let header = stream.header(Op::ReadWrite, 0, 14).to_bytes();
+        let sent = machine.driver.queues[1].begin(&[&header, b"from the guest"], &[]);
+        stream.sent += 14;
+        machine.driver.queues[1].kick();
+        machine.assert_silent();
+        assert_eq!(machine.driver.queues[1].pop_used(), None);
+
+        machine.guest.resume(&mut machine.device, &machine.driver, states);
+        machine.driver.queues[1].finish(sent);
+        assert_eq!(stream.read(&mut machine, 13), b"from the host");
+        let mut data = [0; 14];
+        client.read_exact(&mut data).unwrap();
+        assert_eq!(&data, b"from the guest");
+    }
+    // A client that had said nothing yet, and listeners, are still there.
+    late.write_all(b"CONNECT 52\n").unwrap();
+    let accepted = machine.accept(1 << 16);
+    assert_eq!(read_line(&mut late), format!("OK {}\n", accepted.ports.host));
+    machine.connect(7, 9, 1 << 16);
+    drop(listener);
+}
+
+#[test]
+fn the_guest_of_a_restored_device_hears_that_its_streams_are_gone() {
+    let mut machine = Machine::new();
+    let (mut client, _stream) = machine.pair(1 << 16);
+    let _ = machine.device.suspend();
+    let state = machine.device.save();
+    machine.device = Vsock::new(CID, &machine.dir.path().join("w")).unwrap();
+    machine.device.restore(&state).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "the host's end is closed");
+
+    // However often it is suspended until the guest has room for the notice.
+    machine.driver = machine.guest.activate(&mut machine.device);
+    let states = machine.device.suspend();
+    machine.guest.resume(&mut machine.device, &machine.driver, states);
+    let notice = machine.driver.queues[2].request(&[], &[4]);
+    assert_eq!(notice.len, 4, "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
+    assert_eq!(&notice.written[0][..], &[0; 4][..], "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
+    let next = machine.driver.queues[2].begin(&[], &[4]);
+    machine.driver.queues[2].kick();
+    machine.guest.drain();
+    assert_eq!(machine.driver.queues[2].pop_used(), None, "once is enough: {next:?}");
+
+    let mut other = Vsock::new(CID + 1, &machine.dir.path().join("x")).unwrap();
+    let error = other.restore(&state).unwrap_err().to_string();
+    assert!(error.contains("guest_cid: 42") && error.contains("guest_cid: 43"), "{error}");
+}
+
+#[test]
 fn the_guest_reaches_a_host_listener() {
     let mut machine = Machine::new();
     let listener = machine.listen(1024);
@@ -272,7 +330,8 @@ fn a_reset_of_the_guest_ends_the_host_socket() {
 
 fn assert_same(got: &[u8], sent: &[u8]) {
     let differs = got.iter().zip(sent).position(|(got, sent)| got != sent);
-    assert_eq!((differs, got.len()), (None, sent.len()));
+    assert_eq!(differs, None);
+    assert_eq!(got.len(), sent.len());
 }
 
 /// Sends everything the device gives credit for while the host does not read: what was sent.

@@ -89,7 +89,8 @@ impl Machine {
         let head = queue.add(parts);
         queue.kick();
         let used = queue.wait_used();
-        assert_eq!((used.head, used.len), (head.into(), 0));
+        assert_eq!(used.head, u32::from(head));
+        assert_eq!(used.len, 0);
     }
 
     fn send_header(&mut self, header: &Header, payload: &[u8]) {
@@ -112,7 +113,8 @@ impl Machine {
         self.post_rx_at(address);
         self.driver.queues[0].kick();
         let header = Header::from_bytes(bytes[..HEADER_BYTES].try_into().unwrap());
-        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, CID.into()));
+        assert_eq!(header.src_cid, HOST_CID);
+        assert_eq!(header.dst_cid, u64::from(CID));
         assert_eq!(header.len as usize, bytes.len() - HEADER_BYTES);
         (header, bytes[HEADER_BYTES..].to_vec())
     }
@@ -322,7 +324,8 @@ fn tells_who_the_guest_is() {
     let mut config = [0xff; 2];
     machine.device.read_config(u64::MAX - 1, &mut config);
     assert_eq!(config, [0, 0]);
-    assert_eq!((machine.device.device_type(), machine.device.queue_max_sizes().len()), (19, 3));
+    assert_eq!(machine.device.device_type(), 19);
+    assert_eq!(machine.device.queue_max_sizes().len(), 3);
 }
 
 #[test]

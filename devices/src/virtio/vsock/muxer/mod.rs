@@ -8,8 +8,12 @@ use std::collections::{HashMap, VecDeque};
 
 use bellows_memory::limited;
 
-use super::connection::{Connection, Effect, HostDuty, Ports, Violation};
+use super::connection::{Connection, Effect, Ports, Violation};
 use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
+
+mod event;
+
+pub use self::event::{Closing, Event, Load, Outgoing, Refused, TooManyConnections};
 
 /// Connections that one device may have at the same time.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -38,81 +42,6 @@ const HOST_PORTS: std::ops::Range<u32> = 1 << 30..1 << 31;
 /// A connection of the muxer; given anew once the connection is closed.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ConnectionId(pub u32);
-
-/// There is no room for another connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("there are {MAX_CONNECTIONS} connections already")]
-pub struct TooManyConnections;
-
-/// What a packet from the guest asks of the owner of the host sockets.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Event {
-    /// Nothing.
-    None,
-    /// Connect to host port `port`, then call [`Muxer::host_accepted`] or [`Muxer::host_refused`].
-    Connect {
-        /// The new connection.
-        id: ConnectionId,
-        /// The host port that the guest wants.
-        port: u32,
-    },
-    /// The guest accepted: the host may be told.
-    Established(ConnectionId),
-    /// The packet's payload is for the host: write it, call [`Muxer::forwarded`] for what was taken and put the rest in
-    /// [`Muxer::store`].
-    Payload(ConnectionId),
-    /// A direction ended: call [`Muxer::settle`].
-    Shutdown(ConnectionId),
-    /// The connection is gone: close its host socket.
-    Closed(ConnectionId),
-}
-
-/// What goes into the next buffer that the guest offers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Outgoing {
-    /// A packet without payload.
-    Control(Header),
-    /// Up to `limit` bytes from the host socket of `id`. Exactly one call follows, by what reading gave:
-    /// [`Muxer::host_sent`], [`Muxer::host_blocked`], [`Muxer::host_ended`], [`Muxer::host_closed`],
-    /// [`Muxer::host_failed`] or, where the guest's buffer could hold nothing, [`Muxer::retry`].
-    Data {
-        /// The connection.
-        id: ConnectionId,
-        /// Bytes that the guest has room for; not zero.
-        limit: u32,
-    },
-}
-
-/// What [`Muxer::settle`] asks of the owner of the host socket.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Settled {
-    /// The connection goes on after this.
-    Open(HostDuty),
-    /// The connection is gone: close its host socket.
-    Closed,
-}
-
-/// Counts what the muxer turned away.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Refused {
-    /// Packets with a context that is not the guest's or the host's.
-    pub spoofed: u64,
-    /// Connections reset because the guest broke the protocol.
-    pub violations: u64,
-    /// Resets forgotten because the guest made no room for them.
-    pub lost_resets: u64,
-}
-
-/// What the muxer holds at a moment.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Load {
-    /// Open connections; never more than [`MAX_CONNECTIONS`].
-    pub connections: usize,
-    /// Bytes that connections hold for host sockets that would block; never more than [`MAX_BUFFERED`].
-    pub buffered: usize,
-    /// Packets and connections that wait for buffers of the guest; never more than [`MAX_WAITING`].
-    pub waiting: usize,
-}
 
 struct Slot {
     connection: Connection,
@@ -300,7 +229,7 @@ impl Muxer {
             connection.host_ended();
             connection.host_deaf();
         });
-        self.settle(id) == Settled::Closed
+        self.close_if_finished(id) == Closing::Closed
     }
 
     /// The host socket of `id` failed: the connection is gone.
@@ -330,17 +259,17 @@ impl Muxer {
 
     /// Ends the connection if nothing is left to do for it, and says what its host socket needs. To be called after
     /// [`Event::Shutdown`] and after every write to the host socket.
-    pub fn settle(&mut self, id: ConnectionId) -> Settled {
-        let Some(slot) = self.slot_mut(id) else { return Settled::Closed };
+    pub fn close_if_finished(&mut self, id: ConnectionId) -> Closing {
+        let Some(slot) = self.slot_mut(id) else { return Closing::Closed };
         if !slot.connection.is_finished() {
-            return Settled::Open(slot.connection.host_duty());
+            return Closing::NotYet(slot.connection.host_duty());
         }
         if slot.connection.is_lingering() {
             self.remove(id);
         } else {
             self.abort(id);
         }
-        Settled::Closed
+        Closing::Closed
     }
 
     /// There is something for the guest.

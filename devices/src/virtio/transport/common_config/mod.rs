@@ -12,6 +12,10 @@ use vm_memory::{ByteValued as _, GuestAddress, GuestMemoryBackend as _, Le16, Le
 use crate::virtio::device::read_bytes;
 use crate::wire::wire;
 
+mod state;
+
+pub use self::state::{CommonConfigState, QueueConfigState};
+
 wire! {
     /// `struct virtio_pci_common_cfg`, up to and without `queue_notify_data`, which belongs to a feature that is not offered.
     struct VirtioPciCommonCfg {
@@ -200,9 +204,14 @@ impl CommonConfig {
         self.accepted
     }
 
-    /// Whether the driver enabled each queue, in order.
-    pub fn enabled_queues(&self) -> impl Iterator<Item = bool> {
-        self.queues.iter().map(|queue| queue.enabled)
+    /// The vector for changes of the configuration, and that of each queue.
+    pub fn vectors(&self) -> (u16, impl Iterator<Item = u16>) {
+        (self.config_vector, self.queues.iter().map(|queue| queue.vector))
+    }
+
+    /// Size of each queue, and whether the driver enabled it.
+    pub fn queue_sizes(&self) -> impl Iterator<Item = (u16, bool)> {
+        self.queues.iter().map(|queue| (queue.size, queue.enabled))
     }
 
     /// The queues as the driver set them up; `None` where it did not enable one.
