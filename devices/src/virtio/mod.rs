@@ -2,6 +2,8 @@
 
 pub mod blk;
 pub mod chain;
+#[cfg(test)]
+mod contract_test;
 mod device;
 pub mod mem;
 mod pmem;
