@@ -5,6 +5,8 @@ pub mod chain;
 #[cfg(test)]
 mod contract_test;
 mod device;
+#[cfg(test)]
+mod handover_test;
 pub mod mem;
 mod pmem;
 pub mod queue;
