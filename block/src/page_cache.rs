@@ -8,14 +8,14 @@ use std::ptr;
 
 use crate::read_set::{PAGE_SIZE, PageRanges};
 
-/// The pages of a file, or of a block device, that are in the host's page cache now. Those of a device are what was read of it
-/// as a whole; file systems on it have their own.
+/// The pages of a file, or of a block device, that are in the host's page cache now. A device has pages of its own, apart from
+/// those of file systems on it.
 ///
 /// # Errors
-/// The file can't be opened or mapped, or the kernel won't tell.
+/// The file can't be opened or mapped, or `mincore` fails.
 pub fn resident(path: &Path) -> io::Result<PageRanges> {
     let file = File::open(path)?;
-    // The length of a device is not in its metadata.
+    // The metadata of a device does not give its length.
     let bytes = usize::try_from((&file).seek(SeekFrom::End(0))?).map_err(io::Error::other)?;
     if bytes == 0 {
         return Ok(PageRanges::default());
@@ -36,31 +36,17 @@ pub fn resident(path: &Path) -> io::Result<PageRanges> {
     result
 }
 
-/// Drops the page cache of a file as far as nobody uses it.
-///
-/// # Errors
-/// The file can't be opened or the kernel refused.
-pub fn evict(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    // What has not reached the disk yet could not be dropped.
-    file.sync_all()?;
-    // SAFETY: the call takes no memory, and the descriptor is open.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::testing::evict;
 
     #[test]
     fn pages_come_and_go() {
-        // Next to the sources rather than in /tmp, which may have no disk to go to.
+        // Next to the sources: /tmp may be a tmpfs, whose pages stay in memory.
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = directory.path().join("file");
         fs::write(&path, vec![1; 1 << 20]).unwrap();

@@ -2,6 +2,7 @@
 //! each VM one instance ends while the other keeps running, and its memory goes back to the host.
 
 mod function;
+mod host_disk;
 mod report;
 
 use std::fs::{self, File};
@@ -12,14 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bellows_block::page_cache::{evict, resident};
-use bellows_block::{HostDisk, Image, StoredFile};
+use bellows_block::page_cache::resident;
+use bellows_block::{Image, StoredFile};
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
     VmBuilder, VmConfig, VmEnd,
 };
 
 use self::function::expected_result;
+use self::host_disk::{HostDisk, evict};
 use self::report::{DiskReport, InstanceReport, LayerReport, Report, VmReport};
 use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};

@@ -8,10 +8,9 @@ use std::time::Instant;
 use bellows_bench::layers::{Answer, Line, Together, Way};
 use bellows_bench::print;
 use bellows_bench::smaps::Overhead;
-use bellows_block::HostDisk;
 
 use crate::Result;
-use crate::disk::{Copy, evict};
+use crate::disk::{Copy, bytes_read, evict};
 use crate::monitor::{Launcher, Monitor, Source};
 
 /// VMs that start at the same time, for each processor.
@@ -21,13 +20,12 @@ const STARTING: usize = 3;
 pub fn run(launcher: &Launcher, directory: &Path, way: Way, vms: usize) -> Result<Together> {
     // One more than counts: with a copy, who starts first has it in the host's page cache.
     let sources = Sources::new(directory, way, vms + 1)?;
-    let disk = HostDisk::of(directory)?.ok_or_else(|| format!("{} lies on no single disk", directory.display()))?;
     let (first, counted) = sources.list.split_first().ok_or("no VMs")?;
     // It reads the kernel and all else that is no part of the image, and what is made of the image once is made.
     launcher.start(first)?.answer()?;
     evict(&directory.join("store"))?;
 
-    let (before, start) = (disk.bytes_read()?, Instant::now());
+    let (before, start) = (bytes_read(directory)?, Instant::now());
     let next = AtomicUsize::new(0);
     let work = || -> Result<Vec<(Monitor, Answer)>> {
         let mut started = Vec::new();
@@ -46,7 +44,7 @@ pub fn run(launcher: &Launcher, directory: &Path, way: Way, vms: usize) -> Resul
             workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err("a thread panicked".into())));
         joined.collect::<Result<Vec<_>>>()
     })?;
-    let (wall, disk_bytes_read) = (start.elapsed(), disk.bytes_read()? - before);
+    let (wall, disk_bytes_read) = (start.elapsed(), bytes_read(directory)? - before);
 
     let started: Vec<(Monitor, Answer)> = started.into_iter().flatten().collect();
     let overheads = started.iter().map(|(monitor, _)| monitor.overhead()).collect::<Result<Vec<Overhead>>>()?;

@@ -15,7 +15,7 @@ use crate::store::{Image, ImportOptions, Store, StoreError};
 use crate::testing::{
     Archive, Entry, LayoutBuilder, LoopDevice, Mount, Node, difference, read_independently, snapshot,
 };
-use crate::{OciLayout, oci::Platform};
+use crate::{FlatDisk, OciLayout, oci::Platform};
 
 struct Flattened {
     directory: tempfile::TempDir,

@@ -13,12 +13,10 @@
 //! by block numbers that count from the start of it all (`mapped_blkaddr` of the table of devices, Linux 6.4 or later), so
 //! no file's data is read or copied for it, and images share the pages of the layers they have in common.
 
-mod disk;
 mod fixup;
 mod stack;
 mod unpack;
 
-pub use disk::FlatDisk;
 pub use fixup::Fixup;
 pub use unpack::{UnpackError, UnpackProblem, Unpacked, unpack};
 

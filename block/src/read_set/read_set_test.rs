@@ -7,14 +7,15 @@ use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::flat::FlatImage;
-use crate::page_cache::{evict, resident};
+use crate::page_cache::resident;
+use crate::testing::evict;
 use crate::stored_file::StoredFile;
 use crate::{FlatDisk, ImageMapping, LayerDisk};
 
 const MIB: u64 = 1 << 20;
 
 fn directory() -> tempfile::TempDir {
-    // Next to the sources rather than in /tmp, which may have no disk to go to.
+    // Next to the sources: /tmp may be a tmpfs, whose pages stay in memory.
     tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
 }
 
@@ -76,7 +77,7 @@ fn a_mapping_knows_what_was_touched() {
     let directory = directory();
     let image = flat(directory.path());
     let mapping = ImageMapping::flat(&image).unwrap();
-    assert!(mapping.touched().unwrap().is_empty());
+    assert!(mapping.read_set().unwrap().is_empty());
     // Cold, and without reading ahead, so that there are no neighbours to map.
     let first = &image.layers[0].1;
     evict(&first.path).unwrap();
@@ -89,7 +90,7 @@ fn a_mapping_knows_what_was_touched() {
         let to = VolatileSlice::from(&mut data[..]);
         bellows_disk::io::copy_mapping(start, page * PAGE_SIZE, &[to]).unwrap();
     }
-    let touched = mapping.touched().unwrap();
+    let touched = mapping.read_set().unwrap();
     assert_eq!(touched.pages(&first.digest), Some(&pages(&[(3, 2), (200, 2)])));
     assert_eq!(touched.files().count(), 1);
 }

@@ -7,6 +7,7 @@ mod archive;
 #[cfg(test)]
 mod independent;
 mod layout;
+mod page_cache;
 #[cfg(feature = "registry")]
 mod registry;
 mod snapshot;
@@ -15,6 +16,7 @@ pub use archive::{Archive, Entry};
 #[cfg(test)]
 pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
+pub use page_cache::evict;
 
 #[cfg(feature = "registry")]
 pub use registry::{Answer, FakeRegistry, RegistryServer, Request, Tunnel};

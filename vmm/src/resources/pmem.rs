@@ -118,7 +118,7 @@ impl PmemWindow {
 
     /// The pages of its files that the guest has touched, and neighbours of them.
     pub(crate) fn touched(&self) -> io::Result<ReadSet> {
-        self.mapping.touched()
+        self.mapping.read_set()
     }
 }
 

@@ -13,9 +13,9 @@ use crate::stored_file::StoredFile;
 
 /// A read-only layer that is read with `preadv`: one copy, from the host's page cache, which all VMs share, to guest memory.
 ///
-/// The kernel checks the file's size in the call that copies. So a file that was cut short or can't be read gives the
-/// request an error at any moment, also in the middle of a page, and nothing else happens. Of the ways to serve a layer that
-/// outlive a truncated file it is the fastest.
+/// The kernel checks the file's size in the call that copies. So a request to a truncated or unreadable file fails with an error,
+/// at any time and even in the middle of a page, and has no other effect. Of the ways to serve a layer that survive truncation it
+/// is the fastest.
 #[derive(Debug)]
 pub struct LayerDisk {
     file: File,
@@ -27,7 +27,7 @@ impl LayerDisk {
     /// Opens a layer's file.
     ///
     /// # Errors
-    /// It is missing, no regular file, or of another size than recorded.
+    /// It is missing, not a regular file, or of another size than recorded.
     pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
         Ok(Self { file: open_shared(&layer.path, layer.bytes)?, bytes: layer.bytes, digest: layer.digest })
     }
@@ -53,7 +53,3 @@ impl Disk for LayerDisk {
         read_file(&self.file, offset, buffers)
     }
 }
-
-#[cfg(test)]
-#[path = "pread_test.rs"]
-mod tests;

@@ -1,26 +1,28 @@
-//! The disks of the host: what was read from them.
+//! The host's side of a cold start: files without their page cache, and what is read from the disk under them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Unit of the counters in `/sys/dev/block/*/stat`, whatever the disk's own sectors are.
 const SECTOR: u64 = 512;
 
 /// The disk that a file lies on.
 #[derive(Clone, Debug)]
-pub struct HostDisk {
+pub(super) struct HostDisk {
     stat: PathBuf,
     name: String,
 }
 
 impl HostDisk {
-    /// The disk under `path`; `None` where the file system is on none (tmpfs) or does not say (overlay, btrfs).
+    /// The disk under `path`; `None` where the file system has no disk (tmpfs) or does not name it (overlay, btrfs).
     ///
     /// # Errors
-    /// `path` is not there.
-    pub fn of(path: &Path) -> io::Result<Option<Self>> {
+    /// `path` is missing.
+    pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
         let device = fs::metadata(path)?.dev();
         let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
         let Ok(target) = fs::canonicalize(&folder) else { return Ok(None) };
@@ -29,8 +31,7 @@ impl HostDisk {
     }
 
     /// Its name among the kernel's disks.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
@@ -38,9 +39,20 @@ impl HostDisk {
     ///
     /// # Errors
     /// The kernel has no such counter.
-    pub fn bytes_read(&self) -> io::Result<u64> {
+    pub(super) fn bytes_read(&self) -> io::Result<u64> {
         parse_stat(&fs::read_to_string(&self.stat)?)
     }
+}
+
+/// Drops the pages of a file that no process uses from the host's page cache.
+///
+/// # Errors
+/// The file can't be opened, or the kernel refuses.
+pub(super) fn evict(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // Pages that have not reached the disk stay.
+    file.sync_all()?;
+    Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
 /// `Documentation/block/stat.rst`: the third field counts sectors read.

@@ -1,4 +1,4 @@
-//! Files of the store as memory: read-only, shared with all who map them.
+//! Files of the store as memory: read-only, and shared by all processes that map them.
 
 use std::fs::File;
 use std::io;
@@ -13,18 +13,20 @@ use crate::flat::FlatImage;
 use crate::read_set::{PAGE_SIZE, PageRanges, ReadSet};
 use crate::stored_file::StoredFile;
 
-/// What mappings begin at and end with a multiple of: a huge page, and the unit in which Linux adds device memory.
+/// Mappings begin and end at multiples of this: a huge page, and the unit in which Linux adds device memory.
 const ALIGNMENT: u64 = 2 << 20;
-/// A page's entry in `/proc/self/pagemap` in bytes, the bit that says that it is there, and how many are read at once.
+/// Size in bytes of a page's entry in `/proc/self/pagemap`.
 const ENTRY: usize = 8;
+/// The bit of an entry that is set for a page in the page table.
 const PRESENT: u64 = 1 << 63;
+/// Entries that are read at once.
 const ENTRIES: u64 = 8192;
 
-/// A layer, or the files of a flat image behind each other, as memory for a guest. Gaps and what is behind the end read as
+/// A layer, or the files of a flat image behind each other, as memory for a guest. Gaps and the space behind the end read as
 /// zeros.
 ///
-/// This process must not touch the memory itself: where a file was cut short a page of it raises SIGBUS. The guest's accesses
-/// don't: the hypervisor looks pages up in the kernel, which answers with an error. So only the address is ever used here.
+/// This process must not touch the memory itself: a page of a truncated file raises SIGBUS. The guest's accesses don't: the
+/// hypervisor looks pages up in the kernel, which answers with an error. So this process uses nothing but the address.
 #[derive(Debug)]
 pub struct ImageMapping {
     reservation: Reservation,
@@ -36,7 +38,7 @@ pub struct ImageMapping {
 #[derive(Debug)]
 struct Part {
     start: u64,
-    layer: StoredFile,
+    stored: StoredFile,
     file: File,
 }
 
@@ -44,7 +46,7 @@ impl ImageMapping {
     /// Maps a layer's file.
     ///
     /// # Errors
-    /// It is missing, no regular file, of another size than recorded, or can't be mapped.
+    /// It is missing, not a regular file, of another size than recorded, or can't be mapped.
     pub fn layer(layer: &StoredFile) -> Result<Self, DiskError> {
         Self::new(vec![(0, layer.clone())])
     }
@@ -58,17 +60,17 @@ impl ImageMapping {
     }
 
     fn new(files: Vec<(u64, StoredFile)>) -> Result<Self, DiskError> {
-        let end = files.iter().map(|(start, layer)| start.saturating_add(layer.bytes)).max().unwrap_or(0);
+        let end = files.iter().map(|(start, stored)| start.saturating_add(stored.bytes)).max().unwrap_or(0);
         let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
-        let parts = files
-            .into_iter()
-            .map(|(start, layer)| Ok(Part { start, file: open_shared(&layer.path, layer.bytes)?, layer }));
-        let parts = parts.collect::<Result<Vec<_>, DiskError>>()?;
+        let open = |(start, stored): (u64, StoredFile)| {
+            Ok(Part { start, file: open_shared(&stored.path, stored.bytes)?, stored })
+        };
+        let parts = files.into_iter().map(open).collect::<Result<Vec<_>, DiskError>>()?;
         let reserved = |source| DiskError::Reserve { bytes, source };
         let reservation = Reservation::new(bytes).map_err(reserved)?;
-        for Part { start, layer, file } in &parts {
-            let failed = |source| DiskError::Map { path: layer.path.clone(), source };
-            reservation.map(*start, layer.bytes, file).map_err(failed)?;
+        for Part { start, stored, file } in &parts {
+            let failed = |source| DiskError::Map { path: stored.path.clone(), source };
+            reservation.map(*start, stored.bytes, file).map_err(failed)?;
         }
         reservation.keep_to_this_process().map_err(reserved)?;
         Ok(Self { reservation, parts })
@@ -90,35 +92,35 @@ impl ImageMapping {
     #[must_use]
     pub fn file_at(&self, offset: u64) -> Option<&StoredFile> {
         let part = &self.parts[..self.parts.partition_point(|part| part.start <= offset)].last()?;
-        (offset - part.start < part.layer.bytes.next_multiple_of(PAGE_SIZE)).then_some(&part.layer)
+        (offset - part.start < part.stored.bytes.next_multiple_of(PAGE_SIZE)).then_some(&part.stored)
     }
 
-    /// A file that is shorter than it was when it was mapped, or can't be asked any more.
+    /// A file that is shorter than when it was mapped, or whose size can't be read any more.
     #[must_use]
     pub fn cut_short(&self) -> Option<&StoredFile> {
-        let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.layer.bytes);
-        self.parts.iter().find(is_short).map(|part| &part.layer)
+        let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.stored.bytes);
+        self.parts.iter().find(is_short).map(|part| &part.stored)
     }
 
-    /// The pages of its files that the guest can reach without a fault by now: those that it touched, and those of their
-    /// neighbours that were in the page cache at that time (Linux maps up to 16 pages around a fault, aligned, and reads none
-    /// of them for that). The hypervisor looks a guest's pages up in this process's page table, so they are there.
+    /// The pages of its files that the guest can reach without a fault by now: those that it touched, and neighbours that were in
+    /// the page cache then (Linux maps up to 16 pages around a fault, aligned, without reading any for that). The hypervisor
+    /// looks a guest's pages up in this process's page table, so that table has them.
     ///
     /// # Errors
-    /// The kernel won't tell.
-    pub fn touched(&self) -> io::Result<ReadSet> {
+    /// `/proc/self/pagemap` can't be read.
+    pub fn read_set(&self) -> io::Result<ReadSet> {
         let pagemap = File::open("/proc/self/pagemap")?;
         let mut read_set = ReadSet::default();
-        for Part { start, layer, .. } in &self.parts {
+        for Part { start, stored, .. } in &self.parts {
             let first = (self.address() + start) / PAGE_SIZE;
-            let present = present(&pagemap, first..first + layer.bytes.div_ceil(PAGE_SIZE))?;
-            read_set.insert(layer.digest, PageRanges::of(present));
+            let present = present(&pagemap, first..first + stored.bytes.div_ceil(PAGE_SIZE))?;
+            read_set.insert(stored.digest, PageRanges::of(present));
         }
         Ok(read_set)
     }
 }
 
-/// Which of these pages of this process's address space its page table has (Linux, `admin-guide/mm/pagemap.rst`).
+/// For each of these pages of this process's address space, whether its page table has it (Linux, `admin-guide/mm/pagemap.rst`).
 fn present(pagemap: &File, pages: Range<u64>) -> io::Result<Vec<bool>> {
     let mut flags = Vec::new();
     let mut entries = Vec::new();
@@ -132,7 +134,7 @@ fn present(pagemap: &File, pages: Range<u64>) -> io::Result<Vec<bool>> {
     Ok(flags)
 }
 
-/// A range of addresses of this process that nobody else maps anything in.
+/// A range of addresses of this process in which nothing else is mapped.
 #[derive(Debug)]
 struct Reservation {
     address: usize,
@@ -165,17 +167,17 @@ impl Reservation {
         let (offset, bytes) = range.filter(inside).ok_or(io::ErrorKind::InvalidInput)?;
         let at = ptr::with_exposed_provenance_mut(self.address + offset);
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        // SAFETY: the range lies in ours (rounded up to a page it still does, for ours is made of whole pages), in which
-        // nothing is in use: no reference to it is ever made, and no guest has it yet.
+        // SAFETY: the range, also when rounded up to a page, lies in this reservation, which is made of whole pages. Nothing in it is
+        // in use: no reference to it is ever made, and no guest has it yet.
         let mapped = unsafe { libc::mmap(at, bytes, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Neither children nor core dumps get any of it.
+    /// Keeps it out of child processes and core dumps.
     fn keep_to_this_process(&self) -> io::Result<()> {
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             let at = ptr::with_exposed_provenance_mut(self.address);
-            // SAFETY: the range is ours, and neither advice changes what it holds.
+            // SAFETY: the range is this reservation's, and neither advice changes its contents.
             if unsafe { libc::madvise(at, self.bytes, advice) } != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -194,7 +196,7 @@ fn unmap(address: usize, bytes: usize) {
     if bytes == 0 {
         return;
     }
-    // SAFETY: the callers own the range, and no reference to it was ever made.
+    // SAFETY: the callers own the range, and no reference to it is ever made.
     if unsafe { libc::munmap(ptr::with_exposed_provenance_mut(address), bytes) } != 0 {
         tracing::warn!(bytes, error = %io::Error::last_os_error(), "cannot unmap a layer");
     }

@@ -6,16 +6,15 @@ use bellows_disk::io::copy_mapping;
 use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
-use crate::mapping::ImageMapping;
+use super::ImageMapping;
 use crate::stored_file::StoredFile;
 
 /// A read-only layer that is copied from a mapping of its file.
 ///
-/// This process must not touch the mapping itself ([`ImageMapping`]), and to populate pages first does not help, since the
-/// file can shrink between that and the copy. So the kernel copies (`process_vm_readv` on this process) and answers EFAULT
-/// for a page that is not there. What it can't see is a file that was cut short in the middle of a page, where a mapping
-/// reads zeros: the file's size is compared after each copy. Measured against [`crate::LayerDisk`] on cached data, both
-/// checks together cost more than `preadv` does; the mapping's own use is giving it to the guest (virtio-pmem).
+/// This process must not touch the mapping itself ([`ImageMapping`]). Populating pages first does not help: the file can shrink
+/// before the copy. So the kernel copies (`process_vm_readv` on this process) and answers EFAULT for a page that does not exist.
+/// It can't see a file that was truncated in the middle of a page, where a mapping reads zeros, so each copy is followed by a check
+/// of the file's size. On cached data, both together measured slower than the `preadv` of [`crate::LayerDisk`].
 #[derive(Debug)]
 pub struct MappedLayer {
     mapping: ImageMapping,
@@ -27,7 +26,7 @@ impl MappedLayer {
     /// Maps a layer's file.
     ///
     /// # Errors
-    /// It is missing, no regular file, of another size than recorded, or can't be mapped.
+    /// It is missing, not a regular file, of another size than recorded, or can't be mapped.
     pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
         Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes, id: DiskId::from(&layer.digest) })
     }

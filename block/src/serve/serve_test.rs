@@ -1,8 +1,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use bellows_disk::Disk;
+use vm_memory::VolatileSlice;
+
 use super::*;
-use crate::{Digest, MappedLayer};
+use crate::{Digest, StoredFile};
 
 fn layer(path: PathBuf, bytes: u64) -> StoredFile {
     StoredFile { digest: Digest::of(b"layer"), path, bytes }
@@ -13,7 +16,7 @@ fn messages(layer: &StoredFile) -> [String; 2] {
 }
 
 #[test]
-fn files_that_can_be_no_layer_are_named() {
+fn files_that_cannot_be_a_layer_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("layer.erofs");
     let name = path.display().to_string();

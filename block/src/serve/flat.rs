@@ -5,15 +5,14 @@ use std::io;
 use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
 use vm_memory::VolatileSlice;
 
-use super::FlatImage;
+use super::LayerDisk;
 use crate::digest::Digest;
-use crate::pread::LayerDisk;
+use crate::flat::FlatImage;
 use crate::read_set::Recorded;
 
 /// The files of a flat image behind each other, with zeros in between; read-only.
 ///
-/// Each part is read as a layer is by itself: a file that was cut short gives an error to requests that reach into it, and
-/// to no others.
+/// Each part is read as a [`LayerDisk`]: a truncated file fails only the requests that reach into it.
 pub struct FlatDisk {
     /// By position.
     parts: Vec<Part>,
@@ -32,7 +31,7 @@ impl FlatDisk {
     /// Opens all files of an image.
     ///
     /// # Errors
-    /// One is missing, no regular file, or of another size than recorded.
+    /// One is missing, not a regular file, or of another size than recorded.
     pub fn open(image: &FlatImage) -> Result<Self, DiskError> {
         let parts = image.files().into_iter().map(|(start, layer)| {
             let end = start
@@ -62,7 +61,7 @@ fn zero(slice: &VolatileSlice<'_>) {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut rest = *slice;
     while !rest.is_empty() {
-        // A slice takes as much as it has room for.
+        // Copies no more than fits into `rest`.
         rest.copy_from(&ZEROS[..]);
         let Ok(next) = rest.offset(rest.len().min(ZEROS.len())) else { return };
         rest = next;
