@@ -37,7 +37,8 @@ const LOSETUP: &str = "/usr/sbin/losetup";
 pub fn bytes_read(path: &Path) -> Result<u64> {
     let device = fs::metadata(path)?.dev();
     let stat = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device));
-    let text = fs::read_to_string(&stat).map_err(|error| format!("{} lies on no single disk: {error}", path.display()))?;
+    let text =
+        fs::read_to_string(&stat).map_err(|error| format!("{} lies on no single disk: {error}", path.display()))?;
     // The third field counts sectors of 512 bytes, whatever the disk's own are.
     let sectors = text.split_whitespace().nth(2).and_then(|field| field.parse::<u64>().ok());
     Ok(sectors.ok_or_else(|| format!("`{stat}` has no count of sectors read"))? * 512)

@@ -8,10 +8,10 @@ use super::blob::{BlobError, Digests};
 use super::docker::MANIFEST;
 use super::error::OciError;
 use super::file_set::FileSet;
+use super::image::SourceLayer;
 #[cfg(feature = "registry")]
 use super::registry::Repository;
-use super::source::SourceLayer;
-use super::spec::{ConfigFile, Descriptor, Document, parse};
+use super::spec::{ConfigFile, Descriptor, Document, DocumentKind, parse};
 use crate::digest::Digest;
 
 /// Blobs that are called by their digests.
@@ -24,15 +24,6 @@ pub(super) enum Blobs {
     /// Those of a registry's repository.
     #[cfg(feature = "registry")]
     Registry(Arc<Repository>),
-}
-
-/// What a document is. Registries keep the kinds apart.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum DocumentKind {
-    /// A manifest or an index.
-    Manifest,
-    /// An image's configuration.
-    Config,
 }
 
 impl Blobs {

@@ -4,9 +4,9 @@ use super::blobs::Blobs;
 use super::docker::MANIFEST;
 use super::error::OciError;
 use super::file_set::FileSet;
+use super::image::SourceImage;
 use super::index::find_image;
 use super::platform::Platform;
-use super::source::SourceImage;
 use super::spec::Descriptor;
 use crate::digest::Digest;
 

@@ -101,14 +101,8 @@ impl FileSet {
         let read = |source| OciError::Read { path: path.clone(), source };
         match self {
             Self::Directory(root) => {
-                let inside = below(root, name).map_err(read)?;
-                let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(inside);
-                let file = file.map_err(read)?;
-                let metadata = file.metadata().map_err(read)?;
-                if !metadata.is_file() {
-                    return Err(OciError::NotAFile { path });
-                }
-                Ok(Piece::new(file, 0, SparseMap::dense(metadata.len())))
+                let (file, bytes) = open_regular(&below(root, name).map_err(read)?)?;
+                Ok(Piece::new(file, 0, SparseMap::dense(bytes)))
             }
             Self::Archive(archive) => match archive.find(name.as_bytes()) {
                 Ok((offset, map)) => Ok(Piece::new(archive.file.try_clone().map_err(read)?, offset, map.clone())),
@@ -153,6 +147,17 @@ impl Archive {
         }
         Err(last)
     }
+}
+
+/// Opens a regular file; returns it with its size in bytes. A pipe in its place does not block.
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64), OciError> {
+    let read = |source| OciError::Read { path: path.to_owned(), source };
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    if !metadata.is_file() {
+        return Err(OciError::NotAFile { path: path.to_owned() });
+    }
+    Ok((file, metadata.len()))
 }
 
 /// The path that a link's `target` and what follows it make from a directory on; `None` if it leaves the root.

@@ -12,9 +12,8 @@ use serde_json::Value;
 
 use super::docker::MANIFEST;
 use super::error::OciError;
-use super::file_set::MAX_DOCUMENT;
+use super::file_set::{MAX_DOCUMENT, open_regular};
 use super::layout::{INDEX, MARK};
-use super::source::open_regular;
 use crate::archive::{ArchiveError, EntryName, TarKind, TarStream, components};
 
 /// What lists the images of an archive as Docker wrote it before 1.10.

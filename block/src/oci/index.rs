@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::blobs::Blobs;
 use super::error::{MAX_DOCUMENTS, MAX_INDEX_DEPTH, OciError};
+use super::image::SourceImage;
 use super::names::{list, named};
 use super::platform::{Platform, Rank};
-use super::source::SourceImage;
 use super::spec::{Descriptor, Document, Manifest};
 use super::words::{MAX_LIST, listed, quoted};
 use crate::digest::Digest;

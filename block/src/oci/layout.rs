@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::blobs::Blobs;
 use super::error::OciError;
 use super::file_set::FileSet;
+use super::image::SourceImage;
 use super::index::find_image;
 use super::platform::Platform;
-use super::source::SourceImage;
 use super::spec::{Document, LayoutFile, expect_field, parse};
 
 /// The file that makes a directory an image layout.

@@ -8,12 +8,15 @@ mod docker;
 mod error;
 mod file_set;
 mod form;
+mod image;
 mod index;
 mod layout;
 mod names;
 mod platform;
 #[cfg(feature = "registry")]
 mod registry;
+#[cfg(feature = "registry")]
+mod registry_image;
 mod source;
 mod spec;
 mod words;
@@ -22,6 +25,7 @@ pub use blob::{BlobError, Digests, HashingReader};
 pub use dir::DirImage;
 pub use docker::DockerArchive;
 pub use error::{OciError, RegistryError};
+pub use image::{SourceImage, SourceLayer};
 pub use layout::OciLayout;
 pub use platform::{ParsePlatformError, Platform};
 #[cfg(feature = "registry")]
@@ -29,5 +33,5 @@ pub use registry::{
     AuthFile, CredentialSource, Credentials, ParseProxyError, ParseReferenceError, Proxies, RegistryOptions,
     RegistryReference, Retries, Retry,
 };
-pub use source::{ImageSource, SourceImage, SourceLayer};
+pub use source::ImageSource;
 pub use spec::ImageConfig;

@@ -75,6 +75,15 @@ pub(super) struct LayoutFile {
     pub image_layout_version: String,
 }
 
+/// What a document is. Registries keep the kinds apart.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum DocumentKind {
+    /// A manifest or an index.
+    Manifest,
+    /// An image's configuration.
+    Config,
+}
+
 /// An index or a manifest. Which one, its content says.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,19 +1,20 @@
 //! A blob as a stream that goes on where its connection broke.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
-use super::Repository;
+use super::client::Client;
 use super::retry::{Tries, is_broken_connection};
 use crate::digest::Digest;
 use crate::oci::error::OciError;
 
 /// A stream of a length that is known, whatever the other side says. Its content is not checked.
 pub(super) struct BlobReader {
-    repository: Arc<Repository>,
+    client: Arc<Client>,
     path: String,
     bytes: u64,
     /// Bytes that have come.
@@ -23,24 +24,24 @@ pub(super) struct BlobReader {
 }
 
 impl BlobReader {
-    /// Begins to read a blob of `bytes` bytes.
-    pub fn open(repository: &Arc<Repository>, digest: &Digest, bytes: u64) -> Result<Self, OciError> {
+    /// Begins to read a blob of `bytes` bytes, which messages call `name`.
+    pub fn open(client: &Arc<Client>, name: &Path, digest: &Digest, bytes: u64) -> Result<Self, OciError> {
         let path = format!("blobs/{digest}");
-        let tries = Tries::new(repository.client.retries());
-        let response = repository.client.get(&path, "*/*", 0, false)?;
+        let tries = Tries::new(client.retries());
+        let response = client.get(&path, "*/*", 0, false)?;
         match response.body().content_length() {
             Some(actual) if actual != bytes => {
-                return Err(OciError::Size { path: repository.path(digest), expected: bytes, actual });
+                return Err(OciError::Size { path: name.to_owned(), expected: bytes, actual });
             }
             _ => {}
         }
         let body = Box::new(response.into_body().into_reader());
-        Ok(Self { repository: Arc::clone(repository), path, bytes, at: 0, body, tries })
+        Ok(Self { client: Arc::clone(client), path, bytes, at: 0, body, tries })
     }
 
     /// Goes on with another connection, if it is not too much.
     fn resume(&mut self, broken: io::Error) -> io::Result<()> {
-        let client = &self.repository.client;
+        let client = &self.client;
         self.tries.progressed(self.at);
         let missing = self.bytes - self.at;
         let ends = |error: &io::Error| {

@@ -3,8 +3,8 @@
 use ureq::Body;
 use ureq::http::Response;
 
-use super::RegistryOptions;
 use super::hosts::hosts;
+use super::options::RegistryOptions;
 use super::reference::RegistryReference;
 use super::retry::Retries;
 use super::server::{Ask, Server};

@@ -1,13 +1,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::client::Client;
 use super::*;
+use crate::cancel::Cancel;
 use crate::compression::Compression;
-use crate::oci::{ImageSource, OciLayout};
+use crate::digest::Digest;
+use crate::oci::{ImageSource, OciLayout, Platform, SourceImage};
 use crate::store::{Progress, ProgressKind};
 use crate::testing::{Answer, Archive, FakeRegistry, LayoutBuilder, RegistryServer, Request};
 use crate::{Image, ImportOptions, Store, StoreError};

@@ -8,10 +8,10 @@ use ureq::http::{HeaderValue, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy, ResponseExt as _};
 
-use super::RegistryOptions;
 use super::address::{Origin, resolve};
 use super::auth::{Demand, MAX_TOKEN, TokenRequest, bearer};
 use super::hosts::{Host, Trust};
+use super::options::RegistryOptions;
 use super::retry::{Tries, is_broken_connection, is_passing, retry_after};
 use crate::cancel::Cancel;
 use crate::oci::error::RegistryError;
