@@ -1,10 +1,16 @@
 //! Directory contents: entries sorted by name, packed into blocks that each stand alone.
 
-use super::format::{BLOCK_SIZE, DIRENT_SIZE, encode_dirent};
+use zerocopy::IntoBytes as _;
+use zerocopy::little_endian::U16;
+
+use super::format::{BLOCK_SIZE, Dirent};
+
+/// Size in bytes of an entry without its name.
+const ENTRY_SIZE: usize = size_of::<Dirent>();
 
 /// One entry.
 #[derive(Clone, Copy)]
-pub(super) struct Dirent<'a> {
+pub(super) struct Entry<'a> {
     pub name: &'a [u8],
     pub nid: u64,
     pub file_type: u8,
@@ -15,7 +21,7 @@ pub(super) fn size<'a>(names: impl Iterator<Item = &'a [u8]>) -> u64 {
     let mut total = 0;
     let mut used = 0;
     for name in names {
-        let entry = (DIRENT_SIZE + name.len()) as u64;
+        let entry = (ENTRY_SIZE + name.len()) as u64;
         if used + entry > BLOCK_SIZE {
             total += BLOCK_SIZE;
             used = 0;
@@ -27,21 +33,27 @@ pub(super) fn size<'a>(names: impl Iterator<Item = &'a [u8]>) -> u64 {
 
 /// Appends the contents of a directory. A block holds its entries, then their names, then zeros up to the next block.
 #[allow(clippy::cast_possible_truncation, reason = "offsets lie within a block")]
-pub(super) fn encode(mut entries: &[Dirent<'_>], into: &mut Vec<u8>) {
+pub(super) fn encode(mut entries: &[Entry<'_>], into: &mut Vec<u8>) {
     while !entries.is_empty() {
         let start = into.len();
         let mut used = 0;
         let fitting = entries
             .iter()
             .take_while(|entry| {
-                used += DIRENT_SIZE + entry.name.len();
+                used += ENTRY_SIZE + entry.name.len();
                 used as u64 <= BLOCK_SIZE
             })
             .count();
         let (block, rest) = entries.split_at(fitting);
-        let mut name_offset = fitting * DIRENT_SIZE;
+        let mut name_offset = fitting * ENTRY_SIZE;
         for entry in block {
-            into.extend(encode_dirent(entry.nid, name_offset as u16, entry.file_type));
+            let dirent = Dirent {
+                nid: entry.nid.into(),
+                nameoff: U16::new(name_offset as u16),
+                file_type: entry.file_type,
+                reserved: 0,
+            };
+            into.extend(dirent.as_bytes());
             name_offset += entry.name.len();
         }
         block.iter().for_each(|entry| into.extend(entry.name));
@@ -61,7 +73,7 @@ mod tests {
         for count in [2_usize, 3, 200, 1000] {
             for length in [1, 7, 254, 255] {
                 let names: Vec<_> = (0..count).map(|i| format!("{i:0length$}").into_bytes()).collect();
-                let entries: Vec<_> = names.iter().map(|name| Dirent { name, nid: 1, file_type: 1 }).collect();
+                let entries: Vec<_> = names.iter().map(|name| Entry { name, nid: 1, file_type: 1 }).collect();
                 let mut data = Vec::new();
                 encode(&entries, &mut data);
                 assert_eq!(data.len() as u64, size(names.iter().map(Vec::as_slice)), "{count} names of {length}");

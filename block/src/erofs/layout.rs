@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::directory;
-use super::format::{BLOCK_SIZE, COMPACT_INODE_SIZE, INODE_SIZE, MAX_NAME, MAX_XATTR_BYTES, SLOT_SIZE};
+use super::format::{BLOCK_SIZE, MAX_NAME, SLOT_SIZE};
+use super::inode::InodeHeader;
 use super::tree::{Blocks, Content, InodeId, Timestamp, Tree};
-use super::xattr::SharedXattrs;
+use super::xattr::{MAX_XATTR_BYTES, SharedXattrs};
 
 /// Bytes of an entry in a file's list of chunks.
 const CHUNK_SIZE: u64 = 4;
@@ -166,7 +167,7 @@ impl<'a> Layout<'a> {
             && small(metadata.gid)
             && small(self.links[Tree::index(id)])
             && u32::try_from(size.max(data_bytes)).is_ok();
-        let head = if compact { COMPACT_INODE_SIZE } else { INODE_SIZE } + xattrs;
+        let head = InodeHeader::size_of(compact) + xattrs;
         let tail = data_bytes % BLOCK_SIZE;
         let inline = tail > 0 && head + tail <= BLOCK_SIZE;
         let bytes = head + chunks + if inline { tail } else { 0 };

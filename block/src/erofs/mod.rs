@@ -10,10 +10,12 @@
 mod data;
 mod directory;
 mod format;
+mod inode;
 mod journal;
 mod layout;
 mod reader;
 mod sparse;
+mod superblock;
 mod tree;
 mod writer;
 mod xattr;

@@ -6,12 +6,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use zerocopy::FromBytes as _;
+use zerocopy::little_endian::U32;
+
 use super::format::{
-    BLOCK_SIZE, CHUNK_BITS_MASK, CHUNK_INDEXES, DIRENT_SIZE, DataLayout, HOLE, INODE_SIZE, InodeHeader, MAX_NAME,
-    SLOT_SIZE, Superblock, decode_device, get_u16, get_u64,
+    BLOCK_SIZE, CHUNK_BITS_MASK, CHUNK_INDEXES, ChunkIndex, Dirent, HOLE, MAX_NAME, SLOT_SIZE, SuperBlock,
 };
+use super::inode::{DataLayout, InodeHeader, decode_device};
 use super::journal::{self, Step};
-use super::tree::{Blocks, Content, Directory, FileData, InodeId, Metadata, Tree};
+use super::superblock;
+use super::tree::{Blocks, Content, Directory, FileData, InodeId, Metadata, Timestamp, Tree};
 use super::xattr;
 
 /// No image has more metadata than this: what the importer's limits leave room for, and some.
@@ -84,8 +88,8 @@ pub fn read_layer(image: &File, origin: Origin, device: u16) -> Result<LayerTree
     let bytes = image.metadata()?.len();
     let mut first = [0; BLOCK_SIZE as usize];
     image.read_exact_at(&mut first, 0)?;
-    let superblock = Superblock::decode(&first).map_err(ReadError::Superblock)?;
-    let end = u64::from(superblock.blocks) * BLOCK_SIZE;
+    let superblock = superblock::decode(&first).map_err(ReadError::Superblock)?;
+    let end = u64::from(superblock.blocks.get()) * BLOCK_SIZE;
     if end > bytes {
         return Err(ReadError::Superblock("names more blocks than there are"));
     }
@@ -142,7 +146,7 @@ impl Source<'_> {
 }
 
 struct Reader<'a> {
-    superblock: Superblock,
+    superblock: SuperBlock,
     source: Source<'a>,
     origin: Origin,
     device: u16,
@@ -158,7 +162,7 @@ type Entries = Vec<(Box<[u8]>, u64)>;
 
 impl Reader<'_> {
     fn read(&mut self) -> Result<(), ReadError> {
-        let root = u64::from(self.superblock.root);
+        let root = u64::from(self.superblock.root_nid.get());
         let (metadata, content, entries) = self.inode(root)?;
         let Content::Directory(_) = content else { return Err(ReadError::Inode { nid: root, what: "type" }) };
         *self.tree.metadata_mut(Tree::ROOT) = metadata;
@@ -219,15 +223,17 @@ impl Reader<'_> {
     /// An inode and, if it is a directory, its entries.
     fn inode(&mut self, nid: u64) -> Result<(Metadata, Content, Entries), ReadError> {
         let error = |what| move || ReadError::Inode { nid, what };
-        let start = u64::from(self.superblock.metadata_block) * BLOCK_SIZE;
+        let start = u64::from(self.superblock.meta_blkaddr.get()) * BLOCK_SIZE;
         let offset = nid.checked_mul(SLOT_SIZE).and_then(|offset| offset.checked_add(start));
         let offset = offset.filter(|offset| *offset < self.source.end).ok_or_else(error("number"))?;
-        let most = INODE_SIZE.min(self.source.end - offset);
+        let most = InodeHeader::size_of(false).min(self.source.end - offset);
         let bytes = self.source.bytes(offset, most)?.ok_or_else(error("number"))?;
-        let header = InodeHeader::decode(&bytes, self.superblock.time).map_err(|what| error(what)())?;
+        let seconds = self.superblock.build_time.get().cast_signed();
+        let time = Timestamp { seconds, nanoseconds: self.superblock.build_time_nsec.get() };
+        let header = InodeHeader::decode(&bytes, time).map_err(|what| error(what)())?;
         let head = offset + header.bytes();
         let xattrs = self.source.bytes(head, header.xattr_bytes)?.ok_or_else(error("size of attributes"))?;
-        let shared = u64::from(self.superblock.xattr_block) * BLOCK_SIZE;
+        let shared = u64::from(self.superblock.xattr_blkaddr.get()) * BLOCK_SIZE;
         let xattrs = xattr::decode(&xattrs, |place, bytes| self.source.bytes(shared + place, bytes))?;
         let xattrs = xattrs.ok_or_else(error("extended attribute"))?;
         let rest = head + header.xattr_bytes;
@@ -281,7 +287,7 @@ impl Reader<'_> {
 
     /// Where a regular file's data is.
     fn file(&mut self, header: &InodeHeader, rest: u64) -> Result<Option<FileData>, ReadError> {
-        let blocks = self.superblock.blocks;
+        let blocks = self.superblock.blocks.get();
         let within = |block: u32, bytes: u64| {
             let end = u64::from(block).checked_add(bytes.div_ceil(BLOCK_SIZE))?;
             (end <= blocks.into()).then_some(block)
@@ -308,12 +314,13 @@ impl Reader<'_> {
                 let Some(list) = count.checked_mul(width) else { return Ok(None) };
                 let Some(list) = self.source.bytes(rest.next_multiple_of(width), list)? else { return Ok(None) };
                 let first = list.chunks_exact(length(width)).zip(0..).map(|(entry, index): (&[u8], u64)| {
-                    let (device, block) = entry.split_at(entry.len() - 4);
-                    // High bits of the address and another device's number, where the form has them.
-                    if device.iter().any(|byte| *byte != 0) {
-                        return None;
-                    }
-                    match u32::from_le_bytes(block.try_into().ok()?) {
+                    let block = match ChunkIndex::read_from_bytes(entry) {
+                        // High bits of the address, or another device's number.
+                        Ok(index) if index.advise != 0 || index.device_id != 0 => return None,
+                        Ok(index) => index.blkaddr,
+                        Err(_) => U32::read_from_bytes(entry).ok()?,
+                    };
+                    match block.get() {
                         HOLE => Some(None),
                         block => within(block, chunk.min(header.size - index * chunk)).map(Some),
                     }
@@ -337,16 +344,14 @@ fn directory_entries(data: &[u8]) -> Option<Entries> {
     let mut last: &[u8] = &[];
     for block in data.chunks(length(BLOCK_SIZE)) {
         // The first name begins where the entries end.
-        let names = usize::from(get_u16(block, 8)?);
-        if names % DIRENT_SIZE != 0 || names == 0 {
+        let names = usize::from(Dirent::read_from_prefix(block).ok()?.0.nameoff);
+        if names % size_of::<Dirent>() != 0 || names == 0 {
             return None;
         }
-        let count = names / DIRENT_SIZE;
-        for index in 0..count {
-            let dirent = block.get(index * DIRENT_SIZE..)?;
-            let start = usize::from(get_u16(dirent, 8)?);
-            let end = if index + 1 < count { get_u16(dirent, DIRENT_SIZE + 8)?.into() } else { block.len() };
-            let name = block.get(start..end)?;
+        let (dirents, _) = <[Dirent]>::ref_from_prefix_with_elems(block, names / size_of::<Dirent>()).ok()?;
+        let ends = dirents.iter().skip(1).map(|next| next.nameoff.into()).chain([block.len()]);
+        for (dirent, end) in dirents.iter().zip(ends) {
+            let name = block.get(usize::from(dirent.nameoff)..end)?;
             // In a block that is not the last one, zeros follow the last name.
             let name = &name[..name.iter().position(|byte| *byte == 0).unwrap_or(name.len())];
             if name <= last || name.len() > MAX_NAME || name.contains(&b'/') {
@@ -354,7 +359,7 @@ fn directory_entries(data: &[u8]) -> Option<Entries> {
             }
             last = name;
             if name != b"." && name != b".." {
-                entries.push((name.into(), get_u64(dirent, 0)?));
+                entries.push((name.into(), dirent.nid.get()));
             }
         }
     }

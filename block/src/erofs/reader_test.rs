@@ -194,7 +194,7 @@ proptest! {
     ) {
         let (file, _) = build(&steps);
         let mut bytes = std::fs::read(file.path()).unwrap();
-        let start = usize::try_from(Superblock::decode(bytes.first_chunk().unwrap()).unwrap().metadata_block).unwrap();
+        let start = usize::try_from(superblock::decode(bytes.first_chunk().unwrap()).unwrap().meta_blkaddr.get()).unwrap();
         let length = bytes.len() - start * 4096;
         for (index, value) in damage {
             bytes[start * 4096 + index.index(length)] = value;

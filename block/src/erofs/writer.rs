@@ -2,14 +2,16 @@
 
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
-use super::directory::{self, Dirent};
-use super::format::{
-    BLOCK_SIZE, DataLayout, DeviceSlot, HOLE, INCOMPAT_CHUNKED, INCOMPAT_DEVICES, InodeHeader, Superblock,
-    encode_device, header_bytes,
-};
+use zerocopy::FromZeros as _;
+use zerocopy::little_endian::{U16, U32, U64};
+
+use super::directory::{self, Entry};
+use super::format::{BLOCK_SIZE, DeviceSlot, HOLE, INCOMPAT_CHUNKED, INCOMPAT_DEVICES, SuperBlock};
+use super::inode::{DataLayout, InodeHeader, encode_device};
 use super::journal::{self, Change, Step};
 use super::layout::{Layout, LayoutError, Place, with_dots};
 use super::sparse::SparseMap;
+use super::superblock::{self, header_bytes};
 use super::tree::{Blocks, Content, FileData, Tree};
 
 /// Further devices begin at multiples of this many blocks, so that a huge page of one may be mapped.
@@ -181,7 +183,7 @@ impl<W: Write + Seek> ImageWriter<W> {
         self.next += layout.blocks();
         let blocks = self.block()?;
         let slots = self.map_devices()?;
-        let mapped: Vec<_> = slots.iter().map(|slot| slot.mapped_block).collect();
+        let mapped: Vec<_> = slots.iter().map(|slot| slot.mapped_blkaddr.get()).collect();
 
         let metadata = Metadata { tree, layout: &layout, first_data, mapped: &mapped };
         let mut written = 0;
@@ -213,19 +215,22 @@ impl<W: Write + Seek> ImageWriter<W> {
         self.out.write_all(&journal).map_err(WriteError::Write)?;
 
         let feature = |present: bool, bit: u32| if present { bit } else { 0 };
-        let superblock = Superblock {
-            root: u16::try_from(layout.of(Tree::ROOT).nid()).unwrap_or_default(),
-            inodes: layout.places.len() as u64,
-            time: layout.time,
-            blocks,
-            metadata_block,
-            xattr_block: u32::try_from(first_data + layout.data_blocks).unwrap_or_default(),
+        let features = feature(layout.chunked, INCOMPAT_CHUNKED) | feature(!slots.is_empty(), INCOMPAT_DEVICES);
+        let superblock = SuperBlock {
+            root_nid: U16::new(u16::try_from(layout.of(Tree::ROOT).nid()).unwrap_or_default()),
+            inos: U64::new(layout.places.len() as u64),
+            build_time: U64::new(layout.time.seconds.cast_unsigned()),
+            build_time_nsec: layout.time.nanoseconds.into(),
+            blocks: blocks.into(),
+            meta_blkaddr: metadata_block.into(),
+            xattr_blkaddr: U32::new(u32::try_from(first_data + layout.data_blocks).unwrap_or_default()),
             uuid,
-            incompatible: feature(layout.chunked, INCOMPAT_CHUNKED) | feature(!slots.is_empty(), INCOMPAT_DEVICES),
+            feature_incompat: features.into(),
+            ..SuperBlock::new_zeroed()
         };
         let mut write_superblock = || {
             self.out.seek(SeekFrom::Start(0))?;
-            self.out.write_all(&superblock.encode(&slots))?;
+            self.out.write_all(&superblock::encode(superblock, &slots))?;
             self.out.flush()
         };
         write_superblock().map_err(WriteError::Write)?;
@@ -241,7 +246,12 @@ impl<W: Write + Seek> ImageWriter<W> {
             let mapped_block = block_number(next)?;
             next += u64::from(device.blocks);
             block_number(next)?;
-            Ok(DeviceSlot { tag: device.tag, blocks: device.blocks, mapped_block })
+            Ok(DeviceSlot {
+                tag: device.tag,
+                blocks: device.blocks.into(),
+                mapped_blkaddr: mapped_block.into(),
+                ..DeviceSlot::new_zeroed()
+            })
         };
         self.devices.iter().map(place).collect()
     }
@@ -396,7 +406,7 @@ impl Metadata<'_> {
                 let entries: Vec<_> = with_dots(directory.entries.keys().map(|name| &**name))
                     .map(|name| {
                         let (nid, file_type) = dirent(name);
-                        Dirent { name, nid, file_type }
+                        Entry { name, nid, file_type }
                     })
                     .collect();
                 directory::encode(&entries, into);

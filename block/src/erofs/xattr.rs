@@ -2,7 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use super::format::{XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE, get_u16};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+
+use super::format::{XattrEntry, XattrIbodyHeader};
+
+const HEADER_SIZE: usize = size_of::<XattrIbodyHeader>();
+/// Also the unit of the numbers of shared attributes.
+const ENTRY_SIZE: usize = size_of::<XattrEntry>();
+
+/// Largest area of extended attributes whose size an inode can state.
+pub(super) const MAX_XATTR_BYTES: u64 = bytes(u16::MAX);
+
+/// Size of an inode's extended attributes from the number that states it.
+pub(super) const fn bytes(count: u16) -> u64 {
+    if count == 0 { 0 } else { (HEADER_SIZE + ENTRY_SIZE * (count as usize - 1)) as u64 }
+}
+
+/// The number that states the size of an inode's extended attributes: one for the header, and one more for each four bytes
+/// behind it.
+#[allow(clippy::cast_possible_truncation, reason = "the layout checks MAX_XATTR_BYTES")]
+pub(super) const fn count(bytes: u64) -> u16 {
+    if bytes == 0 { 0 } else { ((bytes - HEADER_SIZE as u64) / ENTRY_SIZE as u64 + 1) as u16 }
+}
 
 /// Name of an extended attribute that EROFS can store: a known prefix by its number, and the rest.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -73,7 +95,7 @@ impl<'a> SharedXattrs<'a> {
         let mut shared = Self::default();
         for (pair, _) in counts.into_iter().filter(|(_, count)| *count > 1) {
             // Beyond what a place can say they are simply not shared.
-            let Ok(place) = u32::try_from(shared.area.len() / XATTR_ENTRY_SIZE) else { break };
+            let Ok(place) = u32::try_from(shared.area.len() / ENTRY_SIZE) else { break };
             encode_entry(pair, &mut shared.area);
             shared.places.insert(pair, place);
         }
@@ -100,7 +122,7 @@ impl<'a> SharedXattrs<'a> {
         }
         let (places, own) = self.split(xattrs);
         let entries = own.into_iter().map(|pair| entry_size(pair) as u64).sum::<u64>();
-        (XATTR_HEADER_SIZE + XATTR_ENTRY_SIZE * places.len()) as u64 + entries
+        (HEADER_SIZE + ENTRY_SIZE * places.len()) as u64 + entries
     }
 
     /// Appends the area behind the inode; values are at most 65,535 bytes long, which the layout has checked.
@@ -109,10 +131,9 @@ impl<'a> SharedXattrs<'a> {
             return;
         }
         let (places, own) = self.split(xattrs);
-        let mut header = [0; XATTR_HEADER_SIZE];
         #[allow(clippy::cast_possible_truncation, reason = "`split` shares no more than fit one byte")]
-        (header[4] = places.len() as u8);
-        into.extend(header);
+        let header = XattrIbodyHeader { h_shared_count: places.len() as u8, ..XattrIbodyHeader::new_zeroed() };
+        into.extend(header.as_bytes());
         places.iter().for_each(|place| into.extend(place.to_le_bytes()));
         own.into_iter().for_each(|pair| encode_entry(pair, into));
     }
@@ -127,15 +148,15 @@ pub(super) fn decode<E>(
     if area.is_empty() {
         return Ok(Some(xattrs));
     }
-    let count = area.get(4).map(|count| usize::from(*count));
-    let rest = area.get(XATTR_HEADER_SIZE..).zip(count);
-    let Some((places, own)) = rest.and_then(|(rest, count)| rest.split_at_checked(count * XATTR_ENTRY_SIZE)) else {
+    let Ok((header, rest)) = XattrIbodyHeader::read_from_prefix(area) else { return Ok(None) };
+    let Ok((places, own)) = <[U32]>::ref_from_prefix_with_elems(rest, header.h_shared_count.into()) else {
         return Ok(None);
     };
-    for place in places.as_chunks::<XATTR_ENTRY_SIZE>().0 {
-        let offset = u64::from(u32::from_le_bytes(*place)) * XATTR_ENTRY_SIZE as u64;
-        let Some(head) = shared(offset, XATTR_ENTRY_SIZE as u64)? else { return Ok(None) };
-        let bytes = XATTR_ENTRY_SIZE as u64 + u64::from(head[0]) + get_u16(&head, 2).map_or(0, u64::from);
+    for place in places {
+        let offset = u64::from(place.get()) * ENTRY_SIZE as u64;
+        let Some(head) = shared(offset, ENTRY_SIZE as u64)? else { return Ok(None) };
+        let Ok(head) = XattrEntry::read_from_bytes(&head) else { return Ok(None) };
+        let bytes = ENTRY_SIZE as u64 + u64::from(head.e_name_len) + u64::from(head.e_value_size.get());
         let Some(entry) = shared(offset, bytes)? else { return Ok(None) };
         let Some((name, value, _)) = decode_entry(&entry) else { return Ok(None) };
         xattrs.insert(name, value);
@@ -153,27 +174,30 @@ pub(super) fn decode<E>(
 #[allow(clippy::cast_possible_truncation, reason = "XattrName and the layout limit both lengths")]
 fn encode_entry((name, value): Pair<'_>, into: &mut Vec<u8>) {
     let end = into.len() + entry_size((name, value));
-    into.push(name.suffix.len() as u8);
-    into.push(name.prefix);
-    into.extend((value.len() as u16).to_le_bytes());
+    let entry = XattrEntry {
+        e_name_len: name.suffix.len() as u8,
+        e_name_index: name.prefix,
+        e_value_size: U16::new(value.len() as u16),
+    };
+    into.extend(entry.as_bytes());
     into.extend(&*name.suffix);
     into.extend(value);
     into.resize(end, 0);
 }
 
 fn decode_entry(entry: &[u8]) -> Option<(XattrName, Vec<u8>, usize)> {
-    let (suffix, prefix, value) = (usize::from(*entry.first()?), *entry.get(1)?, usize::from(get_u16(entry, 2)?));
-    let (suffix, rest) = entry.get(XATTR_ENTRY_SIZE..)?.split_at_checked(suffix)?;
-    let name = XattrName { prefix, suffix: suffix.into() };
+    let (head, rest) = XattrEntry::read_from_prefix(entry).ok()?;
+    let (suffix, rest) = rest.split_at_checked(head.e_name_len.into())?;
+    let name = XattrName { prefix: head.e_name_index, suffix: suffix.into() };
     // A prefix that is not known, or one that the image itself defines.
     XattrName::new(&name.to_bytes()).filter(|known| *known == name)?;
-    let value = rest.get(..value)?;
+    let value = rest.get(..usize::from(head.e_value_size))?;
     let size = entry_size((&name, value));
     Some((name, value.to_owned(), size))
 }
 
 fn entry_size((name, value): Pair<'_>) -> usize {
-    (XATTR_ENTRY_SIZE + name.suffix.len() + value.len()).next_multiple_of(4)
+    (ENTRY_SIZE + name.suffix.len() + value.len()).next_multiple_of(4)
 }
 
 #[cfg(test)]
