@@ -1,4 +1,4 @@
-//! Ending what takes long, from another thread.
+//! Ends long operations from another thread.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ pub struct Cancel(Arc<Wish>);
 #[derive(Default)]
 struct Wish {
     uttered: AtomicBool,
-    /// Wakes those who wait for something else and can't look.
+    /// Wakes threads that wait for something else and cannot check.
     wakers: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -27,14 +27,14 @@ impl fmt::Debug for Wish {
 }
 
 impl Cancel {
-    /// Whoever looks at this wish from now on ends.
+    /// Ends all operations that check this wish.
     pub fn cancel(&self) {
         self.0.uttered.store(true, Ordering::Relaxed);
         let wakers = std::mem::take(&mut *self.wakers());
         wakers.into_iter().for_each(|wake| wake());
     }
 
-    /// Whether it was uttered.
+    /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.uttered.load(Ordering::Relaxed)

@@ -17,7 +17,7 @@ pub enum Compression {
 
 /// A compression that is known but not read.
 #[derive(Debug, thiserror::Error)]
-#[error("it is compressed with {0}, which is not supported; gzip and zstd are")]
+#[error("it is compressed with {0}, which is not supported; supported: gzip, zstd")]
 pub struct UnsupportedCompression(&'static str);
 
 impl Compression {
@@ -44,7 +44,7 @@ impl Compression {
 /// Unpacks `stream`, whatever it is packed with.
 ///
 /// # Errors
-/// Its start can't be read, or its compression is not supported.
+/// Its start cannot be read, or its compression is not supported.
 pub fn unpack<'a>(mut stream: impl Read + 'a) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
     let mut prefix = Vec::with_capacity(Compression::PREFIX);
     (&mut stream).take(Compression::PREFIX as u64).read_to_end(&mut prefix)?;

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Digest([u8; 32]);
 
-/// A text that is no digest.
+/// A text that is not a digest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{0}` is not a digest: expected sha256: and 64 lower-case hex digits")]
 pub struct ParseDigestError(String);
@@ -74,7 +74,7 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
-        // A hostile text may be long: what is quoted of it is not.
+        // A hostile text may be long: quote only its beginning.
         let error = || ParseDigestError(text.chars().take(100).collect());
         let digits = text.strip_prefix("sha256:").ok_or_else(error)?;
         if digits.bytes().any(|b| b.is_ascii_uppercase()) {

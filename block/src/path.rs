@@ -1,4 +1,4 @@
-//! Walking a path component by component through symbolic links, inside a root. Pure; whoever walks knows the directories.
+//! Walks a path component by component through symbolic links, inside a root. Pure: the caller knows the directories.
 
 use std::borrow::Cow;
 
@@ -6,20 +6,20 @@ use std::borrow::Cow;
 pub const MAX_LINKS: u32 = 40;
 /// Longest component in bytes.
 const MAX_COMPONENT: usize = 255;
-/// Most components that the links in the way of all paths may add: no image comes near it, and it is no work to speak of.
+/// Most components that the links in all paths together may add: far above any image, and little work.
 const MAX_ADDED: u64 = 1 << 22;
 
-/// What is wrong with links in the way of a path.
+/// A path whose symbolic links cannot be followed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LinkProblem {
     /// More than Linux follows.
     #[error("lies behind more than {MAX_LINKS} symbolic links")]
     Loop,
-    /// One that leads to what can't be.
+    /// One with an invalid target.
     #[error("lies behind a symbolic link to a name that no file can have")]
     Name,
-    /// More than is worth the work.
-    #[error("lies behind symbolic links of which there are too many altogether")]
+    /// Too many components.
+    #[error("lies behind symbolic links whose targets have more than {MAX_ADDED} components altogether")]
     Work,
 }
 
@@ -30,9 +30,9 @@ pub struct Followed(u64);
 /// A walk along a path.
 pub struct Walk<'a> {
     names: &'a [&'a [u8]],
-    /// How many of them were taken.
+    /// Number of them that were taken.
     taken: usize,
-    /// What links put before the rest, the next one last.
+    /// Components that links put before the rest, the next one last.
     added: Vec<Box<[u8]>>,
     links: u32,
 }

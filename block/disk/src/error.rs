@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::SECTOR_SIZE;
 
-/// Why a file can't serve as a disk.
+/// A file that cannot serve as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// Missing or not accessible.
@@ -29,7 +29,7 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
-    /// Of no use as a disk.
+    /// Of a size that a disk cannot have.
     #[error("the disk `{path}` has {actual} bytes; expected a multiple of {SECTOR_SIZE}, and not 0")]
     Unaligned {
         /// The file.
@@ -47,7 +47,7 @@ pub enum DiskError {
         /// Size of the file.
         actual: u64,
     },
-    /// No addresses for a mapping.
+    /// Too few addresses for a mapping.
     #[error("cannot reserve {bytes} bytes of addresses to map a layer or an image")]
     Reserve {
         /// Length of the mapping.

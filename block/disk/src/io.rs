@@ -1,5 +1,5 @@
-//! System calls on guest memory: the kernel copies, so that neither a file that shrinks nor memory that goes away can
-//! raise a signal in this process.
+//! System calls on guest memory. The kernel copies, so that neither a shrinking file nor vanishing memory raises a signal in this
+//! process.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,12 +13,12 @@ const BATCH: usize = 64;
 /// Reads from a file into guest memory until `buffers` are full.
 ///
 /// # Errors
-/// Reading failed, or the file ends before.
+/// Reading failed, or the file ends early.
 pub fn read_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     let fd = file.as_raw_fd();
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         match iovecs {
-            // Most requests are one piece, for which the kernel need not copy a list.
+            // Most requests are one piece: then the kernel does not copy a list.
             // SAFETY: as below, for the one entry.
             [one] => unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) },
             // SAFETY: the entries point into guest memory, which `buffers` keeps mapped; the guest may change it at any
@@ -43,7 +43,7 @@ pub fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>
 /// Copies from a mapping of this process into guest memory until `buffers` are full.
 ///
 /// # Errors
-/// A page of the mapping is not there (`EFAULT`): beyond the end of its file, or unreadable.
+/// The mapping lacks a page (`EFAULT`): it is beyond the end of its file, or unreadable.
 pub fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         let bytes = iovecs.iter().map(|iovec| iovec.iov_len).sum();
@@ -52,7 +52,7 @@ pub fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) ->
             address.checked_add_signed(offset).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let source = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
         // SAFETY: the destination is guest memory as in `read_file`. The source is not read by this process: the kernel
-        // checks each page and answers EFAULT for one that is not there.
+        // checks each page and answers EFAULT for a missing one.
         unsafe { libc::process_vm_readv(libc::getpid(), iovecs.as_ptr(), iovecs.len() as libc::c_ulong, &source, 1, 0) }
     })
 }
@@ -72,7 +72,7 @@ fn transfer(
 ) -> io::Result<()> {
     // Bytes of the first buffer that are done.
     let mut done = 0;
-    // A kibibyte that is cleared for each request would show.
+    // Uninitialised: clearing a kibibyte for each request would cost measurable time.
     let mut iovecs = [const { MaybeUninit::uninit() }; BATCH];
     loop {
         while buffers.first().is_some_and(|buffer| buffer.len() == done) {

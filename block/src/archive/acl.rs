@@ -10,7 +10,7 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// Translates a list; `None` if it is none, or names users without their numbers, which mean nothing here. An empty answer
+/// Translates a list; `None` if it is invalid, or names users without their numbers, which mean nothing here. An empty answer
 /// says no more than the permissions do.
 pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;

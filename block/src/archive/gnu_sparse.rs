@@ -28,7 +28,7 @@ impl PaxSparse {
         self.seen
     }
 
-    /// Takes a record `GNU.sparse.<keyword>`; `None` if its value makes no sense.
+    /// Takes a record `GNU.sparse.<keyword>`; `None` if its value is invalid.
     pub fn take(&mut self, keyword: &[u8], value: &[u8]) -> Option<()> {
         self.seen = true;
         match keyword {

@@ -60,7 +60,7 @@ impl Header {
     /// Takes a block for a header.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why it is not one.
     pub fn new(block: [u8; BLOCK]) -> Result<Self, String> {
         let stated = number(&block[CHECKSUM]).ok_or("its checksum is not a number")?;
         // The sum of all bytes, those of the checksum itself taken for spaces. Some old archives have summed signed ones.

@@ -23,7 +23,7 @@ impl Default for Limits {
     }
 }
 
-/// Unpacked bytes whose ratio is not looked at: a file of zeros is no bomb yet.
+/// Unpacked bytes up to which the ratio is not checked: a file of zeros is not a bomb yet.
 const FREE_BYTES: u64 = 1 << 30;
 
 /// An archive that unpacks to too much.

@@ -1,4 +1,4 @@
-//! Tar archives: read entry by entry, found their way around in, and made of a directory.
+//! Tar archives: read entry by entry, or made from a directory.
 //!
 //! Names in an archive never become names of host files.
 
@@ -18,7 +18,7 @@ pub use name::EntryName;
 pub(crate) use name::{Meaning, components, meaning};
 pub(crate) use tar_stream::{TarEntry, TarKind, TarStream};
 
-/// What is wrong with an archive.
+/// A damaged or unsupported archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// Decompression failed, or the archive ends early.
@@ -32,7 +32,7 @@ pub enum ArchiveError {
         #[source]
         source: std::io::Error,
     },
-    /// What should be a tar header is none.
+    /// An invalid tar header.
     #[error("the archive has no valid header at byte {offset}{}: {reason}", .last.as_ref().map(|name| format!(", behind entry `{name}`")).unwrap_or_default())]
     Header {
         /// Where in the uncompressed archive.
@@ -42,7 +42,7 @@ pub enum ArchiveError {
         /// What is wrong with it.
         reason: String,
     },
-    /// An entry that can't be taken over.
+    /// An invalid entry.
     #[error("entry `{name}` {reason}")]
     Entry {
         /// The entry's name.
@@ -52,7 +52,7 @@ pub enum ArchiveError {
     },
 }
 
-/// What is wrong with an archive's entry.
+/// What is wrong with an entry.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EntryProblem {
     /// The name leads out of the root with `..`.
@@ -64,8 +64,8 @@ pub enum EntryProblem {
     /// A whiteout of nothing, of `.` or `..`, or one with files below it.
     #[error("is a whiteout that names no file")]
     InvalidWhiteout,
-    /// A hard link to what can't be the name of a file.
-    #[error("is a hard link to `{0}`, which is the name of no file")]
+    /// A hard link with an invalid target.
+    #[error("is a hard link to `{0}`, which is not the name of a file")]
     HardLink(EntryName),
     /// The root of the image as anything but a directory.
     #[error("would replace the root directory")]
@@ -87,7 +87,7 @@ pub enum EntryProblem {
         /// Its value.
         value: i64,
     },
-    /// A field with a value that makes no sense.
+    /// A field with an invalid value.
     #[error("has an invalid {0}")]
     Field(&'static str),
 }

@@ -1,4 +1,4 @@
-//! Reading a file's data out of an image.
+//! Reads a file's data out of an image.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,15 +8,15 @@ use super::format::BLOCK_SIZE;
 use super::sparse::SparseMap;
 use super::tree::{Blocks, FileData};
 
-/// The data of a file of an image: what is data, without the holes between.
+/// The data of a file in an image, without its holes.
 pub struct DataReader<'a> {
     image: &'a File,
-    /// Where in the image, and how much; the next one last.
+    /// Offset in the image and length of each piece; the next one last.
     pieces: Vec<(u64, u64)>,
 }
 
 impl<'a> DataReader<'a> {
-    /// Reads `data` from `image`, which it is in; also says where it has holes. `None` where that makes no sense.
+    /// Reads `data` from its `image`; also returns where it has holes. `None` if `data` contradicts itself.
     #[must_use]
     pub fn new(image: &'a File, data: &FileData) -> Option<(SparseMap, Self)> {
         let at = |block: u32| u64::from(block) * BLOCK_SIZE;

@@ -1,8 +1,7 @@
-//! A layer's journal: what its archive says, in the archive's order, behind the last block of the file system.
+//! A layer's journal: the entries of its archive in their order, behind the last block of the file system.
 //!
-//! The tree alone is what overlayfs needs of a layer. What a name with a symbolic link in its way leads to, and which file a
-//! hard link means, depends on the layers below and on the order of entries; whoever lays layers over each other as unpacking
-//! would reads it here.
+//! For overlayfs the tree is enough. But where a path through a symbolic link leads, and which file a hard link means, depends on
+//! the layers below and on the order of entries. Code that unpacks layers over each other reads that here.
 //!
 //! ```text
 //! header   magic, version, number of steps, bytes of steps
@@ -25,22 +24,22 @@ const MAX_PATHS: u64 = 2 << 30;
 /// One change that a layer makes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Step {
-    /// Where: components, separated by slashes; empty for the root.
+    /// The path: components, separated by slashes; empty for the root.
     pub path: Box<[u8]>,
-    /// What.
+    /// The change.
     pub change: Change,
 }
 
 /// What a step does to its path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Change {
-    /// This inode is there now; a directory keeps what it has.
+    /// Puts this inode there; a directory keeps its entries.
     Put(InodeId),
-    /// It is another name of the file that this path leads to.
+    /// Makes it another name of the file at this path.
     Link(Box<[u8]>),
-    /// What layers below have there is gone.
+    /// Removes what layers below have there.
     Whiteout,
-    /// What layers below have in this directory is gone.
+    /// Removes what layers below have in this directory.
     Opaque,
 }
 

@@ -1,5 +1,5 @@
-//! Reads the metadata of an image back into a tree, of one that [`super::ImageWriter`] made or of a layer that came as an EROFS
-//! image already. No file's data is read, and nothing that is read is believed.
+//! Reads the metadata of an image back into a tree: of an image that [`super::ImageWriter`] made, or of a layer that came as an
+//! EROFS image. It reads no file's data, and checks all that it reads.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,9 +18,9 @@ use super::superblock;
 use super::tree::{Blocks, Content, Directory, FileData, InodeId, Metadata, Timestamp, Tree};
 use super::xattr;
 
-/// No image has more metadata than this: what the importer's limits leave room for, and some.
+/// Largest metadata of an image in bytes: more than the importer's limits allow.
 const MAX_METADATA: u64 = 2 << 30;
-/// Most names of an image: what the importer's limits leave room for, and some.
+/// Most names of an image: more than the importer's limits allow.
 const MAX_NAMES: u64 = 4 << 20;
 /// Longest target of a symbolic link (Linux, `PATH_MAX` with its end).
 const MAX_TARGET: u64 = 4095;
@@ -41,7 +41,7 @@ pub enum ReadError {
     /// More metadata than fits in memory.
     #[error("it has more than {MAX_NAMES} names or {MAX_METADATA} bytes of metadata")]
     TooLarge,
-    /// An inode with what it can't have.
+    /// A damaged inode.
     #[error("inode {nid} has an invalid {what}")]
     Inode {
         /// Its number.
@@ -49,26 +49,26 @@ pub enum ReadError {
         /// What is wrong.
         what: &'static str,
     },
-    /// What follows the file system is no journal.
+    /// The bytes behind the file system are not a journal.
     #[error("its journal is damaged")]
     Journal,
 }
 
-/// All that a layer says.
+/// A layer's tree and journal.
 #[derive(Clone, Debug)]
 pub struct LayerTree {
-    /// What a mount of the layer shows.
+    /// The tree that a mount of the layer shows.
     pub tree: Tree,
-    /// What its archive said, where that is known. Inodes of it need not have a name in the tree.
+    /// The archive's entries, if they are known. Their inodes need not have a name in the tree.
     pub journal: Option<Vec<Step>>,
 }
 
-/// Who made an image.
+/// The program that made an image.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Origin {
     /// [`super::ImageWriter`].
     Import,
-    /// Somebody else: it is the layer itself.
+    /// Another program: the image is the layer itself.
     Native,
 }
 
@@ -277,7 +277,7 @@ impl Reader<'_> {
             DataLayout::Inline if tail_fits(header, rest) => header.size % BLOCK_SIZE,
             DataLayout::Inline | DataLayout::Chunks => return Ok(None),
         };
-        // Where there is no whole block, its number may be anything.
+        // Without a whole block, the number of the first is arbitrary.
         let whole = header.size - inline;
         let first = if whole == 0 { 0 } else { u64::from(header.block_or_device) * BLOCK_SIZE };
         let blocks = self.source.bytes(first, whole)?;

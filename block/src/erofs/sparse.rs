@@ -55,7 +55,7 @@ impl SparseMap {
         self.segments.iter().map(|(_, length)| length).sum()
     }
 
-    /// The segments, none of them empty.
+    /// The segments, all with data.
     pub(crate) fn segments(&self) -> &[(u64, u64)] {
         &self.segments
     }

@@ -30,7 +30,7 @@ pub struct Metadata {
     pub mtime: Timestamp,
     /// Extended attributes.
     pub xattrs: BTreeMap<XattrName, Vec<u8>>,
-    /// Nobody described this directory: it is only there because something below it is.
+    /// This directory has no entry of its own: it exists because of an entry below it.
     pub implied: bool,
 }
 
@@ -50,11 +50,11 @@ pub struct FileData {
     pub bytes: u64,
     /// Which of the image's further devices it lies on, counted from 1; 0 for the image itself.
     pub device: u16,
-    /// Where.
+    /// Its place there.
     pub blocks: Blocks,
 }
 
-/// Which blocks a file's data fills.
+/// The blocks that a file's data fills.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Blocks {
     /// Consecutive ones from this; any where the file is empty.
@@ -90,7 +90,7 @@ pub struct Directory {
     pub whiteouts: BTreeSet<Box<[u8]>>,
 }
 
-/// What an inode is.
+/// The type of an inode, with its data.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Content {
     /// A directory.
@@ -109,7 +109,7 @@ pub enum Content {
     Socket,
 }
 
-/// What hides a name of a layer below from overlayfs.
+/// Hides a name of a layer below from overlayfs.
 pub const WHITEOUT: Content = Content::CharDevice(Device { major: 0, minor: 0 });
 
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ impl Tree {
     /// The root directory.
     pub const ROOT: InodeId = InodeId(0);
 
-    /// What a directory gets that nobody described: root's, with the usual permissions.
+    /// The attributes of a directory without an entry of its own: owned by root, with the usual permissions.
     #[must_use]
     pub fn implied() -> Metadata {
         Metadata { permissions: 0o755, implied: true, ..Metadata::default() }
@@ -146,7 +146,7 @@ impl Tree {
         InodeId(self.inodes.len() - 1)
     }
 
-    /// What `id` is.
+    /// The content of `id`.
     #[must_use]
     pub fn content(&self, id: InodeId) -> &Content {
         &self.inodes[id.0].content

@@ -17,7 +17,7 @@ use super::tree::{Blocks, Content, FileData, Tree};
 /// Further devices begin at multiples of this many blocks, so that a huge page of one may be mapped.
 const DEVICE_ALIGNMENT: u64 = 512;
 
-/// Why an image could not be written.
+/// A failure to write an image.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// A file's data could not be read.
@@ -29,7 +29,7 @@ pub enum WriteError {
     /// EROFS can't hold the tree.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// A file with holes that no list of chunks can describe.
+    /// A file with holes that is too large for a list of chunks.
     #[error("a file of {0} bytes is too large")]
     Sparse(u64),
     /// More than the caller allows.
@@ -46,7 +46,7 @@ pub enum WriteError {
 /// A device whose blocks lie behind the image's own.
 #[derive(Clone, Copy, Debug)]
 pub struct ExtraDevice {
-    /// What it is known by.
+    /// Its label.
     pub tag: [u8; 64],
     /// Its size in blocks.
     pub blocks: u32,
@@ -55,7 +55,7 @@ pub struct ExtraDevice {
 /// A finished image.
 #[derive(Debug)]
 pub struct Written<W> {
-    /// What it was written to.
+    /// The image.
     pub out: W,
     /// Size of the image itself, a multiple of [`BLOCK_SIZE`].
     pub bytes: u64,
@@ -63,7 +63,7 @@ pub struct Written<W> {
     pub mapped: Vec<u32>,
 }
 
-/// An image being written. Until [`ImageWriter::finish`] returns, what was written is no file system.
+/// An image that is being written. It is not a file system until [`ImageWriter::finish`] returns.
 pub struct ImageWriter<W: Write> {
     out: BufWriter<W>,
     /// The next free block.

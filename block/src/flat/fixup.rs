@@ -122,7 +122,7 @@ impl<'a> Fixup<'a> {
         let Some(shown) = visit.shown else { return true };
         let mut shown_there = described(self.stack.tree.metadata(shown));
         let expected = described(self.truth.tree.metadata(visit.truth));
-        // What is mounted above has a root of its own, with a time of its own, and most layers describe none: that is no reason.
+        // The mount above has its own root with its own time, and most layers don't describe one: that needs no fix-up.
         if visit.parent.is_none() {
             shown_there.mtime = expected.mtime;
         }

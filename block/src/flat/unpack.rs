@@ -18,7 +18,7 @@ const MAX_DEPTH: u32 = 2048;
 /// An inode of one of the layers, by the layer's index.
 pub(super) type Source = (usize, InodeId);
 
-/// Why layers can't be unpacked over each other.
+/// A layer that cannot be unpacked over those below it.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[error("entry `{path}` {problem}")]
 pub struct UnpackError {
@@ -33,16 +33,16 @@ pub struct UnpackError {
 /// What is wrong with an entry.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UnpackProblem {
-    /// A component of the path is no directory.
-    #[error("lies below `{0}`, which is no directory")]
+    /// A component of the path is not a directory.
+    #[error("lies below `{0}`, which is not a directory")]
     NotDirectory(EntryName),
     /// A hard link to a directory or to nothing.
-    #[error("is a hard link to `{0}`, which is no file of its layer or one below")]
+    #[error("is a hard link to `{0}`, which is not a file of its layer or of one below")]
     HardLink(EntryName),
     /// Deeper than a path can name.
     #[error("lies more than {MAX_DEPTH} directories deep")]
     Depth,
-    /// Symbolic links are in the way that can't be followed.
+    /// Symbolic links in the path cannot be followed.
     #[error(transparent)]
     Links(#[from] LinkProblem),
 }
@@ -52,16 +52,16 @@ pub enum UnpackProblem {
 pub struct Unpacked {
     /// The tree, without whiteouts.
     pub tree: Tree,
-    /// Where its inodes are from; directories that nobody described are from nowhere.
+    /// The origin of its inodes. Directories without an entry of their own have none.
     pub(super) sources: HashMap<InodeId, Source>,
 }
 
 /// Unpacks `layers` in the order `order`, the lowest first; a layer may come several times.
 ///
-/// Directories that nobody described keep what they were. A hard link has as many names as there are left of it.
+/// Directories without an entry of their own stay as they were. A hard link counts the names that are left of it.
 ///
 /// # Errors
-/// An entry can't be where it says, or links to nothing.
+/// An entry cannot have its path, or is a hard link to a missing file.
 pub fn unpack(layers: &[LayerTree], order: &[usize]) -> Result<Unpacked, UnpackError> {
     let mut root = Root::new(layers);
     for (number, &layer) in order.iter().enumerate() {
@@ -80,7 +80,7 @@ const ROOT: NodeId = 0;
 struct Root<'a> {
     layers: &'a [LayerTree],
     nodes: Vec<Node>,
-    /// What inodes that are no directories became.
+    /// The nodes made of inodes other than directories.
     known: HashMap<Source, NodeId>,
     followed: Followed,
 }
@@ -238,7 +238,7 @@ impl Applied<'_, '_> {
         Ok(())
     }
 
-    /// The directory that a directory of this name which nobody described stands for.
+    /// The directory that is meant by a name without an entry of its own.
     fn enter(&mut self, folder: NodeId, name: &[u8]) -> Result<NodeId, UnpackProblem> {
         match self.walk(folder, &[name], true) {
             Ok(Some(node)) => Ok(node),

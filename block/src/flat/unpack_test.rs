@@ -143,7 +143,7 @@ fn hard_links_mean_what_was_there() {
         (new().hard_link("b", "d"), "1: entry `b` is a hard link to `d`"),
         (new().hard_link("b", "a/x"), "1: entry `b` is a hard link to `a/x`"),
         (new().file(".wh.a", "").hard_link("b", "a"), "1: entry `b` is a hard link to `a`"),
-        (new().file("a/x", ""), "1: entry `a/x` lies below `a`, which is no directory"),
+        (new().file("a/x", ""), "1: entry `a/x` lies below `a`, which is not a directory"),
         (new().symlink("l", "l").file("l/.wh.x", ""), "1: entry `l/.wh.x` lies behind more than 40 symbolic links"),
         (new().symlink("l", "m").symlink("m", "l").file("l/x", ""), "1: entry `l/x` lies behind more than 40"),
     ] {
@@ -160,7 +160,7 @@ fn bombs_of_links_are_refused() {
     let chain = chain.directory("x/").directory("l40/");
     let bomb = (0..4000).fold(new(), |archive, n| archive.file(format!("l0/{n}"), "").file(format!("x/{n}"), ""));
     let error = fails([chain, bomb]);
-    assert!(error.contains("too many altogether"), "{error}");
+    assert!(error.contains("components altogether"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! The tree is what overlayfs gets. It has each entry where it belongs as far as that can be told from this layer: symbolic links
 //! that the layer has itself are followed, and directories that it does not describe are taken for directories. The journal says
-//! what the archive said, for who knows the layers below.
+//! what the archive said, for code that knows the layers below.
 
 use std::collections::BTreeMap;
 

@@ -24,11 +24,11 @@ pub enum LayerError {
     /// The blob's uncompressed content is not the one its `diff_id` names.
     #[error("the uncompressed layer is not the one the image's configuration names")]
     DiffId(#[source] BlobError),
-    /// The archive is damaged, or has an entry that can't be taken over.
+    /// The archive is damaged, or has an invalid entry.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     /// The layer is an EROFS image, but not one that can be a layer.
-    #[error("the layer is an EROFS image that can't be taken as it is")]
+    #[error("the layer is an EROFS image that cannot be used as it is")]
     Native(#[from] NativeProblem),
     /// The image could not be written.
     #[error("cannot write the image{}", .entry.as_ref().map(|name| format!(" from entry `{name}` on")).unwrap_or_default())]

@@ -21,8 +21,8 @@ const HARMLESS: [&[u8]; 4] =
 /// What a layer can't say.
 #[derive(Debug, thiserror::Error)]
 pub enum NativeProblem {
-    /// It can't be copied.
-    #[error("it can't be copied")]
+    /// Copying failed.
+    #[error("it cannot be copied")]
     Copy(#[source] io::Error),
     /// It is damaged, or has what layers can't have.
     #[error(transparent)]

@@ -24,7 +24,7 @@ impl DirImage {
     /// Finds the image for `platform`. It has no name but its digest.
     ///
     /// # Errors
-    /// There is no such image; or one of its documents is missing, damaged or not supported.
+    /// No image matches; or one of the documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         let path = self.files.path(MANIFEST);
         let data = self.files.document(MANIFEST)?;

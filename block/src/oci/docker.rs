@@ -56,7 +56,7 @@ impl DockerArchive {
     /// Finds the image for `platform`, called `reference` where that is given: a name, only a tag, or a digest.
     ///
     /// # Errors
-    /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
+    /// No image matches, or several do; or one of the documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         let path = self.files.path(MANIFEST);
         let entries: Vec<Entry> = parse(&path, &self.files.document(MANIFEST)?)?;

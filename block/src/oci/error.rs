@@ -1,4 +1,4 @@
-//! What can be wrong with an image.
+//! Errors of images and registries.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use super::platform::Platform;
 use crate::archive::{ArchiveError, EntryName};
 use crate::digest::Digest;
 
-/// How deep indexes may nest.
+/// Deepest nesting of indexes.
 pub(super) const MAX_INDEX_DEPTH: usize = 4;
 /// Most documents that are read to find an image.
 pub(super) const MAX_DOCUMENTS: usize = 256;
 
-/// What is wrong with an image's documents, or with what they are in.
+/// An image that cannot be found or read.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// A file is missing or unreadable.
@@ -25,22 +25,22 @@ pub enum OciError {
         #[source]
         source: io::Error,
     },
-    /// A link in an archive that leads to no file of it.
-    #[error("`{path}` is a link to `{target}`, which leads to no file of the archive")]
+    /// A dangling link in an archive.
+    #[error("`{path}` is a link to `{target}`, which leads to no file in the archive")]
     Link {
         /// The link.
         path: PathBuf,
         /// What it names.
         target: EntryName,
     },
-    /// What must be an image's, and can't be read as one.
+    /// An incomplete image.
     #[error("`{path}` looks like an image, since it has `{sign}`, but it has no `{missing}`")]
     Incomplete {
         /// The directory or archive.
         path: PathBuf,
-        /// What images have.
+        /// The file that only images have.
         sign: EntryName,
-        /// What it would have to have.
+        /// The file that is missing.
         missing: &'static str,
     },
     /// An image one directory too deep.
@@ -70,7 +70,7 @@ pub enum OciError {
         number: usize,
     },
     /// A directory that an import would write to while it reads it.
-    #[error("`{path}` is in the layer store and can't be imported to it")]
+    #[error("`{path}` is in the layer store and cannot be imported to it")]
     InStore {
         /// The directory.
         path: PathBuf,
@@ -105,7 +105,7 @@ pub enum OciError {
         /// Where and why.
         reason: String,
     },
-    /// A document that is none of those it should be.
+    /// A document of the wrong type.
     #[error("`{path}` {reason}")]
     Document {
         /// The file.
@@ -178,7 +178,7 @@ pub enum OciError {
         /// The first index.
         path: PathBuf,
     },
-    /// What should be an archive is none, or damaged.
+    /// A damaged archive, or a file that is not one.
     #[error("cannot read the archive `{path}`")]
     Archive {
         /// The archive.
@@ -188,7 +188,7 @@ pub enum OciError {
         source: Box<ArchiveError>,
     },
     /// An archive of more files than any image has.
-    #[error("the archive `{path}` has more than {limit} files, and is no root file system")]
+    #[error("the archive `{path}` has more than {limit} files, and is not a root file system")]
     TooManyFiles {
         /// The archive.
         path: PathBuf,
@@ -231,7 +231,7 @@ impl OciError {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether a registry does not give a part of a blob by itself.
+    /// Whether a registry refuses to send part of a blob.
     #[cfg(feature = "registry")]
     pub(super) const fn is_of_range(&self) -> bool {
         matches!(self, Self::Registry { source: RegistryError::Status { status: 416, .. }, .. })
@@ -243,10 +243,10 @@ impl OciError {
     }
 }
 
-/// Why a registry does not give something.
+/// A registry's refusal or failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// It can't be reached, or says nothing more, or not what HTTP allows.
+    /// It is unreachable, stopped answering, or violates HTTP.
     #[error("the registry does not answer as it should: {0}")]
     Transport(io::Error),
     /// It refuses.
@@ -259,18 +259,18 @@ pub enum RegistryError {
         /// Its own words, if it has any.
         message: String,
     },
-    /// It wants to know who asks.
+    /// It asks for credentials, and there are none for it.
     #[error(
         "the registry wants a user and a password: `docker login` or `podman login` keep them where they are found"
     )]
     NoCredentials,
-    /// It wants to know who asks in an unknown way.
-    #[error("the registry wants an authentication that is not understood: `{0}`; basic and bearer with a realm are")]
+    /// It asks for an unknown way of authentication.
+    #[error("the registry asks for unsupported authentication `{0}`; supported: Basic, Bearer with a realm")]
     Challenge(String),
-    /// There is no token for it.
+    /// The token server does not give a token.
     #[error("cannot get a token from `{realm}`")]
     Token {
-        /// Who gives tokens.
+        /// The token server.
         realm: String,
         /// Why not.
         #[source]
@@ -290,22 +290,22 @@ pub enum RegistryError {
         #[source]
         source: io::Error,
     },
-    /// A token is no password.
+    /// It asks for a password, but the credentials are a token.
     #[error("the registry wants a user and a password, and there is only a token for it")]
     NoPassword,
-    /// It names a place that is none.
-    #[error("`{0}` is no URL of a server")]
+    /// It names an invalid URL.
+    #[error("`{0}` is not the URL of a server")]
     Url(String),
-    /// It redirects to what is no place.
-    #[error("the registry redirects to `{0}`, which is no URL of a server")]
+    /// It redirects to an invalid URL.
+    #[error("the registry redirects to `{0}`, which is not the URL of a server")]
     Location(String),
-    /// It redirects without end.
+    /// It redirects too often.
     #[error("there are more than {0} redirects")]
     Redirects(usize),
-    /// All servers may only be asked for what has a digest.
-    #[error("no server may be asked what a tag stands for: a server without the capability `resolve` can't say")]
+    /// Its servers only serve content by digest.
+    #[error("no server resolves tags: that needs the capability `resolve`")]
     NoServer,
-    /// What says where a registry's images are is not right.
+    /// The configuration of a registry's servers is invalid.
     #[error("`{path}`: {problem}")]
     Hosts {
         /// The file or folder.
@@ -313,8 +313,8 @@ pub enum RegistryError {
         /// What is wrong with it.
         problem: String,
     },
-    /// Credentials that are not understood.
-    #[error("the credentials in `{path}` are no user and password")]
+    /// Invalid credentials.
+    #[error("the credentials in `{path}` are not a user and a password")]
     Credentials {
         /// The file of credentials.
         path: PathBuf,

@@ -127,7 +127,7 @@ impl FileSet {
 
 impl Archive {
     /// Finds a file: where it begins in the archive, and what of it is there. Links are followed wherever they are in the name, and
-    /// lead nowhere outside; if there is none, the target of the link that was followed last.
+    /// never lead outside; the error is the target of the last link that was followed, if any.
     fn find(&self, name: &[u8]) -> Result<(u64, &SparseMap), Option<&[u8]>> {
         let mut last = None;
         let mut path = components(name).map_err(|_| None)?;

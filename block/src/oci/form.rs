@@ -1,5 +1,5 @@
 //! What a directory or an archive is, told by what is in it. What must be an image is never taken for a root file system just
-//! because it can't be read as one.
+//! because it cannot be read as one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -25,7 +25,7 @@ impl OciLayout {
     /// Opens the layout in the directory `root`.
     ///
     /// # Errors
-    /// There is none, or one of another version than 1.0.0.
+    /// It is missing, or has another version than 1.0.0.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, OciError> {
         Self::of(FileSet::Directory(root.into()))
     }
@@ -40,7 +40,7 @@ impl OciLayout {
     /// Finds the image for `platform`, called `reference` in the index where that is given.
     ///
     /// # Errors
-    /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
+    /// No image matches, or several do; or one of the documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         let path = self.files.path(INDEX);
         let Document::Index(manifests) = Document::parse(&path, &self.files.document(INDEX)?)? else {

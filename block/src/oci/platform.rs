@@ -1,4 +1,4 @@
-//! What an image was built for, and which of several builds is the best one for a processor.
+//! Platforms of images, and which of several builds suits a processor best.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
-/// A text that is no platform.
+/// A text that is not a platform.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{0}` is not a platform: expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64")]
 pub struct ParsePlatformError(String);
@@ -32,10 +32,10 @@ pub(super) struct RawPlatform {
     features: Option<Vec<String>>,
 }
 
-/// How well an image fits: the greater the better.
+/// How well an image fits: the greater, the better.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Rank {
-    /// It asks for nothing special.
+    /// It needs no special feature.
     plain: bool,
     level: Level,
 }
@@ -67,7 +67,7 @@ impl RawPlatform {
         Platform { os, architecture, variant }
     }
 
-    /// How well an image for this fits who wants `wanted`; `None` if it can't run there.
+    /// Ranks an image for this platform where `wanted` is asked for: `None` if it cannot run there.
     pub fn rank(&self, wanted: &Platform) -> Option<Rank> {
         let plain = self.features.as_ref().is_none_or(Vec::is_empty);
         wanted.level_of(&self.complete(), Level::of_cpu()).map(|level| Rank { plain, level })
@@ -86,7 +86,7 @@ impl Platform {
         Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
     }
 
-    /// The level of an image for `offered`, if it is none that this platform does not run; `cpu` is this host's.
+    /// The level of an image for `offered`, if this platform runs it; `cpu` is this host's.
     fn level_of(&self, offered: &Self, cpu: Level) -> Option<Level> {
         if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
             return None;

@@ -32,7 +32,7 @@ impl RegistryImage {
     /// Finds the image for `platform`.
     ///
     /// # Errors
-    /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
+    /// No image matches, or several do; or one of the documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform) -> Result<SourceImage, OciError> {
         let top = self.repository.top();
         let path = self.repository.path(&top.digest);

@@ -102,7 +102,7 @@ impl ImageSource {
     /// registry the name has said which.
     ///
     /// # Errors
-    /// There is no such image, or several; or one of its documents is missing, damaged or not supported.
+    /// No image matches, or several do; or one of the documents is missing, damaged or not supported.
     pub fn image(&self, platform: &Platform, reference: Option<&str>) -> Result<SourceImage, OciError> {
         match self {
             Self::Layout(layout) => layout.image(platform, reference),

@@ -20,7 +20,7 @@ pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-/// Configurations of what is no image: of what has none, and of Docker's plugins.
+/// Media types of configurations that don't belong to images: the empty one, and that of Docker's plugins.
 const NO_CONFIGS: [&str; 2] = ["application/vnd.oci.empty.v1+json", "application/vnd.docker.plugin.v1+json"];
 
 #[derive(Clone, Debug, Deserialize)]
@@ -52,7 +52,7 @@ impl Descriptor {
         keys.into_iter().filter_map(|key| self.annotation(key)).filter(|name| !name.is_empty()).collect()
     }
 
-    /// What it is where it is no image but something about one.
+    /// Its type if it describes something attached to an image, not an image.
     pub fn artifact(&self) -> Option<&str> {
         let attached = self.annotation("vnd.docker.reference.type");
         attached.or_else(|| artifact_type(self.artifact_type.as_deref()))
@@ -64,7 +64,8 @@ impl Descriptor {
     }
 }
 
-/// A type that says that something is no image; where a registry fills the field in, images have that of their configuration.
+/// The artifact type of something that is not an image. Some registries fill the field in for images too, with the type of their
+/// configuration.
 fn artifact_type(stated: Option<&str>) -> Option<&str> {
     stated.filter(|kind| !kind.is_empty() && ![CONFIG, DOCKER_CONFIG].contains(kind))
 }
@@ -84,7 +85,7 @@ pub(super) enum DocumentKind {
     Config,
 }
 
-/// An index or a manifest. Which one, its content says.
+/// An index or a manifest; its content says which.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDocument {
@@ -133,7 +134,7 @@ impl Document {
             return Ok(Self::Index(raw.manifests.unwrap_or_default()));
         }
         if !describes {
-            return Err(wrong("is neither a manifest nor an index: it has none of `config`, `layers` and `manifests`"));
+            return Err(wrong("is neither a manifest nor an index: it lacks `config`, `layers` and `manifests`"));
         }
         let config = raw.config.ok_or_else(|| wrong("is a manifest without `config`"))?;
         let (layers, attached) = (raw.layers.unwrap_or_default(), raw.subject.is_some());
@@ -142,13 +143,13 @@ impl Document {
 }
 
 impl Manifest {
-    /// What it is of where it is no image's.
+    /// Its artifact type if it is not an image's.
     pub fn artifact(&self) -> Option<&str> {
         let config = Some(self.config.media_type()).filter(|kind| NO_CONFIGS.contains(kind));
         artifact_type(self.artifact_type.as_deref()).or(config)
     }
 
-    /// Whether it may be an image's all the same, but rather looks like something attached to one, such as a signature.
+    /// Whether it looks like something attached to an image, such as a signature, though it may be an image.
     pub fn is_doubtful(&self) -> bool {
         let vendor =
             |kind: &str| kind.starts_with("application/vnd.") && !kind.contains("layer") && !kind.contains("rootfs");

@@ -1,8 +1,8 @@
-//! Warm starts: which pages of an image's files a run read, and bringing them into the host's page cache for the next one.
+//! Warm starts: the pages of an image's files that a run read, and how they get into the host's page cache for the next one.
 //!
-//! A run's reads are recorded where they are served: virtio-blk's disks mark what they are asked for; of
-//! memory ([`crate::ImageMapping`]) the monitor's own page table tells. [`Prefetch`] reads exactly the pages of a [`ReadSet`],
-//! and only those that are not in the page cache.
+//! A run's reads are recorded where they are served: a [`Recorded`] disk marks the pages that are read, and for memory
+//! ([`crate::ImageMapping`]) the monitor's own page table has them. [`Prefetch`] reads exactly the pages of a [`ReadSet`] that are
+//! not in the page cache.
 
 mod pages;
 mod prefetch;
@@ -27,7 +27,7 @@ pub use recorded::{Reads, Recorded};
 pub struct ReadSet(BTreeMap<Digest, PageRanges>);
 
 impl ReadSet {
-    /// Adds a file; what was known of it before is replaced. One without pages is left out.
+    /// Sets the pages of a file, unless it has none.
     pub fn insert(&mut self, digest: Digest, pages: PageRanges) {
         if !pages.is_empty() {
             self.0.insert(digest, pages);
@@ -45,7 +45,7 @@ impl ReadSet {
         self.0.get(digest)
     }
 
-    /// The files that it knows.
+    /// The files in it.
     pub fn files(&self) -> impl Iterator<Item = &Digest> {
         self.0.keys()
     }

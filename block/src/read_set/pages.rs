@@ -12,7 +12,7 @@ pub const PAGE_SIZE: u64 = 4096;
 #[serde(try_from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub struct PageRanges(Vec<Range<u64>>);
 
-/// Ranges that can't be.
+/// An invalid range.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{count} pages from page {first}: expected at least 1, behind page {after}, within 2^64 bytes")]
 pub struct PageRangeError {

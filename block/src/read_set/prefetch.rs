@@ -1,4 +1,4 @@
-//! Bringing the pages of a read set into the host's page cache.
+//! Brings the pages of a read set into the host's page cache.
 
 use std::fs::File;
 use std::io;
@@ -12,11 +12,11 @@ use super::ReadSet;
 use crate::cancel::Cancel;
 use crate::stored_file::StoredFile;
 
-/// What the kernel is asked for at once: it reads no more than a disk's readahead or largest request ahead for one call
+/// Bytes of one call: the kernel reads at most a disk's readahead or largest request ahead for one
 /// (Linux, `mm/readahead.c`, `force_page_cache_ra`), and 128 KiB is its default for the former.
 const PIECE: u64 = 128 << 10;
 
-/// A thread that has the host read pages ahead. Nobody waits for it but who drops this, and that ends it.
+/// A thread that has the host read pages ahead. Dropping this ends the thread and waits for its end.
 #[derive(Debug)]
 pub struct Prefetch {
     cancel: Cancel,
@@ -27,7 +27,7 @@ impl Prefetch {
     /// Begins to read what `read_set` has of `files`, in their order. Pages that are in the page cache cost no reading.
     ///
     /// # Errors
-    /// There can be no thread.
+    /// The system refuses another thread.
     pub fn start(files: Vec<StoredFile>, read_set: ReadSet) -> io::Result<Self> {
         let cancel = Cancel::default();
         let wish = cancel.clone();
@@ -65,7 +65,7 @@ fn read_all(files: &[StoredFile], read_set: &ReadSet, cancel: &Cancel) {
         let file = match open_shared(&layer.path, layer.bytes) {
             Ok(file) => file,
             Err(error) => {
-                tracing::warn!(%error, "nothing of a layer is read ahead");
+                tracing::warn!(%error, "a layer is not read ahead");
                 continue;
             }
         };

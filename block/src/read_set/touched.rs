@@ -1,4 +1,4 @@
-//! What is read of a file, marked while it is read.
+//! Pages of a disk, marked when they are read.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ impl TouchedPages {
         Self((0..words).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Marks the pages that hold `bytes`; what is beyond the file's end is none.
+    /// Marks the pages that hold `bytes`. Bytes beyond the end have no page.
     pub(crate) fn mark(&self, bytes: Range<u64>) {
         let (mut page, end) = (bytes.start / PAGE_SIZE, bytes.end.div_ceil(PAGE_SIZE));
         while page < end {
@@ -27,7 +27,7 @@ impl TouchedPages {
                 return;
             };
             let mask = (u64::MAX >> (u64::from(u64::BITS) - count)) << bit;
-            // Most pages are read again and again, and a word that is only looked at stays in all processors' caches.
+            // Most pages are read again and again, and a word that is only read stays in all processors' caches.
             if word.load(Ordering::Relaxed) & mask != mask {
                 word.fetch_or(mask, Ordering::Relaxed);
             }

@@ -63,7 +63,7 @@ impl Store {
     /// layers stay until [`Store::collect`]. Says whether the image is gone.
     ///
     /// # Errors
-    /// There is no such image, or the store can't be written.
+    /// The image is missing, or the store cannot be written.
     pub fn remove(&self, name: &ImageName) -> Result<bool, StoreError> {
         let image = self.image(name)?;
         let digest = ImageName::from(&image.digest);
@@ -111,7 +111,7 @@ impl Store {
         }
         let needed: BTreeSet<_> = images.iter().map(|named| flat_digest(&named.image)).collect();
         for image in self.digests_in("flat")?.difference(&needed) {
-            // Who uses it uses its layers, and is counted there.
+            // A user of it uses its layers, and is counted there.
             collected.bytes += remove_unused(&self.flat_path(image), &self.flat_record_path(image))?.unwrap_or(0);
         }
         let needed: BTreeSet<_> = images.iter().map(|named| named.image.digest).collect();
@@ -135,7 +135,7 @@ impl Store {
 /// were. `None` if somebody uses it.
 fn remove_unused(file: &Path, record: &Path) -> Result<Option<u64>, StoreError> {
     let mut bytes = 0;
-    // Held until the name is gone: who opens it in between finds that out.
+    // Held until the name is gone: a process that opens it in between notices.
     let _lock = match File::open(file) {
         Ok(lock) => match lock.try_lock() {
             Ok(()) => {

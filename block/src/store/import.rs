@@ -79,7 +79,7 @@ impl Store {
     /// # Errors
     /// There is nothing that images can be imported from.
     pub fn open_source(&self, path: &Path, options: &ImportOptions<'_>) -> Result<ImageSource, StoreError> {
-        // What the store's own folders look like is no matter.
+        // The store's own folders are never read.
         if path.is_dir() && self.own_id()?.holds(path).map_err(io_error("read", path))? {
             return Err(OciError::InStore { path: path.to_owned() }.into());
         }
@@ -113,7 +113,7 @@ impl Store {
             Digest::of(text.join("\n").as_bytes())
         });
         let stored = Image { digest, layers, config: image.config.clone() };
-        // What can't be put together is no image; what has to be made for it is there when it runs.
+        // Layers that cannot be put together are not an image; what has to be made for it exists when it runs.
         let layers = self.distinct_layers(&stored)?;
         self.make_stack(&stored, &layers, &self.unpack(&stored, &layers)?)?;
         for name in [Some(&ImageName::from(&digest)), name].into_iter().flatten() {

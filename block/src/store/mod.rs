@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! format                  "bellows layer store 1"
-//! lock                    held shared by imports, alone by who removes
+//! lock                    held shared by imports, exclusively by removals
 //! layers/<hex>.erofs      one layer, named by the digest of its uncompressed archive (its diff_id), or a stack's fix-up
 //! layers/<hex>.json       its record: size and digest of the file; a layer without a record is not there
 //! images/<name>.json      an image's layers and how to run it
@@ -10,13 +10,13 @@
 //! flat/<hex>.json         its record
 //! stacks/<hex>.json       whether the layers of an image, stacked, need a fix-up on top, which is a layer of that name; made again
 //!                         where it is missing
-//! profiles/<hex>.json     the pages that a run of an image read, named by the image's digest; nothing needs it
+//! profiles/<hex>.json     the pages that a run of an image read, named by the image's digest; optional
 //! tmp/                    what imports are writing
 //! ```
 //!
 //! Files come into the store by a rename after their content has reached the disk, so a crash leaves the old state or the
 //! new one; of two imports of the same layer the later rename wins, with the same bytes. Files are read-only and, where the
-//! file system has it, sealed with fs-verity. Who uses a layer holds a shared lock on its file, and a locked file is not
+//! file system has it, sealed with fs-verity. A user of a layer holds a shared lock on its file, and a locked file is not
 //! removed.
 
 mod files;
@@ -51,7 +51,7 @@ pub use stack::Stack;
 
 const FORMAT: &str = "bellows layer store 1\n";
 
-/// Why the store could not do something.
+/// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The system refused something.
@@ -79,7 +79,7 @@ pub enum StoreError {
         /// What its `format` file says.
         actual: String,
     },
-    /// A record that is no valid JSON or not what it should be.
+    /// A record that is not valid JSON, or has the wrong content.
     #[error("the record `{path}` is damaged: {source}")]
     Record {
         /// The record.
@@ -131,7 +131,7 @@ pub enum StoreError {
     #[error(transparent)]
     Oci(#[from] OciError),
     /// A layer's metadata is damaged.
-    #[error("layer {digest}: `{path}` can't be read")]
+    #[error("layer {digest}: `{path}` cannot be read")]
     Tree {
         /// The layer.
         digest: Digest,
@@ -141,7 +141,7 @@ pub enum StoreError {
         #[source]
         source: ReadError,
     },
-    /// The image's layers can't be unpacked over each other.
+    /// The image's layers cannot be unpacked over each other.
     #[error("layer {digest}, {number} of {layers} from below")]
     Unpack {
         /// The layer.
@@ -181,7 +181,7 @@ pub enum StoreError {
         #[source]
         source: WriteError,
     },
-    /// Somebody else works on the store.
+    /// Another process works on the store.
     #[error("an import to the layer store `{path}` is running")]
     Busy {
         /// The store's directory.
@@ -195,7 +195,7 @@ pub enum StoreError {
         /// What is wrong with it.
         wrong: String,
     },
-    /// Somebody wanted it to end.
+    /// The caller cancelled it.
     #[error("it was cancelled")]
     Cancelled,
     /// A layer could not be imported.
@@ -209,7 +209,7 @@ pub enum StoreError {
     },
 }
 
-/// All that the store knows of a layer.
+/// Details of a layer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LayerDetails {
     /// The layer.
@@ -232,7 +232,7 @@ impl Store {
     /// Opens the store at `root`; an empty or missing directory becomes one.
     ///
     /// # Errors
-    /// It is no store, one of another format, or not accessible.
+    /// It is not a store, has another format, or is not accessible.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let store = Self { root: root.into() };
         let format = store.root.join("format");
@@ -276,7 +276,7 @@ impl Store {
     /// The image called `name`: the name it was imported under, or its manifest's digest.
     ///
     /// # Errors
-    /// There is none, or its record is damaged.
+    /// It is missing, or its record is damaged.
     pub fn image(&self, name: &ImageName) -> Result<Image, StoreError> {
         record::read(&self.image_path(name))?
             .ok_or_else(|| StoreError::NoImage { name: name.clone(), path: self.root.clone() })

@@ -41,7 +41,7 @@ impl Store {
         let made = [flat_digest(image), stack_digest(image)];
         let stranger = read_set.files().find(|file| !made.contains(file) && !image.layers.contains(file));
         if let Some(file) = stranger {
-            return Err(wrong(format!("knows {file}, which is none of the image's files")));
+            return Err(wrong(format!("names {file}, which is not a file of the image")));
         }
         Ok(Some(read_set))
     }

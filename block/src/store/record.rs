@@ -46,7 +46,7 @@ pub struct Image {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ImageName(String);
 
-/// A text that is no image name.
+/// A text that is not an image name.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "`{0}` is not an image name: expected 1 to 200 letters, digits and . _ - : / @, not beginning with a full stop"
@@ -90,7 +90,7 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// Reads a record; `None` if there is none.
+/// Reads a record; `None` if it is missing.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     match fs::read(path) {
         Ok(data) => match serde_json::from_slice(&data) {

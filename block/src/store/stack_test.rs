@@ -195,7 +195,10 @@ fn what_cant_be_put_together_is_no_image() {
             [Archive::new().file("a", ""), Archive::new().hard_link("l", "d/none")],
             "`l` is a hard link to `d/none`, which is no file",
         ),
-        ([Archive::new().file("a", ""), Archive::new().file("a/b", "")], "`a/b` lies below `a`, which is no directory"),
+        (
+            [Archive::new().file("a", ""), Archive::new().file("a/b", "")],
+            "`a/b` lies below `a`, which is not a directory",
+        ),
         ([Archive::new().symlink("a", "a"), Archive::new().file("a/.wh.b", "")], "`a/.wh.b` lies behind more than 40"),
         (
             [Archive::new().file("later", ""), Archive::new().hard_link("l", "d").directory("d/")],

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!((ENABLE, MEASURE), (0x4080_6685, 0xc004_6686));
     }
 
-    /// Where the file system has it the file can't be changed any more; elsewhere nothing happens.
+    /// On a file system with fs-verity the file can no longer be changed; elsewhere nothing happens.
     #[test]
     fn files_are_protected_where_that_is_possible() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();

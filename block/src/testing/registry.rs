@@ -41,7 +41,7 @@ impl RegistryServer {
         server
     }
 
-    /// The same images over TLS, by a server whose name is `name`; and the file with the certificate of who vouches for that.
+    /// The same images over TLS, by a server whose name is `name`; and the file with the certificate of its authority.
     pub fn over_tls(&self, name: &str) -> (Self, PathBuf) {
         let path = |kind: &str| self.directory.path().join(format!("{name}.{kind}")).display().to_string();
         let (authority, certificate, key) = (path("authority"), path("certificate"), path("key"));
@@ -98,7 +98,7 @@ impl RegistryServer {
         };
         let found = log.by_ref().find_map(listening);
         let address = found.expect("docker-registry listens");
-        // It would block where nobody reads what it has to say.
+        // It would block if its output was not read.
         thread::spawn(move || log.for_each(drop));
         Self { child, address, authorization: None, directory }
     }
@@ -166,7 +166,7 @@ impl Tunnel {
             let Some(request) = read_request(&client) else { return };
             seen.lock().unwrap().push(request.target);
             let server = TcpStream::connect(&place).unwrap();
-            // Who has gone away needs nothing copied.
+            // The other side is gone: nothing is left to copy.
             let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
             let copy = |mut from: &TcpStream, mut to: &TcpStream| {
                 let _ = std::io::copy(&mut from, &mut to);

@@ -12,7 +12,7 @@ use crate::oci::words::quoted;
 /// Bytes of a token's document.
 pub(super) const MAX_TOKEN: u64 = 256 << 10;
 
-/// A way to say who asks, of those that a server offers.
+/// An authentication scheme that a server offers.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Demand {
     /// A token that `realm` gives.
@@ -59,7 +59,7 @@ impl Demand {
 pub(super) enum TokenRequest {
     /// A query, with a password if there is one.
     Get { query: Vec<(&'static str, String)>, authorization: Option<String> },
-    /// A form, for who has an identity token (the distribution project's `oauth2` specification).
+    /// A form, with an identity token (the distribution project's `oauth2` specification).
     Post { form: Vec<(&'static str, String)> },
 }
 

@@ -1,4 +1,4 @@
-//! A blob as a stream that goes on where its connection broke.
+//! A blob as a stream that resumes where its connection broke.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::retry::{Tries, is_broken_connection};
 use crate::digest::Digest;
 use crate::oci::error::OciError;
 
-/// A stream of a length that is known, whatever the other side says. Its content is not checked.
+/// A stream of known length, whatever the server says. Its content is not checked.
 pub(super) struct BlobReader {
     client: Arc<Client>,
     path: String,
@@ -39,7 +39,7 @@ impl BlobReader {
         Ok(Self { client: Arc::clone(client), path, bytes, at: 0, body, tries })
     }
 
-    /// Goes on with another connection, if it is not too much.
+    /// Resumes over another connection, unless too many tries failed.
     fn resume(&mut self, broken: io::Error) -> io::Result<()> {
         let client = &self.client;
         self.tries.progressed(self.at);
@@ -57,7 +57,7 @@ impl BlobReader {
             Err(error) if error.is_of_range() => Ok(None),
             Err(error) => Err(io::Error::other(error)),
         };
-        // Where the rest can't be had by itself, all is read again.
+        // A server that does not send the rest alone sends all of it again.
         let (response, skip) = match part(self.at)? {
             Some(rest) => rest,
             None => part(0)?
@@ -65,7 +65,7 @@ impl BlobReader {
         };
         let mut body = response.into_body().into_reader();
         let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
-        // What broke again is found out by the next read.
+        // If it breaks again, the next read fails.
         self.body = match skipped {
             Ok(count) if count == skip => Box::new(body),
             _ => Box::new(io::empty()),

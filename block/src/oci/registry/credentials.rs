@@ -1,4 +1,4 @@
-//! Who to be at a registry: the files that `docker login` and `podman login` write.
+//! Credentials for registries: the files that `docker login` and `podman login` write.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::oci::spec::parse;
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 
-/// What shows a registry who asks.
+/// Authenticates a user to a registry.
 #[derive(Clone, Eq, PartialEq)]
 pub enum Credentials {
     /// A user and a password.
@@ -42,7 +42,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Whether they show nothing: some programs answer so where they know nobody.
+    /// Whether they are empty, as some helpers answer for an unknown registry.
     fn are_empty(&self) -> bool {
         match self {
             Self::Password { user, password } => user.is_empty() || password.is_empty(),
@@ -50,7 +50,7 @@ impl Credentials {
         }
     }
 
-    /// What HTTP's basic authentication sends; there is none with a token.
+    /// The value for HTTP's basic authentication; `None` for a token.
     pub(super) fn basic(&self) -> Option<String> {
         match self {
             Self::Password { user, password } => {
@@ -64,7 +64,7 @@ impl Credentials {
 /// Where credentials come from.
 #[derive(Clone, Debug, Default)]
 pub enum CredentialSource {
-    /// Nowhere: nobody in particular asks.
+    /// None: requests are anonymous.
     #[default]
     Nobody,
     /// These, for the registry and not for its mirrors.
@@ -187,7 +187,7 @@ impl AuthFile {
             (None, _) => Ok(None),
             // `docker login` leaves an empty entry where it gave the password to a program.
             (Some(answer), Some(_)) => answer,
-            // Without one, nobody has logged in: a program that fails is no reason not to ask as nobody.
+            // No user has logged in here: if the helper fails, the request stays anonymous.
             (Some(answer), None) => Ok(answer.unwrap_or_else(|error| {
                 tracing::warn!(%error, "asking without credentials");
                 None

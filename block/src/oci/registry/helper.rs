@@ -39,7 +39,7 @@ pub(super) fn ask(program: &str, server: &str, patience: Option<Duration>) -> io
         thread::spawn(move || {
             let mut answer = Vec::new();
             let result = stdout.take(MAX_ANSWER).read_to_end(&mut answer).map(|_| answer);
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let _ = sender.send(result);
         });
     }

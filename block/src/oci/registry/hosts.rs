@@ -32,7 +32,7 @@ pub(super) struct Host {
     pub trust: Trust,
 }
 
-/// Who a server must be, and who it takes us for.
+/// How a server proves its identity, and how we prove ours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trust {
     /// They vouch for it beside the system's.
@@ -67,7 +67,7 @@ pub(super) fn hosts(folders: &[PathBuf], registry: &str, server: &str) -> Result
     let mut hosts = Vec::new();
     for (url, entry) in file.host.0 {
         let host = entry.host(&path, &url, false)?;
-        // One that is only for uploads is none to ask.
+        // Skip a server for uploads only.
         hosts.extend(entry.can("pull").then_some(host));
     }
     match file.server {
@@ -198,7 +198,7 @@ impl Entry {
         let address = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let valid = address.parse::<Uri>().is_ok_and(|url| Origin::of(&url).is_some() && url.query().is_none());
         if !valid {
-            return Err(problem(path, format!("`{url}` is no URL of a server")));
+            return Err(problem(path, format!("`{url}` is not the URL of a server")));
         }
         let trust = self.trust(path)?;
         let address = address.trim_end_matches('/');

@@ -131,8 +131,8 @@ fn what_is_wrong_in_a_file_is_named() {
     for (config, words) in [
         ("server = 5", ["hosts.toml", "server"]),
         ("host = \"x\"", ["hosts.toml", "a table of servers"]),
-        ("[host.\"ftp://x\"]", ["hosts.toml", "`ftp://x` is no URL"]),
-        ("[host.\"https://x?a=b\"]", ["hosts.toml", "`https://x?a=b` is no URL"]),
+        ("[host.\"ftp://x\"]", ["hosts.toml", "`ftp://x` is not the URL"]),
+        ("[host.\"https://x?a=b\"]", ["hosts.toml", "`https://x?a=b` is not the URL"]),
         ("[host", ["hosts.toml", "line 1"]),
     ] {
         let message = found(&[("r.io/hosts.toml", config)], "r.io").unwrap_err();

@@ -12,16 +12,16 @@ use super::retry::Retries;
 pub struct RegistryOptions {
     /// HTTP instead of HTTPS; always so with a registry on this host.
     pub plain_http: bool,
-    /// Who to be there.
+    /// Credentials for it.
     pub credentials: CredentialSource,
-    /// Folders with a folder for each registry, which says where else its images are and who vouches for it: containerd's
+    /// Folders with a folder for each registry, which names its mirrors and its certificate authorities: containerd's
     /// `hosts.toml`, or certificates as Docker names them. The first that knows a registry counts.
     pub hosts_folders: Vec<PathBuf>,
-    /// What requests go through.
+    /// Proxies for requests.
     pub proxies: Proxies,
     /// Longest time that the registry may let pass without sending or taking anything.
     pub patience: Duration,
-    /// How often to try what fails for a reason that may pass.
+    /// How often to retry after errors that may pass.
     pub retries: Retries,
 }
 

@@ -255,9 +255,9 @@ fn who_gives_tokens_may_redirect() {
 fn a_redirect_leads_somewhere() {
     let (builder, manifest) = layout();
     for (location, words) in [
-        ("ftp://x/", "`ftp://x/`, which is no URL"),
+        ("ftp://x/", "`ftp://x/`, which is not the URL"),
         ("", "more than 5 redirects"),
-        ("http://a b/", "`http://a b/`, which is no URL"),
+        ("http://a b/", "`http://a b/`, which is not the URL"),
     ] {
         let registry = FakeRegistry::of(builder.path(), move |request| {
             let answer = || Answer::Content(302, vec![("Location", location.to_owned())], Vec::new());

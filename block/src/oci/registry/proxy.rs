@@ -7,7 +7,7 @@ use ureq::{Proxy, ProxyProtocol};
 
 use super::address::Origin;
 
-/// Proxies by the scheme of what is asked for, and what is asked for past them. The default is none.
+/// Proxies by the scheme of the URL, and the hosts that are reached directly. Empty by default.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
@@ -48,7 +48,7 @@ impl Proxies {
     /// Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or their names in lower case; `variable` gives what a variable has.
     ///
     /// # Errors
-    /// One is no URL of a proxy.
+    /// One is not the URL of a proxy.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ParseProxyError> {
         let value = |name: &str| {
             let names = [name.to_owned(), name.to_lowercase()];

@@ -56,7 +56,7 @@ impl RegistryReference {
         &self.version
     }
 
-    /// Who answers for the registry: the best known one answers under another name.
+    /// The host that serves the registry: Docker Hub's has another name.
     pub(super) fn host(&self) -> &str {
         if self.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &self.registry }
     }
@@ -83,7 +83,7 @@ impl RegistryReference {
         };
         let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
         if !is_host(registry) {
-            return Err("its registry is no host name with or without a port");
+            return Err("its registry is not a host name with or without a port");
         }
         let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag)));
         if tag.is_some_and(|tag| !is_tag(tag)) {

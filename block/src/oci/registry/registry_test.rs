@@ -307,10 +307,10 @@ fn a_hostile_registry_is_refused() {
         (at_tag, "/latest", Answer::ok(media_type, oversized.to_string()), vec![first, "1099511627776 bytes"]),
         // Refusals.
         (at_tag, "/latest", Answer::Content(403, Vec::new(), denied.into()), vec!["403 (DENIED:  [31mred )"]),
-        (at_tag, "/latest", challenge("Digest realm=x"), vec!["not understood: `Digest`"]),
-        (at_tag, "/latest", challenge("Bearer service=x"), vec!["not understood: `Bearer service=x`"]),
+        (at_tag, "/latest", challenge("Digest realm=x"), vec!["unsupported authentication `Digest`"]),
+        (at_tag, "/latest", challenge("Bearer service=x"), vec!["unsupported authentication `Bearer service=x`"]),
         (at_tag, "/latest", challenge("Bearer realm=\"ftp://x/\""), vec!["token from `ftp://x/`"]),
-        (at_tag, "/latest", challenge(""), vec!["not understood"]),
+        (at_tag, "/latest", challenge(""), vec!["unsupported authentication"]),
         (at_tag, "/latest", Answer::Content(204, Vec::new(), Vec::new()), vec!["status 204"]),
     ];
     for (version, wrong, answer, messages) in cases {

@@ -90,7 +90,7 @@ impl Repository {
     }
 }
 
-/// An index or a manifest, and what the answer says of its digest. What it says of its type is a hint that nobody needs.
+/// An index or a manifest, and the digest that the answer states. The type that it states is not needed.
 struct Fetched {
     data: Vec<u8>,
     digest: Option<Digest>,

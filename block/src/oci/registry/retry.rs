@@ -14,7 +14,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Bytes after which a blob that breaks off again has as many tries as at first.
 const PROGRESS: u64 = 1 << 20;
 
-/// How often to try what failed for a reason that may pass, and who is told.
+/// How often to retry after an error that may pass, and whom to notify.
 #[derive(Clone)]
 pub struct Retries {
     /// Most tries, the first counted in.
@@ -128,7 +128,7 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
 }
 
-/// Whether a connection broke, which another one may not do. Nobody there is no reason to ask again, nor is a wrong certificate.
+/// Whether a connection broke, so that another may succeed. An unreachable server and a wrong certificate do not count.
 pub(super) fn is_broken_connection(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
     matches!(inner, Some(ureq::Error::Timeout(_) | ureq::Error::BodyStalled))

@@ -62,7 +62,7 @@ impl Agents {
             let agent = Agent::config_builder()
                 .https_only(!plain)
                 .http_status_as_error(false)
-                // Followed by hand, because who may see the token depends on where they lead.
+                // Redirects are followed by hand: which server may see the token depends on where they lead.
                 .max_redirects(0)
                 .max_redirects_will_error(false)
                 .user_agent(concat!("bellows/", env!("CARGO_PKG_VERSION")))
@@ -89,7 +89,7 @@ fn tls(trust: &Trust) -> TlsConfig {
     let roots = if trust.authorities.is_empty() {
         RootCerts::PlatformVerifier
     } else {
-        // What can't be read of the system's is not there, as everywhere.
+        // Certificates of the system that cannot be read are left out, as other programs do.
         let system = rustls_native_certs::load_native_certs().certs;
         let system = system.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
         RootCerts::new_with_certs(&system.chain(trust.authorities.iter().cloned()).collect::<Vec<_>>())
@@ -143,7 +143,7 @@ impl Server {
         self.host.resolves
     }
 
-    /// Asks; who is asked for a token or a password gives it, and what may pass is tried again.
+    /// Sends a request, with a token or a password if the server asks for it, and retries after errors that may pass.
     pub fn get(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
         let url = self.url(ask.path);
         // A mirror is told whom it mirrors, as containerd does.
@@ -197,7 +197,7 @@ impl Server {
         }
     }
 
-    /// Asks, wherever that redirects to. What proves who asks goes to this server and to nobody else.
+    /// Sends a request and follows redirects. Credentials go to this server only.
     fn follow(
         &self,
         url: &str,
@@ -316,7 +316,7 @@ struct Whole {
     document: Vec<u8>,
 }
 
-/// Reads an answer that is no longer than a token's.
+/// Reads an answer of at most the size of a token's.
 fn whole(response: Response<Body>) -> Result<Response<Whole>, RegistryError> {
     let place = place(&response);
     let (head, body) = response.into_parts();
