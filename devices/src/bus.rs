@@ -39,7 +39,7 @@ pub trait Doorbells: Send + Sync {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum BusError {
     /// The range is empty or runs past the end of the address space.
-    #[error("{len} addresses from {base:#x} on are no range")]
+    #[error("{len} addresses from {base:#x} on are not a range: expected at least one, and an end below 2^64")]
     NoRange {
         /// First address asked for.
         base: u64,
@@ -73,7 +73,7 @@ struct Mapping {
 }
 
 impl Bus {
-    /// An address space with nobody in it.
+    /// An address space without devices.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -82,7 +82,7 @@ impl Bus {
     /// Lets `device` answer the `len` addresses from `base` on.
     ///
     /// # Errors
-    /// The range is none, or it overlaps another device's; nothing changed.
+    /// The range is invalid, or overlaps another device's; nothing changed.
     pub fn insert(&self, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
         let wanted = AddressRange::new(base, len).ok_or(BusError::NoRange { base, len })?;
         let mut devices = self.write_lock();

@@ -18,7 +18,7 @@ impl<T: MutEventSubscriber + Any + Send> Handler for T {}
 
 type BoxedHandler = Box<dyn Handler>;
 
-/// Why a loop's thread ended although nobody asked it to.
+/// Why a loop's thread ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum EventLoopError {
     /// epoll failed.
@@ -88,7 +88,7 @@ impl EventLoop {
 impl Drop for EventLoop {
     fn drop(&mut self) {
         self.handle.stop.store(true, Ordering::Release);
-        // A loop that failed already has nobody left to kick.
+        // This fails if the loop has failed already.
         let _ = self.handle.endpoint.kick();
         if let Some(thread) = self.thread.take() {
             // A panic in the thread was reported through `failed`.

@@ -117,7 +117,7 @@ fn broken_queues(device: &mut dyn VirtioDevice, queue: usize) {
     }
 }
 
-/// Makes requests that make no sense.
+/// Makes malformed requests.
 fn nonsense(device: &mut dyn VirtioDevice, queue: usize, requests: &[&[Part<'_>]]) {
     let guest = FakeGuest::new();
     let mut driver = guest.activate(device);

@@ -29,7 +29,7 @@ pub mod register {
 pub const COMMAND_MEMORY: u16 = 1 << 1;
 /// COMMAND: the function may be a bus master. Kept for the driver, without effect.
 pub const COMMAND_MASTER: u16 = 1 << 2;
-/// COMMAND: pin interrupts are off; there are none anyway.
+/// COMMAND: pin interrupts are off. No function has them anyway.
 pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 /// STATUS: there is a list of capabilities.
 pub const STATUS_CAPABILITIES: u16 = 1 << 4;
@@ -60,7 +60,7 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
-/// What can't be put into a configuration space: an error of the function's author.
+/// A mistake of a function's author: its configuration space is impossible.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LayoutError {
     /// No room for a capability.

@@ -42,7 +42,7 @@ impl SegmentLayout {
 /// Why a function could not be put on the segment or taken off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PciError {
-    /// A layout that can't be.
+    /// The layout is impossible.
     #[error("no PCI segment can have {0:x?}: it needs a bus, and windows below 4 GiB")]
     Layout(SegmentLayout),
     /// No bus has a slot and room in its window.
@@ -84,7 +84,7 @@ impl PciSegment {
     /// A segment whose BARs appear on `mmio`.
     ///
     /// # Errors
-    /// The layout can't be.
+    /// The layout is impossible.
     pub fn new(layout: SegmentLayout, mmio: &Arc<Bus>) -> Result<Arc<Self>, PciError> {
         let buses: Option<Vec<_>> =
             (0..layout.buses).map(|number| Some(RootBus::new(number, layout.window(number)?))).collect();

@@ -41,7 +41,7 @@ impl MsixVectors {
         Ok(Self { vectors })
     }
 
-    /// Sends vector `number`'s message, or remembers to. There is no such vector: nothing happens.
+    /// Sends vector `number`'s message, or remembers to. Does nothing if the vector does not exist.
     pub fn trigger(&self, number: u16) {
         let Some(vector) = self.vectors.get(usize::from(number)) else { return };
         if vector.state.load(Ordering::Acquire) == 0 {

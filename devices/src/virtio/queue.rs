@@ -220,7 +220,7 @@ impl DeviceQueue {
 
 /// How a turn ended.
 enum Turn {
-    /// The queue is left alone until somebody wakes it.
+    /// The queue is left alone until it is kicked or served again.
     Done,
     /// There may be more to do.
     Unfinished,

@@ -67,7 +67,7 @@ pub enum Rejection {
     /// A type this device doesn't know.
     #[error("its type {0} is not supported")]
     Type(u32),
-    /// Data that is no whole number of sectors, none, or too much.
+    /// No data, too much, or not a whole number of sectors.
     #[error("it has {0} bytes of data")]
     Length(u64),
     /// Sectors beyond the end.

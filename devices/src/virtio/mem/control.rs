@@ -33,7 +33,7 @@ impl MemHandle {
     /// the better part of a minute.
     ///
     /// # Errors
-    /// The size can't be had, or it is not plugged after `timeout`; the target before it is set again.
+    /// The size is refused, or not plugged after `timeout`; the target before it is set again.
     pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Plugged, PlugError> {
         let start = Instant::now();
         self.memory.wait_discarded(timeout)?;
@@ -136,7 +136,7 @@ pub enum UnplugError {
     #[error(transparent)]
     Incomplete(#[from] WaitError),
     /// The guest kept some, and slots can't follow.
-    #[error("the guest kept memory, and its slots can't be made to fit")]
+    #[error("the guest kept memory, and its slots could not be made to fit")]
     Slots(#[source] Arc<EffectError>),
 }
 

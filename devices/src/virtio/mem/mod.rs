@@ -73,8 +73,8 @@ impl VirtioDevice for Mem {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without it a driver may read what is not plugged (section 5.15.6.2), where nothing is; a device need not work then
-        // (section 5.15.5.2).
+        // Without it a driver may read memory that is not plugged (section 5.15.6.2), which does not exist here. A device may refuse
+        // to work with such a driver (section 5.15.5.2).
         if activation.features & F_UNPLUGGED_INACCESSIBLE == 0 {
             return Err(ActivateError::MissingFeature("VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE"));
         }
@@ -119,7 +119,7 @@ struct Requests {
 }
 
 impl Requests {
-    /// The request in `chain`, if it can be answered: what can't be answered is not done either, or the driver would never know.
+    /// The request in `chain`, if there is room for an answer: a request is not carried out without the driver being told.
     fn read(&self, chain: &Chain, memory: &Snapshot) -> Option<Request> {
         let (head, descriptors, defect) = (chain.head(), chain.len(), chain.defect());
         let request: Option<VirtioMemReq> = chain.readable.read_obj(memory);
@@ -137,7 +137,7 @@ impl Requests {
 impl QueueHandler for Requests {
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
         let request = self.read(chain, &memory);
-        // An unplug waits until nobody holds a snapshot.
+        // An unplug waits until all snapshots are dropped.
         drop(memory);
         let answer = match request.map(|request| self.memory.handle(request)) {
             Some(Handled::Answer(answer)) => answer,

@@ -74,11 +74,11 @@ const STATE_PLUGGED: u16 = 0;
 const STATE_UNPLUGGED: u16 = 1;
 const STATE_MIXED: u16 = 2;
 
-/// Why bytes are no request to a device.
+/// Why a device refuses a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RequestError {
     /// A type that VIRTIO does not know.
-    #[error("type {0} is no request")]
+    #[error("request type {0} is unknown")]
     Type(u16),
     /// A range of nothing.
     #[error("the request is about 0 blocks")]
@@ -99,7 +99,7 @@ pub enum RequestError {
 /// Reads a request to the device that has `window`.
 ///
 /// # Errors
-/// It is none; the answer is [`Answer::Error`].
+/// The request is invalid; the answer is [`Answer::Error`].
 pub fn parse(request: &VirtioMemReq, window: Window) -> Result<Request, RequestError> {
     let (address, blocks) = (request.addr.to_native(), request.nb_blocks.to_native());
     let request = match request.type_.to_native() {

@@ -163,7 +163,7 @@ fn identity(device_type: u16) -> Identity {
         _ => [0xff, 0x00, 0x00],
     };
     let device = 0x1040 + device_type;
-    // Revision 1 and a subsystem from 0x40 on say that this is no transitional device.
+    // Revision 1 and a subsystem from 0x40 on mark a device as modern, not transitional.
     Identity { vendor: VENDOR, device, revision: 1, class, subsystem_vendor: VENDOR, subsystem: device }
 }
 

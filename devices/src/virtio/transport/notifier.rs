@@ -33,7 +33,7 @@ impl Notifier {
         let _ = self.fd.write(1);
     }
 
-    /// Lets guest writes to `address` ring, and no others; `None` is no address.
+    /// Lets guest writes to `address` ring, and no others; with `None`, no writes at all.
     pub(super) fn wire(&mut self, doorbells: &dyn Doorbells, address: Option<u64>) {
         if self.wired == address {
             return;

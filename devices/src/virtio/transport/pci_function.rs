@@ -22,14 +22,14 @@ use crate::pci::msix::{Delivery, MsixTable};
 use crate::pci::{BarSize, PciFunction};
 use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
-/// Why a device can't be put on PCI.
+/// Why a device could not become a PCI function.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// Too few or too many queues, or sizes that are no powers of two up to 32,768.
+    /// Too few or too many queues, or sizes other than powers of two up to 32,768.
     #[error("a device can't have queues of the sizes {0:?}")]
     Queues(Vec<u16>),
     /// A type number that has no PCI device ID.
-    #[error("{0} is no virtio device type")]
+    #[error("virtio device type {0} has no PCI device ID: expected 1 to 63")]
     DeviceType(u16),
     /// Configuration space is too small.
     #[error("cannot lay out configuration space")]

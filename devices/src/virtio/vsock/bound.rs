@@ -21,10 +21,10 @@ pub struct BoundSocket {
 }
 
 impl BoundSocket {
-    /// Listens at `path`, where nothing may be but the socket of a process that was killed, which nobody listens to.
+    /// Listens at `path`, which must be free or hold a socket without a listener, as a process leaves it that was killed.
     ///
     /// # Errors
-    /// The path is in use or can't be used; nothing was left behind.
+    /// The path is in use or unusable; nothing was left behind.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let listener = bind(path)?;
         let file = match listener.set_nonblocking(true).and_then(|()| identity(path)) {
@@ -55,7 +55,7 @@ impl Deref for BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        // Somebody may have put another file there, which is not ours to remove.
+        // Another program may have put its own file there.
         if identity(&self.path).ok() == Some(self.file)
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -65,7 +65,7 @@ impl Drop for BoundSocket {
 }
 
 /// Binds at `path` and listens. A lock on its directory keeps two monitors from taking each other's new socket for an abandoned
-/// one; a directory that somebody else has locked is no reason to wait, but what is there stays then.
+/// one. If another process holds that lock, this does not wait, and leaves what is there.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let locked = File::open(parent).ok().filter(|directory| directory.try_lock().is_ok());
@@ -79,7 +79,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-/// Whether `path` is a socket that nobody listens to.
+/// Whether `path` is a socket without a listener.
 fn is_abandoned(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
         && socket::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
@@ -112,7 +112,7 @@ mod tests {
         drop(next);
         assert!(!path.exists());
 
-        // What is no socket.
+        // A file that is not a socket.
         fs::write(&path, "precious").unwrap();
         assert_eq!(BoundSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(fs::read(&path).unwrap(), b"precious");

@@ -49,7 +49,7 @@ pub enum Effect {
 /// How the guest broke the protocol.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Violation {
-    /// The operation makes no sense in the connection's phase.
+    /// The operation does not fit the connection's phase.
     #[error("operation {0:?} does not fit the connection's state")]
     Unexpected(Op),
     /// No such operation.

@@ -54,12 +54,12 @@ impl HostListener {
     /// The next client that waits, or [`io::ErrorKind::WouldBlock`].
     ///
     /// # Errors
-    /// There is none, or no descriptor for it.
+    /// Nobody waits, or descriptors have run out.
     pub fn accept(&self) -> io::Result<UnixStream> {
         self.0.accept().map(|(stream, _)| stream)
     }
 
-    /// The socket that serves the host port `port`, if somebody listens there.
+    /// The path of the socket that serves host port `port`, if there is one.
     #[must_use]
     pub fn port_path(&self, port: u32) -> PathBuf {
         let mut path = OsString::from(self.0.path());

@@ -2,7 +2,7 @@
 //!
 //! Host and guest find each other by Firecracker's convention. A host client connects to the device's socket, sends
 //! `CONNECT <port>\n` and reads `OK <host port>\n` once a listener in the guest has accepted; a guest that connects to
-//! port P of context 2 reaches whoever listens at the device's socket path with `_P` after it.
+//! port P of context 2 reaches the socket at the device's path with `_P` after it.
 //!
 //! From the inside out: [`packet`] and [`credit`] are the wire; [`connection`] is one stream and [`muxer`] all of them,
 //! both plain data; `host` and `packet_buffer` are the host's sockets and the guest's buffers; `streams` joins muxer and
@@ -87,7 +87,7 @@ impl Vsock {
     /// come before the guest's driver is ready wait. The socket's file is removed when the device is dropped.
     ///
     /// # Errors
-    /// The identifier is reserved, or the path is in use, too long or can't be used; nothing is left behind.
+    /// The identifier is reserved, or the path is in use, too long or unusable; nothing is left behind.
     pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, VsockError> {
         if !GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::ReservedCid(guest_cid));

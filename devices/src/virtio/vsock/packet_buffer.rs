@@ -42,7 +42,7 @@ impl<'a> PacketBuffer<'a> {
     /// The packet of the guest in `chain`.
     ///
     /// # Errors
-    /// The chain can't be a packet.
+    /// The chain does not hold a packet.
     pub fn to_read(chain: &'a Chain, memory: &'a GuestMemory) -> Result<Self, Malformed> {
         Self::new(chain, &chain.readable, &chain.writable, memory)
     }

@@ -29,7 +29,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just made and belongs to nobody else.
+    // SAFETY: the descriptor was just made; nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let len = mem::size_of_val(&address) as libc::socklen_t;
     // SAFETY: the address is a valid `sockaddr_un` of `len` bytes, its path ended by a zero.
@@ -42,7 +42,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 /// Writes as much of `bytes` as `stream` takes: bytes written.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] if it takes none now; [`io::ErrorKind::BrokenPipe`] if nobody is going to read.
+/// [`io::ErrorKind::WouldBlock`] if the socket is full; [`io::ErrorKind::BrokenPipe`] if its reader is gone.
 pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are of one borrowed slice, which the kernel only reads.
     retry(|| unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })

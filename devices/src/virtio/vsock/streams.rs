@@ -170,7 +170,7 @@ impl Streams {
         let Some(stream) = self.host.stream(id) else { return };
         match socket::send(&stream.socket, line.as_bytes()) {
             Ok(sent) if sent == line.len() => self.muxer.host_readable(id),
-            // Nothing was written to this socket before, so there is room for a line while anybody reads.
+            // Nothing was written to this socket before, so a line fits while the reader is there.
             Ok(_) | Err(_) => {
                 self.host.close(id, ops);
                 self.muxer.host_failed(id);

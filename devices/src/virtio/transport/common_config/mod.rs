@@ -405,7 +405,7 @@ const fn is_address(offset: u64) -> bool {
     offset >= field::QUEUE_DESC && offset < BYTES && offset.is_multiple_of(4)
 }
 
-/// 32 of the 64 feature bits; beyond them there are none.
+/// 32 of the 64 feature bits; further ones are zero.
 const fn word(bits: u64, select: u32) -> u32 {
     match select {
         0 => bits as u32,

@@ -181,7 +181,7 @@ impl Muxer {
         self.change(id, Connection::host_accepted);
     }
 
-    /// There is nobody at the host port that the guest asked for.
+    /// The host port that the guest asked for has no listener.
     pub fn host_refused(&mut self, id: ConnectionId) {
         self.abort(id);
     }
