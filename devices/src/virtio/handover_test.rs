@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use shuttle::sync::{Arc, Condvar, Mutex};
 use shuttle::thread;
@@ -142,6 +143,10 @@ impl<H: Handler> Loop<H> {
     }
 }
 
+fn stop_flags(handler: &mut impl Handler) -> Vec<std::sync::Arc<AtomicBool>> {
+    handler.queues().iter().map(|queue| queue.stop_flag()).collect()
+}
+
 fn activation(queues: Vec<ActiveQueue>, interrupts: &std::sync::Arc<Interrupts>) -> Activation {
     Activation {
         memory: GUEST.view().clone(),
@@ -166,7 +171,8 @@ fn race<H: Handler, T: 'static>(
         .collect();
     let event_loop: Arc<Loop<H>> = Loop::new(&queues);
     let fresh = queues.iter().map(|queue| queue.device_side(true)).collect();
-    let handler = make(&mut activation(fresh, &interrupts), None);
+    let mut handler = make(&mut activation(fresh, &interrupts), None);
+    let mut stops = stop_flags(&mut handler);
     event_loop.change(|state| state.handler = Some(handler));
 
     let runs = {
@@ -178,13 +184,19 @@ fn race<H: Handler, T: 'static>(
         let event_loop = event_loop.clone();
         thread::spawn(move || {
             for _ in 0..SUSPENDS {
+                stops.iter().for_each(|stop| stop.store(true, Ordering::Release));
+                thread::yield_now();
                 let mut handler = event_loop.take_back();
                 let states: Vec<QueueState> = handler.queues().iter().map(|queue| queue.state()).collect();
                 thread::yield_now();
                 let resumed = states.into_iter().zip(&kicks);
-                let resumed =
-                    resumed.map(|(state, kick)| ActiveQueue { queue: state.try_into().unwrap(), kick: kick.clone() });
-                let handler = make(&mut activation(resumed.collect(), &interrupts), Some(handler));
+                let resumed = resumed.map(|(state, kick)| {
+                    // As the transport does, whatever was kicked until now.
+                    let _ = kick.read();
+                    ActiveQueue { queue: state.try_into().unwrap(), kick: kick.clone() }
+                });
+                let mut handler = make(&mut activation(resumed.collect(), &interrupts), Some(handler));
+                stops = stop_flags(&mut handler);
                 event_loop.change(|state| state.handler = Some(handler));
             }
         })
