@@ -4,11 +4,12 @@
 //! hugetlbfs it is no reservation: what the host has available may be gone when the guest touches it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::ByteSize;
 use crate::host::Backing;
 use crate::layout::PartitionId;
+use crate::sync::Mutex;
 
 /// What the host can give.
 pub trait HostMemory: Send + Sync {
@@ -79,7 +80,7 @@ impl Admission {
     /// What is admitted now, of all partitions.
     #[must_use]
     pub fn admitted(&self) -> ByteSize {
-        ByteSize::bytes(*self.admitted.lock().unwrap_or_else(PoisonError::into_inner))
+        ByteSize::bytes(*self.admitted.lock())
     }
 }
 
@@ -97,7 +98,7 @@ impl Charge {
     /// The VM's limit or the host can't back it; nothing changed.
     pub fn admit(&mut self, wanted: ByteSize, growth: ByteSize) -> Result<(), AdmissionError> {
         let id = self.id;
-        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admission.admitted.lock();
         let others = admitted.saturating_sub(self.bytes);
         if let Some(limit) = self.admission.limit
             && wanted.get() > self.bytes
@@ -128,7 +129,7 @@ impl Charge {
     /// Makes the charge smaller, if `wanted` is smaller.
     pub fn lower(&mut self, wanted: ByteSize) {
         let less = self.bytes.saturating_sub(wanted.get());
-        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admission.admitted.lock();
         *admitted = admitted.saturating_sub(less);
         self.bytes -= less;
     }
@@ -136,7 +137,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let mut admitted = self.admission.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admission.admitted.lock();
         *admitted = admitted.saturating_sub(self.bytes);
     }
 }

@@ -1,12 +1,13 @@
 //! Guest-physical addresses for memory that devices bring, above all other memory.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
 use crate::ByteSize;
 use crate::address::AddressRange;
+use crate::sync::Mutex;
 
 /// What device memory begins at a multiple of: the unit in which Linux keeps track of memory on x86-64 (`SECTION_SIZE_BITS`),
 /// so that no two devices share one.
@@ -47,7 +48,7 @@ impl DeviceArea {
     /// # Errors
     /// There is none.
     pub fn take(self: &Arc<Self>, wanted: ByteSize) -> Result<DeviceMemory, NoRoom> {
-        let mut taken = self.taken();
+        let mut taken = self.taken.lock();
         let end_at = |start: u64| start.checked_add(wanted.get());
         let mut start = self.range.start().0.checked_next_multiple_of(ALIGNMENT);
         for (&next, &end) in &*taken {
@@ -63,10 +64,6 @@ impl DeviceArea {
         taken.insert(start, end);
         Ok(DeviceMemory { area: self.clone(), start })
     }
-
-    fn taken(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl DeviceMemory {
@@ -79,7 +76,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        self.area.taken().remove(&self.start);
+        self.area.taken.lock().remove(&self.start);
     }
 }
 

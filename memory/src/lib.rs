@@ -15,6 +15,7 @@ pub mod limited_log;
 pub mod partition;
 pub mod size;
 pub mod slots;
+pub mod sync;
 pub mod system_memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -6,8 +6,9 @@
 //!
 //! Libraries that log by themselves are not called with what would make them.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::Mutex;
 
 /// Events that are logged before the limit shows.
 const BURST: u32 = 8;
@@ -57,8 +58,7 @@ impl Limit {
     /// Whether another event may be logged now: if so, how many were left out before it.
     #[must_use]
     pub fn admit(&self) -> Option<u64> {
-        // The figures are whole after every step.
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now())
+        self.bucket.lock().admit(Instant::now())
     }
 }
 

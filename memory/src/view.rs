@@ -1,13 +1,15 @@
 //! What devices see of guest memory, and what they use of it for longer than a moment.
 
 use std::ops::{Deref, Range};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
+
+use crate::sync::Mutex;
 
 /// One immutable snapshot of the guest memory that devices may touch: base memory and the partitions plugged right now.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -78,7 +80,7 @@ impl GuestView {
         regions: impl IntoIterator<Item = Arc<GuestRegionMmap>>,
     ) -> Result<(), GuestRegionCollectionError> {
         let guard = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = lock(&self.regions);
+        let mut known = self.regions.lock();
         let memory = self.current.memory();
         let in_step = memory.num_regions() == known.len()
             && memory.iter().zip(&*known).all(|(region, known)| std::ptr::eq(region, &raw const **known));
@@ -122,7 +124,7 @@ impl GuestView {
             }
         }
         // The snapshot is held until here: whoever finds that nobody holds it any more finds this.
-        let mut pins = lock(&self.pins);
+        let mut pins = self.pins.lock();
         pins.last += 1;
         pinned.number = pins.last;
         pins.pieces.extend(named.into_iter().map(|(range, mapping)| Piece { number: pinned.number, range, mapping }));
@@ -138,12 +140,12 @@ impl GuestView {
     /// Whether anything of `bytes` at `start` is pinned.
     pub(crate) fn is_pinned(&self, start: GuestAddress, bytes: u64) -> bool {
         let behind = start.0.saturating_add(bytes);
-        lock(&self.pins).pieces.iter().any(|piece| piece.range.start < behind && start.0 < piece.range.end)
+        self.pins.lock().pieces.iter().any(|piece| piece.range.start < behind && start.0 < piece.range.end)
     }
 
     /// How many pieces of `mapping` are pinned, which is how often their pins hold it.
     pub(crate) fn pins_of(&self, mapping: &MmapRegion) -> usize {
-        lock(&self.pins).pieces.iter().filter(|piece| piece.mapping == name(mapping)).count()
+        self.pins.lock().pieces.iter().filter(|piece| piece.mapping == name(mapping)).count()
     }
 }
 
@@ -166,7 +168,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // Before the mappings are let go: who counts them in between finds one too many rather than one too few.
-        lock(&self.pins).pieces.retain(|piece| piece.number != self.number);
+        self.pins.lock().pieces.retain(|piece| piece.number != self.number);
     }
 }
 
@@ -179,11 +181,6 @@ fn take_apart(memory: &GuestMemory) -> Result<Vec<Arc<GuestRegionMmap>>, GuestRe
 /// A mapping's name for as long as it is held.
 fn name(mapping: &MmapRegion) -> usize {
     std::ptr::from_ref(mapping).addr()
-}
-
-fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The lists are whole after every step.
-    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
