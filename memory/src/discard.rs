@@ -8,47 +8,16 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::host::{HostMapping, MapError};
+use crate::host::{HostMapping, MapError, give_way};
 use crate::{ByteSize, limited};
-
-/// How much is freed in one system call: few enough pages that nobody waits long for the address space's lock.
-const STEP: u64 = 256 << 20;
-
-/// What a discard did.
-#[derive(Debug)]
-pub struct Discarded {
-    /// Bytes that had pages and went back to the host; measured, so at most the size of the range.
-    pub freed: ByteSize,
-    /// Time it took to free them, without the time to count them.
-    pub took: Duration,
-    /// What went wrong; part of the range may have been freed all the same.
-    pub error: Option<MapError>,
-}
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
 ///
-/// It is less urgent than other threads (`give_way`). What others may have to wait for it leaves to a second thread, which is
-/// as urgent as the one that made them, and waits itself: so the order stays.
+/// It is less urgent than other threads. What others may have to wait for it leaves to a second thread, which is as urgent as
+/// the one that made them, and waits itself: so the order stays.
 pub struct Discarder {
     queue: DiscardQueue,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// Submits work to a [`Discarder`]. Cheap to clone; may outlive the thread, which then takes nothing more.
-#[derive(Clone)]
-pub struct DiscardQueue {
-    sender: Sender<Task>,
-}
-
-/// The worker has ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the discard thread has ended")]
-pub struct WorkerEnded;
-
-enum Task {
-    Discard { mapping: Arc<HostMapping>, offset: u64, bytes: u64, done: Box<dyn FnOnce(Discarded) + Send> },
-    Run(Box<dyn FnOnce() + Send>),
-    Stop,
 }
 
 impl Discarder {
@@ -57,13 +26,13 @@ impl Discarder {
     /// # Errors
     /// A thread could not be made.
     pub fn spawn() -> io::Result<Self> {
-        let (sender, receiver) = mpsc::channel();
-        let (urgent, tasks) = mpsc::channel::<Urgent>();
+        let (queue, receiver) = channel();
+        let (sender, tasks) = mpsc::channel::<Urgent>();
         let builder = |name: &str| thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
         // Ends when the other has.
-        let urgent_thread = builder("trim-slots").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
-        let discard = builder("discard").spawn(move || run(&receiver, &urgent))?;
-        Ok(Self { queue: DiscardQueue { sender }, threads: vec![discard, urgent_thread] })
+        let urgent = builder("trim-slots").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
+        let discard = builder("discard").spawn(move || run(&receiver, &sender))?;
+        Ok(Self { queue, threads: vec![discard, urgent] })
     }
 
     /// A way to submit work.
@@ -84,11 +53,17 @@ impl Drop for Discarder {
     }
 }
 
+/// Submits work to a [`Discarder`]. Cheap to clone; may outlive the thread, which then takes nothing more.
+#[derive(Clone)]
+pub struct DiscardQueue {
+    sender: Sender<Task>,
+}
+
 impl DiscardQueue {
     /// Discards `bytes` at `offset` of `mapping` after all that was submitted before, then calls `done` on the thread.
     ///
     /// # Errors
-    /// The thread has ended; nothing was discarded, and `done` won't be called.
+    /// The thread has ended; nothing was discarded, and `done` is not called.
     pub fn discard(
         &self,
         mapping: Arc<HostMapping>,
@@ -96,8 +71,13 @@ impl DiscardQueue {
         bytes: u64,
         done: impl FnOnce(Discarded) + Send + 'static,
     ) -> Result<(), WorkerEnded> {
-        let task = Task::Discard { mapping, offset, bytes, done: Box::new(done) };
-        self.sender.send(task).map_err(|_| WorkerEnded)
+        let task = move || {
+            let discarded = discard(&mapping, offset, bytes);
+            // Before the callback: whoever waits for it may be about to unmap.
+            drop(mapping);
+            done(discarded);
+        };
+        self.sender.send(Task::Discard(Box::new(task))).map_err(|_| WorkerEnded)
     }
 
     /// Runs `task` after all that was submitted before, and before what is submitted later, on a thread that is as urgent as
@@ -106,8 +86,37 @@ impl DiscardQueue {
     /// # Errors
     /// The thread has ended.
     pub fn run(&self, task: impl FnOnce() + Send + 'static) -> Result<(), WorkerEnded> {
-        self.sender.send(Task::Run(Box::new(task))).map_err(|_| WorkerEnded)
+        self.sender.send(Task::Urgent(Box::new(task))).map_err(|_| WorkerEnded)
     }
+}
+
+/// What a discard did.
+#[derive(Debug)]
+pub struct Discarded {
+    /// Bytes that had pages and went back to the host; measured, so at most the size of the range.
+    pub freed: ByteSize,
+    /// Time it took to free them, without the time to count them.
+    pub took: Duration,
+    /// What went wrong; part of the range may have been freed all the same.
+    pub error: Option<MapError>,
+}
+
+/// The worker has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the discard thread has ended")]
+pub struct WorkerEnded;
+
+/// What is submitted.
+pub(crate) enum Task {
+    Discard(Box<dyn FnOnce() + Send>),
+    Urgent(Box<dyn FnOnce() + Send>),
+    Stop,
+}
+
+/// A way to submit work, and where it arrives.
+pub(crate) fn channel() -> (DiscardQueue, Receiver<Task>) {
+    let (sender, receiver) = mpsc::channel();
+    (DiscardQueue { sender }, receiver)
 }
 
 /// A task for the urgent thread, and how the other hears that it is done.
@@ -125,18 +134,15 @@ impl Urgent {
 }
 
 fn run(tasks: &Receiver<Task>, urgent: &Sender<Urgent>) {
+    // A device wakes this thread before it reports the unplug. On a busy host it would take the processor that a thread which
+    // waits for the unplug needs.
     if let Err(error) = give_way() {
         limited!(debug, %error, "discards take processors from what waits for an unplug");
     }
     for task in tasks {
         match task {
-            Task::Discard { mapping, offset, bytes, done } => {
-                let discarded = discard(&mapping, offset, bytes);
-                // Before the callback: whoever waits for it may be about to unmap.
-                drop(mapping);
-                done(discarded);
-            }
-            Task::Run(task) => {
+            Task::Discard(task) => task(),
+            Task::Urgent(task) => {
                 let (done, finished) = mpsc::channel();
                 // It runs for as long as this one does.
                 if urgent.send(Urgent { task, done }).is_ok() {
@@ -148,18 +154,8 @@ fn run(tasks: &Receiver<Task>, urgent: &Sender<Urgent>) {
     }
 }
 
-/// Makes this thread less urgent than others: it is woken by a device that has yet to say that memory is unplugged, where
-/// processors are scarce on the very one that who waits for that needs. As a batch thread it takes none from anybody when it
-/// wakes; where it competes for one it gets a third of what another gets.
-fn give_way() -> io::Result<()> {
-    const NICE: libc::c_int = 5;
-    let check = |result| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: `parameters` is a valid structure that outlives the call; on Linux 0 is this thread.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) })?;
-    // SAFETY: takes numbers only; on Linux 0 is this thread.
-    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) })
-}
+/// How much is freed in one system call: few enough pages that the address space's lock is never held for long.
+const STEP: u64 = 256 << 20;
 
 fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
     let mut discarded = Discarded { freed: ByteSize::bytes(0), took: Duration::ZERO, error: None };
@@ -171,7 +167,7 @@ fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
         let result = mapping.discard(offset + at, step);
         discarded.took += start.elapsed();
         match (resident, result) {
-            (Ok(resident), Ok(())) => discarded.freed = ByteSize::bytes(discarded.freed.get() + resident),
+            (Ok(resident), Ok(())) => discarded.freed = discarded.freed.plus(ByteSize::bytes(resident)),
             // It went back all the same.
             (Err(error), Ok(())) => limited!(debug, %error, "memory that is discarded can't be counted"),
             (_, Err(error)) => discarded.error = Some(error),

@@ -45,6 +45,12 @@ impl ByteSize {
         self.0
     }
 
+    /// The sum, at most `u64::MAX` bytes.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// Whether this is a multiple of `unit`.
     #[must_use]
     pub const fn is_multiple_of(self, unit: Self) -> bool {

@@ -2,6 +2,8 @@
 
 mod mapping;
 mod pieces;
+mod sys;
 
 pub use mapping::{Backing, HostMapping, MapError};
 pub use pieces::TooManyPieces;
+pub(crate) use sys::give_way;

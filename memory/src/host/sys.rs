@@ -1,0 +1,181 @@
+//! System calls about memory, and the unsafe code that they take.
+
+use std::io;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+
+use vm_memory::MmapRegion;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+
+use crate::blocks::BLOCK;
+
+/// Anonymous, private memory of this process, aligned to a block. Unmapped when dropped.
+///
+/// Nothing here reads or writes it. Ranges count bytes from its start.
+#[derive(Debug)]
+pub(super) struct Area {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: `start` is only the address of a mapping that lives as long as `self`; nothing here reads or writes through it, and
+// the system calls that take it may be made from any thread.
+unsafe impl Send for Area {}
+// SAFETY: as above; no method changes a field.
+unsafe impl Sync for Area {}
+
+/// What may be done with memory that nothing backs yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Access {
+    /// Reads give zeros, writes make small or transparent huge pages.
+    Write,
+    /// Reads give zeros, writes fail.
+    Read,
+}
+
+impl Area {
+    /// Reserves `bytes`, a multiple of the page size. Costs addresses, no memory.
+    pub(super) fn reserve(bytes: usize, access: Access) -> io::Result<Self> {
+        let block = BLOCK.get() as usize;
+        let padded = bytes.checked_add(block).ok_or(io::ErrorKind::InvalidInput)?;
+        let raw = map(ptr::null_mut(), padded, access.protection(), libc::MAP_NORESERVE)?;
+        let head = raw.as_ptr().align_offset(block);
+        // SAFETY: `padded` bytes are mapped at `raw`, and `head` is at most a block of them.
+        let start = unsafe { raw.add(head) };
+        // SAFETY: `bytes` bytes behind `start` are inside the mapping, for `head + bytes` is at most `padded`.
+        let end = unsafe { start.add(bytes) };
+        unmap(raw, head);
+        unmap(end, block - head);
+        Ok(Self { start, bytes })
+    }
+
+    /// Host virtual address of the first byte.
+    pub(super) fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Puts new memory in place of `range`.
+    pub(super) fn renew(&self, range: Range<usize>, access: Access) -> io::Result<()> {
+        let at = self.at(&range)?;
+        map(at.as_ptr(), range.len(), access.protection(), libc::MAP_NORESERVE | libc::MAP_FIXED).map(drop)
+    }
+
+    /// Puts huge pages of 2 MiB out of the host's pool in place of `range`.
+    pub(super) fn reserve_huge_pages(&self, range: Range<usize>) -> io::Result<()> {
+        let at = self.at(&range)?;
+        // Mapped elsewhere first: MAP_FIXED would leave a hole behind when the pool is too small.
+        let flags = libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        let pages = map(ptr::null_mut(), range.len(), Access::Write.protection(), flags)?;
+        // SAFETY: the new mapping at `pages` is ours alone, and the range at `at` lies in ours.
+        let moved = unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            libc::mremap(pages.as_ptr().cast(), range.len(), range.len(), flags, at.as_ptr())
+        };
+        if moved == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            unmap(pages, range.len());
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Gives the kernel advice about `range`. Of what is given here, only `MADV_DONTNEED` changes contents, to zeros.
+    pub(super) fn advise(&self, range: Range<usize>, advice: libc::c_int) -> io::Result<()> {
+        let at = self.at(&range)?;
+        // SAFETY: the range lies in our mapping, whose memory is accessed through volatile accesses only.
+        check(unsafe { libc::madvise(at.as_ptr().cast(), range.len(), advice) })
+    }
+
+    /// How many bytes of `range` have a page mapped.
+    pub(super) fn resident(&self, range: Range<usize>) -> io::Result<u64> {
+        const PAGE: usize = 4096;
+        const CHUNK: usize = 64 << 20;
+        let at = self.at(&range)?;
+        let mut states = [0_u8; CHUNK / PAGE];
+        let mut resident = 0;
+        for start in (0..range.len()).step_by(CHUNK) {
+            let length = CHUNK.min(range.len() - start);
+            // SAFETY: the chunk lies in our mapping, and `states` has one byte for each of its pages.
+            check(unsafe { libc::mincore(at.add(start).as_ptr().cast(), length, states.as_mut_ptr()) })?;
+            resident += states[..length.div_ceil(PAGE)].iter().map(|state| u64::from(state & 1)).sum::<u64>();
+        }
+        Ok(resident * PAGE as u64)
+    }
+
+    /// `range` for vm-memory.
+    ///
+    /// # Safety
+    /// The area is not dropped while the region is held.
+    pub(super) unsafe fn region(&self, range: Range<usize>, huge_pages: bool) -> Result<MmapRegion, MmapRegionError> {
+        let at = self.at(&range).map_err(MmapRegionError::Mmap)?;
+        // SAFETY: the range lies in our mapping, which is not unmapped while the region is held (the caller).
+        let builder = unsafe { MmapRegionBuilder::new(range.len()).with_raw_mmap_pointer(at.as_ptr()) };
+        let builder = builder.with_mmap_prot(Access::Write.protection()).with_mmap_flags(ANONYMOUS);
+        builder.with_hugetlbfs(huge_pages).build()
+    }
+
+    fn at(&self, range: &Range<usize>) -> io::Result<NonNull<u8>> {
+        if range.is_empty() || range.end > self.bytes {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the start was just checked to lie in the mapping.
+        Ok(unsafe { self.start.add(range.start) })
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        unmap(self.start, self.bytes);
+    }
+}
+
+impl Access {
+    const fn protection(self) -> libc::c_int {
+        match self {
+            Self::Write => libc::PROT_READ | libc::PROT_WRITE,
+            Self::Read => libc::PROT_READ,
+        }
+    }
+}
+
+/// Makes this thread less urgent than others: a batch thread takes the processor from none when it wakes; where it competes
+/// for one it gets a third of what another gets.
+pub(crate) fn give_way() -> io::Result<()> {
+    const NICE: libc::c_int = 5;
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameters` is a valid structure that outlives the call; on Linux 0 is this thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) })?;
+    // SAFETY: takes numbers only; on Linux 0 is this thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) })
+}
+
+const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+/// Maps anonymous memory; with `MAP_FIXED` in `flags`, over what is at `at`.
+fn map(at: *mut u8, bytes: usize, protection: libc::c_int, flags: libc::c_int) -> io::Result<NonNull<u8>> {
+    // SAFETY: without MAP_FIXED the kernel chooses unused addresses; with it the callers pass a range of their own mapping,
+    // whose memory is accessed through volatile accesses only.
+    let address = unsafe { libc::mmap(at.cast(), bytes, protection, ANONYMOUS | flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+fn unmap(at: NonNull<u8>, bytes: usize) {
+    if bytes == 0 {
+        return;
+    }
+    // SAFETY: the callers own the range and nothing in it is in use.
+    if let Err(error) = check(unsafe { libc::munmap(at.as_ptr().cast(), bytes) }) {
+        crate::limited!(warn, bytes, %error, "cannot unmap memory");
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
