@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 /// A range of addresses, never empty, never past the end of the address space.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "Plain", into = "Plain")]
 pub struct AddressRange {
     first: u64,
     last: u64,
@@ -71,6 +73,38 @@ impl AddressRange {
 impl fmt::Display for AddressRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..={:#x}", self.first, self.last)
+    }
+}
+
+/// A range of addresses as it is written down.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Plain {
+    first: u64,
+    bytes: u64,
+}
+
+/// Numbers that are not a range of addresses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{bytes} addresses from {first:#x} on: expected at least one, and none beyond {:#x}", u64::MAX)]
+pub struct NoRange {
+    /// The first address.
+    pub first: u64,
+    /// Number of addresses.
+    pub bytes: u64,
+}
+
+impl From<AddressRange> for Plain {
+    fn from(range: AddressRange) -> Self {
+        Self { first: range.first, bytes: range.bytes() }
+    }
+}
+
+impl TryFrom<Plain> for AddressRange {
+    type Error = NoRange;
+
+    fn try_from(Plain { first, bytes }: Plain) -> Result<Self, NoRange> {
+        Self::new(first, bytes).ok_or(NoRange { first, bytes })
     }
 }
 

@@ -1,6 +1,9 @@
 //! The memory a VM boots with.
 
+use std::fmt;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::address::AddressRange;
 use crate::host::{Backing, HostMapping, MapError};
@@ -43,6 +46,31 @@ impl BaseMemory {
         Ok(Self { view: GuestView::new(memory), slots, mapping: Arc::new(mapping) })
     }
 
+    /// Where it lies, as plain data. The contents are not part of it.
+    #[must_use]
+    pub fn save(&self) -> BaseMemoryState {
+        let range = |slot: &Slot| AddressRange::new(slot.guest.0, slot.bytes);
+        BaseMemoryState { version: BASE_STATE_VERSION, ranges: self.slots.iter().filter_map(range).collect() }
+    }
+
+    /// Maps base memory that lies where `state` was saved; it holds zeros, for the caller to fill before a vCPU runs.
+    ///
+    /// # Errors
+    /// `layout` has base memory elsewhere, or the host has no room.
+    pub fn restore(layout: &Layout, backing: Backing, state: &BaseMemoryState) -> Result<Self, RestoreBaseError> {
+        if state.version != BASE_STATE_VERSION {
+            return Err(RestoreBaseError::Version(state.version));
+        }
+        let expected: Vec<_> = layout.base().collect();
+        if state.ranges != expected {
+            return Err(RestoreBaseError::Elsewhere {
+                found: Ranges(state.ranges.clone()),
+                expected: Ranges(expected),
+            });
+        }
+        Ok(Self::map(layout, backing)?)
+    }
+
     /// The view of guest memory to give to devices; partitions come and go in it.
     #[must_use]
     pub fn view(&self) -> &GuestView {
@@ -59,6 +87,51 @@ impl BaseMemory {
     #[must_use]
     pub fn mapping(&self) -> &Arc<HostMapping> {
         &self.mapping
+    }
+}
+
+/// The version of [`BaseMemoryState`] that this code writes and reads.
+pub const BASE_STATE_VERSION: u32 = 1;
+
+/// Base memory as plain data, to save and to restore.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseMemoryState {
+    /// [`BASE_STATE_VERSION`].
+    pub version: u32,
+    /// Where it lies, in order of address.
+    pub ranges: Vec<AddressRange>,
+}
+
+/// Why base memory was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreBaseError {
+    /// Another program wrote the state.
+    #[error("the state of base memory has version {0}: expected {BASE_STATE_VERSION}")]
+    Version(u32),
+    /// The guest would not find its memory.
+    #[error("the state has base memory at {found}: expected {expected}")]
+    Elsewhere {
+        /// The state's.
+        found: Ranges,
+        /// The layout's.
+        expected: Ranges,
+    },
+    /// The host has no room, or too few huge pages.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Ranges of addresses, in words.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ranges(pub Vec<AddressRange>);
+
+impl fmt::Display for Ranges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            write!(f, "{}{range}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
     }
 }
 
@@ -81,5 +154,22 @@ mod tests {
         memory.write_obj(7_u32, GuestAddress((5 << 30) - 4)).unwrap();
         assert!(memory.write_obj(7_u32, GuestAddress(3 << 30)).is_err());
         assert_eq!(base.mapping().resident(3 << 30, 1 << 30).unwrap(), 4096);
+    }
+
+    #[test]
+    fn base_memory_is_restored_where_it_was() {
+        let layout = |base| Layout::new(&LayoutSpec::x86_64(base, vec![], 40)).unwrap();
+        let state = BaseMemory::map(&layout(ByteSize::gib(4)), Backing::None).unwrap().save();
+        let text = serde_json::to_string(&state).unwrap();
+        let state: BaseMemoryState = serde_json::from_str(&text).unwrap();
+        let restore = |base, state: &BaseMemoryState| BaseMemory::restore(&layout(base), Backing::None, state);
+        assert_eq!(restore(ByteSize::gib(4), &state).unwrap().save(), state);
+        let refused = |base, state: &BaseMemoryState| restore(base, state).map(drop).unwrap_err().to_string();
+        assert_eq!(
+            refused(ByteSize::gib(2), &state),
+            "the state has base memory at 0x0..=0xbfffffff, 0x100000000..=0x13fffffff: expected 0x0..=0x7fffffff"
+        );
+        let other = BaseMemoryState { version: 2, ..state };
+        assert_eq!(refused(ByteSize::gib(4), &other), "the state of base memory has version 2: expected 1");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ByteSize;
 
 /// Size of a block: what one x86-64 huge page covers, and the smallest unit Linux plugs.
@@ -10,7 +12,8 @@ pub const BLOCK: ByteSize = ByteSize::mib(2);
 /// One or more neighbouring blocks of a partition, counted from the start of its window.
 ///
 /// Neither empty nor past `u32::MAX` by construction; whether it lies in the window is the partition's to check.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(try_from = "Plain", into = "Plain")]
 pub struct BlockRange {
     first: u32,
     end: u32,
@@ -90,6 +93,38 @@ impl BlockRange {
 impl fmt::Display for BlockRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "blocks {}..{}", self.first, self.end)
+    }
+}
+
+/// A range of blocks as it is written down.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Plain {
+    first: u32,
+    count: u32,
+}
+
+/// Numbers that are not a range of blocks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{count} blocks from block {first} on: expected at least one, and none beyond block {}", u32::MAX)]
+pub struct NoBlocks {
+    /// The first block.
+    pub first: u32,
+    /// Number of blocks.
+    pub count: u32,
+}
+
+impl From<BlockRange> for Plain {
+    fn from(range: BlockRange) -> Self {
+        Self { first: range.first, count: range.count() }
+    }
+}
+
+impl TryFrom<Plain> for BlockRange {
+    type Error = NoBlocks;
+
+    fn try_from(Plain { first, count }: Plain) -> Result<Self, NoBlocks> {
+        Self::new(first, count).ok_or(NoBlocks { first, count })
     }
 }
 

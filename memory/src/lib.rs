@@ -23,13 +23,13 @@ pub mod view;
 
 pub use address::AddressRange;
 pub use admission::{Admission, AdmissionError};
-pub use base::BaseMemory;
+pub use base::{BaseMemory, BaseMemoryState};
 pub use blocks::{BLOCK, BlockRange};
 pub use device_area::{DeviceArea, DeviceMemory};
 pub use discard::Discarder;
 pub use host::{Backing, HostMapping, MapError};
 pub use layout::{Layout, LayoutSpec, PartitionId, Window};
-pub use partition::{EffectError, PartitionMemory, PartitionSetup, ViewError};
+pub use partition::{EffectError, PartitionMemory, PartitionSetup, PartitionState, ViewError};
 pub use size::ByteSize;
 pub use system_memory::SystemMemory;
 pub use view::{GuestMemory, GuestView};

@@ -181,15 +181,27 @@ impl Fixture {
         let host = FakeHost::default();
         let admission = Admission::new(Some(window), host.clone());
         let discarder = Discarder::spawn().unwrap();
-        let partition = PartitionMemory::new(PartitionSetup {
-            window: layout.windows()[0],
+        let setup = PartitionSetup {
             backing: Backing::None,
             view: view.clone(),
             slots: slots.clone(),
             admission: admission.clone(),
             discards: discarder.queue(),
-        });
-        Self { partition: partition.unwrap(), slots, admission, host, view, discarder }
+        };
+        let partition = PartitionMemory::new(layout.windows()[0], setup).unwrap();
+        Self { partition, slots, admission, host, view, discarder }
+    }
+
+    /// What the partition is made with, for another one in the same VM.
+    #[must_use]
+    pub fn setup(&self) -> PartitionSetup {
+        PartitionSetup {
+            backing: Backing::None,
+            view: self.view.clone(),
+            slots: self.slots.clone(),
+            admission: self.admission.clone(),
+            discards: self.discarder.queue(),
+        }
     }
 
     /// First address of the window.

@@ -10,7 +10,7 @@ use bellows_devices::bus::Bus;
 use bellows_devices::legacy::PowerRequest;
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, SystemMemory};
+use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, PartitionSetup, SystemMemory};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -225,14 +225,14 @@ impl VmBuilder {
         for drive in &config.drives {
             disks.add_drive(&bus, drive)?;
         }
-        let parts = PartitionParts {
+        let memory = PartitionSetup {
             backing: config.backing,
             view: base.view().clone(),
             slots: machine.slots(),
             admission: Admission::new(config.partition_limit(), SystemMemory::open().map_err(system("memory limits"))?),
             discards: discarder.queue(),
-            event_loop: event_loop.handle(),
         };
+        let parts = PartitionParts { memory, event_loop: event_loop.handle() };
         let partitions = Partitions::new(parts, layout.windows(), &bus, &end)?;
 
         let firmware = Firmware {

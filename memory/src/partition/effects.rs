@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
 
+use super::PartitionSetup;
 use super::state::Effect;
 use super::window_view::{ViewError, WindowView};
 use crate::blocks::BlockRange;
 use crate::host::{HostMapping, MapError};
+use crate::layout::Window;
+use crate::limited;
 use crate::slots::{Slot, SlotError, SlotTable};
-use crate::{GuestView, limited};
 
 /// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take
 /// longer, and its requests hold on to nothing but the memory that they use.
@@ -38,12 +40,12 @@ pub enum EffectError {
 
 /// An operation that failed and was undone as far as it goes.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: EffectError,
+pub(super) struct Failure {
+    pub(super) error: EffectError,
     /// It could not be undone.
-    pub(crate) slots_in_doubt: bool,
+    pub(super) slots_in_doubt: bool,
     /// The guest has lost a slot whose memory it takes to be there.
-    pub(crate) memory_lost: bool,
+    pub(super) memory_lost: bool,
 }
 
 /// How far effects were undone.
@@ -54,13 +56,13 @@ struct Undone {
 
 /// Time spent in effects.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Spent {
-    pub(crate) drain: Duration,
-    pub(crate) slots: Duration,
+pub(super) struct Spent {
+    pub(super) drain: Duration,
+    pub(super) slots: Duration,
 }
 
 /// The hands of one partition: host memory, slots and view.
-pub(crate) struct Effects {
+pub(super) struct Effects {
     start: GuestAddress,
     mapping: Arc<HostMapping>,
     slots: Arc<dyn SlotTable>,
@@ -68,27 +70,25 @@ pub(crate) struct Effects {
 }
 
 impl Effects {
-    pub(crate) fn new(
-        start: GuestAddress,
-        mapping: Arc<HostMapping>,
-        slots: Arc<dyn SlotTable>,
-        view: GuestView,
-    ) -> Self {
-        let view = WindowView::new(view, start, mapping.clone());
-        Self { start, mapping, slots, view }
+    /// Reserves host addresses for `window`.
+    pub(super) fn reserve(window: Window, setup: &PartitionSetup) -> Result<Self, MapError> {
+        let start = window.range().start();
+        let mapping = Arc::new(HostMapping::reserve(window.range().bytes(), setup.backing)?);
+        let view = WindowView::new(setup.view.clone(), start, mapping.clone());
+        Ok(Self { start, mapping, slots: setup.slots.clone(), view })
     }
 
     /// Ends the VM because the guest has lost memory.
-    pub(crate) fn lost(&self, error: Arc<EffectError>) {
+    pub(super) fn lost(&self, error: Arc<EffectError>) {
         self.slots.lost(error);
     }
 
-    pub(crate) fn mapping(&self) -> &Arc<HostMapping> {
+    pub(super) fn mapping(&self) -> &Arc<HostMapping> {
         &self.mapping
     }
 
     /// Carries out all but the discards, or nothing.
-    pub(crate) fn carry_out(&self, effects: &[Effect]) -> Result<Spent, Failure> {
+    pub(super) fn carry_out(&self, effects: &[Effect]) -> Result<Spent, Failure> {
         let mut spent = Spent::default();
         for (index, effect) in effects.iter().enumerate() {
             if let Err(error) = self.apply(effect, &mut spent) {
@@ -172,7 +172,7 @@ impl Effects {
     }
 
     /// Takes everything away at the end of the VM. Where a slot stays, its memory stays too.
-    pub(crate) fn tear_down(&self, slots: &[BlockRange]) {
+    pub(super) fn tear_down(&self, slots: &[BlockRange]) {
         self.view.revoke_all();
         for &blocks in slots {
             if let Err(error) = self.slots.delete(self.slot(blocks)) {

@@ -8,15 +8,15 @@ use super::*;
 use crate::testing::Fixture;
 
 const MIB: u64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(10);
-const AT_ONCE: Duration = Duration::ZERO;
+pub(super) const SOON: Duration = Duration::from_secs(10);
+pub(super) const AT_ONCE: Duration = Duration::ZERO;
 
-fn mib(first: u32, count: u32) -> BlockRange {
+pub(super) fn mib(first: u32, count: u32) -> BlockRange {
     BlockRange::new(first / 2, count / 2).unwrap()
 }
 
 /// A partition with a window of 512 MiB of which `size` MiB are its target and plugged, by 128 MiB each time.
-fn plugged(size: u32) -> Fixture {
+pub(super) fn plugged(size: u32) -> Fixture {
     let fixture = Fixture::new(ByteSize::mib(512));
     fixture.partition.set_target(ByteSize::mib(size.into())).unwrap();
     for first in (0..size).step_by(128) {
@@ -26,12 +26,12 @@ fn plugged(size: u32) -> Fixture {
     fixture
 }
 
-fn ack(fixture: &Fixture, request: Request) {
+pub(super) fn ack(fixture: &Fixture, request: Request) {
     assert_eq!(fixture.partition.handle(request), Handled::Answer(Answer::Done), "{request:?}");
 }
 
 /// Like [`ack`] where discards or trimming may have the turn at first.
-fn ack_soon(fixture: &Fixture, request: Request) {
+pub(super) fn ack_soon(fixture: &Fixture, request: Request) {
     let start = Instant::now();
     while fixture.partition.handle(request) == Handled::Later {
         assert!(start.elapsed() < SOON, "{request:?} is put off for ever");
@@ -39,7 +39,7 @@ fn ack_soon(fixture: &Fixture, request: Request) {
     }
 }
 
-fn write(fixture: &Fixture, offset: u64, value: u64) -> bool {
+pub(super) fn write(fixture: &Fixture, offset: u64, value: u64) -> bool {
     fixture.view.memory().write_obj(value, GuestAddress(fixture.start() + offset)).is_ok()
 }
 
@@ -48,7 +48,7 @@ fn read(fixture: &Fixture, offset: u64) -> Option<u64> {
 }
 
 /// Returns when all that was queued so far is done, trimming included.
-fn let_the_discard_thread_catch_up(fixture: &Fixture) {
+pub(super) fn let_the_discard_thread_catch_up(fixture: &Fixture) {
     let (sender, receiver) = mpsc::channel();
     fixture.discarder.queue().run(move || sender.send(()).unwrap()).unwrap();
     receiver.recv_timeout(SOON).unwrap();
@@ -157,7 +157,7 @@ fn an_unplug_waits_for_requests_in_flight() {
 #[test]
 fn a_device_that_never_lets_go_makes_the_unplug_busy() {
     let fixture = plugged(128);
-    fixture.partition.lock().device_limit = Duration::from_millis(50);
+    fixture.partition.patience.lock().limit = Duration::from_millis(50);
     let waker = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     fixture.partition.set_waker(Some(waker.clone()));
     assert!(write(&fixture, 0, 42));
@@ -261,15 +261,19 @@ fn an_unplug_of_many_pieces_waits_for_devices_once() {
 }
 
 #[test]
-fn who_waits_for_the_turn_comes_before_the_next_request_of_the_guest() {
+fn a_thread_that_waits_for_the_turn_comes_before_the_next_request_of_the_guest() {
     let fixture = plugged(128);
     let waker = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     fixture.partition.set_waker(Some(waker.clone()));
-    // The turn has ended, and somebody who waits for it has yet to run.
-    fixture.partition.lock().waiting += 1;
+    let turn = fixture.partition.turns.take();
+    let partition = fixture.partition.clone();
+    let waiting = thread::spawn(move || partition.set_target(ByteSize::mib(1)).map(drop));
+    while fixture.partition.turns.waiting() == 0 {
+        thread::yield_now();
+    }
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Later);
-    fixture.partition.lock().waiting -= 1;
-    assert!(fixture.partition.set_target(ByteSize::mib(1)).is_err());
+    drop(turn);
+    assert!(waiting.join().unwrap().is_err());
     assert_eq!(waker.read().unwrap(), 1, "the guest's turn, whatever came of the other's");
     ack(&fixture, Request::UnplugAll);
 }
@@ -400,102 +404,14 @@ fn slots_are_trimmed_after_the_guest_stopped_halfway() {
 }
 
 #[test]
-fn what_the_hypervisor_refuses_is_undone() {
-    let fixture = Fixture::new(ByteSize::mib(512));
-    let target = fixture.partition.set_target(ByteSize::mib(128)).unwrap();
-    fixture.slots.fail(Some("set"));
-    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 128))), Handled::Answer(Answer::Busy));
-    assert_eq!(fixture.partition.report().plugged, ByteSize::bytes(0));
-    assert!(!write(&fixture, 0, 1));
-    let error = fixture.partition.wait_plugged(target, SOON).unwrap_err();
-    assert_eq!(error.to_string(), "partition 1: the guest's request failed");
-    fixture.slots.fail(None);
-    ack(&fixture, Request::Plug(mib(0, 128)));
-    fixture.partition.wait_plugged(target, AT_ONCE).unwrap();
-}
-
-#[test]
-fn a_slot_that_can_not_be_deleted_puts_the_partition_out_of_use() {
-    let fixture = plugged(128);
-    fixture.slots.fail(Some("delete"));
-    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    assert!(write(&fixture, 0, 1), "devices see what the guest may still use");
-    fixture.slots.fail(None);
-    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    let state = Handled::Answer(Answer::State(BlockState::Plugged));
-    assert_eq!(fixture.partition.handle(Request::State(mib(0, 128))), state);
-    assert!(matches!(fixture.partition.set_target(ByteSize::bytes(0)), Err(TargetError::Broken(_))));
-}
-
-#[test]
-fn a_guest_that_has_lost_memory_does_not_go_on() {
-    let fixture = plugged(384);
-    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
-    fixture.slots.fail(Some("replace"));
-    ack(&fixture, Request::Unplug(mib(128, 128)));
-    let_the_discard_thread_catch_up(&fixture);
-    let lost = fixture.slots.lost_memory().unwrap();
-    assert!(lost.contains("cannot replace the memory slot"), "{lost}");
-    assert!(matches!(fixture.partition.set_target(ByteSize::bytes(0)), Err(TargetError::Broken(_))));
-
-    let unharmed = plugged(128);
-    unharmed.slots.fail(Some("delete"));
-    assert_eq!(unharmed.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    assert_eq!(unharmed.slots.lost_memory(), None, "what is still there is not lost");
-}
-
-#[test]
-fn a_slot_that_can_not_be_brought_back_is_lost_memory() {
-    let fixture = plugged(384);
-    fixture.partition.set_target(ByteSize::mib(256)).unwrap();
-    ack(&fixture, Request::Unplug(mib(128, 128)));
-    let_the_discard_thread_catch_up(&fixture);
-    // Two slots: the first is deleted, the second is not, and the first does not come back.
-    fixture.slots.fail_after("delete", 1);
-    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
-    assert!(fixture.slots.lost_memory().is_some());
-}
-
-#[test]
-fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
-    let fixture = plugged(128);
-    assert!(write(&fixture, 0, 42));
-    let memory = fixture.view.memory().get_host_address(GuestAddress(fixture.start())).unwrap();
-    // SAFETY: a page of guest memory, which is mapped; its contents don't change.
-    assert_eq!(unsafe { libc::mlock(memory.cast(), 4096) }, 0, "{}", std::io::Error::last_os_error());
-    fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
-    ack(&fixture, Request::UnplugAll);
-    for _ in 0..2 {
-        let error = fixture.partition.wait_discarded(SOON).unwrap_err();
-        assert!(matches!(&error, WaitError::NotDiscarded(_, cause) if cause.to_string().contains("MADV_DONTNEED")));
-        let report = fixture.partition.report();
-        assert_eq!((report.discarding, report.discarded), (ByteSize::mib(128), ByteSize::bytes(0)));
-        assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "it is still there");
-    }
-    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
-    assert_eq!(fixture.partition.handle(Request::Plug(mib(0, 2))), Handled::Answer(Answer::Busy));
-    fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
-    // SAFETY: as above.
-    assert_eq!(unsafe { libc::munlock(memory.cast(), 4096) }, 0);
-    assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4));
-    assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
-}
-
-#[test]
 fn a_request_that_meets_an_operation_is_put_off_and_figures_are_not() {
     let fixture = plugged(256);
     let waker = Arc::new(EventFd::new(0).unwrap());
     fixture.partition.set_waker(Some(waker.clone()));
-    let stuck = fixture.view.memory();
-    let partition = fixture.partition.clone();
-    drop(partition);
-    drop(stuck);
-    fixture.partition.lock().busy = true;
+    let turn = fixture.partition.turns.take();
     assert_eq!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later);
     assert_eq!(fixture.partition.report().plugged, ByteSize::mib(256), "nothing waits for figures");
-    let mut inner = fixture.partition.lock();
-    inner.busy = false;
-    fixture.partition.release(inner);
+    drop(turn);
     assert_eq!(waker.read().unwrap(), 1);
     assert!(!matches!(fixture.partition.handle(Request::State(mib(0, 2))), Handled::Later));
 }

@@ -27,97 +27,10 @@
 
 use std::collections::VecDeque;
 
+use super::request::{Answer, BlockState, Request};
+use super::saved::{PlugState, PlugStateError, check_order};
 use crate::ByteSize;
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
-
-/// A request of the guest, with a range that has been parsed but not checked against the partition.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Request {
-    /// Make unplugged blocks usable.
-    Plug(BlockRange),
-    /// Take plugged blocks back.
-    Unplug(BlockRange),
-    /// Take everything back.
-    UnplugAll,
-    /// Say whether blocks are plugged.
-    State(BlockRange),
-}
-
-/// The answer to a request.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Answer {
-    /// Done: what the request asked for holds now.
-    Done,
-    /// Done: the state that [`Request::State`] asked for.
-    State(BlockState),
-    /// The host does not want this much plugged.
-    Nack,
-    /// Not now.
-    Busy,
-    /// The request is invalid: blocks out of range or in the wrong state.
-    Error,
-}
-
-/// What [`Request::State`] answers about a range.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum BlockState {
-    /// All are plugged.
-    Plugged,
-    /// None is plugged.
-    Unplugged,
-    /// Some are.
-    Mixed,
-}
-
-/// One thing for the shell to do. Effects are carried out in order, before the answer is given; only a discard is merely
-/// queued by then.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Effect {
-    /// Give the blocks host memory, where the backing has to be reserved.
-    Back(BlockRange),
-    /// Let the guest reach the blocks.
-    AddSlot(BlockRange),
-    /// Let devices reach the blocks.
-    Reveal(BlockRange),
-    /// End the devices' access to the runs, in order of address, requests in flight included. Nothing between them is plugged.
-    Revoke(Vec<BlockRange>),
-    /// End the guest's access to the blocks, which are a slot as it was added.
-    DeleteSlot(BlockRange),
-    /// Replace a slot by parts of it, while no vCPU runs.
-    ReplaceSlot {
-        /// The slot as it was added.
-        old: BlockRange,
-        /// Its parts that stay.
-        new: Vec<BlockRange>,
-    },
-    /// Free the host memory of the blocks, then call [`Partition::discard_done`].
-    Discard(BlockRange),
-}
-
-/// An answer and what has to be done before it is given.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Outcome {
-    /// What to answer.
-    pub answer: Answer,
-    /// What to do first, in order. Empty unless the answer is [`Answer::Done`].
-    pub effects: Vec<Effect>,
-}
-
-/// A target that a partition can't have.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum InvalidTarget {
-    /// Not made of whole blocks.
-    #[error("target of {0}: expected a multiple of {BLOCK}")]
-    Unaligned(ByteSize),
-    /// Larger than the window.
-    #[error("target of {target}: the partition's window is {window}")]
-    BeyondWindow {
-        /// What was asked for.
-        target: ByteSize,
-        /// Size of the window.
-        window: ByteSize,
-    },
-}
 
 /// The state of one partition.
 #[derive(Clone, Debug)]
@@ -309,6 +222,63 @@ impl Partition {
         true
     }
 
+    /// The state as plain data.
+    #[must_use]
+    pub fn save(&self) -> PlugState {
+        PlugState {
+            target: self.target(),
+            usable: self.usable(),
+            plugged: self.plugged.runs().collect(),
+            slots: self.slots.clone(),
+            discards: self.pending.iter().copied().collect(),
+        }
+    }
+
+    /// A partition as [`Partition::new`] makes it that goes on where `state` was saved.
+    ///
+    /// # Errors
+    /// No such partition can be in this state.
+    pub fn restore(window: u32, granule: u32, state: &PlugState) -> Result<Self, PlugStateError> {
+        let mut partition = Self::new(window, granule);
+        partition.set_target(state.target)?;
+        partition.usable = partition.checked_usable(state.usable)?;
+        let (usable, blocks) = (partition.usable, partition.blocks);
+        check_order("plugged", &state.plugged, usable)?;
+        check_order("slot", &state.slots, usable)?;
+        state.plugged.iter().for_each(|&run| partition.plugged.insert(run));
+        partition.slots.clone_from(&state.slots);
+        for &run in &state.plugged {
+            let covered: u32 =
+                state.slots.iter().filter_map(|slot| slot.intersection(run)).map(BlockRange::count).sum();
+            if covered != run.count() {
+                return Err(PlugStateError::NoSlot(run));
+            }
+        }
+        if let (Some(&slot), true) = (state.slots.first(), partition.plugged.is_empty()) {
+            return Err(PlugStateError::IdleSlot(slot));
+        }
+        for &range in &state.discards {
+            if range.end() > blocks {
+                return Err(PlugStateError::Beyond { what: "discard", range, limit: blocks });
+            }
+            if partition.plugged.any(range) {
+                return Err(PlugStateError::PluggedDiscard(range));
+            }
+            partition.discarding.insert(range);
+            partition.pending.push_back(range);
+        }
+        Ok(partition)
+    }
+
+    /// What has to be done around a partition that was restored, apart from the discards that are due.
+    #[must_use]
+    pub fn arrival(&self) -> Vec<Effect> {
+        let back = self.plugged.runs().map(Effect::Back);
+        let add = self.slots.iter().copied().map(Effect::AddSlot);
+        let reveal = self.plugged.runs().map(Effect::Reveal);
+        back.chain(add).chain(reveal).collect()
+    }
+
     /// The largest target.
     #[must_use]
     pub fn window(&self) -> ByteSize {
@@ -355,6 +325,22 @@ impl Partition {
     /// What is plugged, in order of address.
     pub fn plugged_runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.plugged.runs()
+    }
+
+    /// A usable region that the target and the window allow, in blocks.
+    fn checked_usable(&self, usable: ByteSize) -> Result<u32, PlugStateError> {
+        let (least, most) = (self.whole_granules(self.target), self.blocks);
+        match u32::try_from(usable.get() / BLOCK.get()) {
+            Ok(blocks) if bytes(blocks) == usable && blocks % self.granule == 0 && (least..=most).contains(&blocks) => {
+                Ok(blocks)
+            }
+            _ => Err(PlugStateError::Usable {
+                usable,
+                granule: bytes(self.granule),
+                least: bytes(least),
+                most: bytes(most),
+            }),
+        }
     }
 
     fn is_usable(&self, range: BlockRange) -> bool {
@@ -446,6 +432,56 @@ impl Partition {
     }
 }
 
+/// One thing for the shell to do. Effects are carried out in order, before the answer is given; only a discard is merely
+/// queued by then.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Give the blocks host memory, where the backing has to be reserved.
+    Back(BlockRange),
+    /// Let the guest reach the blocks.
+    AddSlot(BlockRange),
+    /// Let devices reach the blocks.
+    Reveal(BlockRange),
+    /// End the devices' access to the runs, in order of address, requests in flight included. Nothing between them is plugged.
+    Revoke(Vec<BlockRange>),
+    /// End the guest's access to the blocks, which are a slot as it was added.
+    DeleteSlot(BlockRange),
+    /// Replace a slot by parts of it, while no vCPU runs.
+    ReplaceSlot {
+        /// The slot as it was added.
+        old: BlockRange,
+        /// Its parts that stay.
+        new: Vec<BlockRange>,
+    },
+    /// Free the host memory of the blocks, then call [`Partition::discard_done`].
+    Discard(BlockRange),
+}
+
+/// An answer and what has to be done before it is given.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    /// What to answer.
+    pub answer: Answer,
+    /// What to do first, in order. Empty unless the answer is [`Answer::Done`].
+    pub effects: Vec<Effect>,
+}
+
+/// A target that a partition can't have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidTarget {
+    /// Not made of whole blocks.
+    #[error("target of {0}: expected a multiple of {BLOCK}")]
+    Unaligned(ByteSize),
+    /// Larger than the window.
+    #[error("target of {target}: the partition's window is {window}")]
+    BeyondWindow {
+        /// What was asked for.
+        target: ByteSize,
+        /// Size of the window.
+        window: ByteSize,
+    },
+}
+
 fn answer(answer: Answer) -> Outcome {
     Outcome { answer, effects: Vec::new() }
 }
@@ -454,6 +490,9 @@ fn bytes(blocks: u32) -> ByteSize {
     ByteSize::bytes(u64::from(blocks) * BLOCK.get())
 }
 
+#[cfg(test)]
+#[path = "state_model_test.rs"]
+mod model_tests;
 #[cfg(test)]
 #[path = "state_test.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! A partition's part in what devices see of guest memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,11 @@ use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
 use crate::host::{HostMapping, MapError};
+use crate::sync::Mutex;
 use crate::{GuestView, limited};
 
 /// Keeps the plugged blocks of one window in a view, as one region for each run of neighbouring blocks.
-pub(crate) struct WindowView {
+pub(super) struct WindowView {
     view: GuestView,
     start: GuestAddress,
     mapping: Arc<HostMapping>,
@@ -44,24 +45,24 @@ pub enum ViewError {
 }
 
 impl WindowView {
-    pub(crate) fn new(view: GuestView, start: GuestAddress, mapping: Arc<HostMapping>) -> Self {
+    pub(super) fn new(view: GuestView, start: GuestAddress, mapping: Arc<HostMapping>) -> Self {
         let blocks = u32::try_from(mapping.bytes() / BLOCK.get()).unwrap_or(u32::MAX);
         let visible = Visible { blocks: BlockSet::new(blocks), regions: Vec::new() };
         Self { view, start, mapping, visible: Mutex::new(visible) }
     }
 
     /// Shows `ranges`, none of which is visible.
-    pub(crate) fn reveal(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
+    pub(super) fn reveal(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
         self.change(|visible| ranges.iter().for_each(|range| visible.insert(*range)))
     }
 
     /// Hides `ranges`, all of which are visible. Devices may still hold the old view: [`WindowView::drain`].
-    pub(crate) fn revoke(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
+    pub(super) fn revoke(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
         self.change(|visible| ranges.iter().for_each(|range| visible.remove(*range)))
     }
 
     /// Waits until no device can reach `blocks`, which were revoked; false if one still can after `limit`.
-    pub(crate) fn drain(&self, blocks: BlockRange, limit: Duration) -> bool {
+    pub(super) fn drain(&self, blocks: BlockRange, limit: Duration) -> bool {
         let start = Instant::now();
         let mut pause = Duration::ZERO;
         // Snapshots first: a device that lets one go has pinned by then what it goes on using.
@@ -83,7 +84,7 @@ impl WindowView {
     }
 
     /// Hides everything.
-    pub(crate) fn revoke_all(&self) {
+    pub(super) fn revoke_all(&self) {
         let all = BlockRange::between(0, u32::MAX);
         if let Err(error) = self.revoke(all.as_slice()) {
             limited!(error, %error, "cannot take a partition out of what devices see");
@@ -93,7 +94,7 @@ impl WindowView {
     /// Changes what is visible: runs that are no longer what they were go, and new ones come, at once for who looks. Takes time in
     /// proportion to the number of runs that there are.
     fn change(&self, change: impl FnOnce(&mut BlockSet)) -> Result<(), ViewError> {
-        let mut visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut visible = self.visible.lock();
         let mut blocks = visible.blocks.clone();
         change(&mut blocks);
         let mut old = visible.regions.iter().peekable();

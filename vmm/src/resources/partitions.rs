@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Mem, MemHandle, UnplugError};
-use bellows_memory::discard::DiscardQueue;
 use bellows_memory::partition::WaitError;
-use bellows_memory::slots::SlotTable;
-use bellows_memory::{Admission, Backing, ByteSize, GuestView, PartitionId, PartitionMemory, PartitionSetup, Window};
+use bellows_memory::{ByteSize, PartitionId, PartitionMemory, PartitionSetup, Window};
 
 use super::error::PartitionError;
 use super::table::{Change, Hotplug};
@@ -34,11 +32,7 @@ type Table = Hotplug<PartitionId, Entry>;
 
 /// What partitions are made with.
 pub(crate) struct PartitionParts {
-    pub(crate) backing: Backing,
-    pub(crate) view: GuestView,
-    pub(crate) slots: Arc<dyn SlotTable>,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) discards: DiscardQueue,
+    pub(crate) memory: PartitionSetup,
     pub(crate) event_loop: EventLoopHandle,
 }
 
@@ -217,14 +211,7 @@ impl Partitions {
         bus: &VirtioBus,
         attached: bool,
     ) -> Result<PciAddress, PartitionError> {
-        let memory = PartitionMemory::new(PartitionSetup {
-            window,
-            backing: self.parts.backing,
-            view: self.parts.view.clone(),
-            slots: self.parts.slots.clone(),
-            admission: self.parts.admission.clone(),
-            discards: self.parts.discards.clone(),
-        })?;
+        let memory = PartitionMemory::new(window, self.parts.memory.clone())?;
         let name = format!("partition {}", window.id());
         let device = Mem::new(memory);
         let handle = device.handle();

@@ -1,0 +1,247 @@
+//! A partition as plain data, to save and to restore.
+//!
+//! What is saved is what the guest and the host agreed on: what is plugged, how far slots reach, which discards are due, the
+//! target. The contents of the memory are not part of it: after [`PartitionMemory::restore`] they are zeros, for the caller to
+//! fill before a vCPU runs. Threads that wait, a request that was put off and the reason why the last operation failed
+//! belong to the process that saved, and stay there.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::effects::Effects;
+use super::{EffectError, Inner, InvalidTarget, Partition, PartitionMemory, PartitionSetup, Phases, Service, blocks};
+use crate::ByteSize;
+use crate::admission::{AdmissionError, Charge};
+use crate::blocks::BlockRange;
+use crate::host::MapError;
+use crate::layout::{PartitionId, Window};
+
+/// The version of [`PartitionState`] that this code writes and reads.
+pub const PARTITION_STATE_VERSION: u32 = 1;
+
+impl PartitionMemory {
+    /// The state now, once no operation is under way.
+    ///
+    /// # Errors
+    /// The partition's slots are not what they should be.
+    pub fn save(&self) -> Result<PartitionState, SaveError> {
+        self.turns.take().with(|inner| {
+            if let Service::Broken(error) = &inner.service {
+                return Err(SaveError { id: self.window.id(), source: error.clone() });
+            }
+            Ok(PartitionState {
+                version: PARTITION_STATE_VERSION,
+                id: self.window.id(),
+                plug: inner.partition.save(),
+                generation: inner.generation,
+                retired: matches!(inner.service, Service::Retired),
+                unplugged: inner.unplugged,
+                discarded: inner.discarded,
+                phases: inner.phases,
+            })
+        })
+    }
+
+    /// A partition that goes on where `state` was saved: its memory admitted, its slots set, what is plugged in the devices'
+    /// view, the discards that were due queued.
+    ///
+    /// # Errors
+    /// The state is not one that this partition can have, or the host cannot do its part; nothing is left behind.
+    pub fn restore(window: Window, setup: PartitionSetup, state: &PartitionState) -> Result<Arc<Self>, RestoreError> {
+        let id = window.id();
+        if state.version != PARTITION_STATE_VERSION {
+            return Err(RestoreError::Version { id, found: state.version });
+        }
+        if state.id != id {
+            return Err(RestoreError::OtherPartition { id, found: state.id });
+        }
+        let partition = Partition::restore(blocks(window.size().get()), blocks(window.granule()), &state.plug)
+            .map_err(|source| RestoreError::Plug { id, source })?;
+        let mut inner = Inner::new(partition, Charge::new(setup.admission.clone(), id, setup.backing));
+        inner.charge.admit(inner.partition.reach(), inner.partition.plugged())?;
+        inner.generation = state.generation;
+        inner.unplugged = state.unplugged;
+        inner.discarded = state.discarded;
+        inner.phases = state.phases;
+        if state.retired {
+            inner.service = Service::Retired;
+        }
+        let effects = Effects::reserve(window, &setup).map_err(|source| RestoreError::Map { id, source })?;
+        effects
+            .carry_out(&inner.partition.arrival())
+            .map_err(|failure| RestoreError::Effect { id, source: failure.error })?;
+        let restored = Self::assemble(window, effects, setup.discards, inner);
+        restored.outbox.lock().extend(&state.plug.discards);
+        restored.queue_discards();
+        Ok(restored)
+    }
+}
+
+/// One partition.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionState {
+    /// [`PARTITION_STATE_VERSION`].
+    pub version: u32,
+    /// The partition.
+    pub id: PartitionId,
+    /// What is plugged, and what has to happen around it.
+    pub plug: PlugState,
+    /// How many targets were set so far.
+    pub generation: u64,
+    /// The partition was given up.
+    pub retired: bool,
+    /// Blocks the guest has ever given back, in bytes.
+    pub unplugged: ByteSize,
+    /// Bytes with pages that ever went back to the host.
+    pub discarded: ByteSize,
+    /// Of the last target.
+    pub phases: Phases,
+}
+
+/// A [`Partition`], the state machine. Ranges are in order of address and do not overlap, but for discards.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlugState {
+    /// What the host wants plugged.
+    pub target: ByteSize,
+    /// How far into its addresses the guest may plug.
+    pub usable: ByteSize,
+    /// What is plugged.
+    pub plugged: Vec<BlockRange>,
+    /// Slots as they were added.
+    pub slots: Vec<BlockRange>,
+    /// Discards that are due, in order.
+    pub discards: Vec<BlockRange>,
+}
+
+/// Why a partition was not saved.
+#[derive(Debug, thiserror::Error)]
+#[error("partition {id} can't be saved: its memory slots are not what they should be")]
+pub struct SaveError {
+    /// The partition.
+    pub id: PartitionId,
+    /// What happened to its slots.
+    #[source]
+    pub source: Arc<EffectError>,
+}
+
+/// Why a partition was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Another program wrote the state.
+    #[error("the state of partition {id} has version {found}: expected {PARTITION_STATE_VERSION}")]
+    Version {
+        /// The partition.
+        id: PartitionId,
+        /// The state's version.
+        found: u32,
+    },
+    /// The state belongs elsewhere.
+    #[error("the state is partition {found}'s: expected partition {id}'s")]
+    OtherPartition {
+        /// The partition.
+        id: PartitionId,
+        /// The partition that was saved.
+        found: PartitionId,
+    },
+    /// The state machine cannot have that state.
+    #[error("the state of partition {id} is invalid")]
+    Plug {
+        /// The partition.
+        id: PartitionId,
+        /// What is wrong with it.
+        #[source]
+        source: PlugStateError,
+    },
+    /// The VM's limit or the host cannot back it.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    /// The host has no room for the window.
+    #[error("no host addresses for partition {id}")]
+    Map {
+        /// The partition.
+        id: PartitionId,
+        /// What the kernel answered.
+        #[source]
+        source: MapError,
+    },
+    /// Memory or slots could not be brought back.
+    #[error("cannot bring back what was plugged in partition {id}")]
+    Effect {
+        /// The partition.
+        id: PartitionId,
+        /// Why.
+        #[source]
+        source: EffectError,
+    },
+}
+
+/// Why a [`PlugState`] is invalid.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PlugStateError {
+    /// The target is none that the partition can have.
+    #[error(transparent)]
+    Target(#[from] InvalidTarget),
+    /// Slots cannot follow the usable region, or it is out of bounds.
+    #[error("usable region of {usable}: expected whole granules of {granule}, from {least} to {most}")]
+    Usable {
+        /// The state's.
+        usable: ByteSize,
+        /// Size of a granule.
+        granule: ByteSize,
+        /// What the target takes.
+        least: ByteSize,
+        /// What the guest has addresses for.
+        most: ByteSize,
+    },
+    /// A range reaches too far.
+    #[error("{what} {range}: expected no block beyond {limit}")]
+    Beyond {
+        /// `plugged`, `slot` or `discard`.
+        what: &'static str,
+        /// The range.
+        range: BlockRange,
+        /// The blocks there are.
+        limit: u32,
+    },
+    /// Ranges overlap or are out of order.
+    #[error("{what} {second} after {first}: expected disjoint ranges in order of address")]
+    Order {
+        /// `plugged` or `slot`.
+        what: &'static str,
+        /// The first of them.
+        first: BlockRange,
+        /// The next.
+        second: BlockRange,
+    },
+    /// The guest could not reach what is plugged.
+    #[error("plugged {0}: expected a slot for each of them")]
+    NoSlot(BlockRange),
+    /// A slot for nothing.
+    #[error("slot {0} with nothing plugged: expected none")]
+    IdleSlot(BlockRange),
+    /// A discard would destroy what is plugged.
+    #[error("discard of {0}, where blocks are plugged: expected none there")]
+    PluggedDiscard(BlockRange),
+}
+
+/// Checks that `ranges` are in order, do not overlap and lie below block `limit`.
+pub(super) fn check_order(what: &'static str, ranges: &[BlockRange], limit: u32) -> Result<(), PlugStateError> {
+    for pair in ranges.windows(2) {
+        if let &[first, second] = pair
+            && second.first() < first.end()
+        {
+            return Err(PlugStateError::Order { what, first, second });
+        }
+    }
+    match ranges.last() {
+        Some(&range) if range.end() > limit => Err(PlugStateError::Beyond { what, range, limit }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "saved_test.rs"]
+mod tests;
