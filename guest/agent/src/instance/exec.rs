@@ -1,0 +1,70 @@
+//! Further processes in an instance.
+
+use bellows_protocol::values::{InstanceId, ProcessId};
+use nix::sys::signal::Signal;
+
+use super::{Instances, Parts};
+use crate::container::Joining;
+use crate::container::spec::ProcessSpec;
+use crate::error::{AgentError, Result};
+use crate::furnish;
+
+impl Instances {
+    /// Starts another process in an instance; answers its number.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`]; what starting it fails with.
+    /// Nothing is left of it then, but processes that it may have started.
+    pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
+        let instance = self.get(instance)?;
+        let Parts { id: name, folder, limits, rootfs, .. } = &instance.parts;
+        if *id == ProcessId::init() {
+            return Err(AgentError::Exists { kind: "process", name: id.to_string() });
+        }
+        let place = instance.others.begin(id)?;
+        if instance.init.exit.get().is_some() {
+            return Err(AgentError::Ended(name.to_string()));
+        }
+        let credentials = furnish::credentials(rootfs.root(), &process.user)?;
+        let joining = Joining { container: name.as_str(), folder, name: id.as_str(), placement: limits.placement };
+        let process = self.launcher.join(&joining, process, &credentials)?;
+        let pid = process.pid.as_raw().unsigned_abs();
+        place.fill(process);
+        Ok(pid)
+    }
+
+    /// Sends a signal to a process.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::System`].
+    pub fn signal(&self, instance: &InstanceId, id: &ProcessId, signal: Signal) -> Result<()> {
+        let process = self.get(instance)?.process(id)?;
+        self.reaper.signal(process.pid, signal).map_err(AgentError::system("kill"))
+    }
+
+    /// Kills a process that [`Instances::start_process`] has started, and forgets it.
+    ///
+    /// # Errors
+    /// [`AgentError::Gone`], [`AgentError::InUse`]; [`AgentError::TimedOut`], then it can be tried again.
+    pub fn remove_process(&self, instance: &InstanceId, id: &ProcessId) -> Result<()> {
+        let gone = || AgentError::Gone { kind: "process", name: id.to_string() };
+        if *id == ProcessId::init() {
+            return Err(AgentError::InUse { what: format!("process {id}"), by: format!("instance {instance}") });
+        }
+        let instance = match self.get(instance) {
+            Err(AgentError::Unknown { .. }) => return Err(gone()),
+            instance => instance?,
+        };
+        let process = match instance.others.get(id) {
+            Err(AgentError::Unknown { .. }) => return Err(gone()),
+            process => process?,
+        };
+        self.reaper.signal(process.pid, Signal::SIGKILL).map_err(AgentError::system("kill"))?;
+        if process.exit.wait_for(self.kill_limit).is_none() {
+            return Err(AgentError::TimedOut { what: format!("end of process {id}"), after: self.kill_limit });
+        }
+        process.streams.close();
+        instance.others.forget(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Taking an instance apart.
+
+use std::time::Duration;
+
+use bellows_protocol::values::InstanceId;
+
+use super::table::Slot;
+use super::{Instance, Instances, Parts};
+use crate::error::Result;
+use crate::placement::Placement;
+
+impl Instances {
+    /// Ends an instance, or what is left of one that did not start, and takes it apart.
+    ///
+    /// # Errors
+    /// [`AgentError::Gone`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
+    pub fn remove(&self, id: &InstanceId) -> Result<()> {
+        let slot = self.begin_removal(id)?;
+        let removed = match &slot {
+            Slot::Started(instance) => self.kill(instance).and_then(|()| {
+                instance.init.exit.wait_for(self.kill_limit);
+                instance.init.streams.close();
+                instance.oom_killed();
+                instance.destroy_sockets();
+                self.dismantle(&instance.parts)
+            }),
+            Slot::Remains(parts) => parts.kill(self.kill_limit).and_then(|()| self.dismantle(parts)),
+            Slot::Busy => Ok(()),
+        };
+        self.finish(id, removed.is_err().then_some(slot));
+        removed
+    }
+
+    /// Ends all instances, as far as it goes.
+    pub fn remove_all(&self) {
+        for id in self.ids() {
+            if let Err(error) = self.remove(&id) {
+                tracing::warn!(%id, %error, "instance not removed");
+            }
+        }
+    }
+
+    /// Kills all processes of an instance, also those that were just being started.
+    fn kill(&self, instance: &Instance) -> Result<()> {
+        instance.parts.kill(self.kill_limit)?;
+        // They fail in a container whose first process is gone; one may have come to the cgroup in the meantime.
+        instance.others.close(self.kill_limit)?;
+        instance.parts.kill(self.kill_limit)
+    }
+
+    /// Takes apart what has no processes any more.
+    pub(super) fn dismantle(&self, parts: &Parts) -> Result<()> {
+        // First, and nothing else if it fails: the folder is removed with all that is in it.
+        parts.rootfs.unmount()?;
+        // The container library removes the cgroup of a container that it could not create.
+        if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
+            // In base memory the cache stays for the next one, and in a private node there is none.
+            if matches!(parts.limits.placement, Placement::Policy(_)) {
+                match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
+                    Ok(0) => {}
+                    Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
+                    Err(error) => tracing::warn!(id = %parts.id, %error, "page cache not dropped"),
+                }
+            }
+            cgroup.remove()?;
+        }
+        self.launcher.forget(parts.id.as_str());
+        if let Err(error) = std::fs::remove_dir_all(&parts.folder) {
+            tracing::warn!(path = %parts.folder.display(), %error, "folder stays");
+        }
+        self.images.end_use(&parts.image);
+        Ok(())
+    }
+}
+
+impl Parts {
+    pub(super) fn kill(&self, limit: Duration) -> Result<()> {
+        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill(limit))
+    }
+}

@@ -1,0 +1,58 @@
+//! What an instance is started with, and the limits that follow.
+
+use bellows_protocol::values::{ImageId, InstanceId, Node};
+
+use crate::cgroup::Limits;
+use crate::container::spec::ProcessSpec;
+use crate::error::{AgentError, Result};
+use crate::placement::Placement;
+
+/// What is to be run.
+#[derive(Debug)]
+pub struct Request {
+    /// Its name.
+    pub id: InstanceId,
+    /// Its image.
+    pub image: ImageId,
+    /// Its first process.
+    pub process: ProcessSpec,
+    /// Node of its partition.
+    pub node: Node,
+    /// Limit in bytes; with a partition, on what comes from there.
+    pub memory_max: Option<u64>,
+    /// Limit on what lies in base memory, in bytes.
+    pub base_limit: Option<u64>,
+    /// Limit on processes and threads.
+    pub pids_max: Option<u32>,
+}
+
+impl Request {
+    /// The limits of the instance, which may have `base` bytes of base memory; and where its partition's memory is, and how much.
+    pub(crate) fn limits(&self, base: u64, partition: Option<(Placement, u64)>) -> Result<Limits> {
+        let (placement, memory_max, outer_max) = match (partition, self.memory_max) {
+            (None | Some((Placement::Base, _)), wanted) => {
+                (Placement::Base, wanted.map_or(base, |wanted| wanted.min(base)), base)
+            }
+            (Some((Placement::Private(node), total)), Some(wanted)) if wanted < total => {
+                return Err(AgentError::LimitInPartition { wanted, node, total });
+            }
+            (Some((placement @ Placement::Private(_), total)), _) => (placement, total, base),
+            (Some((placement @ Placement::Policy(_), total)), wanted) => {
+                let most = below_partition(total, wanted);
+                (placement, most, most)
+            }
+        };
+        Ok(Limits { placement, memory_max, outer_max, pids_max: self.pids_max })
+    }
+}
+
+/// With a stock kernel an instance's `memory.max` is at least this fraction below its partition's size, and at least this many
+/// bytes: its own limit must be met first, as the kernel's answer to a full node may hit a neighbour.
+const MARGIN_FRACTION: u64 = 64;
+const MARGIN_BYTES: u64 = 8 << 20;
+
+/// `memory.max` of an instance in a partition of `total` bytes.
+pub(super) fn below_partition(total: u64, wanted: Option<u64>) -> u64 {
+    let most = total.saturating_sub((total / MARGIN_FRACTION).max(MARGIN_BYTES)).max(1);
+    wanted.map_or(most, |wanted| wanted.min(most))
+}

@@ -1,0 +1,128 @@
+//! The table of all instances.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bellows_protocol::KILL_LIMIT;
+use bellows_protocol::values::InstanceId;
+
+use super::{Instance, Parts};
+use crate::base_memory::BaseMemory;
+use crate::cgroup::Hierarchy;
+use crate::container::Launcher;
+use crate::error::{AgentError, Result};
+use crate::image::Images;
+use crate::partition::MemoryInfo;
+use crate::reaper::Reaper;
+
+/// Below this lie the instances' mounts.
+pub const FOLDER: &str = "/run/i";
+/// All instances.
+#[derive(Debug)]
+pub struct Instances {
+    table: Mutex<HashMap<InstanceId, Slot>>,
+    pub(super) images: Arc<Images>,
+    pub(super) hierarchy: Hierarchy,
+    pub(super) launcher: Launcher,
+    pub(super) memory: MemoryInfo,
+    pub(super) base: Arc<BaseMemory>,
+    pub(super) reaper: Arc<Reaper>,
+    pub(super) folder: PathBuf,
+    pub(super) kill_limit: Duration,
+}
+
+#[derive(Debug)]
+pub(super) enum Slot {
+    /// Being started or removed.
+    Busy,
+    Started(Arc<Instance>),
+    /// Not started, and not wholly taken apart either.
+    Remains(Box<Parts>),
+}
+
+impl Instances {
+    /// No instances yet.
+    pub fn new(
+        images: Arc<Images>,
+        hierarchy: Hierarchy,
+        launcher: Launcher,
+        memory: MemoryInfo,
+        base: Arc<BaseMemory>,
+        reaper: Arc<Reaper>,
+    ) -> Self {
+        let (folder, kill_limit) = (FOLDER.into(), KILL_LIMIT);
+        Self { table: Mutex::default(), images, hierarchy, launcher, memory, base, reaper, folder, kill_limit }
+    }
+
+    /// Divides base memory, now that it is known that there are `partitions`, whose windows are `partition_bytes` together;
+    /// answers what all instances may have of it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn divide_base(&self, partitions: u32, partition_bytes: u64) -> Result<u64> {
+        let all = self.base.divide(partitions, partition_bytes);
+        // With a stock kernel memory of partitions counts, too.
+        let only_base = partitions == 0 || self.memory.has_private_nodes();
+        self.hierarchy.limit_memory(only_base.then(|| self.base.limit()))?;
+        Ok(all)
+    }
+
+    /// An instance that has been started.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`], [`AgentError::InUse`].
+    pub fn get(&self, id: &InstanceId) -> Result<Arc<Instance>> {
+        match self.lock().get(id) {
+            Some(Slot::Started(instance)) => Ok(Arc::clone(instance)),
+            Some(Slot::Busy) => Err(busy(id)),
+            Some(Slot::Remains(_)) | None => Err(unknown(id)),
+        }
+    }
+
+    /// Takes the place of an instance that is to be started.
+    pub(super) fn begin_start(&self, id: &InstanceId) -> Result<()> {
+        let mut table = self.lock();
+        if table.contains_key(id) {
+            return Err(AgentError::Exists { kind: "instance", name: id.to_string() });
+        }
+        table.insert(id.clone(), Slot::Busy);
+        Ok(())
+    }
+
+    /// Takes what is to be removed out of its place, which stays busy.
+    pub(super) fn begin_removal(&self, id: &InstanceId) -> Result<Slot> {
+        match self.lock().get_mut(id) {
+            Some(Slot::Busy) => Err(busy(id)),
+            Some(slot) => Ok(std::mem::replace(slot, Slot::Busy)),
+            None => Err(AgentError::Gone { kind: "instance", name: id.to_string() }),
+        }
+    }
+
+    /// Ends a start or removal: `slot` is what there is of the instance now.
+    pub(super) fn finish(&self, id: &InstanceId, slot: Option<Slot>) {
+        let mut table = self.lock();
+        match slot {
+            Some(slot) => table.insert(id.clone(), slot),
+            None => table.remove(id),
+        };
+    }
+
+    /// The names of all there are.
+    pub(super) fn ids(&self) -> Vec<InstanceId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Slot>> {
+        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn busy(id: &InstanceId) -> AgentError {
+    AgentError::InUse { what: format!("instance {id}"), by: "its start or removal".into() }
+}
+
+fn unknown(id: &InstanceId) -> AgentError {
+    AgentError::Unknown { kind: "instance", name: id.to_string() }
+}
