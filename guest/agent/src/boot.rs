@@ -22,7 +22,7 @@ use crate::reaper::Reaper;
 use crate::server::{self, Service};
 use crate::statistics::{Migrations, VmStat};
 use crate::uevent::Uevents;
-use crate::{log, modules, mounts, settings, streams, vsock};
+use crate::{log, modules, mounts, settings, streams, sys, vsock};
 
 /// Where the container library keeps its state.
 const CONTAINERS: &str = "/run/containers";
@@ -95,8 +95,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
 /// A kernel without a console starts `/init` with none of them open, and the next files opened would take their places.
 fn open_standard_streams() {
     for number in 0..3 {
-        // SAFETY: only asks whether the number is an open descriptor.
-        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        if !sys::is_open(number) {
             match open("/dev/null", OFlag::O_RDWR, Mode::empty()) {
                 // Takes the lowest free number, which is this one.
                 Ok(null) => std::mem::forget(null),

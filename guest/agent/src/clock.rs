@@ -1,11 +1,10 @@
 //! The guest's wall clock. The kernel sets it when it boots; from then on the host keeps it right, which alone knows what its
 //! own clock says: see `bellows_vmm`.
 
-use std::io;
-
 use nix::time::{ClockId, clock_gettime};
 
 use crate::error::{AgentError, Result};
+use crate::sys;
 
 const NANOSECONDS: i64 = 1_000_000_000;
 
@@ -33,8 +32,7 @@ impl Correction {
 
     /// As `adjtimex(2)` takes it.
     pub(crate) fn requests(self) -> Vec<libc::timex> {
-        // SAFETY: all zero bytes are a valid `timex`, which asks for nothing.
-        let nothing: libc::timex = unsafe { std::mem::zeroed() };
+        let nothing = sys::no_adjustment();
         let slew = |microseconds| libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: microseconds, ..nothing };
         match self {
             Self::None => Vec::new(),
@@ -58,11 +56,8 @@ impl Correction {
 /// # Errors
 /// The kernel refused: for one, where the clock would stand before 1970.
 pub fn correct(correction: Correction) -> Result<()> {
-    for mut request in correction.requests() {
-        // SAFETY: the pointer is to a `timex` that outlives the call.
-        if unsafe { libc::adjtimex(&raw mut request) } < 0 {
-            return Err(AgentError::system("adjtimex")(io::Error::last_os_error()));
-        }
+    for request in correction.requests() {
+        sys::adjust_clock(request).map_err(AgentError::system("adjtimex"))?;
     }
     if let Correction::Step(nanoseconds) = correction {
         tracing::info!(nanoseconds, "the clock was set");

@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -21,19 +20,6 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-
-/// A descriptor of a process that is there, which becomes readable when it has ended.
-///
-/// # Errors
-/// Those of `pidfd_open(2)`.
-pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
-    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the call has made the descriptor for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
 
 /// How a process ended, once it has.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod exercise;
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ use crate::pci::Sysfs;
 use crate::shutdown;
 use crate::statistics::{self, Migrations, VmStat};
 use crate::streams::StdioSpec;
+use crate::sys;
 use crate::uevent::Uevents;
 use crate::vsock;
 
@@ -83,8 +84,8 @@ struct HostOnly;
 
 impl AcceptHook for HostOnly {
     fn on_accept(&self, connection: RawFd) -> std::result::Result<HookOutput, HookError> {
-        // SAFETY: the library keeps the connection open while it asks about it.
-        match vsock::check_host(&unsafe { BorrowedFd::borrow_raw(connection) }) {
+        // The library keeps the connection open while it asks about it.
+        match sys::duplicate(connection).and_then(|connection| vsock::check_host(&connection)) {
             Ok(()) => Ok(HookOutput { data: ConnectionData::default(), payload_transform: None }),
             Err(error) => {
                 tracing::warn!(%error, "somebody else than the host calls");

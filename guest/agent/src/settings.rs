@@ -1,13 +1,12 @@
 //! What the agent sets in the kernel, each with its reason.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::AgentError;
-use crate::files;
+use crate::{files, sys};
 
 /// A kernel file, what is written to it, and whether the guest cannot do its job without.
 struct Setting {
@@ -94,13 +93,5 @@ pub fn raise_limits() {
 /// Those of `socket(2)` and `ioctl(2)`.
 pub fn bring_up_loopback() -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: all zero bytes are a valid `ifreq`: an empty name and no flags.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which `request` is, and keeps no reference to it.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    sys::bring_up(&socket, "lo")
 }

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::image::Images;
 use crate::instance::Instances;
+use crate::sys;
 
 /// How long the monitor may keep the connection after it has its answer, in milliseconds.
 const ANSWER_LIMIT: u16 = 500;
@@ -20,8 +21,8 @@ const ANSWER_LIMIT: u16 = 500;
 /// # Errors
 /// There is no descriptor or no thread to be had.
 pub fn begin(connection: RawFd, instances: Arc<Instances>, images: Arc<Images>) -> io::Result<()> {
-    // SAFETY: the library keeps the connection open while a request of it is being answered, which this call is part of.
-    let connection = unsafe { BorrowedFd::borrow_raw(connection) }.try_clone_to_owned()?;
+    // The library keeps the connection open while a request of it is being answered, which this call is part of.
+    let connection = sys::duplicate(connection)?;
     std::thread::Builder::new().name("shutdown".into()).spawn(move || end(&connection, &instances, &images))?;
     Ok(())
 }

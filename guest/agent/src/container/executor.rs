@@ -11,10 +11,10 @@ use bellows_protocol::values::{MAX_NODES, TerminalSize};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::{Report, program, terminal};
-use crate::seccomp;
+use crate::{seccomp, sys};
 
 /// Finds the command as a shell would, gives it its terminal, installs the filter of system calls, and becomes the command.
 #[derive(Debug, Clone)]
@@ -54,8 +54,7 @@ impl CommandExecutor {
         let file = CString::new(path.into_os_string().into_vec()).map_err(|error| failed("command", &error))?;
 
         // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
-        // SAFETY: the default action is no handler that could run code here.
-        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(|error| failed("SIGPIPE", &error))?;
+        sys::reset_sigpipe().map_err(|error| failed("SIGPIPE", &error))?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(|error| failed("signal mask", &error))?;
         if let Some(node) = self.policy {
@@ -94,13 +93,7 @@ fn bind_memory(node: u32) -> io::Result<()> {
     let word = mask.get_mut((node / WORD_BITS) as usize).ok_or(io::ErrorKind::InvalidInput)?;
     *word |= 1 << (node % WORD_BITS);
     let mode = libc::MPOL_BIND | libc::MPOL_F_STATIC_NODES;
-    // The kernel reads one bit less than it is told.
-    let bits = libc::c_ulong::from(MAX_NODES) + 1;
-    // SAFETY: the kernel only reads the mask, of which there is more than it is told.
-    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    sys::set_memory_policy(mode, &mask)
 }
 
 fn command(spec: &Spec) -> &[String] {

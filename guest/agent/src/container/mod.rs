@@ -41,8 +41,9 @@ use self::spec::ProcessSpec;
 use crate::accounts::Credentials;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
-use crate::reaper::{Exit, Reaper, pidfd};
+use crate::reaper::{Exit, Reaper};
 use crate::streams::{ChildPipes, StdioSpec, Streams};
+use crate::sys;
 
 /// The argument that makes the agent's program a helper.
 pub const HELPER: &str = "container";
@@ -215,7 +216,7 @@ impl Launcher {
                 let pid = Pid::from_raw(pid);
                 let exit = self.reaper.watch(pid);
                 // It is there, even if it has ended: the helper is its parent and does not wait for it.
-                let ended = Arc::new(pidfd(pid).map_err(AgentError::system("pidfd_open"))?);
+                let ended = Arc::new(sys::pidfd(pid).map_err(AgentError::system("pidfd_open"))?);
                 let seen = look(helper)?;
                 let streams = streams.ready().map_err(AgentError::system("terminal"))?;
                 drop(ours);

@@ -1,13 +1,12 @@
 //! A process's terminal: opened within the container, by the process itself and hence owned by its user, and handed to the agent.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
 use bellows_protocol::values::TerminalSize;
 use nix::pty::{OpenptyResult, openpty};
 
 use super::descriptor;
-use crate::streams::set_size;
+use crate::sys;
 
 /// Opens a terminal, sends its master over standard output, a socket, and makes it this process's controlling terminal and all of
 /// its standard streams. The process leads a session.
@@ -16,12 +15,9 @@ use crate::streams::set_size;
 /// The container has no `/dev/ptmx` or no `/dev/pts` that works; those of the system calls.
 pub(super) fn open(size: TerminalSize) -> io::Result<()> {
     let OpenptyResult { master, slave } = openpty(None, None)?;
-    set_size(&slave, size)?;
+    sys::set_size(&slave, size)?;
     descriptor::send(&io::stdout(), &master)?;
-    // SAFETY: the request takes a number.
-    if unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    sys::take_terminal(&slave)?;
     nix::unistd::dup2_stdin(&slave)?;
     nix::unistd::dup2_stdout(&slave)?;
     nix::unistd::dup2_stderr(&slave)?;

@@ -1,7 +1,7 @@
 //! Lets the monitor connect to streams, one vsock connection for each.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +11,11 @@ use std::time::Duration;
 use bellows_protocol::STREAM_PORT;
 use bellows_protocol::stream::{MAX_STREAM_LINE, answer_line, parse_request_line, read_line};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
 
 use crate::error::{AgentError, Result};
 use crate::instance::Instances;
-use crate::vsock;
+use crate::{sys, vsock};
 
 /// Streams that can be connected at a time: each takes a thread and up to two buffers of 64 KiB.
 const MAX_STREAMS: usize = 256;
@@ -37,9 +37,8 @@ pub fn start(instances: Arc<Instances>) -> io::Result<()> {
     let permits = Permits::new(MAX_STREAMS);
     thread::Builder::new().name("streams".into()).spawn(move || {
         loop {
-            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-                // SAFETY: the call has made the descriptor for us alone.
-                Ok(connection) => admit(unsafe { OwnedFd::from_raw_fd(connection) }, &instances, &permits),
+            match sys::accept(&listener) {
+                Ok(connection) => admit(connection, &instances, &permits),
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(error) => {
                     tracing::error!(%error, "a stream cannot be connected");

@@ -7,7 +7,7 @@ pub mod listener;
 mod relay;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -21,6 +21,7 @@ use nix::unistd::{Gid, Uid, fchown, pipe2};
 use self::listener::Permit;
 use self::relay::Relay;
 use crate::error::{AgentError, Result};
+use crate::sys;
 
 /// What a process has for standard streams.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -148,7 +149,7 @@ impl Streams {
             _ => None,
         });
         let none = || AgentError::Unknown { kind: "stream", name: StreamName::Terminal.to_string() };
-        set_size(&*terminal.ok_or_else(none)?, size).map_err(AgentError::system("ioctl"))
+        sys::set_size(&*terminal.ok_or_else(none)?, size).map_err(AgentError::system("ioctl"))
     }
 
     /// Ends all streams, whether the monitor has read them or not.
@@ -170,19 +171,6 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// Tells the terminal behind `terminal`, either end of it, how large it is.
-///
-/// # Errors
-/// Those of `ioctl(2)`.
-pub fn set_size(terminal: &impl AsFd, size: TerminalSize) -> io::Result<()> {
-    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the request reads a `winsize`, which outlives the call.
-    match unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -18,6 +18,8 @@ use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{read, write};
 
+use crate::sys;
+
 use super::listener::Permit;
 
 /// Bytes that are read at once: what a pipe holds. Memory that is never filled costs nothing.
@@ -142,7 +144,7 @@ impl Relay {
                 deadline = Some(Instant::now() + DRAIN_LIMIT);
             }
             if last == u64::MAX && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                last = flow.taken + bytes_waiting(&self.end)?;
+                last = flow.taken + sys::bytes_waiting(&self.end)?;
             }
             if flow.taken >= last && flow.is_empty() {
                 return Ok(true);
@@ -232,24 +234,11 @@ fn wait<const N: usize>(watched: [Watched<'_>; N], deadline: Option<Instant>) ->
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Rounded up, so that this does not spin through the last millisecond.
         let timeout = left.map_or(-1, |left| i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX));
-        // SAFETY: there are as many entries as is said, and their descriptors outlive the call.
-        if unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, timeout) } >= 0 {
-            return Ok(entries.map(|entry| entry.revents));
+        match sys::poll(&mut entries, timeout) {
+            Ok(()) => return Ok(entries.map(|entry| entry.revents)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-}
-
-/// Bytes that can be read from a pipe or terminal now.
-fn bytes_waiting(end: &OwnedFd) -> io::Result<u64> {
-    let mut count: libc::c_int = 0;
-    // SAFETY: the request writes an `int`, which outlives the call.
-    match unsafe { libc::ioctl(end.as_raw_fd(), libc::FIONREAD, &raw mut count) } {
-        0 => Ok(u64::try_from(count).unwrap_or(0)),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,0 +1,145 @@
+//! System calls that no library wraps safely, and the unsafe code that they take. What `container::descriptor` receives is the
+//! only other place.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use bellows_protocol::values::TerminalSize;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::socket::{SockFlag, accept4};
+use nix::unistd::Pid;
+
+/// A descriptor of a process that is there, which becomes readable when it has ended.
+///
+/// # Errors
+/// Those of `pidfd_open(2)`.
+pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let descriptor = RawFd::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
+    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Whether `number` is an open descriptor.
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: only asks.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+}
+
+/// A descriptor of our own for what `number` stands for, which its owner keeps open meanwhile.
+///
+/// # Errors
+/// Those of `fcntl(2)`: for one, when no descriptor is left.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers.
+    let descriptor = checked(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Waits for a connection.
+///
+/// # Errors
+/// Those of `accept4(2)`.
+pub fn accept(listener: &impl AsFd) -> nix::Result<OwnedFd> {
+    let connection = accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(connection) })
+}
+
+/// A request to `adjtimex(2)` that asks for nothing.
+pub fn no_adjustment() -> libc::timex {
+    // SAFETY: all zero bytes are a valid `timex`.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Adjusts the clock.
+///
+/// # Errors
+/// Those of `adjtimex(2)`.
+pub fn adjust_clock(mut request: libc::timex) -> io::Result<()> {
+    // SAFETY: the pointer is to a `timex` that outlives the call.
+    checked(unsafe { libc::adjtimex(&raw mut request) }).map(drop)
+}
+
+/// Brings up the network interface `name`, which is shorter than 16 bytes, by way of `socket`.
+///
+/// # Errors
+/// Those of `netdevice(7)`.
+pub fn bring_up(socket: &impl AsFd, name: &str) -> io::Result<()> {
+    // SAFETY: all zero bytes are a valid `ifreq`: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which `request` is, and keeps no reference to it.
+    checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }).map(drop)
+}
+
+/// Gives SIGPIPE its default action again, which ends the process.
+///
+/// # Errors
+/// Those of `sigaction(2)`.
+pub fn reset_sigpipe() -> nix::Result<()> {
+    // SAFETY: the default action is no handler that could run code here.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Sets this thread's memory policy to `mode` with the nodes in `mask`, as `set_mempolicy(2)` does.
+///
+/// # Errors
+/// Those of that call.
+pub fn set_memory_policy(mode: libc::c_int, mask: &[libc::c_ulong]) -> io::Result<()> {
+    let bits = mask.len() * libc::c_ulong::BITS as usize + 1;
+    // SAFETY: the kernel reads one bit less than it is told, which is all of the mask.
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes `terminal` the controlling terminal of this process, which leads a session without one.
+///
+/// # Errors
+/// Those of TIOCSCTTY.
+pub fn take_terminal(terminal: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the request takes a number.
+    checked(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// Sets the size of a terminal.
+///
+/// # Errors
+/// Those of TIOCSWINSZ.
+pub fn set_size(terminal: &impl AsFd, size: TerminalSize) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request reads a `winsize`, which outlives the call.
+    checked(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Bytes that can be read from a pipe or terminal now.
+///
+/// # Errors
+/// Those of FIONREAD.
+pub fn bytes_waiting(end: &impl AsFd) -> io::Result<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request writes an `int`, which outlives the call.
+    checked(unsafe { libc::ioctl(end.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Waits until one of `entries` has something to say, or for `timeout` milliseconds; without limit if it is negative.
+///
+/// # Errors
+/// Those of `poll(2)`.
+pub fn poll(entries: &mut [libc::pollfd], timeout: libc::c_int) -> io::Result<()> {
+    // SAFETY: there are as many entries as is said. A descriptor that is closed or another's is answered or ignored.
+    checked(unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) }).map(drop)
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
