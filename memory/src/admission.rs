@@ -1,7 +1,7 @@
 //! Whether memory may be plugged at all.
 //!
-//! Asked before the guest hears of a larger partition, so that a plug which can't be backed fails cleanly. Except with
-//! hugetlbfs it is no reservation: what the host has available may be gone when the guest touches it.
+//! Asked before the guest hears of a larger partition, so that a plug which cannot be backed fails cleanly. Only hugetlbfs
+//! reserves: otherwise what the host has available may be gone when the guest touches it.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub trait HostMemory: Send + Sync {
     /// How much memory of this kind the host has available right now.
     ///
     /// # Errors
-    /// It can't be found out.
+    /// The host does not say.
     fn available(&self, backing: Backing) -> io::Result<ByteSize>;
 }
 
@@ -40,7 +40,7 @@ pub struct Charge {
 pub enum AdmissionError {
     /// The VM's own limit.
     #[error(
-        "partition {id} can't grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit} for \
+        "partition {id} cannot grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit} for \
          all of them"
     )]
     Limit {
@@ -53,8 +53,8 @@ pub enum AdmissionError {
         /// What all of them may have.
         limit: ByteSize,
     },
-    /// The host is too full, or a control group is that the monitor is in.
-    #[error("partition {id} can't grow to {wanted}: it needs {more} more and the host has {available} available")]
+    /// The host or a control group of the monitor is too full.
+    #[error("partition {id} cannot grow to {wanted}: it needs {more} more and the host has {available} available")]
     Host {
         /// The partition.
         id: PartitionId,
@@ -91,11 +91,11 @@ impl Charge {
         Self { admission, id, backing, bytes: 0 }
     }
 
-    /// Makes the charge larger or smaller, where the host has to come up with what is added to it or with `growth`, whichever
-    /// is more: memory that has gone back may still be charged for, because the guest could reach it.
+    /// Makes the charge larger or smaller. Checks the host for the larger of the increase and `growth`: memory that was already
+    /// discarded may still be charged, because the guest can reach it.
     ///
     /// # Errors
-    /// The VM's limit or the host can't back it; nothing changed.
+    /// The VM's limit or the host cannot back it; nothing changed.
     pub fn admit(&mut self, wanted: ByteSize, growth: ByteSize) -> Result<(), AdmissionError> {
         let id = self.id;
         let mut admitted = self.admission.admitted.lock();

@@ -24,7 +24,7 @@ fn partitions_share_the_limit_of_their_vm() {
     let error = two.admit(ByteSize::gib(2), NONE).unwrap_err().to_string();
     assert_eq!(
         error,
-        "partition 2 can't grow to 2 GiB: with 2 GiB in other partitions that is beyond the VM's limit of 3 GiB for all of them"
+        "partition 2 cannot grow to 2 GiB: with 2 GiB in other partitions that is beyond the VM's limit of 3 GiB for all of them"
     );
     assert_eq!(admission.admitted(), ByteSize::gib(2), "nothing changed");
     one.admit(ByteSize::gib(3), NONE).unwrap();
@@ -42,8 +42,8 @@ fn only_what_is_added_has_to_be_available() {
     one.admit(ByteSize::gib(1), NONE).unwrap();
     one.admit(ByteSize::gib(2), NONE).unwrap();
     let error = one.admit(ByteSize::gib(4), NONE).unwrap_err().to_string();
-    assert_eq!(error, "partition 1 can't grow to 4 GiB: it needs 2 GiB more and the host has 1 GiB available");
+    assert_eq!(error, "partition 1 cannot grow to 4 GiB: it needs 2 GiB more and the host has 1 GiB available");
     one.admit(ByteSize::gib(2), ByteSize::gib(1)).unwrap();
     let error = one.admit(ByteSize::gib(2), ByteSize::mib(1025)).unwrap_err().to_string();
-    assert_eq!(error, "partition 1 can't grow to 2 GiB: it needs 1025 MiB more and the host has 1 GiB available");
+    assert_eq!(error, "partition 1 cannot grow to 2 GiB: it needs 1025 MiB more and the host has 1 GiB available");
 }

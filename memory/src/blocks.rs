@@ -20,7 +20,7 @@ pub struct BlockRange {
 }
 
 impl BlockRange {
-    /// `count` blocks from block `first` on; `None` if that is no block at all or runs over.
+    /// `count` blocks from block `first` on; `None` if `count` is 0 or the range runs past `u32::MAX`.
     #[must_use]
     pub const fn new(first: u32, count: u32) -> Option<Self> {
         match first.checked_add(count) {
@@ -29,7 +29,7 @@ impl BlockRange {
         }
     }
 
-    /// The blocks from `first` up to and without `end`; `None` if there are none.
+    /// The blocks from `first` up to and without `end`; `None` if that is empty.
     #[must_use]
     pub const fn between(first: u32, end: u32) -> Option<Self> {
         if first < end { Some(Self { first, end }) } else { None }

@@ -20,7 +20,7 @@ pub struct DeviceArea {
     taken: Mutex<BTreeMap<u64, u64>>,
 }
 
-/// There is no room for a device's memory.
+/// The area is too full for a device's memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no room for {wanted} of device memory in the guest's address space: there are {area}, less what is taken")]
 pub struct NoRoom {
@@ -30,7 +30,7 @@ pub struct NoRoom {
     pub area: ByteSize,
 }
 
-/// Addresses that a device has; they are free again when this is dropped.
+/// Addresses of one device; free again when this is dropped.
 pub struct DeviceMemory {
     area: Arc<DeviceArea>,
     start: u64,
@@ -46,7 +46,7 @@ impl DeviceArea {
     /// Takes the lowest addresses at which there is room.
     ///
     /// # Errors
-    /// There is none.
+    /// The area is too full.
     pub fn take(self: &Arc<Self>, wanted: ByteSize) -> Result<DeviceMemory, NoRoom> {
         let mut taken = self.taken.lock();
         let end_at = |start: u64| start.checked_add(wanted.get());

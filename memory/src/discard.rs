@@ -13,8 +13,8 @@ use crate::{ByteSize, limited};
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
 ///
-/// It is less urgent than other threads. What others may have to wait for it leaves to a second thread, which is as urgent as
-/// the one that made them, and waits itself: so the order stays.
+/// It is less urgent than other threads. It hands work that others may wait for to a second thread, which is as urgent as
+/// the thread that started both, and waits for it: so the order stays.
 pub struct Discarder {
     queue: DiscardQueue,
     threads: Vec<JoinHandle<()>>,
@@ -73,7 +73,7 @@ impl DiscardQueue {
     ) -> Result<(), WorkerEnded> {
         let task = move || {
             let discarded = discard(&mapping, offset, bytes);
-            // Before the callback: whoever waits for it may be about to unmap.
+            // Before the callback: a thread that waits for it may be about to unmap.
             drop(mapping);
             done(discarded);
         };
@@ -169,7 +169,7 @@ fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
         match (resident, result) {
             (Ok(resident), Ok(())) => discarded.freed = discarded.freed.plus(ByteSize::bytes(resident)),
             // It went back all the same.
-            (Err(error), Ok(())) => limited!(debug, %error, "memory that is discarded can't be counted"),
+            (Err(error), Ok(())) => limited!(debug, %error, "memory that is discarded cannot be counted"),
             (_, Err(error)) => discarded.error = Some(error),
         }
         at += step;

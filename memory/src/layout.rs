@@ -138,7 +138,7 @@ pub struct Layout {
     devices: AddressRange,
 }
 
-/// Why there is no layout for a specification.
+/// Why a specification has no layout.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LayoutError {
     /// No base memory.
@@ -147,7 +147,7 @@ pub enum LayoutError {
     /// Base memory is not made of whole huge pages.
     #[error("base memory is {0}: expected a multiple of {BLOCK}")]
     UnalignedBase(ByteSize),
-    /// The device hole makes no sense.
+    /// The device hole is invalid.
     #[error("RAM ends at {low_limit:#x} and goes on at {hole_end:#x}: expected multiples of {BLOCK}, in this order")]
     Hole {
         /// Where low RAM ends.
@@ -198,7 +198,7 @@ impl Layout {
     /// Lays out the address space.
     ///
     /// # Errors
-    /// The specification asks for what can't be; the error names the value and what was expected.
+    /// The specification is invalid; the error names the value and what was expected.
     pub fn new(spec: &LayoutSpec) -> Result<Self, LayoutError> {
         check(spec)?;
         let beyond = || LayoutError::BeyondAddressBits {
@@ -215,8 +215,8 @@ impl Layout {
         let base_end = spec.hole_end.0.checked_add(rest).ok_or_else(beyond)?;
 
         let memory_block = if base_end >= LARGE_BLOCKS_FROM { MEMORY_BLOCK_MAX } else { MEMORY_BLOCK_MIN };
-        // Linux reads up to a word past the last byte of a page (load_unaligned_zeropad): behind base memory that has to
-        // be nothing rather than somebody's partition.
+        // Linux reads up to a word past the last byte of a page (load_unaligned_zeropad): so behind
+        // base memory there must be a gap rather than a partition.
         let mut next =
             base_end.checked_add(memory_block).and_then(|at| align_up(at, memory_block)).ok_or_else(beyond)?;
         let mut windows = Vec::with_capacity(spec.windows.len());

@@ -1,10 +1,10 @@
 //! Logging of what a guest can cause, within limits.
 //!
-//! A guest repeats what it likes as often as it likes, and the host's log must not grow with that. So every statement that a
+//! A guest may repeat anything as often as it likes, and the host's log must not grow with that. So every statement that a
 //! guest can reach is a [`limited!`](crate::limited), whatever its level: it logs a few events at once and then one a minute,
-//! with the number of those that it left out before. The limit is of the statement, for all VMs of the process together.
+//! with the number of events that it left out. The limit belongs to the statement, for all VMs of the process together.
 //!
-//! Libraries that log by themselves are not called with what would make them.
+//! Libraries that log by themselves are never called with input that would make them.
 
 use std::time::{Duration, Instant};
 

@@ -15,7 +15,7 @@ pub struct Slot {
     pub host: u64,
     /// Length in bytes; a multiple of the page size, not zero.
     pub bytes: u64,
-    /// Guest writes leave to the monitor instead of reaching the memory.
+    /// Guest writes exit to the monitor instead of reaching the memory.
     pub read_only: bool,
 }
 
@@ -55,6 +55,6 @@ pub trait SlotTable: Send + Sync {
     /// The hypervisor refused one step: the guest has lost memory. It has not run since, and does not run again.
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError>;
 
-    /// Ends the VM: by `error` the guest has lost memory that it takes to be there.
+    /// Ends the VM: because of `error` the guest has lost memory that it takes to be there.
     fn lost(&self, error: Arc<EffectError>);
 }

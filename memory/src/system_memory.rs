@@ -1,9 +1,9 @@
-//! What this process may still have of the host's memory: what the host has available, and what the control groups that it is
-//! in leave, whichever is least.
+//! How much of the host's memory this process may still use: the least of what the host has available and what each of its
+//! control groups leaves.
 //!
-//! A group that is full has processes killed, this one among them, long before the host is: so the limits count of the
-//! process's own group and of all that it lies in, as far as they can be seen from here (version 2, and the `memory`
-//! controller of version 1). Files are read on each call; where groups are mounted is looked up once.
+//! In a full group the kernel kills processes, perhaps this one, long before the host is full. So the limits of the process's
+//! group and of all groups above it count, as far as they are visible (version 2, and the `memory` controller of version 1).
+//! Files are read on each call; mounts are looked up once.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -46,7 +46,7 @@ impl SystemMemory {
     /// The system's memory, with the control groups that are mounted now.
     ///
     /// # Errors
-    /// `/proc/self/mountinfo` can't be read.
+    /// `/proc/self/mountinfo` cannot be read.
     pub fn open() -> io::Result<Self> {
         Self::open_at(Path::new("/"))
     }
@@ -56,7 +56,7 @@ impl SystemMemory {
         Ok(Self { root: root.to_owned(), mounts })
     }
 
-    /// What the process's groups leave; nothing where none has a limit.
+    /// What the process's groups leave; `None` if they have no limit.
     fn left_by_groups(&self) -> io::Result<Option<u64>> {
         if self.mounts.is_empty() {
             return Ok(None);
@@ -73,8 +73,8 @@ impl SystemMemory {
         Ok(least)
     }
 
-    /// What the group in `directory` leaves, if it has a limit. Files that were read once and lie about cost nothing: the kernel
-    /// lets go of them before it kills anybody.
+    /// What the group in `directory` leaves, if it has a limit. Inactive page cache does not count: the kernel drops it
+    /// before it kills a process.
     fn left_by(&self, directory: &Path, version: Version) -> io::Result<Option<u64>> {
         let file = |name: &str| {
             // What a mount point's path says holds from the root.
@@ -144,7 +144,7 @@ fn own_group(text: &str, version: Version) -> Option<PathBuf> {
     })
 }
 
-/// Where `group` and the groups that it lies in are, up to the mount point. None where the mount shows other groups only.
+/// The directories of `group` and of the groups above it, up to the mount point; empty if the mount shows other groups only.
 fn directories(mount: &Mount, group: &Path) -> Vec<PathBuf> {
     let Ok(below) = group.strip_prefix(&mount.group) else { return Vec::new() };
     // A process that was moved out of what its namespace shows is in `/../...`.
@@ -154,7 +154,7 @@ fn directories(mount: &Mount, group: &Path) -> Vec<PathBuf> {
     below.ancestors().map(|part| mount.point.join(part)).collect()
 }
 
-/// A limit in bytes; `max`, and in version 1 a number beyond all addresses, is none.
+/// A limit in bytes. `max`, and in version 1 a number beyond all addresses, means that there is no limit.
 fn parse_limit(path: &Path, text: &str) -> io::Result<Option<u64>> {
     const NONE_FROM: u64 = 1 << 62;
     if text.trim() == "max" {

@@ -1,6 +1,6 @@
 //! What tests need of a VM: slots that are only recorded, and a partition made of them.
 //!
-//! Panics freely: a fixture that can't be built is a failed test.
+//! Panics freely: a fixture that cannot be built is a failed test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io;

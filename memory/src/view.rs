@@ -18,8 +18,8 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 ///
 /// A device takes a snapshot (`view.memory()`) for each batch of requests and drops it before it waits for anything; so once a
 /// replaced snapshot has no holder left, no request in flight can reach what was revoked. Taking one allocates nothing
-/// and takes no lock. A request that may take longer, because a disk may, goes on with [`GuestView::pin`]: who waits for
-/// snapshots does not wait for it, unless it uses the very memory that is to go.
+/// and takes no lock. A request that may take longer, because a disk may, goes on with [`GuestView::pin`]: a wait for
+/// snapshots does not wait for it, unless it uses the very memory that is about to go.
 #[derive(Clone)]
 pub struct GuestView {
     current: GuestMemoryAtomic<GuestMemory>,
@@ -31,7 +31,7 @@ pub struct GuestView {
     written: Arc<std::sync::atomic::AtomicU64>,
 }
 
-/// What is pinned, by whom.
+/// What is pinned, and by which pin.
 #[derive(Default)]
 struct Pins {
     /// The number of the last pin.
@@ -48,7 +48,7 @@ struct Piece {
     mapping: usize,
 }
 
-/// Pieces of guest memory that a request uses. As long as this exists, none of them is unplugged, and they stay mapped.
+/// Pieces of guest memory that a request uses. As long as this exists, they stay plugged and mapped.
 pub struct Pinned {
     /// Where each piece lies in its mapping, in bytes.
     pieces: Vec<(Arc<MmapRegion>, usize, usize)>,
@@ -69,7 +69,7 @@ impl GuestView {
         }
     }
 
-    /// Puts `regions`, in order of address, in place of those that begin in `window`, at once for who looks. The list is written
+    /// Puts `regions`, in order of address, in place of those that begin in `window`, in one step for readers. The list is written
     /// once, however many regions come and go.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl GuestView {
                 bytes -= length;
             }
         }
-        // The snapshot is held until here: whoever finds that nobody holds it any more finds this.
+        // The snapshot is held until here: a thread that finds it released finds this pin.
         let mut pins = self.pins.lock();
         pins.last += 1;
         pinned.number = pins.last;
@@ -160,14 +160,14 @@ impl Deref for GuestView {
 impl Pinned {
     /// The pieces in the order they were named; one that lies in several regions of memory comes in several parts.
     pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
-        // Each was found in its mapping: none is left out.
+        // Each piece was found in its mapping, so nothing is left out.
         self.pieces.iter().filter_map(|(mapping, offset, bytes)| mapping.get_slice(*offset, *bytes).ok())
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // Before the mappings are let go: who counts them in between finds one too many rather than one too few.
+        // Before the mappings are released: a thread that counts in between finds one too many rather than one too few.
         self.pins.lock().pieces.retain(|piece| piece.number != self.number);
     }
 }

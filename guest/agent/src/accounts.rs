@@ -1,7 +1,7 @@
-//! Who a user is, by an image's `/etc/passwd` and `/etc/group`.
+//! Finds a user's numbers in an image's `/etc/passwd` and `/etc/group`.
 //!
-//! As Docker has it: who is listed gets the groups that are listed for them, unless a group was asked for; who is not listed can
-//! only be a number, of group 0. Lines that are not what passwd(5) and group(5) say are skipped. A number that is nobody's is
+//! As in Docker, a listed user gets the groups that are listed for them, unless a group was asked for; an unlisted user can
+//! only be a number, in group 0. Lines that are not what passwd(5) and group(5) say are skipped. A reserved number is
 //! refused where it would be used: what setuid(2) ignores must not leave a program with the rights of root.
 
 use bellows_protocol::user::{Account, User};
@@ -25,7 +25,7 @@ pub struct Credentials {
     pub home: String,
 }
 
-/// Why nobody can be run as a user.
+/// Why a user could not be resolved.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AccountError {
     /// The name is not listed.
@@ -34,10 +34,10 @@ pub enum AccountError {
     /// The name is not listed.
     #[error("there is no group {0:?} in the image's /etc/group")]
     UnknownGroup(String),
-    /// The user or one of their groups has a number that is nobody's.
+    /// The user or one of their groups has a reserved number.
     #[error("user {user} cannot be run as: {source}")]
     Number {
-        /// Who was asked for.
+        /// The user that was asked for.
         user: String,
         /// Which number.
         source: ValueError,
@@ -45,7 +45,7 @@ pub enum AccountError {
     /// More groups than a process can have.
     #[error("user {user} is in {count} groups: more than {MAX_GROUPS}")]
     TooManyGroups {
-        /// Who was asked for.
+        /// The user that was asked for.
         user: String,
         /// How many.
         count: usize,

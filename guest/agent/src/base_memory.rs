@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 const MAP_FRACTION: u64 = 64;
 
 /// What is left to the agent and the kernel of `free` bytes: an eighth for what grows with the machine (watermarks, tables, what
-/// the kernel allocates for instances and counts for nobody), and 32 MiB for the agent, or another eighth where that is less.
+/// the kernel allocates for instances and charges to none of them), and 32 MiB for the agent, or another eighth where that is less.
 pub fn reserve(free: u64) -> u64 {
     free / 8 + (free / 8).min(32 * MIB)
 }

@@ -27,7 +27,7 @@ use crate::{log, modules, mounts, settings, streams, sys, vsock};
 /// Where the container library keeps its state.
 const CONTAINERS: &str = "/run/containers";
 
-/// Brings the guest up and serves until the machine stops. What the guest can't do without ends it; the rest is logged.
+/// Brings the guest up and serves until the machine stops. What the guest cannot do without ends it; the rest is logged.
 pub fn run() -> ExitCode {
     let init = vsock::kernel_clock();
     let mounted = mounts::leave_initial_root().and_then(|()| mounts::mount_all());
@@ -83,7 +83,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         Ok(()) => tracing::info!("ready"),
         Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),
     }
-    // After readiness: it is not what anybody waits for.
+    // After readiness, which does not depend on it.
     if !VmStat::read().is_ok_and(|counters| counters.migrated_for_unplug().is_some())
         && let Err(error) = &*service.migrations
     {

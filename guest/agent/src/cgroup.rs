@@ -100,7 +100,7 @@ impl Hierarchy {
         files::write(self.tasks(), &most.to_string())
     }
 
-    /// Limits what all instances together have of the memory that counts for `memory.max`; `None` is no limit.
+    /// Limits what all instances together have of the memory that counts for `memory.max`; `None` means no limit.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -170,7 +170,7 @@ pub enum OomLimit {
     Base,
     /// Its `memory.max`, where that is less than the others or bounds both.
     Memory,
-    /// None of its own: the guest had no memory left.
+    /// Not a limit of its own: the guest had no memory left.
     Guest,
 }
 

@@ -21,7 +21,7 @@ pub enum AgentError {
     /// The request holds a value that is not acceptable.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// Nobody can be run as the user that is asked for.
+    /// The image has no such user.
     #[error(transparent)]
     Account(#[from] AccountError),
     /// A file of the image is not what it should be.
@@ -53,7 +53,7 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
-    /// There is no such thing.
+    /// The name is unknown.
     #[error("there is no {kind} {name:?}")]
     Unknown {
         /// Kind of thing.
@@ -69,7 +69,7 @@ pub enum AgentError {
         /// Its name.
         name: String,
     },
-    /// There is one already.
+    /// The name is taken.
     #[error("{kind} {name:?} is there already")]
     Exists {
         /// Kind of thing.
@@ -77,12 +77,12 @@ pub enum AgentError {
         /// Its name.
         name: String,
     },
-    /// Someone still uses it.
+    /// It is still in use.
     #[error("{what} is in use by {by}")]
     InUse {
         /// What is wanted.
         what: String,
-        /// Who has it.
+        /// What uses it.
         by: String,
     },
     /// The instance's first process has ended, and every other with it.

@@ -37,7 +37,7 @@ pub fn furnish(root: &Path, hostname: &str, working_directory: &str) -> Result<(
     })?
 }
 
-/// Who `user` is in the root file system at `root`.
+/// The account of `user` in the root file system at `root`.
 ///
 /// # Errors
 /// [`AgentError::Account`], [`AgentError::Path`], [`AgentError::Image`], [`AgentError::System`].
@@ -55,7 +55,7 @@ fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
         nix::unistd::chroot(root).map_err(AgentError::path("change the root directory to", root))?;
         nix::unistd::chdir("/").map_err(AgentError::path("enter", root))?;
         let result = work();
-        // A thread that was waited for may keep its root a moment longer, which then can't be unmounted.
+        // A thread that was waited for may keep its root a moment longer, which then cannot be unmounted.
         nix::unistd::fchdir(&before).and_then(|()| nix::unistd::chroot(".")).map_err(AgentError::system("chroot"))?;
         Ok(result)
     };
@@ -160,7 +160,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Root's, as with Docker and runc, whoever the program runs as.
+/// Root's, as with Docker and runc, whatever user the program runs as.
 fn make_working_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -169,7 +169,7 @@ fn make_working_directory(path: &Path) -> Result<()> {
         .map_err(AgentError::path("make the working directory", path))
 }
 
-/// A file of accounts; empty where there is none.
+/// A file of accounts; empty if the image has none.
 fn read(path: &'static str) -> Result<Vec<u8>> {
     let failed = || AgentError::path("read the image's", path);
     // Without waiting for the other end of what may be a pipe.
@@ -181,7 +181,7 @@ fn read(path: &'static str) -> Result<Vec<u8>> {
         Err(error) => return Err(failed()(error)),
     };
     if !file.metadata().map_err(failed())?.is_file() {
-        return Err(AgentError::Image { path, problem: "is no regular file".into() });
+        return Err(AgentError::Image { path, problem: "is not a regular file".into() });
     }
     let mut text = Vec::new();
     file.take(MAX_ACCOUNTS + 1).read_to_end(&mut text).map_err(failed())?;

@@ -6,9 +6,9 @@
 //! |---|---|
 //! | devices come and go | [`pci`], told of progress by [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
-//! | partitions | [`partition`]: is the memory there, where it should be, and who holds it; [`placement`] |
+//! | partitions | [`partition`]: whether the memory is there, where it should be, and which processes hold it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (what would stay) |
-//! | limits | [`base_memory`]: who may have what of it; [`tmpfs`]: what file systems in memory hold |
+//! | limits | [`base_memory`]: how much of it each instance may have; [`tmpfs`]: what file systems in memory hold |
 //! | input and output | [`streams`]: a connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |

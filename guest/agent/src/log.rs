@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Sends `tracing` events up to `level` to `/dev/kmsg`, or to standard error where there is none.
+/// Sends `tracing` events up to `level` to `/dev/kmsg`, or to standard error without one.
 pub fn start(level: Level) {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)

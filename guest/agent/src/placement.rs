@@ -1,4 +1,4 @@
-//! Where an instance's memory comes from, and who sees to it.
+//! Where an instance's memory comes from, and how that is enforced.
 
 use bellows_protocol::values::Node;
 
@@ -22,7 +22,7 @@ impl Placement {
         }
     }
 
-    /// The mount option that puts a tmpfs's pages there, whoever writes them.
+    /// The mount option that puts a tmpfs's pages there, no matter which process writes them.
     pub fn tmpfs_option(self) -> Option<String> {
         match self {
             Self::Base => None,

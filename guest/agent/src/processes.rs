@@ -69,7 +69,7 @@ impl Others {
         self.lock().table.remove(id);
     }
 
-    /// Lets no more be started, waits until none is being started, and ends the streams of those that were.
+    /// Refuses further starts, waits for those under way, and ends the streams of all processes.
     ///
     /// # Errors
     /// [`AgentError::TimedOut`].
@@ -94,7 +94,7 @@ impl Others {
 }
 
 impl Place<'_> {
-    /// The process that is to be there.
+    /// The process that was started.
     pub fn fill(self, process: Process) {
         if let Some(place) = self.others.lock().table.get_mut(&self.id) {
             *place = Some(Arc::new(process));

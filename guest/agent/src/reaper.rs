@@ -1,7 +1,7 @@
 //! The only place that waits for processes.
 //!
-//! PID 1 inherits every orphan, so somebody has to wait for *any* child; but whoever waits for any child steals the exit
-//! status that other code waits for by number. Here one thread does all the waiting and hands statuses out by number.
+//! PID 1 inherits every orphan, so it has to wait for *any* child; but a wait for any child steals the exit status that
+//! other code waits for by number. Here one thread does all the waiting and hands statuses out by number.
 //!
 //! - It first only peeks (`WNOWAIT`), then takes the lock, then collects exactly the process it saw. [`Reaper::spawn`]
 //!   holds that lock, so a child whose `exec` failed is still there for the standard library to collect.

@@ -55,7 +55,7 @@ pub struct Service {
     pub images: Arc<Images>,
     /// Instances.
     pub instances: Arc<Instances>,
-    /// Counter of migrations: started by whoever asks first.
+    /// Counter of migrations, started by the first request for it.
     pub migrations: LazyLock<Result<Arc<Migrations>>>,
 }
 
@@ -65,7 +65,7 @@ pub struct Service {
 /// left, so requests that block for long (`WaitProcess`) never hold up others.
 ///
 /// # Errors
-/// There is no vsock.
+/// The guest has no vsock.
 pub fn start(service: Arc<Service>) -> ttrpc::Result<ttrpc::Server> {
     let mut server = ttrpc::Server::new()
         .bind(&format!("vsock://-1:{AGENT_PORT}"))?
@@ -78,7 +78,7 @@ pub fn start(service: Arc<Service>) -> ttrpc::Result<ttrpc::Server> {
     Ok(server)
 }
 
-/// Lets in the host and nobody else.
+/// Admits the host only.
 #[derive(Debug)]
 struct HostOnly;
 
@@ -88,7 +88,7 @@ impl AcceptHook for HostOnly {
         match sys::duplicate(connection).and_then(|connection| vsock::check_host(&connection)) {
             Ok(()) => Ok(HookOutput { data: ConnectionData::default(), payload_transform: None }),
             Err(error) => {
-                tracing::warn!(%error, "somebody else than the host calls");
+                tracing::warn!(%error, "refused a connection that is not the host's");
                 Err(HookError::Io(error))
             }
         }

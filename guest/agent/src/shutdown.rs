@@ -19,7 +19,7 @@ const ANSWER_LIMIT: u16 = 500;
 /// Ends the guest once the monitor has had its answer: it closes `connection` then, or some time has passed.
 ///
 /// # Errors
-/// There is no descriptor or no thread to be had.
+/// No descriptor or no thread is left.
 pub fn begin(connection: RawFd, instances: Arc<Instances>, images: Arc<Images>) -> io::Result<()> {
     // The library keeps the connection open while a request of it is being answered, which this call is part of.
     let connection = sys::duplicate(connection)?;
@@ -71,7 +71,7 @@ fn kernel_log() -> String {
     text
 }
 
-/// How ACPI announces what it can do (`drivers/acpi/sleep.c`). There is no file that says it.
+/// How ACPI announces what it can do (`drivers/acpi/sleep.c`). No file says it.
 const SLEEP_STATES: &str = "PM: (supports";
 
 fn supports_soft_off(log: &str) -> bool {

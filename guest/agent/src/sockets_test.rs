@@ -14,8 +14,8 @@ fn set_option(socket: &TcpStream, level: i32, name: i32, value: i32) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Makes a socket that nobody has and that waits, with what it has sent, for an answer that it does not take: none comes from
-/// as near as it asks for.
+/// Makes a socket that no process holds and that waits, with data sent, for an answer that never arrives: the hop limit it
+/// asks for is too small.
 fn make_orphan(address: IpAddr) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,13 +1,13 @@
 //! The file systems in memory that an instance can write to, and how much they hold.
 //!
-//! A full one answers `ENOSPC` to its writer. So that this comes before anybody runs out of memory, their sizes leave some of
+//! A full one answers `ENOSPC` to its writer. So that this comes before programs run out of memory, their sizes leave some of
 //! what the instance may have, and their inodes, which the kernel keeps in base memory, fit its limit there.
 
 use crate::placement::Placement;
 
 /// Base memory that one file takes: inode and directory entry of tmpfs, and those of overlayfs above them. An empty one with a name
 /// below 40 bytes takes 1861 (test `inode_cost` in `guest/kernel`). With a longer name it is up to 512 more, but the half of it that
-/// overlayfs has is reclaimed before anybody is killed for it.
+/// overlayfs has is reclaimed before a process is killed for it.
 pub const INODE_BYTES: u64 = 1920;
 /// Inodes of `/dev`: devices, links, and some of a program's own.
 const DEVICE_INODES: u64 = 256;
@@ -22,7 +22,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Never nothing: to tmpfs, 0 is no limit.
+    /// Never zero: to tmpfs, 0 means no limit.
     fn of(bytes: u64, inodes: u64) -> Self {
         Self { bytes: bytes.max(1), inodes: inodes.max(1) }
     }

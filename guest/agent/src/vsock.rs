@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 /// Tells the host that the agent, which began at `init`, can be called: one line, then the stream is closed.
 ///
 /// # Errors
-/// Those of `socket(2)`, `connect(2)` and `write(2)`: for one, when there is no vsock device or nobody listens.
+/// Those of `socket(2)`, `connect(2)` and `write(2)`: for one, without a vsock device or a listener.
 pub fn signal_ready(init: Duration) -> io::Result<()> {
     let socket: OwnedFd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     connect(socket.as_raw_fd(), &VsockAddr::new(nix::libc::VMADDR_CID_HOST, READY_PORT))?;
@@ -28,7 +28,7 @@ pub fn signal_ready(init: Duration) -> io::Result<()> {
 /// them here.
 ///
 /// # Errors
-/// Somebody else has; it names them. Those of `getpeername(2)`.
+/// Another peer has; the error names it. Those of `getpeername(2)`.
 pub fn check_host(connection: &impl AsFd) -> io::Result<()> {
     let peer = getpeername::<VsockAddr>(connection.as_fd().as_raw_fd())?;
     if is_host(peer) { Ok(()) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, peer.to_string())) }
@@ -38,7 +38,7 @@ fn is_host(peer: VsockAddr) -> bool {
     peer.cid() == libc::VMADDR_CID_HOST
 }
 
-/// Time since the kernel's clock started; zero where it can't be had.
+/// Time since the kernel's clock started; zero if the kernel does not say.
 pub fn kernel_clock() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }

@@ -4,7 +4,7 @@
 //!   `proto/agent.proto`. They are spoken with ttrpc over vsock: the agent listens on [`AGENT_PORT`].
 //! - [`ready`] is the one line that the agent sends to the host when it can be called.
 //! - [`stream`] is how a connection to [`STREAM_PORT`] becomes a stream of a process.
-//! - [`values`] checks the values that both sides exchange as strings, [`user`] those that say who an instance runs as. Each side
+//! - [`values`] checks the values that both sides exchange as strings, [`user`] those that name the user of an instance. Each side
 //!   checks what it receives.
 
 use std::time::Duration;

@@ -9,7 +9,7 @@ use crate::PROTOCOL_VERSION;
 /// Longest ready line in bytes, with its newline. A reader stops there.
 pub const MAX_READY_LINE: usize = 64;
 
-/// Why a line is no ready line.
+/// Why a line is not a ready line.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ReadyError {
     /// The line does not have the form `ready <version> <init> <ready>\n`.
@@ -22,7 +22,7 @@ pub enum ReadyError {
 
 /// When a guest was how far, by the clock of its kernel, which starts early in the kernel's own start.
 ///
-/// The clock is the guest's: whoever adds these to times of the host trusts it as far as that goes.
+/// The clock is the guest's: to add these to times of the host is to trust it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct BootTimes {
     /// The kernel handed over to the agent.

@@ -73,7 +73,7 @@ pub struct StreamRequest {
     pub stream: StreamName,
 }
 
-/// Why a line is no request.
+/// Why a line is not a request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum StreamLineError {
     /// The line does not have the form `stream <version> <instance> <process> <stream>\n`.
@@ -84,13 +84,13 @@ pub enum StreamLineError {
     Version(u32),
 }
 
-/// Why there is no stream.
+/// Why a stream was refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AnswerError {
     /// The agent says so.
     #[error("{0}")]
     Refused(String),
-    /// The line is no answer.
+    /// The line is not an answer.
     #[error("{0:?} instead of `ok` or `refused <why>`")]
     Malformed(String),
 }

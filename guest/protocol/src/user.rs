@@ -1,7 +1,7 @@
-//! Who an instance runs as, in the words of an image's `User`: `user[:group]`, each by number or by name.
+//! The user that an instance runs as, in the words of an image's `User`: `user[:group]`, each by number or by name.
 //!
 //! Numbers are numbers, as Docker and containerd have it by now: a user who is *called* `1234` in the image's `/etc/passwd` cannot
-//! be meant by `1234`, so that nobody else decides which number that is. Only the guest, which has the image's files, knows whose
+//! be meant by `1234`, so that the image does not decide which number that is. Only the guest, which has the image's files, knows whose
 //! names they are.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use crate::values::{ValueError, excerpt};
 
 /// Largest number of a user or group, which is Docker's: larger ones are negative to programs that count in `int`, and the
-/// largest that 32 bits hold means "no change" to `setuid(2)`, so that whoever was to run under it would stay root.
+/// largest that 32 bits hold means "no change" to `setuid(2)`, so a program that should run under it would stay root.
 pub const MAX_ACCOUNT: u32 = i32::MAX as u32;
 /// Longest name of a user or group, in bytes.
 const MAX_NAME: usize = 256;
@@ -24,7 +24,7 @@ pub enum Account {
     Name(String),
 }
 
-/// Who an instance runs as; root by default.
+/// The user that an instance runs as; root by default.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct User {
     /// The user.
@@ -37,7 +37,7 @@ impl Account {
     /// The number that `text` is, if it is one: digits, perhaps after a sign.
     ///
     /// # Errors
-    /// [`ValueError::AccountNumber`]: a number, but nobody's.
+    /// [`ValueError::AccountNumber`]: a reserved number.
     #[must_use]
     pub fn number(text: &str) -> Option<Result<u32, ValueError>> {
         let digits = text.strip_prefix(['+', '-']).unwrap_or(text);

@@ -30,19 +30,21 @@ pub const MIN_BASE_LIMIT: u64 = 4 << 20;
 #[non_exhaustive]
 pub enum ValueError {
     /// Not `[a-z0-9-]{1,64}`, or it starts with `-`.
-    #[error("{0:?} is no identifier: 1 to {MAX_IDENTIFIER} of a-z, 0-9 and -, not starting with -")]
+    #[error("{0:?} is not an identifier: expected 1 to {MAX_IDENTIFIER} of a-z, 0-9 and -, not starting with -")]
     Identifier(String),
     /// Not `dddd:bb:dd.f` in hexadecimal.
-    #[error("{0:?} is no PCI address: want domain:bus:device.function like 0000:01:04.0")]
+    #[error("{0:?} is not a PCI address: expected domain:bus:device.function like 0000:01:04.0")]
     PciAddress(String),
     /// Not `[A-Za-z0-9._-]{1,20}`, or it starts with `.`.
-    #[error("{0:?} is no serial number: 1 to {MAX_SERIAL} of A-Z, a-z, 0-9, ., _ and -, not starting with .")]
+    #[error(
+        "{0:?} is not a serial number: expected 1 to {MAX_SERIAL} of A-Z, a-z, 0-9, ., _ and -, not starting with ."
+    )]
     Serial(String),
     /// The node number is too large.
     #[error("node {0} is not below {MAX_NODES}")]
     Node(u32),
     /// Not `NAME=value`, or it holds a NUL.
-    #[error("{0:?} is no environment variable: want NAME=value without NUL")]
+    #[error("{0:?} is not an environment variable: expected NAME=value without NUL")]
     Environment(String),
     /// An argument holds a NUL.
     #[error("argument {0:?} holds a NUL")]
@@ -51,7 +53,7 @@ pub enum ValueError {
     #[error("an image has at least one layer")]
     NoLayers,
     /// Nothing to run.
-    #[error("there are no arguments: nothing to run")]
+    #[error("no arguments: expected a command")]
     NoArguments,
     /// Too much of something.
     #[error("{count} {what}: more than {limit}")]
@@ -64,13 +66,13 @@ pub enum ValueError {
         limit: usize,
     },
     /// Not an absolute path without NUL.
-    #[error("{0:?} is no absolute path")]
+    #[error("{0:?} is not an absolute path")]
     Path(String),
     /// Not `user[:group]`.
-    #[error("{0:?} is no user: want a user or user:group, each by name or number")]
+    #[error("{0:?} is not a user: expected a user or user:group, each by name or number")]
     User(String),
     /// The number of a user or group is out of range.
-    #[error("no user or group has the number {0}: want 0 to {MAX_ACCOUNT}")]
+    #[error("no user or group has the number {0}: expected 0 to {MAX_ACCOUNT}")]
     AccountNumber(String),
     /// Not a size that a terminal can have.
     #[error("a terminal cannot have {columns} columns and {rows} rows: {} at most", u16::MAX)]

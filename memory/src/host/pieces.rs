@@ -2,7 +2,7 @@
 //!
 //! Each range that is backed is a mapping of its own, which the kernel never joins with its neighbours; what is discarded in
 //! between is another. A process may have some 65,000 mappings in all (`vm.max_map_count`), and can neither discard nor
-//! allocate nor start a thread beyond that: so no guest may cut its memory into any number of them.
+//! allocate nor start a thread beyond that: so the pieces of all guests together are bounded.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,7 +18,7 @@ static CUTS: AtomicU32 = AtomicU32::new(0);
 #[derive(Clone, Debug)]
 pub(crate) struct Pieces {
     backed: BlockSet,
-    /// The blocks that begin a piece, but for the first block of all.
+    /// The blocks that begin a piece, except the first block.
     cuts: BlockSet,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct CountedPieces {
     total: &'static AtomicU32,
 }
 
-/// The guests of this process have cut their memory into as many pieces as they may.
+/// The guests of this process may not cut their memory into more pieces.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("huge pages would be in more than the {MAX_PIECES} pieces that this process may have")]
 pub struct TooManyPieces;

@@ -15,16 +15,16 @@ use crate::limited;
 use crate::slots::{Slot, SlotError, SlotTable};
 
 /// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take
-/// longer, and its requests hold on to nothing but the memory that they use.
+/// longer, and its requests hold nothing but the memory that they use.
 const DRAIN_LIMIT: Duration = Duration::from_millis(2);
 
 /// Why the host could not do its part of a plug or unplug.
 #[derive(Debug, thiserror::Error)]
 pub enum EffectError {
-    /// No host memory.
+    /// The host has no memory for it.
     #[error("cannot back {0} with host memory")]
     Back(BlockRange, #[source] MapError),
-    /// No room for another mapping of the host's.
+    /// The host process may not have another mapping.
     #[error("cannot take {0} out of what lies beside it")]
     Cut(BlockRange, #[source] MapError),
     /// The hypervisor refused.
@@ -61,7 +61,7 @@ pub(super) struct Spent {
     pub(super) slots: Duration,
 }
 
-/// The hands of one partition: host memory, slots and view.
+/// Carries out the effects of one partition on host memory, slots and view.
 pub(super) struct Effects {
     start: GuestAddress,
     mapping: Arc<HostMapping>,
@@ -127,7 +127,7 @@ impl Effects {
         Ok(())
     }
 
-    /// Waits once for all `runs`: each wait of its own would be for requests that came after the one before.
+    /// Waits once for all `runs`: a wait for each would also wait for requests that came after the one before.
     fn revoke(&self, runs: &[BlockRange]) -> Result<(), EffectError> {
         let Some(span) = runs.iter().copied().reduce(BlockRange::join) else { return Ok(()) };
         for run in runs {

@@ -82,8 +82,8 @@ impl PartitionMemory {
 
     /// Carries out a request of the guest, up to where it may be answered.
     ///
-    /// The caller must not hold a snapshot of guest memory: an unplug waits, for some milliseconds at most, until no one that
-    /// shows the blocks is held, and none of them is pinned. It is put off where that takes longer.
+    /// The caller must not hold a snapshot of guest memory: an unplug waits, for some milliseconds at most, until every
+    /// snapshot that shows the blocks is released and every pin of them gone. It is put off if that takes longer.
     #[must_use]
     pub fn handle(&self, request: Request) -> Handled {
         let Some(turn) = self.turns.try_take() else { return Handled::Later };
@@ -326,7 +326,7 @@ pub enum Handled {
 
 /// The partition still holds memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("partition {id} can't be removed: {plugged} are plugged and {discarding} being discarded")]
+#[error("partition {id} cannot be removed: {plugged} are plugged and {discarding} being discarded")]
 pub struct StillInUse {
     /// The partition.
     pub id: PartitionId,

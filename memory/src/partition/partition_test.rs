@@ -314,7 +314,7 @@ fn growing_and_shrinking_go_one_way() {
         assert!(error.ends_with("expected at least 256 MiB, or a call that shrinks it"), "{error}");
     }
     let error = partition.lower_target(ByteSize::mib(258)).unwrap_err().to_string();
-    assert_eq!(error, "partition 1 can't be shrunk to 258 MiB: expected at most 256 MiB, which it should have now");
+    assert_eq!(error, "partition 1 cannot be shrunk to 258 MiB: expected at most 256 MiB, which it should have now");
     assert_eq!((partition.report().target, partition.generation()), (ByteSize::mib(256), 1), "nothing changed");
     let _ = partition.lower_target(ByteSize::mib(128)).unwrap();
     assert!(partition.raise_target(ByteSize::mib(192)).is_err(), "256 MiB are still plugged");
@@ -335,7 +335,7 @@ fn memory_that_went_back_has_to_be_admitted_again() {
     assert_eq!(fixture.admission.admitted(), ByteSize::mib(128), "slots have followed");
     fixture.host.set(ByteSize::mib(255));
     let error = fixture.partition.set_target(ByteSize::mib(384)).unwrap_err().to_string();
-    assert_eq!(error, "partition 1 can't grow to 384 MiB: it needs 256 MiB more and the host has 255 MiB available");
+    assert_eq!(error, "partition 1 cannot grow to 384 MiB: it needs 256 MiB more and the host has 255 MiB available");
     fixture.partition.set_target(ByteSize::mib(130)).unwrap();
     fixture.host.set(ByteSize::mib(256));
     fixture.partition.set_target(ByteSize::mib(384)).unwrap();
@@ -420,7 +420,7 @@ fn a_request_that_meets_an_operation_is_put_off_and_figures_are_not() {
 fn sizes_that_can_not_be_are_refused_before_the_guest_hears_of_them() {
     let fixture = plugged(128);
     for (size, expected) in
-        [(ByteSize::mib(1), "partition 1 can't have the size"), (ByteSize::gib(1), "partition 1 can't have the size")]
+        [(ByteSize::mib(1), "partition 1 cannot have the size"), (ByteSize::gib(1), "partition 1 cannot have the size")]
     {
         assert_eq!(fixture.partition.set_target(size).unwrap_err().to_string(), expected);
     }
@@ -436,7 +436,7 @@ fn sizes_that_can_not_be_are_refused_before_the_guest_hears_of_them() {
 fn only_an_empty_partition_is_given_up() {
     let fixture = plugged(128);
     let error = fixture.partition.retire().unwrap_err();
-    assert_eq!(error.to_string(), "partition 1 can't be removed: 128 MiB are plugged and 0 bytes being discarded");
+    assert_eq!(error.to_string(), "partition 1 cannot be removed: 128 MiB are plugged and 0 bytes being discarded");
     ack(&fixture, Request::UnplugAll);
     fixture.partition.wait_discarded(SOON).unwrap();
     fixture.partition.retire().unwrap();

@@ -35,7 +35,7 @@ pub enum Answer {
 pub enum BlockState {
     /// All are plugged.
     Plugged,
-    /// None is plugged.
+    /// All are unplugged.
     Unplugged,
     /// Some are.
     Mixed,

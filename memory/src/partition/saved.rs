@@ -118,7 +118,7 @@ pub struct PlugState {
 
 /// Why a partition was not saved.
 #[derive(Debug, thiserror::Error)]
-#[error("partition {id} can't be saved: its memory slots are not what they should be")]
+#[error("partition {id} cannot be saved: its memory slots are not what they should be")]
 pub struct SaveError {
     /// The partition.
     pub id: PartitionId,
@@ -181,7 +181,7 @@ pub enum RestoreError {
 /// Why a [`PlugState`] is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PlugStateError {
-    /// The target is none that the partition can have.
+    /// The partition cannot have that target.
     #[error(transparent)]
     Target(#[from] InvalidTarget),
     /// Slots cannot follow the usable region, or it is out of bounds.

@@ -88,7 +88,7 @@ fn a_partition_without_its_slots_is_not_saved() {
     fixture.slots.fail(Some("delete"));
     assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
     let error = fixture.partition.save().unwrap_err().to_string();
-    assert_eq!(error, "partition 1 can't be saved: its memory slots are not what they should be");
+    assert_eq!(error, "partition 1 cannot be saved: its memory slots are not what they should be");
 }
 
 #[test]

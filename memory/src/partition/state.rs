@@ -466,7 +466,7 @@ pub struct Outcome {
     pub effects: Vec<Effect>,
 }
 
-/// A target that a partition can't have.
+/// A target that a partition cannot have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum InvalidTarget {
     /// Not made of whole blocks.

@@ -101,7 +101,7 @@ pub struct Target {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The partition cannot have that size.
-    #[error("partition {0} can't have the size")]
+    #[error("partition {0} cannot have the size")]
     Size(PartitionId, #[source] InvalidTarget),
     /// The VM's limit or the host cannot back it.
     #[error(transparent)]
@@ -110,7 +110,7 @@ pub enum TargetError {
     #[error("partition {0} is being removed")]
     Retired(PartitionId),
     /// The size is less than the partition has or should have.
-    #[error("partition {id} can't be plugged with {size}: expected at least {floor}, or a call that shrinks it")]
+    #[error("partition {id} cannot be plugged with {size}: expected at least {floor}, or a call that shrinks it")]
     NoGrowth {
         /// The partition.
         id: PartitionId,
@@ -120,7 +120,7 @@ pub enum TargetError {
         floor: ByteSize,
     },
     /// The size is more than the partition should have.
-    #[error("partition {id} can't be shrunk to {size}: expected at most {target}, which it should have now")]
+    #[error("partition {id} cannot be shrunk to {size}: expected at most {target}, which it should have now")]
     NoShrinking {
         /// The partition.
         id: PartitionId,

@@ -1,19 +1,19 @@
 //! Turns: many threads share something that one of them at a time works on.
 //!
-//! Whoever has the [`Turn`] works for as long as it takes, and the lock is only held for a moment at a time. So a thread that
-//! looks at the figures never waits for an operation.
+//! The thread that has the [`Turn`] works for as long as it takes, and holds the lock only for a moment at a time. So a thread
+//! that looks at the figures never waits for an operation.
 //!
 //! ```text
 //!                     take, try_take                  drop
 //!   free --------------------------------> taken --------------> free
 //!    ^                                       |                     |
-//!    |   nobody waits: wake the device       |  try_take:          |  a thread waits in take
+//!    |   no thread waits: wake the device    |  try_take:          |  a thread waits in take
 //!    +---- if its request was put off        |  put off            +------------------------> taken
 //! ```
 //!
 //! Control threads wait for the turn ([`Turns::take`]). The device's thread does not ([`Turns::try_take`]): its request is put
 //! off where the turn is taken or a thread waits for it, and the device is woken once a turn ends for which no thread waits.
-//! So threads come before the device: a guest that asks all the time keeps none of them waiting for more than one request.
+//! So threads come before the device: even if a guest asks all the time, each waits for one request at most.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ struct Shared<T> {
 
 /// The device, as far as turns are concerned.
 enum Device {
-    /// There is none to wake.
+    /// No driver has bound.
     Absent,
     /// It waits for no turn.
     Idle(Waker),
@@ -97,7 +97,7 @@ impl<T> Turns<T> {
         self.shared.lock().device = waker.map_or(Device::Absent, Device::Idle);
     }
 
-    /// Says to all who wait, now and later, that the guest has ended.
+    /// Tells all waits, now and later, that the guest has ended.
     pub(super) fn end(&self) {
         self.shared.lock().ended = true;
         self.changed.notify_all();

@@ -105,6 +105,6 @@ pub enum WaitError {
     #[error("partition {0}: the guest's request failed")]
     Failed(PartitionId, #[source] Arc<EffectError>),
     /// What the guest gave back still costs host memory.
-    #[error("partition {0}: memory that the guest gave back can't be discarded")]
+    #[error("partition {0}: memory that the guest gave back cannot be discarded")]
     NotDiscarded(PartitionId, #[source] Arc<MapError>),
 }

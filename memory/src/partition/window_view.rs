@@ -51,7 +51,7 @@ impl WindowView {
         Self { view, start, mapping, visible: Mutex::new(visible) }
     }
 
-    /// Shows `ranges`, none of which is visible.
+    /// Shows `ranges`, which are not visible yet.
     pub(super) fn reveal(&self, ranges: &[BlockRange]) -> Result<(), ViewError> {
         self.change(|visible| ranges.iter().for_each(|range| visible.insert(*range)))
     }
@@ -91,8 +91,8 @@ impl WindowView {
         }
     }
 
-    /// Changes what is visible: runs that are no longer what they were go, and new ones come, at once for who looks. Takes time in
-    /// proportion to the number of runs that there are.
+    /// Changes what is visible: regions of runs that changed go and new ones come, in one step for readers. Takes time in
+    /// proportion to the number of runs.
     fn change(&self, change: impl FnOnce(&mut BlockSet)) -> Result<(), ViewError> {
         let mut visible = self.visible.lock();
         let mut blocks = visible.blocks.clone();

@@ -120,7 +120,7 @@ fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
             Err(error) => Err(program::failure(&file, error)),
         };
     }
-    // What is there but can't be executed is skipped, as shells do, and named if there is nothing better.
+    // What is there but cannot be executed is skipped, as shells do, and named if there is nothing better.
     let mut found = None;
     for folder in path.split(':') {
         let file = Path::new(if folder.is_empty() { "." } else { folder }).join(name);

@@ -1,4 +1,4 @@
-//! Files that are to be executed, and what is wrong with those that can't be.
+//! Files to execute, and what is wrong with those that cannot be executed.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -40,7 +40,7 @@ pub(super) fn check(file: &Path) -> Result<(), Errno> {
 }
 
 /// What there is to say of a `file` for which [`check`] or `execve(2)` gave `error`. The codes are Docker's: 127 for what is not
-/// there, 126 for what is there and can't be executed.
+/// there, 126 for what is there and cannot be executed.
 pub(super) fn failure(file: &Path, error: Errno) -> Report {
     let refused = |reason: &str| Report::NotExecutable(format!("{file:?} cannot be executed: {reason}"));
     match error {
@@ -123,7 +123,7 @@ fn format_problem(file: &Path) -> &'static str {
         },
         Some([0x7f, b'E', b'L', b'F', ..]) => "it is a damaged program",
         Some([b'#', b'!', ..]) => "its first line names no interpreter",
-        Some(_) => "it is no program, and has no #! line",
+        Some(_) => "it is not a program and has no #! line",
     }
 }
 
@@ -133,7 +133,7 @@ fn head(file: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// Opens a regular file. What an image calls an interpreter may be a pipe that nobody writes to.
+/// Opens a regular file. What an image calls an interpreter may be a pipe without a writer.
 fn open(file: &Path) -> Option<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file).ok()?;
     file.metadata().ok()?.is_file().then_some(file)

@@ -23,7 +23,7 @@ pub struct ProcessSpec {
     pub environment: Vec<String>,
     /// Absolute path in the image.
     pub working_directory: String,
-    /// Who it runs as.
+    /// The user it runs as.
     pub user: User,
     /// Its standard streams.
     pub stdio: StdioSpec,
@@ -44,7 +44,7 @@ pub struct Workload<'a> {
     pub capacities: Capacities,
     /// Its first process.
     pub process: &'a ProcessSpec,
-    /// Who that runs as.
+    /// The user that it runs as.
     pub credentials: &'a Credentials,
 }
 

@@ -53,7 +53,7 @@ fn fixture(folder: &Path) -> (Arc<Images>, Instances) {
     (images, instances)
 }
 
-/// Runs a test that mounts, which needs root, so that nobody else sees what it mounts.
+/// Runs a test that mounts, which needs root, in a namespace of its own.
 fn in_mount_namespace(test: fn()) {
     let thread = std::thread::spawn(move || {
         let none: Option<&str> = None;

@@ -54,7 +54,7 @@ impl Instances {
         parts.rootfs.unmount()?;
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
-            // In base memory the cache stays for the next one, and in a private node there is none.
+            // In base memory the cache stays for the next one, and a private node has none.
             if matches!(parts.limits.placement, Placement::Policy(_)) {
                 match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
                     Ok(0) => {}

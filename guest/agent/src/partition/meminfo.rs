@@ -5,7 +5,7 @@
 pub struct NodeMemory {
     /// What the kernel manages.
     pub total_bytes: u64,
-    /// What nobody uses.
+    /// What is free.
     pub free_bytes: u64,
     /// Anonymous memory and tmpfs.
     pub anonymous_bytes: u64,

@@ -1,4 +1,4 @@
-//! A partition's memory as the guest's kernel sees it: is it there, on its node, in a zone it can leave, and who uses it.
+//! A partition's memory as the guest's kernel sees it: whether it is there, on its node, in a zone it can leave, and which processes use it.
 
 mod driver;
 mod meminfo;

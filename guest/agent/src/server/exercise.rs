@@ -59,7 +59,7 @@ struct Guest {
     group: Vec<u8>,
 }
 
-/// A message, if `bytes` are one; the library answers what is none.
+/// A message, if `bytes` are one; the library itself answers anything else.
 fn decoded<M: Message>(bytes: &[u8]) -> Option<M> {
     M::parse_from_bytes(bytes).ok()
 }
@@ -190,7 +190,7 @@ impl Guest {
     }
 }
 
-/// Full file systems leave memory to programs, and none is without bounds, which 0 would mean.
+/// Full file systems leave memory to programs, and each has a bound: 0 would mean that it has not.
 fn check_capacities(capacities: Capacities, memory: u64, base: u64) {
     let all = [capacities.scratch, capacities.shared, capacities.devices];
     assert!(all.iter().all(|capacity| capacity.bytes > 0 && capacity.inodes > 0), "{capacities:?}");
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// However little it may have: to tmpfs, 0 is no limit.
+    /// However little it may have: to tmpfs, 0 means no limit.
     #[test]
     fn instances_of_any_size_have_bounds() {
         let process = Process { arguments: vec!["sh".into()], environment: vec!["A=b".into()], ..Default::default() };

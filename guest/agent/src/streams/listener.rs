@@ -23,13 +23,13 @@ const MAX_STREAMS: usize = 256;
 const LINE_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
-/// How long to leave the monitor waiting when there is no descriptor for its connection.
+/// How long to leave the monitor waiting when no descriptor is left for its connection.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Starts to let the monitor in.
 ///
 /// # Errors
-/// There is no vsock, or no thread to be had.
+/// The guest has no vsock, or no thread is left.
 pub fn start(instances: Arc<Instances>) -> io::Result<()> {
     let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT))?;
@@ -50,12 +50,12 @@ pub fn start(instances: Arc<Instances>) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets in the host and nobody else.
+/// Admits the host only.
 fn admit(connection: OwnedFd, instances: &Instances, permits: &Permits) {
     match vsock::check_host(&connection) {
         // Any stream socket will do for read, write and shutdown.
         Ok(()) => serve(&UnixStream::from(connection), instances, permits),
-        Err(error) => tracing::warn!(%error, "somebody else than the host wants a stream"),
+        Err(error) => tracing::warn!(%error, "refused a stream that is not the host's"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! A process's standard streams: pipes or a terminal, whose other ends wait here until the monitor connects.
 //!
-//! What nobody has connected to yet stays in the pipe, and so does what the monitor does not take: a process that writes more
-//! waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, `relay` carries the bytes.
+//! Output stays in the pipe until the monitor connects and takes it: a process that writes more waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, `relay` carries the bytes.
 
 pub mod listener;
 mod relay;
@@ -58,15 +57,15 @@ pub struct Streams {
 enum Slot {
     /// The monitor may connect.
     Free(Arc<OwnedFd>),
-    /// It has, or it is too late for that; a terminal can still be resized while somebody has it.
+    /// It has, or it is too late for that; a terminal can still be resized while it is open.
     Taken(Weak<OwnedFd>),
 }
 
 impl Streams {
-    /// Pipes that belong to the user who will use them: whoever opens `/dev/stdout` opens a file with an owner.
+    /// Pipes that belong to the user who will use them: a program that opens `/dev/stdout` opens a file with an owner.
     ///
     /// # Errors
-    /// There is no pipe to be had.
+    /// No pipe is left.
     pub fn pipes(stdin: bool, uid: u32, gid: u32) -> io::Result<(Self, ChildPipes)> {
         let mut slots = Vec::new();
         let mut pipe = |name| {
@@ -88,14 +87,14 @@ impl Streams {
     /// A terminal, by its master.
     ///
     /// # Errors
-    /// It is none, or no descriptor is to be had.
+    /// It is not a terminal, or no descriptor is left.
     pub fn terminal(master: OwnedFd) -> io::Result<Self> {
         // It comes from within the container. `Documentation/admin-guide/devices.txt`: /dev/ptmx.
         const PTMX: (u64, u64) = (5, 2);
         let file = fstat(&master)?;
         let kind = SFlag::from_bits_truncate(file.st_mode & SFlag::S_IFMT.bits());
         if kind != SFlag::S_IFCHR || (major(file.st_rdev), minor(file.st_rdev)) != PTMX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "what came is no terminal"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the descriptor received is not a terminal"));
         }
         set_nonblocking(&master)?;
         Ok(Self::new(vec![(StreamName::Terminal, Slot::Free(Arc::new(master)))])?)
@@ -174,7 +173,7 @@ impl Drop for Streams {
     }
 }
 
-/// Sets `O_NONBLOCK` for everybody who has this end.
+/// Sets `O_NONBLOCK` for every process that has this end.
 fn set_nonblocking(end: &impl AsFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(end, FcntlArg::F_GETFL)?);
     fcntl(end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;

@@ -1,7 +1,7 @@
 //! Carries bytes between the monitor's connection and our end of a stream, each stream on a thread of its own.
 //!
 //! Nothing here blocks but `poll(2)`, which the end of the process's instance always wakes. A direction has one buffer and
-//! reads only when that is empty: who is slow on either side makes the other one wait.
+//! reads only when that is empty: a slow side makes the other one wait.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -53,7 +53,7 @@ impl Relay {
     /// Carries what `name` carries until that ends, on a thread.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// No thread is left.
     pub(super) fn start(self, name: StreamName) -> io::Result<()> {
         let thread = thread::Builder::new().name("stream".into()).stack_size(STACK_BYTES);
         thread.spawn(move || {
@@ -73,7 +73,7 @@ impl Relay {
             StreamName::Terminal => self.carry_output(Some(Flow::new()))?,
         };
         let Self { connection, end, stop, permit: _permit, .. } = self;
-        // Who still writes gets SIGPIPE, who still reads the end of the file; a terminal is hung up.
+        // A process that still writes gets SIGPIPE, one that still reads the end of the file; a terminal is hung up.
         drop(end);
         if finished {
             // The monitor takes an end for one only while the connection stands, and closes it then.
@@ -83,7 +83,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Carries what the monitor sends, until it has sent all or nobody reads it. Answers `false`: there is no end to tell.
+    /// Carries what the monitor sends, until it has sent all or the reader is gone. Answers `false`: the process's end need not be told.
     fn carry_input(&self) -> io::Result<bool> {
         let mut flow = Flow::new();
         loop {
@@ -131,7 +131,7 @@ impl Relay {
             if let Some(flow) = &mut typed
                 && flow.step(&self.connection, &self.end, usize::MAX)? != Step::Goes
             {
-                // Nobody reads it any more; there may still be output.
+                // The reader is gone; there may still be output.
                 typed = None;
             }
             match flow.step(&self.end, &self.connection, usize::try_from(last - flow.taken).unwrap_or(usize::MAX))? {
@@ -175,9 +175,9 @@ struct Flow {
 enum Step {
     /// There may be more.
     Goes,
-    /// There is no more to read.
+    /// Everything was read.
     SourceEnded,
-    /// Nobody takes what was read.
+    /// The reader is gone.
     SinkGone,
 }
 
