@@ -35,41 +35,6 @@ pub struct Charge {
     bytes: u64,
 }
 
-/// Why memory was not admitted.
-#[derive(Debug, thiserror::Error)]
-pub enum AdmissionError {
-    /// The VM's own limit.
-    #[error(
-        "partition {id} cannot grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit} for \
-         all of them"
-    )]
-    Limit {
-        /// The partition.
-        id: PartitionId,
-        /// What it should have had.
-        wanted: ByteSize,
-        /// What the VM's other partitions have.
-        others: ByteSize,
-        /// What all of them may have.
-        limit: ByteSize,
-    },
-    /// The host or a control group of the monitor is too full.
-    #[error("partition {id} cannot grow to {wanted}: it needs {more} more and the host has {available} available")]
-    Host {
-        /// The partition.
-        id: PartitionId,
-        /// What it should have had.
-        wanted: ByteSize,
-        /// What was missing to it.
-        more: ByteSize,
-        /// What the host has.
-        available: ByteSize,
-    },
-    /// The host's state is unknown.
-    #[error("cannot find out how much memory the host has available")]
-    Unknown(#[source] io::Error),
-}
-
 impl Admission {
     /// An account with a limit to all partitions together, if any.
     #[must_use]
@@ -140,6 +105,41 @@ impl Drop for Charge {
         let mut admitted = self.admission.admitted.lock();
         *admitted = admitted.saturating_sub(self.bytes);
     }
+}
+
+/// Why memory was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// The VM's own limit.
+    #[error(
+        "partition {id} cannot grow to {wanted}: with {others} in other partitions that is beyond the VM's limit of {limit} for \
+         all of them"
+    )]
+    Limit {
+        /// The partition.
+        id: PartitionId,
+        /// What it should have had.
+        wanted: ByteSize,
+        /// What the VM's other partitions have.
+        others: ByteSize,
+        /// What all of them may have.
+        limit: ByteSize,
+    },
+    /// The host or a control group of the monitor is too full.
+    #[error("partition {id} cannot grow to {wanted}: it needs {more} more and the host has {available} available")]
+    Host {
+        /// The partition.
+        id: PartitionId,
+        /// What it should have had.
+        wanted: ByteSize,
+        /// What was missing to it.
+        more: ByteSize,
+        /// What the host has.
+        available: ByteSize,
+    },
+    /// The host's state is unknown.
+    #[error("cannot find out how much memory the host has available")]
+    Unknown(#[source] io::Error),
 }
 
 #[cfg(test)]

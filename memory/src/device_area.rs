@@ -20,16 +20,6 @@ pub struct DeviceArea {
     taken: Mutex<BTreeMap<u64, u64>>,
 }
 
-/// The area is too full for a device's memory.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no room for {wanted} of device memory in the guest's address space: there are {area}, less what is taken")]
-pub struct NoRoom {
-    /// What was asked for.
-    pub wanted: ByteSize,
-    /// What there is in all.
-    pub area: ByteSize,
-}
-
 /// Addresses of one device; free again when this is dropped.
 pub struct DeviceMemory {
     area: Arc<DeviceArea>,
@@ -78,6 +68,16 @@ impl Drop for DeviceMemory {
     fn drop(&mut self) {
         self.area.taken.lock().remove(&self.start);
     }
+}
+
+/// The area is too full for a device's memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no room for {wanted} of device memory in the guest's address space: there are {area}, less what is taken")]
+pub struct NoRoom {
+    /// What was asked for.
+    pub wanted: ByteSize,
+    /// What there is in all.
+    pub area: ByteSize,
 }
 
 #[cfg(test)]

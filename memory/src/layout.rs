@@ -138,62 +138,6 @@ pub struct Layout {
     devices: AddressRange,
 }
 
-/// Why a specification has no layout.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum LayoutError {
-    /// No base memory.
-    #[error("base memory is 0 bytes: expected a multiple of {BLOCK}, large enough for a kernel")]
-    NoBase,
-    /// Base memory is not made of whole huge pages.
-    #[error("base memory is {0}: expected a multiple of {BLOCK}")]
-    UnalignedBase(ByteSize),
-    /// The device hole is invalid.
-    #[error("RAM ends at {low_limit:#x} and goes on at {hole_end:#x}: expected multiples of {BLOCK}, in this order")]
-    Hole {
-        /// Where low RAM ends.
-        low_limit: u64,
-        /// Where high RAM starts.
-        hole_end: u64,
-    },
-    /// More partitions than the guest can have nodes for.
-    #[error("{0} partitions: expected at most {MAX_PARTITIONS}")]
-    TooManyPartitions(usize),
-    /// A partition number out of range.
-    #[error("partition {0} does not exist: partitions are numbered 1 to {MAX_PARTITIONS}")]
-    PartitionNumber(u16),
-    /// A partition that can never hold anything.
-    #[error("partition {0} has a window of 0 bytes: expected a multiple of {BLOCK}")]
-    EmptyWindow(PartitionId),
-    /// A partition that is not made of whole blocks.
-    #[error("partition {id} has a window of {window}: expected a multiple of {BLOCK}")]
-    UnalignedWindow {
-        /// The partition.
-        id: PartitionId,
-        /// Its window.
-        window: ByteSize,
-    },
-    /// An address width that no machine has.
-    #[error("physical addresses of {0} bits: expected 36 to 52")]
-    AddressBits(u8),
-    /// Too much memory for the addresses there are.
-    #[error(
-        "base memory of {base} and {partitions} partition windows of {windows} in all do not fit below {limit}, \
-         what {bits}-bit physical addresses reach, with room for devices"
-    )]
-    BeyondAddressBits {
-        /// Base memory.
-        base: ByteSize,
-        /// Number of partitions.
-        partitions: usize,
-        /// Sum of their windows, as far as it can be counted.
-        windows: ByteSize,
-        /// End of the address space.
-        limit: ByteSize,
-        /// Width of an address.
-        bits: u8,
-    },
-}
-
 impl Layout {
     /// Lays out the address space.
     ///
@@ -295,6 +239,62 @@ fn check(spec: &LayoutSpec) -> Result<(), LayoutError> {
         }
     }
     Ok(())
+}
+
+/// Why a specification has no layout.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum LayoutError {
+    /// No base memory.
+    #[error("base memory is 0 bytes: expected a multiple of {BLOCK}, large enough for a kernel")]
+    NoBase,
+    /// Base memory is not made of whole huge pages.
+    #[error("base memory is {0}: expected a multiple of {BLOCK}")]
+    UnalignedBase(ByteSize),
+    /// The device hole is invalid.
+    #[error("RAM ends at {low_limit:#x} and goes on at {hole_end:#x}: expected multiples of {BLOCK}, in this order")]
+    Hole {
+        /// Where low RAM ends.
+        low_limit: u64,
+        /// Where high RAM starts.
+        hole_end: u64,
+    },
+    /// More partitions than the guest can have nodes for.
+    #[error("{0} partitions: expected at most {MAX_PARTITIONS}")]
+    TooManyPartitions(usize),
+    /// A partition number out of range.
+    #[error("partition {0} does not exist: partitions are numbered 1 to {MAX_PARTITIONS}")]
+    PartitionNumber(u16),
+    /// A partition that can never hold anything.
+    #[error("partition {0} has a window of 0 bytes: expected a multiple of {BLOCK}")]
+    EmptyWindow(PartitionId),
+    /// A partition that is not made of whole blocks.
+    #[error("partition {id} has a window of {window}: expected a multiple of {BLOCK}")]
+    UnalignedWindow {
+        /// The partition.
+        id: PartitionId,
+        /// Its window.
+        window: ByteSize,
+    },
+    /// An address width that no machine has.
+    #[error("physical addresses of {0} bits: expected 36 to 52")]
+    AddressBits(u8),
+    /// Too much memory for the addresses there are.
+    #[error(
+        "base memory of {base} and {partitions} partition windows of {windows} in all do not fit below {limit}, \
+         what {bits}-bit physical addresses reach, with room for devices"
+    )]
+    BeyondAddressBits {
+        /// Base memory.
+        base: ByteSize,
+        /// Number of partitions.
+        partitions: usize,
+        /// Sum of their windows, as far as it can be counted.
+        windows: ByteSize,
+        /// End of the address space.
+        limit: ByteSize,
+        /// Width of an address.
+        bits: u8,
+    },
 }
 
 /// `value` rounded up to a multiple of `unit`, a power of two.

@@ -9,11 +9,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ByteSize(u64);
 
-/// A text that is not a size.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is not a size: expected a whole number of bytes, or one with K, M, G or T, such as 512M")]
-pub struct ParseSizeError(String);
-
 impl ByteSize {
     /// `n` bytes.
     #[must_use]
@@ -110,6 +105,11 @@ impl<'de> Deserialize<'de> for ByteSize {
         }
     }
 }
+
+/// A text that is not a size.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is not a size: expected a whole number of bytes, or one with K, M, G or T, such as 512M")]
+pub struct ParseSizeError(String);
 
 #[cfg(test)]
 mod tests {

@@ -147,20 +147,6 @@ impl Hierarchy {
     }
 }
 
-/// The number that a file holds.
-fn number(path: &Path) -> Result<u64> {
-    let text = files::read(path)?;
-    text.parse().map_err(|_| AgentError::Malformed { what: path.display().to_string(), text })
-}
-
-fn enable_controllers(path: &Path) {
-    for controller in CONTROLLERS {
-        if let Err(error) = files::write(path.join("cgroup.subtree_control"), &format!("+{controller}")) {
-            tracing::warn!(%error, controller, "no such cgroup controller");
-        }
-    }
-}
-
 /// Which limit an instance had met when the kernel killed it for lack of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OomLimit {
@@ -341,6 +327,20 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+/// The number that a file holds.
+fn number(path: &Path) -> Result<u64> {
+    let text = files::read(path)?;
+    text.parse().map_err(|_| AgentError::Malformed { what: path.display().to_string(), text })
+}
+
+fn enable_controllers(path: &Path) {
+    for controller in CONTROLLERS {
+        if let Err(error) = files::write(path.join("cgroup.subtree_control"), &format!("+{controller}")) {
+            tracing::warn!(%error, controller, "no such cgroup controller");
+        }
     }
 }
 

@@ -38,11 +38,6 @@ use crate::sys;
 use crate::uevent::Uevents;
 use crate::vsock;
 
-/// Time limit of a request that names none.
-const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
-/// Longest time limit that a request may name.
-const MAX_LIMIT: Duration = Duration::from_secs(600);
-
 /// Everything that requests act on.
 pub struct Service {
     /// Announcements of devices.
@@ -92,177 +87,6 @@ impl AcceptHook for HostOnly {
                 Err(HookError::Io(error))
             }
         }
-    }
-}
-
-fn limit(milliseconds: u32) -> Duration {
-    match milliseconds {
-        0 => DEFAULT_LIMIT,
-        milliseconds => Duration::from_millis(milliseconds.into()).min(MAX_LIMIT),
-    }
-}
-
-fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
-    (value != T::default()).then_some(value)
-}
-
-fn holder(holder: partition::Holder) -> Holder {
-    Holder { pid: holder.pid, command: holder.command, bytes: holder.bytes, ..Default::default() }
-}
-
-fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {
-    match limit {
-        None => OomLimit::NONE,
-        Some(cgroup::OomLimit::Partition) => OomLimit::PARTITION,
-        Some(cgroup::OomLimit::Base) => OomLimit::BASE,
-        Some(cgroup::OomLimit::Memory) => OomLimit::MEMORY,
-        Some(cgroup::OomLimit::Guest) => OomLimit::GUEST,
-    }
-}
-
-fn partition_driver(driver: &Driver) -> PartitionDriver {
-    let state = match driver.state {
-        State::Plugging => DriverState::PLUGGING,
-        State::Online => DriverState::ONLINE,
-        State::Draining => DriverState::DRAINING,
-        State::Parked => DriverState::PARKED,
-        State::Empty => DriverState::EMPTY,
-        State::Broken => DriverState::BROKEN,
-    };
-    PartitionDriver {
-        state: state.into(),
-        private: driver.private,
-        requested_bytes: driver.requested_bytes,
-        plugged_bytes: driver.plugged_bytes,
-        allocated_pages: driver.allocated_pages,
-        parks: driver.parks,
-        unparks: driver.unparks,
-        park_misses: driver.park_misses,
-        last_plug_ns: driver.last_plug.total_ns,
-        last_plug_host_ns: driver.last_plug.host_ns,
-        last_unplug_ns: driver.last_unplug.total_ns,
-        last_unplug_host_ns: driver.last_unplug.host_ns,
-        ..Default::default()
-    }
-}
-
-fn instance_request(request: StartInstanceRequest) -> Result<Request> {
-    Ok(Request {
-        id: request.instance_id.parse()?,
-        image: request.image_id.parse()?,
-        process: process_spec(request.process.unwrap_or_default())?,
-        node: request.node.try_into()?,
-        memory_max: none_if_zero(request.memory_max_bytes),
-        base_limit: none_if_zero(request.base_limit_bytes),
-        pids_max: none_if_zero(request.pids_max),
-    })
-}
-
-fn process_spec(process: Process) -> Result<ProcessSpec> {
-    check_command(&process.arguments, &process.environment)?;
-    let terminal = process.terminal.as_ref().map(|size| TerminalSize::new(size.columns, size.rows)).transpose()?;
-    Ok(ProcessSpec {
-        working_directory: check_working_directory(&process.working_directory)?.to_owned(),
-        arguments: process.arguments,
-        environment: process.environment,
-        user: process.user.parse()?,
-        stdio: terminal.map_or(StdioSpec::Pipes { stdin: process.stdin }, StdioSpec::Terminal),
-    })
-}
-
-/// The layers of an image, of which there is at least one.
-fn layers(layers: &[Layer]) -> std::result::Result<Vec<image::Layer>, ValueError> {
-    if layers.is_empty() {
-        return Err(ValueError::NoLayers);
-    }
-    if layers.len() > MAX_LAYERS {
-        return Err(ValueError::TooMany { what: "layers", count: layers.len(), limit: MAX_LAYERS });
-    }
-    let parse = |layer: &Layer| Ok(image::Layer { serial: layer.serial.parse()?, address: layer.pci_address.parse()? });
-    layers.iter().map(parse).collect()
-}
-
-fn instance_id(text: &str) -> std::result::Result<InstanceId, ValueError> {
-    text.parse()
-}
-
-fn process_id(instance: &str, process: &str) -> std::result::Result<(InstanceId, ProcessId), ValueError> {
-    Ok((instance.parse()?, process.parse()?))
-}
-
-fn signal(number: u32) -> Result<Signal> {
-    let signal = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
-    signal.ok_or_else(|| AgentError::Unknown { kind: "signal", name: number.to_string() })
-}
-
-impl Service {
-    fn addresses(request: &DevicesRequest) -> Result<Vec<PciAddress>> {
-        Ok(parse_all(&request.pci_addresses, "PCI addresses", MAX_DEVICES)?)
-    }
-
-    fn do_mount_image(&self, request: &MountImageRequest) -> Result<()> {
-        let id = request.image_id.parse().map_err(AgentError::Value)?;
-        self.images.mount(&self.sysfs, &self.uevents, &id, &layers(&request.layers)?)
-    }
-
-    fn do_wait(&self, request: &ProcessRequest) -> Result<ExitStatus> {
-        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        let (exit_code, oom) = self.instances.get(&instance)?.wait(&process)?;
-        Ok(ExitStatus { exit_code, oom_killed: oom.is_some(), oom_limit: oom_limit(oom).into(), ..Default::default() })
-    }
-
-    fn do_signal(&self, request: &SignalProcessRequest) -> Result<()> {
-        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        self.instances.signal(&instance, &process, signal(request.signal)?)
-    }
-
-    fn do_resize(&self, request: &ResizeTerminalRequest) -> Result<()> {
-        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        let size = TerminalSize::new(request.size.columns, request.size.rows)?;
-        self.instances.get(&instance)?.process(&process)?.streams.resize(size)
-    }
-
-    fn do_start_process(&self, request: StartProcessRequest) -> Result<u32> {
-        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        self.instances.start_process(&instance, &process, &process_spec(request.process.unwrap_or_default())?)
-    }
-
-    fn do_remove_process(&self, request: &ProcessRequest) -> Result<()> {
-        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        self.instances.remove_process(&instance, &process)
-    }
-
-    /// What is known of a partition without looking at processes.
-    fn partition_memory(&self, node: Node) -> Result<PartitionMemory> {
-        let memory = self.memory.node(node)?;
-        Ok(PartitionMemory {
-            node: node.number(),
-            total_bytes: memory.total_bytes,
-            free_bytes: memory.free_bytes.min(memory.total_bytes),
-            anonymous_bytes: memory.anonymous_bytes,
-            file_bytes: memory.file_bytes,
-            driver: self.memory.driver(node)?.as_ref().map(partition_driver).into(),
-            ..Default::default()
-        })
-    }
-
-    fn do_statistics(&self) -> Result<StatisticsResponse> {
-        let counters = VmStat::read()?;
-        let migrated_pages = match counters.migrated_for_unplug() {
-            Some(pages) => pages,
-            None => {
-                let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
-                self.migrations.as_ref().map_err(unsupported)?.pages()?
-            }
-        };
-        let count = |(reason, pages)| ReasonCount { reason, pages, ..Default::default() };
-        Ok(StatisticsResponse {
-            migrated_pages,
-            cpu_ns: statistics::cpu_nanoseconds()?,
-            zeroed_pages: counters.zeroed,
-            migrated_by_reason: counters.migrated.into_iter().map(count).collect(),
-            ..Default::default()
-        })
     }
 }
 
@@ -377,6 +201,182 @@ impl Agent for Service {
             .map_err(AgentError::system("clone"))?;
         Ok(Empty::new())
     }
+}
+
+impl Service {
+    fn addresses(request: &DevicesRequest) -> Result<Vec<PciAddress>> {
+        Ok(parse_all(&request.pci_addresses, "PCI addresses", MAX_DEVICES)?)
+    }
+
+    fn do_mount_image(&self, request: &MountImageRequest) -> Result<()> {
+        let id = request.image_id.parse().map_err(AgentError::Value)?;
+        self.images.mount(&self.sysfs, &self.uevents, &id, &layers(&request.layers)?)
+    }
+
+    fn do_wait(&self, request: &ProcessRequest) -> Result<ExitStatus> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        let (exit_code, oom) = self.instances.get(&instance)?.wait(&process)?;
+        Ok(ExitStatus { exit_code, oom_killed: oom.is_some(), oom_limit: oom_limit(oom).into(), ..Default::default() })
+    }
+
+    fn do_signal(&self, request: &SignalProcessRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        self.instances.signal(&instance, &process, signal(request.signal)?)
+    }
+
+    fn do_resize(&self, request: &ResizeTerminalRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        let size = TerminalSize::new(request.size.columns, request.size.rows)?;
+        self.instances.get(&instance)?.process(&process)?.streams.resize(size)
+    }
+
+    fn do_start_process(&self, request: StartProcessRequest) -> Result<u32> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        self.instances.start_process(&instance, &process, &process_spec(request.process.unwrap_or_default())?)
+    }
+
+    fn do_remove_process(&self, request: &ProcessRequest) -> Result<()> {
+        let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
+        self.instances.remove_process(&instance, &process)
+    }
+
+    /// What is known of a partition without looking at processes.
+    fn partition_memory(&self, node: Node) -> Result<PartitionMemory> {
+        let memory = self.memory.node(node)?;
+        Ok(PartitionMemory {
+            node: node.number(),
+            total_bytes: memory.total_bytes,
+            free_bytes: memory.free_bytes.min(memory.total_bytes),
+            anonymous_bytes: memory.anonymous_bytes,
+            file_bytes: memory.file_bytes,
+            driver: self.memory.driver(node)?.as_ref().map(partition_driver).into(),
+            ..Default::default()
+        })
+    }
+
+    fn do_statistics(&self) -> Result<StatisticsResponse> {
+        let counters = VmStat::read()?;
+        let migrated_pages = match counters.migrated_for_unplug() {
+            Some(pages) => pages,
+            None => {
+                let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
+                self.migrations.as_ref().map_err(unsupported)?.pages()?
+            }
+        };
+        let count = |(reason, pages)| ReasonCount { reason, pages, ..Default::default() };
+        Ok(StatisticsResponse {
+            migrated_pages,
+            cpu_ns: statistics::cpu_nanoseconds()?,
+            zeroed_pages: counters.zeroed,
+            migrated_by_reason: counters.migrated.into_iter().map(count).collect(),
+            ..Default::default()
+        })
+    }
+}
+
+/// Time limit of a request that names none.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time limit that a request may name.
+const MAX_LIMIT: Duration = Duration::from_secs(600);
+
+fn limit(milliseconds: u32) -> Duration {
+    match milliseconds {
+        0 => DEFAULT_LIMIT,
+        milliseconds => Duration::from_millis(milliseconds.into()).min(MAX_LIMIT),
+    }
+}
+
+fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
+    (value != T::default()).then_some(value)
+}
+
+fn holder(holder: partition::Holder) -> Holder {
+    Holder { pid: holder.pid, command: holder.command, bytes: holder.bytes, ..Default::default() }
+}
+
+fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {
+    match limit {
+        None => OomLimit::NONE,
+        Some(cgroup::OomLimit::Partition) => OomLimit::PARTITION,
+        Some(cgroup::OomLimit::Base) => OomLimit::BASE,
+        Some(cgroup::OomLimit::Memory) => OomLimit::MEMORY,
+        Some(cgroup::OomLimit::Guest) => OomLimit::GUEST,
+    }
+}
+
+fn partition_driver(driver: &Driver) -> PartitionDriver {
+    let state = match driver.state {
+        State::Plugging => DriverState::PLUGGING,
+        State::Online => DriverState::ONLINE,
+        State::Draining => DriverState::DRAINING,
+        State::Parked => DriverState::PARKED,
+        State::Empty => DriverState::EMPTY,
+        State::Broken => DriverState::BROKEN,
+    };
+    PartitionDriver {
+        state: state.into(),
+        private: driver.private,
+        requested_bytes: driver.requested_bytes,
+        plugged_bytes: driver.plugged_bytes,
+        allocated_pages: driver.allocated_pages,
+        parks: driver.parks,
+        unparks: driver.unparks,
+        park_misses: driver.park_misses,
+        last_plug_ns: driver.last_plug.total_ns,
+        last_plug_host_ns: driver.last_plug.host_ns,
+        last_unplug_ns: driver.last_unplug.total_ns,
+        last_unplug_host_ns: driver.last_unplug.host_ns,
+        ..Default::default()
+    }
+}
+
+fn instance_request(request: StartInstanceRequest) -> Result<Request> {
+    Ok(Request {
+        id: request.instance_id.parse()?,
+        image: request.image_id.parse()?,
+        process: process_spec(request.process.unwrap_or_default())?,
+        node: request.node.try_into()?,
+        memory_max: none_if_zero(request.memory_max_bytes),
+        base_limit: none_if_zero(request.base_limit_bytes),
+        pids_max: none_if_zero(request.pids_max),
+    })
+}
+
+fn process_spec(process: Process) -> Result<ProcessSpec> {
+    check_command(&process.arguments, &process.environment)?;
+    let terminal = process.terminal.as_ref().map(|size| TerminalSize::new(size.columns, size.rows)).transpose()?;
+    Ok(ProcessSpec {
+        working_directory: check_working_directory(&process.working_directory)?.to_owned(),
+        arguments: process.arguments,
+        environment: process.environment,
+        user: process.user.parse()?,
+        stdio: terminal.map_or(StdioSpec::Pipes { stdin: process.stdin }, StdioSpec::Terminal),
+    })
+}
+
+/// The layers of an image, of which there is at least one.
+fn layers(layers: &[Layer]) -> std::result::Result<Vec<image::Layer>, ValueError> {
+    if layers.is_empty() {
+        return Err(ValueError::NoLayers);
+    }
+    if layers.len() > MAX_LAYERS {
+        return Err(ValueError::TooMany { what: "layers", count: layers.len(), limit: MAX_LAYERS });
+    }
+    let parse = |layer: &Layer| Ok(image::Layer { serial: layer.serial.parse()?, address: layer.pci_address.parse()? });
+    layers.iter().map(parse).collect()
+}
+
+fn instance_id(text: &str) -> std::result::Result<InstanceId, ValueError> {
+    text.parse()
+}
+
+fn process_id(instance: &str, process: &str) -> std::result::Result<(InstanceId, ProcessId), ValueError> {
+    Ok((instance.parse()?, process.parse()?))
+}
+
+fn signal(number: u32) -> Result<Signal> {
+    let signal = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
+    signal.ok_or_else(|| AgentError::Unknown { kind: "signal", name: number.to_string() })
 }
 
 #[cfg(test)]

@@ -14,53 +14,6 @@ use crate::layout::Window;
 use crate::limited;
 use crate::slots::{Slot, SlotError, SlotTable};
 
-/// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take
-/// longer, and its requests hold nothing but the memory that they use.
-const DRAIN_LIMIT: Duration = Duration::from_millis(2);
-
-/// Why the host could not do its part of a plug or unplug.
-#[derive(Debug, thiserror::Error)]
-pub enum EffectError {
-    /// The host has no memory for it.
-    #[error("cannot back {0} with host memory")]
-    Back(BlockRange, #[source] MapError),
-    /// The host process may not have another mapping.
-    #[error("cannot take {0} out of what lies beside it")]
-    Cut(BlockRange, #[source] MapError),
-    /// The hypervisor refused.
-    #[error(transparent)]
-    Slot(#[from] SlotError),
-    /// The devices' view could not be changed.
-    #[error(transparent)]
-    View(#[from] ViewError),
-    /// A device holds on to memory.
-    #[error("a device still uses {0}")]
-    InFlight(BlockRange),
-}
-
-/// An operation that failed and was undone as far as it goes.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) error: EffectError,
-    /// It could not be undone.
-    pub(super) slots_in_doubt: bool,
-    /// The guest has lost a slot whose memory it takes to be there.
-    pub(super) memory_lost: bool,
-}
-
-/// How far effects were undone.
-struct Undone {
-    all: bool,
-    memory_lost: bool,
-}
-
-/// Time spent in effects.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
-    pub(super) drain: Duration,
-    pub(super) slots: Duration,
-}
-
 /// Carries out the effects of one partition on host memory, slots and view.
 pub(super) struct Effects {
     start: GuestAddress,
@@ -68,6 +21,10 @@ pub(super) struct Effects {
     slots: Arc<dyn SlotTable>,
     view: WindowView,
 }
+
+/// How long an unplug waits for device requests in flight before it is put off. They take microseconds; only a disk may take
+/// longer, and its requests hold nothing but the memory that they use.
+const DRAIN_LIMIT: Duration = Duration::from_millis(2);
 
 impl Effects {
     /// Reserves host addresses for `window`.
@@ -190,4 +147,47 @@ impl Effects {
             read_only: false,
         }
     }
+}
+
+/// Why the host could not do its part of a plug or unplug.
+#[derive(Debug, thiserror::Error)]
+pub enum EffectError {
+    /// The host has no memory for it.
+    #[error("cannot back {0} with host memory")]
+    Back(BlockRange, #[source] MapError),
+    /// The host process may not have another mapping.
+    #[error("cannot take {0} out of what lies beside it")]
+    Cut(BlockRange, #[source] MapError),
+    /// The hypervisor refused.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The devices' view could not be changed.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A device holds on to memory.
+    #[error("a device still uses {0}")]
+    InFlight(BlockRange),
+}
+
+/// An operation that failed and was undone as far as it goes.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: EffectError,
+    /// It could not be undone.
+    pub(super) slots_in_doubt: bool,
+    /// The guest has lost a slot whose memory it takes to be there.
+    pub(super) memory_lost: bool,
+}
+
+/// How far effects were undone.
+struct Undone {
+    all: bool,
+    memory_lost: bool,
+}
+
+/// Time spent in effects.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    pub(super) drain: Duration,
+    pub(super) slots: Duration,
 }

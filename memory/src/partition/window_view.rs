@@ -27,23 +27,6 @@ struct Visible {
     regions: Vec<(BlockRange, Arc<GuestRegionMmap>)>,
 }
 
-/// Why a view could not be changed. It is as it was before.
-#[derive(Debug, thiserror::Error)]
-pub enum ViewError {
-    /// No region could be made of host memory.
-    #[error("cannot show {blocks} to devices")]
-    Map {
-        /// The blocks in question.
-        blocks: BlockRange,
-        /// What went wrong.
-        #[source]
-        source: MapError,
-    },
-    /// Something else lies in the window.
-    #[error("a partition does not fit into what devices see of guest memory")]
-    Regions(#[source] GuestRegionCollectionError),
-}
-
 impl WindowView {
     pub(super) fn new(view: GuestView, start: GuestAddress, mapping: Arc<HostMapping>) -> Self {
         let blocks = u32::try_from(mapping.bytes() / BLOCK.get()).unwrap_or(u32::MAX);
@@ -122,6 +105,23 @@ impl WindowView {
     fn at(&self, block: u32) -> GuestAddress {
         GuestAddress(self.start.0 + u64::from(block) * BLOCK.get())
     }
+}
+
+/// Why a view could not be changed. It is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// No region could be made of host memory.
+    #[error("cannot show {blocks} to devices")]
+    Map {
+        /// The blocks in question.
+        blocks: BlockRange,
+        /// What went wrong.
+        #[source]
+        source: MapError,
+    },
+    /// Something else lies in the window.
+    #[error("a partition does not fit into what devices see of guest memory")]
+    Regions(#[source] GuestRegionCollectionError),
 }
 
 #[cfg(test)]
