@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Most groups of a process (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
-/// What a process of a user runs with.
+/// The credentials of a user's processes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Credentials {
     /// User.

@@ -1,4 +1,4 @@
-//! Base memory, and what instances may use of it: all together, and each.
+//! Base memory, and how much of it all instances together and each of them may use.
 //!
 //! A partition holds what an instance's programs allocate. What the kernel keeps for them lies in base memory: page tables,
 //! inodes, page cache, sockets, pipes. So each instance has a limit there, too, and all limits together leave a reserve:
@@ -7,8 +7,8 @@
 //! free at boot = memory maps of the partitions + reserve + what instances may use
 //! ```
 //!
-//! Limits are promises: what is promised to one instance is promised to no other, so each meets its own limit before all of
-//! them together meet theirs.
+//! Limits are promises: no byte is promised twice, so each instance meets its own limit before all of them together meet
+//! theirs.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 /// The memory map takes this fraction of the memory that it describes: 64 bytes for each page of 4 KiB.
 const MAP_FRACTION: u64 = 64;
 
-/// What is left to the agent and the kernel of `free` bytes: an eighth for what grows with the machine (watermarks, tables, what
+/// What the agent and the kernel keep of `free` bytes: an eighth for what grows with the machine (watermarks, tables, what
 /// the kernel allocates for instances and charges to none of them), and 32 MiB for the agent, or another eighth where that is less.
 pub fn reserve(free: u64) -> u64 {
     free / 8 + (free / 8).min(32 * MIB)
@@ -37,7 +37,7 @@ pub fn for_instances(free: u64, partition_bytes: u64) -> u64 {
 struct Account {
     /// What all instances may have.
     all: u64,
-    /// Sum of the limits of those that there are.
+    /// Sum of the limits of the instances that exist.
     promised: u64,
     /// How many partitions there are.
     partitions: u32,
@@ -51,9 +51,9 @@ impl Account {
         self.all.saturating_sub(self.promised)
     }
 
-    /// The limit of an instance that names none. One with a partition has an equal share of three quarters, so most where it is
-    /// the only one; one without has half of what is neither promised nor kept for partitions, so there is always room for
-    /// another.
+    /// The limit of an instance that does not name one. With a partition it has an equal share of three quarters, so the only
+    /// partition gets most; without one it has half of what is neither promised nor kept for partitions, so that another
+    /// always fits.
     fn default_limit(&self, in_partition: bool) -> u64 {
         let share = (self.all - self.all / 4) / u64::from(self.partitions.max(1));
         // With a stock kernel there may be more than one in a partition.
@@ -98,7 +98,7 @@ impl BaseMemory {
     }
 
     /// Says that there are `partitions`, whose windows are `partition_bytes` together; answers what all instances may have now.
-    /// Limits of instances that there are stay.
+    /// Limits of existing instances stay.
     pub fn divide(&self, partitions: u32, partition_bytes: u64) -> u64 {
         let mut account = self.lock();
         account.partitions = partitions;
@@ -106,8 +106,8 @@ impl BaseMemory {
         account.all
     }
 
-    /// The limit of all instances together: beyond what they may have they cost the kernel their cgroups, for which there is a quarter of
-    /// the reserve. So no instance meets this limit before its own.
+    /// The limit of all instances together. It adds a quarter of the reserve for the cgroups themselves, so no instance meets
+    /// this limit before its own.
     pub fn limit(&self) -> u64 {
         self.lock().all + reserve(self.free) / 4
     }
@@ -211,7 +211,7 @@ mod tests {
         assert!(base.lock().promised <= all);
     }
 
-    /// Whatever starts and ends in whatever order: no more is promised than there is, and what is given back can be had again.
+    /// In any order of starts and ends, promises stay within what exists, and what is given back can be promised again.
     #[test]
     fn never_more_is_promised_than_there_is() {
         let base = Arc::new(BaseMemory::new(400 * MIB));

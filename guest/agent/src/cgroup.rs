@@ -12,12 +12,12 @@
 //! ```
 //!
 //! The limit on base memory is around the cgroup that the instance sees, because programs read `memory.max` to know how much they
-//! can allocate, and that is the partition's size. Memory of a private node counts for no `memory.max`: the node is its limit.
+//! can allocate, and that is the partition's size. Memory of a private node is not charged to any `memory.max`: the node is its limit.
 //!
-//! With a stock kernel all memory counts for `memory.max`, whichever it is, so one number has to bound both: less than the
-//! partition, so that its limit is met before the node is full. How much of that is base memory nothing bounds. an instance may use base memory too: the kernel makes some allocations for a task that obey its cpuset but cannot come
-//! from a movable zone (pipe buffers, for one), and they would fail. What *can* come from the partition is sent there by
-//! the task's memory policy.
+//! With a stock kernel all memory is charged to `memory.max`, so one number has to bound both: less than the partition's size,
+//! so that this limit is met before the node is full. How much of it is base memory is not bounded then. The cpuset holds
+//! node 0 too: the kernel makes some allocations for a task that obey its cpuset but cannot come from a movable zone (pipe
+//! buffers, for one), and they would fail. What *can* come from the partition is sent there by the task's memory policy.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -38,7 +38,7 @@ const AGENT: &str = "agent";
 const INSTANCES: &str = "instances";
 /// An instance's own cgroup, in the one that bounds its base memory.
 const INSTANCE: &str = "instance";
-/// Where the kernel tells its own limits on tasks.
+/// Where the kernel states its own limits on tasks.
 const KERNEL: &str = "/proc/sys/kernel";
 /// Tasks that instances leave to the agent and to the kernel's threads, or half of all where that is less.
 const RESERVED_TASKS: u64 = 512;
@@ -53,7 +53,7 @@ pub struct Limits {
     pub memory_max: u64,
     /// `memory.max` around it, in bytes.
     pub outer_max: u64,
-    /// `pids.max`; without, half of what all instances may have: one that forks for ever leaves room for its neighbours.
+    /// `pids.max`; by default half of what all instances may have, so that one that forks forever leaves room for others.
     pub pids_max: Option<u32>,
 }
 
@@ -93,7 +93,7 @@ impl Hierarchy {
     }
 
     /// Limits the tasks of all instances together to what the kernel, which says so in `kernel`, can have, less a reserve.
-    /// Without, one instance could take them all, and the agent would fail where it has to start a thread.
+    /// Otherwise one instance could take them all, and the agent could not start a thread.
     fn limit_tasks(&self, kernel: &Path) -> Result<()> {
         let all = number(&kernel.join("threads-max"))?.min(number(&kernel.join("pid_max"))?);
         let most = all - RESERVED_TASKS.min(all / 2);
@@ -119,7 +119,7 @@ impl Hierarchy {
         format!("/{INSTANCES}/{id}/{INSTANCE}")
     }
 
-    /// An instance's cgroups, whether they are there or not.
+    /// An instance's cgroups, which may not exist.
     pub fn cgroup(&self, id: &InstanceId) -> Cgroup {
         let outer = self.root.join(INSTANCES).join(id.as_str());
         Cgroup { inner: outer.join(INSTANCE), outer }
@@ -175,7 +175,7 @@ impl Cgroup {
         files::write(self.outer.join("memory.max"), &outer_max.to_string())?;
         enable_controllers(&self.outer);
         std::fs::create_dir(&self.inner).map_err(AgentError::path("create", &self.inner))?;
-        // There is one, and whatever the instance gets to write to, there will be no other.
+        // There is one, and nothing that the instance can write to makes another.
         files::write(self.outer.join("cgroup.max.descendants"), "1")
     }
 
@@ -237,7 +237,7 @@ impl Cgroup {
         }))
     }
 
-    /// Kills all its processes and waits until the last one is gone; its address space is, then, too.
+    /// Kills all its processes and waits until the last one, and with it its address space, is gone.
     ///
     /// # Errors
     /// [`AgentError::Path`]; [`AgentError::TimedOut`].
@@ -309,7 +309,7 @@ impl Cgroup {
         Ok(of("file").saturating_sub(of("shmem")))
     }
 
-    /// Whether they are there.
+    /// Whether they exist.
     pub fn exists(&self) -> bool {
         self.outer.exists()
     }

@@ -1,4 +1,4 @@
-//! What programs take for granted in a root file system, and what it says of who is to run: looked at from within, so that no
+//! What programs take for granted in a root file system, and the accounts it lists. Files are opened from within, so that no
 //! link of an image leads out of it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -15,7 +15,7 @@ use crate::error::{AgentError, Result};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
-/// How much of a file is looked at to tell whether it says anything, in bytes.
+/// How many bytes of a file are read to tell whether it says anything.
 const MAX_LOOK: u64 = 64 << 10;
 
 /// Gives the root file system at `root` the files and the working directory that it lacks.
@@ -72,13 +72,12 @@ enum Own<'a> {
     Stays,
     /// With a line for each of these names of the loopback that it lacks.
     StaysWith([&'a str; 2]),
-    /// It is of the machine that made the image.
+    /// It belongs to the machine that made the image.
     Goes,
 }
 
 /// The files, what they say, and what becomes of the image's own. The instance has no network but its loopback. So its own name is
-/// that, and a name server is not to be had: the address is what resolvers use without one, spelt out for programs that want to
-/// read it.
+/// the loopback, and no name server answers: the address is the resolvers' default, spelt out for programs that read the file.
 fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\

@@ -1,7 +1,7 @@
 //! The file systems in memory that an instance can write to, and how much they hold.
 //!
-//! A full one answers `ENOSPC` to its writer. So that this comes before programs run out of memory, their sizes leave some of
-//! what the instance may have, and their inodes, which the kernel keeps in base memory, fit its limit there.
+//! A write to a full one fails with `ENOSPC`. So that this happens before programs run out of memory, file systems get only
+//! part of the instance's memory, and their inodes, which the kernel keeps in base memory, fit its limit there.
 
 use crate::placement::Placement;
 
@@ -15,7 +15,7 @@ const DEVICE_INODES: u64 = 256;
 /// How much a tmpfs holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Of files' data.
+    /// Bytes of file data.
     pub bytes: u64,
     /// Files, folders and links.
     pub inodes: u64,
@@ -27,7 +27,7 @@ impl Capacity {
         Self { bytes: bytes.max(1), inodes: inodes.max(1) }
     }
 
-    /// As mount options.
+    /// The mount options that set it.
     pub fn options(self) -> [String; 2] {
         [format!("size={}", self.bytes), format!("nr_inodes={}", self.inodes)]
     }
