@@ -10,11 +10,12 @@
 //! Limits are promises: no byte is promised twice, so each instance meets its own limit before all of them together meet
 //! theirs.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use bellows_protocol::values::MIN_BASE_LIMIT;
 
 use crate::error::{AgentError, Result};
+use crate::sync::Mutex;
 
 const MIB: u64 = 1 << 20;
 /// The memory map takes this fraction of the memory that it describes: 64 bytes for each page of 4 KiB.
@@ -100,7 +101,7 @@ impl BaseMemory {
     /// Says that there are `partitions`, whose windows are `partition_bytes` together; answers what all instances may have now.
     /// Limits of existing instances stay.
     pub fn divide(&self, partitions: u32, partition_bytes: u64) -> u64 {
-        let mut account = self.lock();
+        let mut account = self.account.lock();
         account.partitions = partitions;
         account.all = for_instances(self.free, partition_bytes);
         account.all
@@ -109,7 +110,7 @@ impl BaseMemory {
     /// The limit of all instances together. It adds a quarter of the reserve for the cgroups themselves, so no instance meets
     /// this limit before its own.
     pub fn limit(&self) -> u64 {
-        self.lock().all + reserve(self.free) / 4
+        self.account.lock().all + reserve(self.free) / 4
     }
 
     /// Promises an instance `wanted` bytes, or what is right for one that names no limit.
@@ -117,12 +118,8 @@ impl BaseMemory {
     /// # Errors
     /// [`AgentError::NoBaseMemory`], [`AgentError::SmallBaseLimit`].
     pub fn claim(self: &Arc<Self>, wanted: Option<u64>, in_partition: bool) -> Result<Claim> {
-        let bytes = self.lock().promise(wanted, in_partition)?;
+        let bytes = self.account.lock().promise(wanted, in_partition)?;
         Ok(Claim { bytes, in_partition, from: Arc::clone(self) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -143,7 +140,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut account = self.from.lock();
+        let mut account = self.from.account.lock();
         account.promised -= self.bytes;
         account.taken -= u32::from(self.in_partition);
     }
@@ -208,7 +205,7 @@ mod tests {
         assert!(others.windows(2).all(|pair| pair[1].bytes() <= pair[0].bytes()), "{others:?}");
         let shares: Vec<_> = (0..4).map(|_| base.claim(None, true).unwrap()).collect();
         assert!(shares.iter().all(|share| share.bytes() == (all - all / 4) / 4), "{shares:?}");
-        assert!(base.lock().promised <= all);
+        assert!(base.account.lock().promised <= all);
     }
 
     /// In any order of starts and ends, promises stay within what exists, and what is given back can be promised again.
@@ -228,11 +225,11 @@ mod tests {
                 }
                 Err(_) => drop(claims.pop()),
             }
-            assert_eq!(base.lock().promised, claims.iter().map(Claim::bytes).sum::<u64>());
-            assert!(base.lock().promised <= all);
+            assert_eq!(base.account.lock().promised, claims.iter().map(Claim::bytes).sum::<u64>());
+            assert!(base.account.lock().promised <= all);
         }
         claims.clear();
-        let account = *base.lock();
+        let account = *base.account.lock();
         assert_eq!((account.promised, account.taken), (0, 0));
     }
 

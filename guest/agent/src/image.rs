@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
 
 use bellows_protocol::DISK_LIMIT;
 use bellows_protocol::values::{ImageId, PciAddress, Serial};
@@ -15,6 +14,7 @@ use nix::mount::MsFlags;
 use crate::error::{AgentError, Result};
 use crate::mounts;
 use crate::pci::Sysfs;
+use crate::sync::Mutex;
 use crate::uevent::Uevents;
 
 /// Where layers are mounted.
@@ -64,7 +64,7 @@ impl Images {
     /// that cannot be mounted. What was mounted for this image is unmounted again.
     pub fn mount(&self, sysfs: &Sysfs, uevents: &Uevents, id: &ImageId, layers: &[Layer]) -> Result<()> {
         // One image at a time: two that share a layer must not both mount it.
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         let serials: Vec<_> = layers.iter().map(|layer| layer.serial.clone()).collect();
         match tables.images.get(id) {
             Some(image) if image.layers == serials => return Ok(()),
@@ -86,7 +86,7 @@ impl Images {
     /// # Errors
     /// [`AgentError::Gone`]; [`AgentError::InUse`] while an instance of it is there.
     pub fn unmount(&self, id: &ImageId) -> Result<()> {
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         let gone = || AgentError::Gone { kind: "image", name: id.to_string() };
         let image = tables.images.get(id).ok_or_else(gone)?;
         if image.instances > 0 {
@@ -104,7 +104,7 @@ impl Images {
     /// # Errors
     /// [`AgentError::Unknown`].
     pub fn begin_use(&self, id: &ImageId) -> Result<Vec<PathBuf>> {
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         let image = tables.images.get_mut(id).ok_or_else(|| unknown(id))?;
         image.instances += 1;
         Ok(image.layers.iter().map(mount_point).collect())
@@ -112,7 +112,7 @@ impl Images {
 
     /// Ends an instance's use of an image.
     pub fn end_use(&self, id: &ImageId) {
-        if let Some(image) = self.lock().images.get_mut(id) {
+        if let Some(image) = self.tables.lock().images.get_mut(id) {
             image.instances = image.instances.saturating_sub(1);
         }
     }
@@ -122,7 +122,7 @@ impl Images {
     /// # Errors
     /// [`AgentError::InUse`].
     pub fn check_unused(&self, addresses: &[PciAddress]) -> Result<()> {
-        let tables = self.lock();
+        let tables = self.tables.lock();
         for address in addresses {
             if let Some((serial, _)) = tables.layers.iter().find(|(_, layer)| layer.address == *address) {
                 return Err(AgentError::InUse {
@@ -136,15 +136,11 @@ impl Images {
 
     /// Unmounts everything, as far as it goes.
     pub fn unmount_all(&self) {
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         tables.images.clear();
         for (serial, _) in tables.layers.drain() {
             log_unmount(&mount_point(&serial));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -202,13 +198,13 @@ mod tests {
         let layers = [("base", "0000:01:04.0"), ("top", "0000:01:05.0")]
             .map(|(serial, address)| Layer { serial: serial.parse().unwrap(), address: address.parse().unwrap() });
         for Layer { serial, address } in layers.clone() {
-            images.lock().layers.insert(serial, Mounted { address, images: 1 });
+            images.tables.lock().layers.insert(serial, Mounted { address, images: 1 });
         }
         (images, layers)
     }
 
     fn users(images: &Images) -> Vec<usize> {
-        images.lock().layers.values().map(|layer| layer.images).collect()
+        images.tables.lock().layers.values().map(|layer| layer.images).collect()
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub mod shutdown;
 pub mod sockets;
 pub mod statistics;
 pub mod streams;
+pub mod sync;
 pub mod sys;
 pub mod tmpfs;
 pub mod uevent;

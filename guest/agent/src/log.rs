@@ -2,10 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::sync::Mutex;
 
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::sync::Mutex;
 
 /// Sends `tracing` events up to `level` to `/dev/kmsg`, or to standard error without one.
 pub fn start(level: Level) {
@@ -65,7 +66,7 @@ impl Write for Line<'_> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let record = record(self.priority, text);
         match &self.log.0 {
-            Some(log) => log.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write_all(&record)?,
+            Some(log) => log.lock().write_all(&record)?,
             None => io::stderr().write_all(text)?,
         }
         Ok(text.len())

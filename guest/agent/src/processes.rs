@@ -1,13 +1,14 @@
 //! The processes of an instance beside its first.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_protocol::values::{MAX_PROCESSES, ProcessId, ValueError};
 
 use crate::container::Process;
 use crate::error::{AgentError, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// Processes that were started in a container which was there, until they are removed.
 #[derive(Debug, Default)]
@@ -37,7 +38,7 @@ impl Others {
     /// # Errors
     /// [`AgentError::Unknown`], [`AgentError::InUse`].
     pub fn get(&self, id: &ProcessId) -> Result<Arc<Process>> {
-        match self.lock().table.get(id) {
+        match self.state.lock().table.get(id) {
             Some(Some(process)) => Ok(Arc::clone(process)),
             Some(None) => Err(AgentError::InUse { what: format!("process {id}"), by: "its start".into() }),
             None => Err(AgentError::Unknown { kind: "process", name: id.to_string() }),
@@ -49,7 +50,7 @@ impl Others {
     /// # Errors
     /// [`AgentError::Exists`], [`AgentError::InUse`] while the instance is removed, [`ValueError::TooMany`].
     pub fn begin(&self, id: &ProcessId) -> Result<Place<'_>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed {
             return Err(AgentError::InUse { what: "the instance".into(), by: "its removal".into() });
         }
@@ -66,7 +67,7 @@ impl Others {
 
     /// Forgets one that has ended.
     pub fn forget(&self, id: &ProcessId) {
-        self.lock().table.remove(id);
+        self.state.lock().table.remove(id);
     }
 
     /// Refuses further starts, waits for those under way, and ends the streams of all processes.
@@ -74,12 +75,11 @@ impl Others {
     /// # Errors
     /// [`AgentError::TimedOut`].
     pub fn close(&self, limit: Duration) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         let starting = |state: &mut State| state.table.values().any(Option::is_none);
-        let waited = self.changed.wait_timeout_while(state, limit, starting);
-        let (mut state, waited) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
-        if waited.timed_out() {
+        let (mut state, started) = self.changed.wait_timeout_while(state, limit, starting);
+        if !started {
             return Err(AgentError::TimedOut { what: "end of the start of a process".into(), after: limit });
         }
         for (_, process) in state.table.drain() {
@@ -87,16 +87,12 @@ impl Others {
         }
         Ok(())
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
 impl Place<'_> {
     /// The process that was started.
     pub fn fill(self, process: Process) {
-        if let Some(place) = self.others.lock().table.get_mut(&self.id) {
+        if let Some(place) = self.others.state.lock().table.get_mut(&self.id) {
             *place = Some(Arc::new(process));
         }
     }
@@ -104,7 +100,7 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.others.lock();
+        let mut state = self.others.state.lock();
         if matches!(state.table.get(&self.id), Some(None)) {
             state.table.remove(&self.id);
         }

@@ -13,13 +13,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+
+use crate::sync::{Condvar, Mutex};
 
 /// How a process ended, once it has.
 #[derive(Debug, Default)]
@@ -31,16 +33,16 @@ pub struct Exit {
 impl Exit {
     /// The exit code, or 128 + the number of the signal that ended it; `None` while it runs.
     pub fn get(&self) -> Option<i32> {
-        *lock(&self.code)
+        *self.code.lock()
     }
 
     /// Blocks until it has ended.
     pub fn wait(&self) -> i32 {
-        let mut code = lock(&self.code);
+        let mut code = self.code.lock();
         loop {
             match *code {
                 Some(code) => return code,
-                None => code = self.changed.wait(code).unwrap_or_else(|poisoned| poisoned.into_inner()),
+                None => code = self.changed.wait(code),
             }
         }
     }
@@ -48,19 +50,19 @@ impl Exit {
     /// Blocks until it has ended, for at most `limit`.
     pub fn wait_for(&self, limit: Duration) -> Option<i32> {
         let deadline = Instant::now() + limit;
-        let mut code = lock(&self.code);
+        let mut code = self.code.lock();
         while code.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            code = self.changed.wait_timeout(code, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            code = self.changed.wait_timeout(code, left);
         }
         *code
     }
 
     fn set(&self, code: i32) {
-        *lock(&self.code) = Some(code);
+        *self.code.lock() = Some(code);
         self.changed.notify_all();
     }
 }
@@ -96,7 +98,7 @@ impl Reaper {
     /// # Errors
     /// Those of [`Command::spawn`].
     pub fn spawn(&self, command: &mut Command) -> io::Result<(Pid, Arc<Exit>)> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let child = command.spawn();
         state.spawns += 1;
         self.spawned.notify_all();
@@ -109,7 +111,7 @@ impl Reaper {
     /// Watches a process that will become a child of this one, but cannot have yet: its parent still lives.
     pub fn watch(&self, pid: Pid) -> Arc<Exit> {
         let exit = Arc::default();
-        lock(&self.state).watched.insert(pid.as_raw(), Arc::clone(&exit));
+        self.state.lock().watched.insert(pid.as_raw(), Arc::clone(&exit));
         exit
     }
 
@@ -118,13 +120,13 @@ impl Reaper {
     /// # Errors
     /// Those of `kill(2)`.
     pub fn signal(&self, pid: Pid, signal: Signal) -> nix::Result<()> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if state.watched.contains_key(&pid.as_raw()) { kill(pid, signal) } else { Ok(()) }
     }
 
     fn run(&self) {
         loop {
-            let spawns = lock(&self.state).spawns;
+            let spawns = self.state.lock().spawns;
             match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
                 Ok(status) => {
                     if let Some(pid) = status.pid() {
@@ -136,9 +138,9 @@ impl Reaper {
                     if error != Errno::ECHILD {
                         tracing::error!(%error, "waiting for children");
                     }
-                    let mut state = lock(&self.state);
+                    let mut state = self.state.lock();
                     while state.spawns == spawns {
-                        state = self.spawned.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                        state = self.spawned.wait(state);
                     }
                 }
             }
@@ -146,7 +148,7 @@ impl Reaper {
     }
 
     fn collect(&self, pid: Pid) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let code = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => code,
             Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
@@ -158,8 +160,4 @@ impl Reaper {
             None => tracing::debug!(%pid, code, "orphan ended"),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -6,12 +6,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+use crate::sync::Mutex;
 
 /// How often sockets are looked for before those that are left are left alone.
 const ROUNDS: u32 = 10;
@@ -50,7 +51,7 @@ impl Sockets {
     /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same; those
     /// of `setns(2)`, `socket(2)` and what follows it.
     pub fn destroy(&self) -> io::Result<()> {
-        let mut network = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut network = self.0.lock();
         network.as_ref().map_or(Ok(()), destroy_all)?;
         *network = None;
         Ok(())

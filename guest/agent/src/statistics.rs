@@ -9,12 +9,13 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{AgentError, Result};
 use crate::files;
+use crate::sync::Mutex;
 
 const INSTANCE: &str = "/sys/kernel/tracing/instances/bellows";
 /// Per CPU: about a thousand events between two looks.
@@ -78,7 +79,7 @@ impl Migrations {
     /// # Errors
     /// [`AgentError::System`].
     pub fn pages(&self) -> Result<u64> {
-        let mut tally = self.tally.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut tally = self.tally.lock();
         let mut buffer = vec![0; 16 << 10];
         loop {
             match (&self.pipe).read(&mut buffer) {

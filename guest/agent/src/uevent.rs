@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{AgentError, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// Netlink group of the kernel's own announcements, as opposed to udev's.
 const KERNEL_GROUP: u32 = 1;
@@ -61,7 +62,7 @@ impl Uevents {
 
     /// Wakes all waiters for another look.
     pub fn announce(&self) {
-        *self.count.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) += 1;
+        *self.count.lock() += 1;
         self.announced.notify_all();
     }
 
@@ -77,18 +78,18 @@ impl Uevents {
     ) -> Result<T> {
         let deadline = Instant::now().checked_add(limit);
         loop {
-            let seen = *self.count.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let seen = *self.count.lock();
             if let Some(value) = check()? {
                 return Ok(value);
             }
-            let mut count = self.count.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut count = self.count.lock();
             while *count == seen {
                 let left =
                     deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
                 if left.is_zero() {
                     return Err(AgentError::TimedOut { what: what(), after: limit });
                 }
-                count = self.announced.wait_timeout(count, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                count = self.announced.wait_timeout(count, left);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_protocol::KILL_LIMIT;
@@ -16,6 +16,7 @@ use crate::error::{AgentError, Result};
 use crate::image::Images;
 use crate::partition::MemoryInfo;
 use crate::reaper::Reaper;
+use crate::sync::Mutex;
 
 /// Below this lie the instances' mounts.
 pub const FOLDER: &str = "/run/i";
@@ -74,7 +75,7 @@ impl Instances {
     /// # Errors
     /// [`AgentError::Unknown`], [`AgentError::InUse`].
     pub fn get(&self, id: &InstanceId) -> Result<Arc<Instance>> {
-        match self.lock().get(id) {
+        match self.table.lock().get(id) {
             Some(Slot::Started(instance)) => Ok(Arc::clone(instance)),
             Some(Slot::Busy) => Err(busy(id)),
             Some(Slot::Remains(_)) | None => Err(unknown(id)),
@@ -83,7 +84,7 @@ impl Instances {
 
     /// Takes the place of an instance that is to be started.
     pub(super) fn begin_start(&self, id: &InstanceId) -> Result<()> {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         if table.contains_key(id) {
             return Err(AgentError::Exists { kind: "instance", name: id.to_string() });
         }
@@ -93,7 +94,7 @@ impl Instances {
 
     /// Takes what is to be removed out of its place, which stays busy.
     pub(super) fn begin_removal(&self, id: &InstanceId) -> Result<Slot> {
-        match self.lock().get_mut(id) {
+        match self.table.lock().get_mut(id) {
             Some(Slot::Busy) => Err(busy(id)),
             Some(slot) => Ok(std::mem::replace(slot, Slot::Busy)),
             None => Err(AgentError::Gone { kind: "instance", name: id.to_string() }),
@@ -102,7 +103,7 @@ impl Instances {
 
     /// Ends a start or removal: `slot` is what there is of the instance now.
     pub(super) fn finish(&self, id: &InstanceId, slot: Option<Slot>) {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         match slot {
             Some(slot) => table.insert(id.clone(), slot),
             None => table.remove(id),
@@ -111,11 +112,7 @@ impl Instances {
 
     /// The names of all there are.
     pub(super) fn ids(&self) -> Vec<InstanceId> {
-        self.lock().keys().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Slot>> {
-        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.table.lock().keys().cloned().collect()
     }
 }
 

@@ -8,7 +8,7 @@ mod relay;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use bellows_protocol::stream::StreamName;
 use bellows_protocol::values::TerminalSize;
@@ -20,6 +20,7 @@ use nix::unistd::{Gid, Uid, fchown, pipe2};
 use self::listener::Permit;
 use self::relay::Relay;
 use crate::error::{AgentError, Result};
+use crate::sync::Mutex;
 use crate::sys;
 
 /// What a process has for standard streams.
@@ -116,7 +117,7 @@ impl Streams {
         ended: &Arc<OwnedFd>,
         permit: Permit,
     ) -> Result<()> {
-        let mut slots = self.lock();
+        let mut slots = self.slots.lock();
         let Some((_, slot)) = slots.iter_mut().find(|(slot, _)| *slot == name) else {
             return Err(AgentError::Unknown { kind: "stream", name: name.to_string() });
         };
@@ -141,7 +142,7 @@ impl Streams {
     /// # Errors
     /// [`AgentError::Unknown`] where there is none, or not any more; [`AgentError::System`].
     pub fn resize(&self, size: TerminalSize) -> Result<()> {
-        let slots = self.lock();
+        let slots = self.slots.lock();
         let terminal = slots.iter().find_map(|slot| match slot {
             (StreamName::Terminal, Slot::Free(end)) => Some(Arc::clone(end)),
             (StreamName::Terminal, Slot::Taken(end)) => end.upgrade(),
@@ -153,17 +154,13 @@ impl Streams {
 
     /// Ends all streams, whether the monitor has read them or not.
     pub fn close(&self) {
-        for (_, slot) in &mut *self.lock() {
+        for (_, slot) in &mut *self.slots.lock() {
             if let Slot::Free(end) = slot {
                 *slot = Slot::Taken(Arc::downgrade(end));
             }
         }
         // Cannot fail: its count is far from its limit.
         let _ = self.stop.write(1);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(StreamName, Slot)>> {
-        self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
