@@ -1,10 +1,8 @@
 //! The narrow door to the hypervisor's memory slots.
 
-use std::sync::Arc;
+use std::error::Error;
 
 use vm_memory::GuestAddress;
-
-use crate::partition::EffectError;
 
 /// A range of host memory that the guest reaches at a guest-physical address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,5 +54,5 @@ pub trait SlotTable: Send + Sync {
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError>;
 
     /// Ends the VM: because of `error` the guest has lost memory that it takes to be there.
-    fn lost(&self, error: Arc<EffectError>);
+    fn lost(&self, error: Box<dyn Error + Send + Sync>);
 }

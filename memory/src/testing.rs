@@ -3,6 +3,7 @@
 //! Panics freely: a fixture that cannot be built is a failed test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,7 +13,6 @@ use crate::admission::{Admission, HostMemory};
 use crate::discard::Discarder;
 use crate::host::Backing;
 use crate::layout::{Layout, LayoutSpec};
-use crate::partition::EffectError;
 use crate::partition::{PartitionMemory, PartitionSetup};
 use crate::slots::{Slot, SlotError, SlotTable};
 use crate::{ByteSize, GuestMemory, GuestView};
@@ -121,7 +121,7 @@ impl SlotTable for RecordedSlots {
         Ok(())
     }
 
-    fn lost(&self, error: Arc<EffectError>) {
+    fn lost(&self, error: Box<dyn Error + Send + Sync>) {
         self.state().lost = Some(error.to_string());
     }
 }

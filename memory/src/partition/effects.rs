@@ -37,7 +37,7 @@ impl Effects {
 
     /// Ends the VM because the guest has lost memory.
     pub(super) fn lost(&self, error: Arc<EffectError>) {
-        self.slots.lost(error);
+        self.slots.lost(Box::new(error));
     }
 
     pub(super) fn mapping(&self) -> &Arc<HostMapping> {

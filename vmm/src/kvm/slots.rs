@@ -1,10 +1,10 @@
 //! The VM's memory slots in KVM.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bellows_memory::EffectError;
 use bellows_memory::slots::{Slot, SlotError, SlotTable};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
@@ -94,9 +94,9 @@ impl SlotTable for KvmSlots {
         self.replace_closed(old, new).inspect_err(|_| self.gate.stop())
     }
 
-    fn lost(&self, error: Arc<EffectError>) {
+    fn lost(&self, error: Box<dyn Error + Send + Sync>) {
         match self.notice.get() {
-            Some(notice) => notice.report(ExitReason::Error(Box::new(error))),
+            Some(notice) => notice.report(ExitReason::Error(error)),
             None => self.gate.stop(),
         }
     }
