@@ -15,6 +15,7 @@
 //! on the discard thread only.
 
 mod effects;
+mod plug_state;
 mod report;
 mod request;
 mod saved;
@@ -25,10 +26,11 @@ mod wait;
 mod window_view;
 
 pub use effects::EffectError;
+pub use plug_state::{InvalidTarget, PlugState, PlugStateError};
 pub use report::{Phases, Report};
 pub use request::{Answer, BlockState, Request};
-pub use saved::{PARTITION_STATE_VERSION, PartitionState, PlugState, PlugStateError, RestoreError, SaveError};
-pub use state::{Effect, InvalidTarget, Outcome, Partition};
+pub use saved::{PARTITION_STATE_VERSION, PartitionState, RestoreError, SaveError};
+pub use state::{Effect, Outcome, Partition};
 pub use target::{Target, TargetError};
 pub use wait::WaitError;
 pub use window_view::ViewError;

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::effects::Effects;
-use super::{EffectError, Inner, InvalidTarget, Partition, PartitionMemory, PartitionSetup, Phases, Service, blocks};
+use super::{
+    EffectError, Inner, Partition, PartitionMemory, PartitionSetup, Phases, PlugState, PlugStateError, Service, blocks,
+};
 use crate::ByteSize;
 use crate::admission::{AdmissionError, Charge};
-use crate::blocks::BlockRange;
 use crate::host::MapError;
 use crate::layout::{PartitionId, Window};
 
@@ -100,22 +101,6 @@ pub struct PartitionState {
     pub phases: Phases,
 }
 
-/// A [`Partition`], the state machine. Ranges are in order of address and do not overlap, but for discards.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct PlugState {
-    /// What the host wants plugged.
-    pub target: ByteSize,
-    /// How far into its addresses the guest may plug.
-    pub usable: ByteSize,
-    /// What is plugged.
-    pub plugged: Vec<BlockRange>,
-    /// Slots as they were added.
-    pub slots: Vec<BlockRange>,
-    /// Discards that are due, in order.
-    pub discards: Vec<BlockRange>,
-}
-
 /// Why a partition was not saved.
 #[derive(Debug, thiserror::Error)]
 #[error("partition {id} cannot be saved: its memory slots are not what they should be")]
@@ -176,70 +161,6 @@ pub enum RestoreError {
         #[source]
         source: EffectError,
     },
-}
-
-/// Why a [`PlugState`] is invalid.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum PlugStateError {
-    /// The partition cannot have that target.
-    #[error(transparent)]
-    Target(#[from] InvalidTarget),
-    /// Slots cannot follow the usable region, or it is out of bounds.
-    #[error("usable region of {usable}: expected whole granules of {granule}, from {least} to {most}")]
-    Usable {
-        /// The state's.
-        usable: ByteSize,
-        /// Size of a granule.
-        granule: ByteSize,
-        /// What the target takes.
-        least: ByteSize,
-        /// What the guest has addresses for.
-        most: ByteSize,
-    },
-    /// A range reaches too far.
-    #[error("{what} {range}: expected no block beyond {limit}")]
-    Beyond {
-        /// `plugged`, `slot` or `discard`.
-        what: &'static str,
-        /// The range.
-        range: BlockRange,
-        /// The blocks there are.
-        limit: u32,
-    },
-    /// Ranges overlap or are out of order.
-    #[error("{what} {second} after {first}: expected disjoint ranges in order of address")]
-    Order {
-        /// `plugged` or `slot`.
-        what: &'static str,
-        /// The first of them.
-        first: BlockRange,
-        /// The next.
-        second: BlockRange,
-    },
-    /// The guest could not reach what is plugged.
-    #[error("plugged {0}: expected a slot for each of them")]
-    NoSlot(BlockRange),
-    /// A slot for nothing.
-    #[error("slot {0} with nothing plugged: expected none")]
-    IdleSlot(BlockRange),
-    /// A discard would destroy what is plugged.
-    #[error("discard of {0}, where blocks are plugged: expected none there")]
-    PluggedDiscard(BlockRange),
-}
-
-/// Checks that `ranges` are in order, do not overlap and lie below block `limit`.
-pub(super) fn check_order(what: &'static str, ranges: &[BlockRange], limit: u32) -> Result<(), PlugStateError> {
-    for pair in ranges.windows(2) {
-        if let &[first, second] = pair
-            && second.first() < first.end()
-        {
-            return Err(PlugStateError::Order { what, first, second });
-        }
-    }
-    match ranges.last() {
-        Some(&range) if range.end() > limit => Err(PlugStateError::Beyond { what, range, limit }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::blocks::BlockRange;
 use crate::partition::{Answer, Handled, Request, TargetError};
 use crate::testing::Fixture;
 use std::time::Duration;

@@ -27,8 +27,8 @@
 
 use std::collections::VecDeque;
 
+use super::plug_state::{InvalidTarget, PlugState, PlugStateError, check_order};
 use super::request::{Answer, BlockState, Request};
-use super::saved::{PlugState, PlugStateError, check_order};
 use crate::ByteSize;
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
 
@@ -464,22 +464,6 @@ pub struct Outcome {
     pub answer: Answer,
     /// What to do first, in order. Empty unless the answer is [`Answer::Done`].
     pub effects: Vec<Effect>,
-}
-
-/// A target that a partition cannot have.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum InvalidTarget {
-    /// Not made of whole blocks.
-    #[error("target of {0}: expected a multiple of {BLOCK}")]
-    Unaligned(ByteSize),
-    /// Larger than the window.
-    #[error("target of {target}: the partition's window is {window}")]
-    BeyondWindow {
-        /// What was asked for.
-        target: ByteSize,
-        /// Size of the window.
-        window: ByteSize,
-    },
 }
 
 fn answer(answer: Answer) -> Outcome {
