@@ -50,6 +50,8 @@ const BOOTS: [(&str, &str, &str); 4] = [
 ];
 /// Imports that are killed.
 const IMPORTS: &str = "imports";
+/// Devices that are suspended and resumed while a driver on another thread uses them, without a VM.
+const CONTRACT: &str = "device-contract";
 /// VMs whose partitions, instances and disks come and go.
 const VMS: &str = "vms";
 /// Partitions of one guest that come and go, in the guest kernel's tests.
@@ -60,7 +62,8 @@ const FUZZ: &str = "fuzz-";
 /// Runs all parts that are wanted and not done yet, whatever fails on the way.
 pub fn run(options: &Options, install: bool) -> Result<()> {
     let targets = fuzz::names()?;
-    let parts = [IMPORTS, VMS, KERNEL_STRESS].into_iter().chain(BOOTS.map(|(name, ..)| name)).map(str::to_owned);
+    let parts =
+        [IMPORTS, CONTRACT, VMS, KERNEL_STRESS].into_iter().chain(BOOTS.map(|(name, ..)| name)).map(str::to_owned);
     let parts: Vec<String> = parts.chain(targets.iter().map(|target| format!("{FUZZ}{target}"))).collect();
     let wanted = |part: &&String| options.only.is_empty() || options.only.iter().any(|only| part.contains(only));
     let wanted: Vec<&String> = parts.iter().filter(wanted).collect();
@@ -98,6 +101,7 @@ fn part(name: &str, minutes: u32, install: bool) -> Result<()> {
     let seconds = minutes * 60;
     match name {
         IMPORTS => test::killed_imports(install),
+        CONTRACT => test::device_contract(install),
         VMS => test::stress(minutes, install),
         KERNEL_STRESS => boot(PARTITIONS, &format!("stress={seconds}"), LIMIT_SECONDS + seconds, install),
         name => BOOTS

@@ -11,6 +11,9 @@ use crate::{kvm_tests, packages, progress, run, workspace};
 /// How many imports `cargo xtask stress` kills.
 const KILLED_IMPORTS: u32 = 200;
 
+/// How long `cargo xtask stress` suspends and resumes each device: ten minutes for all.
+const CONTRACT_MINUTES: u32 = 2;
+
 /// End-to-end tests that `cargo xtask stress` runs and not every run: they take long.
 const LONG: [&str; 1] = ["stress::"];
 
@@ -57,6 +60,20 @@ pub fn killed_imports(install: bool) -> Result<()> {
         workspace::cargo()
             .args(["test", "-p", "bellows-block", "killed_imports"])
             .env("BELLOWS_TEST_KILLS", KILLED_IMPORTS.to_string()),
+    );
+    tally.conclude()
+}
+
+/// Suspends and resumes each device while a driver on another thread uses it. Both threads get a processor: one test at a time.
+pub fn device_contract(install: bool) -> Result<()> {
+    packages::ensure(&packages::all(Host::detect()), install)?;
+    let mut tally = Tally::default();
+    rust_tests(
+        &mut tally,
+        &format!("{CONTRACT_MINUTES} minutes of suspending for each device"),
+        workspace::cargo()
+            .args(["test", "--workspace", "--lib", "loses_nothing_to_threads_that_race", "--", "--test-threads=1"])
+            .env("BELLOWS_CONTRACT_MINUTES", CONTRACT_MINUTES.to_string()),
     );
     tally.conclude()
 }
