@@ -180,7 +180,7 @@ impl VmBuilder {
     /// Makes the VM and starts it.
     ///
     /// # Errors
-    /// Something in the configuration can't be, is missing, or the host refused it: the error names it, and nothing of the
+    /// Something in the configuration is invalid or missing, or the host refused it: the error names it, and nothing of the
     /// VM is left.
     pub fn boot(self) -> Result<Vm, BuildError> {
         let started = Instant::now();

@@ -7,7 +7,7 @@ pub struct CommandLine {
     init_arguments: Vec<String>,
 }
 
-/// Why something can't be on a command line.
+/// Why something cannot be on a command line.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CommandLineError {
     /// Not a parameter's name.
@@ -46,7 +46,7 @@ impl CommandLine {
     /// Adds a parameter without a value.
     ///
     /// # Errors
-    /// `name` is no name.
+    /// `name` is not a parameter name.
     pub fn flag(&mut self, name: &str) -> Result<&mut Self, CommandLineError> {
         let quiet = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'=';
         // `--` would end the kernel's part.
@@ -60,7 +60,7 @@ impl CommandLine {
     /// Adds a parameter with a value, quoted where it needs to be.
     ///
     /// # Errors
-    /// `name` is no name, or `value` no value.
+    /// `name` is not a parameter name, or `value` not a value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<&mut Self, CommandLineError> {
         if !is_printable(value) || value.contains('"') {
             return Err(CommandLineError::Value { name: name.to_owned(), value: value.to_owned() });

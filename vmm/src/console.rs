@@ -146,7 +146,7 @@ impl Shared {
     }
 }
 
-/// Lets nobody wait for a thread that has ended, however it did.
+/// Wakes all that wait for a thread when it ends, however it does.
 struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
@@ -179,7 +179,7 @@ impl Output {
     }
 }
 
-/// Writes all of `bytes`, also to a descriptor that somebody has made non-blocking.
+/// Writes all of `bytes`, also to a descriptor that is non-blocking.
 fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {

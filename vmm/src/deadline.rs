@@ -79,7 +79,7 @@ pub(crate) struct Turns {
 pub(crate) struct Turn<'a>(&'a Turns);
 
 impl Turns {
-    /// Waits until nobody else has the turn; `None` if that is not so within `limit`.
+    /// Waits for the turn; `None` if it does not come within `limit`.
     pub(crate) fn take(&self, limit: Duration) -> Option<Turn<'_>> {
         let waited = self.free.wait_timeout_while(self.lock(), limit, |taken| *taken);
         let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);

@@ -83,7 +83,7 @@ fn of_disk(transport: Transport) -> usize {
 pub(crate) fn check(needed: usize) -> Result<(), TooFewDescriptors> {
     match usage() {
         Ok((open, limit)) => room(needed, open, limit),
-        // Where the system does not say, whoever makes the first one too many will hear of it.
+        // Where the system does not say, the call that needs one too many will fail.
         Err(error) => {
             tracing::debug!(%error, "cannot count the descriptors of the process");
             Ok(())

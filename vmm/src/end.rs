@@ -1,4 +1,4 @@
-//! How a VM ends, told to everybody who waits, and whether it is paused until then.
+//! How a VM ends, as all waiters learn it, and whether it is paused until then.
 
 use std::error::Error;
 use std::fmt;
@@ -116,7 +116,7 @@ impl EndSignal {
         self.state().end.clone()
     }
 
-    /// Waits for the end; `None` if there is none within `timeout`.
+    /// Waits for the end; `None` if the VM still runs after `timeout`.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<VmEnd> {
         let start = Instant::now();
         let mut state = self.state();

@@ -27,7 +27,7 @@ pub enum BuildError {
     /// The process may not open enough files for it.
     #[error("the VM can't have what it needs")]
     Descriptors(#[from] TooFewDescriptors),
-    /// This host can't run VMs.
+    /// This host cannot run VMs.
     #[error(transparent)]
     Host(#[from] HostError),
     /// KVM refused a VM.
@@ -54,10 +54,10 @@ pub enum BuildError {
     /// A device could not be put in place.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The kernel command line can't be.
+    /// The kernel command line is invalid.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
-    /// Kernel or initramfs can't be booted.
+    /// Kernel or initramfs was refused.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// The vCPUs could not be made.
@@ -66,7 +66,7 @@ pub enum BuildError {
     /// The socket for the agent could not be made.
     #[error(transparent)]
     Ready(#[from] NotReady),
-    /// The file for the serial console can't be written.
+    /// Writing the file for the serial console failed.
     #[error("cannot write the serial console to `{path}`")]
     SerialFile {
         /// The file.

@@ -18,7 +18,7 @@ use crate::config::{PartitionMode, Shape, Transport};
 /// What a partition's memory is used for, as the guest says.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct PartitionUse {
-    /// Memory of the node; none while it is parked.
+    /// Memory of the node; 0 while it is parked.
     pub total_bytes: u64,
     /// Free memory of the node.
     pub free_bytes: u64,
@@ -50,7 +50,7 @@ pub struct Holder {
 pub struct GuestDriver {
     /// What it is doing.
     pub state: GuestState,
-    /// Who keeps the partition's memory apart.
+    /// How the partition's memory is kept apart.
     pub mode: PartitionMode,
     /// 4 KiB pages in use, with the extension.
     pub allocated_pages: u64,

@@ -53,7 +53,7 @@ pub enum DeviceError {
         /// What there is.
         limit: usize,
     },
-    /// There is no room, or nothing to remove.
+    /// The bus is full, or has nothing to remove there.
     #[error("cannot change the PCI bus for the {device}")]
     Pci {
         /// The device.

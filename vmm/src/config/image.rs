@@ -264,7 +264,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// A text that is no shape.
+/// A text that does not name a shape.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0:?} is no shape: expected `layers` or `flat`")]
 pub struct ParseShapeError(String);
@@ -298,7 +298,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// A text that is no transport.
+/// A text that does not name a transport.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0:?} is no transport: expected `blk` or `pmem`")]
 pub struct ParseTransportError(String);

@@ -124,7 +124,7 @@ impl fmt::Display for PartitionMode {
     }
 }
 
-/// A text that is no partition mode.
+/// A text that does not name a partition mode.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0:?} is no partition mode: expected `stock` or `extension`")]
 pub struct ParsePartitionModeError(String);
@@ -177,7 +177,7 @@ pub struct VsockConfig {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SerialOutput {
-    /// There is no serial port.
+    /// The VM has no serial port.
     #[default]
     Off,
     /// To this process's standard output.
@@ -186,7 +186,7 @@ pub enum SerialOutput {
     File(PathBuf),
 }
 
-/// A value that the configuration can't have.
+/// An invalid value in the configuration.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("`{field}` is {value}: expected {expected}")]
 pub struct ConfigError {
@@ -232,7 +232,7 @@ impl VmConfig {
     /// Checks every value, by itself and against the others; touches no file.
     ///
     /// # Errors
-    /// The first value that can't be, with what it should have been.
+    /// The first invalid value, with what was expected.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_path("kernel", &self.kernel)?;
         if let Some(path) = &self.initramfs {

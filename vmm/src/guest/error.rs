@@ -76,7 +76,7 @@ impl NotReady {
     }
 }
 
-/// Why the guest can't be worked with.
+/// Why the guest could not be met.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadyError {
     /// The agent did not say that it is ready.
@@ -98,10 +98,10 @@ impl ReadyError {
     }
 }
 
-/// Why there are no counters.
+/// Why the counters could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatisticsError {
-    /// There is no agent to ask.
+    /// The agent cannot be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// The agent failed.

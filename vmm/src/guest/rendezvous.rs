@@ -13,9 +13,9 @@ use crate::end::EndSignal;
 
 /// What is known of the agent so far.
 pub(crate) struct Rendezvous {
-    /// Who waits for the agent.
+    /// Callers that wait for the agent take turns.
     turns: Turns,
-    /// Until the agent has spoken; nobody else in the guest has anything to say there.
+    /// Until the agent has spoken; nothing else in the guest may speak there.
     listener: Mutex<Option<ReadyListener>>,
     times: OnceLock<BootTimes>,
     client: OnceLock<Arc<AgentClient>>,

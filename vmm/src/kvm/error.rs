@@ -23,7 +23,7 @@ pub enum HostError {
         /// The device file.
         path: PathBuf,
     },
-    /// The device can't be opened for another reason.
+    /// Opening the device failed for another reason.
     #[error("cannot open `{path}`")]
     Open {
         /// The device file.
@@ -32,7 +32,7 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// The device is no KVM, or one from before Linux 2.6.22.
+    /// The device is something else, or KVM from before Linux 2.6.22.
     #[error("`{path}` speaks KVM API version {found}, expected {KVM_API_VERSION}")]
     ApiVersion {
         /// The device file.
@@ -147,7 +147,7 @@ pub enum VcpuError {
         /// Guest-virtual address of the next instruction.
         pc: u64,
     },
-    /// Host memory behind a guest address can't be reached: a file behind it was truncated. (Memory that is broken itself is
+    /// Host memory behind a guest address is gone: a file behind it was truncated. (Memory that is broken itself is
     /// another matter: on x86 KVM has the kernel send `SIGBUS` to the process.)
     #[error("vCPU {vcpu}: host memory behind the guest failed at {PC} {pc:#x}{}", address(*guest_address), PC = arch::PROGRAM_COUNTER)]
     HostMemory {

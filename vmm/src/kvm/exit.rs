@@ -1,4 +1,4 @@
-//! How a VM ends, and who hears of it.
+//! Why a VM ends, and how that is reported.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -64,7 +64,7 @@ impl RunPage {
 
 impl Drop for RunPage {
     fn drop(&mut self) {
-        // SAFETY: it was mapped by `map`, and nobody has a pointer to it any more.
+        // SAFETY: `map` mapped it, and no pointer to it is left.
         unsafe { libc::munmap(self.0.as_ptr().cast(), RUN_PAGE_BYTES) };
     }
 }
@@ -78,7 +78,7 @@ impl Kick {
     /// # Safety
     /// `run` must stay mapped until the guard is dropped, and the guard must be dropped before the calling thread ends.
     pub(crate) unsafe fn attach(&self, run: NonNull<kvm_run>) -> io::Result<Attached<'_>> {
-        // Who made this thread may have blocked every signal.
+        // The thread that made this one may have blocked every signal.
         unblock_signal(SIGRTMIN()).map_err(|error| io::Error::other(error.to_string()))?;
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };

@@ -2,7 +2,7 @@
 //!
 //! Setting the routing table is dear (KVM waits for a grace period), and during a driver's probe routes change often before
 //! the first interrupt is sent. So a route is only noted when the guest writes it; KVM learns all noted routes at once
-//! when the first of them is used. All interrupts go through [`MsiVector::trigger`], so nobody can tell. A masked vector
+//! when the first of them is used. All interrupts go through [`MsiVector::trigger`], so the difference cannot be seen. A masked vector
 //! is one that isn't triggered: masking and unmasking cost nothing.
 
 use std::collections::BTreeMap;

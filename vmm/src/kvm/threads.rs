@@ -1,4 +1,4 @@
-//! Threads that are ended together, and whoever ends them: several may, and each returns when all are gone.
+//! Threads that end together. Several callers may wait for that, and each returns when all threads are gone.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,13 +16,13 @@ struct Running {
 }
 
 impl Threads {
-    /// Starts a thread that runs `work`. A panic of it is caught by nobody here.
+    /// Starts a thread that runs `work`. A panic is not caught here.
     ///
     /// # Errors
     /// The system has no thread.
     pub(crate) fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let running = self.0.clone();
-        // Held until it is listed: it can't be gone before.
+        // Held until it is listed, so that it does not end before.
         let mut ids = self.0.ids();
         let thread = thread::Builder::new().name(name).stack_size(512 << 10).spawn(move || {
             let _listed = Listed(running);

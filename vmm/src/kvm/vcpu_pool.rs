@@ -148,7 +148,7 @@ impl VcpuPool {
         self.fds.iter().map(|fd| fd.try_lock().map_err(|_| StateError::Running)).collect()
     }
 
-    /// Ends all vCPUs and waits until their threads are done, whoever else is ending them; for good. From a vCPU's own
+    /// Ends all vCPUs and waits until their threads are done, for good; several callers may do so at once. From a vCPU's own
     /// thread it does not wait for that one.
     pub fn stop(&self) {
         self.gate.stop();

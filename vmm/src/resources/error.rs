@@ -28,7 +28,7 @@ pub(super) const FLAT_KERNEL: (u32, u32) = (6, 4);
 /// Why a disk was not attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum HotplugError {
-    /// The file can't be a disk.
+    /// The file is not fit for a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// The guest could not tell it apart from another.
@@ -43,7 +43,7 @@ pub enum HotplugError {
     /// It could not be put into the guest's memory.
     #[error(transparent)]
     Pmem(#[from] PmemError),
-    /// There is no agent to ask.
+    /// The agent cannot be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// No disk has that serial number.
@@ -134,19 +134,19 @@ impl PmemError {
     }
 }
 
-/// Why an image can't be had.
+/// Why something could not be done with an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Its configuration can't be.
+    /// Its configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no such image.
+    /// The VM does not have the image.
     #[error("the VM has no image `{0}`")]
     Unknown(ImageId),
     /// There is one already.
     #[error("the VM has an image `{0}` already")]
     Exists(ImageId),
-    /// The guest can't have it as it is wanted.
+    /// The guest's kernel cannot mount it in the shape that was asked for.
     #[error(
         "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
         FLAT_KERNEL.0,
@@ -161,10 +161,10 @@ pub enum ImageError {
         /// How many layers the image has.
         layers: usize,
     },
-    /// Nobody has asked for an account of what is read.
+    /// Reads are not recorded.
     #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
     NotRecorded(ImageId),
-    /// What was read can't be told.
+    /// The record of reads could not be read back.
     #[error("cannot find out what was read of image {image}")]
     Touched {
         /// The image.
@@ -173,7 +173,7 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// There is no agent to ask.
+    /// The agent cannot be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// Its disks could not be attached or detached.
@@ -212,7 +212,7 @@ impl ImageError {
 /// Why something could not be done with a partition.
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionError {
-    /// There is no such partition.
+    /// The VM does not have the partition.
     #[error("the VM has no partition {id}: it has {count}, numbered from 1")]
     NoPartition {
         /// The number.
@@ -226,7 +226,7 @@ pub enum PartitionError {
     /// Its device is there already.
     #[error("partition {0} has a device already")]
     HasDevice(PartitionId),
-    /// There is no agent to ask.
+    /// The agent cannot be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// Memory was not plugged.
@@ -269,7 +269,7 @@ pub enum PartitionError {
         #[source]
         source: WaitError,
     },
-    /// The agent can't say.
+    /// The agent failed.
     #[error("cannot look into partition {id}")]
     Inspect {
         /// The partition.
@@ -343,7 +343,7 @@ impl PartitionError {
 /// Why something could not be done with an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
-    /// It can't be run like that.
+    /// Its specification is invalid.
     #[error("instance {id} can't be run")]
     Spec {
         /// The instance.
@@ -363,7 +363,7 @@ pub enum InstanceError {
         /// The partition.
         partition: PartitionId,
     },
-    /// Its limit on base memory can't be.
+    /// Its limit on base memory is invalid.
     #[error(
         "instance {id} can't have {limit} of base memory: expected {} to {memory}",
         ByteSize::bytes(MIN_BASE_LIMIT)
@@ -376,7 +376,7 @@ pub enum InstanceError {
         /// All base memory.
         memory: ByteSize,
     },
-    /// There is no agent to ask.
+    /// The agent cannot be asked.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// The agent failed.
@@ -390,7 +390,7 @@ pub enum InstanceError {
         #[source]
         source: AgentError,
     },
-    /// A stream can't be had.
+    /// A stream could not be connected.
     #[error("cannot connect to {stream} of process {process} of instance {id}")]
     Connect {
         /// The instance.

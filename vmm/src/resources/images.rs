@@ -309,7 +309,7 @@ impl From<Entry> for ImageInfo {
     }
 }
 
-/// Whether a kernel of this release mounts flat images; one that can't be told does not.
+/// Whether a kernel of this release mounts flat images; a release that cannot be read counts as too old.
 fn can_mount_flat(release: &str) -> bool {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
     match (numbers.next(), numbers.next()) {

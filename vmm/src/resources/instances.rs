@@ -105,7 +105,7 @@ impl InstanceSpec {
     /// Checks what the guest would refuse without looking at the image.
     ///
     /// # Errors
-    /// What can't be run.
+    /// The first invalid value.
     pub fn validate(&self) -> Result<(), ValueError> {
         self.request().map(drop)
     }
@@ -149,11 +149,11 @@ impl Instance {
         &self.init
     }
 
-    /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that nobody
-    /// reads makes the instance wait.
+    /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that is not
+    /// read makes the instance wait.
     ///
     /// # Errors
-    /// The stream or the thread can't be had.
+    /// The stream is taken or the thread could not be made.
     pub fn forward(&self, stream: StreamName, sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
         self.init.connect(stream)?.forward(sink)
     }
@@ -162,7 +162,7 @@ impl Instance {
     /// ends with the instance, at the latest. Its name is free again once it is [removed](Process::remove).
     ///
     /// # Errors
-    /// It can't be run like that, the instance has ended, or the agent could not start it.
+    /// The specification is invalid, the instance has ended, or the agent could not start it.
     pub fn exec(&self, id: ProcessId, spec: &ProcessSpec) -> Result<Process, InstanceError> {
         let instance = &self.id;
         let spec = spec.request().map_err(|source| InstanceError::Spec { id: instance.clone(), source })?;
@@ -190,7 +190,7 @@ impl Instance {
     /// Sends its first process a signal, by number.
     ///
     /// # Errors
-    /// It is gone, or there is no such signal.
+    /// It is gone, or the signal does not exist.
     pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
         self.init.signal(number)
     }
@@ -206,7 +206,7 @@ impl Instance {
     }
 }
 
-/// 0 is none.
+/// 0 stands for no limit.
 fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Result<(), InstanceError> {
     if limit.get() == 0 || (MIN_BASE_LIMIT..=memory.get()).contains(&limit.get()) {
         return Ok(());

@@ -124,7 +124,7 @@ impl Partitions {
         };
         let complete = report.plugged <= size;
         let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
-        // Who did not answer is not asked again.
+        // An agent that did not answer is not asked again.
         let counted =
             before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");

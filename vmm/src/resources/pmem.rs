@@ -1,7 +1,7 @@
 //! Files of the layer store in the guest's address space: read-only memory slots over mappings of the files.
 //!
-//! A guest's write there leaves to the monitor, where nobody takes it: it is counted as unclaimed. Where a file was cut short,
-//! KVM finds no page and the vCPU can't go on; that end of the VM gets the layer's name here.
+//! A guest's write there leaves to the monitor, which drops it and counts it as unclaimed. Where a file was cut short,
+//! KVM finds no page and the vCPU cannot go on; that end of the VM gets the layer's name here.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -28,7 +28,7 @@ pub struct ProcessSpec {
     pub env: Vec<String>,
     /// Absolute path of the directory that it starts in; empty means `/`.
     pub cwd: String,
-    /// Who it runs as.
+    /// The user that it runs as.
     pub user: User,
     /// What it reads and writes.
     pub stdio: Stdio,
@@ -107,7 +107,7 @@ impl Process {
     /// Connects to one of its streams, each of which can be connected to once. Nothing of what it has written before is lost.
     ///
     /// # Errors
-    /// It has no such stream, somebody has it already, or the agent failed.
+    /// It has no such stream, the stream is taken already, or the agent failed.
     pub fn connect(&self, stream: StreamName) -> Result<Stream, InstanceError> {
         let request = StreamRequest { instance: self.instance.clone(), process: self.id.clone(), stream };
         self.agent.connect_stream(request).map_err(|source| InstanceError::Connect {
@@ -129,7 +129,7 @@ impl Process {
     /// Sends it a signal, by number.
     ///
     /// # Errors
-    /// It is gone, or there is no such signal.
+    /// It is gone, or the signal does not exist.
     pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
         self.agent.signal_process(&self.instance, &self.id, number).map_err(self.failed("signal"))
     }
@@ -186,7 +186,7 @@ impl Stream {
     }
 
     /// Passes what `source` has on to the process, on a thread of its own, and [finishes](Stream::finish) when it ends, unless this
-    /// is a terminal. It is no error if the process does not read all of it.
+    /// is a terminal. A process that does not read all of it is not an error.
     ///
     /// # Errors
     /// The thread could not be made.

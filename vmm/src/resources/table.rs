@@ -1,7 +1,7 @@
 //! One table for everything that comes and goes while a VM runs: disks, images, partitions.
 //!
-//! A change waits for the guest, so it holds a turn of its own and not the table's lock: everybody reads meanwhile. What changes
-//! the table are methods of the turn, [`Change`]: code without one cannot compile.
+//! A change waits for the guest, so it holds a turn of its own and not the table's lock: others read meanwhile. Only the
+//! turn, [`Change`], has methods that change the table, so code without one does not compile.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

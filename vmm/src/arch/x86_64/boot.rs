@@ -103,7 +103,7 @@ fn load_initramfs(memory: &GuestMemory, path: &Path, room: Range<u64>) -> Result
     Ok(range)
 }
 
-/// The memory map. Partition windows are no memory yet: the SRAT announces them.
+/// The memory map. Partition windows are not in it: the SRAT announces them.
 fn memory_map(layout: &Layout, ecam: Range<u64>) -> MemoryMap {
     use MemoryKind::{Acpi, Reserved, Usable};
     let tables = layout::ACPI_TABLES;

@@ -10,16 +10,16 @@ use crate::kind::ErrorKind;
 /// Why a guest could not be put into memory.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The kernel can't be booted.
+    /// The kernel was refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The command line can't be used.
+    /// The command line is invalid.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
-    /// The ACPI tables can't be made.
+    /// The ACPI tables do not work out.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
-    /// The initramfs can't be read.
+    /// Reading the initramfs failed.
     #[error("cannot read the initramfs `{path}`")]
     ReadInitramfs {
         /// The file.
@@ -28,7 +28,7 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The initramfs is no file, or has nothing in it.
+    /// The initramfs is not a regular file, or is empty.
     #[error("the initramfs `{path}` is {found}, expected a cpio archive")]
     NoInitramfs {
         /// The file.
@@ -84,10 +84,10 @@ impl BootError {
     }
 }
 
-/// Why a file can't be booted.
+/// Why a file cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The file can't be read.
+    /// Reading the file failed.
     #[error("cannot read the kernel `{path}`")]
     Read {
         /// The file.
@@ -174,7 +174,7 @@ impl KernelError {
     }
 }
 
-/// Why an ELF file is no kernel of ours.
+/// Why an ELF file is not a kernel for this machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ElfError {
     /// The file ends within its headers.
@@ -201,7 +201,7 @@ pub enum ElfError {
     Segment(u64),
 }
 
-/// Why there are no tables for a description.
+/// Why a description cannot be put into tables.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AcpiError {
     /// Bus numbers have to start at 0 and have no gap: ECAM is one range.

@@ -42,7 +42,7 @@ impl<'a> KernelImage<'a> {
     /// Looks at the kernel in `path`, for low memory that ends at `memory_end`.
     ///
     /// # Errors
-    /// The file is no kernel for this machine, not whole, or doesn't fit.
+    /// The file is not a kernel for this machine, is truncated, or does not fit.
     pub(crate) fn open(path: &'a Path, memory_end: u64) -> Result<Self, KernelError> {
         let read = |source| KernelError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(read)?;

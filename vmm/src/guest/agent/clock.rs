@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_LOOKS: u32 = 8;
 /// Steps in a row at most: a guest may not take them.
 const MAX_STEPS: u32 = 3;
-/// A look that is no less certain will do.
+/// A look that is as certain as this will do.
 const CERTAIN: Duration = Duration::from_millis(5);
 /// What is not worth a correction.
 const SMALL: Duration = Duration::from_millis(1);
@@ -70,7 +70,7 @@ impl Lag {
     }
 }
 
-/// What is to be done about the guest's clock.
+/// The next step towards a right clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     Look,
@@ -119,7 +119,7 @@ impl Round {
     }
 }
 
-/// Looks after the clock of one guest, for whoever makes the calls.
+/// Looks after the clock of one guest. The caller makes the calls.
 pub(super) struct ClockKeeper {
     timer: Arc<Timer>,
     round: Round,
@@ -200,7 +200,7 @@ impl Timer {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor was just made and belongs to nobody else.
+        // SAFETY: the descriptor was just made and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
@@ -214,7 +214,7 @@ impl Timer {
 
     /// Goes off once, after `after`, or before that when the clock is set.
     pub(super) fn set(&self, after: Duration) {
-        // A clock from before 1970 is one that somebody is about to set.
+        // A clock from before 1970 is about to be set.
         let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_add(after);
         let seconds = libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX);
         let when = libc::timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };

@@ -35,7 +35,7 @@ pub(super) enum CallError {
     /// The peer answered with this status.
     #[error("{message}")]
     Refused { code: EnumOrUnknown<Code>, message: String },
-    /// The connection is no more.
+    /// The connection has ended.
     #[error("{0}")]
     Lost(String),
 }
@@ -87,7 +87,7 @@ impl Connection {
             move || {
                 let error = read_answers(&mut input, &shared, &mut own);
                 shared.end(error.to_string());
-                // The peer must not believe that anybody listens.
+                // The peer must not believe that this end still listens.
                 let _ = input.shutdown(Shutdown::Both);
             }
         })?;
@@ -133,7 +133,7 @@ fn lost(error: protobuf::Error) -> CallError {
     CallError::Lost(error.to_string())
 }
 
-/// What an answer holds, if it is no refusal.
+/// What an answer holds, unless it is a refusal.
 fn payload(answer: &[u8]) -> Result<Vec<u8>, CallError> {
     let answer = Response::parse_from_bytes(answer).map_err(lost)?;
     match answer.status.into_option() {
@@ -185,7 +185,7 @@ impl Shared {
     fn send(&self, frame: &[u8], start: Instant, limit: Duration) -> Result<(), CallError> {
         let deadline = start + limit;
         let turn = self.writer.turn(deadline).ok_or(CallError::Timeout(limit))?;
-        // The turn ends after the connection, so that nobody goes on with half a frame.
+        // The turn ends after the connection, so that no other thread goes on after half a frame.
         self.writer.write(&turn, frame, deadline).map_err(|error| match error {
             WriteError::NotBegun => CallError::Timeout(limit),
             WriteError::Broken(error) => {
@@ -226,7 +226,7 @@ impl Shared {
         let mut state = self.lock();
         let error = state.lost.get_or_insert(error).clone();
         for (_, sender) in state.waiting.drain() {
-            // Whoever waited may have just given up.
+            // The waiter may have just given up.
             let _ = sender.try_send(Err(CallError::Lost(error.clone())));
         }
     }
@@ -246,7 +246,7 @@ fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> 
         };
         match answered {
             None => own.begin(shared),
-            // An answer to a call that nobody waits for any more is dropped.
+            // An answer to a call that is not waited for any more is dropped.
             Some((stream, body)) => {
                 if let Some(sender) = shared.lock().waiting.remove(&stream) {
                     let _ = sender.try_send(Ok(body));

@@ -12,7 +12,7 @@ use crate::kind::ErrorKind;
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The vsock device's socket can't be reached, or nobody listens in the guest.
+    /// The vsock device's socket was not reached, or nothing listens in the guest.
     #[error("cannot connect to the guest's agent through `{path}`")]
     Connect {
         /// The socket.
@@ -61,7 +61,7 @@ pub enum AgentError {
         /// What went wrong.
         message: String,
     },
-    /// The answer can't be true.
+    /// The answer is impossible.
     #[error("the guest's agent answered `{call}` with {what} {value}: expected {expected}")]
     Answer {
         /// The call.
@@ -99,7 +99,7 @@ impl AgentError {
 pub enum StartFailure {
     /// Its command is not in the image, or the interpreter of that is not.
     CommandNotFound,
-    /// Its command is there, but can't be executed.
+    /// Its command is there, but is not executable.
     CommandNotExecutable,
     /// Something else.
     Other,

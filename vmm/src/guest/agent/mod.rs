@@ -167,7 +167,7 @@ impl AgentClient {
         Ok(())
     }
 
-    /// Returns once there is no image `id` of so many layers. It may have to wait for an attempt to mount it.
+    /// Returns once image `id`, of so many layers, is gone. It may have to wait for an attempt to mount it.
     pub(crate) fn unmount_image(&self, id: &str, layers: usize) -> Result<(), AgentError> {
         let request = agent::UnmountImageRequest { image_id: id.into(), ..Default::default() };
         self.remove("UnmountImage", image_limit(layers), &request)
@@ -270,7 +270,7 @@ impl AgentClient {
         Ok(())
     }
 
-    /// Returns once there is no such process beside the instance's first.
+    /// Returns once the process is gone; the instance's first stays.
     pub(crate) fn remove_process(
         &self,
         instance: &InstanceId,
@@ -280,7 +280,7 @@ impl AgentClient {
         self.remove("RemoveProcess", limit, &process(instance, id))
     }
 
-    /// Returns once there is no such instance.
+    /// Returns once the instance is gone.
     pub(crate) fn remove_instance(&self, id: &InstanceId, limit: Duration) -> Result<(), AgentError> {
         let request = agent::InstanceRequest { instance_id: id.to_string(), ..Default::default() };
         self.remove("RemoveInstance", limit, &request)

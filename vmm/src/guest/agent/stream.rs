@@ -16,8 +16,8 @@ use crate::kind::ErrorKind;
 
 /// A stream of a process, connected: what the process writes can be read here, and what is written here it can read.
 ///
-/// It may be read and written at once, by clones or references. Who does not read makes the process wait, as a full pipe does,
-/// and who writes waits for the process. When the last clone is dropped, the process's end of a pipe is closed, and a terminal is
+/// It may be read and written at once, by clones or references. A reader that stops makes the process wait, as a full pipe does,
+/// and a writer waits for the process. When the last clone is dropped, the process's end of a pipe is closed, and a terminal is
 /// hung up (SIGHUP).
 ///
 /// The end of what the process writes is told from a stream that broke off, for example with the VM: then [`Read::read`] fails

@@ -28,7 +28,7 @@ impl Writer {
         Self { stream, turns: Turns::default() }
     }
 
-    /// Waits until nobody else writes; `None` if that is not so before `deadline`.
+    /// Waits for the turn to write; `None` if it does not come before `deadline`.
     pub(super) fn turn(&self, deadline: Instant) -> Option<Turn<'_>> {
         self.turns.take(deadline.saturating_duration_since(Instant::now()))
     }

@@ -149,7 +149,7 @@ fn id_width(topology: Topology) -> u32 {
     topology.count.next_power_of_two().trailing_zeros()
 }
 
-/// Says who shares a cache: the third level all vCPUs, the others nobody. `cores`: bits 31:26 give the package's cores.
+/// Sets which vCPUs share a cache: all share the third level, the other levels are private. `cores`: bits 31:26 give the package's cores.
 fn shared_cache(entry: &mut kvm_cpuid_entry2, width: u32, cores: bool) {
     if entry.eax & 0x1f == 0 {
         return;

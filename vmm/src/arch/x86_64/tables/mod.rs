@@ -22,7 +22,7 @@ use super::error::AcpiError;
 use super::layout;
 use crate::arch::{Firmware, RootBus};
 
-/// Who made the tables.
+/// The maker of the tables.
 const OEM: [u8; 6] = *b"BELLOW";
 /// Which tables; the same in all of them.
 const OEM_TABLE: [u8; 8] = *b"BELLOWS ";
