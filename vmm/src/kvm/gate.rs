@@ -11,16 +11,15 @@
 //! either the vCPU sees the gate closed, or the closer sees the vCPU inside and kicks it out.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::PoisonError;
 
 use super::kick::Kick;
+use super::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering, ThreadId, thread};
 
 /// What keeps vCPUs out of the guest for a moment, until the VM goes on, or for good. One per VM.
 pub struct Gate {
     /// [`State::is_closed`], for vCPUs that pass.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -199,7 +198,3 @@ impl Drop for Closed<'_> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "gate_test.rs"]
-mod tests;

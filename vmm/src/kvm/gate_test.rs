@@ -1,7 +1,9 @@
-use std::sync::atomic::AtomicU64;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 
-use super::*;
+use super::gate::{Entry, Gate};
+use super::kick::Kick;
 
 /// What a vCPU's thread does, with `run` for the guest.
 fn vcpu(gate: &Gate, vcpu: &Kick, mut run: impl FnMut()) {

@@ -8,11 +8,16 @@ mod doorbells;
 mod error;
 mod exit;
 mod gate;
+#[cfg(test)]
+mod gate_model;
+#[cfg(test)]
+mod gate_test;
 mod kick;
 mod machine;
 mod msi;
 mod slots;
 mod statistics;
+mod sync;
 mod threads;
 mod vcpu;
 mod vcpu_pool;

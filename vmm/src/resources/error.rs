@@ -49,7 +49,8 @@ pub enum HotplugError {
     /// No disk has that serial number.
     #[error("no disk of the VM has the serial number `{0}`")]
     NoDisk(String),
-    /// A driver of the guest did not bind. The disks stay on the bus as [`DiskState::Unbound`].
+    /// A driver of the guest did not bind. The disks stay on the bus as
+    /// [`DiskState::Unbound`](crate::DiskState::Unbound).
     #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
     NotBound {
         /// The first disk.
