@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,21 +32,38 @@ pub enum Command {
     Demo(DemoArgs),
 }
 
+impl Cli {
+    /// Reads the words of a command line, the program's own name first.
+    ///
+    /// # Errors
+    /// What clap has to say: help, the version, or what is wrong.
+    pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut cli = Self::try_parse_from(&words)?;
+        if let Command::Run(run) = &mut cli.command {
+            // IMAGE and the command are the last words.
+            let before = words.len().checked_sub(run.image_and_command.len() + 1);
+            run.former.escape = before.and_then(|index| words.get(index)).is_some_and(|word| word == "--");
+        }
+        Ok(cli)
+    }
+}
+
 /// Where the guest comes from.
 #[derive(Args, Debug)]
 pub struct GuestArgs {
-    /// Guest kernel: an ELF vmlinux or a bzImage
+    /// Guest kernel: an ELF vmlinux or a bzImage [default: $BELLOWS_KERNEL, else the first vmlinux in
+    /// $XDG_DATA_HOME/bellows, /usr/local/lib/bellows and /usr/lib/bellows]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Initial file system, which holds the agent
+    /// Initial file system, which holds the agent [default: $BELLOWS_INITRAMFS, else the first initramfs.cpio in the same folders]
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
     /// Number of vCPUs
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u8>,
-    /// Memory that the VM boots with, such as 512M
+    /// Memory that the VM boots with, such as 512M: for its kernel, and for what the kernel keeps for instances [default: 256M]
     #[arg(long, value_name = "SIZE")]
-    pub memory: Option<ByteSize>,
+    pub base: Option<ByteSize>,
     /// Parameter for the end of the kernel command line
     #[arg(long = "kernel-parameter", value_name = "NAME[=VALUE]")]
     pub kernel_parameters: Vec<String>,
@@ -69,20 +86,18 @@ pub struct GuestArgs {
 
 /// `bellows run`.
 #[derive(Args, Debug)]
+#[command(override_usage = "bellows run [OPTION]... IMAGE [CMD]...")]
 pub struct RunArgs {
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
-    /// Image layout, archive or docker://NAME, which is imported where it is not in the store yet; or the name of an image in
-    /// the store
-    #[arg(long, value_name = "IMAGE")]
-    pub image: Option<PathBuf>,
+    /// Memory of the instance, such as 512M: a partition that the VM has for that time only. With 0 it runs in base memory
+    /// [default: 1G]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
     /// Name, tag or digest of the image, where a file has several
     #[arg(long, value_name = "NAME")]
     pub reference: Option<String>,
-    /// Window of a partition; the first one holds the instance, which otherwise runs in base memory
-    #[arg(long = "partition", value_name = "SIZE")]
-    pub partitions: Vec<ByteSize>,
     /// What the command may have of base memory, such as 64M; all that instances can have where it is left out
     #[arg(long, value_name = "SIZE")]
     pub base_limit: Option<ByteSize>,
@@ -129,9 +144,49 @@ pub struct RunArgs {
     /// Where the guest's console goes: a file, or - for standard output
     #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(|text| serial(&text)))]
     pub serial: Option<SerialOutput>,
-    /// The command; the image's own where there is none
-    #[arg(last = true, value_name = "CMD")]
-    pub command: Vec<String>,
+    /// IMAGE is the name of an image in the store or in a registry, which is imported if the store does not have it:
+    /// [REGISTRY/]NAME[:TAG|@DIGEST] (docker://NAME asks the registry in any case); a path that begins with / or . of an image
+    /// layout or an archive; the id of an image of --config; or scratch, the empty image below --layer. Everything after IMAGE
+    /// belongs to the command; without one the image's own runs
+    #[arg(value_name = "IMAGE [CMD]", trailing_var_arg = true)]
+    pub image_and_command: Vec<String>,
+    /// What earlier versions took.
+    #[command(flatten)]
+    pub former: FormerArgs,
+}
+
+impl RunArgs {
+    /// The image to run; without one the VM runs alone.
+    #[must_use]
+    pub fn image(&self) -> Option<&str> {
+        self.image_and_command.first().map(String::as_str)
+    }
+
+    /// The command; empty for the image's own.
+    #[must_use]
+    pub fn command(&self) -> &[String] {
+        self.image_and_command.get(1..).unwrap_or_default()
+    }
+}
+
+/// The way that version 0.1 took an image: `--memory BASE --partition SIZE --image IMAGE -- CMD`.
+#[derive(Args, Debug)]
+pub struct FormerArgs {
+    #[arg(long, hide = true, value_name = "IMAGE")]
+    image: Option<OsString>,
+    #[arg(long, hide = true, value_name = "SIZE")]
+    partition: Vec<OsString>,
+    /// `--` stood before the command, or before the image.
+    #[arg(skip)]
+    escape: bool,
+}
+
+impl FormerArgs {
+    /// Whether the command line was written for an earlier version.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.image.is_some() || !self.partition.is_empty() || self.escape
+    }
 }
 
 /// What a run does with the profile of its image.

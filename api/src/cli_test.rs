@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(std::iter::once("bellows").chain(line.split_whitespace()))
+    Cli::read(std::iter::once("bellows").chain(line.split_whitespace()).map(OsString::from).collect())
 }
 
 fn run(line: &str) -> RunArgs {
@@ -20,20 +20,58 @@ fn the_definition_is_sound() {
 #[test]
 fn run_takes_what_the_documentation_says() {
     let arguments = run(
-        "--kernel k --initramfs i --image dir --memory 512M --vcpus 2 --partition 1G --partition 256M \
-                         --store s --layer l --env A=1 --env B=2 --serial - --json --partition-mode stock -- python3 -c x --json",
+        "--kernel k --initramfs i --memory 512M --base 128M --vcpus 2 --store s --layer l --env A=1 --env B=2 --serial - \
+         --json --partition-mode stock python:3 python3 -c x --json",
     );
-    assert_eq!(arguments.guest.memory, Some(ByteSize::mib(512)));
+    assert_eq!((arguments.memory, arguments.guest.base), (Some(ByteSize::mib(512)), Some(ByteSize::mib(128))));
     assert_eq!(arguments.guest.vcpus, Some(2));
-    assert_eq!(arguments.partitions, [ByteSize::gib(1), ByteSize::mib(256)]);
     assert_eq!(arguments.env, ["A=1", "B=2"]);
     assert_eq!(arguments.serial, Some(SerialOutput::Stdout));
     assert!(arguments.json);
     assert_eq!(arguments.guest.partition_mode, Some(PartitionMode::Stock));
-    assert_eq!(arguments.command, ["python3", "-c", "x", "--json"]);
+    assert_eq!(arguments.image(), Some("python:3"));
+    assert_eq!(arguments.command(), ["python3", "-c", "x", "--json"]);
+    assert!(!arguments.former.is_used());
     assert_eq!(arguments.guest.timeout, Duration::from_secs(120));
     assert_eq!((arguments.profile, run("--profile record").profile), (ProfileUse::Auto, ProfileUse::Record));
     assert_eq!(run("--serial log").serial, Some(SerialOutput::File("log".into())));
+}
+
+/// As with `docker run`: options come before IMAGE, and the rest is the command's.
+#[test]
+fn everything_after_the_image_belongs_to_the_command() {
+    for (line, image, command) in [
+        ("", None, &[] as &[&str]),
+        ("busybox", Some("busybox"), &[]),
+        ("-it -m 1G busybox sh", Some("busybox"), &["sh"]),
+        ("busybox --memory 1G --json -t", Some("busybox"), &["--memory", "1G", "--json", "-t"]),
+        ("busybox --unknown", Some("busybox"), &["--unknown"]),
+        ("--env A=-- busybox -- x", Some("busybox"), &["--", "x"]),
+        ("run help", Some("run"), &["help"]),
+        ("help", Some("help"), &[]),
+    ] {
+        let arguments = run(line);
+        assert_eq!((arguments.image(), arguments.command()), (image, &strings(command)[..]), "{line}");
+        assert!(!arguments.former.is_used(), "{line}");
+    }
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_former_command_line_is_recognised() {
+    for line in [
+        "--memory 512M --partition 1G --image busybox -- sh -c true",
+        "--memory 512M --image busybox -- sh",
+        "--image busybox",
+        "--memory 512M --partition 1G busybox",
+        "--layer l -- sh",
+        "-- busybox sh",
+    ] {
+        assert!(run(line).former.is_used(), "{line}");
+    }
 }
 
 #[test]
@@ -45,12 +83,12 @@ fn what_can_not_be_is_named_and_ends_with_2() {
         ("run --memory -5", "-5"),
         ("run --vcpus 300", "300"),
         ("run --vcpus two", "two"),
-        ("run --partition 1.5G", "1.5G"),
+        ("run --base 1.5G", "1.5G"),
         ("run --timeout 0", "0"),
         ("run --partition-mode strict", "strict"),
         ("run --profile always", "always"),
         ("run --wings 2", "--wings"),
-        ("run python3", "python3"),
+        ("run -x busybox", "-x"),
         ("image import", "SRC"),
         ("image import docker://a --plain-http=x", "plain-http"),
         ("image ls --store", "--store"),

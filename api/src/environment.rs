@@ -4,15 +4,33 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-
-use crate::error::{CliError, io_error};
 
 /// Longest file of variables, in bytes: what arguments and environment may have together.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Why a text is no environment variable.
+/// Why an environment cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvironmentError {
+    /// On the command line.
+    #[error(transparent)]
+    Variable(#[from] EnvError),
+    /// In a file.
+    #[error(transparent)]
+    Line(#[from] EnvFileError),
+    /// The file itself.
+    #[error("cannot read the environment file `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a text is not an environment variable.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EnvError {
     /// Nothing is in front of the `=`.
@@ -59,7 +77,7 @@ pub(crate) fn environment(
     files: &[PathBuf],
     given: &[String],
     host: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<String>, CliError> {
+) -> Result<Vec<String>, EnvironmentError> {
     let mut wanted = Vec::new();
     for path in files {
         wanted.extend(read_file(path, &host)?);
@@ -101,10 +119,11 @@ fn variable(text: &str, host: impl Fn(&str) -> Option<OsString>) -> Result<Varia
     Ok(Variable { name: name.to_owned(), value })
 }
 
-fn read_file(path: &Path, host: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Variable>, CliError> {
+fn read_file(path: &Path, host: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Variable>, EnvironmentError> {
     let mut content = Vec::new();
-    let file = File::open(path).map_err(io_error("open the environment file", path))?;
-    file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(io_error("read the environment file", path))?;
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
+        .map_err(|source| EnvironmentError::Read { path: path.to_owned(), source })?;
     parse_file(&content, host).map_err(|(line, source)| EnvFileError { path: path.to_owned(), line, source }.into())
 }
 

@@ -61,9 +61,9 @@ fn a_mistake_is_named_with_its_file_and_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("app.env");
     std::fs::write(&path, "A=1\nB C\n").unwrap();
-    let error = environment(&[], std::slice::from_ref(&path), &[], host).unwrap_err().chain();
+    let error = chain(environment(&[], std::slice::from_ref(&path), &[], host).unwrap_err());
     assert!(error.contains("line 2") && error.contains("app.env") && error.contains("B C"), "{error}");
-    let missing = environment(&[], &[directory.path().join("none")], &[], host).unwrap_err().chain();
+    let missing = chain(environment(&[], &[directory.path().join("none")], &[], host).unwrap_err());
     assert!(missing.contains("none"), "{missing}");
 }
 
@@ -71,7 +71,7 @@ fn a_mistake_is_named_with_its_file_and_line() {
 fn a_variable_has_a_name() {
     let given = |text: &str| environment(&[], &[], &texts(&[text]), host);
     for text in ["", "=", "=8300"] {
-        let error = given(text).unwrap_err().chain();
+        let error = chain(given(text).unwrap_err());
         assert!(error.contains(&format!("`{text}`")), "{error}");
     }
     assert_eq!(given("A B=c").unwrap(), ["A B=c"], "no mistake where it is quoted");
@@ -95,4 +95,8 @@ proptest! {
         names.dedup();
         prop_assert_eq!(names.len(), count);
     }
+}
+
+fn chain(error: EnvironmentError) -> String {
+    crate::error::CliError::from(error).chain()
 }

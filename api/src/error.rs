@@ -12,28 +12,28 @@ use bellows_vmm::{
 };
 use nix::sys::signal::Signal;
 
-use crate::environment::{EnvError, EnvFileError};
+use crate::environment::EnvironmentError;
 
-/// Exit code where something went wrong.
+/// Exit code of failures.
 pub const RUNTIME: u8 = 1;
-/// Exit code where arguments or configuration can't be.
+/// Exit code of invalid arguments and configurations.
 pub const USAGE: u8 = 2;
 /// Exit code of `bellows run` where it fails itself: codes below may be the program's.
 pub const RUN: u8 = 125;
-/// Exit code of `bellows run` where the program can't be executed.
+/// Exit code of `bellows run` if the program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// Exit code of `bellows run` where the program is not there.
+/// Exit code of `bellows run` if the image does not have the program.
 const NOT_FOUND: u8 = 127;
-/// Exit code where nobody reads standard output any more, as if SIGPIPE had ended the command.
+/// Exit code if the reader of standard output has gone, as if SIGPIPE had ended the command.
 pub(crate) const CLOSED_OUTPUT: u8 = 128 + Signal::SIGPIPE as u8;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The VM's configuration can't be.
+    /// The VM's configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The configuration file is no JSON, or says what is not understood.
+    /// The configuration file.
     #[error("cannot understand the configuration `{path}`")]
     Json {
         /// The file.
@@ -42,25 +42,47 @@ pub enum CliError {
         #[source]
         source: serde_json::Error,
     },
-    /// Something that is needed was not given.
+    /// A missing argument.
     #[error("{0} is missing: give {1}")]
     Missing(&'static str, &'static str),
+    /// A command line of an earlier version.
+    #[error(
+        "`bellows run` takes the image and its command at the end, without `--image` and `--`: \
+         bellows run [OPTION]... IMAGE [CMD]...; `--partition` is `--memory` now, the memory of the instance, and the VM's own, which \
+         `--memory` was, is `--base`; `scratch` is the empty image below `--layer`"
+    )]
+    Former,
+    /// A file of the guest that no argument names, and that is in no usual place.
+    #[error(
+        "{description} is missing: looked for {places}; `cargo xtask guest` in a checkout of Bellows makes it and puts it into the \
+         first of them, the Debian package has it, and {option} or ${variable} names another one"
+    )]
+    NoGuestFile {
+        /// Which.
+        description: &'static str,
+        /// Where it could be.
+        places: String,
+        /// The option that names it.
+        option: &'static str,
+        /// The variable that names it.
+        variable: &'static str,
+    },
     /// Two things that exclude each other.
     #[error("{0}")]
     Conflict(String),
     /// Neither a file with an image nor the name of an image.
-    #[error("`{image}` is neither a file or directory with an image nor the name of an image in a store")]
+    #[error("`{image}` is neither a path of an image (which begins with / or .) nor the name of one")]
     NoImage {
         /// What was given.
-        image: PathBuf,
+        image: String,
         /// Why it is no name.
         #[source]
         source: Option<ParseImageNameError>,
     },
-    /// What can't be an image in a registry.
+    /// A malformed name of an image in a registry.
     #[error(transparent)]
     Reference(#[from] ParseReferenceError),
-    /// No proxy.
+    /// A malformed proxy.
     #[error(transparent)]
     Proxy(#[from] ParseProxyError),
     /// A root file system where an image is meant.
@@ -69,19 +91,16 @@ pub enum CliError {
         /// The file or directory.
         path: PathBuf,
     },
-    /// No environment variable.
+    /// The command's environment.
     #[error(transparent)]
-    Env(#[from] EnvError),
-    /// A file of variables is not what it should be.
-    #[error(transparent)]
-    EnvFile(#[from] EnvFileError),
+    Environment(#[from] EnvironmentError),
     /// A value that the guest would not take.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// A partition number that can't be.
+    /// A partition number beyond the last.
     #[error("there are no partitions beyond {0}")]
     PartitionNumber(usize),
-    /// The image layout is not what it should be.
+    /// The image's documents.
     #[error(transparent)]
     Oci(#[from] OciError),
     /// The layer store failed.
@@ -90,13 +109,13 @@ pub enum CliError {
     /// The VM could not be made.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The guest can't be worked with.
+    /// The guest is not usable.
     #[error(transparent)]
     Ready(#[from] ReadyError),
     /// A partition failed.
     #[error(transparent)]
     Partition(#[from] PartitionError),
-    /// An image can't be had.
+    /// An image failed.
     #[error(transparent)]
     Image(Box<ImageError>),
     /// An instance failed.
@@ -108,18 +127,21 @@ pub enum CliError {
     /// The demo found what should not be.
     #[error("{0}")]
     Unexpected(String),
+    /// The report does not fit JSON.
+    #[error("cannot write the report")]
+    Report(#[source] serde_json::Error),
     /// The system refused something.
     #[error("cannot {action} `{path}`")]
     Io {
-        /// What was tried.
+        /// The action.
         action: &'static str,
-        /// On which file.
+        /// Its file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: std::io::Error,
     },
-    /// What was asked for can't be printed.
+    /// Standard output.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
     /// A program of the system failed.
@@ -158,20 +180,21 @@ impl From<StoreError> for CliError {
 }
 
 impl CliError {
-    /// The exit code: 1 for what went wrong, 2 for what can't be, as a shell has it for signals.
+    /// The exit code: 1 for failures, 2 for invalid input, as a shell has it for signals.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_)
             | Self::Json { .. }
             | Self::Missing(..)
+            | Self::Former
+            | Self::NoGuestFile { .. }
             | Self::Conflict(_)
             | Self::NoImage { .. }
             | Self::Reference(_)
             | Self::Proxy(_)
             | Self::RootFs { .. }
-            | Self::Env(_)
-            | Self::EnvFile(_)
+            | Self::Environment(EnvironmentError::Variable(_) | EnvironmentError::Line(_))
             | Self::Value(_)
             | Self::PartitionNumber(_)
             | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))
@@ -182,8 +205,8 @@ impl CliError {
         }
     }
 
-    /// The exit code of `bellows run`, in Docker's words: 127 and 126 for a program that is not there or can't be executed, 125 for
-    /// everything that is no program's fault, as a shell has it for signals.
+    /// The exit code of `bellows run`, in Docker's words: 127 and 126 for a program that is missing or cannot be executed, 125 for all
+    /// other failures, as a shell has it for signals.
     #[must_use]
     pub fn run_exit_code(&self) -> u8 {
         match self {
@@ -200,7 +223,7 @@ impl CliError {
         }
     }
 
-    /// Whether nobody reads standard output any more, which is no failure that anybody has to be told of.
+    /// Whether the reader of standard output has gone: a silent end, not a failure.
     #[must_use]
     pub fn is_closed_output(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)

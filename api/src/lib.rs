@@ -9,20 +9,20 @@ pub mod image;
 pub mod run;
 
 mod environment;
+mod guest;
 mod interrupt;
-mod measure;
-mod mount;
 mod output;
+mod partition;
+mod places;
 mod progress;
 mod registry;
+mod report;
 mod store;
 mod terminal;
-mod usage;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -31,7 +31,7 @@ use crate::cli::{Cli, Command};
 /// The whole command: reads arguments, does what they say, prints an error if there is one.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors, which the exit code knows.

@@ -1,20 +1,26 @@
-//! Images in registries, and who to be there.
+//! Images in registries, and the credentials for them.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bellows_block::ImageName;
 use bellows_block::oci::{AuthFile, CredentialSource, Proxies, RegistryOptions, RegistryReference, Retries, Retry};
 
 use crate::error::CliError;
 
 /// What comes before an image's name to say that it is in a registry.
-const SCHEME: &str = "docker://";
+pub(crate) const SCHEME: &str = "docker://";
 
 /// The image in a registry that `source` names; `None` where it means something else.
 pub(crate) fn reference(source: &Path) -> Result<Option<RegistryReference>, CliError> {
     let name = source.to_str().and_then(|text| text.strip_prefix(SCHEME));
     Ok(name.map(str::parse).transpose()?)
+}
+
+/// The name by which the store knows an image of a registry: its whole reference, if that can be a name.
+pub(crate) fn image_name(reference: &RegistryReference) -> Option<ImageName> {
+    reference.to_string().parse().ok()
 }
 
 /// Where folders of registries are looked for if nothing else is said: ours, containerd's, Docker's and Podman's.

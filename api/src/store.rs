@@ -4,11 +4,13 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bellows_block::oci::Platform;
-use bellows_block::{Image, ImageName, ImageSource, ImportOptions, Store};
+use bellows_block::oci::{Platform, RegistryReference};
+use bellows_block::{Digest, Image, ImageName, ImageSource, ImportOptions, Store, StoreError};
 
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
+use crate::output::say;
+use crate::places::data_home;
 use crate::progress::ImportProgress;
 use crate::registry;
 
@@ -16,17 +18,11 @@ use crate::registry;
 pub(crate) fn open(path: Option<&Path>) -> Result<Store, CliError> {
     let path = match path {
         Some(path) => path.to_owned(),
-        None => default_path(env::var_os("XDG_DATA_HOME").map(PathBuf::from), env::var_os("HOME").map(PathBuf::from))?,
+        None => data_home(|name| env::var_os(name).map(PathBuf::from))
+            .ok_or(CliError::Missing("a place for the layer store", "--store, or set HOME"))?
+            .join("bellows/store"),
     };
     Ok(Store::open(path)?)
-}
-
-/// Where the user's own store is (XDG base directory specification: a path that is not absolute counts as none).
-fn default_path(data_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf, CliError> {
-    let data = data_home.filter(|path| path.is_absolute());
-    let data = data.or_else(|| home.filter(|path| path.is_absolute()).map(|home| home.join(".local/share")));
-    let data = data.ok_or(CliError::Missing("a place for the layer store", "--store, or set HOME"))?;
-    Ok(data.join("bellows/store"))
 }
 
 /// Which of a source's images is meant.
@@ -94,61 +90,142 @@ fn import_source(
     Ok(store.import(&image, name, options)?)
 }
 
-/// The image that `--image` means: a file or directory with one or one in a registry, imported where it is not there yet, or one
-/// in the store.
+/// The image that IMAGE means, as `docker run` takes it: a name in the store; else a name in a registry, where it is imported from
+/// and known by afterwards. What begins with `/` or `.` is a path.
 pub(crate) fn find_image(
     store: &Store,
-    image: &Path,
+    image: &str,
     reference: Option<&str>,
     interrupts: &Interrupts,
 ) -> Result<Image, CliError> {
-    if image.is_dir() || image.is_file() || registry::reference(image)?.is_some() {
-        return interrupts.import(|cancel| {
-            let progress = Arc::<ImportProgress>::default();
-            let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
-            let wanted = Wanted { reference, ..Wanted::default() };
-            let source = open_source(store, image, wanted, &options, &progress)?;
-            if let ImageSource::RootFs(path) = &source {
-                // Any directory could be one: that has to be said.
-                return Err(CliError::RootFs { path: path.clone() });
+    if image.starts_with(['/', '.']) {
+        return import_file(store, Path::new(image), reference, interrupts);
+    }
+    if let Some(tag) = reference {
+        return Err(CliError::Conflict(format!("--reference {tag} is for files with images, and `{image}` is a name")));
+    }
+    if let Some(reference) = registry::reference(Path::new(image))? {
+        return pull(store, image, &reference, interrupts);
+    }
+    let name = known_name(store, image)?;
+    match store.image(&name) {
+        // A digest alone does not say where its image is.
+        Err(StoreError::NoImage { .. }) if image.parse::<Digest>().is_err() => {
+            if Path::new(image).exists() {
+                say(format_args!(
+                    "`{image}` is a name, which is looked up in a registry: `./{image}` is the file or directory"
+                ));
             }
-            import_source(store, &source, wanted, None, &options)
-        });
+            let reference: RegistryReference = image.parse()?;
+            pull(store, &format!("{}{reference}", registry::SCHEME), &reference, interrupts)
+        }
+        found => Ok(found?),
     }
-    let no_image = |source| CliError::NoImage { image: image.to_owned(), source };
-    let name: ImageName = image.to_str().ok_or_else(|| no_image(None))?.parse().map_err(|e| no_image(Some(e)))?;
-    // What looks like a path was meant as one.
-    if image.is_absolute() || image.exists() || image.starts_with("..") {
-        return Err(no_image(None));
+}
+
+/// The name that the store knows an image by: `text` itself, or as Docker completes it (`busybox` is
+/// `docker.io/library/busybox:latest`).
+pub(crate) fn known_name(store: &Store, text: &str) -> Result<ImageName, CliError> {
+    let name = parse_name(text)?;
+    if !matches!(store.image(&name), Err(StoreError::NoImage { .. })) {
+        return Ok(name);
     }
-    if reference.is_some() {
-        return Err(CliError::Conflict(format!("--reference is for files with images, and `{name}` is not one")));
+    let completed = text.parse().ok().and_then(|reference| registry::image_name(&reference));
+    Ok(completed.filter(|completed| store.image(completed).is_ok()).unwrap_or(name))
+}
+
+/// A name of an image in a store.
+pub(crate) fn parse_name(text: &str) -> Result<ImageName, CliError> {
+    text.parse().map_err(|source| CliError::NoImage { image: text.into(), source: Some(source) })
+}
+
+/// Imports the image in a file or directory.
+pub(crate) fn import_file(
+    store: &Store,
+    path: &Path,
+    reference: Option<&str>,
+    interrupts: &Interrupts,
+) -> Result<Image, CliError> {
+    if !path.is_dir() && !path.is_file() {
+        return Err(CliError::NoImage { image: path.display().to_string(), source: None });
     }
-    Ok(store.image(&name)?)
+    interrupts.import(|cancel| {
+        let progress = Arc::<ImportProgress>::default();
+        let options = ImportOptions { progress: &|step| progress.show(step), cancel, ..ImportOptions::default() };
+        let wanted = Wanted { reference, ..Wanted::default() };
+        let source = open_source(store, path, wanted, &options, &progress)?;
+        if let ImageSource::RootFs(path) = &source {
+            // Any directory could be one: that has to be said.
+            return Err(CliError::RootFs { path: path.clone() });
+        }
+        import_source(store, &source, wanted, None, &options)
+    })
+}
+
+fn pull(
+    store: &Store,
+    source: &str,
+    reference: &RegistryReference,
+    interrupts: &Interrupts,
+) -> Result<Image, CliError> {
+    let name = registry::image_name(reference);
+    import(store, Path::new(source), Wanted::default(), name.as_ref(), interrupts)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bellows_block::testing::{Compression, LayoutBuilder, RegistryServer};
 
-    #[test]
-    fn the_users_own_store_follows_the_specification() {
-        let path = |data: Option<&str>, home: Option<&str>| default_path(data.map(Into::into), home.map(Into::into));
-        assert_eq!(path(Some("/d"), Some("/h")).unwrap(), Path::new("/d/bellows/store"));
-        assert_eq!(path(None, Some("/h")).unwrap(), Path::new("/h/.local/share/bellows/store"));
-        assert_eq!(path(Some("rel"), Some("/h")).unwrap(), Path::new("/h/.local/share/bellows/store"));
-        assert!(path(Some("rel"), None).unwrap_err().to_string().contains("--store"));
-    }
+    use super::*;
 
     #[test]
     fn what_is_no_image_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("store")).unwrap();
-        for (image, code) in [("/nowhere/image", 2), ("..", 2), ("a b", 2), ("missing:tag", 1), ("docker://A", 2)] {
-            let error = find_image(&store, Path::new(image), None, &Interrupts::default()).unwrap_err();
+        let digest = Digest::of(b"x").to_string();
+        for (image, code) in [
+            ("/nowhere/image", 2),
+            ("..", 2),
+            ("./no/archive", 2),
+            ("a b", 2),
+            (&digest, 1),
+            ("docker://A", 2),
+            ("A", 2),
+        ] {
+            let error = find_image(&store, image, None, &Interrupts::default()).unwrap_err();
             assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
             assert!(error.chain().contains(image.trim_start_matches("docker://")), "{image}: {}", error.chain());
         }
+        let error = find_image(&store, "busybox", Some("1"), &Interrupts::default()).unwrap_err();
+        assert!(error.chain().contains("--reference 1"), "{}", error.chain());
         assert!(store.images().unwrap().is_empty());
+    }
+
+    /// As with `docker run`: the second time the registry is not asked.
+    #[test]
+    fn an_image_of_a_registry_is_imported_once_and_known_by_its_name() {
+        let (server, digest) = registry();
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path().join("store")).unwrap();
+        let name = format!("{}/team/app", server.address());
+        let find = |name: &str| find_image(&store, name, None, &Interrupts::default());
+        assert_eq!(find(&name).unwrap().digest, digest);
+        drop(server);
+        assert_eq!(find(&name).unwrap().digest, digest);
+        assert_eq!(find(&format!("{name}:latest")).unwrap().digest, digest);
+        assert_eq!(known_name(&store, &name).unwrap().to_string(), format!("{name}:latest"));
+        find(&format!("docker://{name}")).unwrap_err();
+        find(&format!("{name}:other")).unwrap_err();
+    }
+
+    /// A registry with the image `team/app:latest`, and its digest.
+    fn registry() -> (RegistryServer, Digest) {
+        let mut layout = LayoutBuilder::new();
+        // Two blocks of zeros end an archive.
+        layout.layer(&[0; 1024], Compression::Gzip);
+        let manifest = layout.manifest("amd64");
+        let server = RegistryServer::start();
+        server.push(&layout, "team/app", &[(&manifest, "latest")]);
+        (server, manifest["digest"].as_str().unwrap().parse().unwrap())
     }
 }

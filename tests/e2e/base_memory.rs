@@ -7,7 +7,7 @@ use bellows_block::{ImportOptions, Store};
 use bellows_vmm::{ByteSize, ImageConfig, InstanceSpec, OomLimit, Transport};
 
 use crate::archives::scratch;
-use crate::command::with_guest;
+use crate::command::{bellows_run, image};
 use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, config_of, demo, image_id, partition};
 
 /// Takes more and more of one thing; or works each time that it is told to.
@@ -172,8 +172,8 @@ fn with_a_stock_kernel_full_file_systems_are_no_more_than_that() {
 }
 
 fn run(arguments: &[&str], command: &[&str]) -> Output {
-    let mut run = with_guest("run");
-    run.args(["--partition=1G", "--profile=off"]).args(arguments).arg("--").args(command);
+    let mut run = bellows_run();
+    run.arg("--profile=off").args(arguments).arg(image()).args(command);
     run.output().unwrap()
 }
 

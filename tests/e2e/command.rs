@@ -8,52 +8,87 @@ use std::process::{Command, Output, Stdio};
 use crate::archives::{import, tar};
 use crate::fixture::artefact;
 
-/// A subcommand with our kernel, the demo's image and the store that all tests share.
-pub fn with_guest(subcommand: &str) -> Command {
-    with_guest_and_store(subcommand, &artefact("BELLOWS_IMAGE").with_file_name("e2e-store"))
+/// `bellows run` with our kernel and the store that all tests share; options follow, then an [`image`] and a command.
+pub fn bellows_run() -> Command {
+    bellows_run_in(&store())
 }
 
 /// The same with a store of its own.
-pub fn with_guest_and_store(subcommand: &str, store: &Path) -> Command {
+pub fn bellows_run_in(store: &Path) -> Command {
+    with_guest("run", store)
+}
+
+/// The demo's image, as an argument.
+pub fn image() -> PathBuf {
+    artefact("BELLOWS_IMAGE")
+}
+
+fn store() -> PathBuf {
+    artefact("BELLOWS_IMAGE").with_file_name("e2e-store")
+}
+
+fn with_guest(subcommand: &str, store: &Path) -> Command {
     let mut command = Command::new(artefact("BELLOWS_BINARY"));
-    command.args([subcommand, "--timeout=300", "--memory=512M", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
-    command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--image").arg(artefact("BELLOWS_IMAGE"));
-    command.arg("--store").arg(store);
+    command.args([subcommand, "--timeout=300", "--base=512M", "--kernel"]).arg(artefact("BELLOWS_KERNEL"));
+    command.arg("--initramfs").arg(artefact("BELLOWS_INITRAMFS")).arg("--store").arg(store);
     command
 }
 
-fn run(store: &Path, arguments: &[&str]) -> Output {
+/// Runs `true` in `image`, with a store of its own where `options` name none.
+fn run(store: &Path, options: &[&str], image: &str) -> Output {
     let mut command = Command::new(artefact("BELLOWS_BINARY"));
     command.arg("run");
-    if !arguments.contains(&"--image") {
-        command.arg("--image").arg(artefact("BELLOWS_IMAGE"));
-    }
-    if !arguments.contains(&"--store") {
+    if !options.contains(&"--store") {
         command.arg("--store").arg(store);
     }
-    command.args(arguments).env("TMPDIR", store.parent().unwrap());
+    command.args(options).args([image, "true"]).env("TMPDIR", store.parent().unwrap());
     command.output().unwrap()
 }
 
 #[test]
 fn a_commands_output_and_exit_code_come_through() {
-    let mut command = with_guest("run");
-    command.arg("--partition=256M");
-    let output = command.args(["--", "/bin/sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
+    let mut command = bellows_run();
+    command.arg("--memory=256M").arg(image());
+    let output = command.args(["/bin/sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(7), &b"out\n"[..]), "{text}");
     assert!(text.contains("err\n"), "{text}");
-    let profiles = artefact("BELLOWS_IMAGE").with_file_name("e2e-store").join("profiles");
-    assert!(!profiles.exists(), "a run that fails does not say what to read ahead");
+    assert!(!store().join("profiles").exists(), "a run that fails does not say what to read ahead");
+}
+
+/// Kernel, initramfs and store are where the environment says; a run is given nothing but the image and the command.
+#[test]
+fn an_image_and_a_command_are_enough() {
+    let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
+    let mut command = Command::new(artefact("BELLOWS_BINARY"));
+    command.env("BELLOWS_KERNEL", artefact("BELLOWS_KERNEL")).env("BELLOWS_INITRAMFS", artefact("BELLOWS_INITRAMFS"));
+    command.env("XDG_DATA_HOME", directory.path());
+    // An emulated CPU needs more time; the report shows what the instance had.
+    command.args(["run", "--timeout=300", "--json"]).arg(image());
+    let output = command.args(["/bin/sh", "-c", "echo hello"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("hello\n"), "{text}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["exit_code"], &report["partition"]["bytes"]), (&0.into(), &(1_u64 << 30).into()), "{report}");
+    assert!(directory.path().join("bellows/store/images").exists());
+}
+
+#[test]
+fn the_former_command_line_is_refused_with_the_new_one() {
+    let mut command = Command::new(artefact("BELLOWS_BINARY"));
+    command.args(["run", "--memory=512M", "--partition=1G", "--image"]).arg(image()).args(["--", "true"]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(125) && text.contains("IMAGE [CMD]") && text.contains("--base"), "{text}");
 }
 
 /// A monitor that is killed can't clean up: its VM and its listening sockets go all the same.
 #[test]
 fn a_killed_monitor_leaves_only_files() {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = with_guest("run");
-    command.env("TMPDIR", directory.path()).stdout(Stdio::piped());
-    let mut monitor = command.args(["--", "/bin/sh", "-c", "echo up; exec sleep 3600"]).spawn().unwrap();
+    let mut command = bellows_run();
+    command.env("TMPDIR", directory.path()).stdout(Stdio::piped()).arg("--memory=256M").arg(image());
+    let mut monitor = command.args(["/bin/sh", "-c", "echo up; exec sleep 3600"]).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(monitor.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "up\n");
@@ -69,7 +104,8 @@ fn a_killed_monitor_leaves_only_files() {
 fn the_demonstration_reports_what_it_should() {
     let directory = tempfile::tempdir().unwrap();
     let report = directory.path().join("report.json");
-    let mut command = with_guest("demo");
+    let mut command = with_guest("demo", &store());
+    command.arg("--image").arg(image());
     command.args(["--partition=256M", "--mib=64", "--hold=20", "--kernel-parameter=init_on_alloc=0", "--report"]);
     let output = command.arg(&report).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -103,29 +139,29 @@ fn wrong_input_is_named() {
     };
     let no_kernel = file("no-kernel", &[0x5a; 9000]);
     let config = file("config.json", br#"{ "kernel": "k", "memory": "512M", "colour": "red" }"#);
-    let kernel = artefact("BELLOWS_KERNEL").display().to_string();
+    let [kernel, image] = ["BELLOWS_KERNEL", "BELLOWS_IMAGE"].map(|name| artefact(name).display().to_string());
     let missing = directory.path().join("missing").display().to_string();
     let damaged = damaged_layout(directory.path()).display().to_string();
     let (store, truncated) = truncated_layer(directory.path());
-    let cases: &[(&[&str], &str)] = &[
-        (&["--kernel", &no_kernel, "--memory", "256M"], "no-kernel"),
-        (&["--kernel", &missing, "--memory", "256M"], "missing"),
-        (&["--kernel", &kernel, "--memory", "0"], "memory"),
-        (&["--kernel", &kernel, "--memory", "900T"], "900"),
-        (&["--kernel", &kernel, "--memory", "12Q"], "12Q"),
-        (&["--kernel", &kernel, "--memory", "256M", "--vcpus", "0"], "vcpus"),
-        (&["--kernel", &kernel, "--memory", "256M", "--partition", "3"], "partitions[0]"),
-        (&["--kernel", &kernel, "--memory", "256M", "--initramfs", &missing], "missing"),
-        (&["--kernel", &kernel, "--memory", "256M", "--image", &missing], "missing"),
-        (&["--kernel", &kernel, "--memory", "256M", "--image", &damaged], "sha256:"),
-        (&["--kernel", &kernel, "--memory", "256M", "--image", &truncated, "--store", &store], "1024 bytes"),
-        (&["--kernel", &kernel, "--memory", "256M", "--partition", "200T"], "200"),
-        (&["--kernel", &kernel, "--memory", "3G", "--partition", "3G", "--partition", "900T"], "900"),
-        (&["--config", &config], "colour"),
-        (&["--config", &missing], "missing"),
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["--kernel", &no_kernel], &image, "no-kernel"),
+        (&["--kernel", &missing], &image, "missing"),
+        (&["--kernel", &kernel, "--base", "0"], &image, "--base"),
+        (&["--kernel", &kernel, "--base", "900T"], &image, "900"),
+        (&["--kernel", &kernel, "--base", "12Q"], &image, "12Q"),
+        (&["--kernel", &kernel, "--vcpus", "0"], &image, "vcpus"),
+        (&["--kernel", &kernel, "--memory", "12Q"], &image, "12Q"),
+        (&["--kernel", &kernel, "--initramfs", &missing], &image, "missing"),
+        (&["--kernel", &kernel], &missing, "missing"),
+        (&["--kernel", &kernel], &damaged, "sha256:"),
+        (&["--kernel", &kernel, "--store", &store], &truncated, "1024 bytes"),
+        (&["--kernel", &kernel, "--memory", "200T"], &image, "200"),
+        (&["--kernel", &kernel, "--base", "3G", "--memory", "900T"], &image, "900"),
+        (&["--config", &config], &image, "colour"),
+        (&["--config", &missing], &image, "missing"),
     ];
-    for (arguments, named) in cases {
-        let output = run(&directory.path().join("store"), arguments);
+    for (arguments, image, named) in cases {
+        let output = run(&directory.path().join("store"), arguments, image);
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{arguments:?}: {text}");
         assert!(text.contains(named), "{arguments:?} does not name {named}: {text}");

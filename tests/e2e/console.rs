@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command::with_guest;
+use crate::command::{bellows_run, image};
 use crate::fixture::PATIENCE;
 
 /// Far more than a second, on an emulated CPU as well.
@@ -20,8 +20,12 @@ const BOUND: Duration = Duration::from_secs(60);
 fn command(argv: &[&str]) -> (Command, PipeReader) {
     let (reader, writer) = pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-    let mut command = with_guest("run");
-    command.args(["--serial", "-", "--kernel-parameter", "ignore_loglevel", "--"]).args(argv).stdout(writer);
+    let mut command = bellows_run();
+    command
+        .args(["--memory=256M", "--serial=-", "--kernel-parameter=ignore_loglevel"])
+        .arg(image())
+        .args(argv)
+        .stdout(writer);
     (command, reader)
 }
 

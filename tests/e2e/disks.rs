@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use bellows_vmm::{DriveConfig, Shape};
 
-use crate::command::with_guest;
+use crate::command::{bellows_run, image};
 use crate::fixture::{Guest, PATIENCE, artefact, demo};
 
 #[test]
@@ -52,8 +52,9 @@ fn run_with_drives(directory: &Path, drives: usize, limits: &str) -> Output {
     let config = serde_json::json!({ "kernel": artefact("BELLOWS_KERNEL"), "memory": "512M", "drives": drives });
     let file = directory.join("config.json");
     fs::write(&file, config.to_string()).unwrap();
-    let mut run = with_guest("run");
-    run.arg("--config").arg(file).args(["--", "/bin/sh", "-c", "ls /sys/block | grep -c ^vd"]);
+    let mut run = bellows_run();
+    run.arg("--memory=0").arg("--config").arg(file).arg(image());
+    run.args(["/bin/sh", "-c", "ls /sys/block | grep -c ^vd"]);
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]).arg(run.get_program()).args(run.get_args());
     shell.output().unwrap()

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::archives::{Imported, import, scratch, small_archives, tar};
-use crate::command::with_guest;
+use crate::command::{bellows_run, image as demo_image};
 use crate::fixture::{Guest, Running, image_id};
 
 /// An image of busybox with users, and with files that cannot be executed.
@@ -116,8 +116,9 @@ struct Run {
 
 impl Run {
     fn start(arguments: &[&str], script: &str) -> Self {
-        let mut command = with_guest("run");
-        command.args(arguments).args(["--", "/bin/sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = bellows_run();
+        command.arg("--memory=256M").args(arguments).arg(demo_image()).args(["/bin/sh", "-c", script]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut monitor = command.spawn().unwrap();
         let mut stdout = BufReader::new(monitor.stdout.take().unwrap());
         let mut line = String::new();
@@ -153,7 +154,7 @@ fn signals_reach_the_program() {
 /// The first process of a container has no handlers but those that it makes.
 #[test]
 fn a_program_that_does_not_listen_is_killed() {
-    let run = Run::start(&["--stop-timeout=1", "--partition=256M"], "echo ready; while :; do sleep 0.1; done");
+    let run = Run::start(&["--stop-timeout=1"], "echo ready; while :; do sleep 0.1; done");
     run.signal(Signal::SIGTERM);
     assert_eq!(run.finish(), (Some(137), String::new(), String::new()));
 }
@@ -184,8 +185,9 @@ fn output_that_nobody_reads_ends_the_run() {
 
 #[test]
 fn words_to_nobody_are_no_reason_to_fail() {
-    let mut command = with_guest("run");
-    command.args(["--json", "--", "/bin/sh", "-c", "echo out; echo err >&2; echo more"]);
+    let mut command = bellows_run();
+    command.args(["--json", "--memory=256M"]).arg(demo_image());
+    command.args(["/bin/sh", "-c", "echo out; echo err >&2; echo more"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut monitor = command.spawn().unwrap();
     drop(monitor.stderr.take());

@@ -9,7 +9,7 @@ use bellows_vmm::{
     Instance, InstanceError, InstanceSpec, Process, ProcessSpec, Stdio, Stream, StreamName, TerminalSize,
 };
 
-use crate::command::with_guest;
+use crate::command::{bellows_run, image};
 use crate::fixture::{Guest, PATIENCE, Running, image_id, partition};
 
 const MIB: u64 = 1 << 20;
@@ -190,8 +190,8 @@ fn terminals_and_more_processes() {
 #[test]
 fn the_command_passes_input_on() {
     let run = |options: &[&str], line: &str| {
-        let mut command = with_guest("run");
-        command.args(options).args(["--", "/bin/sh", "-c", line]);
+        let mut command = bellows_run();
+        command.arg("--memory=256M").args(options).arg(image()).args(["/bin/sh", "-c", line]);
         let mut child = command.stdin(HostStdio::piped()).stdout(HostStdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"hi\n").unwrap();
         let output = child.wait_with_output().unwrap();

@@ -7,7 +7,7 @@ use bellows_block::testing::evict;
 use bellows_block::{ReadSet, StoredFile};
 use bellows_vmm::{ImageConfig, Shape, Transport};
 
-use crate::command::with_guest_and_store;
+use crate::command::{bellows_run_in, image as demo_image};
 use crate::fixture::{Guest, Running, artefact, demo, image_id};
 
 const WORK: &str = "python3 -c 'import json; print(json.dumps(6 * 7))'";
@@ -81,8 +81,8 @@ fn a_second_start_finds_what_the_first_one_read() {
 fn the_command_records_once_and_reads_ahead_then() {
     let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
     let run = || {
-        let mut command = with_guest_and_store("run", &directory.path().join("store"));
-        let output = command.args(["--json", "--", "/bin/true"]).output().unwrap();
+        let mut command = bellows_run_in(&directory.path().join("store"));
+        let output = command.args(["--json", "--memory=256M"]).arg(demo_image()).arg("/bin/true").output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{errors}"));
         (report["prefetched_bytes"].as_u64().unwrap(), report["recorded_bytes"].as_u64())

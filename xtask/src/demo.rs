@@ -28,7 +28,7 @@ pub fn run(json: bool, install: bool) -> Result<i32> {
     fs::create_dir_all(&directory).map_err(Error::at(&directory))?;
     let report = directory.join("report.json");
     let arguments = |kernel: String, initramfs: String, image: String, store: String, report: String| {
-        let mut arguments = ["demo", "--memory=512M"].map(str::to_owned).to_vec();
+        let mut arguments = ["demo", "--base=512M"].map(str::to_owned).to_vec();
         arguments.extend([format!("--host={host}"), format!("--timeout={TIMEOUT_SECONDS}")]);
         let paths =
             [("kernel", kernel), ("initramfs", initramfs), ("image", image), ("store", store), ("report", report)];

@@ -3,6 +3,7 @@
 
 mod function;
 mod host_disk;
+mod measure;
 mod report;
 
 use std::fs::{self, File};
@@ -13,22 +14,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bellows_block::page_cache::resident;
-use bellows_block::{Image, StoredFile};
+use bellows_block::Image;
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
     VmBuilder, VmConfig, VmEnd,
 };
 
 use self::function::expected_result;
-use self::host_disk::{HostDisk, evict};
-use self::report::{DiskReport, InstanceReport, LayerReport, Report, VmReport};
+use self::measure::{Cold, process_rss};
+use self::report::{InstanceReport, Report, VmReport};
 use crate::cli::DemoArgs;
 use crate::error::{CliError, io_error};
+use crate::guest::{configured, from_guest_args};
 use crate::interrupt::Interrupts;
-use crate::measure::process_rss;
 use crate::output::{self, print, say_plainly};
-use crate::run::{PartitionReport, configured, from_guest_args, give_back, milliseconds};
+use crate::partition::{PartitionReport, give_back};
+use crate::places::Places;
+use crate::report::{json, milliseconds};
 use crate::store;
 
 const VMS: usize = 2;
@@ -52,8 +54,7 @@ pub fn run(args: &DemoArgs) -> Result<u8, CliError> {
         (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
         (result, _) => result?,
     };
-    let json = serde_json::to_string_pretty(&report)
-        .map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?;
+    let json = json(&report)?;
     if let Some(path) = &args.report {
         write_report(path, &json)?;
     }
@@ -72,7 +73,7 @@ fn write_report(path: &Path, json: &str) -> Result<(), CliError> {
 
 fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliError> {
     let store = store::open(args.store.as_deref())?;
-    let image = store::find_image(&store, &args.image, None, interrupts)?;
+    let image = store::import_file(&store, &args.image, None, interrupts)?;
     let layers = store.layers(&image)?;
     let configured = configured(&store, &image, &args.guest)?;
     let cold = Cold::new(&layers)?;
@@ -125,66 +126,6 @@ fn say(args: &DemoArgs, what: &str) {
     }
 }
 
-/// Layers whose files were dropped from the page cache, and the disk under them.
-struct Cold {
-    layers: Vec<(StoredFile, u64)>,
-    disk: Option<(HostDisk, u64)>,
-}
-
-impl Cold {
-    fn new(layers: &[StoredFile]) -> Result<Self, CliError> {
-        let drop_cache = |layer: &StoredFile| {
-            let path = &layer.path;
-            evict(path).map_err(io_error("drop the page cache of", path))?;
-            let left = resident(path).map_err(io_error("look into the page cache of", path))?.bytes();
-            Ok((layer.clone(), left))
-        };
-        let disk = match layers.first() {
-            Some(layer) => HostDisk::of(&layer.path).map_err(io_error("find the disk of", &layer.path))?,
-            None => None,
-        };
-        let layers = layers.iter().map(drop_cache).collect::<Result<_, CliError>>()?;
-        let disk = match disk {
-            Some(disk) => {
-                let read = disk.bytes_read().map_err(io_error("read the counters of", disk.name()))?;
-                Some((disk, read))
-            }
-            None => None,
-        };
-        Ok(Self { layers, disk })
-    }
-
-    /// Bytes read from the disk since then.
-    fn disk_bytes_read(&self) -> Result<Option<u64>, CliError> {
-        let Some((disk, before)) = &self.disk else { return Ok(None) };
-        let now = disk.bytes_read().map_err(io_error("read the counters of", disk.name()))?;
-        Ok(Some(now.saturating_sub(*before)))
-    }
-
-    fn disk(&self, bytes_read_by_boot: Vec<u64>) -> Result<Option<DiskReport>, CliError> {
-        let bytes_read = self.disk_bytes_read()?;
-        let report = |(disk, _): &(HostDisk, u64), bytes_read| DiskReport {
-            name: disk.name().to_owned(),
-            bytes_read,
-            bytes_read_by_boot,
-        };
-        Ok(self.disk.as_ref().zip(bytes_read).map(|(disk, bytes_read)| report(disk, bytes_read)))
-    }
-
-    fn layers(&self) -> Result<Vec<LayerReport>, CliError> {
-        let report = |(layer, before): &(StoredFile, u64)| {
-            let resident = resident(&layer.path).map_err(io_error("look into the page cache of", &layer.path))?.bytes();
-            Ok(LayerReport {
-                digest: layer.digest.to_string(),
-                bytes: layer.bytes,
-                disk_bytes_read: self.disk.is_some().then(|| resident.saturating_sub(*before)),
-                resident_bytes: resident,
-            })
-        };
-        self.layers.iter().map(report).collect()
-    }
-}
-
 /// A VM that is ready, with its image mounted.
 struct Booted {
     vm: Vm,
@@ -195,7 +136,7 @@ struct Booted {
 
 impl Booted {
     fn new(args: &DemoArgs, image: &ImageConfig, number: usize, interrupts: &Interrupts) -> Result<Self, CliError> {
-        let mut config: VmConfig = from_guest_args(&args.guest)?;
+        let mut config: VmConfig = from_guest_args(&args.guest, &Places::of_user())?;
         config.images = vec![image.clone()];
         config.partitions = vec![args.partition; 2];
         if let Some(directory) = &args.serial {

@@ -6,7 +6,8 @@ use bellows_vmm::{PartitionMode, Shape, Transport};
 use serde::Serialize;
 
 use crate::cli::Host;
-use crate::run::{PartitionReport, shown};
+use crate::partition::PartitionReport;
+use crate::report::shown;
 
 /// The whole report. Every number was measured in this run; `null` is what this host or guest can't tell.
 #[derive(Debug, Serialize)]

@@ -67,12 +67,7 @@ impl Guest {
         match monitor {
             Monitor::Bellows => {
                 let mut command = Command::new(&self.bellows);
-                command.args([
-                    "run",
-                    "--json",
-                    &format!("--memory={MEMORY}"),
-                    &format!("--timeout={}", LIMIT.as_secs()),
-                ]);
+                command.args(["run", "--json", &format!("--base={MEMORY}"), &format!("--timeout={}", LIMIT.as_secs())]);
                 command.arg("--kernel").arg(&self.kernel).arg("--initramfs").arg(&self.initramfs);
                 command
             }

@@ -55,15 +55,11 @@ impl Launcher {
         command.args(["run", LIMIT, "--profile=off"]);
         match source {
             Source::Image { name, way } => {
-                command.arg(format!("--memory={MEMORY}")).arg("--kernel").arg(&self.kernel);
-                command
-                    .arg("--initramfs")
-                    .arg(&self.initramfs)
-                    .arg("--store")
-                    .arg(&self.store)
-                    .arg("--image")
-                    .arg(name);
-                command.args(way.arguments().ok_or("copies are no image")?);
+                // The instance runs in base memory, as in the VMs that it is compared with.
+                command.args([format!("--base={MEMORY}"), "--memory=0".to_owned()]);
+                command.arg("--kernel").arg(&self.kernel).arg("--initramfs").arg(&self.initramfs);
+                command.arg("--store").arg(&self.store);
+                command.args(way.arguments().ok_or("copies are no image")?).arg(name);
             }
             Source::Copy(disk) => {
                 command.arg("--config").arg(self.configuration(disk)?);

@@ -1,84 +1,26 @@
 //! `bellows image`: what is in the layer store.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+mod mount;
+mod report;
+mod users;
 
-use bellows_block::oci::ImageConfig;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
 use bellows_block::page_cache::resident;
 use bellows_block::{Digest, Image, ImageName, NamedImage, Store};
 use serde::Serialize;
 
+use self::mount::HostMount;
+use self::report::{CollectedReport, DetailsReport, ImageReport, LayerReport, MountReport, RemovedReport, UsageReport};
+use self::users::users;
 use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
-use crate::mount::{self, HostMount};
 use crate::output::print;
-use crate::store::{self, Wanted};
-use crate::usage::users;
-
-/// An image as `--json` prints it, with what there is to say of each layer.
-#[derive(Debug, Serialize)]
-struct ImageReport<L> {
-    digest: Digest,
-    names: Vec<ImageName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    config: Option<ImageConfig>,
-    layers: Vec<L>,
-    /// Which of the layers, the topmost, is none of the image's own, but makes a stack of the others show what unpacking them gives.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fixup: Option<Digest>,
-    /// Where it is mounted on this host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mounts: Option<Vec<MountReport>>,
-}
-
-/// A mount on this host, and what it keeps in memory beside the page cache of the layers' files.
-#[derive(Debug, Serialize)]
-struct MountReport {
-    directory: PathBuf,
-    cached_bytes: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct LayerReport {
-    digest: Digest,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct DetailsReport {
-    digest: Digest,
-    path: PathBuf,
-    bytes: u64,
-    sha256: Digest,
-    /// `null` where the file system has none.
-    verity: Option<Digest>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct UsageReport {
-    digest: Digest,
-    bytes: u64,
-    resident_bytes: u64,
-    /// Processes, each of which is a VM.
-    users: BTreeSet<u32>,
-}
-
-#[derive(Debug, Serialize)]
-struct RemovedReport {
-    name: ImageName,
-    /// Nothing is left of the image but its layers.
-    image_removed: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct CollectedReport {
-    layers: Vec<Digest>,
-    in_use: Vec<Digest>,
-    bytes: u64,
-}
+use crate::registry;
+use crate::report::print_json;
+use crate::store::{self, Wanted, known_name, parse_name};
 
 /// Does what `command` says; returns the exit code.
 ///
@@ -95,16 +37,20 @@ pub fn run(command: &ImageCommand) -> Result<u8, CliError> {
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Stat(args) => stat(args),
         ImageCommand::Mount { image, directory, store } => mount(image, directory, store),
-        ImageCommand::Umount { directory } => mount::unmount(directory).map(|()| 0),
+        ImageCommand::Umount { directory } => mount::unmount(directory),
         ImageCommand::Rm { images, store } => remove(images, store),
         ImageCommand::Gc { store } => collect(store),
         ImageCommand::Verify(args) => verify(args),
     }
+    .map(|()| 0)
 }
 
-fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArgs) -> Result<u8, CliError> {
+fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArgs) -> Result<(), CliError> {
     let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
-    let name = name.map(parse_name).transpose()?;
+    let name = match (name, registry::reference(source)?) {
+        (Some(name), _) => Some(parse_name(name)?),
+        (None, reference) => reference.as_ref().and_then(registry::image_name),
+    };
     let store = store::open(args.store.as_deref())?;
     let image = store::import(&store, source, wanted, name.as_ref(), &interrupts);
     let image = match (image, interrupts.received()) {
@@ -118,17 +64,16 @@ fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArg
         print_json(&report)
     } else {
         print(report.digest)?;
-        print_sizes(&report)?;
-        Ok(0)
+        print_sizes(&report)
     }
 }
 
-fn list(args: &StoreArgs) -> Result<u8, CliError> {
+fn list(args: &StoreArgs) -> Result<(), CliError> {
     let store = store::open(args.store.as_deref())?;
     print_reports(reports(&store, store.images()?, |digest| sizes(&store, digest))?, args.json, print_sizes)
 }
 
-fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
+fn inspect(args: &ImagesArgs) -> Result<(), CliError> {
     let store = store::open(args.store.store.as_deref())?;
     let details = |digest: &Digest| {
         let details = store.inspect(digest)?;
@@ -145,16 +90,15 @@ fn inspect(args: &ImagesArgs) -> Result<u8, CliError> {
     print_json(&reports)
 }
 
-fn mount(image: &str, directory: &Path, args: &StoreArgs) -> Result<u8, CliError> {
+fn mount(image: &str, directory: &Path, args: &StoreArgs) -> Result<(), CliError> {
     let store = store::open(args.store.as_deref())?;
-    let image = store.image(&parse_name(image)?)?;
+    let image = store.image(&known_name(&store, image)?)?;
     let cached_bytes = mount::mount(&store.flat(&image)?, directory)?;
     let report = MountReport { directory: directory.to_owned(), cached_bytes };
     if args.json {
         return print_json(&report);
     }
-    print_mount(&report)?;
-    Ok(0)
+    print_mount(&report)
 }
 
 fn print_mount(mount: &MountReport) -> Result<(), CliError> {
@@ -171,7 +115,7 @@ fn mounts(store: &Store, image: &Image) -> Result<Vec<MountReport>, CliError> {
     HostMount::all_of(&store.flat_metadata(image))?.into_iter().map(report).collect()
 }
 
-fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
+fn stat(args: &ImagesArgs) -> Result<(), CliError> {
     let store = store::open(args.store.store.as_deref())?;
     // Images share layers.
     let mut known = BTreeMap::new();
@@ -203,9 +147,9 @@ fn stat(args: &ImagesArgs) -> Result<u8, CliError> {
     })
 }
 
-fn remove(names: &[String], args: &StoreArgs) -> Result<u8, CliError> {
+fn remove(names: &[String], args: &StoreArgs) -> Result<(), CliError> {
     let store = store::open(args.store.as_deref())?;
-    let names = names.iter().map(|name| parse_name(name)).collect::<Result<Vec<_>, _>>()?;
+    let names = names.iter().map(|name| known_name(&store, name)).collect::<Result<Vec<_>, _>>()?;
     let mut removed = Vec::new();
     for name in names {
         let image_removed = store.remove(&name)?;
@@ -214,10 +158,10 @@ fn remove(names: &[String], args: &StoreArgs) -> Result<u8, CliError> {
         }
         removed.push(RemovedReport { name, image_removed });
     }
-    if args.json { print_json(&removed) } else { Ok(0) }
+    if args.json { print_json(&removed) } else { Ok(()) }
 }
 
-fn collect(args: &StoreArgs) -> Result<u8, CliError> {
+fn collect(args: &StoreArgs) -> Result<(), CliError> {
     let store = store::open(args.store.as_deref())?;
     let collected = store.collect()?;
     if args.json {
@@ -230,11 +174,10 @@ fn collect(args: &StoreArgs) -> Result<u8, CliError> {
     for digest in &collected.in_use {
         print(format_args!("{digest} is in use"))?;
     }
-    print(format_args!("{} bytes freed", collected.bytes))?;
-    Ok(0)
+    print(format_args!("{} bytes freed", collected.bytes))
 }
 
-fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
+fn verify(args: &ImagesArgs) -> Result<(), CliError> {
     let store = store::open(args.store.store.as_deref())?;
     let images = chosen(&store, &args.images)?;
     let mut digests: BTreeSet<_> = images.iter().flat_map(|named| &named.image.layers).copied().collect();
@@ -250,7 +193,7 @@ fn verify(args: &ImagesArgs) -> Result<u8, CliError> {
         }
     }
     match layers.iter().filter(|layer| layer.error.is_some()).count() {
-        0 => Ok(0),
+        0 => Ok(()),
         damaged => Err(CliError::Damaged { damaged, layers: layers.len() }),
     }
 }
@@ -268,7 +211,7 @@ fn chosen(store: &Store, names: &[String]) -> Result<Vec<NamedImage>, CliError> 
     if names.is_empty() {
         return Ok(all);
     }
-    let digests = names.iter().map(|name| Ok(store.image(&parse_name(name)?)?.digest));
+    let digests = names.iter().map(|name| Ok(store.image(&known_name(store, name)?)?.digest));
     let digests = digests.collect::<Result<BTreeSet<_>, CliError>>()?;
     Ok(all.into_iter().filter(|named| digests.contains(&named.image.digest)).collect())
 }
@@ -296,15 +239,11 @@ fn report<L>(
     Ok(ImageReport { digest: named.image.digest, names: named.names, config: None, layers, fixup, mounts: None })
 }
 
-fn parse_name(name: &str) -> Result<ImageName, CliError> {
-    name.parse().map_err(|source| CliError::NoImage { image: name.into(), source: Some(source) })
-}
-
 fn print_reports<L: Serialize>(
     reports: Vec<ImageReport<L>>,
     json: bool,
     print_layers: impl Fn(&ImageReport<L>) -> Result<(), CliError>,
-) -> Result<u8, CliError> {
+) -> Result<(), CliError> {
     if json {
         return print_json(&reports);
     }
@@ -313,15 +252,9 @@ fn print_reports<L: Serialize>(
         print(format_args!("{} {}", report.digest, names.join(" ")))?;
         print_layers(report)?;
     }
-    Ok(0)
+    Ok(())
 }
 
 fn print_sizes(report: &ImageReport<LayerReport>) -> Result<(), CliError> {
     report.layers.iter().try_for_each(|layer| print(format_args!("  {} {:>12} bytes", layer.digest, layer.bytes)))
-}
-
-fn print_json(report: &impl Serialize) -> Result<u8, CliError> {
-    let text = serde_json::to_string_pretty(report);
-    print(text.map_err(|error| CliError::Unexpected(format!("cannot write the report: {error}")))?)?;
-    Ok(0)
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The file or the kernel's list can't be read.
-pub(crate) fn users(path: &Path) -> io::Result<BTreeSet<u32>> {
+pub(super) fn users(path: &Path) -> io::Result<BTreeSet<u32>> {
     let metadata = fs::metadata(path)?;
     let file = (libc::major(metadata.dev()), libc::minor(metadata.dev()), metadata.ino());
     Ok(holders(&fs::read_to_string("/proc/locks")?, file))

@@ -38,7 +38,7 @@ impl Drop for LoopDevices {
 ///
 /// # Errors
 /// `losetup` or `mount` failed; nothing is left of what they did.
-pub(crate) fn mount(image: &FlatImage, directory: &Path) -> Result<u64, CliError> {
+pub(super) fn mount(image: &FlatImage, directory: &Path) -> Result<u64, CliError> {
     let mut devices = LoopDevices(Vec::new());
     let mut attach = |path: &Path| {
         let attach = ["--find".as_ref(), "--show".as_ref(), "--read-only".as_ref(), path.as_os_str()];
@@ -69,14 +69,14 @@ pub(crate) fn mount(image: &FlatImage, directory: &Path) -> Result<u64, CliError
 ///
 /// # Errors
 /// `umount` failed.
-pub(crate) fn unmount(directory: &Path) -> Result<(), CliError> {
+pub(super) fn unmount(directory: &Path) -> Result<(), CliError> {
     run("umount", &[directory.as_os_str()]).map(drop)
 }
 
 /// An image that is mounted on this host.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct HostMount {
-    pub(crate) directory: PathBuf,
+pub(super) struct HostMount {
+    pub(super) directory: PathBuf,
     /// The loop device of its metadata.
     device: PathBuf,
 }
@@ -86,7 +86,7 @@ impl HostMount {
     ///
     /// # Errors
     /// The kernel's list or the metadata's path can't be read.
-    pub(crate) fn all_of(metadata: &Path) -> Result<Vec<Self>, CliError> {
+    pub(super) fn all_of(metadata: &Path) -> Result<Vec<Self>, CliError> {
         let list = "/proc/self/mountinfo";
         let metadata = match fs::canonicalize(metadata) {
             Ok(path) => path,
@@ -111,7 +111,7 @@ impl HostMount {
     ///
     /// # Errors
     /// A file can't be opened, or the kernel won't tell.
-    pub(crate) fn cached_bytes(&self) -> Result<u64, CliError> {
+    pub(super) fn cached_bytes(&self) -> Result<u64, CliError> {
         let device = fs::metadata(&self.directory).map_err(io_error("find", &self.directory))?.dev();
         let mut bytes = page_cache_of(&self.device)?;
         let mut seen = HashSet::new();

@@ -1,0 +1,37 @@
+//! How reports are written: for machines in JSON, for people in round figures.
+
+use std::time::Duration;
+
+use bellows_memory::ByteSize;
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::output::print;
+
+/// Prints a report over several lines.
+pub(crate) fn print_json(report: &impl Serialize) -> Result<(), CliError> {
+    print(json(report)?)
+}
+
+/// Prints a report on one line, which a reader finds among others.
+pub(crate) fn print_json_line(report: &impl Serialize) -> Result<(), CliError> {
+    print(serde_json::to_string(report).map_err(CliError::Report)?)
+}
+
+/// A report in JSON, over several lines.
+pub(crate) fn json(report: &impl Serialize) -> Result<String, CliError> {
+    serde_json::to_string_pretty(report).map_err(CliError::Report)
+}
+
+/// Milliseconds, to the microsecond.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
+
+/// What `bytes` are to a person.
+pub(crate) fn shown(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => ByteSize::bytes(bytes).to_string(),
+        _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+    }
+}

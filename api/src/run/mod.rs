@@ -1,0 +1,192 @@
+//! `bellows run`: boots one VM, runs one instance in it, gives its memory back.
+
+mod function;
+mod instance;
+mod report;
+
+use std::path::Path;
+use std::time::Instant;
+
+use bellows_memory::ByteSize;
+use bellows_vmm::{ConfigError, VmBuilder, VmConfig, VmEnd};
+
+use self::function::{Function, IN_BASE, prepare};
+use self::instance::run_instance;
+use self::report::{ReadyReport, RunReport};
+use crate::cli::{ProfileUse, RunArgs};
+use crate::error::{CliError, io_error};
+use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
+use crate::interrupt::Interrupts;
+use crate::output::say;
+use crate::partition::give_back;
+use crate::places::Places;
+use crate::report::{milliseconds, print_json_line};
+use crate::terminal::Resizes;
+
+/// Memory of an instance where no argument says how much.
+const MEMORY: ByteSize = ByteSize::gib(1);
+
+/// Runs the command; returns the instance's exit code.
+///
+/// # Errors
+/// See [`CliError`].
+pub fn run(args: &RunArgs) -> Result<u8, CliError> {
+    let resizes = args.tty.then(Resizes::install).transpose()?;
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
+    let result = prepare_and_run(args, &interrupts, resizes);
+    match (result, interrupts.received()) {
+        // What failed then failed because it was stopped.
+        (Err(_), Some(signal)) => Err(CliError::Interrupted(signal)),
+        (result, _) => result,
+    }
+}
+
+fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resizes>) -> Result<u8, CliError> {
+    check(args)?;
+    let mut config = configuration(args, &Places::of_user())?;
+    let function = prepare(args, &mut config, interrupts)?;
+    config.validate().map_err(|error| as_given(args, error))?;
+    in_vm(args, config, function, interrupts, resizes)
+}
+
+/// Refuses what arguments cannot mean together.
+fn check(args: &RunArgs) -> Result<(), CliError> {
+    if args.former.is_used() {
+        return Err(CliError::Former);
+    }
+    if args.image().is_some() {
+        return Ok(());
+    }
+    if let Some(memory) = args.memory {
+        let message =
+            format!("--memory {memory} is for an instance, and no IMAGE is given: --base is the memory of a VM alone");
+        return Err(CliError::Conflict(message));
+    }
+    match args.config.is_some() || args.guest.kernel.is_some() {
+        true if args.layers.is_empty() => Ok(()),
+        true => Err(CliError::Missing("the image below --layer", "IMAGE, or `scratch` for an empty one")),
+        false => Err(CliError::Missing("what to run", "IMAGE, or --kernel or --config for a VM alone")),
+    }
+}
+
+/// The VM's configuration: the file's, with the arguments put over it and a partition for the instance.
+fn configuration(args: &RunArgs, places: &Places) -> Result<VmConfig, CliError> {
+    let mut config = match &args.config {
+        Some(path) => {
+            let mut config = read_configuration(path)?;
+            apply_guest_args(&mut config, &args.guest);
+            config
+        }
+        None => from_guest_args(&args.guest, places)?,
+    };
+    let memory = args.memory.unwrap_or(MEMORY);
+    if args.image().is_some() && config.partitions.is_empty() && memory != IN_BASE {
+        config.partitions.push(rounded_up(memory));
+    }
+    if let Some(serial) = &args.serial {
+        config.serial = serial.clone();
+    }
+    Ok(config)
+}
+
+/// The error with the option that has set the value, where one has.
+fn as_given(args: &RunArgs, mut error: ConfigError) -> ConfigError {
+    match error.field.as_str() {
+        "memory" if args.guest.base.is_some() => error.field = "--base".into(),
+        "partitions[0]" if args.memory.is_some() => error.field = "--memory".into(),
+        _ => {}
+    }
+    error
+}
+
+fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {
+    let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
+    serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.to_owned(), source })
+}
+
+fn in_vm(
+    args: &RunArgs,
+    config: VmConfig,
+    function: Option<Function>,
+    interrupts: &Interrupts,
+    resizes: Option<Resizes>,
+) -> Result<u8, CliError> {
+    let limit = args.guest.timeout;
+    let start = Instant::now();
+    let vm = interrupts.boot(VmBuilder::from(config))?;
+    let guest = vm.wait_ready(limit)?;
+    let boot = start.elapsed();
+    let Some(Function { mut spec, memory, profile }) = function else {
+        if args.json {
+            print_json_line(&ReadyReport::new(guest, boot, &vm))?;
+        }
+        // Without an image the VM runs until it ends by itself.
+        return end(vm.wait());
+    };
+    if vm.config().base_limit.is_none() {
+        // It is alone.
+        spec.base_limit = spec.base_limit.or(Some(guest.instances_base));
+    }
+    let image = vm.mount_image(&spec.image, limit)?;
+    let plug = match spec.partition {
+        Some(partition) => Some((partition, vm.plug(partition, memory, limit)?)),
+        None => None,
+    };
+    let start = Instant::now();
+    let status = run_instance(&vm, &spec, args, interrupts, resizes)?;
+    let run = start.elapsed();
+    let conclude = || -> Result<(), CliError> {
+        // A run that failed is no example.
+        let recorded_bytes = match profile.filter(|_| status.code == 0).map(|profile| profile.keep(&vm, &spec.image)) {
+            // Nobody has asked for it.
+            Some(Err(error)) if args.profile == ProfileUse::Auto => {
+                tracing::warn!(error = error.chain(), "what the run has read is not kept");
+                None
+            }
+            kept => kept.transpose()?,
+        };
+        let partition = match plug {
+            Some((partition, plug)) => Some(give_back(&vm, partition, &plug, limit)?),
+            None => None,
+        };
+        if args.json {
+            let report = RunReport {
+                exit_code: status.code,
+                oom_killed: status.oom_killed,
+                oom_limit: status.oom_limit,
+                guest_kernel: guest.kernel_release,
+                partition_mode: guest.partition_mode,
+                shape: image.shape,
+                transport: image.transport,
+                prefetched_bytes: image.prefetched,
+                recorded_bytes,
+                boot_ms: milliseconds(boot),
+                run_ms: milliseconds(run),
+                partition,
+            };
+            print_json_line(&report)?;
+        } else if let Some(limit) = status.oom_limit {
+            say(format_args!("the guest's kernel killed the command for lack of memory: {limit}"));
+        }
+        match vm.shutdown(limit) {
+            VmEnd::PoweredOff | VmEnd::Reset => Ok(()),
+            other => Err(CliError::End(other)),
+        }
+    };
+    match conclude() {
+        // Somebody does not want to wait for that.
+        Err(_) if interrupts.received().is_some() => Ok(status.code),
+        result => result.map(|()| status.code),
+    }
+}
+
+fn end(end: VmEnd) -> Result<u8, CliError> {
+    match end {
+        VmEnd::PoweredOff => Ok(0),
+        other => Err(CliError::End(other)),
+    }
+}
+
+#[cfg(test)]
+#[path = "run_test.rs"]
+mod tests;
