@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::error::{Error, Result};
-use crate::{progress, run, workspace};
+use crate::{dependencies, progress, run, workspace};
 
 /// How many targets run side by side.
 const SIDE_BY_SIDE: usize = 2;
@@ -20,11 +20,7 @@ const EXECUTIONS: &str = "stat::number_of_executed_units:";
 
 /// The names of all targets. Installs cargo-fuzz where it is missing.
 pub fn names() -> Result<Vec<String>> {
-    if run::capture(workspace::cargo().args(["fuzz", "--version"])).is_err() {
-        progress::step("install cargo-fuzz", |step| {
-            run::quiet(step, workspace::cargo().args(["install", "--locked", "cargo-fuzz"]))
-        })?;
-    }
+    dependencies::ensure_tool("cargo-fuzz")?;
     let targets = run::capture(&mut cargo_fuzz("list"))?;
     Ok(targets.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
 }

@@ -128,7 +128,7 @@ fn write(layout: &Path, base: &Path, full: &Path, mut tell: impl FnMut(&str)) ->
 }
 
 /// The machine's own sources of Debian packages, so that a mirror set up here is used.
-fn apt_sources() -> Option<&'static Path> {
+pub fn apt_sources() -> Option<&'static Path> {
     ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"].into_iter().map(Path::new).find(|path| {
         fs::read_to_string(path)
             .is_ok_and(|text| text.lines().any(|line| !line.starts_with('#') && line.contains(RELEASE)))

@@ -20,6 +20,28 @@ pub fn directory() -> PathBuf {
     workspace::root().join("guest/kernel")
 }
 
+/// Which source the kernel is built from.
+#[derive(Debug)]
+pub struct Source {
+    /// Version of the package `linux-source-6.12`.
+    pub version: String,
+    /// The source package that it was built from.
+    pub package: String,
+    /// Version of that.
+    pub package_version: String,
+}
+
+/// The source on this machine.
+pub fn source() -> Result<Source> {
+    let fields = "${Version} ${source:Package} ${source:Version}";
+    let text = run::capture(Command::new("dpkg-query").args(["-W", "-f", fields, "linux-source-6.12"]))?;
+    let mut fields = text.split_whitespace().map(str::to_owned);
+    match (fields.next(), fields.next(), fields.next()) {
+        (Some(version), Some(package), Some(package_version)) => Ok(Source { version, package, package_version }),
+        _ => Err(Error::other(format!("dpkg-query says `{text}` of linux-source-6.12: expected three words"))),
+    }
+}
+
 /// A kernel to build.
 struct Kernel {
     /// What it's called, for people and in the cache.
@@ -58,15 +80,10 @@ pub fn debug(cache: &Cache) -> Result<PathBuf> {
     DEBUG.make(cache)
 }
 
-/// The version of the package with the kernel's source, without our patches.
-pub fn source_version() -> Result<String> {
-    run::capture(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]))
-}
-
 impl Kernel {
     fn make(&self, cache: &Cache) -> Result<PathBuf> {
         let patches = patches(&directory().join("patches"))?;
-        let version = source_version()?;
+        let Source { version, .. } = source()?;
         let mut key = Key::default().with("recipe", RECIPE).with("source", &version);
         let configs: Vec<PathBuf> = self.configs.iter().map(|config| directory().join(config)).collect();
         for file in configs.iter().chain(&patches) {

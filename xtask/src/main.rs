@@ -1,18 +1,21 @@
-//! Developer commands: `cargo xtask demo | lab | build | test | tidy | stress | bench | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | build | guest | package | test | tidy | stress | bench | fuzz`.
 
 mod artefacts;
 mod bench;
 mod cache;
 mod debian;
 mod demo;
+mod dependencies;
 mod error;
 mod fuzz;
+mod guest;
 mod image;
 mod initramfs;
 mod kernel;
 mod kvm_host;
 mod kvm_tests;
 mod lab;
+mod package;
 mod packages;
 mod progress;
 mod run;
@@ -54,6 +57,10 @@ enum Command {
     Lab(lab::Options),
     /// Build the artefacts that all others use, and print where they are.
     Build,
+    /// Build the guest's kernel and initramfs, and put them where `bellows` finds them.
+    Guest,
+    /// Build a Debian package, and print where it is.
+    Package,
     /// Run all checks and tests.
     Test {
         /// Run nothing but the tests that need KVM whose names contain one of these.
@@ -101,6 +108,8 @@ fn execute(options: &Options) -> Result<i32> {
                 println!("{variable}={path}");
             }
         }
+        Command::Guest => guest::install(install)?,
+        Command::Package => println!("{}", package::build(install)?.display()),
         Command::Test { only } if only.is_empty() => test::run(install)?,
         Command::Test { only } => test::run_with_kvm(only, install)?,
         Command::Tidy => tidy::check()?,

@@ -6,7 +6,7 @@ use bellows_lab::Host;
 
 use crate::error::{Error, Result};
 use crate::tally::Tally;
-use crate::{kvm_tests, packages, progress, run, workspace};
+use crate::{dependencies, kvm_tests, package, packages, progress, run, workspace};
 
 /// How many imports `cargo xtask stress` kills.
 const KILLED_IMPORTS: u32 = 200;
@@ -35,6 +35,7 @@ pub fn run(install: bool) -> Result<()> {
         clippy.args(["--test", name]);
     }
     check(&mut tally, "clippy of the tests that need KVM", clippy.args(["--", "-D", "warnings"]));
+    dependencies::check(&mut tally);
     rust_tests(
         &mut tally,
         "unit, property and device tests",
@@ -45,6 +46,7 @@ pub fn run(install: bool) -> Result<()> {
         "documentation",
         workspace::cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
+    tally.add(package::test(install));
     let skipped = LONG.map(|name| format!("--skip={name}"));
     kvm_tests::run(&mut tally, &[], &skipped.each_ref().map(String::as_str), true, install);
     tally.conclude()

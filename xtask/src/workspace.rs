@@ -26,6 +26,14 @@ pub fn bellows() -> Result<PathBuf> {
     build_one("build bellows", command, "bellows")
 }
 
+/// The program that writes the monitor's manual.
+pub fn manual() -> Result<PathBuf> {
+    let mut command = cargo();
+    // All of the workspace has the features that the tests have: nothing is built anew for it.
+    command.args(["build", "--workspace", "--example", "manual"]);
+    build_one("build the manual's writer", command, "manual")
+}
+
 /// PID 1 of the guest.
 pub fn agent() -> Result<PathBuf> {
     let package = ["-p", "bellows-agent"];

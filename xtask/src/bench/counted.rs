@@ -124,7 +124,7 @@ impl Set {
         let image = Key::default().with_file(&index)?.hex();
         Ok(BTreeMap::from([
             ("host kernel".to_owned(), lab_kernel),
-            ("guest kernel source".to_owned(), kernel::source_version()?),
+            ("guest kernel source".to_owned(), kernel::source()?.version),
             ("image".to_owned(), image),
             ("qemu".to_owned(), first_line("qemu-system-x86_64")?),
             ("rustc".to_owned(), first_line("rustc")?),
