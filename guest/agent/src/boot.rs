@@ -22,7 +22,7 @@ use crate::reaper::Reaper;
 use crate::server::{self, Service};
 use crate::statistics::{Migrations, VmStat};
 use crate::uevent::Uevents;
-use crate::{log, modules, mounts, settings, streams, sys, vsock};
+use crate::{log, modules, mounts, settings, stream_server, sys, vsock};
 
 /// Where the container library keeps its state.
 const CONTAINERS: &str = "/run/containers";
@@ -78,7 +78,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         migrations: LazyLock::new(Migrations::start),
     });
     let server = server::start(Arc::clone(&service)).map_err(|error| AgentError::Container(error.to_string()))?;
-    streams::listener::start(instances).map_err(AgentError::system("listening for streams"))?;
+    stream_server::start(instances).map_err(AgentError::system("listening for streams"))?;
     match vsock::signal_ready(init) {
         Ok(()) => tracing::info!("ready"),
         Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),

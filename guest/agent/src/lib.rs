@@ -9,7 +9,7 @@
 //! | partitions | [`partition`]: whether the memory is there, where it should be, and which processes hold it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (what would stay) |
 //! | limits | [`base_memory`]: how much of it each instance may have; [`tmpfs`]: what file systems in memory hold |
-//! | input and output | [`streams`]: a connection for each stream of a process |
+//! | input and output | [`stream_server`] lets the monitor connect to [`streams`]: one connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |
 //! | the time | [`clock`] |
@@ -41,6 +41,7 @@ pub mod settings;
 pub mod shutdown;
 pub mod sockets;
 pub mod statistics;
+pub mod stream_server;
 pub mod streams;
 pub mod sync;
 pub mod sys;

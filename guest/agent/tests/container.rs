@@ -20,7 +20,7 @@ use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
 use bellows_agent::streams::StdioSpec;
-use bellows_agent::streams::listener::Permits;
+use bellows_agent::streams::Permits;
 use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
 use bellows_protocol::user::{Account, User};

@@ -7,11 +7,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use crate::values::MAX_ACCOUNT;
 use crate::values::{ValueError, excerpt};
 
-/// Largest number of a user or group, which is Docker's: larger ones are negative to programs that count in `int`, and the
-/// largest that 32 bits hold means "no change" to `setuid(2)`, so a program that should run under it would stay root.
-pub const MAX_ACCOUNT: u32 = i32::MAX as u32;
 /// Longest name of a user or group, in bytes.
 const MAX_NAME: usize = 256;
 

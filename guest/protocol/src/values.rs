@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::user::MAX_ACCOUNT;
-
+/// Largest number of a user or group, which is Docker's: larger ones are negative to programs that count in `int`, and the
+/// largest that 32 bits hold means "no change" to `setuid(2)`, so a program that should run under it would stay root.
+pub const MAX_ACCOUNT: u32 = i32::MAX as u32;
 /// Longest instance or image identifier.
 pub const MAX_IDENTIFIER: usize = 64;
 /// Longest serial number of a block device: `VIRTIO_BLK_ID_BYTES` (VIRTIO 1.2 section 5.2.6).

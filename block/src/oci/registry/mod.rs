@@ -3,6 +3,7 @@
 
 mod address;
 mod auth;
+mod auth_file;
 mod blob;
 mod client;
 mod credentials;
@@ -15,7 +16,8 @@ mod repository;
 mod retry;
 mod server;
 
-pub use credentials::{AuthFile, CredentialSource, Credentials};
+pub use auth_file::{AuthFile, CredentialSource};
+pub use credentials::Credentials;
 pub use options::RegistryOptions;
 pub use proxy::{ParseProxyError, Proxies};
 pub use reference::{ParseReferenceError, RegistryReference};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::credentials::CredentialSource;
+use super::auth_file::CredentialSource;
 use super::proxy::Proxies;
 use super::retry::Retries;
 

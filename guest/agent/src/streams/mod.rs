@@ -1,8 +1,8 @@
 //! A process's standard streams: pipes or a terminal, whose other ends wait here until the monitor connects.
 //!
-//! Output stays in the pipe until the monitor connects and takes it: a process that writes more waits, and costs no memory beyond the pipe. [`listener`] lets the monitor in, `relay` carries the bytes.
+//! Output stays in the pipe until the monitor connects and takes it: a process that writes more waits, and costs no memory beyond the pipe. `relay` carries the bytes.
 
-pub mod listener;
+mod permits;
 mod relay;
 
 use std::io;
@@ -17,7 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 
-use self::listener::Permit;
+pub use self::permits::{Permit, Permits};
 use self::relay::Relay;
 use crate::error::{AgentError, Result};
 use crate::sync::Mutex;

@@ -20,7 +20,7 @@ use nix::unistd::{read, write};
 
 use crate::sys;
 
-use super::listener::Permit;
+use super::permits::Permit;
 
 /// Bytes that are read at once: what a pipe holds. Memory that is never filled costs nothing.
 const BUFFER_BYTES: usize = 64 << 10;

@@ -6,7 +6,7 @@ use nix::fcntl::OFlag;
 use nix::sys::eventfd::EfdFlags;
 use nix::unistd::pipe2;
 
-use super::super::listener::Permits;
+use super::super::permits::Permits;
 use super::super::set_nonblocking;
 use super::*;
 

@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bi
 
 use crate::error::{AgentError, Result};
 use crate::instance::Instances;
+use crate::streams::Permits;
 use crate::{sys, vsock};
 
 /// Streams that can be connected at a time: each takes a thread and up to two buffers of 64 KiB.
@@ -60,7 +60,7 @@ fn admit(connection: OwnedFd, instances: &Instances, permits: &Permits) {
 }
 
 /// Makes `connection` the stream that its first line asks for, or says why not.
-pub(super) fn serve(connection: &UnixStream, instances: &Instances, permits: &Permits) {
+fn serve(connection: &UnixStream, instances: &Instances, permits: &Permits) {
     if let Err(error) = connect(connection, instances, permits) {
         tracing::debug!(%error, "no stream");
         // The monitor may be gone.
@@ -78,49 +78,4 @@ fn connect(connection: &UnixStream, instances: &Instances, permits: &Permits) ->
     })?;
     let process = instances.get(&request.instance)?.process(&request.process)?;
     process.streams.connect(request.stream, connection, &process.ended, permit)
-}
-
-/// How many streams may be connected.
-#[derive(Debug)]
-pub struct Permits {
-    taken: Arc<AtomicUsize>,
-    most: usize,
-}
-
-/// The right of one stream to be connected, given back when this is dropped.
-#[derive(Debug)]
-pub struct Permit(Arc<AtomicUsize>);
-
-impl Permits {
-    /// So many may.
-    pub fn new(most: usize) -> Self {
-        Self { taken: Arc::default(), most }
-    }
-
-    /// The right of another one, if there is one left.
-    pub fn take(&self) -> Option<Permit> {
-        let more = |taken: usize| (taken < self.most).then(|| taken + 1);
-        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then(|| Permit(Arc::clone(&self.taken)))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permits_are_as_many_as_there_are() {
-        let permits = Permits::new(2);
-        let (first, _second) = (permits.take().unwrap(), permits.take().unwrap());
-        assert!(permits.take().is_none());
-        drop(first);
-        assert!(permits.take().is_some());
-    }
 }
