@@ -193,7 +193,7 @@ fn what_cant_be_put_together_is_no_image() {
     for (layers, words) in [
         (
             [Archive::new().file("a", ""), Archive::new().hard_link("l", "d/none")],
-            "`l` is a hard link to `d/none`, which is no file",
+            "`l` is a hard link to `d/none`, which is not a file",
         ),
         (
             [Archive::new().file("a", ""), Archive::new().file("a/b", "")],
