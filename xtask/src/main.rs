@@ -33,6 +33,7 @@ use clap::{Parser, Subcommand};
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
 use crate::error::Result;
+use crate::tally::Tally;
 
 /// Developer commands of Bellows.
 #[derive(Debug, Parser)]
@@ -67,7 +68,7 @@ enum Command {
         #[arg(value_name = "NAME")]
         only: Vec<String>,
     },
-    /// Hold the tree against its map: circles, unsafe code, lengths of files, who depends on whom.
+    /// Hold the tree against its map, and dependencies against `deny.toml`.
     Tidy,
     /// Run the tests that are too long for every run, and those of the guest kernel with a debug build of it.
     Stress(stress::Options),
@@ -112,7 +113,11 @@ fn execute(options: &Options) -> Result<i32> {
         Command::Package => println!("{}", package::build(install)?.display()),
         Command::Test { only } if only.is_empty() => test::run(install)?,
         Command::Test { only } => test::run_with_kvm(only, install)?,
-        Command::Tidy => tidy::check()?,
+        Command::Tidy => {
+            let mut tally = Tally::default();
+            tidy::run(&mut tally);
+            tally.conclude()?;
+        }
         Command::Stress(options) => stress::run(options, install)?,
         Command::Bench(options) => bench::run(options, install)?,
         Command::Fuzz { seconds, only, keep } => fuzz::run_all(*seconds, only, *keep)?,

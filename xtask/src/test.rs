@@ -6,7 +6,7 @@ use bellows_lab::Host;
 
 use crate::error::{Error, Result};
 use crate::tally::Tally;
-use crate::{dependencies, kvm_tests, package, packages, progress, run, tidy, workspace};
+use crate::{kvm_tests, package, packages, progress, run, tidy, workspace};
 
 /// How many imports `cargo xtask stress` kills.
 const KILLED_IMPORTS: u32 = 200;
@@ -22,7 +22,7 @@ pub fn run(install: bool) -> Result<()> {
     let host = Host::detect();
     packages::ensure(&packages::all(host), install)?;
     let mut tally = Tally::default();
-    tally.add(progress::step("the tree", |_| tidy::check()));
+    tidy::run(&mut tally);
     check(&mut tally, "formatting", workspace::cargo().args(["fmt", "--all", "--check"]));
     check(
         &mut tally,
@@ -36,7 +36,6 @@ pub fn run(install: bool) -> Result<()> {
         clippy.args(["--test", name]);
     }
     check(&mut tally, "clippy of the tests that need KVM", clippy.args(["--", "-D", "warnings"]));
-    dependencies::check(&mut tally);
     rust_tests(
         &mut tally,
         "unit, property and device tests",

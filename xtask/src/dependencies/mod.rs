@@ -18,7 +18,7 @@ use crate::tally::Tally;
 use crate::{progress, run, workspace};
 
 /// The manifests whose workspaces are checked, relative to the checkout.
-const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
+pub const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
 
 /// Checks all dependencies against `deny.toml` and for use, without the network.
 pub fn check(tally: &mut Tally) {

@@ -12,13 +12,23 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::{run, workspace};
+use crate::tally::Tally;
+use crate::{dependencies, progress, run, workspace};
 
-/// Holds the tree against the map.
-///
-/// # Errors
-/// Names everything that differs.
-pub fn check() -> Result<()> {
+/// Holds the tree against the map, and its dependencies against `deny.toml`.
+pub fn run(tally: &mut Tally) {
+    // The checks ask cargo about crates without the network, also about those that nothing has needed so far.
+    tally.add(progress::step("fetch crates", |step| {
+        let fetch =
+            |manifest| run::quiet(step, workspace::cargo().args(["fetch", "--locked", "--manifest-path", manifest]));
+        dependencies::MANIFESTS.into_iter().try_for_each(fetch)
+    }));
+    tally.add(progress::step("the tree", |_| check()));
+    dependencies::check(tally);
+}
+
+/// Names everything in the tree that differs from the map.
+fn check() -> Result<()> {
     let files = files()?;
     let sources = rust::read_all(&files)?;
     let wrong: Vec<String> = [
