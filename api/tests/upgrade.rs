@@ -34,7 +34,7 @@ fn a_store_of_the_version_before_is_opened_as_it_is() {
     let inspected = json(&["inspect", "app:1"]);
     let image = &inspected[0];
     assert_eq!((&image["digest"], &image["names"]), (&IMAGE.into(), &serde_json::json!(["app:1"])));
-    assert_eq!(image["config"]["Entrypoint"], serde_json::json!(["/bin/tool"]), "{image:#}");
+    assert_eq!(image["config"]["entrypoint"], serde_json::json!(["/bin/tool"]), "{image:#}");
     assert_eq!((image["layers"].as_array().unwrap().len(), image["fixup"].is_string()), (3, true), "{image:#}");
     assert_eq!(succeed(&store, &["verify"]).matches(" ok\n").count(), 3);
 
