@@ -18,8 +18,8 @@ use bellows_memory::slots::{Slot, SlotTable};
 use bellows_memory::{ByteSize, GuestAddress, GuestMemory};
 use bellows_vmm::ExitCounts;
 use bellows_vmm::machine::{
-    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Host, Machine, RootBus, StateError, VcpuError, VcpuPool,
-    VcpuState, Vcpus, VmState, load,
+    BootSource, Buses, CommandLine, ExitNotice, ExitReason, Firmware, Host, Machine, RootBus, StateError, VcpuError,
+    VcpuPool, VcpuState, Vcpus, VmState, layout, load,
 };
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
