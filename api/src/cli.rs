@@ -145,7 +145,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(|text| serial(&text)))]
     pub serial: Option<SerialOutput>,
     /// IMAGE is the name of an image in the store or in a registry, which is imported if the store does not have it:
-    /// [REGISTRY/]NAME[:TAG|@DIGEST] (docker://NAME asks the registry in any case); a path that begins with / or . of an image
+    /// `[REGISTRY/]NAME[:TAG|@DIGEST]` (docker://NAME asks the registry in any case); a path that begins with / or . of an image
     /// layout or an archive; the id of an image of --config; or scratch, the empty image below --layer. Everything after IMAGE
     /// belongs to the command; without one the image's own runs
     #[arg(value_name = "IMAGE [CMD]", trailing_var_arg = true)]

@@ -49,7 +49,7 @@ impl Instance {
     /// A process of it.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`], [`AgentError::InUse`].
+    /// [`AgentError::Unknown`](crate::error::AgentError::Unknown), [`AgentError::InUse`](crate::error::AgentError::InUse).
     pub fn process(&self, id: &ProcessId) -> Result<Arc<Process>> {
         if *id == ProcessId::init() { Ok(Arc::clone(&self.init)) } else { self.others.get(id) }
     }

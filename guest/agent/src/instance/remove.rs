@@ -13,7 +13,7 @@ impl Instances {
     /// Ends an instance, or what is left of one that did not start, and takes it apart.
     ///
     /// # Errors
-    /// [`AgentError::Gone`], [`AgentError::InUse`]; what a step fails with, then it can be tried again.
+    /// [`AgentError::Gone`](crate::error::AgentError::Gone), [`AgentError::InUse`](crate::error::AgentError::InUse); what a step fails with, then it can be tried again.
     pub fn remove(&self, id: &InstanceId) -> Result<()> {
         let slot = self.begin_removal(id)?;
         let removed = match &slot {
