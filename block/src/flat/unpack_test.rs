@@ -381,6 +381,17 @@ pub(in crate::flat) fn archive(entries: &[(String, Put)], first: u64) -> Archive
     entries.iter().zip(first..).fold(Archive::new(), add)
 }
 
+/// The first `c/a/c` lies where a link leads that the directory `c` then replaces.
+#[test]
+fn a_directory_that_is_described_twice_may_be_two() {
+    let entries_of = |paths: &[&str]| paths.iter().map(|path| ((*path).to_owned(), Put::Directory)).collect::<Vec<_>>();
+    let link = archive(&[("c".to_owned(), Put::Symlink("a".to_owned()))], 1);
+    let found = unpacked(vec![link, archive(&entries_of(&["c/a/c", "c", "c/a/c"]), 2)]).unwrap();
+    let found = entries(&found.tree);
+    assert_eq!(found["a/a/c"], (Kind::Directory, 2));
+    assert_eq!(found["c/a/c"], (Kind::Directory, 4));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 

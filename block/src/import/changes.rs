@@ -4,7 +4,7 @@
 //! that the layer has itself are followed, and directories that it does not describe are taken for directories. The journal says
 //! what the archive said, for code that knows the layers below.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tracing::debug;
 
@@ -21,6 +21,8 @@ const INODE_COST: u64 = 256;
 pub(super) struct Changes {
     tree: Tree,
     journal: Vec<Step>,
+    /// The last step of the journal that describes a directory.
+    described: HashMap<InodeId, usize>,
     limits: Limits,
     entries: u64,
     metadata_bytes: u64,
@@ -37,7 +39,7 @@ enum Place {
 impl Changes {
     pub fn new(limits: Limits) -> Self {
         let (tree, followed) = (Tree::default(), Followed::default());
-        Self { tree, journal: Vec::new(), limits, entries: 0, metadata_bytes: 0, followed }
+        Self { tree, journal: Vec::new(), described: HashMap::new(), limits, entries: 0, metadata_bytes: 0, followed }
     }
 
     /// Adds an entry. `data` is asked for where a regular file's data was put; it is not asked for other entries.
@@ -83,6 +85,9 @@ impl Changes {
                     TarKind::HardLink(target) => self.link(entry, &place, name, target)?,
                     _ => Change::Put(self.put(entry, &place, name, data)?),
                 };
+                if let (Change::Put(id), TarKind::Directory) = (&change, &entry.kind) {
+                    self.described.insert(*id, self.journal.len());
+                }
                 self.note(&[&parent[..], &[name]].concat(), change);
             }
         }
@@ -107,7 +112,7 @@ impl Changes {
         let content = match &entry.kind {
             TarKind::Directory => {
                 if let Some(id) = self.named(place, name).filter(|id| self.tree.directory(*id).is_some()) {
-                    *self.tree.metadata_mut(id) = self.metadata(entry, self.tree.is_opaque(id));
+                    self.describe_again(id, entry);
                     return Ok(id);
                 }
                 Content::Directory(Directory::default())
@@ -124,6 +129,19 @@ impl Changes {
             self.name(*parent, name, id);
         }
         Ok(id)
+    }
+
+    /// Gives a directory the attributes of a later entry. Over the layers below, the path of the earlier one may lead to another
+    /// directory, which keeps those that it was given.
+    fn describe_again(&mut self, id: InodeId, entry: &TarEntry) {
+        let new = self.metadata(entry, self.tree.is_opaque(id));
+        if *self.tree.metadata(id) == new {
+            return;
+        }
+        let old = std::mem::replace(self.tree.metadata_mut(id), new);
+        if let Some(step) = self.described.get(&id).and_then(|step| self.journal.get_mut(*step)) {
+            step.change = Change::Put(self.tree.add(old, Content::Directory(Directory::default())));
+        }
     }
 
     /// Gives another name to the file that `target` leads to, where this layer has that.
