@@ -47,7 +47,7 @@ impl Neighbour {
 
     /// It uses one of each, and none of its processes was killed.
     fn works(&mut self) {
-        self.job.instance.signal(10).unwrap();
+        self.job.signal(10);
         self.job.wait_for(&format!("works {}, oom_kill 0", self.rounds));
         self.rounds += 1;
     }

@@ -240,6 +240,12 @@ impl Job {
         assert!(printed.contains(text), "waited for {text:?}, got {printed:?}");
     }
 
+    /// Sends a signal to its first process.
+    pub fn signal(&self, number: u32) {
+        let sent = self.instance.signal(number);
+        sent.unwrap_or_else(|error| panic!("{error:?}\n{}", text_of(&self.console)));
+    }
+
     /// Waits until it has printed `text`, or has ended; says whether it lives.
     pub fn says_or_ends(&self, text: &str) -> bool {
         let (instance, output) = (self.instance.clone(), self.output.clone());

@@ -70,7 +70,10 @@ impl VcpuState {
         // SAFETY: KVM reads 4096 bytes, the size of the type: it reads more only of guests that may use features for which the
         // process has asked the kernel, and this one asks for none.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("extended registers"))?;
-        vcpu.set_xcrs(&self.xcrs).map_err(failed("extended control registers"))?;
+        // A host without XSAVE has none, and KVM refuses to set none.
+        if self.xcrs.nr_xcrs > 0 {
+            vcpu.set_xcrs(&self.xcrs).map_err(failed("extended control registers"))?;
+        }
         vcpu.set_debug_regs(&self.debugregs).map_err(failed("debug registers"))?;
         vcpu.set_lapic(&self.lapic).map_err(failed("local APIC"))?;
         set_msrs(vcpu, &self.msrs)?;
