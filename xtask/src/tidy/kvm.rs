@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use proc_macro2::TokenTree;
-
-use super::rust::{Source, flat};
+use super::rust::Source;
 
 /// Crates, and what the folders begin with that alone may name them.
 const CONFINED: [(&str, &[&str]); 3] = [
@@ -22,13 +20,7 @@ pub fn check(sources: &[Source]) -> Vec<String> {
 fn named_outside(source: &Source) -> impl Iterator<Item = &'static str> {
     let confined =
         CONFINED.into_iter().filter(|(_, folders)| !folders.iter().any(|folder| source.path.starts_with(folder)));
-    confined.filter_map(|(krate, _)| names(source, krate).then_some(krate))
-}
-
-fn names(source: &Source, krate: &str) -> bool {
-    let mut found = false;
-    flat(&source.tokens, &mut |token| found |= matches!(token, TokenTree::Ident(word) if word == krate));
-    found
+    confined.filter_map(|(krate, _)| source.has_word(krate).then_some(krate))
 }
 
 fn wrong(path: &Path, krate: &str) -> String {

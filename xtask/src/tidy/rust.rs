@@ -21,6 +21,11 @@ impl Source {
         let src = self.path.ancestors().find(|folder| folder.ends_with("src"))?;
         Some((src.parent()?, self.path.strip_prefix(src).ok()?))
     }
+
+    /// Whether its code has `word`, a name or a keyword.
+    pub fn has_word(&self, word: &str) -> bool {
+        has_word(&self.tokens, word)
+    }
 }
 
 /// Reads the sources among `files` that are not for tests alone: those below a `src`.
@@ -43,14 +48,12 @@ pub fn parse(path: &Path, text: &str) -> Result<Source> {
     Ok(Source { path: path.to_owned(), tokens: without_tests(tokens) })
 }
 
-/// `tokens` and those in all groups among them, one after the other.
-pub fn flat(tokens: &[TokenTree], each: &mut impl FnMut(&TokenTree)) {
-    for token in tokens {
-        each(token);
-        if let TokenTree::Group(group) = token {
-            flat(&group.stream().into_iter().collect::<Vec<_>>(), each);
-        }
-    }
+fn has_word(tokens: &[TokenTree], word: &str) -> bool {
+    tokens.iter().any(|token| match token {
+        TokenTree::Ident(found) => found == word,
+        TokenTree::Group(group) => has_word(&group.stream().into_iter().collect::<Vec<_>>(), word),
+        _ => false,
+    })
 }
 
 fn without_tests(tokens: TokenStream) -> Vec<TokenTree> {

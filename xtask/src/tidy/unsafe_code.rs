@@ -3,33 +3,31 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use proc_macro2::TokenTree;
-
 use super::read;
-use super::rust::{Source, flat};
+use super::rust::Source;
 use crate::error::Result;
 
 /// The map, and its section that lists files with unsafe code: `` - `path`: why ``.
 const MAP: &str = "ARCHITECTURE.md";
 const SECTION: &str = "## Unsafe code";
 
+/// What unsafe code is known by.
+const KEYWORD: &str = "unsafe";
+
 /// Names files with unsafe code that the map does not list, and the reverse.
 pub fn check(sources: &[Source]) -> Result<Vec<String>> {
     let listed: BTreeSet<String> = listed(&read(Path::new(MAP))?).map(str::to_owned).collect();
-    let found: BTreeSet<String> =
-        sources.iter().filter(|source| is_unsafe(source)).map(|source| source.path.display().to_string()).collect();
+    let found: BTreeSet<String> = sources
+        .iter()
+        .filter(|source| source.has_word(KEYWORD))
+        .map(|source| source.path.display().to_string())
+        .collect();
     let unlisted = found
         .difference(&listed)
         .map(|path| format!("{path} holds unsafe code: expected only in the files that {MAP} lists below `{SECTION}`"));
     let safe =
         listed.difference(&found).map(|path| format!("{MAP} lists {path} below `{SECTION}`: it holds no unsafe code"));
     Ok(unlisted.chain(safe).collect())
-}
-
-fn is_unsafe(source: &Source) -> bool {
-    let mut found = false;
-    flat(&source.tokens, &mut |token| found |= matches!(token, TokenTree::Ident(word) if word == "unsafe"));
-    found
 }
 
 fn listed(map: &str) -> impl Iterator<Item = &str> {
@@ -49,7 +47,7 @@ mod tests {
             "# Map\n- `x.rs`: no\n{SECTION}\n\nText.\n\n- `a.rs`: why\n- `b.rs`: why\n\n## Next\n- `c.rs`: no\n"
         );
         assert_eq!(listed(&map).collect::<Vec<_>>(), ["a.rs", "b.rs"]);
-        let is_unsafe = |text| is_unsafe(&parse("a.rs".as_ref(), text).unwrap());
+        let is_unsafe = |text| parse("a.rs".as_ref(), text).unwrap().has_word(KEYWORD);
         assert!(
             is_unsafe("fn a() { if true { unsafe { b() } } }") && is_unsafe("macro_rules! a { () => { unsafe {} } }")
         );
