@@ -8,48 +8,51 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::{run, workspace};
 
+/// The manifests of the checkout's workspaces, relative to it.
+pub const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
+
 const TARGET: &str = "--filter-platform=x86_64-unknown-linux-gnu";
 
 /// All of it that is of use here (cargo-metadata(1)).
 #[derive(Debug, Deserialize)]
-pub(super) struct Metadata {
-    pub(super) packages: Vec<Package>,
-    pub(super) resolve: Resolve,
+pub struct Metadata {
+    pub packages: Vec<Package>,
+    pub resolve: Resolve,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Package {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) version: String,
-    pub(super) license: Option<String>,
-    pub(super) source: Option<String>,
-    pub(super) manifest_path: PathBuf,
-    pub(super) dependencies: Vec<Declared>,
+pub struct Package {
+    pub id: String,
+    pub name: String,
+    pub version: String,
+    pub license: Option<String>,
+    pub source: Option<String>,
+    pub manifest_path: PathBuf,
+    pub dependencies: Vec<Declared>,
     /// The manifest's `[package.metadata]`.
-    pub(super) metadata: serde_json::Value,
+    pub metadata: serde_json::Value,
 }
 
 /// A dependency in a manifest.
 #[derive(Debug, Deserialize)]
-pub(super) struct Declared {
-    pub(super) name: String,
-    pub(super) rename: Option<String>,
+pub struct Declared {
+    pub name: String,
+    pub rename: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Resolve {
-    pub(super) nodes: Vec<Node>,
+pub struct Resolve {
+    pub nodes: Vec<Node>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Node {
-    pub(super) id: String,
+pub struct Node {
+    pub id: String,
     deps: Vec<Dependency>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Dependency {
+pub struct Dependency {
     pkg: String,
     dep_kinds: Vec<Kind>,
 }
@@ -61,8 +64,13 @@ struct Kind {
 }
 
 impl Metadata {
+    /// Reads what the checkout's workspaces depend on, without the network: the main one first.
+    pub fn read_all() -> Result<Vec<Self>> {
+        MANIFESTS.into_iter().map(Self::read).collect()
+    }
+
     /// Reads what the workspace of a manifest, relative to the checkout, depends on; without the network.
-    pub(super) fn read(manifest: &str) -> Result<Self> {
+    pub fn read(manifest: &str) -> Result<Self> {
         let mut metadata = workspace::cargo();
         metadata.args(["metadata", "--format-version=1", "--locked", "--offline", "--all-features", TARGET]);
         let text = run::capture(metadata.args(["--manifest-path", manifest]))?;
@@ -71,7 +79,7 @@ impl Metadata {
     }
 
     /// The packages that the target needs, in order of name and version.
-    pub(super) fn needed(&self) -> Vec<&Package> {
+    pub fn needed(&self) -> Vec<&Package> {
         let nodes: BTreeSet<&str> = self.resolve.nodes.iter().map(|node| &*node.id).collect();
         let mut packages: Vec<_> = self.packages.iter().filter(|package| nodes.contains(&*package.id)).collect();
         packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
@@ -79,7 +87,7 @@ impl Metadata {
     }
 
     /// The identifiers of `programs` and of all that they are linked with.
-    pub(super) fn contained(&self, programs: &[&str]) -> BTreeSet<&str> {
+    pub fn contained(&self, programs: &[&str]) -> BTreeSet<&str> {
         let roots = self.packages.iter().filter(|package| programs.contains(&&*package.name));
         let mut waiting: Vec<&str> = roots.map(|package| &*package.id).collect();
         let mut contained = BTreeSet::new();
@@ -87,11 +95,17 @@ impl Metadata {
             if !contained.insert(id) {
                 continue;
             }
-            let dependencies = self.resolve.nodes.iter().filter(|node| node.id == id).flat_map(|node| &node.deps);
-            let linked = dependencies.filter(|dependency| dependency.dep_kinds.iter().any(|kind| kind.kind.is_none()));
-            waiting.extend(linked.map(|dependency| &*dependency.pkg));
+            waiting.extend(self.resolve.nodes.iter().filter(|node| node.id == id).flat_map(Node::linked));
         }
         contained
+    }
+}
+
+impl Node {
+    /// The identifiers of the packages that it is linked with.
+    pub fn linked(&self) -> impl Iterator<Item = &str> {
+        let linked = self.deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(|kind| kind.kind.is_none()));
+        linked.map(|dependency| &*dependency.pkg)
     }
 }
 

@@ -10,27 +10,19 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use self::metadata::Metadata;
+pub use self::metadata::{MANIFESTS, Metadata};
 pub use self::notices::notices;
 use self::policy::Policy;
 use crate::error::{Error, Result};
 use crate::tally::Tally;
 use crate::{progress, run, workspace};
 
-/// The manifests whose workspaces are checked, relative to the checkout.
-pub const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
-
-/// Checks all dependencies against `deny.toml` and for use, without the network.
-pub fn check(tally: &mut Tally) {
+/// Checks all dependencies of `workspaces` against `deny.toml` and for use, without the network.
+pub fn check(tally: &mut Tally, workspaces: &[Metadata]) {
     tally.add(progress::step("licences, sources and duplicates of dependencies", |_| {
-        let policy = Policy::read()?;
-        let workspaces = MANIFESTS.map(Metadata::read).into_iter().collect::<Result<Vec<_>>>()?;
-        complain(policy.check(&workspaces))
+        complain(Policy::read()?.check(workspaces))
     }));
-    tally.add(progress::step("unused dependencies", |_| {
-        let workspaces = MANIFESTS.map(Metadata::read).into_iter().collect::<Result<Vec<_>>>()?;
-        complain(unused::find(&workspaces)?)
-    }));
+    tally.add(progress::step("unused dependencies", |_| complain(unused::find(workspaces)?)));
     match advisories() {
         Some(mut command) => {
             tally.add(progress::step("advisories", |step| run::quiet(step, &mut command)));

@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
-
-use crate::error::{Error, Result};
-use crate::{run, workspace};
+use crate::dependencies::Metadata;
 
 /// Our crates, from the bottom: each may depend on those before it, and on no other.
 const FLOORS: [&str; 8] = [
@@ -33,48 +30,9 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("bellows", &["tokio"]),
 ];
 
-/// Names dependencies that must not be.
-pub fn check() -> Result<Vec<String>> {
-    // As it is built: without what only tests and build scripts need, and with nothing from the network.
-    let arguments = ["metadata", "--format-version=1", "--offline", "--filter-platform=x86_64-unknown-linux-gnu"];
-    let text = run::capture(workspace::cargo().args(arguments))?;
-    let metadata: Metadata = serde_json::from_str(&text).map_err(|error| Error::other(error.to_string()))?;
-    Ok(Graph::new(&metadata).wrong())
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    pkg: String,
-    dep_kinds: Vec<Kind>,
-}
-
-#[derive(Deserialize)]
-struct Kind {
-    /// `None` for what is linked; `dev` and `build` are others.
-    kind: Option<String>,
+/// Names dependencies that must not be, in the first of `workspaces`.
+pub fn check(workspaces: &[Metadata]) -> Vec<String> {
+    workspaces.first().map_or_else(Vec::new, |metadata| Graph::new(metadata).wrong())
 }
 
 /// By name; two versions of a crate are one here.
@@ -85,11 +43,9 @@ impl<'a> Graph<'a> {
         let names: BTreeMap<_, _> = metadata.packages.iter().map(|package| (&*package.id, &*package.name)).collect();
         let mut graph: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for node in &metadata.resolve.nodes {
-            let linked =
-                node.deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(|kind| kind.kind.is_none()));
-            let name = |id: &String| names.get(&**id).copied();
-            let Some(user) = name(&node.id) else { continue };
-            graph.entry(user).or_default().extend(linked.filter_map(|dependency| name(&dependency.pkg)));
+            if let Some(user) = names.get(&*node.id) {
+                graph.entry(*user).or_default().extend(node.linked().filter_map(|id| names.get(id).copied()));
+            }
         }
         Self(graph)
     }

@@ -11,9 +11,10 @@ mod unsafe_code;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::dependencies::{self, MANIFESTS, Metadata};
 use crate::error::{Error, Result};
 use crate::tally::Tally;
-use crate::{dependencies, progress, run, workspace};
+use crate::{progress, run, workspace};
 
 /// Holds the tree against the map, and its dependencies against `deny.toml`.
 pub fn run(tally: &mut Tally) {
@@ -21,14 +22,17 @@ pub fn run(tally: &mut Tally) {
     tally.add(progress::step("fetch crates", |step| {
         let fetch =
             |manifest| run::quiet(step, workspace::cargo().args(["fetch", "--locked", "--manifest-path", manifest]));
-        dependencies::MANIFESTS.into_iter().try_for_each(fetch)
+        MANIFESTS.into_iter().try_for_each(fetch)
     }));
-    tally.add(progress::step("the tree", |_| check()));
-    dependencies::check(tally);
+    let Some(workspaces) = tally.add(progress::step("ask cargo about crates", |_| Metadata::read_all())) else {
+        return;
+    };
+    tally.add(progress::step("the tree", |_| check(&workspaces)));
+    dependencies::check(tally, &workspaces);
 }
 
 /// Names everything in the tree that differs from the map.
-fn check() -> Result<()> {
+fn check(workspaces: &[Metadata]) -> Result<()> {
     let files = files()?;
     let sources = rust::read_all(&files)?;
     let wrong: Vec<String> = [
@@ -36,7 +40,7 @@ fn check() -> Result<()> {
         unsafe_code::check(&sources)?,
         kvm::check(&sources),
         modules::check(&sources),
-        crates::check()?,
+        crates::check(workspaces),
         links::check(&files)?,
     ]
     .concat();
