@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
+use bellows_memory::ByteSize;
 use bellows_memory::partition::Report;
-use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::values::ImageId;
 use serde::{Serialize, Serializer};
 
@@ -220,7 +220,6 @@ pub struct DiscardReport {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct PartitionInfo {
     /// Its memory.
-    #[serde(serialize_with = "figures")]
     pub memory: Report,
     /// First guest-physical address of its window.
     pub address: u64,
@@ -277,24 +276,6 @@ pub struct ImageInfo {
     pub mounted: bool,
     /// Bytes of its files that the host was told to read ahead.
     pub prefetched: u64,
-}
-
-/// A partition's figures without those of its last target, which the reports of plugging and unplugging have.
-fn figures<S: Serializer>(report: &Report, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Figures {
-        id: PartitionId,
-        window: ByteSize,
-        target: ByteSize,
-        usable: ByteSize,
-        plugged: ByteSize,
-        discarding: ByteSize,
-        slots: usize,
-        unplugged: ByteSize,
-        discarded: ByteSize,
-    }
-    let &Report { id, window, target, usable, plugged, discarding, slots, unplugged, discarded, phases: _ } = report;
-    Figures { id, window, target, usable, plugged, discarding, slots, unplugged, discarded }.serialize(serializer)
 }
 
 fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -9,7 +9,7 @@ use crate::ByteSize;
 use crate::layout::{PartitionId, Window};
 
 /// A partition's figures.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct Report {
     /// The partition.
     pub id: PartitionId,
@@ -29,7 +29,8 @@ pub struct Report {
     pub unplugged: ByteSize,
     /// Bytes with pages that ever went back to the host.
     pub discarded: ByteSize,
-    /// Of the last target.
+    /// Of the last target. Not written: reports of plugging and unplugging have it.
+    #[serde(skip)]
     pub phases: Phases,
 }
 
