@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use bellows_block::page_cache::evict;
 use bellows_block::page_cache::resident;
-use bellows_block::testing::evict;
 use bellows_block::{ReadSet, StoredFile};
 use bellows_vmm::{ImageConfig, Shape, Transport};
 

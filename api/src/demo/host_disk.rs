@@ -1,11 +1,9 @@
-//! The host's side of a cold start: files without their page cache, and what is read from the disk under them.
+//! The host's disks: what is read from them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Unit of the counters in `/sys/dev/block/*/stat`, whatever the disk's own sectors are.
 const SECTOR: u64 = 512;
@@ -42,17 +40,6 @@ impl HostDisk {
     pub(super) fn bytes_read(&self) -> io::Result<u64> {
         parse_stat(&fs::read_to_string(&self.stat)?)
     }
-}
-
-/// Drops the pages of a file that no process uses from the host's page cache.
-///
-/// # Errors
-/// The file can't be opened, or the kernel refuses.
-pub(super) fn evict(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    // Pages that have not reached the disk stay.
-    file.sync_all()?;
-    Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
 /// `Documentation/block/stat.rst`: the third field counts sectors read.

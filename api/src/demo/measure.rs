@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 
 use bellows_block::StoredFile;
-use bellows_block::page_cache::resident;
+use bellows_block::page_cache::{evict, resident};
 
-use super::host_disk::{HostDisk, evict};
+use super::host_disk::HostDisk;
 use super::report::{DiskReport, LayerReport};
 use crate::error::{CliError, io_error};
 

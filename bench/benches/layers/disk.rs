@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bellows_block::testing;
+use bellows_block::page_cache;
 
 use crate::Result;
 
@@ -52,5 +52,5 @@ pub fn evict(path: &Path) -> Result<()> {
         }
         return Ok(());
     }
-    Ok(testing::evict(path)?)
+    Ok(page_cache::evict(path)?)
 }

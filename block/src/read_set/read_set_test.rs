@@ -7,9 +7,8 @@ use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::flat::FlatImage;
-use crate::page_cache::resident;
+use crate::page_cache::{evict, resident};
 use crate::stored_file::StoredFile;
-use crate::testing::evict;
 use crate::{FlatDisk, ImageMapping, LayerDisk};
 
 const MIB: u64 = 1 << 20;

@@ -7,7 +7,6 @@ mod archive;
 #[cfg(test)]
 mod independent;
 mod layout;
-mod page_cache;
 #[cfg(feature = "registry")]
 mod registry;
 mod snapshot;
@@ -16,7 +15,6 @@ pub use archive::{Archive, Entry};
 #[cfg(test)]
 pub(crate) use independent::read_independently;
 pub use layout::{LayoutBuilder, compress};
-pub use page_cache::evict;
 
 #[cfg(feature = "registry")]
 pub use registry::{Answer, FakeRegistry, RegistryServer, Request, Tunnel};
