@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::ptr;
+
+use bellows_memory::host::{Access, Area, residency};
 
 use crate::read_set::{PAGE_SIZE, PageRanges};
 
@@ -20,20 +21,10 @@ pub fn resident(path: &Path) -> io::Result<PageRanges> {
     if bytes == 0 {
         return Ok(PageRanges::default());
     }
-    // SAFETY: a new mapping at an address of the kernel's choice; it is never read.
-    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let mut states = vec![0_u8; bytes.div_ceil(PAGE_SIZE as usize)];
-    // SAFETY: the range is the mapping, and `states` has a byte for each of its pages.
-    let result = match unsafe { libc::mincore(address, bytes, states.as_mut_ptr()) } {
-        0 => Ok(PageRanges::of(states.iter().map(|state| state & 1 != 0))),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: the mapping is ours and nothing refers to it.
-    unsafe { libc::munmap(address, bytes) };
-    result
+    let area = Area::reserve(bytes.next_multiple_of(PAGE_SIZE as usize), Access::Read)?;
+    area.map_file(0..bytes, &file)?;
+    let mut states = vec![0; bytes.div_ceil(PAGE_SIZE as usize)];
+    Ok(PageRanges::of(residency(area.address(), bytes, &mut states)?))
 }
 
 /// Drops the pages of a file that no process uses from the host's page cache.

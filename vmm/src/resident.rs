@@ -3,7 +3,8 @@
 use std::io;
 
 use bellows_memory::GuestView;
-use vm_memory::{Address as _, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use bellows_memory::host::residency;
+use vm_memory::{Address as _, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 const PAGE: usize = 4096;
 /// Pages asked about in one system call.
@@ -25,21 +26,11 @@ pub(crate) fn resident_bytes(view: &GuestView) -> io::Result<u64> {
         };
         let offset = at.saturating_sub(region.start_addr().0);
         let length = usize::try_from(region.len() - offset).map_err(io::Error::other)?.min(PAGES * PAGE);
-        resident += part(region, offset, length, &mut states)?;
+        let address = region.as_ptr() as u64 + offset;
+        let pages = residency(address, length, &mut states)?.filter(|resident| *resident).count();
+        resident += (pages * PAGE) as u64;
         at = region.start_addr().0 + offset + length as u64;
     }
-}
-
-/// Bytes with pages of `length` at `offset` of `region`, no more than `states` has a byte for each page of.
-fn part(region: &GuestRegionMmap, offset: u64, length: usize, states: &mut [u8]) -> io::Result<u64> {
-    let offset = usize::try_from(offset).map_err(io::Error::other)?;
-    // SAFETY: the part lies in the region, whose mapping outlives the borrow, and `states` has a byte for each of its pages.
-    let result = unsafe { libc::mincore(region.as_ptr().add(offset).cast(), length, states.as_mut_ptr()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let pages = states[..length.div_ceil(PAGE)].iter().filter(|state| *state & 1 != 0).count();
-    Ok((pages * PAGE) as u64)
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::ptr;
 
 use bellows_disk::{DiskError, open_shared};
+use bellows_memory::host::{Access, Area};
 
 use crate::flat::FlatImage;
 use crate::read_set::{PAGE_SIZE, PageRanges, ReadSet};
@@ -29,7 +28,7 @@ const ENTRIES: u64 = 8192;
 /// hypervisor looks pages up in the kernel, which answers with an error. So this process uses nothing but the address.
 #[derive(Debug)]
 pub struct ImageMapping {
-    reservation: Reservation,
+    area: Area,
     /// By position.
     parts: Vec<Part>,
 }
@@ -61,31 +60,37 @@ impl ImageMapping {
 
     fn new(files: Vec<(u64, StoredFile)>) -> Result<Self, DiskError> {
         let end = files.iter().map(|(start, stored)| start.saturating_add(stored.bytes)).max().unwrap_or(0);
-        let bytes = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
+        let bytes = end.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| usize::try_from(bytes).ok());
+        let too_large = || DiskError::Reserve { bytes: end, source: io::ErrorKind::FileTooLarge.into() };
         let open = |(start, stored): (u64, StoredFile)| {
             Ok(Part { start, file: open_shared(&stored.path, stored.bytes)?, stored })
         };
         let parts = files.into_iter().map(open).collect::<Result<Vec<_>, DiskError>>()?;
-        let reserved = |source| DiskError::Reserve { bytes, source };
-        let reservation = Reservation::new(bytes).map_err(reserved)?;
+        let bytes = bytes.ok_or_else(too_large)?;
+        let reserved = |source| DiskError::Reserve { bytes: bytes as u64, source };
+        let area = Area::reserve(bytes, Access::Read).map_err(reserved)?;
         for Part { start, stored, file } in &parts {
             let failed = |source| DiskError::Map { path: stored.path.clone(), source };
-            reservation.map(*start, stored.bytes, file).map_err(failed)?;
+            let range = range(*start, stored.bytes).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+            area.map_file(range, file).map_err(failed)?;
         }
-        reservation.keep_to_this_process().map_err(reserved)?;
-        Ok(Self { reservation, parts })
+        // Neither child processes nor core dumps have it.
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            area.advise(0..bytes, advice).map_err(reserved)?;
+        }
+        Ok(Self { area, parts })
     }
 
     /// Host virtual address of the first byte, a multiple of 2 MiB. Mapped for as long as `self` lives.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.reservation.address as u64
+        self.area.address()
     }
 
     /// Length in bytes, a multiple of 2 MiB.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.reservation.bytes as u64
+        self.area.bytes() as u64
     }
 
     /// The file that holds the byte at `offset`.
@@ -120,6 +125,11 @@ impl ImageMapping {
     }
 }
 
+/// The addresses of `bytes` at `start`.
+fn range(start: u64, bytes: u64) -> Option<Range<usize>> {
+    Some(usize::try_from(start).ok()?..usize::try_from(start.checked_add(bytes)?).ok()?)
+}
+
 /// For each of these pages of this process's address space, whether its page table has it (Linux, `admin-guide/mm/pagemap.rst`).
 fn present(pagemap: &File, pages: Range<u64>) -> io::Result<Vec<bool>> {
     let mut flags = Vec::new();
@@ -132,74 +142,6 @@ fn present(pagemap: &File, pages: Range<u64>) -> io::Result<Vec<bool>> {
         flags.extend(entries.map(|entry| entry & PRESENT != 0));
     }
     Ok(flags)
-}
-
-/// A range of addresses of this process in which nothing else is mapped.
-#[derive(Debug)]
-struct Reservation {
-    address: usize,
-    bytes: usize,
-}
-
-impl Reservation {
-    /// Reserves `bytes`, a multiple of [`ALIGNMENT`], which read as zeros.
-    fn new(bytes: u64) -> io::Result<Self> {
-        let alignment = ALIGNMENT as usize;
-        let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let padded = bytes.checked_add(alignment).ok_or(io::ErrorKind::FileTooLarge)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: the kernel chooses unused addresses.
-        let raw = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_READ, flags, -1, 0) };
-        if raw == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let raw = raw.expose_provenance();
-        let address = raw.next_multiple_of(alignment);
-        unmap(raw, address - raw);
-        unmap(address + bytes, raw + padded - (address + bytes));
-        Ok(Self { address, bytes })
-    }
-
-    /// Maps the first `bytes` of `file` to `offset`.
-    fn map(&self, offset: u64, bytes: u64, file: &File) -> io::Result<()> {
-        let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
-        let inside = |(offset, bytes): &(usize, usize)| offset.checked_add(*bytes).is_some_and(|end| end <= self.bytes);
-        let (offset, bytes) = range.filter(inside).ok_or(io::ErrorKind::InvalidInput)?;
-        let at = ptr::with_exposed_provenance_mut(self.address + offset);
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        // SAFETY: the range, also when rounded up to a page, lies in this reservation, which is made of whole pages. Nothing in it is
-        // in use: no reference to it is ever made, and no guest has it yet.
-        let mapped = unsafe { libc::mmap(at, bytes, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
-        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// Keeps it out of child processes and core dumps.
-    fn keep_to_this_process(&self) -> io::Result<()> {
-        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-            let at = ptr::with_exposed_provenance_mut(self.address);
-            // SAFETY: the range is this reservation's, and neither advice changes its contents.
-            if unsafe { libc::madvise(at, self.bytes, advice) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        unmap(self.address, self.bytes);
-    }
-}
-
-fn unmap(address: usize, bytes: usize) {
-    if bytes == 0 {
-        return;
-    }
-    // SAFETY: the callers own the range, and no reference to it is ever made.
-    if unsafe { libc::munmap(ptr::with_exposed_provenance_mut(address), bytes) } != 0 {
-        tracing::warn!(bytes, error = %io::Error::last_os_error(), "cannot unmap a layer");
-    }
 }
 
 #[cfg(test)]

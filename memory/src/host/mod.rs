@@ -7,3 +7,4 @@ mod sys;
 pub use mapping::{Backing, HostMapping, MapError};
 pub use pieces::TooManyPieces;
 pub(crate) use sys::give_way;
+pub use sys::{Access, Area, residency};

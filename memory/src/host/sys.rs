@@ -1,7 +1,9 @@
 //! System calls about memory, and the unsafe code that they take.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::ptr::{self, NonNull};
 
 use vm_memory::MmapRegion;
@@ -9,11 +11,12 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 
 use crate::blocks::BLOCK;
 
-/// Anonymous, private memory of this process, aligned to a block. Unmapped when dropped.
+/// Addresses of this process in which nothing else is mapped: anonymous, private memory or files, aligned to a block. Unmapped
+/// when dropped.
 ///
 /// Nothing here reads or writes it. Ranges count bytes from its start.
 #[derive(Debug)]
-pub(super) struct Area {
+pub struct Area {
     start: NonNull<u8>,
     bytes: usize,
 }
@@ -26,7 +29,7 @@ unsafe impl Sync for Area {}
 
 /// What may be done with memory that nothing backs yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Access {
+pub enum Access {
     /// Reads give zeros, writes make small or transparent huge pages.
     Write,
     /// Reads give zeros, writes fail.
@@ -35,7 +38,10 @@ pub(super) enum Access {
 
 impl Area {
     /// Reserves `bytes`, a multiple of the page size. Costs addresses, no memory.
-    pub(super) fn reserve(bytes: usize, access: Access) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn reserve(bytes: usize, access: Access) -> io::Result<Self> {
         let block = BLOCK.get() as usize;
         let padded = bytes.checked_add(block).ok_or(io::ErrorKind::InvalidInput)?;
         let raw = map(ptr::null_mut(), padded, access.protection(), libc::MAP_NORESERVE)?;
@@ -49,12 +55,15 @@ impl Area {
         Ok(Self { start, bytes })
     }
 
-    /// Host virtual address of the first byte.
-    pub(super) fn address(&self) -> u64 {
+    /// Host virtual address of the first byte, a multiple of a block.
+    #[must_use]
+    pub fn address(&self) -> u64 {
         self.start.as_ptr() as u64
     }
 
-    pub(super) const fn bytes(&self) -> usize {
+    /// Length in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
@@ -62,6 +71,21 @@ impl Area {
     pub(super) fn renew(&self, range: Range<usize>, access: Access) -> io::Result<()> {
         let at = self.at(&range)?;
         map(at.as_ptr(), range.len(), access.protection(), libc::MAP_NORESERVE | libc::MAP_FIXED).map(drop)
+    }
+
+    /// Puts the beginning of `file` in place of `range`, to be read. Its pages are those of all processes that map it; one of a file
+    /// that has become shorter raises SIGBUS where it is touched.
+    ///
+    /// # Errors
+    /// The range is empty or not inside, or the kernel refused.
+    pub fn map_file(&self, range: Range<usize>, file: &File) -> io::Result<()> {
+        let at = self.at(&range)?;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        // SAFETY: the range, also when rounded up to a page, lies in our mapping, which is made of whole pages and whose memory is
+        // accessed through volatile accesses only.
+        let mapped =
+            unsafe { libc::mmap(at.as_ptr().cast(), range.len(), libc::PROT_READ, flags, file.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Puts huge pages of 2 MiB out of the host's pool in place of `range`.
@@ -84,7 +108,10 @@ impl Area {
     }
 
     /// Gives the kernel advice about `range`. Of what is given here, only `MADV_DONTNEED` changes contents, to zeros.
-    pub(super) fn advise(&self, range: Range<usize>, advice: libc::c_int) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The range is empty or not inside, or the kernel refused.
+    pub fn advise(&self, range: Range<usize>, advice: libc::c_int) -> io::Result<()> {
         let at = self.at(&range)?;
         // SAFETY: the range lies in our mapping, whose memory is accessed through volatile accesses only.
         check(unsafe { libc::madvise(at.as_ptr().cast(), range.len(), advice) })
@@ -92,18 +119,15 @@ impl Area {
 
     /// How many bytes of `range` have a page mapped.
     pub(super) fn resident(&self, range: Range<usize>) -> io::Result<u64> {
-        const PAGE: usize = 4096;
         const CHUNK: usize = 64 << 20;
-        let at = self.at(&range)?;
+        let at = self.at(&range)?.as_ptr() as u64;
         let mut states = [0_u8; CHUNK / PAGE];
         let mut resident = 0;
         for start in (0..range.len()).step_by(CHUNK) {
             let length = CHUNK.min(range.len() - start);
-            // SAFETY: the chunk lies in our mapping, and `states` has one byte for each of its pages.
-            check(unsafe { libc::mincore(at.add(start).as_ptr().cast(), length, states.as_mut_ptr()) })?;
-            resident += states[..length.div_ceil(PAGE)].iter().map(|state| u64::from(state & 1)).sum::<u64>();
+            resident += residency(at + start as u64, length, &mut states)?.filter(|resident| *resident).count();
         }
-        Ok(resident * PAGE as u64)
+        Ok((resident * PAGE) as u64)
     }
 
     /// `range` for vm-memory.
@@ -141,6 +165,22 @@ impl Access {
         }
     }
 }
+
+/// Asks for each page of `bytes` at `address` of this process, a multiple of the page size, whether it is resident: whether it has a
+/// page mapped or, of a file, whether the page cache has it (`mincore(2)`). `states` is room for a byte for each page.
+///
+/// # Errors
+/// `states` is too short, or not all of the range is mapped.
+pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<impl Iterator<Item = bool> + '_> {
+    let states = states.get_mut(..bytes.div_ceil(PAGE)).ok_or(io::ErrorKind::InvalidInput)?;
+    let at = ptr::without_provenance_mut::<u8>(usize::try_from(address).map_err(io::Error::other)?);
+    // SAFETY: the kernel looks the range up and does not touch its memory; `states` has a byte for each page of it.
+    check(unsafe { libc::mincore(at.cast(), bytes, states.as_mut_ptr()) })?;
+    Ok(states.iter().map(|state| state & 1 != 0))
+}
+
+/// Size of a page in bytes.
+const PAGE: usize = 4096;
 
 /// Makes this thread less urgent than others: a batch thread takes the processor from none when it wakes; where it competes
 /// for one it gets a third of what another gets.
