@@ -4,6 +4,7 @@
 //! layer's tar stream into an [`erofs`] image, [`store`] keeps those by digest, and a [`Disk`](bellows_disk::Disk) serves one to a guest, or a [`flat`]
 //! image of all of them.
 
+mod advice;
 pub mod archive;
 mod cancel;
 mod compression;

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use bellows_memory::host::{Access, Area, residency};
 
+use crate::advice::dont_need;
 use crate::read_set::{PAGE_SIZE, PageRanges};
 
 /// The pages of a file, or of a block device, that are in the host's page cache now. A device has pages of its own, apart from
@@ -35,11 +35,7 @@ pub fn evict(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     // Pages that have not reached the disk stay.
     file.sync_all()?;
-    // SAFETY: the call takes no memory, and the descriptor is open.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
+    dont_need(&file)
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! Brings the pages of a read set into the host's page cache.
 
-use std::fs::File;
 use std::io;
-use std::ops::Range;
-use std::os::fd::AsRawFd as _;
 use std::thread::{self, JoinHandle};
 
 use bellows_disk::open_shared;
 
 use super::ReadSet;
+use crate::advice::will_need;
 use crate::cancel::Cancel;
 use crate::stored_file::StoredFile;
 
@@ -78,16 +76,5 @@ fn read_all(files: &[StoredFile], read_set: &ReadSet, cancel: &Cancel) {
                 break;
             }
         }
-    }
-}
-
-/// Has the kernel read these bytes without waiting for them.
-fn will_need(file: &File, bytes: &Range<u64>) -> io::Result<()> {
-    let offset = |offset: u64| libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput);
-    let (start, length) = (offset(bytes.start)?, offset(bytes.end - bytes.start)?);
-    // SAFETY: the call takes no memory, and the descriptor is open.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length, libc::POSIX_FADV_WILLNEED) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
