@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::poll::poll;
+
 /// Bytes that wait for the reader at most; as many again may be on their way.
 const MAX_WAITING: usize = 256 << 10;
 /// Bytes that a guest may write to a regular file.
@@ -194,11 +196,7 @@ fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn await_room(file: &File) -> io::Result<()> {
-    let mut entry = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: there is one entry, whose descriptor outlives the call.
-    let count = unsafe { libc::poll(&raw mut entry, 1, -1) };
-    let error = io::Error::last_os_error();
-    if count < 0 && error.kind() != io::ErrorKind::Interrupted { Err(error) } else { Ok(()) }
+    poll([(file.as_raw_fd(), libc::POLLOUT)], None).map(drop)
 }
 
 /// This process's standard output, apart from the lock that its other writers take.

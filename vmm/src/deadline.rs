@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::end::{EndSignal, VmEnd};
+use crate::poll::poll;
 
 /// When a call has to be over.
 #[derive(Clone, Copy, Debug)]
@@ -49,20 +50,12 @@ pub(crate) fn await_readable(file: &impl AsRawFd, deadline: Deadline, end: &EndS
         if left.is_zero() {
             return Err(NothingToRead::Timeout);
         }
-        // Rounded up, so that this does not spin through the last millisecond.
-        let milliseconds = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut entries = [entry(end.as_raw_fd()), entry(file.as_raw_fd())];
-        // SAFETY: the array has two entries, both with descriptors that outlive the call.
-        let count = unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(NothingToRead::System(error));
-            }
-        } else if let (true, Some(end)) = (entries[0].revents != 0, end.ended()) {
+        let wanted = [end.as_raw_fd(), file.as_raw_fd()].map(|fd| (fd, libc::POLLIN));
+        let [ended, readable] = poll(wanted, Some(left)).map_err(NothingToRead::System)?;
+        if let (true, Some(end)) = (ended != 0, end.ended()) {
             return Err(NothingToRead::Ended(end));
-        } else if entries[1].revents != 0 {
+        }
+        if readable != 0 {
             return Ok(());
         }
     }

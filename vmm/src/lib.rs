@@ -21,6 +21,7 @@ mod kvm;
 mod lifecycle;
 mod model;
 mod parameters;
+mod poll;
 mod resident;
 mod resources;
 mod virtio_bus;

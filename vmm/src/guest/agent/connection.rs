@@ -22,6 +22,7 @@ use ttrpc::proto::{
 
 use super::clock::{ClockKeeper, Timer};
 use super::writer::{WriteError, Writer};
+use crate::poll::poll;
 
 /// What the thread that reads may wait until the peer takes a request of its own.
 const OWN_WRITE_LIMIT: Duration = Duration::from_millis(100);
@@ -259,17 +260,11 @@ fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> 
 
 /// Waits for an answer (`true`), or until a call is due.
 fn wait(input: &UnixStream, own: &OwnCalls) -> io::Result<bool> {
-    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries = [entry(input.as_raw_fd()), entry(own.keeper.as_raw_fd())];
+    let wanted = [input.as_raw_fd(), own.keeper.as_raw_fd()].map(|fd| (fd, libc::POLLIN));
     loop {
-        // SAFETY: the array has two entries, both with descriptors that outlive the call.
-        let count = unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
-        if count > 0 {
-            return Ok(entries[0].revents != 0);
-        }
-        let error = io::Error::last_os_error();
-        if count < 0 && error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+        let [answer, due] = poll(wanted, None)?;
+        if answer != 0 || due != 0 {
+            return Ok(answer != 0);
         }
     }
 }

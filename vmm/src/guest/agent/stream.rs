@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bellows_protocol::stream::{
     AnswerError, MAX_ANSWER_LINE, StreamRequest, parse_answer_line, read_line, request_line,
@@ -13,6 +14,7 @@ use bellows_protocol::{STREAM_PORT, stream::StreamName};
 
 use super::{AgentClient, AgentError, SHORT, handshake, shown};
 use crate::kind::ErrorKind;
+use crate::poll::poll;
 
 /// A stream of a process, connected: what the process writes can be read here, and what is written here it can read.
 ///
@@ -51,12 +53,8 @@ impl Stream {
 
     /// Whether the other end is gone, rather than at its end.
     fn broke_off(&self) -> io::Result<bool> {
-        let mut entry = libc::pollfd { fd: self.socket.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: there is one entry, whose descriptor outlives the call.
-        match unsafe { libc::poll(&raw mut entry, 1, 0) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(entry.revents & libc::POLLHUP != 0),
-        }
+        let [events] = poll([(self.socket.as_raw_fd(), 0)], Some(Duration::ZERO))?;
+        Ok(events & libc::POLLHUP != 0)
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use crate::deadline::{Turn, Turns};
+use crate::poll::poll;
 
 /// Why a frame is not out.
 #[derive(Debug)]
@@ -79,11 +80,5 @@ fn await_space(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
     if left.is_zero() {
         return Err(io::Error::new(io::ErrorKind::TimedOut, "the guest reads too slowly"));
     }
-    // Rounded up, so that this does not spin through the last millisecond.
-    let milliseconds = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-    let mut entry = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: there is one entry, whose descriptor outlives the call.
-    let count = unsafe { libc::poll(&raw mut entry, 1, milliseconds) };
-    let error = io::Error::last_os_error();
-    if count < 0 && error.kind() != io::ErrorKind::Interrupted { Err(error) } else { Ok(()) }
+    poll([(stream.as_raw_fd(), libc::POLLOUT)], Some(left)).map(drop)
 }
