@@ -1,7 +1,5 @@
 //! How reports are written: for machines in JSON, for people in round figures.
 
-use std::time::Duration;
-
 use bellows_memory::ByteSize;
 use serde::Serialize;
 
@@ -21,11 +19,6 @@ pub(crate) fn print_json_line(report: &impl Serialize) -> Result<(), CliError> {
 /// A report in JSON, over several lines.
 pub(crate) fn json(report: &impl Serialize) -> Result<String, CliError> {
     serde_json::to_string_pretty(report).map_err(CliError::Report)
-}
-
-/// Milliseconds, to the microsecond.
-pub(crate) fn milliseconds(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1000.0
 }
 
 /// What `bytes` are to a person.

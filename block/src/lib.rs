@@ -12,6 +12,7 @@ pub mod digest;
 pub mod erofs;
 pub mod flat;
 pub mod import;
+pub mod model;
 pub mod oci;
 pub mod page_cache;
 mod path;

@@ -19,6 +19,7 @@ mod guest;
 mod kind;
 mod kvm;
 mod lifecycle;
+pub mod milliseconds;
 mod model;
 mod parameters;
 mod poll;
@@ -55,7 +56,8 @@ pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes,
-    Holder, ImageInfo, OomLimit, PartitionInfo, PartitionUse, PlugReport, UnplugReport,
+    Holder, ImageInfo, OomLimit, PartitionInfo, PartitionReport, PartitionUse, PlugReport, ReadyReport, RunReport,
+    UnplugReport,
 };
 pub use resources::disks::serial_of;
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};

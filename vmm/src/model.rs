@@ -1,19 +1,22 @@
 //! What a VM reports, as plain data: the same types for the library, for `--json` and for servers.
 //!
-//! In JSON, sizes are numbers of bytes; durations are milliseconds, and their names end in
+//! In JSON, sizes are numbers of bytes; durations are [`milliseconds`], and their names end in
 //! `_ms`; addresses and names are text.
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
 use bellows_memory::ByteSize;
 use bellows_memory::partition::Report;
+use bellows_protocol::ready::BootTimes;
 use bellows_protocol::values::ImageId;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use crate::config::{PartitionMode, Shape, Transport};
+use crate::config::{PartitionMode, Shape, Transport, text};
+use crate::kvm::ExitCounts;
+use crate::milliseconds;
 
 /// What a partition's memory is used for, as the guest says.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
@@ -88,10 +91,10 @@ pub enum GuestState {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct GuestTimes {
     /// From when the driver started to work to when the host had acknowledged all of it.
-    #[serde(rename = "total_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "total_ms", with = "milliseconds")]
     pub total: Duration,
     /// Of that, waiting for the host.
-    #[serde(rename = "host_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "host_ms", with = "milliseconds")]
     pub host: Duration,
 }
 
@@ -116,10 +119,74 @@ pub struct GuestInfo {
     pub instances_base: ByteSize,
 }
 
+/// A VM whose guest can be called.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ReadyReport {
+    /// Release of the guest's kernel, as `uname -r` shows it.
+    pub guest_kernel: String,
+    /// How partitions are kept apart: what this guest can do.
+    pub partition_mode: PartitionMode,
+    /// From the first step of making the VM until it was ready.
+    #[serde(rename = "boot_ms", with = "milliseconds")]
+    pub boot: Duration,
+    /// By the guest's clock, when its kernel was done.
+    #[serde(rename = "init_ms", with = "milliseconds")]
+    pub init: Duration,
+    /// By the guest's clock, when its agent was ready.
+    #[serde(rename = "ready_ms", with = "milliseconds")]
+    pub ready: Duration,
+    /// Exits that reached the monitor until then.
+    pub exits: ExitCounts,
+}
+
+impl ReadyReport {
+    /// Of a guest that took `boot` to be ready.
+    #[must_use]
+    pub fn new(guest: GuestInfo, boot: Duration, times: BootTimes, exits: ExitCounts) -> Self {
+        Self {
+            guest_kernel: guest.kernel_release,
+            partition_mode: guest.partition_mode,
+            boot,
+            init: times.init,
+            ready: times.ready,
+            exits,
+        }
+    }
+}
+
+/// What came of a run: one instance in a VM of its own.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RunReport {
+    /// How the instance ended.
+    #[serde(flatten)]
+    pub status: ExitStatus,
+    /// Release of the guest's kernel, as `uname -r` shows it.
+    pub guest_kernel: String,
+    /// How partitions are kept apart: what this guest can do.
+    pub partition_mode: PartitionMode,
+    /// How the layers of the image were put together.
+    pub shape: Shape,
+    /// How they reached the guest.
+    pub transport: Transport,
+    /// Bytes of the image's files that the host was told to read ahead.
+    pub prefetched_bytes: u64,
+    /// Bytes of them that the guest read, where that was recorded for the image's profile.
+    pub recorded_bytes: Option<u64>,
+    /// From the first step of making the VM until it was ready.
+    #[serde(rename = "boot_ms", with = "milliseconds")]
+    pub boot: Duration,
+    /// From the start of the instance until it was removed.
+    #[serde(rename = "run_ms", with = "milliseconds")]
+    pub run: Duration,
+    /// What became of its partition; `None` where it ran in base memory.
+    pub partition: Option<PartitionReport>,
+}
+
 /// How an instance ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct ExitStatus {
     /// As a shell gives it: the exit code, or 128 + the signal's number.
+    #[serde(rename = "exit_code")]
     pub code: u8,
     /// The kernel killed the instance, or a process of it, for lack of memory.
     pub oom_killed: bool,
@@ -162,7 +229,7 @@ pub struct GuestStatistics {
     /// Pages zeroed because memory was unplugged, where the kernel counts so: ours does.
     pub zeroed_pages: Option<u64>,
     /// Time that the guest's CPUs were not idle.
-    #[serde(rename = "cpu_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "cpu_ms", with = "milliseconds")]
     pub cpu: Duration,
 }
 
@@ -172,10 +239,10 @@ pub struct PlugReport {
     /// What is plugged.
     pub bytes: ByteSize,
     /// Until the guest had accepted all of it.
-    #[serde(rename = "accepted_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "accepted_ms", with = "milliseconds")]
     pub accepted: Duration,
     /// Until the agent had found it online, on the partition's node and in the movable zone.
-    #[serde(rename = "usable_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "usable_ms", with = "milliseconds")]
     pub usable: Duration,
     /// How the guest keeps the partition apart.
     pub mode: PartitionMode,
@@ -187,13 +254,13 @@ pub struct PlugReport {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct UnplugReport {
     /// Until the guest had given back what it does give back.
-    #[serde(rename = "unplug_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "unplug_ms", with = "milliseconds")]
     pub unplug: Duration,
     /// Of that, changing memory slots.
-    #[serde(rename = "slots_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "slots_ms", with = "milliseconds")]
     pub slots: Duration,
     /// Of that, waiting for device requests in flight.
-    #[serde(rename = "drain_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "drain_ms", with = "milliseconds")]
     pub drain: Duration,
     /// What the guest kept.
     pub left: ByteSize,
@@ -210,10 +277,64 @@ pub struct UnplugReport {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct DiscardReport {
     /// Time in which memory was freed, on a thread of its own.
-    #[serde(rename = "discard_ms", serialize_with = "milliseconds")]
+    #[serde(rename = "discard_ms", with = "milliseconds")]
     pub discard: Duration,
     /// Bytes that had pages and went back to the host.
     pub discarded: ByteSize,
+}
+
+/// What became of a partition's memory, from the plug until the host had it back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct PartitionReport {
+    /// What was plugged.
+    pub bytes: ByteSize,
+    /// How the guest kept it apart.
+    pub mode: PartitionMode,
+    /// Until an instance could use it.
+    #[serde(rename = "plug_ms", with = "milliseconds")]
+    pub plug: Duration,
+    /// Until the guest had given back what it does give back.
+    #[serde(rename = "unplug_ms", with = "milliseconds")]
+    pub unplug: Duration,
+    /// Of that, what the guest's driver worked by its own account; `None` with a stock kernel.
+    #[serde(rename = "guest_ms", serialize_with = "milliseconds::serialize_option")]
+    pub guest: Option<Duration>,
+    /// Of `unplug`, changing memory slots.
+    #[serde(rename = "slot_ms", with = "milliseconds")]
+    pub slots: Duration,
+    /// Time in which memory was freed, on a thread of its own.
+    #[serde(rename = "discard_ms", with = "milliseconds")]
+    pub discard: Duration,
+    /// As in [`UnplugReport`].
+    pub migrated_pages: Option<u64>,
+    /// As in [`UnplugReport`].
+    pub zeroed_pages: Option<u64>,
+    /// Bytes that had pages and went back to the host.
+    #[serde(rename = "discarded_bytes")]
+    pub discarded: ByteSize,
+    /// What the guest kept.
+    #[serde(rename = "left_bytes")]
+    pub left: ByteSize,
+}
+
+impl PartitionReport {
+    /// Sums up what three steps have reported.
+    #[must_use]
+    pub fn new(plug: &PlugReport, unplug: &UnplugReport, discard: &DiscardReport) -> Self {
+        Self {
+            bytes: plug.bytes,
+            mode: plug.mode,
+            plug: plug.usable,
+            unplug: unplug.unplug,
+            guest: unplug.driver.map(|driver| driver.last_unplug.guest()),
+            slots: unplug.slots,
+            discard: discard.discard,
+            migrated_pages: unplug.migrated_pages,
+            zeroed_pages: unplug.zeroed_pages,
+            discarded: discard.discarded,
+            left: unplug.left,
+        }
+    }
 }
 
 /// A partition of a VM.
@@ -224,7 +345,7 @@ pub struct PartitionInfo {
     /// First guest-physical address of its window.
     pub address: u64,
     /// Its device.
-    #[serde(serialize_with = "text")]
+    #[serde(serialize_with = "text::serialize")]
     pub device: PciAddress,
     /// Whether a driver has bound, as far as is known.
     pub attached: bool,
@@ -254,7 +375,7 @@ pub struct DiskInfo {
     /// How it reaches the guest.
     pub transport: Transport,
     /// Where it is on the bus.
-    #[serde(serialize_with = "text")]
+    #[serde(serialize_with = "text::serialize")]
     pub address: PciAddress,
     /// Where it stands with the guest.
     pub state: DiskState,
@@ -264,7 +385,7 @@ pub struct DiskInfo {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct ImageInfo {
     /// What instances call it.
-    #[serde(serialize_with = "text")]
+    #[serde(serialize_with = "text::serialize")]
     pub id: ImageId,
     /// How its layers are put together.
     pub shape: Shape,
@@ -278,31 +399,6 @@ pub struct ImageInfo {
     pub prefetched: u64,
 }
 
-fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64() * 1e3)
-}
-
-fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_milliseconds_and_addresses_are_text() {
-        let report = DiscardReport { discard: Duration::from_micros(1500), discarded: ByteSize::mib(2) };
-        assert_eq!(serde_json::to_value(report).unwrap()["discard_ms"], 1.5);
-        let disk = DiskInfo {
-            serial: "s".into(),
-            path: "/d".into(),
-            read_only: true,
-            transport: Transport::Blk,
-            address: PciAddress::new(0, 3, 0).unwrap(),
-            state: DiskState::Unbound,
-        };
-        let json = serde_json::to_value(&disk).unwrap();
-        assert_eq!((&json["address"], &json["state"]), (&"0000:00:03.0".into(), &"unbound".into()));
-    }
-}
+#[path = "model_test.rs"]
+mod tests;

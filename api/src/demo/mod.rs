@@ -28,9 +28,9 @@ use crate::error::{CliError, io_error};
 use crate::guest::{configured, from_guest_args};
 use crate::interrupt::Interrupts;
 use crate::output::{self, print, say_plainly};
-use crate::partition::{PartitionReport, give_back};
+use crate::partition::give_back;
 use crate::places::Places;
-use crate::report::{json, milliseconds};
+use crate::report::json;
 use crate::store;
 
 const VMS: usize = 2;
@@ -197,11 +197,11 @@ impl Booted {
         let waited = run.wait()?;
         let rss_bytes = resident()?;
         let instance = waited.remove(args, limit)?;
-        let partition: PartitionReport = give_back(&self.vm, partition, plug, limit)?;
+        let partition = give_back(&self.vm, partition, plug, limit)?;
         Ok(VmReport {
             shape: self.image.shape,
             transport: self.image.transport,
-            boot_ms: milliseconds(self.boot),
+            boot: self.boot,
             rss_bytes,
             rss_after_discard_bytes: resident()?,
             instances: vec![instance],
@@ -273,7 +273,7 @@ impl Ended {
             id: self.instance.id().to_string(),
             exit_code: self.exit_code,
             output_ok: is_right(&self.output, args.mib),
-            run_ms: milliseconds(self.run),
+            run: self.run,
         };
         if !report.output_ok {
             let printed = String::from_utf8_lossy(&self.output);

@@ -1,12 +1,12 @@
 //! What the demonstration found, for machines and for people.
 
 use std::fmt::{self, Write};
+use std::time::Duration;
 
-use bellows_vmm::{PartitionMode, Shape, Transport};
+use bellows_vmm::{PartitionMode, PartitionReport, Shape, Transport, milliseconds};
 use serde::Serialize;
 
 use crate::cli::Host;
-use crate::partition::PartitionReport;
 use crate::report::shown;
 
 /// The whole report. Every number was measured in this run; `null` is what this host or guest can't tell.
@@ -30,7 +30,8 @@ pub(super) struct VmReport {
     /// How they reach the guest.
     pub(super) transport: Transport,
     /// From the first step of making the VM until the guest's agent answered.
-    pub(super) boot_ms: f64,
+    #[serde(rename = "boot_ms", with = "milliseconds")]
+    pub(super) boot: Duration,
     /// Host memory under this VM's guest memory while one instance had ended and the other held its memory.
     pub(super) rss_bytes: u64,
     /// The same after the first instance's partition was discarded.
@@ -45,7 +46,8 @@ pub(super) struct InstanceReport {
     pub(super) exit_code: u8,
     /// It printed the result that was computed on the host.
     pub(super) output_ok: bool,
-    pub(super) run_ms: f64,
+    #[serde(rename = "run_ms", with = "milliseconds")]
+    pub(super) run: Duration,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,7 +75,7 @@ impl Report {
         let instances = self.vms.iter().flat_map(|vm| &vm.instances);
         let mut partitions = self.vms.iter().flat_map(|vm| &vm.partitions);
         instances.into_iter().all(|instance| instance.exit_code == 0 && instance.output_ok)
-            && partitions.all(|partition| partition.left_bytes == 0)
+            && partitions.all(|partition| partition.left.get() == 0)
     }
 }
 
@@ -86,10 +88,10 @@ impl fmt::Display for Report {
         writeln!(f, "{} VMs {place}, guest kernel {}", self.vms.len(), self.guest_kernel)?;
         writeln!(f, "partitions are kept apart by {}\n", keeper(self.partition_mode))?;
         for (number, vm) in (1..).zip(&self.vms) {
-            writeln!(f, "VM {number}  ready after {}, image as {} over {}", time(vm.boot_ms), vm.shape, vm.transport)?;
+            writeln!(f, "VM {number}  ready after {}, image as {} over {}", time(vm.boot), vm.shape, vm.transport)?;
             for (instance, partition) in vm.instances.iter().zip(&vm.partitions) {
                 let verdict = if instance.output_ok { "the right result" } else { "A WRONG RESULT" };
-                let (id, code, run) = (&instance.id, instance.exit_code, time(instance.run_ms));
+                let (id, code, run) = (&instance.id, instance.exit_code, time(instance.run));
                 writeln!(f, "  {id}: exit code {code}, {verdict}, after {run}")?;
                 writeln!(f, "      {}", partition_line(partition))?;
             }
@@ -125,26 +127,27 @@ fn keeper(mode: PartitionMode) -> &'static str {
 fn partition_line(partition: &PartitionReport) -> String {
     let mut line = format!(
         "partition of {}: plugged in {}, unplugged in {}{}, {} discarded in {}",
-        shown(partition.bytes),
-        time(partition.plug_ms),
-        time(partition.unplug_ms),
-        partition.guest_ms.map_or_else(String::new, |guest| format!(" ({} of it the guest's)", time(guest))),
-        shown(partition.discarded_bytes),
-        time(partition.discard_ms),
+        shown(partition.bytes.get()),
+        time(partition.plug),
+        time(partition.unplug),
+        partition.guest.map_or_else(String::new, |guest| format!(" ({} of it the guest's)", time(guest))),
+        shown(partition.discarded.get()),
+        time(partition.discard),
     );
     let migrated = match partition.migrated_pages {
         Some(pages) => format!(", {pages} pages migrated"),
         None => String::new(),
     };
     line.push_str(&migrated);
-    if partition.left_bytes != 0 {
+    if partition.left.get() != 0 {
         // Writing to a string can't fail.
-        let _ = write!(line, ", {} NOT GIVEN BACK", shown(partition.left_bytes));
+        let _ = write!(line, ", {} NOT GIVEN BACK", shown(partition.left.get()));
     }
     line
 }
 
-fn time(milliseconds: f64) -> String {
+fn time(time: Duration) -> String {
+    let milliseconds = time.as_secs_f64() * 1e3;
     match milliseconds {
         0.0..10.0 => format!("{milliseconds:.2} ms"),
         10.0..10_000.0 => format!("{milliseconds:.0} ms"),
@@ -154,31 +157,34 @@ fn time(milliseconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bellows_vmm::ByteSize;
+
     use super::*;
 
     fn report() -> Report {
         let partition = PartitionReport {
-            bytes: 1 << 30,
+            bytes: ByteSize::gib(1),
             mode: PartitionMode::Extension,
-            plug_ms: 12.0,
-            unplug_ms: 1.25,
-            guest_ms: Some(0.5),
-            slot_ms: 0.25,
-            discard_ms: 20_000.0,
+            plug: Duration::from_millis(12),
+            unplug: Duration::from_micros(1250),
+            guest: Some(Duration::from_micros(500)),
+            slots: Duration::from_micros(250),
+            discard: Duration::from_secs(20),
             migrated_pages: Some(0),
             zeroed_pages: Some(0),
-            discarded_bytes: 400 << 20,
-            left_bytes: 0,
+            discarded: ByteSize::mib(400),
+            left: ByteSize::bytes(0),
         };
-        let instance = |id: &str| InstanceReport { id: id.into(), exit_code: 0, output_ok: true, run_ms: 900.0 };
+        let instance =
+            |id: &str| InstanceReport { id: id.into(), exit_code: 0, output_ok: true, run: Duration::from_millis(900) };
         let vm = || VmReport {
             shape: Shape::Flat,
             transport: Transport::Blk,
-            boot_ms: 100.0,
+            boot: Duration::from_millis(100),
             rss_bytes: 900 << 20,
             rss_after_discard_bytes: 500 << 20,
             instances: vec![instance("first"), instance("second")],
-            partitions: vec![partition.clone(), partition.clone()],
+            partitions: vec![partition; 2],
         };
         Report {
             host: Host::Lab,
@@ -221,7 +227,7 @@ mod tests {
         report.vms[0].instances[1].output_ok = false;
         assert!(!report.is_good() && report.to_string().contains("A WRONG RESULT"));
         report.vms[0].instances[1].output_ok = true;
-        report.vms[1].partitions[0].left_bytes = 2 << 20;
+        report.vms[1].partitions[0].left = ByteSize::mib(2);
         assert!(!report.is_good() && report.to_string().contains("2.0 MiB NOT GIVEN BACK"));
     }
 }

@@ -1,18 +1,17 @@
 //! `bellows image`: what is in the layer store.
 
 mod mount;
-mod report;
 mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use bellows_block::model::{ImageReport, LayerReport, LayerUsage, MountReport, RemovedReport};
 use bellows_block::page_cache::resident;
 use bellows_block::{Digest, Image, ImageName, NamedImage, Store};
 use serde::Serialize;
 
 use self::mount::HostMount;
-use self::report::{CollectedReport, DetailsReport, ImageReport, LayerReport, MountReport, RemovedReport, UsageReport};
 use self::users::users;
 use crate::cli::{ImageCommand, ImagesArgs, StoreArgs};
 use crate::error::{CliError, io_error};
@@ -75,14 +74,9 @@ fn list(args: &StoreArgs) -> Result<(), CliError> {
 
 fn inspect(args: &ImagesArgs) -> Result<(), CliError> {
     let store = store::open(args.store.store.as_deref())?;
-    let details = |digest: &Digest| {
-        let details = store.inspect(digest)?;
-        let (path, bytes) = (details.layer.path, details.layer.bytes);
-        Ok(DetailsReport { digest: *digest, path, bytes, sha256: details.sha256, verity: details.verity })
-    };
     let images = chosen(&store, &args.images)?;
     let configs: Vec<_> = images.iter().map(|named| named.image.config.clone()).collect();
-    let mut reports = reports(&store, images, details)?;
+    let mut reports = reports(&store, images, |digest| Ok(store.inspect(digest)?))?;
     for (report, config) in reports.iter_mut().zip(configs) {
         report.config = Some(config);
     }
@@ -121,12 +115,12 @@ fn stat(args: &ImagesArgs) -> Result<(), CliError> {
     let mut known = BTreeMap::new();
     let mut usage = |digest: &Digest| {
         if let Some(known) = known.get(digest) {
-            return Ok(UsageReport::clone(known));
+            return Ok(LayerUsage::clone(known));
         }
         let layer = store.layer(digest)?;
         let resident_bytes = resident(&layer.path).map_err(io_error("map", &layer.path))?.bytes();
         let users = users(&layer.path).map_err(io_error("find the users of", &layer.path))?;
-        let report = UsageReport { digest: *digest, bytes: layer.bytes, resident_bytes, users };
+        let report = LayerUsage { digest: *digest, bytes: layer.bytes, resident_bytes, users };
         known.insert(*digest, report.clone());
         Ok(report)
     };
@@ -140,7 +134,7 @@ fn stat(args: &ImagesArgs) -> Result<(), CliError> {
         for layer in &report.layers {
             let users: Vec<_> = layer.users.iter().map(u32::to_string).collect();
             let users = if users.is_empty() { "no VM".to_owned() } else { format!("VMs {}", users.join(" ")) };
-            let UsageReport { digest, bytes, resident_bytes, .. } = layer;
+            let LayerUsage { digest, bytes, resident_bytes, .. } = layer;
             print(format_args!("  {digest} {bytes:>12} bytes {resident_bytes:>12} cached, {users}"))?;
         }
         report.mounts.iter().flatten().try_for_each(print_mount)
@@ -165,8 +159,7 @@ fn collect(args: &StoreArgs) -> Result<(), CliError> {
     let store = store::open(args.store.as_deref())?;
     let collected = store.collect()?;
     if args.json {
-        let (layers, in_use, bytes) = (collected.layers, collected.in_use, collected.bytes);
-        return print_json(&CollectedReport { layers, in_use, bytes });
+        return print_json(&collected);
     }
     for digest in &collected.layers {
         print(format_args!("{digest} removed"))?;

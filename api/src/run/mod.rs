@@ -2,17 +2,15 @@
 
 mod function;
 mod instance;
-mod report;
 
 use std::path::Path;
 use std::time::Instant;
 
 use bellows_memory::ByteSize;
-use bellows_vmm::{ConfigError, VmBuilder, VmConfig, VmEnd};
+use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEnd};
 
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
-use self::report::{ReadyReport, RunReport};
 use crate::cli::{ProfileUse, RunArgs};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
@@ -20,7 +18,7 @@ use crate::interrupt::Interrupts;
 use crate::output::say;
 use crate::partition::give_back;
 use crate::places::Places;
-use crate::report::{milliseconds, print_json_line};
+use crate::report::print_json_line;
 use crate::terminal::Resizes;
 
 /// Memory of an instance where no argument says how much.
@@ -118,7 +116,8 @@ fn in_vm(
     let boot = start.elapsed();
     let Some(Function { mut spec, memory, profile }) = function else {
         if args.json {
-            print_json_line(&ReadyReport::new(guest, boot, &vm))?;
+            let times = vm.boot_times().unwrap_or_default();
+            print_json_line(&ReadyReport::new(guest, boot, times, vm.exits().into_iter().sum()))?;
         }
         // Without an image the VM runs until it ends by itself.
         return end(vm.wait());
@@ -151,17 +150,15 @@ fn in_vm(
         };
         if args.json {
             let report = RunReport {
-                exit_code: status.code,
-                oom_killed: status.oom_killed,
-                oom_limit: status.oom_limit,
+                status,
                 guest_kernel: guest.kernel_release,
                 partition_mode: guest.partition_mode,
                 shape: image.shape,
                 transport: image.transport,
                 prefetched_bytes: image.prefetched,
                 recorded_bytes,
-                boot_ms: milliseconds(boot),
-                run_ms: milliseconds(run),
+                boot,
+                run,
                 partition,
             };
             print_json_line(&report)?;

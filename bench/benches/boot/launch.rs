@@ -13,6 +13,7 @@ use bellows_bench::exits::Moments;
 use bellows_lab::artefact;
 use bellows_protocol::READY_PORT;
 use bellows_protocol::ready::{BootTimes, MAX_READY_LINE, parse_ready_line};
+use bellows_vmm::ReadyReport;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket};
@@ -146,20 +147,14 @@ impl Launcher {
 
 /// Hears it from the monitor, which the agent told.
 fn bellows_is_ready(child: &mut Ended) -> Result<BootTimes> {
-    #[derive(serde::Deserialize)]
-    struct Report {
-        init_ms: f64,
-        ready_ms: f64,
-    }
     let output = child.0.stdout.take().ok_or("bellows has no output")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line)?;
     if line.is_empty() {
         return Err(child.failure("bellows").into());
     }
-    let report: Report = serde_json::from_str(&line)?;
-    let time = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0);
-    Ok(BootTimes { init: time(report.init_ms)?, ready: time(report.ready_ms)? })
+    let ReadyReport { init, ready, .. } = serde_json::from_str(&line)?;
+    Ok(BootTimes { init, ready })
 }
 
 /// A monitor whose guest is ready. It is killed when this is dropped.

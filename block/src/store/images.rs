@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
+use serde::Serialize;
 use tracing::info;
 
 use super::files::{io_error, open_lock, remove};
@@ -24,7 +25,7 @@ pub struct NamedImage {
 }
 
 /// What [`Store::collect`] did.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Collected {
     /// Layers that were removed.
     pub layers: Vec<Digest>,

@@ -33,6 +33,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
@@ -210,13 +211,15 @@ pub enum StoreError {
 }
 
 /// Details of a layer.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct LayerDetails {
     /// The layer.
+    #[serde(flatten)]
     pub layer: StoredFile,
     /// Digest of its file.
     pub sha256: Digest,
-    /// It hides everything below it.
+    /// It hides everything below it. Not written: no image has anything below such a layer.
+    #[serde(skip)]
     pub opaque_root: bool,
     /// The digest of fs-verity that the file system holds the file to, where it does.
     pub verity: Option<Digest>,

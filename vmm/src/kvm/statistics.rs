@@ -15,7 +15,7 @@ pub struct VcpuStatistics {
 }
 
 /// Exits of one vCPU, or of several added up.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct ExitCounts {
     /// Reads of an I/O port.
     pub port_reads: u64,
