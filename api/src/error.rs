@@ -1,4 +1,4 @@
-//! Errors of the command: what is printed, and with which exit code it ends.
+//! Errors of the command: what is printed, and of which sort they are.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -7,25 +7,12 @@ use bellows_block::StoreError;
 use bellows_block::oci::{OciError, ParseProxyError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
 use bellows_vmm::{
-    AgentError, BuildError, ConfigError, ImageError, InstanceError, PartitionError, ReadyError, StartFailure,
-    ValueError, VmEnd,
+    AgentError, BuildError, ConfigError, ErrorKind, ImageError, InstanceError, PartitionError, ReadyError,
+    StartFailure, ValueError, VmEnd,
 };
-use nix::sys::signal::Signal;
 
 use crate::environment::EnvironmentError;
-
-/// Exit code of failures.
-pub const RUNTIME: u8 = 1;
-/// Exit code of invalid arguments and configurations.
-pub const USAGE: u8 = 2;
-/// Exit code of `bellows run` where it fails itself: codes below may be the program's.
-pub const RUN: u8 = 125;
-/// Exit code of `bellows run` if the program cannot be executed.
-const NOT_EXECUTABLE: u8 = 126;
-/// Exit code of `bellows run` if the image does not have the program.
-const NOT_FOUND: u8 = 127;
-/// Exit code if the reader of standard output has gone, as if SIGPIPE had ended the command.
-pub(crate) const CLOSED_OUTPUT: u8 = 128 + Signal::SIGPIPE as u8;
+use crate::exit::Failure;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -180,12 +167,11 @@ impl From<StoreError> for CliError {
 }
 
 impl CliError {
-    /// The exit code: 1 for failures, 2 for invalid input, as a shell has it for signals.
+    /// What sort of error it is. What a file or a registry holds is the host's: the arguments are right.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_)
-            | Self::Json { .. }
+            Self::Json { .. }
             | Self::Missing(..)
             | Self::Former
             | Self::NoGuestFile { .. }
@@ -196,30 +182,45 @@ impl CliError {
             | Self::RootFs { .. }
             | Self::Environment(EnvironmentError::Variable(_) | EnvironmentError::Line(_))
             | Self::Value(_)
-            | Self::PartitionNumber(_)
-            | Self::Build(BuildError::Config(_) | BuildError::Layout(_) | BuildError::CommandLine(_))
-            | Self::Instance(InstanceError::Spec { .. }) => USAGE,
-            Self::Interrupted(signal) => 128_u8.saturating_add(*signal),
-            _ if self.is_closed_output() => CLOSED_OUTPUT,
-            _ => RUNTIME,
+            | Self::PartitionNumber(_) => ErrorKind::Invalid,
+            Self::Config(error) => error.kind(),
+            Self::Build(error) => error.kind(),
+            Self::Ready(error) => error.kind(),
+            Self::Partition(error) => error.kind(),
+            Self::Image(error) => error.kind(),
+            Self::Instance(error) => error.kind(),
+            Self::Store(error) => match **error {
+                StoreError::NoLayer { .. } | StoreError::NoImage { .. } => ErrorKind::NotFound,
+                StoreError::Busy { .. } => ErrorKind::Conflict,
+                _ => ErrorKind::Host,
+            },
+            Self::End(VmEnd::PoweredOff | VmEnd::Reset) => ErrorKind::Guest,
+            Self::End(VmEnd::Stopped | VmEnd::Failed(_))
+            | Self::Environment(EnvironmentError::Read { .. })
+            | Self::Oci(_)
+            | Self::Io { .. }
+            | Self::Output(_)
+            | Self::Program { .. }
+            | Self::Interrupted(_)
+            | Self::Damaged { .. } => ErrorKind::Host,
+            Self::Unexpected(_) | Self::Report(_) => ErrorKind::Internal,
         }
     }
 
-    /// The exit code of `bellows run`, in Docker's words: 127 and 126 for a program that is missing or cannot be executed, 125 for all
-    /// other failures, as a shell has it for signals.
+    /// What the exit code says of it.
     #[must_use]
-    pub fn run_exit_code(&self) -> u8 {
+    pub fn failure(&self) -> Failure {
         match self {
+            Self::Interrupted(signal) => Failure::Signal(*signal),
+            _ if self.is_closed_output() => Failure::ClosedOutput,
             Self::Instance(InstanceError::Agent { source: AgentError::NotStarted { reason, .. }, .. }) => {
                 match reason {
-                    StartFailure::CommandNotFound => NOT_FOUND,
-                    StartFailure::CommandNotExecutable => NOT_EXECUTABLE,
-                    StartFailure::Other => RUN,
+                    StartFailure::CommandNotFound => Failure::ProgramNotFound,
+                    StartFailure::CommandNotExecutable => Failure::ProgramNotExecutable,
+                    StartFailure::Other => Failure::Error(self.kind()),
                 }
             }
-            Self::Interrupted(_) => self.exit_code(),
-            _ if self.is_closed_output() => CLOSED_OUTPUT,
-            _ => RUN,
+            _ => Failure::Error(self.kind()),
         }
     }
 
@@ -261,31 +262,36 @@ mod tests {
     fn an_error_is_one_line_that_names_its_causes_once() {
         let error = io_error("open", "/nowhere")(std::io::Error::other("a\n\u{1b}b"));
         assert_eq!(error.chain(), "cannot open `/nowhere`: a b");
-        assert_eq!(error.exit_code(), RUNTIME);
+        assert_eq!(error.kind(), ErrorKind::Host);
         let source = serde_json::from_str::<bellows_vmm::VmConfig>("{").unwrap_err();
         let error = CliError::Json { path: "vm.json".into(), source };
         assert!(error.chain().starts_with("cannot understand the configuration `vm.json`: EOF"), "{}", error.chain());
-        assert_eq!(error.exit_code(), USAGE);
-        assert_eq!(CliError::Interrupted(15).exit_code(), 143);
+        assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 
     #[test]
     fn a_run_ends_with_dockers_codes() {
-        let not_started = |reason| {
-            let source = AgentError::NotStarted { reason, message: "\"x\" is not there".into() };
-            CliError::Instance(InstanceError::Agent { action: "start", id: "main".parse().unwrap(), source })
-        };
+        let codes = |error: &CliError| [true, false].map(|run| error.failure().exit_code(run));
         for (reason, code) in [
             (StartFailure::CommandNotFound, 127),
             (StartFailure::CommandNotExecutable, 126),
             (StartFailure::Other, 125),
         ] {
-            let error = not_started(reason);
-            assert_eq!((error.run_exit_code(), error.exit_code()), (code, RUNTIME));
+            let source = AgentError::NotStarted { reason, message: "\"x\" is not there".into() };
+            let error = CliError::from(InstanceError::Agent { action: "start", id: "main".parse().unwrap(), source });
+            assert_eq!(codes(&error), [code, 1]);
             assert_eq!(error.chain(), "cannot start instance main: \"x\" is not there");
         }
-        assert_eq!(CliError::Missing("the command", "-- CMD").run_exit_code(), 125);
-        assert_eq!(io_error("open", "/nowhere")(std::io::Error::other("x")).run_exit_code(), 125);
-        assert_eq!(CliError::Interrupted(2).run_exit_code(), 130);
+        let closed = |kind: std::io::ErrorKind| CliError::Output(kind.into());
+        for (error, expected) in [
+            (CliError::Missing("the command", "-- CMD"), [125, 2]),
+            (io_error("open", "/nowhere")(std::io::Error::other("x")), [125, 1]),
+            (closed(std::io::ErrorKind::BrokenPipe), [141, 141]),
+            (closed(std::io::ErrorKind::StorageFull), [125, 1]),
+            (CliError::Interrupted(2), [130, 130]),
+            (CliError::Interrupted(15), [143, 143]),
+        ] {
+            assert_eq!(codes(&error), expected, "{error}");
+        }
     }
 }

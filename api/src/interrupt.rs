@@ -10,6 +10,7 @@ use bellows_block::Cancel;
 use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::exit::Failure;
 use crate::terminal;
 
 /// Signals that end a run.
@@ -149,7 +150,7 @@ impl Interrupts {
         let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none();
         if idle || state.received.is_some() {
             drop(state);
-            return (self.shared.exit)(128 + signal as i32);
+            return (self.shared.exit)(exit_code(signal));
         }
         self.stop(state, signal);
     }
@@ -178,7 +179,7 @@ impl Interrupts {
             let shared = self.shared.clone();
             self.spawn("exit", move || {
                 thread::sleep(shared.stop_limit);
-                (shared.exit)(128 + signal as i32);
+                (shared.exit)(exit_code(signal));
             });
         }
     }
@@ -222,6 +223,10 @@ impl Drop for PassingOn {
         self.0.state().program = None;
         self.0.shared.ended.notify_all();
     }
+}
+
+fn exit_code(signal: Signal) -> i32 {
+    Failure::Signal(signal as u8).exit_code(true).into()
 }
 
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod demo;
 pub mod error;
+pub mod exit;
 pub mod image;
 pub mod run;
 
@@ -23,10 +24,12 @@ mod terminal;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use bellows_vmm::ErrorKind;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command};
+use crate::exit::Failure;
 
 /// The whole command: reads arguments, does what they say, prints an error if there is one.
 #[must_use]
@@ -34,14 +37,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors, which the exit code knows.
             let _ = error.print();
+            // Help and the version were asked for.
+            if !error.use_stderr() {
+                return ExitCode::SUCCESS;
+            }
             let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
-            return ExitCode::from(match error.exit_code() {
-                0 => 0,
-                _ if run => error::RUN,
-                code => u8::try_from(code).unwrap_or(error::USAGE),
-            });
+            return Failure::Error(ErrorKind::Invalid).exit_code(run).into();
         }
     };
     // `BELLOWS_LOG=debug` shows more; warnings are for everybody.
@@ -64,7 +66,7 @@ pub fn main() -> ExitCode {
             if !error.is_closed_output() {
                 output::say(error.chain());
             }
-            ExitCode::from(if run { error.run_exit_code() } else { error.exit_code() })
+            error.failure().exit_code(run).into()
         }
     }
 }

@@ -134,7 +134,7 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(named), "{named}: {text}");
         }
-        assert_eq!((error.exit_code(), error.run_exit_code()), (2, 125));
+        assert_eq!([true, false].map(|run| error.failure().exit_code(run)), [125, 2]);
         let folders = ["/nowhere/.local/share/bellows", "/usr/local/lib/bellows", "/usr/lib/bellows"];
         assert_eq!(Places::from_variables(variable).folders, folders.map(PathBuf::from));
     }

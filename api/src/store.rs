@@ -193,7 +193,7 @@ mod tests {
             ("A", 2),
         ] {
             let error = find_image(&store, image, None, &Interrupts::default()).unwrap_err();
-            assert_eq!(error.exit_code(), code, "{image}: {}", error.chain());
+            assert_eq!(error.failure().exit_code(false), code, "{image}: {}", error.chain());
             assert!(error.chain().contains(image.trim_start_matches("docker://")), "{image}: {}", error.chain());
         }
         let error = find_image(&store, "busybox", Some("1"), &Interrupts::default()).unwrap_err();

@@ -9,7 +9,8 @@ use bellows_vmm::{ExitStatus, Forwarding, InstanceError, InstanceSpec, Stdio, St
 use nix::sys::signal::Signal;
 
 use crate::cli::RunArgs;
-use crate::error::{CLOSED_OUTPUT, CliError, io_error};
+use crate::error::{CliError, io_error};
+use crate::exit::Failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Lenient, Watched};
 use crate::terminal::{Raw, Resizes};
@@ -67,7 +68,7 @@ pub(super) fn run_instance(
     for output in outputs {
         match output.join() {
             Err(InstanceError::PassOn { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
-                status.code = CLOSED_OUTPUT;
+                status.code = Failure::ClosedOutput.exit_code(true);
             }
             result => drop(result?),
         }

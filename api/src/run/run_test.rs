@@ -52,7 +52,7 @@ fn the_former_command_line_is_refused_with_the_new_one() {
         for word in ["IMAGE [CMD]", "--memory", "--base", "scratch"] {
             assert!(error.chain().contains(word), "{line}: {}", error.chain());
         }
-        assert_eq!((error.exit_code(), error.run_exit_code()), (2, 125));
+        assert_eq!([true, false].map(|run| error.failure().exit_code(run)), [125, 2]);
     }
 }
 
@@ -155,7 +155,7 @@ fn bad_input_is_named() {
     ] {
         let error = planned(&line).map(drop).expect_err(&line);
         assert!(error.chain().contains(named), "{line}: {}", error.chain());
-        assert_eq!(error.run_exit_code(), 125, "{line}: {}", error.chain());
+        assert_eq!(error.failure().exit_code(true), 125, "{line}: {}", error.chain());
     }
 }
 
@@ -211,6 +211,6 @@ fn input_and_terminals_are_there_on_request() {
     // The tests themselves may run at a terminal.
     if !io::IsTerminal::is_terminal(&io::stdin()) {
         let error = stdio("-it").unwrap_err();
-        assert!(error.to_string().contains("-t") && error.exit_code() == 2, "{error}");
+        assert!(error.to_string().contains("-t") && error.failure().exit_code(false) == 2, "{error}");
     }
 }
