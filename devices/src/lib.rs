@@ -13,4 +13,3 @@ pub mod legacy;
 pub mod pci;
 pub mod state;
 pub mod virtio;
-mod wire;

@@ -20,6 +20,7 @@ pub mod system_memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod view;
+pub mod wire;
 
 pub use address::AddressRange;
 pub use admission::{Admission, AdmissionError};

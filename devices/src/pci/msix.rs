@@ -1,11 +1,11 @@
 //! The MSI-X table (PCI Local Bus 3.0 section 6.8.2): where each vector's message goes, and whether it may.
 
+use bellows_memory::wire;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Le16, Le32};
 
 use crate::interrupt::MsiMessage;
 use crate::state::{RestoreError, Version, expect};
-use crate::wire::wire;
 
 wire! {
     /// The MSI-X capability (section 6.8.2).

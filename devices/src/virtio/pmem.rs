@@ -4,7 +4,7 @@
 //! The device tells where the memory is, and answers flush requests; the memory itself is a slot of the hypervisor's. It is
 //! read-only here, so there is nothing to flush.
 
-use bellows_memory::limited;
+use bellows_memory::{limited, wire};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, GuestAddress, Le32, Le64};
@@ -16,7 +16,6 @@ use super::state::{DeviceState, PmemState};
 use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::state::Version;
-use crate::wire::wire;
 
 /// The only queue.
 const REQUESTS: u16 = 0;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bellows_disk::{Disk, SECTOR_SIZE};
 use bellows_memory::view::Pinned;
-use bellows_memory::{GuestMemory, GuestView, limited};
+use bellows_memory::{GuestMemory, GuestView, limited, wire};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
@@ -22,7 +22,6 @@ use super::state::{BlockState, DeviceState};
 use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::state::Version;
-use crate::wire::wire;
 
 pub mod request;
 

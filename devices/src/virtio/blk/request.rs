@@ -1,12 +1,11 @@
 //! Requests of virtio-blk, VIRTIO 1.2 section 5.2.6, as plain data: what a driver asks for, and whether it may.
 
 use bellows_disk::SECTOR_SIZE;
+use bellows_memory::wire;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use vm_memory::{Le32, Le64};
-
-use crate::wire::wire;
 
 wire! {
     /// What every request begins with: the first fields of `struct virtio_blk_req`, section 5.2.6.

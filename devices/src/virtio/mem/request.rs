@@ -1,13 +1,10 @@
 //! Requests and answers of virtio-mem, VIRTIO 1.2 section 5.15.6, and its configuration, section 5.15.4, as plain data.
 
-use bellows_memory::BLOCK;
-use bellows_memory::BlockRange;
 use bellows_memory::layout::Window;
 use bellows_memory::partition::Report;
 use bellows_memory::partition::{Answer, BlockState, Request};
+use bellows_memory::{BLOCK, BlockRange, wire};
 use vm_memory::{Le16, Le64};
-
-use crate::wire::wire;
 
 wire! {
     /// `struct virtio_mem_req`; the variants of its union are all alike.

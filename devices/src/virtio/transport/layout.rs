@@ -2,13 +2,13 @@
 
 use std::mem::offset_of;
 
+use bellows_memory::wire;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_VSOCK};
 use vm_memory::Le32;
 
 use super::common_config;
 use crate::pci::config_space::{CAPABILITY_MSIX, CAPABILITY_VENDOR, ConfigSpace, Identity, LayoutError};
 use crate::pci::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL, MsixCapability};
-use crate::wire::wire;
 
 /// Number of the BAR.
 pub(super) const BAR: u8 = 0;

@@ -1,8 +1,7 @@
 //! Packet headers, VIRTIO 1.2 section 5.10.6.
 
+use bellows_memory::wire;
 use vm_memory::{Le16, Le32, Le64};
-
-use crate::wire::wire;
 
 wire! {
     /// `struct virtio_vsock_hdr`. Its `le64` fields are bytes here, so that nothing follows the 44 bytes.

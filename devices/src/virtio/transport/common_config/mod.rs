@@ -1,6 +1,6 @@
 //! The common configuration structure, VIRTIO 1.2 section 4.1.4.3, and the rules of device initialisation, section 3.1.
 
-use bellows_memory::GuestMemory;
+use bellows_memory::{GuestMemory, wire};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -10,7 +10,6 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{ByteValued as _, GuestAddress, GuestMemoryBackend as _, Le16, Le32, Le64};
 
 use crate::virtio::device::read_bytes;
-use crate::wire::wire;
 
 mod state;
 
