@@ -2,7 +2,7 @@
 
 use crate::Input;
 use bellows_devices::pci::PciAddress;
-use bellows_devices::pci::config_space::register;
+use bellows_devices::pci::header::register;
 use bellows_devices::virtio::Rng;
 use bellows_devices::virtio::testing::{PciDriver, PciMachine};
 use vm_memory::{Bytes, GuestAddress};

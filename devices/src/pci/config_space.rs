@@ -1,47 +1,14 @@
 //! Configuration space of a function (PCI Local Bus 3.0 section 6.1): bytes, and which of their bits a driver may write.
 
+use std::iter::{repeat, repeat_n};
+use std::ops::Range;
+
+use bellows_memory::field;
 use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
+use super::header::{Type0Header, command, register, status};
 use crate::state::{RestoreError, Version, expect};
-
-/// Register offsets of a type 0 header.
-pub mod register {
-    /// Vendor ID, 2 bytes.
-    pub const VENDOR: u16 = 0x00;
-    /// Command, 2 bytes.
-    pub const COMMAND: u16 = 0x04;
-    /// Status, 2 bytes.
-    pub const STATUS: u16 = 0x06;
-    /// Revision, 1 byte; the class code's 3 bytes follow.
-    pub const REVISION: u16 = 0x08;
-    /// First of six base address registers, 4 bytes each.
-    pub const BAR0: u16 = 0x10;
-    /// Just past the last base address register.
-    pub const BAR_END: u16 = 0x28;
-    /// Subsystem vendor ID and subsystem ID, 2 bytes each.
-    pub const SUBSYSTEM: u16 = 0x2c;
-    /// Offset of the first capability, 1 byte.
-    pub const CAPABILITIES: u16 = 0x34;
-}
-
-/// COMMAND: memory BARs are answered.
-pub const COMMAND_MEMORY: u16 = 1 << 1;
-/// COMMAND: the function may be a bus master. Kept for the driver, without effect.
-pub const COMMAND_MASTER: u16 = 1 << 2;
-/// COMMAND: pin interrupts are off. No function has them anyway.
-pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
-/// STATUS: there is a list of capabilities.
-pub const STATUS_CAPABILITIES: u16 = 1 << 4;
-/// Capability: vendor specific.
-pub const CAPABILITY_VENDOR: u8 = 0x09;
-/// Capability: MSI-X.
-pub const CAPABILITY_MSIX: u8 = 0x11;
-
-/// Bytes of conventional configuration space; the rest of the 4 KiB reads as zeros, which says "nothing there".
-const BYTES: usize = 256;
-const FIRST_CAPABILITY: u8 = 0x40;
-const BARS: u8 = 6;
 
 /// What a function says it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -84,9 +51,9 @@ pub enum LayoutError {
 /// The configuration space of one function.
 #[derive(Clone)]
 pub struct ConfigSpace {
-    bytes: [u8; BYTES],
+    registers: Registers,
     /// Bits that the driver may write.
-    writable: [u8; BYTES],
+    writable: Registers,
     /// Where the next capability goes.
     end: u8,
     /// Offset of the byte that leads to the next capability.
@@ -106,17 +73,28 @@ impl ConfigSpace {
     /// A function without BARs and capabilities, memory decoding off, as after reset.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        let mut space =
-            Self { bytes: [0; BYTES], writable: [0; BYTES], end: FIRST_CAPABILITY, link: register::CAPABILITIES as u8 };
-        let [base, sub, interface] = identity.class;
-        space.set(register::VENDOR, &identity.vendor.to_le_bytes());
-        space.set(register::VENDOR + 2, &identity.device.to_le_bytes());
-        space.set(register::REVISION, &[identity.revision, interface, sub, base]);
-        space.set(register::SUBSYSTEM, &identity.subsystem_vendor.to_le_bytes());
-        space.set(register::SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
-        let command = COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE;
-        space.allow(register::COMMAND, &command.to_le_bytes());
-        space
+        let [base_class, sub_class, programming_interface] = identity.class;
+        let header = Type0Header {
+            vendor_id: identity.vendor.into(),
+            device_id: identity.device.into(),
+            revision_id: identity.revision,
+            programming_interface,
+            sub_class,
+            base_class,
+            subsystem_vendor_id: identity.subsystem_vendor.into(),
+            subsystem_id: identity.subsystem.into(),
+            ..Default::default()
+        };
+        let writable = Type0Header {
+            command: (command::MEMORY | command::MASTER | command::INTX_DISABLE).into(),
+            ..Default::default()
+        };
+        Self {
+            registers: Registers::new(header),
+            writable: Registers::new(writable),
+            end: FIRST_CAPABILITY,
+            link: register::CAPABILITIES as u8,
+        }
     }
 
     /// Adds a 32-bit, non-prefetchable memory BAR of `bytes`.
@@ -124,11 +102,13 @@ impl ConfigSpace {
     /// # Errors
     /// There is no such BAR.
     pub fn add_memory_bar(&mut self, index: u8, bytes: u32) -> Result<(), LayoutError> {
-        if index >= BARS || bytes < 16 || !bytes.is_power_of_two() {
-            return Err(LayoutError::Bar { index, bytes });
+        let error = LayoutError::Bar { index, bytes };
+        let writable = self.writable.header.base_address.get_mut(usize::from(index)).ok_or(error)?;
+        if bytes < 16 || !bytes.is_power_of_two() {
+            return Err(error);
         }
         // The bits below the size stay zero: that is how a driver learns it.
-        self.allow(bar_register(index), &(!(bytes - 1)).to_le_bytes());
+        *writable = (!(bytes - 1)).into();
         Ok(())
     }
 
@@ -145,38 +125,33 @@ impl ConfigSpace {
         self.end = u8::try_from(end).map_err(|_| error)?;
         self.set(u16::from(self.link), &[at]);
         self.link = at + 1;
-        self.set(register::STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        self.registers.header.status = status::CAPABILITIES.into();
         let at = u16::from(at);
         self.set(at, capability.as_slice());
         self.set(at + 1, &[0]);
-        self.allow(at, writable.as_slice());
+        self.writable.set(at, writable.as_slice());
         Ok(at)
     }
 
     /// Reads at `offset` of the 4 KiB; what lies outside reads as ones.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
-        for (at, byte) in (usize::from(offset)..).zip(data) {
-            *byte = match at {
-                0..BYTES => self.bytes[at],
-                BYTES..4096 => 0,
-                _ => 0xff,
-            };
+        let space = self.registers.bytes().copied().chain(repeat_n(0, SPACE_BYTES - BYTES)).chain(repeat(0xff));
+        for (byte, register) in data.iter_mut().zip(space.skip(offset.into())) {
+            *byte = register;
         }
     }
 
     /// A driver's write at `offset` of the 4 KiB: changes the bits that may be written, anywhere, at any width.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
-        for (at, &byte) in (usize::from(offset)..BYTES).zip(data) {
-            let mask = self.writable[at];
-            self.bytes[at] = self.bytes[at] & !mask | byte & mask;
+        let registers = self.registers.bytes_mut().zip(self.writable.bytes());
+        for ((register, writable), byte) in registers.skip(offset.into()).zip(data) {
+            *register = *register & !writable | byte & writable;
         }
     }
 
     /// The function's own write at `offset`, whatever the driver may do.
     pub fn set(&mut self, offset: u16, data: &[u8]) {
-        for (at, &byte) in (usize::from(offset)..BYTES).zip(data) {
-            self.bytes[at] = byte;
-        }
+        self.registers.set(offset, data);
     }
 
     /// The 2 bytes at `offset`.
@@ -206,25 +181,25 @@ impl ConfigSpace {
     /// Where memory BAR `index` is to be answered now: nowhere while memory decoding is off or if there is no such BAR.
     #[must_use]
     pub fn bar_address(&self, index: u8) -> Option<u32> {
-        if self.u16_at(register::COMMAND) & COMMAND_MEMORY == 0 || index >= BARS {
-            return None;
-        }
-        let at = bar_register(index);
-        let exists = self.writable[usize::from(at) + 3] != 0;
-        exists.then(|| self.u32_at(at) & !0xf)
+        let bar = |registers: &Registers| registers.header.base_address.get(usize::from(index)).copied();
+        let exists = bar(&self.writable)? != 0;
+        let decodes = self.registers.header.command.to_native() & command::MEMORY != 0;
+        if exists && decodes { bar(&self.registers).map(|address| address.to_native() & !0xf) } else { None }
     }
 
     /// Places BAR `index`, as firmware would; bits below its size are dropped.
     pub fn place_bar(&mut self, index: u8, address: u32) {
-        if index < BARS {
-            self.write(bar_register(index), &address.to_le_bytes());
+        let index = usize::from(index);
+        let bars = &mut self.registers.header.base_address;
+        if let (Some(bar), Some(writable)) = (bars.get_mut(index), self.writable.header.base_address.get(index)) {
+            *bar = (address & writable.to_native()).into();
         }
     }
 
     /// The state.
     #[must_use]
     pub fn save(&self) -> ConfigSpaceState {
-        ConfigSpaceState { version: Version, bytes: self.bytes.to_vec() }
+        ConfigSpaceState { version: Version, bytes: self.registers.bytes().copied().collect() }
     }
 
     /// Becomes what a space with the same BARs and capabilities was.
@@ -233,31 +208,59 @@ impl ConfigSpace {
     /// It had others; nothing changed.
     pub fn restore(&mut self, state: &ConfigSpaceState) -> Result<(), RestoreError> {
         expect("length of configuration space", &state.bytes.len(), &BYTES)?;
-        for (at, (&byte, &writable)) in state.bytes.iter().zip(&self.writable).enumerate() {
+        let registers = self.registers.bytes().zip(self.writable.bytes());
+        for (at, (byte, (register, writable))) in state.bytes.iter().zip(registers).enumerate() {
             let fixed = format!("byte {at:#x} of configuration space, without bits that a driver may write,");
-            expect(&fixed, &(byte & !writable), &(self.bytes[at] & !writable))?;
+            expect(&fixed, &(byte & !writable), &(register & !writable))?;
         }
-        self.bytes.copy_from_slice(&state.bytes);
+        self.registers.set(0, &state.bytes);
         Ok(())
     }
 
     /// Whether an access of `len` bytes at `offset` can change where BARs are answered.
     #[must_use]
     pub fn touches_decoding(offset: u16, len: usize) -> bool {
-        let end = usize::from(offset).saturating_add(len);
-        let overlaps = |first: u16, past: u16| offset < past && end > usize::from(first);
-        overlaps(register::COMMAND, register::STATUS) || overlaps(register::BAR0, register::BAR_END)
-    }
-
-    fn allow(&mut self, offset: u16, mask: &[u8]) {
-        for (at, &byte) in (usize::from(offset)..BYTES).zip(mask) {
-            self.writable[at] |= byte;
-        }
+        let decoding = [field!(Type0Header, command), field!(Type0Header, base_address)];
+        decoding.iter().any(|registers| touches(offset, len, registers))
     }
 }
 
-const fn bar_register(index: u8) -> u16 {
-    register::BAR0 + 4 * index as u16
+/// Whether an access of `len` bytes at `offset` of configuration space touches `registers`.
+pub(crate) fn touches(offset: u16, len: usize, registers: &Range<u16>) -> bool {
+    offset < registers.end && usize::from(offset) + len > usize::from(registers.start)
+}
+
+/// Bytes of a function's configuration space.
+const SPACE_BYTES: usize = 4096;
+/// Bytes of conventional configuration space; the rest reads as zeros, which says that there are no extended capabilities.
+const BYTES: usize = 256;
+const FIRST_CAPABILITY: u8 = size_of::<Type0Header>() as u8;
+
+/// Conventional configuration space.
+#[derive(Clone)]
+struct Registers {
+    header: Type0Header,
+    capabilities: [u8; BYTES - size_of::<Type0Header>()],
+}
+
+impl Registers {
+    const fn new(header: Type0Header) -> Self {
+        Self { header, capabilities: [0; _] }
+    }
+
+    fn bytes(&self) -> impl Iterator<Item = &u8> {
+        self.header.as_slice().iter().chain(&self.capabilities)
+    }
+
+    fn bytes_mut(&mut self) -> impl Iterator<Item = &mut u8> {
+        self.header.as_mut_slice().iter_mut().chain(&mut self.capabilities)
+    }
+
+    fn set(&mut self, offset: u16, data: &[u8]) {
+        for (register, byte) in self.bytes_mut().skip(offset.into()).zip(data) {
+            *register = *byte;
+        }
+    }
 }
 
 #[cfg(test)]

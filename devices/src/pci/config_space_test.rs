@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::pci::header::capability;
 
 fn space() -> ConfigSpace {
     let mut space = ConfigSpace::new(Identity {
@@ -13,11 +14,11 @@ fn space() -> ConfigSpace {
     });
     space.add_memory_bar(0, 0x8000).unwrap();
     let mut msix = [0_u8; 12];
-    msix[0] = CAPABILITY_MSIX;
+    msix[0] = capability::MSIX;
     let mut writable = [0; 12];
     writable[3] = 0xc0;
     space.add_capability(&msix, &writable).unwrap();
-    space.add_capability(&[CAPABILITY_VENDOR, 0, 16, 1, 0], &[0_u8; 5]).unwrap();
+    space.add_capability(&[capability::VENDOR, 0, 16, 1, 0], &[0_u8; 5]).unwrap();
     space
 }
 
@@ -27,7 +28,7 @@ fn the_header_says_what_the_function_is() {
     assert_eq!(space.u32_at(register::VENDOR), 0x1042_1af4);
     assert_eq!(space.u32_at(register::REVISION), 0x0180_0201);
     assert_eq!(space.u32_at(register::SUBSYSTEM), 0x0042_1af4);
-    assert_eq!(space.u16_at(register::STATUS), STATUS_CAPABILITIES);
+    assert_eq!(space.u16_at(register::STATUS), status::CAPABILITIES);
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn a_bar_tells_its_size_and_is_answered_while_decoding_is_on() {
     assert_eq!(space.u32_at(register::BAR0), 0xc012_8000);
     assert_eq!(space.bar_address(0), None);
     space.write(register::COMMAND, &[0xff, 0xff]);
-    assert_eq!(space.u16_at(register::COMMAND), COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE);
+    assert_eq!(space.u16_at(register::COMMAND), command::MEMORY | command::MASTER | command::INTX_DISABLE);
     assert_eq!(space.bar_address(0), Some(0xc012_8000));
     assert_eq!([space.bar_address(1), space.bar_address(6), space.bar_address(255)], [None; 3]);
 }
@@ -64,7 +65,7 @@ fn capabilities_are_linked_in_order() {
         found.push((capability, id[0]));
         at = capability + 1;
     }
-    assert_eq!(found, [(0x40, CAPABILITY_MSIX), (0x4c, CAPABILITY_VENDOR)]);
+    assert_eq!(found, [(0x40, capability::MSIX), (0x4c, capability::VENDOR)]);
 }
 
 #[test]

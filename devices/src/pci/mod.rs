@@ -1,13 +1,14 @@
 //! PCI: functions on root buses, their configuration space, BARs and MSI-X.
 //!
 //! A [`PciSegment`] is what the guest enumerates; a [`PciFunction`] is one device in it. [`config_space`] and [`msix`]
-//! are plain data that can be tested and fuzzed alone.
+//! are plain data that can be tested and fuzzed alone; [`header`] is the specification's layout.
 
 mod access;
 mod address;
 pub mod bar;
 pub mod config_space;
 mod function;
+pub mod header;
 mod host_bridge;
 pub mod msix;
 mod root_bus;

@@ -1,8 +1,10 @@
 //! The MSI-X table (PCI Local Bus 3.0 section 6.8.2): where each vector's message goes, and whether it may.
 
+use std::ops::Range;
+
 use bellows_memory::wire;
 use serde::{Deserialize, Serialize};
-use vm_memory::{Le16, Le32};
+use vm_memory::{ByteValued as _, Le16, Le32};
 
 use crate::interrupt::MsiMessage;
 use crate::state::{RestoreError, Version, expect};
@@ -10,7 +12,7 @@ use crate::state::{RestoreError, Version, expect};
 wire! {
     /// The MSI-X capability (section 6.8.2).
     pub struct MsixCapability {
-        /// [`CAPABILITY_MSIX`](super::config_space::CAPABILITY_MSIX).
+        /// [`capability::MSIX`](super::header::capability::MSIX).
         cap_id: u8,
         /// Link to the next capability.
         next_ptr: u8,
@@ -21,18 +23,50 @@ wire! {
         /// Offset of the pending bits in a BAR, and the BAR's number.
         pending: Le32,
     }
+
+    /// An entry of the table: a vector.
+    struct MsixTableEntry {
+        message_address: Le32,
+        message_upper_address: Le32,
+        message_data: Le32,
+        vector_control: Le32,
+    }
 }
 
-/// Bytes of a table entry.
-pub const ENTRY_BYTES: u64 = 16;
 /// Control: MSI-X is on.
 pub const CONTROL_ENABLE: u16 = 1 << 15;
 /// Control: all vectors are masked.
 pub const CONTROL_MASK_ALL: u16 = 1 << 14;
-/// Bit of an entry's last word: this vector is masked.
-const ENTRY_MASKED: u32 = 1;
-/// Bits of an entry that a driver may write.
-const WRITABLE: [u32; 4] = [!3, !0, !0, ENTRY_MASKED];
+/// Vector control: this vector is masked.
+const MASKED: u32 = 1;
+
+impl MsixTableEntry {
+    /// As after reset.
+    fn new() -> Self {
+        Self { vector_control: MASKED.into(), ..Self::default() }
+    }
+
+    /// The bits that a driver may write; all others are zero.
+    fn writable() -> Self {
+        let all = Le32::from(u32::MAX);
+        Self {
+            message_address: (!3).into(),
+            message_upper_address: all,
+            message_data: all,
+            vector_control: MASKED.into(),
+        }
+    }
+
+    fn words(&self) -> [u32; 4] {
+        let Self { message_address, message_upper_address, message_data, vector_control } = *self;
+        [message_address, message_upper_address, message_data, vector_control].map(Le32::to_native)
+    }
+
+    fn from_words(words: [u32; 4]) -> Self {
+        let [message_address, message_upper_address, message_data, vector_control] = words.map(Le32::from);
+        Self { message_address, message_upper_address, message_data, vector_control }
+    }
+}
 
 /// What becomes of a vector's interrupts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,8 +91,7 @@ pub struct MsixState {
 /// The table and the two control bits of the capability.
 #[derive(Clone, Debug)]
 pub struct MsixTable {
-    /// Address low, address high, data, vector control.
-    entries: Box<[[u32; 4]]>,
+    entries: Box<[MsixTableEntry]>,
     control: u16,
 }
 
@@ -66,7 +99,7 @@ impl MsixTable {
     /// `vectors` vectors, each masked, MSI-X off: the state after reset.
     #[must_use]
     pub fn new(vectors: u16) -> Self {
-        Self { entries: vec![[0, 0, 0, ENTRY_MASKED]; usize::from(vectors)].into(), control: 0 }
+        Self { entries: vec![MsixTableEntry::new(); usize::from(vectors)].into(), control: 0 }
     }
 
     /// Number of vectors.
@@ -83,20 +116,18 @@ impl MsixTable {
     /// Reads the table; unaligned accesses and what lies behind it read as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let Some((entry, word)) = self.locate(offset, data.len()) {
-            for (word, bytes) in self.entries[entry][word..].iter().zip(data.chunks_exact_mut(4)) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
+        if let Some((entry, bytes)) = self.locate(offset, data.len()) {
+            data.copy_from_slice(&self.entries[entry].as_slice()[bytes]);
         }
     }
 
     /// Writes the table and says which vector that changed. Unaligned accesses and what lies behind the table are dropped.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<u16> {
-        let (entry, first) = self.locate(offset, data.len())?;
-        for (word, bytes) in (first..).zip(data.chunks_exact(4)) {
-            let mut value = [0; 4];
-            value.copy_from_slice(bytes);
-            self.entries[entry][word] = u32::from_le_bytes(value) & WRITABLE[word];
+        let (entry, bytes) = self.locate(offset, data.len())?;
+        let writable = MsixTableEntry::writable();
+        let registers = &mut self.entries[entry].as_mut_slice()[bytes.clone()];
+        for ((register, writable), byte) in registers.iter_mut().zip(&writable.as_slice()[bytes]).zip(data) {
+            *register = byte & writable;
         }
         u16::try_from(entry).ok()
     }
@@ -104,10 +135,11 @@ impl MsixTable {
     /// What becomes of `vector`'s interrupts now.
     #[must_use]
     pub fn delivery(&self, vector: u16) -> Delivery {
-        let Some(&[low, high, data, control]) = self.entries.get(usize::from(vector)) else { return Delivery::Off };
+        let entry = self.entries.get(usize::from(vector)).map(MsixTableEntry::words);
+        let Some([low, high, data, control]) = entry else { return Delivery::Off };
         if self.control & CONTROL_ENABLE == 0 {
             Delivery::Off
-        } else if self.control & CONTROL_MASK_ALL != 0 || control & ENTRY_MASKED != 0 {
+        } else if self.control & CONTROL_MASK_ALL != 0 || control & MASKED != 0 {
             Delivery::Masked
         } else {
             Delivery::To(MsiMessage { address: u64::from(high) << 32 | u64::from(low), data })
@@ -117,7 +149,7 @@ impl MsixTable {
     /// The state.
     #[must_use]
     pub fn save(&self) -> MsixState {
-        MsixState { version: Version, entries: self.entries.to_vec() }
+        MsixState { version: Version, entries: self.entries.iter().map(MsixTableEntry::words).collect() }
     }
 
     /// Becomes what a table with as many vectors was.
@@ -126,27 +158,31 @@ impl MsixTable {
     /// It had others, or the entries are not what a driver can have written; nothing changed.
     pub fn restore(&mut self, state: &MsixState) -> Result<(), RestoreError> {
         expect("number of MSI-X vectors", &state.entries.len(), &self.entries.len())?;
-        for (vector, &[address_low, _, _, control]) in state.entries.iter().enumerate() {
-            if address_low & !WRITABLE[0] != 0 {
-                let what = format!("address of MSI-X vector {vector}");
-                return Err(RestoreError::new(what, address_low, "a multiple of 4"));
-            }
-            if control & !WRITABLE[3] != 0 {
-                let what = format!("control of MSI-X vector {vector}");
-                return Err(RestoreError::new(what, control, "0 or 1"));
+        let writable = MsixTableEntry::writable();
+        for (vector, &[address, _, _, control]) in state.entries.iter().enumerate() {
+            let registers = [
+                ("address", address, writable.message_address, "a multiple of 4"),
+                ("control", control, writable.vector_control, "0 or 1"),
+            ];
+            for (name, value, writable, expected) in registers {
+                if value & !writable.to_native() != 0 {
+                    return Err(RestoreError::new(format!("{name} of MSI-X vector {vector}"), value, expected));
+                }
             }
         }
-        self.entries.copy_from_slice(&state.entries);
+        self.entries = state.entries.iter().copied().map(MsixTableEntry::from_words).collect();
         Ok(())
     }
 
-    /// Entry and word of an aligned access of one or two words.
-    fn locate(&self, offset: u64, len: usize) -> Option<(usize, usize)> {
+    /// Entry and bytes of it that an aligned access of one or two words means.
+    fn locate(&self, offset: u64, len: usize) -> Option<(usize, Range<usize>)> {
+        const ENTRY_BYTES: u64 = size_of::<MsixTableEntry>() as u64;
         if !matches!(len, 4 | 8) || !offset.is_multiple_of(len as u64) {
             return None;
         }
         let entry = usize::try_from(offset / ENTRY_BYTES).ok()?;
-        (entry < self.entries.len()).then_some((entry, (offset % ENTRY_BYTES / 4) as usize))
+        let first = (offset % ENTRY_BYTES) as usize;
+        (entry < self.entries.len()).then_some((entry, first..first + len))
     }
 }
 

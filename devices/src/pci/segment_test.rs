@@ -1,7 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::pci::config_space::{ConfigSpace, Identity, register};
+use crate::pci::config_space::{ConfigSpace, Identity};
+use crate::pci::header::register;
 use crate::pci::{BarSize, CONFIG_PORTS_LEN};
 
 /// A function with one BAR of 4 KiB that answers with its number.

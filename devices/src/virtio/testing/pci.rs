@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Bell, DriverQueue, FakeDoorbells, FakeGuest, FakeMsi, QueueInterrupts};
 use crate::bus::Bus;
 use crate::interrupt::MsiMessage;
-use crate::pci::config_space::{CAPABILITY_MSIX, CAPABILITY_VENDOR, register};
+use crate::pci::header::{capability, register};
 use crate::pci::{PciAddress, PciSegment, SegmentLayout};
 use crate::virtio::transport::common_config::{field, status};
 use crate::virtio::{VirtioDevice, VirtioPci};
@@ -115,20 +115,20 @@ impl PciDriver {
             let [_, kind] = self.config(at + 2);
             let offset = u64::from(self.config_u32(at + 8));
             match (id, kind) {
-                (CAPABILITY_MSIX, _) => {
+                (capability::MSIX, _) => {
                     self.msix_capability = at;
                     self.vectors = u16::from_le_bytes(self.config(at + 2)) + 1;
                     self.msix_table = u64::from(self.config_u32(at + 4));
                     self.msix_pending = u64::from(self.config_u32(at + 8));
                 }
-                (CAPABILITY_VENDOR, 1) => self.common = offset,
-                (CAPABILITY_VENDOR, 2) => {
+                (capability::VENDOR, 1) => self.common = offset,
+                (capability::VENDOR, 2) => {
                     self.notify = offset;
                     self.notify_multiplier = u64::from(self.config_u32(at + 16));
                 }
-                (CAPABILITY_VENDOR, 3) => self.isr = offset,
-                (CAPABILITY_VENDOR, 4) => self.device = offset,
-                (CAPABILITY_VENDOR, 5) => self.pci_cfg_capability = at,
+                (capability::VENDOR, 3) => self.isr = offset,
+                (capability::VENDOR, 4) => self.device = offset,
+                (capability::VENDOR, 5) => self.pci_cfg_capability = at,
                 other => panic!("unknown capability {other:?}"),
             }
             at = u16::from(next);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pci::PciAddress;
-use crate::pci::config_space::register;
+use crate::pci::header::register;
 use crate::virtio::Rng;
 use crate::virtio::testing::{DriverQueue, FakeGuest, Part, PciDriver, PciMachine};
 use crate::virtio::transport::common_config::{field, status};

@@ -1,13 +1,14 @@
 //! What is where: the function's only BAR, its capabilities and its identity.
 
-use std::mem::offset_of;
+use std::ops::Range;
 
-use bellows_memory::wire;
+use bellows_memory::{field, wire};
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_VSOCK};
 use vm_memory::Le32;
 
 use super::common_config;
-use crate::pci::config_space::{CAPABILITY_MSIX, CAPABILITY_VENDOR, ConfigSpace, Identity, LayoutError};
+use crate::pci::config_space::{ConfigSpace, Identity, LayoutError};
+use crate::pci::header::capability;
 use crate::pci::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL, MsixCapability};
 
 /// Number of the BAR.
@@ -56,13 +57,26 @@ impl Region {
     }
 }
 
-/// Offsets of the capabilities that the transport itself looks at.
-#[derive(Clone, Copy, Debug)]
+/// Where in configuration space the capabilities are that the transport itself looks at.
+#[derive(Clone, Debug)]
 pub(super) struct Capabilities {
-    /// MSI-X.
-    pub(super) msix: u16,
-    /// `VIRTIO_PCI_CAP_PCI_CFG`.
+    /// MSI-X: `message_control`.
+    pub(super) message_control: Range<u16>,
+    /// Offset of `VIRTIO_PCI_CAP_PCI_CFG`.
     pub(super) pci_cfg: u16,
+    /// And of its `pci_cfg_data`.
+    pub(super) pci_cfg_data: Range<u16>,
+}
+
+impl Capabilities {
+    fn new(msix: u16, pci_cfg: u16) -> Self {
+        let within = |capability: u16, field: Range<u16>| capability + field.start..capability + field.end;
+        Self {
+            message_control: within(msix, field!(MsixCapability, message_control)),
+            pci_cfg,
+            pci_cfg_data: within(pci_cfg, field!(VirtioPciCfgCap, pci_cfg_data)),
+        }
+    }
 }
 
 /// Values of `cfg_type`, section 4.1.4.
@@ -82,7 +96,7 @@ pub(super) fn config_space(
     space.add_memory_bar(BAR, BAR_BYTES)?;
 
     let msix = MsixCapability {
-        cap_id: CAPABILITY_MSIX,
+        cap_id: capability::MSIX,
         message_control: (vectors - 1).into(),
         table: (MSIX_TABLE as u32 | u32::from(BAR)).into(),
         pending: (MSIX_PENDING as u32 | u32::from(BAR)).into(),
@@ -108,7 +122,7 @@ pub(super) fn config_space(
         pci_cfg_data: [0xff; 4],
     };
     let pci_cfg = space.add_capability(&window, &writable)?;
-    Ok((space, Capabilities { msix, pci_cfg }))
+    Ok((space, Capabilities::new(msix, pci_cfg)))
 }
 
 wire! {
@@ -142,7 +156,7 @@ impl VirtioPciCap {
     /// The beginning of a capability `C` for `length` bytes at `offset` of the BAR, which is below 4 GiB long.
     fn new<C>(cfg_type: u8, offset: u64, length: u64) -> Self {
         Self {
-            cap_vndr: CAPABILITY_VENDOR,
+            cap_vndr: capability::VENDOR,
             cap_len: size_of::<C>() as u8,
             cfg_type,
             bar: BAR,
@@ -173,9 +187,6 @@ pub(super) struct Window {
     pub(super) offset: u64,
     pub(super) len: usize,
 }
-
-/// Offset of `pci_cfg_data` in its capability.
-pub(super) const WINDOW_DATA: u16 = offset_of!(VirtioPciCfgCap, pci_cfg_data) as u16;
 
 /// What the window is set to, if that is an access there can be.
 pub(super) fn window(space: &ConfigSpace, pci_cfg: u16) -> Option<Window> {

@@ -11,13 +11,13 @@ use vm_memory::GuestAddressSpace;
 
 use super::common_config::{CommonConfig, Effect, Live, QueueError};
 use super::interrupts::Interrupts;
-use super::layout::{self, BAR, BAR_BYTES, Capabilities, MAX_QUEUES, NOTIFY, NOTIFY_MULTIPLIER, Region, WINDOW_DATA};
+use super::layout::{self, BAR, BAR_BYTES, Capabilities, MAX_QUEUES, NOTIFY, NOTIFY_MULTIPLIER, Region};
 use super::notifier::Notifier;
 use super::ring_position::RingPosition;
 use crate::bus::Doorbells;
 use crate::event_loop::EventLoopHandle;
 use crate::interrupt::{Interrupt, MsiController};
-use crate::pci::config_space::{ConfigSpace, LayoutError};
+use crate::pci::config_space::{ConfigSpace, LayoutError, touches};
 use crate::pci::msix::{Delivery, MsixTable};
 use crate::pci::{BarSize, PciFunction};
 use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
@@ -296,12 +296,6 @@ impl VirtioPci {
             self.interrupts.vectors.set_delivery(vector, table.delivery(vector));
         }
     }
-
-    /// Whether an access of `len` bytes at `offset` of configuration space touches the `bytes` at `at`.
-    fn touches(offset: u16, len: usize, at: u16, bytes: usize) -> bool {
-        let (offset, at) = (usize::from(offset), usize::from(at));
-        offset < at + bytes && at < offset + len
-    }
 }
 
 impl State {
@@ -326,13 +320,13 @@ enum StartError {
 
 impl PciFunction for VirtioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let window_data = self.capabilities.pci_cfg + WINDOW_DATA;
-        if Self::touches(offset, data.len(), window_data, 4) {
+        let window_data = &self.capabilities.pci_cfg_data;
+        if touches(offset, data.len(), window_data) {
             let window = layout::window(&lock(&self.space), self.capabilities.pci_cfg);
             if let Some(window) = window {
                 let mut value = [0; 4];
                 self.read_bar(BAR, window.offset, &mut value[..window.len]);
-                lock(&self.space).set(window_data, &value);
+                lock(&self.space).set(window_data.start, &value);
             }
         }
         lock(&self.space).read(offset, data);
@@ -341,15 +335,16 @@ impl PciFunction for VirtioPci {
     fn write_config(&self, offset: u16, data: &[u8]) {
         let mut space = lock(&self.space);
         space.write(offset, data);
-        if Self::touches(offset, data.len(), self.capabilities.msix + 2, 2) {
+        let message_control = &self.capabilities.message_control;
+        if touches(offset, data.len(), message_control) {
             // Held until it has taken effect, so that what two CPUs write doesn't take effect in another order.
-            self.update_msix(space.u16_at(self.capabilities.msix + 2));
+            self.update_msix(space.u16_at(message_control.start));
         }
-        let window_data = self.capabilities.pci_cfg + WINDOW_DATA;
-        if Self::touches(offset, data.len(), window_data, 4)
+        let window_data = &self.capabilities.pci_cfg_data;
+        if touches(offset, data.len(), window_data)
             && let Some(window) = layout::window(&space, self.capabilities.pci_cfg)
         {
-            let value = space.u32_at(window_data).to_le_bytes();
+            let value = space.u32_at(window_data.start).to_le_bytes();
             drop(space);
             self.write_bar(BAR, window.offset, &value[..window.len]);
         }

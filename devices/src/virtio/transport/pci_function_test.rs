@@ -3,7 +3,7 @@ use std::sync::mpsc;
 use virtio_queue::QueueState;
 
 use super::*;
-use crate::pci::config_space::register;
+use crate::pci::header::register;
 use crate::virtio::Rng;
 use crate::virtio::testing::{FakeGuest, FakeMsi, Part, PciDriver, PciMachine};
 use crate::virtio::transport::common_config::{field, status};

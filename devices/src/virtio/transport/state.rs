@@ -73,7 +73,7 @@ impl VirtioPci {
         restored_space.restore(&saved.config_space)?;
         let mut msix = lock(&self.msix).clone();
         msix.restore(&saved.msix)?;
-        msix.set_control(restored_space.u16_at(self.capabilities.msix + 2));
+        msix.set_control(restored_space.u16_at(self.capabilities.message_control.start));
 
         let mut state = lock(&self.state);
         let mut common = state.common.clone();
@@ -101,7 +101,7 @@ impl VirtioPci {
         state.run = saved.queues.clone().map_or(Run::Idle, Run::Suspended);
         drop(state);
         *lock(&self.msix) = msix;
-        self.update_msix(space.u16_at(self.capabilities.msix + 2));
+        self.update_msix(space.u16_at(self.capabilities.message_control.start));
         self.interrupts.raise(pending_vectors);
         Ok(())
     }

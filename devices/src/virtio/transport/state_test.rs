@@ -100,7 +100,7 @@ fn a_control_word_of_the_saved_space_takes_effect() {
     let state = saved(&machine);
     let function = machine.function(Box::new(Rng::new()));
     function.restore(&state).unwrap();
-    let control = lock(&function.space).u16_at(function.capabilities.msix + 2);
+    let control = lock(&function.space).u16_at(function.capabilities.message_control.start);
     assert_eq!(control & CONTROL_ENABLE, CONTROL_ENABLE);
     assert!(matches!(lock(&function.msix).delivery(1), Delivery::To(_)));
 }
