@@ -14,6 +14,7 @@ use crate::state::{RestoreError, expect};
 /// Device slots of a bus.
 const SLOTS: u8 = 32;
 
+#[derive(Clone)]
 pub(super) struct RootBus {
     number: u8,
     slots: [Option<Arc<Slot>>; SLOTS as usize],
@@ -44,7 +45,8 @@ impl RootBus {
         Some(address)
     }
 
-    /// Puts `function`, which was restored, where `state` says it was.
+    /// Puts `function`, which was restored, where `state` says it was. After an error the bus may lack addresses:
+    /// it is to be thrown away.
     pub(super) fn restore(
         &mut self,
         function: &Arc<dyn PciFunction>,
@@ -60,7 +62,6 @@ impl RootBus {
         let mut bars: Vec<Bar> = Vec::new();
         for (size, &home) in sizes.iter().zip(&state.bar_homes) {
             if !self.bars.take(home, size.bytes) {
-                bars.iter().for_each(|bar| self.bars.free(bar.home));
                 let what = format!("home of BAR {} of {address}", size.index);
                 let expected = format!("{:#x} free bytes in {}", size.bytes, self.bars.window());
                 return Err(RestoreError::new(what, home, expected));

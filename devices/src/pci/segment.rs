@@ -157,17 +157,23 @@ impl PciSegment {
     /// order. The segment is new.
     ///
     /// # Errors
-    /// The layout was another, or not all functions are there; some of them may have been put on their buses.
+    /// The layout was another, or not all functions are there; nothing changed, and no function was touched.
     pub fn restore(&self, state: &SegmentState, functions: &[Arc<dyn PciFunction>]) -> Result<(), RestoreError> {
         expect("number of PCI functions", &state.slots.len(), &functions.len())?;
+        let mut buses: Vec<_> = self.buses.iter().map(lock).collect();
+        let mut restored: Vec<_> = buses.iter().map(|bus| RootBus::clone(bus)).collect();
+        let mut slots = Vec::with_capacity(functions.len());
         for (slot, function) in state.slots.iter().zip(functions) {
             let number = slot.address.bus();
-            let bus = self.buses.get(usize::from(number)).ok_or_else(|| {
+            let bus = restored.get_mut(usize::from(number)).ok_or_else(|| {
                 RestoreError::new("bus of a PCI function", number, format!("one of {}", self.layout.buses))
             })?;
-            let slot = lock(bus).restore(function, slot)?;
-            slot.update_bars(&self.mmio);
+            slots.push(bus.restore(function, slot)?);
         }
+        // Nothing fails from here on.
+        buses.iter_mut().zip(restored).for_each(|(bus, restored)| **bus = restored);
+        drop(buses);
+        slots.iter().for_each(|slot| slot.update_bars(&self.mmio));
         self.config_address.store(state.config_address, Ordering::Relaxed);
         Ok(())
     }

@@ -356,3 +356,41 @@ fn a_restored_segment_has_its_functions_where_they_were() {
     let error = refused(|state| state.slots[0].bar_homes.clear());
     assert!(error.contains("number of BARs of 0000:00:01.0 is 0: expected 1"), "{error}");
 }
+
+#[test]
+fn a_state_that_is_refused_leaves_nothing_on_the_buses() {
+    let (_mmio, segment) = segment();
+    let functions: Vec<_> = (0..40).map(Plain::new).collect();
+    functions.iter().for_each(|function| enable(&segment, segment.add(function.clone()).unwrap()));
+    let state = segment.save();
+    let functions: Vec<_> = functions
+        .iter()
+        .map(|function| {
+            let twin = Plain::new(function.number);
+            *twin.space.lock().unwrap() = function.space.lock().unwrap().clone();
+            twin
+        })
+        .collect();
+    let given: Vec<_> = functions.iter().map(|function| function.clone() as Arc<dyn PciFunction>).collect();
+
+    let (mmio, segment) = self::segment();
+    let (before, nothing_mapped) = (segment.save(), format!("{mmio:?}"));
+    let refuse = |change: fn(&mut SlotState)| {
+        let mut state = state.clone();
+        state.config_address = 0x8000_1234;
+        // The last one, on the second bus.
+        change(state.slots.last_mut().unwrap());
+        segment.restore(&state, &given).unwrap_err();
+        assert_eq!(segment.save(), before);
+        assert_eq!(format!("{mmio:?}"), nothing_mapped);
+        for function in &functions {
+            assert_eq!((function.mapped(), function.removed.load(Ordering::Relaxed)), (None, 0));
+        }
+    };
+    refuse(|slot| slot.address = PciAddress::new(9, 0, 0).unwrap());
+    refuse(|slot| slot.address = PciAddress::new(1, 0, 0).unwrap());
+    refuse(|slot| slot.bar_homes.clear());
+    refuse(|slot| slot.bar_homes[0] = 0);
+    segment.restore(&state, &given).unwrap();
+    assert_eq!(segment.save(), state, "what was refused takes no slot and no address from the right state");
+}
