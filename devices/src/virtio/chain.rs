@@ -163,8 +163,8 @@ impl Segments {
             skip -= skipped;
             let taken = take.min(u64::from(segment.bytes) - skipped);
             take -= taken;
-            // Wraps only where the driver's own descriptor does; such an address is in no memory.
-            let address = GuestAddress(segment.address.0.wrapping_add(skipped));
+            // A descriptor may run past the last address: what is there is in no memory, and neither is the last address.
+            let address = GuestAddress(segment.address.0.saturating_add(skipped));
             #[allow(clippy::cast_possible_truncation, reason = "no longer than the segment")]
             (taken > 0).then_some(Segment { address, bytes: taken as u32 })
         })

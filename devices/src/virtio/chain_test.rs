@@ -1,5 +1,6 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
+use vm_memory::Bytes as _;
 
 use super::*;
 
@@ -24,4 +25,17 @@ proptest! {
         prop_assert_eq!(bytes(&pieces), expected);
         prop_assert_eq!(list.bytes(), bytes(&segments).len() as u64);
     }
+}
+
+#[test]
+fn a_descriptor_does_not_go_on_at_the_first_address_behind_the_last_one() {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+    let mut segments = Segments::with_capacity(1);
+    segments.push(Segment { address: GuestAddress(u64::MAX - 9), bytes: 100 });
+    assert!(!segments.are_in(&memory));
+    for skip in 0..100 {
+        assert_eq!(segments.write(&memory, skip, &[1]), 0, "{skip}");
+        assert_eq!(segments.slices(&memory, skip, 1).count(), 0, "{skip}");
+    }
+    assert_eq!(memory.read_obj::<[u8; 32]>(GuestAddress(64)).unwrap(), [0; 32]);
 }
