@@ -6,27 +6,7 @@
 
 use std::fmt::Debug;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// The version of a state's type. Written as the number `N`; reading another number fails.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Version<const N: u32>;
-
-impl<const N: u32> Serialize for Version<N> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u32(N)
-    }
-}
-
-impl<'de, const N: u32> Deserialize<'de> for Version<N> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u32::deserialize(deserializer)? {
-            version if version == N => Ok(Self),
-            version => Err(D::Error::custom(format_args!("the state's version is {version}: expected {N}"))),
-        }
-    }
-}
+pub use bellows_memory::Version;
 
 /// A value that a component like this one can't have saved.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

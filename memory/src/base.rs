@@ -9,7 +9,7 @@ use crate::address::AddressRange;
 use crate::host::{Backing, HostMapping, MapError};
 use crate::layout::Layout;
 use crate::slots::Slot;
-use crate::{GuestMemory, GuestView};
+use crate::{GuestMemory, GuestView, Version};
 
 /// Base memory: mapped, and never given back before the VM ends.
 pub struct BaseMemory {
@@ -50,7 +50,7 @@ impl BaseMemory {
     #[must_use]
     pub fn save(&self) -> BaseMemoryState {
         let range = |slot: &Slot| AddressRange::new(slot.guest.0, slot.bytes);
-        BaseMemoryState { version: BASE_STATE_VERSION, ranges: self.slots.iter().filter_map(range).collect() }
+        BaseMemoryState { version: Version, ranges: self.slots.iter().filter_map(range).collect() }
     }
 
     /// Maps base memory that lies where `state` was saved; it holds zeros, for the caller to fill before a vCPU runs.
@@ -58,9 +58,6 @@ impl BaseMemory {
     /// # Errors
     /// `layout` has base memory elsewhere, or the host has no room.
     pub fn restore(layout: &Layout, backing: Backing, state: &BaseMemoryState) -> Result<Self, RestoreBaseError> {
-        if state.version != BASE_STATE_VERSION {
-            return Err(RestoreBaseError::Version(state.version));
-        }
         let expected: Vec<_> = layout.base().collect();
         if state.ranges != expected {
             return Err(RestoreBaseError::Elsewhere {
@@ -90,15 +87,12 @@ impl BaseMemory {
     }
 }
 
-/// The version of [`BaseMemoryState`] that this code writes and reads.
-pub const BASE_STATE_VERSION: u32 = 1;
-
 /// Base memory as plain data, to save and to restore.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseMemoryState {
-    /// [`BASE_STATE_VERSION`].
-    pub version: u32,
+    /// Version of this type.
+    pub version: Version<1>,
     /// Where it lies, in order of address.
     pub ranges: Vec<AddressRange>,
 }
@@ -106,9 +100,6 @@ pub struct BaseMemoryState {
 /// Why base memory was not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreBaseError {
-    /// Another program wrote the state.
-    #[error("the state of base memory has version {0}: expected {BASE_STATE_VERSION}")]
-    Version(u32),
     /// The guest would not find its memory.
     #[error("the state has base memory at {found}: expected {expected}")]
     Elsewhere {
@@ -169,7 +160,8 @@ mod tests {
             refused(ByteSize::gib(2), &state),
             "the state has base memory at 0x0..=0xbfffffff, 0x100000000..=0x13fffffff: expected 0x0..=0x7fffffff"
         );
-        let other = BaseMemoryState { version: 2, ..state };
-        assert_eq!(refused(ByteSize::gib(4), &other), "the state of base memory has version 2: expected 1");
+        let other = text.replace(r#""version":1"#, r#""version":2"#);
+        let error = serde_json::from_str::<BaseMemoryState>(&other).unwrap_err().to_string();
+        assert!(error.starts_with("the state's version is 2: expected 1"), "{error}");
     }
 }

@@ -19,6 +19,7 @@ pub mod sync;
 pub mod system_memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod version;
 pub mod view;
 pub mod wire;
 
@@ -33,6 +34,7 @@ pub use layout::{Layout, LayoutSpec, PartitionId, Window};
 pub use partition::{EffectError, PartitionMemory, PartitionSetup, PartitionState, ViewError};
 pub use size::ByteSize;
 pub use system_memory::SystemMemory;
+pub use version::Version;
 pub use view::{GuestMemory, GuestView};
 
 pub use vm_memory::GuestAddress;

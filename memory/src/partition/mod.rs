@@ -29,7 +29,7 @@ pub use effects::EffectError;
 pub use plug_state::{InvalidTarget, PlugState, PlugStateError};
 pub use report::{Phases, Report};
 pub use request::{Answer, BlockState, Request};
-pub use saved::{PARTITION_STATE_VERSION, PartitionState, RestoreError, SaveError};
+pub use saved::{PartitionState, RestoreError, SaveError};
 pub use state::{Effect, Outcome, Partition};
 pub use target::{Target, TargetError};
 pub use wait::WaitError;

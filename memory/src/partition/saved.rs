@@ -13,13 +13,10 @@ use super::effects::Effects;
 use super::{
     EffectError, Inner, Partition, PartitionMemory, PartitionSetup, Phases, PlugState, PlugStateError, Service, blocks,
 };
-use crate::ByteSize;
 use crate::admission::{AdmissionError, Charge};
 use crate::host::MapError;
 use crate::layout::{PartitionId, Window};
-
-/// The version of [`PartitionState`] that this code writes and reads.
-pub const PARTITION_STATE_VERSION: u32 = 1;
+use crate::{ByteSize, Version};
 
 impl PartitionMemory {
     /// The state now, once no operation is under way.
@@ -32,7 +29,7 @@ impl PartitionMemory {
                 return Err(SaveError { id: self.window.id(), source: error.clone() });
             }
             Ok(PartitionState {
-                version: PARTITION_STATE_VERSION,
+                version: Version,
                 id: self.window.id(),
                 plug: inner.partition.save(),
                 generation: inner.generation,
@@ -51,9 +48,6 @@ impl PartitionMemory {
     /// The state is not one that this partition can have, or the host cannot do its part; nothing is left behind.
     pub fn restore(window: Window, setup: PartitionSetup, state: &PartitionState) -> Result<Arc<Self>, RestoreError> {
         let id = window.id();
-        if state.version != PARTITION_STATE_VERSION {
-            return Err(RestoreError::Version { id, found: state.version });
-        }
         if state.id != id {
             return Err(RestoreError::OtherPartition { id, found: state.id });
         }
@@ -83,8 +77,8 @@ impl PartitionMemory {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionState {
-    /// [`PARTITION_STATE_VERSION`].
-    pub version: u32,
+    /// Version of this type.
+    pub version: Version<1>,
     /// The partition.
     pub id: PartitionId,
     /// What is plugged, and what has to happen around it.
@@ -115,14 +109,6 @@ pub struct SaveError {
 /// Why a partition was not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// Another program wrote the state.
-    #[error("the state of partition {id} has version {found}: expected {PARTITION_STATE_VERSION}")]
-    Version {
-        /// The partition.
-        id: PartitionId,
-        /// The state's version.
-        found: u32,
-    },
     /// The state belongs elsewhere.
     #[error("the state is partition {found}'s: expected partition {id}'s")]
     OtherPartition {

@@ -109,11 +109,13 @@ fn what_the_host_refuses_is_not_restored() {
 #[test]
 fn a_state_of_another_version_or_partition_is_refused() {
     let state = plugged().partition.save().unwrap();
-    let refused = |state: &PartitionState| restore(state).map(drop).unwrap_err().to_string();
-    let other = PartitionState { version: 9, ..state.clone() };
-    assert_eq!(refused(&other), "the state of partition 1 has version 9: expected 1");
+    let mut json = serde_json::to_value(&state).unwrap();
+    json["version"] = 9.into();
+    let error = serde_json::from_value::<PartitionState>(json).unwrap_err().to_string();
+    assert_eq!(error, "the state's version is 9: expected 1");
     let other = PartitionState { id: PartitionId::new(2).unwrap(), ..state };
-    assert_eq!(refused(&other), "the state is partition 2's: expected partition 1's");
+    let error = restore(&other).map(drop).unwrap_err().to_string();
+    assert_eq!(error, "the state is partition 2's: expected partition 1's");
 }
 
 /// Window of 64 blocks, granules of 8: what is valid, and what a wrong value in it makes of it.

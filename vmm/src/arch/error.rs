@@ -16,16 +16,6 @@ pub enum StateError {
         /// How many the VM has.
         expected: usize,
     },
-    /// The state was saved by another version.
-    #[error("the state of the {component} has version {found}: expected {expected}")]
-    Version {
-        /// Which part.
-        component: &'static str,
-        /// Its version.
-        found: u32,
-        /// The one that this monitor reads.
-        expected: u32,
-    },
     /// KVM refused.
     #[error("cannot {action} the {component}")]
     Kvm {

@@ -171,7 +171,7 @@ impl Machine {
     /// Gives the clock and the interrupt controllers a state that those of a VM like this one had. The vCPUs must be paused.
     ///
     /// # Errors
-    /// The state is of another version, or KVM refused.
+    /// KVM refused.
     pub fn restore(&self, state: &VmState) -> Result<(), StateError> {
         state.restore(&self.vm)
     }

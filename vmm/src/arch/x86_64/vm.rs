@@ -1,5 +1,6 @@
 //! What a VM needs of KVM beside memory: interrupt controllers, a timer, and quirks turned off.
 
+use bellows_memory::Version;
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_clock_data, kvm_enable_cap,
@@ -66,14 +67,11 @@ fn enable(vm: &VmFd, capability: u32, flag: u32) -> Result<bool, kvm_ioctls::Err
     Ok(true)
 }
 
-/// The version of [`VmState`].
-const VERSION: u32 = 1;
-
 /// What a VM has beside its vCPUs and memory: the clock, the interrupt controllers and the timer.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmState {
-    version: u32,
+    version: Version<1>,
     clock: kvm_clock_data,
     /// PIC (master, slave) and I/O APIC.
     interrupts: Vec<kvm_irqchip>,
@@ -97,7 +95,7 @@ impl VmState {
         // What the rest is worth depends on the moment, and `KVM_SET_CLOCK` takes no such flag.
         clock.flags = 0;
         Ok(Self {
-            version: VERSION,
+            version: Version,
             clock,
             interrupts: chips.into_iter().map(controller).collect::<Result<_, StateError>>()?,
             timer: vm.get_pit2().map_err(failed("timer"))?,
@@ -107,16 +105,29 @@ impl VmState {
     /// Gives the state to a VM whose vCPUs are parked. The guest's clock goes on from where it was.
     ///
     /// # Errors
-    /// The state is of another version, or KVM refused part of it.
+    /// KVM refused part of it.
     pub(crate) fn restore(&self, vm: &VmFd) -> Result<(), StateError> {
-        if self.version != VERSION {
-            return Err(StateError::Version { component: "VM", found: self.version, expected: VERSION });
-        }
         let failed = |component| kvm_error("restore", component);
         for chip in &self.interrupts {
             vm.set_irqchip(chip).map_err(failed("interrupt controllers"))?;
         }
         vm.set_pit2(&self.timer).map_err(failed("timer"))?;
         vm.set_clock(&self.clock).map_err(failed("clock"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_another_version_is_refused() {
+        let (clock, timer) = (kvm_clock_data::default(), kvm_pit_state2::default());
+        let state = VmState { version: Version, clock, interrupts: vec![kvm_irqchip::default()], timer };
+        let mut value = serde_json::to_value(state).unwrap();
+        assert!(serde_json::from_value::<VmState>(value.clone()).is_ok());
+        value["version"] = 2.into();
+        let error = serde_json::from_value::<VmState>(value).unwrap_err();
+        assert_eq!(error.to_string(), "the state's version is 2: expected 1");
     }
 }

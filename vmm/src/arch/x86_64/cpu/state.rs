@@ -4,6 +4,7 @@
 //! state, so it comes first; the timer's MSR is taken only where the local APIC is in the mode for it, so MSRs follow the APIC; events
 //! are last, because setting registers drops what is pending.
 
+use bellows_memory::Version;
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
     kvm_xsave,
@@ -13,8 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::StateError;
 
-/// The version of [`VcpuState`].
-const VERSION: u32 = 1;
 /// MSRs in one call.
 const MSRS: usize = 256;
 
@@ -22,7 +21,7 @@ const MSRS: usize = 256;
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuState {
-    version: u32,
+    version: Version<1>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -42,7 +41,7 @@ impl VcpuState {
     pub(crate) fn save(vcpu: &VcpuFd, indices: &[u32]) -> Result<Self, StateError> {
         let failed = |component| kvm_error("save", component);
         Ok(Self {
-            version: VERSION,
+            version: Version,
             mp_state: vcpu.get_mp_state().map_err(failed("run state"))?,
             regs: vcpu.get_regs().map_err(failed("registers"))?,
             sregs: vcpu.get_sregs().map_err(failed("system registers"))?,
@@ -58,11 +57,8 @@ impl VcpuState {
     /// Gives the state to a parked vCPU.
     ///
     /// # Errors
-    /// The state is of another version, or KVM refused part of it.
+    /// KVM refused part of it.
     pub(crate) fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
-        if self.version != VERSION {
-            return Err(StateError::Version { component: "vCPU", found: self.version, expected: VERSION });
-        }
         let failed = |component| kvm_error("restore", component);
         vcpu.set_mp_state(self.mp_state).map_err(failed("run state"))?;
         vcpu.set_regs(&self.regs).map_err(failed("registers"))?;
@@ -134,7 +130,7 @@ mod tests {
 
     fn state() -> VcpuState {
         VcpuState {
-            version: VERSION,
+            version: Version,
             mp_state: kvm_mp_state { mp_state: 3 },
             regs: kvm_regs { rip: 0x100_0000, rsp: u64::MAX, ..Default::default() },
             sregs: kvm_sregs { cr3: 0x9000, ..Default::default() },
@@ -158,6 +154,14 @@ mod tests {
         assert_eq!(read.xsave.region, [7; 1024]);
         assert_eq!(read.lapic.regs, [-1; 1024]);
         assert_eq!((read.mp_state.mp_state, read.msrs[0].data), (3, 5));
+    }
+
+    #[test]
+    fn a_state_of_another_version_is_refused() {
+        let mut value = serde_json::to_value(state()).unwrap();
+        value["version"] = 2.into();
+        let error = serde_json::from_value::<VcpuState>(value).unwrap_err();
+        assert_eq!(error.to_string(), "the state's version is 2: expected 1");
     }
 
     #[test]
