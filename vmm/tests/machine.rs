@@ -21,6 +21,7 @@ use bellows_vmm::machine::{
     BootSource, Buses, CommandLine, ExitNotice, ExitReason, Firmware, Host, Machine, RootBus, StateError, VcpuError,
     VcpuPool, VcpuState, Vcpus, VmState, layout, load,
 };
+use kvm_bindings::{kvm_regs, kvm_vcpu_events};
 use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -171,6 +172,33 @@ fn a_paused_guest_stands_still_and_its_state_can_be_set_again() {
     vm.pool.restore(&vcpus).unwrap();
     let registers = |states: &[VcpuState]| serde_json::to_value(states).unwrap()[0]["regs"].clone();
     assert_eq!(registers(&vm.pool.save().unwrap()), registers(&vcpus));
+    let count = vm.result();
+    vm.pool.resume();
+    counts_beyond(count + 1000);
+    vm.pool.stop();
+}
+
+#[test]
+fn a_state_that_kvm_refuses_changes_nothing() {
+    // again: inc qword [rsi]; inc rbx; jmp again
+    let vm = Vm::new(&[ESI_RESULT, &[0x48, 0xff, 0x06, 0x48, 0xff, 0xc3, 0xeb, 0xf8]]);
+    let counts_beyond = |count| {
+        while vm.result() <= count {
+            thread::yield_now();
+        }
+    };
+    vm.pool.start().unwrap();
+    counts_beyond(1000);
+    assert!(vm.pool.pause());
+    let mut state = serde_json::to_value(vm.pool.save().unwrap()).unwrap();
+    let before = state[0]["regs"].clone();
+    // KVM takes these registers, and then refuses the events, which come last, for a flag that it does not know.
+    state[0]["regs"] = serde_json::to_value(kvm_regs::default()).unwrap();
+    state[0]["events"] = serde_json::to_value(kvm_vcpu_events { flags: u32::MAX, ..Default::default() }).unwrap();
+    let state: Vec<VcpuState> = serde_json::from_value(state).unwrap();
+    let error = vm.pool.restore(&state).unwrap_err();
+    assert!(matches!(error, StateError::Kvm { component: "events", .. }), "{error}");
+    assert_eq!(serde_json::to_value(vm.pool.save().unwrap()).unwrap()[0]["regs"], before);
     let count = vm.result();
     vm.pool.resume();
     counts_beyond(count + 1000);

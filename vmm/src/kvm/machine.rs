@@ -171,9 +171,10 @@ impl Machine {
     /// Gives the clock and the interrupt controllers a state that those of a VM like this one had. The vCPUs must be paused.
     ///
     /// # Errors
-    /// KVM refused.
+    /// KVM refused; nothing changed. After [`StateError::Torn`] the VM cannot go on.
     pub fn restore(&self, state: &VmState) -> Result<(), StateError> {
-        state.restore(&self.vm)
+        let before = self.save()?;
+        state.restore(&self.vm).map_err(|error| error.undo(|| before.restore(&self.vm)))
     }
 
     pub(crate) fn vm(&self) -> &Arc<VmFd> {

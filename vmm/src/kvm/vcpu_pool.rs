@@ -128,19 +128,26 @@ impl VcpuPool {
     /// # Errors
     /// The vCPUs are not paused, or KVM refused.
     pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
-        self.parked()?.iter().map(|fd| VcpuState::save(fd, &self.msrs)).collect()
+        self.save_all(&self.parked()?)
     }
 
     /// Gives each vCPU a state that one like it had.
     ///
     /// # Errors
-    /// The vCPUs are not paused, there are more or fewer, or KVM refused: then some may have the new state.
+    /// The vCPUs are not paused, there are more or fewer, or KVM refused; nothing changed. After [`StateError::Torn`] the VM
+    /// cannot go on.
     pub fn restore(&self, states: &[VcpuState]) -> Result<(), StateError> {
         let fds = self.parked()?;
         if fds.len() != states.len() {
             return Err(StateError::Vcpus { found: states.len(), expected: fds.len() });
         }
-        fds.iter().zip(states).try_for_each(|(fd, state)| state.restore(fd))
+        let before = self.save_all(&fds)?;
+        let restore = |states: &[VcpuState]| fds.iter().zip(states).try_for_each(|(fd, state)| state.restore(fd));
+        restore(states).map_err(|error| error.undo(|| restore(&before)))
+    }
+
+    fn save_all(&self, fds: &[MutexGuard<'_, VcpuFd>]) -> Result<Vec<VcpuState>, StateError> {
+        fds.iter().map(|fd| VcpuState::save(fd, &self.msrs)).collect()
     }
 
     /// The descriptors, which the threads of the vCPUs give up while they are parked.
