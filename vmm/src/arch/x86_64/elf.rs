@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use bellows_memory::wire;
+use vm_memory::{ByteValued, Le16, Le32, Le64};
+
 use super::error::ElfError;
 
 /// What an ELF kernel says of itself.
@@ -15,40 +18,36 @@ pub(crate) struct ElfKernel {
     pub file_bytes: u64,
 }
 
-const HEADER_BYTES: usize = 64;
-const PROGRAM_HEADER_BYTES: usize = 56;
-
 /// Reads the headers from the first bytes of a file: the ELF header, and the program headers that must follow within `head`.
 pub(crate) fn parse(head: &[u8]) -> Result<ElfKernel, ElfError> {
+    const CLASS: usize = 4;
+    const CLASS_64: u8 = 2;
     const X86_64: u16 = 62;
     const EXECUTABLE: u16 = 2;
     const LOAD: u32 = 1;
-    let field = |at: usize, bytes: usize| number(head, at, bytes);
-    if head.len() < HEADER_BYTES {
-        return Err(ElfError::Short);
-    }
-    let (class, machine) = (head[4], field(18, 2)? as u16);
-    if class != 2 || machine != X86_64 {
+    let header: Elf64Ehdr = read(head, 0)?;
+    let (class, machine) = (header.e_ident[CLASS], header.e_machine.to_native());
+    if class != CLASS_64 || machine != X86_64 {
         return Err(ElfError::Machine { class, machine });
     }
-    let kind = field(16, 2)? as u16;
-    if kind != EXECUTABLE {
-        return Err(ElfError::Type(kind));
+    if header.e_type != EXECUTABLE {
+        return Err(ElfError::Type(header.e_type.into()));
     }
-    let entry = field(24, 8)?;
-    let table = usize::try_from(field(32, 8)?).map_err(|_| ElfError::Short)?;
-    let count = field(56, 2)? as usize;
+    let entry = header.e_entry.to_native();
+    let table = usize::try_from(header.e_phoff.to_native()).map_err(|_| ElfError::Short)?;
+    let count = usize::from(header.e_phnum.to_native());
 
     let mut kernel = ElfKernel { entry, range: entry..entry, file_bytes: 0 };
     let mut entry_is_loaded = false;
-    for at in (0..count).map(|index| table.saturating_add(index * PROGRAM_HEADER_BYTES)) {
-        if field(at, 4)? as u32 != LOAD {
+    for index in 0..count {
+        let segment: Elf64Phdr = read(head, table.saturating_add(index * size_of::<Elf64Phdr>()))?;
+        if segment.p_type != LOAD {
             continue;
         }
-        let at_field = |offset: usize| field(at.saturating_add(offset), 8);
-        let (offset, address, file_bytes, bytes) = (at_field(8)?, at_field(24)?, at_field(32)?, at_field(40)?);
-        let file_end = offset.checked_add(file_bytes).ok_or(ElfError::Segment(address))?;
-        let end = address.checked_add(bytes.max(file_bytes)).ok_or(ElfError::Segment(address))?;
+        let (address, file_bytes) = (segment.p_paddr.to_native(), segment.p_filesz.to_native());
+        let invalid = ElfError::Segment(address);
+        let file_end = segment.p_offset.to_native().checked_add(file_bytes).ok_or(invalid)?;
+        let end = address.checked_add(segment.p_memsz.to_native().max(file_bytes)).ok_or(invalid)?;
         entry_is_loaded |= (address..end).contains(&entry);
         kernel.file_bytes = kernel.file_bytes.max(file_end);
         kernel.range = kernel.range.start.min(address)..kernel.range.end.max(end);
@@ -56,15 +55,51 @@ pub(crate) fn parse(head: &[u8]) -> Result<ElfKernel, ElfError> {
     if entry_is_loaded { Ok(kernel) } else { Err(ElfError::Entry(entry)) }
 }
 
-/// A little-endian number of `bytes` bytes.
-fn number(data: &[u8], at: usize, bytes: usize) -> Result<u64, ElfError> {
-    let field = at.checked_add(bytes).and_then(|end| data.get(at..end)).ok_or(ElfError::Short)?;
-    Ok(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+fn read<T: ByteValued + Default>(file: &[u8], at: usize) -> Result<T, ElfError> {
+    let bytes = at.checked_add(size_of::<T>()).and_then(|end| file.get(at..end)).ok_or(ElfError::Short)?;
+    let mut value = T::default();
+    value.as_mut_slice().copy_from_slice(bytes);
+    Ok(value)
+}
+
+wire! {
+    /// The ELF header (elf(5)).
+    struct Elf64Ehdr {
+        e_ident: [u8; 16],
+        e_type: Le16,
+        e_machine: Le16,
+        e_version: Le32,
+        e_entry: Le64,
+        e_phoff: Le64,
+        e_shoff: Le64,
+        e_flags: Le32,
+        e_ehsize: Le16,
+        e_phentsize: Le16,
+        e_phnum: Le16,
+        e_shentsize: Le16,
+        e_shnum: Le16,
+        e_shstrndx: Le16,
+    }
+
+    /// A program header (elf(5)).
+    struct Elf64Phdr {
+        p_type: Le32,
+        p_flags: Le32,
+        p_offset: Le64,
+        p_vaddr: Le64,
+        p_paddr: Le64,
+        p_filesz: Le64,
+        p_memsz: Le64,
+        p_align: Le64,
+    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    const HEADER_BYTES: usize = 64;
+    const PROGRAM_HEADER_BYTES: usize = 56;
 
     fn kernel(edit: impl Fn(&mut Vec<u8>)) -> Result<ElfKernel, ElfError> {
         let mut file = test_file(&[(0x1000, 0x100_0000, 0x800, 0x2000)], 0x100_0000);

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::mem::offset_of;
 use std::path::Path;
 
 use bellows_memory::GuestMemory;
-use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::bootparam::{boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, GuestAddress};
 
@@ -25,7 +26,7 @@ pub(crate) struct Kernel {
 /// Where program headers must lie, so that one read gets all there is to check.
 const HEAD_BYTES: u64 = 64 << 10;
 
-const BZIMAGE_HEADER: usize = 0x1f1;
+const BZIMAGE_HEADER: usize = offset_of!(boot_params, hdr);
 const BZIMAGE_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// A bzImage's 64-bit entry, from where it is loaded.
 const BZIMAGE_ENTRY_64: u64 = 0x200;

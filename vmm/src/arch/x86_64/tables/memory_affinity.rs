@@ -2,47 +2,84 @@
 //! 5.2.17). Linux makes a node of every proximity domain that it finds here.
 
 use bellows_memory::layout::Layout;
-
-/// Flags of a memory affinity entry.
-const ENABLED: u32 = 1;
-const HOT_PLUGGABLE: u32 = 2;
+use bellows_memory::{AddressRange, wire};
+use vm_memory::{ByteValued as _, Le32, Le64};
 
 /// All vCPUs and all base memory in domain 0; each partition window, hot-pluggable, in the domain of its number. Base memory
 /// has to be covered to the last byte, or Linux throws the whole table away.
 pub(super) fn srat(vcpus: u16, layout: &Layout) -> Vec<u8> {
-    const LOCAL_APIC: u8 = 0;
-    let mut body = Vec::new();
-    // A reserved field that has to be 1, and another.
-    body.extend(1_u32.to_le_bytes());
-    body.extend([0; 8]);
+    let mut body = Srat { table_revision: 1.into(), reserved: [0; 8] }.as_slice().to_vec();
     for id in (0..vcpus).map(|id| id.to_le_bytes()[0]) {
-        // Domain 0 (low byte), APIC id.
-        body.extend([LOCAL_APIC, 16, 0, id]);
-        body.extend(ENABLED.to_le_bytes());
-        // No SAPIC EID, domain 0 (high bytes), clock domain 0.
-        body.extend([0; 8]);
+        body.extend_from_slice(ProcessorLocalApicAffinity::new(id).as_slice());
     }
     for range in layout.base() {
-        body.extend(memory(0, range.start().0, range.bytes(), ENABLED));
+        body.extend_from_slice(MemoryAffinity::new(0, range, ENABLED).as_slice());
     }
     for window in layout.windows() {
-        let range = window.range();
-        body.extend(memory(window.id().get().into(), range.start().0, range.bytes(), ENABLED | HOT_PLUGGABLE));
+        let domain = window.id().get().into();
+        body.extend_from_slice(MemoryAffinity::new(domain, window.range(), ENABLED | HOT_PLUGGABLE).as_slice());
     }
     super::table(*b"SRAT", 3, &body)
 }
 
-fn memory(domain: u32, start: u64, bytes: u64, flags: u32) -> Vec<u8> {
-    const MEMORY: u8 = 1;
-    let mut entry = vec![MEMORY, 40];
-    entry.extend(domain.to_le_bytes());
-    entry.extend([0; 2]);
-    entry.extend(start.to_le_bytes());
-    entry.extend(bytes.to_le_bytes());
-    entry.extend([0; 4]);
-    entry.extend(flags.to_le_bytes());
-    entry.extend([0; 8]);
-    entry
+/// Flags of an affinity structure.
+const ENABLED: u32 = 1;
+const HOT_PLUGGABLE: u32 = 2;
+
+wire! {
+    /// The table behind its header.
+    struct Srat {
+        /// Has to be 1.
+        table_revision: Le32,
+        reserved: [u8; 8],
+    }
+
+    /// Processor local APIC affinity structure (5.2.16.1).
+    struct ProcessorLocalApicAffinity {
+        type_: u8,
+        length: u8,
+        proximity_domain_low: u8,
+        apic_id: u8,
+        flags: Le32,
+        local_sapic_eid: u8,
+        proximity_domain_high: [u8; 3],
+        clock_domain: Le32,
+    }
+
+    /// Memory affinity structure (5.2.16.2).
+    struct MemoryAffinity {
+        type_: u8,
+        length: u8,
+        /// Not aligned, so not a number.
+        proximity_domain: [u8; 4],
+        reserved: [u8; 2],
+        base_address: Le64,
+        memory_length: Le64,
+        reserved_2: [u8; 4],
+        flags: Le32,
+        reserved_3: [u8; 8],
+    }
+}
+
+impl ProcessorLocalApicAffinity {
+    /// In domain 0.
+    fn new(apic_id: u8) -> Self {
+        Self { type_: 0, length: size_of::<Self>() as u8, apic_id, flags: ENABLED.into(), ..Default::default() }
+    }
+}
+
+impl MemoryAffinity {
+    fn new(domain: u32, range: AddressRange, flags: u32) -> Self {
+        Self {
+            type_: 1,
+            length: size_of::<Self>() as u8,
+            proximity_domain: domain.to_le_bytes(),
+            base_address: range.start().0.into(),
+            memory_length: range.bytes().into(),
+            flags: flags.into(),
+            ..Default::default()
+        }
+    }
 }
 
 /// Distances: 10 within a domain; base memory is nearer to every partition than another partition is, so that memory falls
