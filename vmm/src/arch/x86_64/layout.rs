@@ -115,9 +115,14 @@ const _: () = {
         assert!(MAP[index - 1].end <= MAP[index].start, "two ranges overlap or are out of order");
         index += 1;
     }
-    assert!(RESERVED_32.start <= IO_APIC as u64 && ECAM.end <= RESERVED_32.start && TSS.end <= RESERVED_32.end);
-    assert!(BOOT_MAPPED <= LOW_RAM_END && HIGH_MEMORY < BOOT_MAPPED);
-    assert!(MAX_BUSES as u64 * DEVICE_WINDOW_PER_BUS <= DEVICE_WINDOWS.end - DEVICE_WINDOWS.start);
-    assert!(ECAM_PER_BUS * 256 == ECAM.end - ECAM.start);
-    assert!(COM1_PORT + 8 <= POWER_PORT && SERIAL_LINE < INTERRUPT_LINES);
+    assert!(ECAM.end <= RESERVED_32.start, "configuration spaces reach into what is reserved");
+    assert!(RESERVED_32.start <= IO_APIC as u64, "the interrupt controllers begin before what is reserved");
+    assert!(TSS.end <= RESERVED_32.end, "what belongs to KVM ends behind what is reserved");
+    assert!(HIGH_MEMORY < BOOT_MAPPED, "the boot page tables map no place for a kernel");
+    assert!(BOOT_MAPPED <= LOW_RAM_END, "the boot page tables map more than RAM");
+    let windows = DEVICE_WINDOWS.end - DEVICE_WINDOWS.start;
+    assert!(MAX_BUSES as u64 * DEVICE_WINDOW_PER_BUS <= windows, "a bus has no room for BARs");
+    assert!(ECAM_PER_BUS * 256 == ECAM.end - ECAM.start, "ECAM is not that of 256 buses");
+    assert!(COM1_PORT + 8 <= POWER_PORT, "the serial port reaches into the power ports");
+    assert!(SERIAL_LINE < INTERRUPT_LINES, "the serial port has no interrupt line");
 };
