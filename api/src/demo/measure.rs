@@ -3,10 +3,9 @@
 use std::fs;
 use std::io;
 
-use bellows_block::StoredFile;
 use bellows_block::page_cache::{evict, resident};
+use bellows_block::{HostDisk, StoredFile};
 
-use super::host_disk::HostDisk;
 use super::report::{DiskReport, LayerReport};
 use crate::error::{CliError, io_error};
 

@@ -2,7 +2,6 @@
 //! each VM one instance ends while the other keeps running, and its memory goes back to the host.
 
 mod function;
-mod host_disk;
 mod measure;
 mod report;
 

@@ -1,11 +1,10 @@
 //! Files of images: as disks of their own, and forgotten by the host.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bellows_block::page_cache;
+use bellows_block::{HostDisk, page_cache};
 
 use crate::Result;
 
@@ -33,15 +32,10 @@ impl Drop for Copy {
 
 const LOSETUP: &str = "/usr/sbin/losetup";
 
-/// Bytes that the host has read from the disk under `path` since it booted (`Documentation/block/stat.rst`).
+/// Bytes that the host has read from the disk under `path` since it booted.
 pub fn bytes_read(path: &Path) -> Result<u64> {
-    let device = fs::metadata(path)?.dev();
-    let stat = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device));
-    let text =
-        fs::read_to_string(&stat).map_err(|error| format!("{} lies on no single disk: {error}", path.display()))?;
-    // The third field counts sectors of 512 bytes, whatever the disk's own are.
-    let sectors = text.split_whitespace().nth(2).and_then(|field| field.parse::<u64>().ok());
-    Ok(sectors.ok_or_else(|| format!("`{stat}` has no count of sectors read"))? * 512)
+    let disk = HostDisk::of(path)?.ok_or_else(|| format!("{} lies on no single disk", path.display()))?;
+    Ok(disk.bytes_read()?)
 }
 
 /// Has the host forget a file, or all files in a directory, that nobody maps.

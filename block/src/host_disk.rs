@@ -5,12 +5,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Unit of the counters in `/sys/dev/block/*/stat`, whatever the disk's own sectors are.
-const SECTOR: u64 = 512;
-
 /// The disk that a file lies on.
 #[derive(Clone, Debug)]
-pub(super) struct HostDisk {
+pub struct HostDisk {
     stat: PathBuf,
     name: String,
 }
@@ -20,7 +17,7 @@ impl HostDisk {
     ///
     /// # Errors
     /// `path` is missing.
-    pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
+    pub fn of(path: &Path) -> io::Result<Option<Self>> {
         let device = fs::metadata(path)?.dev();
         let folder = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
         let Ok(target) = fs::canonicalize(&folder) else { return Ok(None) };
@@ -29,7 +26,8 @@ impl HostDisk {
     }
 
     /// Its name among the kernel's disks.
-    pub(super) fn name(&self) -> &str {
+    #[must_use]
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -37,16 +35,22 @@ impl HostDisk {
     ///
     /// # Errors
     /// The kernel has no such counter.
-    pub(super) fn bytes_read(&self) -> io::Result<u64> {
-        parse_stat(&fs::read_to_string(&self.stat)?)
+    pub fn bytes_read(&self) -> io::Result<u64> {
+        let text = fs::read_to_string(&self.stat)?;
+        parse_stat(&text).ok_or_else(|| {
+            let (file, text) = (self.stat.display(), text.trim());
+            io::Error::other(format!("`{file}` is `{text}`: expected the count of sectors read as the third number"))
+        })
     }
 }
 
-/// `Documentation/block/stat.rst`: the third field counts sectors read.
-fn parse_stat(text: &str) -> io::Result<u64> {
-    let sectors = text.split_whitespace().nth(2).and_then(|field| field.parse::<u64>().ok());
-    let sectors = sectors.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no disk statistics"))?;
-    Ok(sectors.saturating_mul(SECTOR))
+/// Unit of the counters in `/sys/dev/block/*/stat`, whatever the disk's own sectors are.
+const SECTOR: u64 = 512;
+
+/// Bytes read, by a disk's counters (`Documentation/block/stat.rst`).
+fn parse_stat(text: &str) -> Option<u64> {
+    let sectors: u64 = text.split_whitespace().nth(2)?.parse().ok()?;
+    Some(sectors.saturating_mul(SECTOR))
 }
 
 #[cfg(test)]
@@ -55,7 +59,8 @@ mod tests {
 
     #[test]
     fn disk_statistics_count_sectors() {
-        assert_eq!(parse_stat("   10  0  2048 5 0 0 0 0 0 5 5\n").unwrap(), 1 << 20);
-        assert!(parse_stat("10 0").is_err());
+        assert_eq!(parse_stat("   10  0  2048 5 0 0 0 0 0 5 5\n"), Some(1 << 20));
+        assert_eq!(parse_stat("10 0"), None);
+        assert_eq!(parse_stat("10 0 many"), None);
     }
 }
