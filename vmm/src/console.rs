@@ -6,10 +6,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use nix::poll::PollFlags;
 
 use crate::poll::poll;
 
@@ -196,7 +198,7 @@ fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn await_room(file: &File) -> io::Result<()> {
-    poll([(file.as_raw_fd(), libc::POLLOUT)], None).map(drop)
+    poll([(file.as_fd(), PollFlags::POLLOUT)], None).map(drop)
 }
 
 /// This process's standard output, apart from the lock that its other writers take.

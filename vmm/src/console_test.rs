@@ -2,6 +2,8 @@ use std::io::{PipeReader, Read, pipe};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::*;
 
 fn piped() -> (Console, ConsoleInput, PipeReader) {
@@ -93,8 +95,7 @@ fn a_file_takes_its_share_and_says_that_it_is_full() {
 #[test]
 fn a_descriptor_that_does_not_block_loses_nothing() {
     let (reader, writer) = pipe().unwrap();
-    // SAFETY: only sets a flag of an open descriptor.
-    assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let (console, mut input) = Console::start(File::from(OwnedFd::from(writer))).unwrap();
     input.write_all(&[b'x'; 200 << 10]).unwrap();
     let reader = thread::spawn(|| text(reader));

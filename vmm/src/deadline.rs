@@ -1,9 +1,11 @@
 //! Calls with a limit: how much of it is left, and waiting no longer than that.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
 
 use crate::end::{EndSignal, VmEnd};
 use crate::poll::poll;
@@ -44,18 +46,18 @@ pub(crate) enum NothingToRead {
 }
 
 /// Waits until `file` can be read, the VM ends, or time is up.
-pub(crate) fn await_readable(file: &impl AsRawFd, deadline: Deadline, end: &EndSignal) -> Result<(), NothingToRead> {
+pub(crate) fn await_readable(file: &impl AsFd, deadline: Deadline, end: &EndSignal) -> Result<(), NothingToRead> {
     loop {
         let left = deadline.left();
         if left.is_zero() {
             return Err(NothingToRead::Timeout);
         }
-        let wanted = [end.as_raw_fd(), file.as_raw_fd()].map(|fd| (fd, libc::POLLIN));
+        let wanted = [end.as_fd(), file.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
         let [ended, readable] = poll(wanted, Some(left)).map_err(NothingToRead::System)?;
-        if let (true, Some(end)) = (ended != 0, end.ended()) {
+        if let (true, Some(end)) = (!ended.is_empty(), end.ended()) {
             return Err(NothingToRead::Ended(end));
         }
-        if readable != 0 {
+        if !readable.is_empty() {
             return Ok(());
         }
     }

@@ -1,6 +1,8 @@
 //! File descriptors that a VM takes, counted before it takes the first: a VM that runs out of them halfway is of no use.
 
-use std::{fs, io, mem};
+use std::{fs, io};
+
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config::{ImageConfig, Shape, Transport, VmConfig};
 use crate::kind::ErrorKind;
@@ -102,15 +104,10 @@ fn room(needed: usize, open: usize, limit: usize) -> Result<(), TooFewDescriptor
 
 /// How many descriptors the process has open, and how many it may have.
 fn usage() -> io::Result<(usize, usize)> {
-    // SAFETY: all zero bytes are a valid `rlimit`.
-    let mut limit: libc::rlimit = unsafe { mem::zeroed() };
-    // SAFETY: the pointer is to an `rlimit` that outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     // One of them is what reads the directory.
     let open = fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
-    Ok((open, usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)))
+    Ok((open, usize::try_from(limit).unwrap_or(usize::MAX)))
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::kvm::ExitReason;
 
@@ -79,7 +79,7 @@ struct State {
 
 impl EndSignal {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event, paused: AtomicBool::new(false) }))
     }
 
@@ -148,9 +148,9 @@ impl EndSignal {
     }
 }
 
-impl AsRawFd for EndSignal {
-    fn as_raw_fd(&self) -> RawFd {
-        self.event.as_raw_fd()
+impl AsFd for EndSignal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 }
 

@@ -6,11 +6,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use tar::{EntryType, Header};
 
 use super::pax::{SOCKET, write_record};
@@ -306,24 +307,17 @@ fn put(field: &mut [u8; 100], value: &[u8], keyword: &[u8], pax: &mut Vec<u8>) {
 
 /// Where a file has data and no hole.
 fn data_segments(file: &File, bytes: u64) -> io::Result<VecDeque<(u64, u64)>> {
-    let seek = |from: u64, whence| {
-        let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
-        // SAFETY: the call takes no memory, and the descriptor is open.
-        let at = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-        match u64::try_from(at) {
-            Ok(at) => Ok(at.min(bytes)),
-            Err(_) => match io::Error::last_os_error() {
-                // There is none behind `from`.
-                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(bytes),
-                error => Err(error),
-            },
-        }
+    let seek = |from: u64, whence| match lseek(file, i64::try_from(from).map_err(io::Error::other)?, whence) {
+        Ok(at) => Ok(u64::try_from(at).map_err(io::Error::other)?.min(bytes)),
+        // There is none behind `from`.
+        Err(Errno::ENXIO) => Ok(bytes),
+        Err(error) => Err(io::Error::from(error)),
     };
     let mut segments = VecDeque::new();
     let mut end = 0;
     while end < bytes {
-        let start = seek(end, libc::SEEK_DATA)?;
-        end = seek(start, libc::SEEK_HOLE)?.max(start);
+        let start = seek(end, Whence::SeekData)?;
+        end = seek(start, Whence::SeekHole)?.max(start);
         if end > start {
             segments.push_back((start, end - start));
         } else {

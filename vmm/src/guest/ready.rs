@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ impl ReadyListener {
     }
 }
 
-fn readable(file: &impl AsRawFd, deadline: Deadline, end: &EndSignal) -> Result<(), NotReady> {
+fn readable(file: &impl AsFd, deadline: Deadline, end: &EndSignal) -> Result<(), NotReady> {
     await_readable(file, deadline, end).map_err(|error| match error {
         NothingToRead::Timeout => NotReady::Timeout(deadline.limit()),
         NothingToRead::Ended(end) => NotReady::Ended(end),

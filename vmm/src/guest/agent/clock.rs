@@ -9,11 +9,13 @@
 //! What the guest answers has no effect but on its own clock.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bellows_protocol::agent::{ClockRequest, ClockResponse};
+use nix::errno::Errno;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use protobuf::Message;
 
 /// Time from one look to the next. No clock of a computer goes astray by 100 ms in it: that would be 0.3 %.
@@ -128,15 +130,17 @@ pub(super) struct ClockKeeper {
     complained: bool,
 }
 
+/// Readable when [`ClockKeeper::due`] has something to say.
+impl AsFd for ClockKeeper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+}
+
 impl ClockKeeper {
     /// Begins when `timer` is set.
     pub(super) fn new(timer: Arc<Timer>) -> Self {
         Self { timer, round: Round::default(), sent: Moment::now(), complained: false }
-    }
-
-    /// Readable when [`ClockKeeper::due`] has something to say.
-    pub(super) fn as_raw_fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
     }
 
     /// The call that begins a round.
@@ -189,51 +193,38 @@ impl ClockKeeper {
 }
 
 /// Goes off by the host's wall clock, and whenever that is set. Not set at first. Any thread may set it.
-pub(super) struct Timer(OwnedFd);
+pub(super) struct Timer(TimerFd);
 
 impl Timer {
     /// # Errors
     /// No descriptor is left.
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers are passed.
-        let fd = unsafe { libc::timerfd_create(libc::CLOCK_REALTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just made and has no other owner.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        Ok(Self(TimerFd::new(ClockId::CLOCK_REALTIME, flags)?))
     }
 
     /// Forgets that it went off.
     fn clear(&self) {
-        let mut times = [0_u8; 8];
-        // SAFETY: the pointer and the length are of one exclusively borrowed array. That it has not gone off after all, or that
-        // the clock was set, are the errors there are.
-        unsafe { libc::read(self.0.as_raw_fd(), times.as_mut_ptr().cast(), times.len()) };
+        // It may not have gone off after all: there is no other error.
+        let _ = self.0.wait();
     }
 
     /// Goes off once, after `after`, or before that when the clock is set.
     pub(super) fn set(&self, after: Duration) {
         // A clock from before 1970 is about to be set.
         let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_add(after);
-        let seconds = libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX);
-        let when = libc::timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };
-        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = libc::itimerspec { it_interval: never, it_value: when };
-        let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
-        // SAFETY: the new value is a valid `itimerspec` that outlives the call, and the old one is not asked for.
-        let result =
-            unsafe { libc::timerfd_settime(self.0.as_raw_fd(), flags, &raw const value, std::ptr::null_mut()) };
-        // ECANCELED: the clock has been set since it was set last, which is what the timer was to tell.
-        if result < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ECANCELED) {
-            tracing::warn!(error = %io::Error::last_os_error(), "cannot set the timer of the guest's clock");
+        let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        match self.0.set(Expiration::OneShot(time.into()), flags) {
+            // The clock has been set since the timer was set last, which is what the timer was to tell.
+            Ok(()) | Err(Errno::ECANCELED) => {}
+            Err(error) => tracing::warn!(%error, "cannot set the timer of the guest's clock"),
         }
     }
 }
 
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -8,13 +8,14 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::poll::PollFlags;
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{
     Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
@@ -260,11 +261,11 @@ fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> 
 
 /// Waits for an answer (`true`), or until a call is due.
 fn wait(input: &UnixStream, own: &OwnCalls) -> io::Result<bool> {
-    let wanted = [input.as_raw_fd(), own.keeper.as_raw_fd()].map(|fd| (fd, libc::POLLIN));
+    let wanted = [input.as_fd(), own.keeper.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
     loop {
         let [answer, due] = poll(wanted, None)?;
-        if answer != 0 || due != 0 {
-            return Ok(answer != 0);
+        if !(answer | due).is_empty() {
+            return Ok(!answer.is_empty());
         }
     }
 }

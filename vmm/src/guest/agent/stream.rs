@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use bellows_protocol::stream::{
     AnswerError, MAX_ANSWER_LINE, StreamRequest, parse_answer_line, read_line, request_line,
 };
 use bellows_protocol::{STREAM_PORT, stream::StreamName};
+use nix::poll::PollFlags;
 
 use super::{AgentClient, AgentError, SHORT, handshake, shown};
 use crate::kind::ErrorKind;
@@ -53,8 +54,8 @@ impl Stream {
 
     /// Whether the other end is gone, rather than at its end.
     fn broke_off(&self) -> io::Result<bool> {
-        let [events] = poll([(self.socket.as_raw_fd(), 0)], Some(Duration::ZERO))?;
-        Ok(events & libc::POLLHUP != 0)
+        let [events] = poll([(self.socket.as_fd(), PollFlags::empty())], Some(Duration::ZERO))?;
+        Ok(events.contains(PollFlags::POLLHUP))
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::socket::{self, MsgFlags};
 
 use crate::deadline::{Turn, Turns};
 use crate::poll::poll;
@@ -58,18 +62,11 @@ impl Writer {
 
 /// Writes what there is space for, once there is some. The stream itself blocks, for its reader.
 fn send(stream: &UnixStream, bytes: &[u8], deadline: Instant) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     loop {
-        // SAFETY: the pointer and the length are those of `bytes`, which is only read.
-        let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-        if let Ok(sent) = usize::try_from(sent) {
-            return Ok(sent);
-        }
-        let error = io::Error::last_os_error();
-        match error.kind() {
-            io::ErrorKind::WouldBlock => await_space(stream, deadline)?,
-            io::ErrorKind::Interrupted => {}
-            _ => return Err(error),
+        match socket::send(stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Err(Errno::EAGAIN) => await_space(stream, deadline)?,
+            Err(Errno::EINTR) => {}
+            sent => return Ok(sent?),
         }
     }
 }
@@ -80,5 +77,5 @@ fn await_space(stream: &UnixStream, deadline: Instant) -> io::Result<()> {
     if left.is_zero() {
         return Err(io::Error::new(io::ErrorKind::TimedOut, "the guest reads too slowly"));
     }
-    poll([(stream.as_raw_fd(), libc::POLLOUT)], Some(left)).map(drop)
+    poll([(stream.as_fd(), PollFlags::POLLOUT)], Some(left)).map(drop)
 }
