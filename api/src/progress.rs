@@ -1,11 +1,11 @@
 //! Progress of imports, on a terminal.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bellows_block::Digest;
 use bellows_block::oci::Retry;
 use bellows_block::store::{Progress, ProgressKind};
+use bellows_memory::sync::Mutex;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::output::say;
@@ -37,14 +37,14 @@ impl ImportProgress {
             return say(retry);
         }
         let is_meant = |bar: &&mut Bar| bar.blob.is_some_and(|blob| retry.url.contains(&blob.to_string()));
-        match self.bars().values_mut().find(is_meant) {
+        match self.bars.lock().values_mut().find(is_meant) {
             Some(bar) => bar.wait(retry),
             None => drop(self.screen.println(format!("bellows: {retry}"))),
         }
     }
 
     pub(crate) fn show(&self, step: Progress) {
-        let mut bars = self.bars();
+        let mut bars = self.bars.lock();
         match step.kind {
             ProgressKind::Present => {}
             ProgressKind::Reading { bytes, total } => {
@@ -62,10 +62,6 @@ impl ImportProgress {
                 }
             }
         }
-    }
-
-    fn bars(&self) -> MutexGuard<'_, BTreeMap<usize, Bar>> {
-        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,17 +114,17 @@ mod tests {
     fn there_is_a_bar_for_each_layer_that_is_read() {
         let progress = ImportProgress::default();
         let show = |index, kind| progress.show(Progress { index, layers: 3, blob: None, kind });
-        let bars = || progress.bars().keys().copied().collect::<Vec<_>>();
+        let bars = || progress.bars.lock().keys().copied().collect::<Vec<_>>();
         show(0, ProgressKind::Present);
         show(1, ProgressKind::Reading { bytes: 0, total: None });
-        let length = || progress.bars()[&1].bar.length();
+        let length = || progress.bars.lock()[&1].bar.length();
         assert_eq!(length(), None);
         show(1, ProgressKind::Reading { bytes: 1, total: Some(10) });
         show(2, ProgressKind::Reading { bytes: 5, total: None });
         show(1, ProgressKind::Reading { bytes: 7, total: Some(10) });
         assert_eq!(bars(), [1, 2]);
         assert_eq!(length(), Some(10));
-        assert_eq!(progress.bars()[&1].bar.position(), 7);
+        assert_eq!(progress.bars.lock()[&1].bar.position(), 7);
         show(1, ProgressKind::Done);
         assert_eq!(bars(), [2]);
     }
@@ -144,7 +140,7 @@ mod tests {
             progress.show(Progress { index, layers: 2, blob: Some(blobs[index]), kind });
         };
         let retry = |url: String| Retry { url, reason: "r".into(), number: 2, tries: 6, wait: Duration::from_secs(1) };
-        let message = |index: usize| progress.bars()[&index].bar.message();
+        let message = |index: usize| progress.bars.lock()[&index].bar.message();
         read(0, 0);
         read(1, 5);
         progress.retry(&retry(format!("https://m/v2/a/blobs/{}?ns=r.io", blobs[1])));

@@ -2,9 +2,9 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use bellows_memory::sync::Mutex;
 use bellows_vmm::{Process, Stdio, TerminalSize};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -89,7 +89,7 @@ impl Raw {
             let before = tcgetattr(io::stdin())?;
             let mut raw = before.clone();
             cfmakeraw(&mut raw);
-            *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+            *SAVED.lock() = Some(before);
             tcsetattr(io::stdin(), SetArg::TCSADRAIN, &raw)
         };
         enter().map_err(io::Error::from).map_err(io_error("set up", "the terminal"))?;
@@ -105,7 +105,7 @@ impl Drop for Raw {
 
 /// Makes the terminal what it was before [`Raw::enter`], for whoever ends the process without dropping anything.
 pub(crate) fn restore() {
-    if let Some(before) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take()
+    if let Some(before) = SAVED.lock().take()
         && let Err(error) = tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &before)
     {
         tracing::warn!(%error, "the terminal stays as it is");

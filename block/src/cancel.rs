@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "registry")]
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(feature = "registry")]
 use std::time::Duration;
+
+use bellows_memory::sync::Mutex;
 
 /// A wish to end something early. Clones are the same wish.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +32,7 @@ impl Cancel {
     /// Ends all operations that check this wish.
     pub fn cancel(&self) {
         self.0.uttered.store(true, Ordering::Relaxed);
-        let wakers = std::mem::take(&mut *self.wakers());
+        let wakers = std::mem::take(&mut *self.0.wakers.lock());
         wakers.into_iter().for_each(|wake| wake());
     }
 
@@ -43,7 +45,7 @@ impl Cancel {
     /// Calls `wake` when the wish is uttered, or at once where it was already.
     #[cfg(feature = "registry")]
     pub(crate) fn on_cancel(&self, wake: impl FnOnce() + Send + 'static) {
-        let mut wakers = self.wakers();
+        let mut wakers = self.0.wakers.lock();
         // Looked at under the lock, so that no waker comes after the last one was taken.
         if self.is_cancelled() {
             drop(wakers);
@@ -58,10 +60,6 @@ impl Cancel {
         let (waker, woken) = mpsc::channel::<()>();
         self.on_cancel(move || drop(waker));
         woken.recv_timeout(time) == Err(RecvTimeoutError::Timeout) && !self.is_cancelled()
-    }
-
-    fn wakers(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {
-        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets `inner` be read until the wish is uttered.

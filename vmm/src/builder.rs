@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bellows_devices::bus::Bus;
 use bellows_devices::legacy::PowerRequest;
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::slots::SlotTable;
+use bellows_memory::sync::Mutex;
 use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, PartitionSetup, SystemMemory};
 use tempfile::TempDir;
 use vm_memory::GuestAddressSpace;

@@ -4,10 +4,11 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bellows_memory::sync::{Condvar, Mutex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::kvm::ExitReason;
@@ -86,7 +87,7 @@ impl EndSignal {
     /// Notes the end and runs the hooks on this thread.
     pub(crate) fn report(&self, end: VmEnd) {
         let hooks = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if state.end.is_some() {
                 return;
             }
@@ -113,19 +114,19 @@ impl EndSignal {
 
     /// The end, once there was one.
     pub(crate) fn ended(&self) -> Option<VmEnd> {
-        self.state().end.clone()
+        self.state.lock().end.clone()
     }
 
     /// Waits for the end; `None` if the VM still runs after `timeout`.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<VmEnd> {
         let start = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         while state.end.is_none() {
             state = match timeout {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(state),
                 Some(timeout) => {
                     let left = timeout.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.changed.wait_timeout(state, left)
                 }
             };
         }
@@ -134,17 +135,13 @@ impl EndSignal {
 
     /// Runs `hook` at the end, or now if that was before. A hook must not block.
     pub(crate) fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.end.is_none() {
             state.hooks.push(Box::new(hook));
         } else {
             drop(state);
             hook();
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The bus that virtio devices come to and go from, and what every device on it is given.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bellows_devices::bus::{BusError, Doorbells};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
@@ -9,6 +9,7 @@ use bellows_devices::interrupt::MsiController;
 use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError, PciSegment, SegmentLayout};
 use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
 use bellows_memory::GuestView;
+use bellows_memory::sync::Mutex;
 
 use crate::arch::legacy::Misplaced;
 use crate::arch::{Buses, RootBus, layout};
@@ -179,7 +180,7 @@ impl VirtioBus {
         event_loop: EventLoopHandle,
     ) -> Result<PciAddress, DeviceError> {
         let device: Box<dyn VirtioDevice> = Box::new(device);
-        let mut vectors = self.vectors();
+        let mut vectors = self.vectors.lock();
         let needed = vectors.check(name, &*device)?;
         let (memory, doorbells) = (self.memory.clone(), self.doorbells.clone());
         let function = VirtioPci::new(device, memory, &*self.msi, doorbells, event_loop)
@@ -194,7 +195,7 @@ impl VirtioBus {
     /// Takes the device at `address` off the bus; it has stopped when this returns.
     pub(crate) fn remove(&self, name: &str, address: PciAddress) -> Result<(), DeviceError> {
         self.segment.remove(address).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
-        self.vectors().taken.remove(&address);
+        self.vectors.lock().taken.remove(&address);
         tracing::debug!(device = name, %address, "a device has left the bus");
         Ok(())
     }
@@ -207,10 +208,6 @@ impl VirtioBus {
     /// Resumes every device.
     pub(crate) fn resume(&self) {
         self.segment.resume();
-    }
-
-    fn vectors(&self) -> MutexGuard<'_, Vectors> {
-        self.vectors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

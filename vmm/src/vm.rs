@@ -1,11 +1,11 @@
 //! A running VM.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
+use bellows_memory::sync::Mutex;
 use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
 use bellows_protocol::ready::BootTimes;
 use bellows_protocol::values::{ImageId, InstanceId};
@@ -321,7 +321,7 @@ impl Vm {
 impl Vm {
     /// Waits for the turn to pause or resume.
     fn pausing(&self) -> Pausing<'_> {
-        let turn = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.pausing.lock();
         Pausing { session: &self.session, vcpus: &self.vcpus, bus: &self.bus, discarder: &self.discarder, turn }
     }
 }

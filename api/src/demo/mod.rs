@@ -8,12 +8,13 @@ mod report;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_block::Image;
+use bellows_memory::sync::Mutex;
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
     VmBuilder, VmConfig, VmEnd,
@@ -294,13 +295,13 @@ struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
     fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
 impl Write for Captured {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut captured = self.0.lock();
         let room = MAX_OUTPUT - captured.len();
         captured.extend(&data[..data.len().min(room)]);
         Ok(data.len())

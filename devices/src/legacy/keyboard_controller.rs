@@ -1,8 +1,8 @@
 //! The 8042 keyboard controller, without keyboard: its reset line is how a PC kernel resets the machine when ACPI can't.
 
 use std::convert::Infallible;
-use std::sync::Mutex;
 
+use bellows_memory::sync::Mutex;
 use vm_superio::{I8042Device, Trigger};
 
 use crate::bus::BusDevice;
@@ -43,13 +43,13 @@ impl BusDevice for KeyboardController {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(status) = data.first_mut() {
-            *status = super::lock(&self.device).read(COMMAND);
+            *status = self.device.lock().read(COMMAND);
         }
     }
 
     fn write(&self, _offset: u64, data: &[u8]) {
         if let &[value] = data {
-            let Ok(()) = super::lock(&self.device).write(COMMAND, value);
+            let Ok(()) = self.device.lock().write(COMMAND, value);
         }
     }
 }

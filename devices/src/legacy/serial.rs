@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::Mutex;
 
+use bellows_memory::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{Error, NoEvents, Serial};
 use vm_superio::{SerialState, Trigger};
@@ -81,7 +81,7 @@ impl SerialPort {
     /// The state.
     #[must_use]
     pub fn save(&self) -> SerialPortState {
-        let state = super::lock(&self.state);
+        let state = self.state.lock();
         SerialPortState {
             version: Version,
             registers: state.port.state(),
@@ -109,7 +109,7 @@ impl SerialPort {
 
     /// Sends `input` to the guest and says how many bytes of it were taken: not all of them if the guest does not read.
     pub fn enqueue(&self, input: &[u8]) -> usize {
-        let mut state = super::lock(&self.state);
+        let mut state = self.state.lock();
         let taken = input.len().min(Self::MAX_WAITING - state.waiting.len());
         state.waiting.extend(&input[..taken]);
         state.refill();
@@ -144,7 +144,7 @@ impl State {
 impl BusDevice for SerialPort {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let mut state = super::lock(&self.state);
+        let mut state = self.state.lock();
         if let (Ok(register), Some(byte)) = (u8::try_from(offset), data.first_mut()) {
             *byte = state.port.read(register);
             state.refill();
@@ -153,7 +153,7 @@ impl BusDevice for SerialPort {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (Ok(register), &[byte]) = (u8::try_from(offset), data) {
-            let mut state = super::lock(&self.state);
+            let mut state = self.state.lock();
             let result = state.port.write(register, byte);
             state.complain(result);
         }

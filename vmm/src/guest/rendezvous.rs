@@ -1,8 +1,9 @@
 //! Meeting the guest's agent: it says that it can be called, and then it is.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use bellows_memory::sync::Mutex;
 use bellows_protocol::ready::BootTimes;
 
 use super::agent::AgentClient;
@@ -39,7 +40,7 @@ impl Rendezvous {
             return Ok(client);
         }
         let _turn = turn.ok_or(NotReady::Timeout(deadline.limit()))?;
-        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listener = self.listener.lock();
         if let Some(listening) = &*listener {
             let times = listening.wait(deadline, end)?;
             let _ = self.times.set(times);

@@ -6,9 +6,10 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
+use bellows_memory::sync::Mutex;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
@@ -82,13 +83,13 @@ impl Kick {
         unblock_signal(SIGRTMIN()).map_err(|error| io::Error::other(error.to_string()))?;
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { thread, run });
+        *self.target.lock() = Some(Target { thread, run });
         Ok(Attached(self))
     }
 
     /// Makes a vCPU that is inside the guest, or about to enter it, leave with `EINTR`.
     pub(crate) fn kick(&self) {
-        if let Some(target) = &*self.target.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(target) = &*self.target.lock() {
             target.immediate_exit().store(1, Ordering::SeqCst);
             // SAFETY: the thread is alive: it detaches under this lock before it ends.
             unsafe { libc::pthread_kill(target.thread, SIGRTMIN()) };
@@ -119,7 +120,7 @@ pub(crate) fn immediate_exit(run: &NonNull<kvm_run>) -> &AtomicU8 {
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        *self.0.target.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.target.lock() = None;
     }
 }
 

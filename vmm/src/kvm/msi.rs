@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellows_devices::interrupt::{MsiController, MsiMessage, MsiVector};
+use bellows_memory::sync::Mutex;
 use kvm_bindings::KvmIrqRouting;
 use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -100,24 +101,14 @@ struct Route {
     assigned: bool,
 }
 
-impl Shared {
-    fn route(&self) -> MutexGuard<'_, Route> {
-        self.route.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl<R: Routes> Table<R> {
     fn new(routes: R, gsis: u32) -> Self {
         let inner = Inner { vectors: BTreeMap::new(), free: Vec::new(), next: INTERRUPT_LINES, gsis };
         Self { routes, inner: Mutex::new(inner) }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn allocate(self: &Arc<Self>, count: u16) -> io::Result<Vec<Vector<R>>> {
-        let mut inner = self.inner();
+        let mut inner = self.inner.lock();
         let left = inner.free.len() + (inner.gsis.saturating_sub(inner.next)) as usize;
         if left < usize::from(count) {
             return Err(io::Error::other(format!("{count} MSI vectors asked for, {left} left")));
@@ -141,14 +132,14 @@ impl<R: Routes> Table<R> {
     /// Tells KVM all routes that are noted. Of vectors whose eventfd it does not take, only `wanted` counts: the others stay
     /// noted and are tried again when they are used.
     fn flush(&self, wanted: u32) -> io::Result<()> {
-        let inner = self.inner();
+        let inner = self.inner.lock();
         let messages: Vec<_> = inner
             .vectors
             .iter()
-            .filter_map(|(gsi, vector)| vector.route().wanted.map(|message| (*gsi, message)))
+            .filter_map(|(gsi, vector)| vector.route.lock().wanted.map(|message| (*gsi, message)))
             .collect();
         let stale = inner.vectors.values().any(|vector| {
-            let route = vector.route();
+            let route = vector.route.lock();
             route.wanted.is_some() && route.wanted != route.known
         });
         if stale {
@@ -156,7 +147,7 @@ impl<R: Routes> Table<R> {
         }
         let mut result = Ok(());
         for (gsi, vector) in &inner.vectors {
-            let mut route = vector.route();
+            let mut route = vector.route.lock();
             if stale {
                 route.known = route.wanted;
             }
@@ -182,8 +173,8 @@ struct Vector<R: Routes> {
 
 impl<R: Routes> MsiVector for Vector<R> {
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        let _table = self.table.inner();
-        let mut route = self.shared.route();
+        let _table = self.table.inner.lock();
+        let mut route = self.shared.route.lock();
         let state = match message {
             None => MASKED,
             Some(message) => {
@@ -211,8 +202,8 @@ impl<R: Routes> MsiVector for Vector<R> {
 
 impl<R: Routes> Drop for Vector<R> {
     fn drop(&mut self) {
-        let mut inner = self.table.inner();
-        if self.shared.route().assigned
+        let mut inner = self.table.inner.lock();
+        if self.shared.route.lock().assigned
             && let Err(error) = self.table.routes.deassign(&self.shared.fd, self.gsi)
         {
             tracing::warn!(gsi = self.gsi, %error, "cannot take back an MSI vector");

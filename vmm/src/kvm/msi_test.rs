@@ -11,7 +11,7 @@ struct Recorder {
 
 impl Recorder {
     fn note(&self, what: String) -> io::Result<()> {
-        self.calls.lock().unwrap().push(what);
+        self.calls.lock().push(what);
         Ok(())
     }
 }
@@ -23,7 +23,7 @@ impl Routes for Recorder {
     }
 
     fn assign(&self, _: &EventFd, gsi: u32) -> io::Result<()> {
-        if self.refused.lock().unwrap().contains(&gsi) {
+        if self.refused.lock().contains(&gsi) {
             return Err(io::Error::other(format!("no GSI {gsi}")));
         }
         self.note(format!("assign {gsi}"))
@@ -39,7 +39,7 @@ fn table() -> Arc<Table<Recorder>> {
 }
 
 fn calls(table: &Table<Recorder>) -> Vec<String> {
-    std::mem::take(&mut table.routes.calls.lock().unwrap())
+    std::mem::take(&mut table.routes.calls.lock())
 }
 
 fn message(data: u32) -> Option<MsiMessage> {
@@ -107,12 +107,12 @@ fn a_vector_that_can_not_be_assigned_is_nobody_elses_loss() {
     for (vector, data) in vectors.iter().zip(0x60..) {
         vector.route(message(data)).unwrap();
     }
-    table.routes.refused.lock().unwrap().push(25);
+    table.routes.refused.lock().push(25);
     vectors[0].trigger().unwrap();
     vectors[2].trigger().unwrap();
     assert_eq!(calls(&table), ["set 24=60 25=61 26=62", "assign 24", "assign 26"]);
     assert!(vectors[1].trigger().unwrap_err().to_string().contains("no GSI 25"));
-    table.routes.refused.lock().unwrap().clear();
+    table.routes.refused.lock().clear();
     vectors[1].trigger().unwrap();
     assert_eq!(calls(&table), ["assign 25"]);
     assert_eq!([sent(&vectors[0]), sent(&vectors[1]), sent(&vectors[2])], [1, 1, 1]);

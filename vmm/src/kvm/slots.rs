@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use bellows_memory::slots::{Slot, SlotError, SlotTable};
+use bellows_memory::sync::Mutex;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 
@@ -38,13 +39,9 @@ impl KvmSlots {
     }
 
     fn replace_closed(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {
-        let mut numbers = self.numbers();
+        let mut numbers = self.numbers.lock();
         self.delete_locked(&mut numbers, old)?;
         new.iter().try_for_each(|slot| self.set_locked(&mut numbers, *slot))
-    }
-
-    fn numbers(&self) -> MutexGuard<'_, SlotNumbers> {
-        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_locked(&self, numbers: &mut SlotNumbers, slot: Slot) -> Result<(), SlotError> {
@@ -81,11 +78,11 @@ impl KvmSlots {
 
 impl SlotTable for KvmSlots {
     fn set(&self, slot: Slot) -> Result<(), SlotError> {
-        self.set_locked(&mut self.numbers(), slot)
+        self.set_locked(&mut self.numbers.lock(), slot)
     }
 
     fn delete(&self, slot: Slot) -> Result<(), SlotError> {
-        self.delete_locked(&mut self.numbers(), slot)
+        self.delete_locked(&mut self.numbers.lock(), slot)
     }
 
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {

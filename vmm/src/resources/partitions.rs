@@ -1,12 +1,13 @@
 //! Partitions of a VM: plugged for an instance, unplugged and discarded after it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{Mem, MemHandle, UnplugError};
 use bellows_memory::partition::WaitError;
+use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, PartitionId, PartitionMemory, PartitionSetup, Window};
 
 use super::error::PartitionError;
@@ -239,12 +240,12 @@ impl Entry {
             address: self.handle.memory().window().range().start().0,
             device: self.device,
             attached: self.attached,
-            mode: *self.mode.lock().unwrap_or_else(PoisonError::into_inner),
+            mode: *self.mode.lock(),
         }
     }
 
     fn set_mode(&self, mode: PartitionMode) {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = Some(mode);
+        *self.mode.lock() = Some(mode);
     }
 }
 

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bellows_block::{Digest, ImageMapping, ReadSet, StoredFile};
 use bellows_memory::device_area::{DeviceArea, DeviceMemory};
 use bellows_memory::slots::{Slot, SlotTable};
+use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, GuestAddress};
 
 use super::error::PmemError;
@@ -66,7 +67,7 @@ impl PmemWindows {
         let slot = Slot { guest: memory.start(), host: mapping.address(), bytes: mapping.bytes(), read_only: true };
         self.slots.set(slot)?;
         let mapping = Arc::new(mapping);
-        self.mappings().insert(slot.guest.0, mapping.clone());
+        self.mappings.lock().insert(slot.guest.0, mapping.clone());
         Ok(PmemWindow { windows: self.clone(), mapping, slot, _memory: memory })
     }
 
@@ -90,7 +91,7 @@ impl PmemWindows {
     /// The layer that the guest could not read at `address`. Most hosts don't tell the address (Linux 6.12 does not, of pages
     /// that a file no longer has): then it is one that was cut short.
     fn lost(&self, address: Option<u64>) -> Option<StoredFile> {
-        let mappings = self.mappings();
+        let mappings = self.mappings.lock();
         let found = match address {
             Some(address) => {
                 let (start, mapping) = mappings.range(..=address).next_back()?;
@@ -99,10 +100,6 @@ impl PmemWindows {
             None => mappings.values().find_map(|mapping| mapping.cut_short()),
         };
         found.cloned()
-    }
-
-    fn mappings(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ImageMapping>>> {
-        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +126,7 @@ impl Drop for PmemWindow {
             // Never unmapped, so that nothing else comes to lie where the guest reaches.
             std::mem::forget(self.mapping.clone());
         }
-        self.windows.mappings().remove(&self.slot.guest.0);
+        self.windows.mappings.lock().remove(&self.slot.guest.0);
     }
 }
 

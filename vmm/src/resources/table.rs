@@ -4,7 +4,8 @@
 //! turn, [`Change`], has methods that change the table, so code without one does not compile.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bellows_memory::sync::{Mutex, MutexGuard};
 
 /// Entries by what names them.
 pub(crate) struct Hotplug<Id, D> {
@@ -21,25 +22,21 @@ pub(crate) struct Change<'a, Id, D> {
 impl<Id: Ord, D> Hotplug<Id, D> {
     /// Waits for the turn. A thread that has it must not ask again.
     pub(crate) fn change(&self) -> Change<'_, Id, D> {
-        Change { table: self, _turn: self.turn.lock().unwrap_or_else(PoisonError::into_inner) }
+        Change { table: self, _turn: self.turn.lock() }
     }
 
     /// Looks at one entry, under the lock: `read` must not wait for the guest.
     pub(crate) fn read<T>(&self, id: &Id, read: impl FnOnce(&D) -> T) -> Option<T> {
-        self.entries().get(id).map(read)
+        self.entries.lock().get(id).map(read)
     }
 
     /// Looks at all entries, in order; as [`Hotplug::read`].
     pub(crate) fn map<T>(&self, read: impl FnMut(&D) -> T) -> Vec<T> {
-        self.entries().values().map(read).collect()
+        self.entries.lock().values().map(read).collect()
     }
 
     pub(crate) fn contains(&self, id: &Id) -> bool {
-        self.entries().contains_key(id)
-    }
-
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Id, D>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().contains_key(id)
     }
 }
 
@@ -52,17 +49,17 @@ impl<Id: Ord, D: Clone> Hotplug<Id, D> {
 impl<Id: Ord, D> Change<'_, Id, D> {
     /// Adds an entry, or replaces the one with that name.
     pub(crate) fn insert(&self, id: Id, entry: D) {
-        self.table.entries().insert(id, entry);
+        self.table.entries.lock().insert(id, entry);
     }
 
     /// Changes an entry, if it is there; as [`Hotplug::read`].
     pub(crate) fn update(&self, id: &Id, update: impl FnOnce(&mut D)) {
-        self.table.entries().get_mut(id).map(update);
+        self.table.entries.lock().get_mut(id).map(update);
     }
 
     /// Takes an entry out. The caller drops it, outside the lock.
     pub(crate) fn remove(&self, id: &Id) -> Option<D> {
-        self.table.entries().remove(id)
+        self.table.entries.lock().remove(id)
     }
 }
 

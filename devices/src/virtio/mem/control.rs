@@ -1,9 +1,10 @@
 //! The host's control of a memory device: plug and unplug, told to the driver and waited for.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_memory::partition::{PartitionMemory, Report, StillInUse, Target, TargetError, WaitError};
+use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, EffectError, limited};
 
 use crate::interrupt::Interrupt;
@@ -148,11 +149,11 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn set(&self, interrupt: Option<Arc<dyn Interrupt>>) {
-        *self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
+        *self.interrupt.lock() = interrupt;
     }
 
     fn config_changed(&self) {
-        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let interrupt = self.interrupt.lock().clone();
         // A driver that has yet to bind reads the configuration when it does.
         if let Some(interrupt) = interrupt {
             interrupt.config();

@@ -10,11 +10,12 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bellows_memory::sync::Mutex;
 use nix::poll::PollFlags;
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{
@@ -202,7 +203,7 @@ impl Shared {
     }
 
     fn open(&self, sender: SyncSender<Answered>) -> Result<u32, CallError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(error) = &state.lost {
             return Err(CallError::Lost(error.clone()));
         }
@@ -215,7 +216,7 @@ impl Shared {
 
     /// Expects no answer any more. What `error` says of the end of the connection gives way to what is known of it.
     fn give_up(&self, stream: u32, error: CallError) -> CallError {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.waiting.remove(&stream);
         match (error, &state.lost) {
             (CallError::Lost(_), Some(known)) => CallError::Lost(known.clone()),
@@ -225,16 +226,12 @@ impl Shared {
 
     /// The first reason is the one that counts.
     fn end(&self, error: String) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let error = state.lost.get_or_insert(error).clone();
         for (_, sender) in state.waiting.drain() {
             // The waiter may have just given up.
             let _ = sender.try_send(Err(CallError::Lost(error.clone())));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -250,7 +247,7 @@ fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> 
             None => own.begin(shared),
             // An answer to a call that is not waited for any more is dropped.
             Some((stream, body)) => {
-                if let Some(sender) = shared.lock().waiting.remove(&stream) {
+                if let Some(sender) = shared.state.lock().waiting.remove(&stream) {
                     let _ = sender.try_send(Ok(body));
                 }
                 own.go_on(shared);
@@ -281,7 +278,7 @@ impl OwnCalls {
     /// Makes a call that is due. One that was not answered by now is not waited for any longer.
     fn begin(&mut self, shared: &Shared) {
         if let Some(late) = self.pending.take() {
-            shared.lock().waiting.remove(&late.stream);
+            shared.state.lock().waiting.remove(&late.stream);
         }
         let request = self.keeper.due();
         self.call(shared, &request);

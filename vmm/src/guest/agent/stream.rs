@@ -4,9 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bellows_memory::sync::Mutex;
 use bellows_protocol::stream::{
     AnswerError, MAX_ANSWER_LINE, StreamRequest, parse_answer_line, read_line, request_line,
 };
@@ -140,7 +141,7 @@ struct Open {
 
 impl OpenStreams {
     fn add(&self, socket: &Arc<UnixStream>) {
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         if open.ended {
             end(socket);
         }
@@ -150,13 +151,9 @@ impl OpenStreams {
 
     /// The VM has ended.
     pub(super) fn end(&self) {
-        let mut open = self.lock();
+        let mut open = self.0.lock();
         open.ended = true;
         open.sockets.drain(..).filter_map(|socket| socket.upgrade()).for_each(|socket| end(&socket));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
