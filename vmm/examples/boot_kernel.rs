@@ -1,4 +1,4 @@
-//! Boots a kernel with nothing but a serial console, and says how the guest ended and what it left the guest mode for:
+//! Boots a kernel with only a serial console, then prints how the guest ended and which exits its vCPUs took:
 //!
 //! ```text
 //! boot_kernel KERNEL INITRAMFS [MEMORY [VCPUS [PARTITIONS [PARAMETERS]]]]
@@ -76,7 +76,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     let (sender, ended) = mpsc::channel();
     let notice = ExitNotice::new(machine.gate(), move |reason| {
-        // Nobody listens any more when `run` has failed.
+        // After a failure of `run` the receiver is gone.
         let _ = sender.send(reason);
     });
     let interrupt = EventFd::new(EFD_NONBLOCK)?;

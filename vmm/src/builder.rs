@@ -108,7 +108,7 @@ impl VmBuilder {
         self
     }
 
-    /// Sets what lies under guest memory on the host.
+    /// Sets the backing of guest memory on the host.
     #[must_use]
     pub fn backing(mut self, backing: Backing) -> Self {
         self.config.backing = backing;
@@ -129,7 +129,7 @@ impl VmBuilder {
         self
     }
 
-    /// Sets what an instance that names no limit may have of base memory.
+    /// Sets the base limit of an instance that names none itself.
     #[must_use]
     pub fn base_limit(mut self, limit: ByteSize) -> Self {
         self.config.base_limit = Some(limit);
@@ -181,8 +181,8 @@ impl VmBuilder {
     /// Makes the VM and starts it.
     ///
     /// # Errors
-    /// Something in the configuration is invalid or missing, or the host refused it: the error names it, and nothing of the
-    /// VM is left.
+    /// The configuration is invalid, a file is missing, or the host refused a step: the error names it. Nothing of the VM
+    /// remains.
     pub fn boot(self) -> Result<Vm, BuildError> {
         let started = Instant::now();
         let config = self.config;
@@ -214,13 +214,13 @@ impl VmBuilder {
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;
-        // First of all, so that the agent can be called however many devices follow.
+        // First, so that the agent has a place on the bus however many devices follow.
         let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
         let vsock = Vsock::new(config.vsock.cid, &uds_path)?;
         let ready = ReadyListener::bind(&uds_path)?;
         bus.add("vsock", vsock, event_loop.handle())?;
         bus.add("entropy source", Rng::new(), event_loop.handle())?;
-        // Images before drives, so that what depends on the order of discovery finds them in order.
+        // Images before drives: a guest that depends on the order of discovery finds them in this order.
         let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
@@ -273,7 +273,7 @@ impl VmBuilder {
     }
 }
 
-/// What a request of the guest's for power means for the VM.
+/// The end of the VM that a power request of the guest leads to.
 fn power(notice: ExitNotice) -> impl Fn(PowerRequest) + Clone + Send + Sync {
     move |request| {
         notice.report(match request {
@@ -301,7 +301,7 @@ fn add_serial(buses: &Buses, machine: &Machine, output: &SerialOutput) -> Result
     Ok(Some(console))
 }
 
-/// The vsock device's socket: the caller's, or one in a directory of our own that goes with the VM.
+/// The vsock device's socket: the caller's, or one in a private directory that is removed with the VM.
 fn socket_path(wanted: Option<&Path>) -> Result<(PathBuf, Option<TempDir>), BuildError> {
     if let Some(path) = wanted {
         return Ok((path.to_owned(), None));

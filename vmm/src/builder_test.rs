@@ -12,7 +12,7 @@ fn a_bad_configuration_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_private_socket_lies_in_a_directory_that_goes() {
+fn a_private_socket_lies_in_a_directory_that_is_removed() {
     let (path, directory) = socket_path(None).unwrap();
     let parent = path.parent().unwrap().to_owned();
     assert!(parent.is_dir());
@@ -22,7 +22,7 @@ fn a_private_socket_lies_in_a_directory_that_goes() {
 }
 
 #[test]
-fn the_serial_file_is_named_when_it_can_not_be_written() {
+fn an_error_names_the_serial_file_that_cannot_be_written() {
     let error = BuildError::SerialFile { path: "/nowhere/log".into(), source: io::ErrorKind::NotFound.into() };
     assert!(error.to_string().contains("/nowhere/log"), "{error}");
 }

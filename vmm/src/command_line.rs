@@ -7,14 +7,14 @@ pub struct CommandLine {
     init_arguments: Vec<String>,
 }
 
-/// Why something cannot be on a command line.
+/// Why a text cannot be on a command line.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CommandLineError {
     /// Not a parameter's name.
-    #[error("`{}` is no parameter name: expected printable ASCII without blanks, quotes or `=`", .0.escape_debug())]
+    #[error("`{}` is not a parameter name: expected printable ASCII without blanks, quotes or `=`", .0.escape_debug())]
     Name(String),
     /// Not a parameter's value.
-    #[error("`{}` is no value for kernel parameter `{name}`: expected printable ASCII without quotes", value.escape_debug())]
+    #[error("`{}` is not a value for the kernel parameter `{name}`: expected printable ASCII without quotes", value.escape_debug())]
     Value {
         /// The parameter.
         name: String,
@@ -22,14 +22,14 @@ pub enum CommandLineError {
         value: String,
     },
     /// Not text for a command line.
-    #[error("`{}` can't be on a kernel command line: expected printable ASCII with quotes in pairs", .0.escape_debug())]
+    #[error("`{}` cannot be on a kernel command line: expected printable ASCII with quotes in pairs", .0.escape_debug())]
     Text(String),
-    /// More than the kernel reads.
-    #[error("the kernel command line has {bytes} bytes, but this kernel reads {max}: `{line}`")]
+    /// Longer than the kernel reads.
+    #[error("the kernel command line has {bytes} bytes, but this kernel reads at most {max}: `{line}`")]
     TooLong {
-        /// How long it is.
+        /// Its length in bytes.
         bytes: usize,
-        /// What the kernel reads.
+        /// Bytes that the kernel reads.
         max: usize,
         /// The line.
         line: String,
@@ -60,7 +60,7 @@ impl CommandLine {
     /// Adds a parameter with a value, quoted where it needs to be.
     ///
     /// # Errors
-    /// `name` is not a parameter name, or `value` not a value.
+    /// `name` is not a parameter name, or `value` cannot be a value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<&mut Self, CommandLineError> {
         if !is_printable(value) || value.contains('"') {
             return Err(CommandLineError::Value { name: name.to_owned(), value: value.to_owned() });
@@ -73,10 +73,10 @@ impl CommandLine {
         Ok(self)
     }
 
-    /// Adds what a person wrote, parameters and, behind ` -- `, arguments for init.
+    /// Adds a user's text: parameters and, after ` -- `, arguments for init.
     ///
     /// # Errors
-    /// It has something in it that no command line can have.
+    /// The text has characters that cannot be on a command line.
     pub fn text(&mut self, text: &str) -> Result<&mut Self, CommandLineError> {
         if !is_printable(text) || !text.matches('"').count().is_multiple_of(2) {
             return Err(CommandLineError::Text(text.to_owned()));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_would_misread_is_refused() {
+    fn parts_that_the_kernel_would_misread_are_refused() {
         let mut line = CommandLine::new();
         for name in ["", "--", "a b", "a=b", "a\"", "ä", "a\n"] {
             assert_eq!(line.flag(name), Err(CommandLineError::Name(name.to_owned())).map(|()| unreachable!()));
@@ -149,7 +149,7 @@ mod tests {
         for text in ["quiet\n", "x=\"open", "\u{7f}"] {
             assert!(matches!(line.text(text), Err(CommandLineError::Text(_))), "{text:?}");
         }
-        assert_eq!(line, CommandLine::new(), "nothing refused was added");
+        assert_eq!(line, CommandLine::new(), "refused parts are not added");
     }
 
     #[test]
@@ -157,6 +157,6 @@ mod tests {
         let mut line = CommandLine::new();
         line.flag("12345").unwrap();
         assert!(line.render(5).is_ok());
-        assert!(line.render(4).unwrap_err().to_string().contains("5 bytes, but this kernel reads 4"));
+        assert!(line.render(4).unwrap_err().to_string().contains("5 bytes, but this kernel reads at most 4"));
     }
 }

@@ -1,7 +1,7 @@
-//! Where the serial console goes: a file that a thread of its own writes, so that a reader who is slow, or does not read at
-//! all, holds up neither the guest nor the end of the VM.
+//! Where the serial console goes: a file with its own writer thread, so that a slow or stalled reader delays neither the
+//! guest nor the end of the VM.
 //!
-//! What the reader does not take in time is kept up to a bound; beyond that it is lost, and a line in the output says how much.
+//! Unread output is kept up to a bound. Output beyond that is lost, and a line in the output says how much.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,11 +15,11 @@ use nix::poll::PollFlags;
 
 use crate::poll::poll;
 
-/// Bytes that wait for the reader at most; as many again may be on their way.
+/// Most bytes that wait for the reader; as many again may be in the current write.
 const MAX_WAITING: usize = 256 << 10;
 /// Bytes that a guest may write to a regular file.
 const MAX_FILE: u64 = 64 << 20;
-/// How long the end of a VM waits for the reader to take what is there.
+/// How long the end of a VM waits for the reader to take the rest.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// The host's end of a console. Dropping it closes it.
@@ -41,16 +41,16 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Bytes that there was no room for after [`State::waiting`].
+    /// Bytes lost for lack of room after [`State::waiting`].
     lost: u64,
-    /// Nothing more is taken.
+    /// Further output is dropped.
     closed: bool,
     /// The thread is done.
     ended: bool,
 }
 
 impl Console {
-    /// Writes what the guest sends to `output` from now on. A regular file takes [`MAX_FILE`] of it.
+    /// Starts to write the guest's output to `output`. A regular file takes [`MAX_FILE`] of it.
     ///
     /// # Errors
     /// The thread could not be made.
@@ -66,15 +66,15 @@ impl Console {
         thread::Builder::new().name("console".into()).stack_size(256 << 10).spawn(move || {
             let ended = EndOnDrop(thread);
             if let Err(error) = ended.0.forward(&mut output) {
-                tracing::warn!(%error, "the serial console can't be written any more");
+                tracing::warn!(%error, "cannot write the serial console any more");
             }
             drop(output);
         })?;
         Ok((Self { shared: shared.clone() }, ConsoleInput { shared }))
     }
 
-    /// Takes nothing more, and waits a moment for the reader to take what is there. A reader who does not leaves the thread
-    /// behind, which ends with his next word or with the process.
+    /// Drops further output, and waits a moment for the reader to take the rest. If the reader does not, the thread stays
+    /// behind until the next read or the end of the process.
     pub(crate) fn close(&self) {
         let mut state = self.shared.state();
         if mem::replace(&mut state.closed, true) {
@@ -83,7 +83,7 @@ impl Console {
         self.shared.changed.notify_all();
         let waited = self.shared.changed.wait_timeout_while(state, FLUSH_LIMIT, |state| !state.ended);
         if !waited.unwrap_or_else(PoisonError::into_inner).0.ended {
-            tracing::warn!("nobody reads the serial console: its end is lost");
+            tracing::warn!("the serial console has no reader: its last output is lost");
         }
     }
 }
@@ -115,7 +115,7 @@ impl Shared {
         if state.closed || state.ended {
             return;
         }
-        // Once something is lost, nothing that follows takes its place.
+        // After a loss, later output must not take the place of the lost bytes.
         let room = if state.lost == 0 { MAX_WAITING - state.waiting.len() } else { 0 };
         let (kept, lost) = bytes.split_at(room.min(bytes.len()));
         if state.waiting.is_empty() {
@@ -125,7 +125,7 @@ impl Shared {
         state.lost += lost.len() as u64;
     }
 
-    /// Writes what comes until it is closed or the output fails.
+    /// Writes until the console is closed or the output fails.
     fn forward(&self, output: &mut Output) -> io::Result<()> {
         let mut batch = Vec::new();
         while self.take(&mut batch) {
@@ -134,7 +134,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits for something to write; `false` when nothing more comes.
+    /// Waits for output; `false` once no more will come.
     fn take(&self, batch: &mut Vec<u8>) -> bool {
         batch.clear();
         let waited = self.changed.wait_while(self.state(), |state| state.waiting.is_empty() && !state.closed);
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// Wakes all that wait for a thread when it ends, however it does.
+/// Wakes all waiters when the thread ends, even by a panic.
 struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
@@ -162,10 +162,10 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// A file that takes no more than its share.
+/// A file with a limit.
 struct Output {
     file: File,
-    /// Bytes that it may still take, where there is a limit.
+    /// Bytes left of the limit, if there is one.
     left: Option<u64>,
 }
 
@@ -177,13 +177,13 @@ impl Output {
         self.left = Some(left - fits as u64);
         if fits < bytes.len() && left > 0 {
             self.left = Some(0);
-            write_all(&self.file, b"\n[the console's file is full: what follows is lost]\n")?;
+            write_all(&self.file, b"\n[the console's file is full: later output is lost]\n")?;
         }
         Ok(())
     }
 }
 
-/// Writes all of `bytes`, also to a descriptor that is non-blocking.
+/// Writes all of `bytes`, even to a non-blocking descriptor.
 fn write_all(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {

@@ -19,7 +19,7 @@ fn text(mut reader: PipeReader) -> String {
 }
 
 #[test]
-fn everything_is_there_when_it_is_closed() {
+fn closing_waits_until_all_output_is_written() {
     let (console, mut input, reader) = piped();
     for line in 0..100 {
         writeln!(input, "line {line}").unwrap();
@@ -30,7 +30,7 @@ fn everything_is_there_when_it_is_closed() {
 }
 
 #[test]
-fn a_reader_who_does_not_read_delays_nobody() {
+fn a_stalled_reader_delays_neither_guest_nor_end() {
     let (console, mut input, reader) = piped();
     let line = [b'x'; 1024];
     let start = Instant::now();
@@ -42,7 +42,7 @@ fn a_reader_who_does_not_read_delays_nobody() {
     console.close();
     drop(console);
     assert!(start.elapsed() < 20 * FLUSH_LIMIT, "{:?}", start.elapsed());
-    // The thread that was left behind goes on when somebody reads.
+    // The thread that stayed behind goes on as soon as the pipe is read.
     let text = text(reader);
     let notes = text.split('[').skip(1);
     let lost: usize = notes.map(|note| note.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
@@ -51,7 +51,7 @@ fn a_reader_who_does_not_read_delays_nobody() {
 }
 
 #[test]
-fn what_follows_a_loss_comes_after_its_line() {
+fn output_after_a_loss_comes_after_the_line_about_it() {
     let (console, mut input, mut reader) = piped();
     input.write_all(&vec![b'x'; 4 * MAX_WAITING]).unwrap();
     let mut first = vec![0; MAX_WAITING];
@@ -68,7 +68,7 @@ fn what_follows_a_loss_comes_after_its_line() {
 }
 
 #[test]
-fn a_reader_who_went_away_is_no_reason_to_wait() {
+fn closing_does_not_wait_for_a_reader_that_is_gone() {
     let (console, mut input, reader) = piped();
     drop(reader);
     input.write_all(b"to nobody").unwrap();
@@ -78,7 +78,7 @@ fn a_reader_who_went_away_is_no_reason_to_wait() {
 }
 
 #[test]
-fn a_file_takes_its_share_and_says_that_it_is_full() {
+fn a_full_file_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("console");
     let (console, mut input) = Console::with_limit(File::create(&path).unwrap(), Some(1000)).unwrap();

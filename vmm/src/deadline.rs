@@ -1,4 +1,4 @@
-//! Calls with a limit: how much of it is left, and waiting no longer than that.
+//! Calls with a time limit: how much of it remains, and waits within it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ use nix::poll::PollFlags;
 use crate::end::{EndSignal, VmEnd};
 use crate::poll::poll;
 
-/// When a call has to be over.
+/// The moment by which a call must end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     start: Instant,
@@ -18,17 +18,17 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// After `limit`, from now on.
+    /// A deadline `limit` from now.
     pub(crate) fn after(limit: Duration) -> Self {
         Self { start: Instant::now(), limit }
     }
 
-    /// What the whole call may take.
+    /// The limit of the whole call.
     pub(crate) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// What it may still take.
+    /// The time that remains.
     pub(crate) fn left(&self) -> Duration {
         self.limit.saturating_sub(self.start.elapsed())
     }
@@ -63,7 +63,7 @@ pub(crate) fn await_readable(file: &impl AsFd, deadline: Deadline, end: &EndSign
     }
 }
 
-/// Threads take turns, and wait for theirs no longer than they may.
+/// Threads take turns; each waits for its turn only up to a limit.
 #[derive(Default)]
 pub(crate) struct Turns {
     taken: Mutex<bool>,
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_may_be_as_long_as_there_is() {
+    fn the_longest_limit_is_valid() {
         assert!(Deadline::after(Duration::MAX).left() > Duration::from_secs(1 << 40));
         assert_eq!(Deadline::after(Duration::ZERO).left(), Duration::ZERO);
     }

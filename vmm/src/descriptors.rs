@@ -1,4 +1,4 @@
-//! File descriptors that a VM takes, counted before it takes the first: a VM that runs out of them halfway is of no use.
+//! File descriptors of a VM, counted before the first is opened: a VM that runs out of them halfway is useless.
 
 use std::{fs, io};
 
@@ -7,36 +7,36 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::config::{ImageConfig, Shape, Transport, VmConfig};
 use crate::kind::ErrorKind;
 
-/// Of every VM: KVM's, the loop of its devices, entropy and vsock, the agent's connection, the console, and some for clients
-/// of vsock and for files that are read when it boots.
+/// For every VM: KVM's, the device loop, entropy and vsock, the agent's connection, the console, and some for vsock clients
+/// and for files that are read at boot.
 const FIXED: usize = 64;
-/// Of every vCPU.
+/// For every vCPU.
 const PER_VCPU: usize = 1;
-/// Of every function on the bus: two interrupt vectors and a queue.
+/// For every PCI function: two interrupt vectors and a queue.
 const PER_FUNCTION: usize = 3;
-/// Of a function with a thread of its own.
+/// For a function with a thread of its own.
 const PER_LOOP: usize = 2;
-/// Of a partition, beside its function's: what resumes it.
+/// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;
-/// That should be left when something is attached to a VM that runs.
+/// Descriptors to keep free when a disk or partition is attached to a running VM.
 const SPARE: usize = 16;
 
-/// The process can't have as many files open as would be needed.
+/// The process may not open as many files as needed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "{needed} more file descriptors are needed: {open} of the {limit} that the process may have are open (RLIMIT_NOFILE)"
 )]
 pub struct TooFewDescriptors {
-    /// What is asked for.
+    /// Descriptors to open.
     pub needed: usize,
-    /// What is open.
+    /// Descriptors that are open.
     pub open: usize,
-    /// What may be open.
+    /// Descriptors that the process may have.
     pub limit: usize,
 }
 
 impl TooFewDescriptors {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Host
@@ -53,7 +53,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
         + of_partition() * config.partitions.len()
 }
 
-/// Descriptors of an image in that shape.
+/// Descriptors of an image in `shape`.
 pub(crate) fn of_image(image: &ImageConfig, shape: Shape) -> usize {
     let layers = image.layers.len();
     let (disks, files) = match shape {
@@ -85,7 +85,7 @@ fn of_disk(transport: Transport) -> usize {
 pub(crate) fn check(needed: usize) -> Result<(), TooFewDescriptors> {
     match usage() {
         Ok((open, limit)) => room(needed, open, limit),
-        // Where the system does not say, the call that needs one too many will fail.
+        // If the system does not tell, the call that needs one too many fails.
         Err(error) => {
             tracing::debug!(%error, "cannot count the descriptors of the process");
             Ok(())
@@ -93,7 +93,7 @@ pub(crate) fn check(needed: usize) -> Result<(), TooFewDescriptors> {
     }
 }
 
-/// [`check`] for something that comes to a VM that runs.
+/// [`check`] for an attachment to a running VM.
 pub(crate) fn check_attach(needed: usize) -> Result<(), TooFewDescriptors> {
     check(needed + SPARE)
 }
@@ -102,7 +102,7 @@ fn room(needed: usize, open: usize, limit: usize) -> Result<(), TooFewDescriptor
     if needed <= limit.saturating_sub(open) { Ok(()) } else { Err(TooFewDescriptors { needed, open, limit }) }
 }
 
-/// How many descriptors the process has open, and how many it may have.
+/// The number of descriptors that the process has open, and the most it may have.
 fn usage() -> io::Result<(usize, usize)> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     // One of them is what reads the directory.
@@ -118,7 +118,7 @@ mod tests {
     use crate::config::DriveConfig;
 
     #[test]
-    fn what_does_not_fit_is_refused_with_all_figures() {
+    fn a_refusal_gives_all_figures() {
         assert_eq!(room(10, 90, 100), Ok(()));
         let error = room(11, 90, 100).unwrap_err();
         assert_eq!(error, TooFewDescriptors { needed: 11, open: 90, limit: 100 });
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_knows_what_it_has() {
+    fn the_descriptors_of_this_process_are_counted() {
         let (before, limit) = usage().unwrap();
         assert!(before >= 3 && before < limit, "{before} of {limit}");
         assert!(check(0).is_ok());

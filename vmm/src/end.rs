@@ -1,4 +1,4 @@
-//! How a VM ends, as all waiters learn it, and whether it is paused until then.
+//! The end of a VM, on which all waiters wait, and whether the VM is paused before it.
 
 use std::error::Error;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::kvm::ExitReason;
 pub enum VmEnd {
     /// The guest switched itself off.
     PoweredOff,
-    /// The guest asked for a reset, which is also how a panic of its kernel ends.
+    /// The guest asked for a reset; a panic of its kernel ends so too.
     Reset,
     /// The host stopped it.
     Stopped,
@@ -26,7 +26,7 @@ pub enum VmEnd {
     Failed(Arc<dyn Error + Send + Sync>),
 }
 
-/// The guest's CPU gave up.
+/// A triple fault of the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("a vCPU met a triple fault")]
 pub struct TripleFault;
@@ -63,11 +63,11 @@ impl From<ExitReason> for VmEnd {
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// The one place where the end of a VM is noted. The first end stands.
+/// The single record of the end of a VM. The first end stands.
 pub(crate) struct EndSignal {
     state: Mutex<State>,
     changed: Condvar,
-    /// Readable for good once the VM has ended.
+    /// Readable from the end of the VM on.
     event: EventFd,
     paused: AtomicBool,
 }
@@ -84,7 +84,7 @@ impl EndSignal {
         Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event, paused: AtomicBool::new(false) }))
     }
 
-    /// Notes the end and runs the hooks on this thread.
+    /// Records the end and runs the hooks on this thread.
     pub(crate) fn report(&self, end: VmEnd) {
         let hooks = {
             let mut state = self.state.lock();
@@ -102,17 +102,17 @@ impl EndSignal {
         hooks.into_iter().for_each(|hook| hook());
     }
 
-    /// Notes whether the VM is paused.
+    /// Records whether the VM is paused.
     pub(crate) fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::SeqCst);
     }
 
-    /// Whether the VM is paused, or about to be: then nothing may be asked of the guest.
+    /// Whether the VM is paused or pausing: then no call to the guest may begin.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// The end, once there was one.
+    /// The end, if the VM has ended.
     pub(crate) fn ended(&self) -> Option<VmEnd> {
         self.state.lock().end.clone()
     }
@@ -133,7 +133,7 @@ impl EndSignal {
         state.end.clone()
     }
 
-    /// Runs `hook` at the end, or now if that was before. A hook must not block.
+    /// Runs `hook` at the end, or now if the VM has ended. A hook must not block.
     pub(crate) fn on_end(&self, hook: impl FnOnce() + Send + 'static) {
         let mut state = self.state.lock();
         if state.end.is_none() {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_end_stands_and_everybody_hears_of_it() {
+    fn the_first_end_stands_and_reaches_every_waiter() {
         let signal = EndSignal::new().unwrap();
         assert!(signal.wait(Some(Duration::ZERO)).is_none());
         let heard = Arc::new(AtomicU32::new(0));

@@ -18,14 +18,14 @@ use crate::kvm::{HostError, MachineError, VcpuPoolError};
 use crate::resources::error::{HotplugError, PartitionError};
 use crate::virtio_bus::DeviceError;
 
-/// Why a VM could not be made. Nothing of it is left.
+/// Why a VM could not be made. Nothing of it remains.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The process may not open enough files for it.
-    #[error("the VM can't have what it needs")]
+    #[error("cannot open enough files for the VM")]
     Descriptors(#[from] TooFewDescriptors),
     /// This host cannot run VMs.
     #[error(transparent)]
@@ -71,23 +71,23 @@ pub enum BuildError {
     SerialFile {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The system refused something else.
+    /// The system refused another step.
     #[error("cannot make the VM's {what}")]
     System {
-        /// What was being made.
+        /// The part that was being made.
         what: &'static str,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl BuildError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

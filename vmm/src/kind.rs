@@ -1,16 +1,16 @@
-//! What sort of error it is, for callers that branch: a server that answers with a status code, a program that tries again.
+//! Kinds of errors, for callers that branch: a server that answers with a status code, a program that tries again.
 
 use std::io;
 
 use serde::Serialize;
 
-/// The sort of an error. Every error of the library has one, beside its text.
+/// The kind of an error. Every error of the library has one, beside its text.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The caller asked for something that no VM like this can do: a value, a file, or several together.
+    /// The request cannot succeed on any VM like this: a value, a file or a combination of them is invalid.
     Invalid,
-    /// The caller named something that the VM does not have.
+    /// The VM does not have what the caller named.
     NotFound,
     /// The request and the state of the VM exclude each other: the same request may be right at another time.
     Conflict,
@@ -23,7 +23,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The sort of an error with a file that the caller named.
+    /// The kind of an error with a file that the caller named.
     pub(crate) fn of_file(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound

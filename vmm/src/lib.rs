@@ -1,10 +1,10 @@
 //! The embeddable Bellows microVM monitor.
 //!
-//! What happens between "run this image" and "memory is back": a [`VmBuilder`] makes and starts a [`Vm`];
-//! [`Vm::wait_ready`] waits for the guest's agent; [`Vm::mount_image`] mounts layers; [`Vm::plug`] gives a partition
-//! memory; [`Vm::start_instance`] runs a function in it; [`Instance::remove`] takes it apart; [`Vm::unplug`] and
-//! [`Vm::await_discard`] give the memory back to the host. [`Vm::pause`] and [`Vm::resume`] stop a VM for a while. There is no
-//! global state: any number of VMs may run in a process. Every error has a text for people and an [`ErrorKind`] for programs.
+//! From "run this image" to "memory is back": a [`VmBuilder`] makes and starts a [`Vm`]; [`Vm::wait_ready`] waits for the
+//! guest's agent; [`Vm::mount_image`] mounts layers; [`Vm::plug`] gives a partition memory; [`Vm::start_instance`] runs a
+//! function in it; [`Instance::remove`] removes it; [`Vm::unplug`] and [`Vm::await_discard`] give the memory back to the
+//! host. [`Vm::pause`] and [`Vm::resume`] stop a VM for a while. There is no global state: any number of VMs may run in a
+//! process. Every error has a text for people and an [`ErrorKind`] for programs.
 
 mod arch;
 mod builder;

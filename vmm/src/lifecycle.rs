@@ -13,7 +13,7 @@ use crate::kind::ErrorKind;
 use crate::kvm::{Gate, VcpuPool};
 use crate::virtio_bus::VirtioBus;
 
-/// Where a VM stands.
+/// The state of a VM.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lifecycle {
@@ -23,7 +23,7 @@ pub enum Lifecycle {
     Running,
     /// Neither vCPUs nor devices do anything until [`Vm::resume`](crate::Vm::resume).
     Paused,
-    /// It is over.
+    /// It has ended.
     Ended,
 }
 
@@ -42,14 +42,14 @@ pub enum LifecycleError {
 }
 
 impl LifecycleError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Conflict
     }
 }
 
-/// Where the VM stands at this moment.
+/// The state at this moment.
 pub(crate) fn state(session: &Session) -> Lifecycle {
     let end = session.end();
     match (end.ended(), end.is_paused(), session.is_met()) {
@@ -60,7 +60,7 @@ pub(crate) fn state(session: &Session) -> Lifecycle {
     }
 }
 
-/// What pauses and goes on, one call at a time.
+/// The parts that pause and resume, one call at a time.
 pub(crate) struct Pausing<'a> {
     pub(crate) session: &'a Session,
     pub(crate) vcpus: &'a VcpuPool,
@@ -70,8 +70,8 @@ pub(crate) struct Pausing<'a> {
 }
 
 impl Pausing<'_> {
-    /// Pauses the VM: first nothing more is asked of the guest, then the vCPUs stop, then the devices, which complete what they
-    /// have begun, and last memory that was unplugged has gone back to the host.
+    /// Pauses the VM: first no further call to the guest begins, then the vCPUs stop, then the devices, which complete requests
+    /// in flight; last it waits until unplugged memory has gone back to the host.
     pub(crate) fn pause(self) -> Result<(), LifecycleError> {
         let end = self.session.end();
         running(end)?;
@@ -81,7 +81,7 @@ impl Pausing<'_> {
         end.set_paused(true);
         if !self.vcpus.pause() {
             end.set_paused(false);
-            // Whatever stops the gate says why.
+            // The end is known: whatever stops the gate sets it first.
             return Err(LifecycleError::Ended(self.session.wait()));
         }
         self.bus.suspend();
@@ -108,7 +108,7 @@ impl Pausing<'_> {
     }
 }
 
-/// Has the guest switch itself off, or stops it.
+/// Has the guest shut down, or stops it.
 pub(crate) fn shutdown(session: &Session, vcpus: &VcpuPool, console: Option<&Console>, timeout: Duration) -> VmEnd {
     session.shutdown(timeout);
     stop(session, vcpus, console)
@@ -123,7 +123,7 @@ pub(crate) fn stop(session: &Session, vcpus: &VcpuPool, console: Option<&Console
     end.ended().unwrap_or(VmEnd::Stopped)
 }
 
-/// Stops a VM without keeping it: once the VM is dropped there is nothing left to stop.
+/// Stops a VM without keeping it alive: once the VM is dropped, nothing is left to stop.
 #[derive(Clone)]
 pub struct VmStopper {
     end: Arc<EndSignal>,
@@ -135,7 +135,7 @@ impl VmStopper {
         Self { end, gate }
     }
 
-    /// Stops the VM and does not wait for that. All that waits for the guest ends with an error.
+    /// Stops the VM without waiting for it. All calls that wait for the guest end with an error.
     pub fn stop(&self) {
         self.end.report(VmEnd::Stopped);
         self.gate.stop();
@@ -146,11 +146,11 @@ fn running(end: &EndSignal) -> Result<(), LifecycleError> {
     end.ended().map_or(Ok(()), |end| Err(LifecycleError::Ended(end)))
 }
 
-/// Waits until all that was unplugged by now is freed.
+/// Waits until all memory that was unplugged by now is freed.
 fn drain(discarder: &Discarder) {
     let (done, is_done) = mpsc::channel();
     let queued = discarder.queue().run(move || {
-        // Nothing waits any more where the VM is dropped meanwhile.
+        // Where the VM is dropped meanwhile, no caller waits.
         let _ = done.send(());
     });
     if queued.is_ok() {

@@ -10,7 +10,7 @@ const ALWAYS: &[(&str, &str)] = &[
     ("panic", "-1"),
     // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
     ("swiotlb", "noforce"),
-    // A partition holds only what can leave it again.
+    // A partition holds only movable memory.
     ("memhp_default_state", "online_movable"),
     ("random.trust_cpu", "on"),
 ];
@@ -29,7 +29,7 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", arch::CONSOLE)?,
     };
     if config.partition_mode == PartitionMode::Extension {
-        // Kernels that do not know it say so in their log, and go on.
+        // Kernels that do not know it log that and go on.
         line.set("virtio_mem.private_nodes", "1")?;
     }
     for parameter in &config.extra_command_line {
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_no_command_line_can_have_is_refused() {
+    fn a_parameter_that_cannot_be_on_a_command_line_is_refused() {
         let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
         config.extra_command_line = vec!["x=\"".into()];
         assert!(command_line(&config).is_err());

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 /// signal came first. Without a time-out it waits for as long as it takes.
 ///
 /// # Errors
-/// Those of `poll(2)` but for `EINTR`.
+/// Those of `poll(2)` except `EINTR`.
 pub(crate) fn poll<const N: usize>(
     wanted: [(BorrowedFd<'_>, PollFlags); N],
     timeout: Option<Duration>,

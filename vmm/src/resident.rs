@@ -10,11 +10,11 @@ const PAGE: usize = 4096;
 /// Pages asked about in one system call.
 const PAGES: usize = 64 << 10;
 
-/// Bytes under all that `view` shows: base memory and what is plugged. No snapshot is held for longer than a part takes, so that
-/// no unplug waits for the rest.
+/// Bytes of host memory under everything in `view`: base memory and plugged memory. A snapshot of the view is held for one part
+/// at a time, so that an unplug waits for no more than that.
 ///
 /// # Errors
-/// The kernel can't tell.
+/// The kernel cannot tell.
 pub(crate) fn resident_bytes(view: &GuestView) -> io::Result<u64> {
     let mut states = vec![0_u8; PAGES];
     let (mut at, mut resident) = (0, 0);

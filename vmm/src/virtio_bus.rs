@@ -1,4 +1,4 @@
-//! The bus that virtio devices come to and go from, and what every device on it is given.
+//! The bus of the virtio devices, and the resources that every device on it gets.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub enum DeviceError {
     Transport {
         /// The device.
         device: String,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: TransportError,
     },
@@ -38,7 +38,7 @@ pub enum DeviceError {
     Line {
         /// The device.
         device: &'static str,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -47,19 +47,19 @@ pub enum DeviceError {
     Vectors {
         /// The device.
         device: String,
-        /// What it needs.
+        /// Vectors that it needs.
         needed: usize,
-        /// What the others have.
+        /// Vectors that are taken.
         taken: usize,
-        /// What there is.
+        /// Vectors of the guest.
         limit: usize,
     },
-    /// The bus is full, or has nothing to remove there.
+    /// The bus is full, or has no such device to remove.
     #[error("cannot change the PCI bus for the {device}")]
     Pci {
         /// The device.
         device: String,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: PciError,
     },
@@ -68,23 +68,23 @@ pub enum DeviceError {
     Bus {
         /// The device.
         device: &'static str,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: BusError,
     },
-    /// No thread.
+    /// The system has no thread.
     #[error("cannot start the thread of the {device}")]
     EventLoop {
         /// The device.
         device: String,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl DeviceError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -104,7 +104,7 @@ impl From<Misplaced> for DeviceError {
     }
 }
 
-/// The PCI segment and what its functions need of the machine.
+/// The PCI segment, and the parts of the machine that its functions need.
 pub(crate) struct VirtioBus {
     segment: Arc<PciSegment>,
     msi: Arc<dyn MsiController>,
@@ -117,7 +117,7 @@ pub(crate) struct VirtioBus {
 /// Interrupt vectors of the guest's CPUs.
 struct Vectors {
     limit: usize,
-    /// What each function needs.
+    /// The resources of each function.
     taken: BTreeMap<PciAddress, usize>,
 }
 
@@ -188,7 +188,7 @@ impl VirtioBus {
         let address =
             self.segment.add(function).map_err(|source| DeviceError::Pci { device: name.to_owned(), source })?;
         vectors.taken.insert(address, needed);
-        tracing::debug!(device = name, %address, "a device is on the bus");
+        tracing::debug!(device = name, %address, "added a device to the bus");
         Ok(address)
     }
 
@@ -212,7 +212,7 @@ impl VirtioBus {
 }
 
 impl Vectors {
-    /// What `device` needs, if there is that much.
+    /// Reserves the vectors that `device` needs.
     fn check(&self, name: &str, device: &dyn VirtioDevice) -> Result<usize, DeviceError> {
         // One for each queue, and one for the configuration.
         let needed = device.queue_max_sizes().len() + 1;

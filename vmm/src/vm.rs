@@ -31,12 +31,12 @@ use crate::resources::instances::{Instance, InstanceSpec, Instances};
 use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
-/// A running VM, made by [`VmBuilder`](crate::VmBuilder). All methods may be called from any thread. Dropping it stops it
-/// and removes the sockets that it made.
+/// A running VM, made by [`VmBuilder`](crate::VmBuilder). All methods may be called from any thread. Dropping it stops
+/// the VM and removes its sockets.
 ///
-/// It only says which of its parts does what: no method here decides anything.
+/// A façade: each method only calls the part that does the work.
 pub struct Vm {
-    // Dropped from the top: first what runs, then what it runs on.
+    // Dropped from the top: first the running parts, then the parts they depend on.
     pub(crate) vcpus: VcpuPool,
     pub(crate) console: Option<Console>,
     pub(crate) _buses: Buses,
@@ -50,17 +50,17 @@ pub struct Vm {
     pub(crate) machine: Machine,
     pub(crate) base: BaseMemory,
     pub(crate) session: Session,
-    /// Held through a pause or a resumption.
+    /// Held through a pause or a resume.
     pub(crate) pausing: Mutex<()>,
     pub(crate) _directory: Option<TempDir>,
     pub(crate) config: VmConfig,
 }
 
 impl Vm {
-    /// Waits until the guest's agent can be called. Anything that asks the guest comes after this.
+    /// Waits until the guest's agent can be called. All calls to the guest come after this.
     ///
     /// # Errors
-    /// The agent was not ready in time, the VM ended, or the agent is of another version. It may be tried again.
+    /// The agent was not ready in time, the VM ended, or the agent is of another version. The call may be repeated.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
         self.session.meet(&self.config.partitions, timeout)
     }
@@ -77,12 +77,12 @@ impl Vm {
         self.session.end().wait(Some(timeout))
     }
 
-    /// Pauses the VM: when this returns, neither vCPUs nor devices do anything, guest memory stays as it is, and all that was
-    /// unplugged has been freed. [`Vm::resume`] may be called from another thread.
+    /// Pauses the VM: when this returns, vCPUs and devices have stopped, guest memory stays as it is, and all unplugged
+    /// memory has been freed. [`Vm::resume`] may be called from another thread.
     ///
-    /// Nothing can be asked of the guest meanwhile: such calls, among them all that plug, attach or start something, fail with
-    /// [`NotRunning::Paused`](crate::NotRunning::Paused) or [`AgentError::Paused`](crate::AgentError::Paused). Those that have
-    /// begun wait, and their time runs on. Streams stand still. Stopping works as ever.
+    /// Calls to the guest, among them all that plug, attach or start something, fail meanwhile with
+    /// [`NotRunning::Paused`](crate::NotRunning::Paused) or [`AgentError::Paused`](crate::AgentError::Paused). Calls that have
+    /// begun wait, and their time runs on. Streams stand still. Stopping works as usual.
     ///
     /// The guest's clocks go on: for the guest, all of the pause passes between two instructions.
     ///
@@ -100,31 +100,31 @@ impl Vm {
         self.pausing().resume()
     }
 
-    /// Where the VM stands at this moment.
+    /// The state of the VM at this moment.
     #[must_use]
     pub fn lifecycle(&self) -> Lifecycle {
         lifecycle::state(&self.session)
     }
 
-    /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Says how it ended: any end other than
-    /// [`VmEnd::PoweredOff`] and [`VmEnd::Reset`] means that it was not orderly. A paused VM is stopped at once.
+    /// Asks the guest to switch itself off, and stops it after `timeout` if it has not. Returns how it ended: any end other
+    /// than [`VmEnd::PoweredOff`] or [`VmEnd::Reset`] means it was not orderly. A paused VM is stopped at once.
     pub fn shutdown(&self, timeout: Duration) -> VmEnd {
         lifecycle::shutdown(&self.session, &self.vcpus, self.console.as_ref(), timeout)
     }
 
-    /// Stops the VM at once, without asking the guest. Says how it ended, which may have been before. The reader of the serial
-    /// console has a second to take the rest of it.
+    /// Stops the VM at once, without asking the guest. Returns how it ended, possibly before the call. The reader of the
+    /// serial console has a second to take the rest.
     pub fn stop(&self) -> VmEnd {
         lifecycle::stop(&self.session, &self.vcpus, self.console.as_ref())
     }
 
-    /// Something that stops the VM without keeping it: for a thread that waits for signals, for example.
+    /// A handle that stops the VM without keeping it alive: for a thread that waits for signals, for example.
     #[must_use]
     pub fn stopper(&self) -> VmStopper {
         VmStopper::new(self.session.end().clone(), self.machine.gate())
     }
 
-    /// What the VM was made from.
+    /// The configuration of the VM.
     #[must_use]
     pub fn config(&self) -> &VmConfig {
         &self.config
@@ -144,21 +144,21 @@ impl Vm {
         self.session.statistics()
     }
 
-    /// What made the vCPUs leave the guest so far, by vCPU.
+    /// The exits of each vCPU so far.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
         self.vcpus.counts()
     }
 
-    /// How the guest's clock stood when its kernel and its agent were done; `None` before [`Vm::wait_ready`].
+    /// The guest's clock when its kernel and its agent had started; `None` before [`Vm::wait_ready`].
     #[must_use]
     pub fn boot_times(&self) -> Option<BootTimes> {
         self.session.boot_times()
     }
 
-    /// Bytes of host memory under guest memory: base memory and what is plugged. What the guest's kernel keeps about images
-    /// over virtio-pmem lies in base memory and is counted; their files are the host's page cache, and are not. Asks the
-    /// kernel page by page, for about 20 ms where 8 GiB are there in small pages; an unplug may wait that long.
+    /// Bytes of host memory under guest memory: base memory and plugged memory. The guest kernel's page structures for
+    /// images over virtio-pmem lie in base memory and count; the files of the images are the host's page cache and do not.
+    /// The call asks the host's kernel page by page, about 20 ms for 8 GiB in small pages; an unplug may wait that long.
     ///
     /// # Errors
     /// The host's kernel refused.
@@ -169,7 +169,7 @@ impl Vm {
     /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.
     ///
     /// # Errors
-    /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is there all the same.
+    /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is still on the bus.
     pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
         self.disks.attach_drive(&self.session, &self.bus, drive, timeout)
     }
@@ -188,9 +188,9 @@ impl Vm {
         self.disks.infos()
     }
 
-    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
-    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number of
-    /// layers.
+    /// Makes an image of the configuration ready for instances. It is flat if the guest's kernel can mount that, unless the
+    /// configuration says otherwise. `timeout` is for its disks; mounting has a limit of its own, which grows with the number
+    /// of layers.
     ///
     /// # Errors
     /// See [`ImageError`].
@@ -201,16 +201,16 @@ impl Vm {
     /// Adds an image while the VM runs, and makes it ready for instances.
     ///
     /// # Errors
-    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that the
-    /// agent did not mount ([`ImageError::Agent`]) is there all the same: it can be mounted again, or detached.
+    /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that
+    /// the agent did not mount ([`ImageError::Agent`]) stays in the VM: mount it again, or detach it.
     pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
         self.images.attach(&self.session, &self.bus, &self.disks, config, timeout)
     }
 
-    /// Takes an image that no instance runs out of the VM, and with it the disks that no other image has.
+    /// Takes an image that no instance uses out of the VM, with the disks that belong to no other image.
     ///
     /// # Errors
-    /// See [`ImageError`]; disks that could not be detached are there without the image.
+    /// See [`ImageError`]; disks that could not be detached stay without the image.
     pub fn detach_image(&self, id: &ImageId, timeout: Duration) -> Result<(), ImageError> {
         self.images.detach(&self.session, &self.bus, &self.disks, id, timeout)
     }
@@ -221,8 +221,8 @@ impl Vm {
         self.images.infos()
     }
 
-    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; of memory
-    /// (virtio-pmem), the pages that it has touched and neighbours of them that were in the page cache. Needs
+    /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; over
+    /// virtio-pmem, the pages that it has touched and those neighbours of them that were in the page cache. Needs
     /// [`VmConfig::record_reads`].
     ///
     /// # Errors
@@ -231,43 +231,45 @@ impl Vm {
         self.images.profile(&self.disks, id)
     }
 
-    /// Plugs partition `id` until it has `size`, no less than it has, and waits until an instance can use it. Where memory that
-    /// was unplugged before is still being discarded, the plug waits for that.
+    /// Grows partition `id` to `size`, at least its current size, and waits until an instance can use it. If memory that was
+    /// unplugged before is still being discarded, the plug waits for that.
     ///
     /// # Errors
     /// It was not admitted, the guest did not take all of it in time, the agent found it in the wrong node or zone, or another
-    /// call wants another size of the partition meanwhile. What was added is asked back.
+    /// call set another target meanwhile. The guest is asked to give the added memory back.
     pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
         self.partitions.plug(&self.session, id, size, timeout)
     }
 
     /// Has the guest give back all of partition `id`. It does not wait until the host has freed the memory
-    /// ([`Vm::await_discard`]). What the guest keeps after `timeout` is in the report, and stays asked for.
+    /// ([`Vm::await_discard`]). The report gives the memory that the guest still keeps after `timeout`; the target
+    /// stays.
     ///
     /// # Errors
-    /// The partition is out of use, the host could not do its part, or another call wants another size of it meanwhile.
+    /// The partition is out of use, the host could not do its part, or another call set another target meanwhile.
     pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.partitions.shrink(&self.session, id, ByteSize::bytes(0), timeout)
     }
 
-    /// Has the guest give back what partition `id` has beyond `size`, block by block, for partitions that several instances
-    /// share. Otherwise like [`Vm::unplug`]; what is left is at most `size` unless the time ran out.
+    /// Has the guest give back the memory of partition `id` beyond `size`, block by block, for partitions that several
+    /// instances share. Otherwise like [`Vm::unplug`]; the rest is at most `size` unless the time ran out.
     ///
     /// # Errors
-    /// As for [`Vm::unplug`], or the partition cannot have that size, or should have less already.
+    /// As for [`Vm::unplug`], or `size` is invalid, or above the current target.
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.partitions.shrink(&self.session, id, size, timeout)
     }
 
-    /// Waits until all that was unplugged of partition `id` has gone back to the host. Figures are of the last unplug.
+    /// Waits until all memory unplugged from partition `id` has gone back to the host. The figures are those of the
+    /// last unplug.
     ///
     /// # Errors
-    /// It has not after `timeout`.
+    /// It has not gone back within `timeout`.
     pub fn await_discard(&self, id: PartitionId, timeout: Duration) -> Result<DiscardReport, PartitionError> {
         self.partitions.await_discard(id, timeout)
     }
 
-    /// What partition `id` is used for in the guest, and by which processes.
+    /// The guest's use of partition `id`, with the processes that hold its memory.
     ///
     /// # Errors
     /// The agent failed: for example because nothing is plugged, so that the guest has no such node.
@@ -281,12 +283,12 @@ impl Vm {
         self.partitions.infos()
     }
 
-    /// Removes the device of partition `id`. The guest's driver could not refuse, so the host does while anything is
+    /// Removes the device of partition `id`. The guest's driver cannot refuse, so the host refuses while memory is
     /// plugged or not yet discarded.
     ///
     /// # Errors
-    /// The partition is in use, and goes on as before; or the guest did not let go in time: then it cannot be plugged any
-    /// more, and this can be called again.
+    /// The partition is in use, and stays as it is; or the guest did not let go in time: then it can no longer be
+    /// plugged, and this can be called again.
     pub fn detach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
         self.partitions.detach(&self.session, &self.bus, id, timeout)
     }
@@ -294,7 +296,7 @@ impl Vm {
     /// Gives partition `id` a device again after [`Vm::detach_partition`]; returns once a driver has bound.
     ///
     /// # Errors
-    /// It has a device, or the guest's driver did not bind in time: the device stays on the bus then.
+    /// It has a device, or the guest's driver did not bind in time: then the device stays on the bus.
     pub fn attach_partition(&self, id: PartitionId, timeout: Duration) -> Result<(), PartitionError> {
         self.partitions.attach(&self.session, &self.bus, id, timeout)
     }
@@ -302,8 +304,8 @@ impl Vm {
     /// Starts an instance.
     ///
     /// # Errors
-    /// Its specification is invalid, its partition is not plugged, base memory has not as much or not as much left, or the agent
-    /// could not start it.
+    /// Its specification is invalid, its partition is not plugged, base memory is too small or too full, or the agent could not
+    /// start it.
     pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
         self.instances.start(&self.session, &self.partitions, spec)
     }

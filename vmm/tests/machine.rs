@@ -1,4 +1,4 @@
-//! The machine with guests of a few instructions instead of a kernel. They run where KVM is.
+//! The machine with guests of a few instructions instead of a kernel. These tests need KVM.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -27,11 +27,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const BASE: ByteSize = ByteSize::mib(32);
 const ENTRY: u64 = 0x100_0000;
-/// Where guests leave results.
+/// The address of the guests' results.
 const RESULT: u64 = 0x180_0000;
 /// Above base memory, within what the boot page tables map.
 const OUTSIDE: u64 = 0x400_0000;
-/// Far more than any of this takes.
+/// Far longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(60);
 
 /// mov edi, OUTSIDE
@@ -277,7 +277,7 @@ fn a_guest_reads_a_mapped_file_and_its_writes_go_nowhere() {
 }
 
 #[test]
-fn a_mapped_file_that_was_cut_short_ends_the_vm() {
+fn a_truncated_mapped_file_ends_the_vm() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&[0x5a; 8192]).unwrap();
     let (mapping, slot) = mapped_layer(&file);
@@ -287,17 +287,17 @@ fn a_mapped_file_that_was_cut_short_ends_the_vm() {
     vm.machine.slots().set(slot).unwrap();
     file.as_file().set_len(4096).unwrap();
     let ExitReason::Error(error) = vm.run() else { panic!("no error") };
-    assert_eq!(vm.result(), 0x5a5a_5a5a_5a5a_5a5a, "what is there can be read");
+    assert_eq!(vm.result(), 0x5a5a_5a5a_5a5a_5a5a, "the pages before the cut can be read");
     let error = error.downcast::<VcpuError>().unwrap();
     let VcpuError::HostMemory { guest_address, .. } = *error else { panic!("{error}") };
-    // Most hosts don't say where.
+    // Most hosts do not report the address.
     assert!(guest_address.is_none_or(|address| address == OUTSIDE + 4096), "{error}");
     println!("{error}");
     drop(mapping);
 }
 
 #[test]
-fn an_instruction_that_can_not_be_emulated_ends_the_vm_and_says_where() {
+fn an_instruction_that_cannot_be_emulated_ends_the_vm_and_is_located() {
     // jmp rdi: there are no instructions to fetch.
     let ExitReason::Error(error) = Vm::new(&[EDI_OUTSIDE, &[0xff, 0xe7]]).run() else { panic!("no error") };
     assert!(error.to_string().contains("RIP 0x4000000"), "{error}");
@@ -384,7 +384,7 @@ fn a_slot_is_replaced_without_a_gap() {
     progress();
     let counts = vm.counts();
     assert_eq!((counts.unclaimed_reads, counts.unclaimed_writes), (0, 0));
-    // What is deleted is gone at once, and the other half is still there.
+    // The deleted half is gone at once, and the other half is still there.
     slots.delete(half).unwrap();
     let last = memory.get_atomic_ref::<AtomicU64>(0).unwrap().load(Ordering::SeqCst);
     while vm.counts().unclaimed_writes < 10 {
@@ -406,6 +406,6 @@ fn a_guest_in_a_loop_stops_at_once_and_two_vms_run_side_by_side() {
             drop(vm.machine.gate().close());
         }
         vm.pool.stop();
-        assert!(vm.ended.try_recv().is_err(), "stopping is no end that the guest chose");
+        assert!(vm.ended.try_recv().is_err(), "a stop does not count as an end of the guest's own");
     }
 }

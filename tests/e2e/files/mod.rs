@@ -55,7 +55,7 @@ pub fn compare_every_way(thorough: &[(Transport, Shape)]) {
     compare(&guest, "/t", &expected, &format!("layers in Linux {}", guest.kernel));
     let asked_for = ImageConfig { id: "asked-for".parse().unwrap(), ..imported.config() }.shape(Shape::Flat);
     let error = guest.vm.attach_image(&asked_for, PATIENCE).unwrap_err().to_string();
-    assert!(error.contains("image asked-for can't be flat") && error.contains(&guest.kernel), "{error}");
+    assert!(error.contains("image asked-for cannot be flat") && error.contains(&guest.kernel), "{error}");
     assert_eq!(guest.vm.disks().len(), 15);
     guest.shutdown();
 }

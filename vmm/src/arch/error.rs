@@ -8,12 +8,12 @@ pub enum StateError {
     /// Only a paused vCPU has a state to save or restore.
     #[error("the vCPUs are not paused")]
     Running,
-    /// The state is that of another VM.
+    /// The VM has another number of vCPUs.
     #[error("the state has {found} vCPUs: expected {expected}")]
     Vcpus {
-        /// How many it has.
+        /// vCPUs in the state.
         found: usize,
-        /// How many the VM has.
+        /// vCPUs of the VM.
         expected: usize,
     },
     /// KVM refused.
@@ -23,7 +23,7 @@ pub enum StateError {
         action: &'static str,
         /// Which part.
         component: &'static str,
-        /// What KVM answered.
+        /// KVM's error.
         #[source]
         source: io::Error,
     },

@@ -6,12 +6,12 @@
 //! |---|---|
 //! | `layout` | the address map: where RAM, device memory, ports and interrupt lines are, and the [`LayoutSpec`] made from it |
 //! | `load` | puts a kernel, its initramfs and the firmware's tables into memory |
-//! | `cpu` | what a vCPU is set up with, what it says when it fails, and its state |
-//! | `vm` | what a VM needs of KVM beside memory: interrupt controllers, timers, their state |
+//! | `cpu` | the setup of a vCPU, its error details, and its state |
+//! | `vm` | the rest of a VM in KVM, beside memory: interrupt controllers, timers, their state |
 //! | `interrupts` | routes of interrupt lines and messages |
 //! | `legacy` | devices at fixed addresses: power, serial port |
-//! | `PARAMETERS`, `FLAGS`, `CONSOLE` | kernel parameters, with a value and without, and the name of the serial port |
-//! | `PROGRAM_COUNTER` | what the architecture calls it |
+//! | `PARAMETERS`, `FLAGS`, `CONSOLE` | kernel parameters with and without a value, and the name of the serial port |
+//! | `PROGRAM_COUNTER` | the architecture's name for it |
 //!
 //! [`LayoutSpec`]: bellows_memory::LayoutSpec
 

@@ -32,7 +32,7 @@ fn a_sane_configuration_passes_and_survives_json() {
 }
 
 #[test]
-fn what_is_left_out_has_a_default() {
+fn omitted_fields_have_defaults() {
     let config: VmConfig = serde_json::from_str(r#"{"kernel": "k", "memory": 536870912}"#).unwrap();
     assert_eq!(config, VmConfig::new("k", ByteSize::mib(512)));
     assert_eq!(config.backing, Backing::Thp);
@@ -67,7 +67,7 @@ fn partition_modes_have_one_name_everywhere() {
 }
 
 #[test]
-fn json_that_is_not_understood_is_named() {
+fn an_error_names_json_that_is_not_understood() {
     for (json, named) in [
         (r#"{"kernel": "k", "memory": "1G", "partition_mode": "strict"}"#, "strict"),
         (r#"{"kernel": "k", "memory": "1G", "vcpu": 2}"#, "vcpu"),
@@ -90,7 +90,7 @@ fn json_that_is_not_understood_is_named() {
 }
 
 #[test]
-fn bad_values_are_named_with_their_field() {
+fn an_error_names_a_bad_value_and_its_field() {
     type Change = fn(&mut VmConfig);
     let table: &[(Change, &str, &str)] = &[
         (|c| c.kernel = "".into(), "kernel", "empty"),

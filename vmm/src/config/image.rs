@@ -14,34 +14,34 @@ use crate::kind::ErrorKind;
 
 /// Most layers of a flat image.
 pub const MAX_FLAT_LAYERS: usize = 1024;
-/// What files of a flat image are aligned to: a page.
+/// Alignment of the files of a flat image: a page.
 const PAGE: u64 = 4096;
 
 /// An image: layers that instances see as one file system.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageConfig {
-    /// What instances call it.
+    /// The name by which instances refer to it.
     #[serde(with = "super::text")]
     pub id: ImageId,
     /// Its layers, lowest first.
     pub layers: Vec<LayerConfig>,
-    /// What goes on top of the layers in the shape `layers`, and is no part of `flat`, so that they show what unpacking them gives
+    /// A layer on top of the others in the shape `layers` only, so that the stack shows the same files as unpacking does
     /// ([`bellows_block::Stack::fixup`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixup: Option<LayerConfig>,
     /// Metadata of all layers as one file system, which the shape `flat` needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flat: Option<FlatConfig>,
-    /// How the layers are put together. Left out, it is `flat` where there is metadata for that and the guest's kernel can
-    /// mount it (Linux 6.4), else `layers`.
+    /// How the layers are put together. Without it, the shape is `flat` if there is metadata for it and the guest's kernel
+    /// can mount it (Linux 6.4), else `layers`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
     /// How its disks reach the guest.
     #[serde(default)]
     pub transport: Transport,
-    /// Pages of its files that the host reads ahead, beside all else, when the VM gets the image: what an earlier run read
-    /// ([`crate::Vm::profile`]).
+    /// The read set of an earlier run ([`crate::Vm::profile`]): the host reads these pages ahead, in the background, when
+    /// the VM gets the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<ReadSet>,
 }
@@ -65,7 +65,7 @@ pub enum Transport {
 pub enum Shape {
     /// Each is a disk of its own, and the guest stacks them with overlayfs.
     Layers,
-    /// All are one disk with one file system, in which the host has resolved what layers do to each other.
+    /// All layers are one disk with one file system: the host has already applied each layer to those below it.
     Flat,
 }
 
@@ -75,7 +75,7 @@ pub enum Shape {
 pub struct LayerConfig {
     /// The layer's EROFS file.
     pub path: PathBuf,
-    /// The digest it is known by.
+    /// Its digest.
     pub digest: Digest,
     /// Size of the file; another size is an error.
     pub bytes: u64,
@@ -85,9 +85,9 @@ pub struct LayerConfig {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlatConfig {
-    /// The file with it.
+    /// The file.
     pub path: PathBuf,
-    /// The digest it is known by; the disk's serial number is its start.
+    /// Its digest; the disk's serial number is the start of it.
     pub digest: Digest,
     /// Size of the file; another size is an error.
     pub bytes: u64,
@@ -155,17 +155,17 @@ impl ImageConfig {
         self
     }
 
-    /// The shape to begin with, when it is not yet known what the guest can do.
+    /// The shape to begin with, before the guest's abilities are known.
     pub(crate) fn first_shape(&self) -> Shape {
         self.shape.unwrap_or(if self.flat.is_some() { Shape::Flat } else { Shape::Layers })
     }
 
-    /// What is stacked in the shape `layers`, lowest first.
+    /// The stack of the shape `layers`, lowest first.
     pub(crate) fn stack(&self) -> impl Iterator<Item = &LayerConfig> + Clone {
         self.layers.iter().chain(&self.fixup)
     }
 
-    /// How many disks it is in its first shape.
+    /// The number of disks in its first shape.
     pub(crate) fn disks(&self) -> usize {
         match self.first_shape() {
             Shape::Layers => self.stack().count(),
@@ -173,7 +173,7 @@ impl ImageConfig {
         }
     }
 
-    /// What its disks carry in its first shape. Images share disks that carry the same, over the same transport.
+    /// The content of its disks in its first shape. Images share disks of the same content and transport.
     pub(crate) fn contents(&self) -> impl Iterator<Item = (Digest, Transport)> {
         let flat = self.flat.iter().map(|flat| flat.digest).filter(|_| self.first_shape() == Shape::Flat);
         let layers = self.layers.iter().map(|layer| layer.digest).filter(|_| self.first_shape() == Shape::Layers);
@@ -266,11 +266,11 @@ impl fmt::Display for Shape {
 
 /// A text that does not name a shape.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is no shape: expected `layers` or `flat`")]
+#[error("{0:?} is not a shape: expected `layers` or `flat`")]
 pub struct ParseShapeError(String);
 
 impl ParseShapeError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Invalid
@@ -300,11 +300,11 @@ impl fmt::Display for Transport {
 
 /// A text that does not name a transport.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is no transport: expected `blk` or `pmem`")]
+#[error("{0:?} is not a transport: expected `blk` or `pmem`")]
 pub struct ParseTransportError(String);
 
 impl ParseTransportError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Invalid

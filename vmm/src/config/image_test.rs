@@ -24,7 +24,7 @@ fn stacked(id: ImageId, layers: usize) -> ImageConfig {
 }
 
 #[test]
-fn a_fixup_is_on_top_of_layers_and_no_part_of_a_flat_image() {
+fn a_fixup_is_on_top_of_layers_but_not_in_a_flat_image() {
     let stacked = stacked("x".parse().unwrap(), 127);
     stacked.check("i").unwrap();
     assert_eq!((stacked.disks(), stacked.stack().last()), (128, stacked.fixup.as_ref()));
@@ -76,7 +76,7 @@ fn an_image_with_metadata_begins_flat() {
 }
 
 #[test]
-fn bad_values_are_named() {
+fn an_error_names_a_bad_value() {
     type Change = fn(&mut ImageConfig);
     let table: &[(Change, &str, &str)] = &[
         (|i| i.layers.clear(), "i.layers", "0 entries"),

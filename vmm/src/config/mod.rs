@@ -1,4 +1,4 @@
-//! What a VM is made of, as a caller or a JSON file says it.
+//! The configuration of a VM, from a caller or a JSON file.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,7 +23,7 @@ pub use image::{
 pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
 /// Smallest base memory.
 pub const MIN_MEMORY: ByteSize = ByteSize::mib(32);
-/// Largest base memory with all partition windows: what leaves room in 46 bits of guest-physical address.
+/// Largest sum of base memory and all partition windows: it leaves room in 46 bits of guest-physical address.
 pub const MAX_MEMORY: ByteSize = ByteSize::gib(32 << 10);
 /// Largest base memory, and largest window of a partition: KVM takes somewhat less than 8 TiB as one piece.
 pub const MAX_PIECE: ByteSize = ByteSize::gib((8 << 10) - 2);
@@ -32,19 +32,20 @@ pub const MAX_DISKS: usize = 200;
 /// Interrupt vectors that one vCPU has for devices. The architecture has 256; Linux keeps 32 for exceptions and some 20 for
 /// itself, and a few are for devices that are always there.
 pub const VECTORS_PER_VCPU: usize = 190;
-/// Interrupt vectors of a disk or partition: one for its queue and one for its configuration. Drivers of virtio devices can't
-/// work with fewer where there are no interrupt lines.
+/// Interrupt vectors of a disk or partition: one for its queue and one for its configuration. Without interrupt lines,
+/// drivers of virtio devices need both.
 pub(crate) const VECTORS_PER_FUNCTION: usize = 2;
 /// Interrupt vectors of vsock and the entropy source.
 const FIXED_VECTORS: usize = 4 + 2;
-/// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, but for the last one (`VMADDR_CID_ANY`).
+/// Context identifiers that VIRTIO 1.2 section 5.10.4 leaves to guests, except the last one (`VMADDR_CID_ANY`).
 pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 /// Longest path of a Unix socket on Linux, less the suffix `_<port>` of a listening socket beside it.
 const MAX_SOCKET_PATH: usize = 107 - "_4294967295".len();
-/// Longest kernel command line that every kernel takes (`COMMAND_LINE_SIZE`, 2048 less the final zero), less what the monitor adds.
+/// Longest command line of a caller: what every kernel takes (`COMMAND_LINE_SIZE`, 2048 less the final zero) less the
+/// monitor's own parameters.
 const MAX_EXTRA_COMMAND_LINE: usize = 1536;
 
-/// Everything that one VM is made of. Unknown fields are errors.
+/// The configuration of one VM. Unknown fields are errors.
 ///
 /// ```
 /// let config: bellows_vmm::VmConfig = serde_json::from_str(
@@ -70,24 +71,24 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Base memory.
     pub memory: ByteSize,
-    /// What an instance that names no limit may have of base memory. `None` is what the guest's agent finds right: an equal share of
-    /// what all instances may have for each partition.
+    /// The base limit of an instance that names none itself. With `None` the guest's agent divides the base memory for
+    /// instances equally among the partitions.
     #[serde(default)]
     pub base_limit: Option<ByteSize>,
-    /// What lies under guest memory on the host.
+    /// The backing of guest memory on the host.
     #[serde(default)]
     pub backing: Backing,
-    /// Window sizes of the partitions: the largest size that each can be plugged with.
+    /// Window sizes of the partitions: the most that each can be plugged with.
     #[serde(default)]
     pub partitions: Vec<ByteSize>,
-    /// The most that base memory and all partitions together may have at a time: a plug beyond it is refused. Without it the windows
-    /// and the host are the limit.
+    /// The most memory that base memory and all partitions together may have at a time: a plug beyond it is refused. `None`
+    /// leaves the limit to the windows and the host.
     #[serde(default)]
     pub memory_limit: Option<ByteSize>,
     /// How partitions are kept apart in the guest.
     #[serde(default)]
     pub partition_mode: PartitionMode,
-    /// Images, each known by another name.
+    /// Images; each has a name of its own.
     #[serde(default)]
     pub images: Vec<ImageConfig>,
     /// Whether to keep account of the pages of images that the guest reads, for [`crate::Vm::profile`].
@@ -96,7 +97,7 @@ pub struct VmConfig {
     /// Raw disks.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
-    /// The way between guest and host.
+    /// The connection between guest and host.
     #[serde(default)]
     pub vsock: VsockConfig,
     /// Where the guest's serial console goes.
@@ -108,9 +109,9 @@ pub struct VmConfig {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartitionMode {
-    /// By what stock kernels have: cpusets and memory policies.
+    /// With the means of stock kernels: cpusets and memory policies.
     Stock,
-    /// By the guest memory extension, where the guest's kernel has it; as `Stock` elsewhere.
+    /// With the guest memory extension if the guest's kernel has it, else as `Stock`.
     #[default]
     Extension,
 }
@@ -126,11 +127,11 @@ impl fmt::Display for PartitionMode {
 
 /// A text that does not name a partition mode.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is no partition mode: expected `stock` or `extension`")]
+#[error("{0:?} is not a partition mode: expected `stock` or `extension`")]
 pub struct ParsePartitionModeError(String);
 
 impl ParsePartitionModeError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Invalid
@@ -155,7 +156,7 @@ impl FromStr for PartitionMode {
 pub struct DriveConfig {
     /// The file or block device.
     pub path: PathBuf,
-    /// Whether the guest may not write.
+    /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
 }
@@ -182,7 +183,7 @@ pub enum SerialOutput {
     Off,
     /// To this process's standard output.
     Stdout,
-    /// To a file, which is emptied first. A regular file takes 64 MiB; what the guest prints after that is lost.
+    /// To a file, which is emptied first. A regular file takes 64 MiB; later output of the guest is lost.
     File(PathBuf),
 }
 
@@ -192,14 +193,14 @@ pub enum SerialOutput {
 pub struct ConfigError {
     /// Where in the configuration, for example `drives[2].path`.
     pub field: String,
-    /// What stands there.
+    /// The value there.
     pub value: String,
-    /// What may stand there.
+    /// The values that are valid there.
     pub expected: String,
 }
 
 impl ConfigError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Invalid
@@ -292,12 +293,12 @@ impl VmConfig {
         Ok(())
     }
 
-    /// The most that all partitions together may have, if that is limited.
+    /// The most memory that all partitions together may have, if there is a limit.
     pub(crate) fn partition_limit(&self) -> Option<ByteSize> {
         self.memory_limit.map(|limit| ByteSize::bytes(limit.get().saturating_sub(self.memory.get())))
     }
 
-    /// Each device needs interrupt vectors, which are the vCPUs'.
+    /// Each device needs interrupt vectors, and the number of vCPUs limits these.
     fn check_vectors(&self) -> Result<(), ConfigError> {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
@@ -313,17 +314,17 @@ impl VmConfig {
         Err(error("vcpus", value, expected))
     }
 
-    /// Interrupt vectors that the guest has for devices.
+    /// Interrupt vectors for devices in the guest.
     pub(crate) fn max_vectors(&self) -> usize {
         usize::from(self.vcpus) * VECTORS_PER_VCPU
     }
 
-    /// How many disks images and drives are when the VM boots.
+    /// The number of disks when the VM boots: those of images, and drives.
     pub(crate) fn disks(&self) -> usize {
         self.images.iter().map(ImageConfig::disks).sum::<usize>() + self.drives.len()
     }
 
-    /// A path may be read in several places (one layer in two images), but what is written has one use.
+    /// Several readers may share a path (one layer in two images), but a file that is written has one use.
     fn check_written_files(&self) -> Result<(), ConfigError> {
         let mut uses: Vec<(String, &Path, bool)> = vec![("kernel".into(), &self.kernel, false)];
         uses.extend(self.initramfs.iter().map(|path| ("initramfs".into(), path.as_path(), false)));

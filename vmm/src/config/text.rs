@@ -1,4 +1,4 @@
-//! Values that JSON has as the text that they are parsed from.
+//! Values that JSON holds as text.
 
 use std::fmt::Display;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Why the guest cannot be worked with.
+//! Errors of calls to the guest.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::agent::AgentError;
 use crate::end::VmEnd;
 use crate::kind::ErrorKind;
 
-/// The guest has no agent that could be asked.
+/// Why the guest's agent cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRunning {
     /// [`Vm::wait_ready`](crate::Vm::wait_ready) has not returned yet.
@@ -20,13 +20,13 @@ pub enum NotRunning {
     /// The VM is paused: see [`Vm::resume`](crate::Vm::resume).
     #[error("the VM is paused")]
     Paused,
-    /// The VM is over.
+    /// The VM has ended.
     #[error("the VM has ended: {0}")]
     Ended(VmEnd),
 }
 
 impl NotRunning {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -35,7 +35,7 @@ impl NotRunning {
     }
 }
 
-/// Why the guest's agent did not get ready.
+/// Why the guest's agent did not become ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
     /// The socket for the agent's line could not be made.
@@ -43,21 +43,21 @@ pub enum NotReady {
     Bind {
         /// The socket.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Time is up.
+    /// The time limit passed.
     #[error("the guest's agent was not ready after {0:?}")]
     Timeout(Duration),
-    /// The VM ended before.
+    /// The VM ended first.
     #[error("the VM ended before the guest's agent was ready: {0}")]
     Ended(VmEnd),
-    /// The guest sent something else.
+    /// The guest sent another line.
     #[error("the guest's agent sent no ready line")]
     Line(#[source] LineError),
     /// The agent is of another version.
-    #[error("the guest's agent speaks protocol version {0}, expected {PROTOCOL_VERSION}")]
+    #[error("the guest's agent speaks protocol version {0}: expected {PROTOCOL_VERSION}")]
     Version(u32),
     /// The connection failed.
     #[error("cannot read the ready line of the guest's agent")]
@@ -65,7 +65,7 @@ pub enum NotReady {
 }
 
 impl NotReady {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -76,19 +76,19 @@ impl NotReady {
     }
 }
 
-/// Why the guest could not be met.
+/// Why there is no session with the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadyError {
-    /// The agent did not say that it is ready.
+    /// The agent did not become ready.
     #[error(transparent)]
     NotReady(#[from] NotReady),
-    /// The agent said so, but a call failed.
+    /// The agent became ready, but a call failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
 
 impl ReadyError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -110,7 +110,7 @@ pub enum StatisticsError {
 }
 
 impl StatisticsError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -1,4 +1,4 @@
-//! The guest's side of the VM, as far as the monitor talks to it: meeting the agent, and calling it.
+//! The monitor's view of the guest: it waits for the agent, and calls it.
 
 pub(crate) mod agent;
 pub(crate) mod error;

@@ -1,4 +1,4 @@
-//! How the guest's agent says that it can be called: it connects to a port of the host and sends one line.
+//! The guest's agent reports that it can be called: it connects to a port of the host and sends one line.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use super::error::NotReady;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::end::EndSignal;
 
-/// Listens for the agent's line; the socket's file goes when this is dropped.
+/// Listens for the agent's line; dropping it removes the socket's file.
 #[derive(Debug)]
 pub(crate) struct ReadyListener(BoundSocket);
 

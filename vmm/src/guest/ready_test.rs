@@ -34,7 +34,7 @@ impl Fixture {
 }
 
 #[test]
-fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
+fn the_agents_line_may_come_before_or_during_the_wait() {
     let early = fixture();
     let _stream = early.guest_sends(format!("ready {PROTOCOL_VERSION} 2 3\n").as_bytes());
     let times = BootTimes { init: Duration::from_micros(2), ready: Duration::from_micros(3) };
@@ -50,7 +50,7 @@ fn the_agents_line_is_heard_whether_it_comes_before_or_during_the_wait() {
 }
 
 #[test]
-fn a_guest_that_says_something_else_is_refused() {
+fn another_line_of_the_guest_is_refused() {
     for line in [&b"hello\n"[..], b"", b"ready", &[b'x'; 4096]] {
         let fixture = fixture();
         drop(fixture.guest_sends(line));
@@ -74,7 +74,7 @@ fn silence_ends_with_the_time_or_with_the_vm() {
 }
 
 #[test]
-fn the_socket_is_removed_and_a_taken_path_is_named() {
+fn the_socket_is_removed_and_an_error_names_a_taken_path() {
     let fixture = fixture();
     let path = fixture.listener.0.path().to_owned();
     let taken = ReadyListener::bind(&fixture.directory.path().join("v")).unwrap_err();

@@ -1,4 +1,4 @@
-//! Meeting the guest's agent: it says that it can be called, and then it is.
+//! The first contact with the guest's agent: it reports that it is ready, then the monitor connects.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -12,11 +12,11 @@ use super::ready::ReadyListener;
 use crate::deadline::{Deadline, Turns};
 use crate::end::EndSignal;
 
-/// What is known of the agent so far.
+/// The state of the contact.
 pub(crate) struct Rendezvous {
     /// Callers that wait for the agent take turns.
     turns: Turns,
-    /// Until the agent has spoken; nothing else in the guest may speak there.
+    /// Present until the agent has sent its line; later lines of the guest are not accepted.
     listener: Mutex<Option<ReadyListener>>,
     times: OnceLock<BootTimes>,
     client: OnceLock<Arc<AgentClient>>,
@@ -28,7 +28,7 @@ impl Rendezvous {
         Self { turns: Turns::default(), listener, times: OnceLock::new(), client: OnceLock::new() }
     }
 
-    /// Waits for the agent's line and connects to it, as far as that was not done before.
+    /// Waits for the agent's line and connects to it; steps that are done are not repeated.
     pub(crate) fn reach(
         &self,
         uds_path: &Path,
@@ -50,12 +50,12 @@ impl Rendezvous {
         Ok(self.client.get_or_init(|| Arc::new(client)))
     }
 
-    /// The way to the agent, once it was reached.
+    /// The way to the agent, once connected.
     pub(crate) fn client(&self) -> Option<&Arc<AgentClient>> {
         self.client.get()
     }
 
-    /// What the agent said.
+    /// The agent's line.
     pub(crate) fn boot_times(&self) -> Option<BootTimes> {
         self.times.get().copied()
     }

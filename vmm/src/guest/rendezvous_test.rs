@@ -13,7 +13,7 @@ use crate::guest::agent::AgentError;
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A VM's sockets, and what it needs to be met.
+/// A VM's sockets, and a rendezvous at them.
 struct Place {
     directory: tempfile::TempDir,
     device: UnixListener,
@@ -30,13 +30,13 @@ impl Place {
         Self { directory, device, rendezvous, end: EndSignal::new().unwrap() }
     }
 
-    /// The agent says that it is ready.
+    /// The agent reports that it is ready.
     fn speak(&self) {
         let path = self.directory.path().join(format!("v_{READY_PORT}"));
         UnixStream::connect(path).unwrap().write_all(ready_line(BootTimes::default()).as_bytes()).unwrap();
     }
 
-    /// The next host client of the device, which wants to go to the agent.
+    /// The next client of the device, which connects to the agent.
     fn client(&self) -> UnixStream {
         let (stream, _) = self.device.accept().unwrap();
         let mut line = String::new();
@@ -59,7 +59,7 @@ fn a_guest_that_answers_byte_by_byte_has_no_more_time_and_another_chance() {
         let place = &place;
         scope.spawn(move || {
             let mut slow = place.client();
-            // Each byte in time, all of them not.
+            // Each byte is in time, but all bytes together are not.
             for byte in b"OK 1073741824".iter().cycle() {
                 if slow.write_all(&[*byte]).is_err() || stopped.recv_timeout(SHORT / 2).is_ok() {
                     break;
@@ -73,13 +73,13 @@ fn a_guest_that_answers_byte_by_byte_has_no_more_time_and_another_chance() {
         drop(stop);
     });
     assert!(place.rendezvous.boot_times().is_some());
-    // The line is not said again.
+    // The agent does not repeat its line.
     thread::scope(|scope| {
         let prompt = scope.spawn(|| place.client().write_all(b"OK 1073741824\n").unwrap());
         assert!(place.reach(LONG).is_ok());
         prompt.join().unwrap();
     });
-    assert!(place.reach(Duration::ZERO).is_ok(), "it was reached before");
+    assert!(place.reach(Duration::ZERO).is_ok(), "it is connected already");
 }
 
 #[test]

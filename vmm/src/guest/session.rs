@@ -15,7 +15,7 @@ use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
 use crate::model::{GuestInfo, GuestStatistics};
 
-/// Everything that talks to the guest takes this: it says whether there is an agent to ask.
+/// All code that calls the guest takes this: it tells whether the agent can be called.
 pub(crate) struct Session {
     rendezvous: Rendezvous,
     guest: OnceLock<GuestInfo>,
@@ -25,8 +25,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session that begins when the agent reaches `listener`, through the vsock device at `uds_path`. The guest boots since
-    /// `booted`.
+    /// A session that begins when the agent reaches `listener`, through the vsock device at `uds_path`. The guest began to
+    /// boot at `booted`.
     pub(crate) fn new(listener: ReadyListener, uds_path: PathBuf, end: Arc<EndSignal>, booted: Instant) -> Self {
         Self { rendezvous: Rendezvous::new(listener), guest: OnceLock::new(), end, uds_path, booted }
     }
@@ -57,7 +57,7 @@ impl Session {
         }
     }
 
-    /// What the guest said of itself.
+    /// The guest's report about itself.
     pub(crate) fn guest(&self) -> Result<&GuestInfo, NotRunning> {
         self.guest.get().ok_or(NotRunning::NotReady)
     }
@@ -71,7 +71,7 @@ impl Session {
             return;
         }
         if let Err(error) = agent.shutdown(timeout) {
-            tracing::warn!(%error, "the guest does not end by itself");
+            tracing::warn!(%error, "the guest does not shut down by itself");
             return;
         }
         self.end.wait(Some(deadline.left()));
@@ -88,12 +88,12 @@ impl Session {
         }
     }
 
-    /// Whether [`Session::meet`] was successful.
+    /// Whether [`Session::meet`] has succeeded.
     pub(crate) fn is_met(&self) -> bool {
         self.guest.get().is_some()
     }
 
-    /// What the agent said when it was ready.
+    /// The agent's report when it became ready.
     pub(crate) fn boot_times(&self) -> Option<BootTimes> {
         self.rendezvous.boot_times()
     }
@@ -108,7 +108,7 @@ impl Session {
 
     /// Waits for the end of the VM.
     pub(crate) fn wait(&self) -> VmEnd {
-        // Without a time-out there is an end.
+        // Without a time-out the wait returns only at the end.
         self.end.wait(None).unwrap_or(VmEnd::Stopped)
     }
 }

@@ -8,10 +8,10 @@ use kvm_bindings::KVM_API_VERSION;
 use crate::arch;
 use crate::kind::ErrorKind;
 
-/// Why this host can't run VMs.
+/// Why this host cannot run VMs.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// There is no such device.
+    /// The device file is missing.
     #[error("`{path}` does not exist: the host has no KVM, or its module (kvm_amd, kvm_intel) is not loaded")]
     Missing {
         /// The device file.
@@ -28,16 +28,16 @@ pub enum HostError {
     Open {
         /// The device file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The device is something else, or KVM from before Linux 2.6.22.
-    #[error("`{path}` speaks KVM API version {found}, expected {KVM_API_VERSION}")]
+    #[error("`{path}` speaks KVM API version {found}: expected {KVM_API_VERSION}")]
     ApiVersion {
         /// The device file.
         path: PathBuf,
-        /// What it says.
+        /// Its version.
         found: i32,
     },
     /// A capability is missing.
@@ -46,7 +46,7 @@ pub enum HostError {
         /// Name of the capability, as in KVM's API documentation.
         name: &'static str,
     },
-    /// KVM does not say what guests may see of the CPU.
+    /// KVM does not report the CPU features for guests.
     #[error("cannot read the CPU features that KVM supports")]
     Cpu(#[source] io::Error),
 }
@@ -55,9 +55,9 @@ pub enum HostError {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} of a new VM")]
 pub struct MachineError {
-    /// What was being done.
+    /// The step that failed.
     pub step: &'static str,
-    /// What KVM answered.
+    /// KVM's error.
     #[source]
     pub source: io::Error,
 }
@@ -65,12 +65,12 @@ pub struct MachineError {
 /// Why the vCPUs could not be made or started.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuPoolError {
-    /// No such number of vCPUs is possible.
-    #[error("{count} vCPUs asked for: this host allows 1 to {max}")]
+    /// The number of vCPUs is impossible.
+    #[error("{count} vCPUs requested: expected 1 to {max} on this host")]
     Count {
-        /// What was asked for.
+        /// The number requested.
         count: u16,
-        /// What is possible.
+        /// The most that this host allows.
         max: u16,
     },
     /// KVM refused a step in making a vCPU.
@@ -78,9 +78,9 @@ pub enum VcpuPoolError {
     Setup {
         /// Index of the vCPU.
         vcpu: u16,
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
-        /// What KVM answered.
+        /// KVM's error.
         #[source]
         source: io::Error,
     },
@@ -92,14 +92,14 @@ pub enum VcpuPoolError {
     Thread {
         /// Index of the vCPU.
         vcpu: u16,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl VcpuPoolError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -112,20 +112,20 @@ impl VcpuPoolError {
 /// How a vCPU failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// KVM can't emulate what the guest executed; most often an access to memory that is not there, by an instruction too
-    /// odd to emulate.
+    /// KVM cannot emulate an instruction of the guest: most often an access to absent memory, by an instruction that
+    /// KVM's emulator lacks.
     #[error("vCPU {vcpu}: KVM cannot emulate the instruction at {PC} {pc:#x}{}{}", address(*guest_address), bytes(instruction), PC = arch::PROGRAM_COUNTER)]
     Emulation {
         /// Index of the vCPU.
         vcpu: u16,
         /// Guest-virtual address of the instruction.
         pc: u64,
-        /// Guest-physical address that it touched, where the host's CPU says so.
+        /// Guest-physical address that it touched, if the host's CPU reports it.
         guest_address: Option<u64>,
         /// The instruction's first bytes, where KVM read them.
         instruction: Vec<u8>,
     },
-    /// KVM met a state it does not know how to go on from.
+    /// KVM cannot continue from the vCPU's state.
     #[error("vCPU {vcpu}: KVM internal error {suberror} at {PC} {pc:#x} (data {data:x?})", PC = arch::PROGRAM_COUNTER)]
     Internal {
         /// Index of the vCPU.
@@ -134,7 +134,7 @@ pub enum VcpuError {
         suberror: u32,
         /// Guest-virtual address of the instruction.
         pc: u64,
-        /// What KVM says beyond that.
+        /// Further data from KVM.
         data: Vec<u64>,
     },
     /// The CPU refused the guest's state.
@@ -142,22 +142,22 @@ pub enum VcpuError {
     Entry {
         /// Index of the vCPU.
         vcpu: u16,
-        /// What the CPU says.
+        /// The CPU's reason.
         reason: u64,
         /// Guest-virtual address of the next instruction.
         pc: u64,
     },
-    /// Host memory behind a guest address is gone: a file behind it was truncated. (Memory that is broken itself is
-    /// another matter: on x86 KVM has the kernel send `SIGBUS` to the process.)
+    /// Host memory behind a guest address is gone: a file behind it was truncated. (For broken memory on x86, KVM has
+    /// the kernel send `SIGBUS` to the process instead.)
     #[error("vCPU {vcpu}: host memory behind the guest failed at {PC} {pc:#x}{}", address(*guest_address), PC = arch::PROGRAM_COUNTER)]
     HostMemory {
         /// Index of the vCPU.
         vcpu: u16,
         /// Guest-virtual address of the instruction.
         pc: u64,
-        /// Guest-physical address, where KVM says so.
+        /// Guest-physical address, if KVM reports it.
         guest_address: Option<u64>,
-        /// What KVM answered.
+        /// KVM's error.
         #[source]
         source: io::Error,
     },
@@ -168,11 +168,11 @@ pub enum VcpuError {
         vcpu: u16,
         /// Guest-virtual address of the next instruction.
         pc: u64,
-        /// What KVM answered.
+        /// KVM's error.
         #[source]
         source: io::Error,
     },
-    /// An exit that no configuration of ours produces.
+    /// An exit that our configurations never produce.
     #[error("vCPU {vcpu}: unexpected exit `{exit}` at {PC} {pc:#x}", PC = arch::PROGRAM_COUNTER)]
     Unexpected {
         /// Index of the vCPU.
@@ -187,7 +187,7 @@ pub enum VcpuError {
     Signal {
         /// Index of the vCPU.
         vcpu: u16,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -1,4 +1,4 @@
-//! Why a VM ends, and how that is reported.
+//! The reasons for the end of a VM, and their report.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ pub enum ExitReason {
     Reset,
     /// A vCPU met a fault while it handled a fault while it handled a fault.
     TripleFault,
-    /// A vCPU or a device failed; the VM can't go on.
+    /// A vCPU or a device failed; the VM cannot go on.
     Error(Box<dyn Error + Send + Sync>),
 }
 
-/// Takes the news that the VM has ended; the first reason stands. Cheap to clone.
+/// Reports the end of the VM; the first reason stands. Cheap to clone.
 #[derive(Clone)]
 pub struct ExitNotice(Arc<Notice>);
 
@@ -30,14 +30,14 @@ struct Notice {
 }
 
 impl ExitNotice {
-    /// `callback` is called once, with the first reason, on the thread that found it (often a vCPU's): it should pass the
-    /// news on, not tear the VM down.
+    /// `callback` is called once, with the first reason, on the thread that found it (often a vCPU's): it should only
+    /// notify, not tear the VM down.
     #[must_use]
     pub fn new(gate: Arc<Gate>, callback: impl Fn(ExitReason) + Send + Sync + 'static) -> Self {
         Self(Arc::new(Notice { gate, given: AtomicBool::new(false), callback: Box::new(callback) }))
     }
 
-    /// Says that the VM has ended: no vCPU enters the guest again, though one may still be on its way out.
+    /// Reports that the VM has ended: no vCPU enters the guest again, though one may still be leaving it.
     pub fn report(&self, reason: ExitReason) {
         self.0.gate.stop();
         if self.0.given.swap(true, Ordering::AcqRel) {

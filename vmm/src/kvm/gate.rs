@@ -1,5 +1,5 @@
-//! The gate in front of `KVM_RUN`: vCPUs pass it to enter the guest. A thread that *closes* it waits until no vCPU is inside, and
-//! opens it again itself, soon. *Pausing* lasts from one call to another, from any thread: then every vCPU has also finished
+//! The gate in front of `KVM_RUN`: vCPUs pass it to enter the guest. A thread that *closes* it waits until no vCPU is inside,
+//! and soon opens it again itself. *Pausing* lasts from one call to another, from any thread: then every vCPU has also finished
 //! its last exit, so that its registers are those between two instructions.
 //!
 //! A vCPU that answers an exit outside the guest counts as outside, however long its device takes: so a device may close
@@ -16,7 +16,7 @@ use std::sync::PoisonError;
 use super::kick::Kick;
 use super::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering, ThreadId, thread};
 
-/// What keeps vCPUs out of the guest for a moment, until the VM goes on, or for good. One per VM.
+/// Keeps vCPUs out of the guest: for a moment, for a pause, or for good. One per VM.
 pub struct Gate {
     /// [`State::is_closed`], for vCPUs that pass.
     pub(super) closed: AtomicBool,
@@ -42,7 +42,7 @@ pub struct Closed<'a> {
     same_thread: PhantomData<*const ()>,
 }
 
-/// What a vCPU may do that comes to the gate.
+/// The next step of a vCPU at the gate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Entry {
     /// Enter the guest, then [`Gate::leave`].
@@ -63,8 +63,8 @@ impl Gate {
     /// Closes the gate: when this returns no vCPU executes guest code, and none will until the guard is dropped. Waits for
     /// another closer to finish; the same thread may close it again.
     ///
-    /// A vCPU leaves the guest in microseconds, but for one that waits for a page of a file that it has as memory: that one
-    /// leaves when the page is there. Storage that hangs then holds up the closer for as long.
+    /// A vCPU leaves the guest in microseconds, unless it waits for a page of a file that backs guest memory: then it
+    /// leaves when the page has arrived. Storage that hangs blocks the closer for as long.
     pub fn close(&self) -> Closed<'_> {
         let me = thread::current().id();
         let mut state = self.state();
@@ -82,7 +82,7 @@ impl Gate {
         Closed { gate: self, same_thread: PhantomData }
     }
 
-    /// Pauses the VM until [`Gate::resume`]: when this returns, every vCPU is parked. `false` where the VM stops instead.
+    /// Pauses the VM until [`Gate::resume`]: when this returns, every vCPU is parked. `false` if the VM stops instead.
     ///
     /// Not for a vCPU's own thread, which would wait for itself.
     pub(crate) fn pause(&self) -> bool {
@@ -110,7 +110,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Makes a vCPU known. Its thread comes to the gate, sooner or later.
+    /// Registers a vCPU. Its thread comes to the gate sooner or later.
     pub(crate) fn register(&self, vcpu: Arc<Kick>) {
         self.state().vcpus.push(vcpu);
     }
@@ -132,7 +132,7 @@ impl Gate {
                 (true, _, _) => return Entry::Stop,
                 (false, true, true) => return Entry::Park,
                 (false, true, false) => {
-                    // No closer is there, and one that comes sees it: both hold the lock.
+                    // No closer is there, and a later one sees this vCPU: both hold the lock.
                     vcpu.set_inside(true);
                     return Entry::Finish;
                 }
@@ -141,7 +141,7 @@ impl Gate {
         }
     }
 
-    /// Says that a vCPU has left the guest.
+    /// Records that a vCPU has left the guest.
     pub(crate) fn leave(&self, vcpu: &Kick) {
         vcpu.set_inside(false);
         if self.closed.load(Ordering::SeqCst) {

@@ -1,5 +1,5 @@
-//! The gate in a model: its own source over locks and atomics of shuttle, which tries many orders of their steps. A vCPU stays
-//! in the guest until it is kicked, so that a lost kick is a thread that never ends.
+//! A model of the gate: the same source over shuttle's locks and atomics, which try many orders of their steps. A vCPU stays
+//! in the guest until it is kicked, so a lost kick shows as a thread that never ends.
 
 #[allow(clippy::duplicate_mod, reason = "the model is of the source itself")]
 #[allow(dead_code, reason = "scenarios use a part of it")]
@@ -22,7 +22,7 @@ mod kick {
     pub(crate) struct Kick {
         inside: AtomicBool,
         kicked: AtomicBool,
-        /// The vCPU executes code, or finishes an exit: a vCPU that is only about to look at the gate says "inside" too.
+        /// The vCPU executes code or finishes an exit; one that is about to look at the gate also says "inside".
         executes: AtomicBool,
     }
 
@@ -63,7 +63,7 @@ use sync::{Arc, thread};
 
 /// Schedules of each kind.
 const SCHEDULES: usize = 1000;
-/// How often a thread is overtaken at most in the schedules that look for rare orders.
+/// Most preemptions of a thread in the schedules that look for rare orders.
 const DEPTH: usize = 3;
 
 fn explore(scenario: fn()) {

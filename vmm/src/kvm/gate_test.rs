@@ -54,7 +54,7 @@ impl Runners {
         Self { gate, inside, threads }
     }
 
-    /// Nothing runs while `then` does.
+    /// Checks that nothing runs while `then` does.
     fn still(&self, then: impl FnOnce()) {
         let before = self.inside.load(Ordering::SeqCst);
         then();
@@ -81,7 +81,7 @@ impl Runners {
 }
 
 #[test]
-fn nobody_is_inside_while_it_is_closed() {
+fn no_vcpu_is_inside_while_it_is_closed() {
     let runners = Runners::start(3);
     for _ in 0..200 {
         let closed = runners.gate.close();

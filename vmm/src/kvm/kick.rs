@@ -14,7 +14,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
-/// Where a vCPU is, and how to get it out.
+/// Where a vCPU is, and the means to get it out.
 #[derive(Default)]
 pub(crate) struct Kick {
     inside: AtomicBool,
@@ -33,10 +33,10 @@ unsafe impl Send for Target {}
 /// The page that a vCPU shares with KVM, in a mapping of our own: kvm-ioctls makes references to its own one.
 pub(crate) struct RunPage(NonNull<kvm_run>);
 
-// SAFETY: it is plain memory, whose users say for themselves how they share it.
+// SAFETY: it is plain memory, and each user states how it shares it.
 unsafe impl Send for RunPage {}
 
-/// What holds a `kvm_run` is one page; behind it lies what we don't use.
+/// A `kvm_run` fits in one page; we do not use the pages behind it.
 const RUN_PAGE_BYTES: usize = 4096;
 const _: () = assert!(size_of::<kvm_run>() <= RUN_PAGE_BYTES);
 
@@ -47,7 +47,7 @@ impl RunPage {
     /// The system refused.
     pub(crate) fn map(vcpu: &VcpuFd) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping of a descriptor that offers one, where the system finds room.
+        // SAFETY: a new shared mapping of a descriptor that supports it, at an address that the system chooses.
         let page = unsafe {
             libc::mmap(std::ptr::null_mut(), RUN_PAGE_BYTES, protection, libc::MAP_SHARED, vcpu.as_raw_fd(), 0)
         };
@@ -79,7 +79,7 @@ impl Kick {
     /// # Safety
     /// `run` must stay mapped until the guard is dropped, and the guard must be dropped before the calling thread ends.
     pub(crate) unsafe fn attach(&self, run: NonNull<kvm_run>) -> io::Result<Attached<'_>> {
-        // The thread that made this one may have blocked every signal.
+        // This thread's creator may have blocked every signal.
         unblock_signal(SIGRTMIN()).map_err(|error| io::Error::other(error.to_string()))?;
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };

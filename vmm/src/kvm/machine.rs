@@ -26,10 +26,10 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens `/dev/kvm` and checks that it can do what is needed.
+    /// Opens `/dev/kvm` and checks that it has the capabilities needed.
     ///
     /// # Errors
-    /// KVM is missing, closed to us or too old.
+    /// KVM is missing, not accessible or too old.
     pub fn open() -> Result<Self, HostError> {
         Self::open_at(Path::new("/dev/kvm"))
     }
@@ -71,13 +71,13 @@ impl Host {
         self.cpu.address_bits()
     }
 
-    /// What the host's CPU offers to guests.
+    /// The CPU features that the host offers to guests.
     pub(crate) fn cpu(&self) -> &HostCpu {
         &self.cpu
     }
 }
 
-/// What every VM needs, with KVM's names.
+/// The KVM capabilities that every VM needs, with KVM's names.
 const NEEDED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
@@ -110,7 +110,7 @@ impl Machine {
         let vm = loop {
             match host.kvm.create_vm() {
                 Ok(vm) => break vm,
-                // Making a VM waits for a lock that signals interrupt.
+                // KVM waits for a lock here, and signals interrupt that.
                 Err(error) if error.errno() == libc::EINTR => {}
                 Err(error) => return Err(failed("make the descriptor")(error)),
             }
@@ -146,7 +146,7 @@ impl Machine {
         self.doorbells.clone()
     }
 
-    /// What stops vCPUs for a moment.
+    /// The gate that stops vCPUs for a moment.
     #[must_use]
     pub fn gate(&self) -> Arc<Gate> {
         self.gate.clone()
@@ -168,7 +168,8 @@ impl Machine {
         VmState::save(&self.vm)
     }
 
-    /// Gives the clock and the interrupt controllers a state that those of a VM like this one had. The vCPUs must be paused.
+    /// Restores a state of the clock and the interrupt controllers, from a VM of the same configuration. The vCPUs must
+    /// be paused.
     ///
     /// # Errors
     /// KVM refused; nothing changed. After [`StateError::Torn`] the VM cannot go on.
@@ -187,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_wrong_with_the_device() {
+    fn an_error_names_the_device_and_its_fault() {
         let error = |path: &str| Host::open_at(Path::new(path)).err().unwrap().to_string();
         assert!(error("/nowhere/kvm").contains("`/nowhere/kvm` does not exist"), "{}", error("/nowhere/kvm"));
         assert!(error("/dev/null").contains("`/dev/null` speaks KVM API version -1"), "{}", error("/dev/null"));

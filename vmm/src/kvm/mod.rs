@@ -1,8 +1,8 @@
 //! KVM: the VM, its memory slots, interrupts and doorbells, and the vCPUs that run in it.
 //!
-//! What happens in order: [`Host::open`] checks `/dev/kvm`; [`Machine::new`] makes the VM with its in-kernel interrupt
-//! controllers; memory goes in through [`Machine::slots`]; [`VcpuPool::new`] makes the vCPUs and [`VcpuPool::start`] runs them
-//! until an [`ExitReason`] is reported.
+//! In order: [`Host::open`] checks `/dev/kvm`; [`Machine::new`] makes the VM with its in-kernel interrupt controllers; memory
+//! goes in through [`Machine::slots`]; [`VcpuPool::new`] makes the vCPUs and [`VcpuPool::start`] runs them until an
+//! [`ExitReason`] is reported.
 
 mod doorbells;
 mod error;

@@ -1,9 +1,9 @@
 //! MSI vectors: a GSI and an irqfd each, and the routing table that gives GSIs their messages.
 //!
-//! Setting the routing table is dear (KVM waits for a grace period), and during a driver's probe routes change often before
-//! the first interrupt is sent. So a route is only noted when the guest writes it; KVM learns all noted routes at once
-//! when the first of them is used. All interrupts go through [`MsiVector::trigger`], so the difference cannot be seen. A masked vector
-//! is one that isn't triggered: masking and unmasking cost nothing.
+//! Setting the routing table is expensive (KVM waits for a grace period), and during a driver's probe routes change often
+//! before the first interrupt. So a route is only recorded when the guest writes it; KVM gets all recorded routes at once when
+//! the first of them is used. All interrupts go through [`MsiVector::trigger`], so the guest sees no difference. A masked
+//! vector is simply not triggered: masking and unmasking cost nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,9 +36,9 @@ impl MsiController for KvmMsi {
     }
 }
 
-/// What the table needs of KVM; faked in tests.
+/// The calls of KVM that the table needs; tests have a fake.
 trait Routes: Send + Sync {
-    /// Replaces the whole table: lines of the I/O APIC and PIC as they are from the start, and these messages.
+    /// Replaces the whole table: the initial lines of the I/O APIC and PIC, and these messages.
     fn set(&self, messages: &[(u32, MsiMessage)]) -> io::Result<()>;
     fn assign(&self, fd: &EventFd, gsi: u32) -> io::Result<()>;
     fn deassign(&self, fd: &EventFd, gsi: u32) -> io::Result<()>;
@@ -83,7 +83,7 @@ struct Inner {
     gsis: u32,
 }
 
-/// What a vector and the table both know.
+/// Shared by a vector and the table.
 struct Shared {
     fd: EventFd,
     state: AtomicU8,
@@ -93,9 +93,9 @@ struct Shared {
 
 #[derive(Clone, Copy, Default)]
 struct Route {
-    /// What the guest asked for last, masked or not.
+    /// The guest's latest route, masked or not.
     wanted: Option<MsiMessage>,
-    /// What KVM's table holds.
+    /// The route in KVM's table.
     known: Option<MsiMessage>,
     /// The eventfd is wired to the GSI.
     assigned: bool,
@@ -111,9 +111,9 @@ impl<R: Routes> Table<R> {
         let mut inner = self.inner.lock();
         let left = inner.free.len() + (inner.gsis.saturating_sub(inner.next)) as usize;
         if left < usize::from(count) {
-            return Err(io::Error::other(format!("{count} MSI vectors asked for, {left} left")));
+            return Err(io::Error::other(format!("{count} MSI vectors requested, {left} left")));
         }
-        // Descriptors first: they can fail, and nothing is taken then.
+        // Descriptors first: if they fail, nothing has been taken.
         let fds = (0..count).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<Vec<_>>>()?;
         Ok(fds
             .into_iter()
@@ -129,8 +129,8 @@ impl<R: Routes> Table<R> {
             .collect())
     }
 
-    /// Tells KVM all routes that are noted. Of vectors whose eventfd it does not take, only `wanted` counts: the others stay
-    /// noted and are tried again when they are used.
+    /// Gives KVM all recorded routes. If KVM refuses an eventfd, only that of `wanted` is an error: the others stay recorded
+    /// and are tried again when they are used.
     fn flush(&self, wanted: u32) -> io::Result<()> {
         let inner = self.inner.lock();
         let messages: Vec<_> = inner
@@ -207,7 +207,7 @@ impl<R: Routes> Drop for Vector<R> {
             && let Err(error) = self.table.routes.deassign(&self.shared.fd, self.gsi)
         {
             tracing::warn!(gsi = self.gsi, %error, "cannot take back an MSI vector");
-            // Its number stays taken, so that no other device's interrupts go astray.
+            // Its number stays taken, so that no other device's interrupts get lost.
             inner.vectors.remove(&self.gsi);
             return;
         }

@@ -2,7 +2,7 @@ use std::os::fd::AsRawFd;
 
 use super::*;
 
-/// Notes calls, and refuses to assign some GSIs.
+/// Records calls, and refuses to assign some GSIs.
 #[derive(Default)]
 struct Recorder {
     calls: Mutex<Vec<String>>,
@@ -51,7 +51,7 @@ fn sent(vector: &Vector<Recorder>) -> u64 {
 }
 
 #[test]
-fn kvm_learns_all_noted_routes_when_the_first_is_used() {
+fn kvm_gets_all_recorded_routes_when_the_first_is_used() {
     let table = table();
     let vectors = table.allocate(3).unwrap();
     for (vector, data) in vectors.iter().zip(0x20..) {
@@ -101,7 +101,7 @@ fn a_route_that_changed_under_a_masked_neighbour_is_known_when_that_is_unmasked(
 }
 
 #[test]
-fn a_vector_that_can_not_be_assigned_is_nobody_elses_loss() {
+fn a_vector_that_cannot_be_assigned_harms_no_other() {
     let table = table();
     let vectors = table.allocate(3).unwrap();
     for (vector, data) in vectors.iter().zip(0x60..) {
@@ -131,7 +131,7 @@ fn children_of_the_process_get_no_vector() {
 fn numbers_come_back_and_run_out() {
     let table = Arc::new(Table::new(Recorder::default(), 26));
     let vectors = table.allocate(2).unwrap();
-    assert!(table.allocate(1).err().unwrap().to_string().contains("1 MSI vectors asked for, 0 left"));
+    assert!(table.allocate(1).err().unwrap().to_string().contains("1 MSI vectors requested, 0 left"));
     vectors[0].route(message(0x50)).unwrap();
     vectors[0].trigger().unwrap();
     calls(&table);

@@ -26,14 +26,14 @@ pub struct KvmSlots {
 
 impl KvmSlots {
     pub(crate) fn new(vm: Arc<VmFd>, gate: Arc<Gate>) -> Self {
-        // One for KVM's own on Intel hosts is not counted in what it reports.
+        // The reported count leaves out a slot that KVM itself uses on Intel hosts.
         let count = u32::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(0);
         // A host that reports nothing has 32.
         let count = if count == 0 { 32 } else { count };
         Self { vm, gate, numbers: Mutex::new(SlotNumbers::new(count)), notice: OnceLock::new() }
     }
 
-    /// Has a VM that loses memory ended by `notice`; the first one stands.
+    /// Sets the `notice` that ends a VM that loses memory; the first one stands.
     pub fn end_with(&self, notice: ExitNotice) {
         let _ = self.notice.set(notice);
     }
@@ -69,9 +69,9 @@ impl KvmSlots {
             memory_size: bytes,
             userspace_addr: slot.host,
         };
-        // SAFETY: KVM checks alignment and overlap itself. The guest reaches what is mapped in the host range, which is its
-        // memory by the contract of `Slot`; when a range is unmapped, at the latest with the VM, KVM is told by the kernel
-        // and drops what it knew of it, so that a slot over nothing gives the guest nothing.
+        // SAFETY: KVM checks alignment and overlap itself. The guest reaches the memory mapped in the host range, which is
+        // its own by the contract of `Slot`. When a range is unmapped, at the latest with the VM, the kernel notifies KVM,
+        // which drops its page tables for it: a slot over an unmapped range gives the guest nothing.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(io::Error::from)
     }
 }
@@ -87,7 +87,7 @@ impl SlotTable for KvmSlots {
 
     fn replace(&self, old: Slot, new: &[Slot]) -> Result<(), SlotError> {
         let _closed = self.gate.close();
-        // The guest must not run without memory that it takes to be there.
+        // The guest must not run without memory that it relies on.
         self.replace_closed(old, new).inspect_err(|_| self.gate.stop())
     }
 
@@ -99,7 +99,7 @@ impl SlotTable for KvmSlots {
     }
 }
 
-/// Which slot has which number.
+/// The number of each slot.
 struct SlotNumbers {
     used: BTreeMap<u64, (Slot, u32)>,
     free: Vec<u32>,
@@ -128,7 +128,7 @@ impl SlotNumbers {
                 self.next += 1;
                 self.next - 1
             }
-            None => return Err(io::Error::other(format!("all {} slots that KVM has are in use", self.count))),
+            None => return Err(io::Error::other(format!("all {} slots of KVM are in use", self.count))),
         };
         self.used.insert(slot.guest.0, (slot, number));
         Ok(number)
@@ -141,7 +141,7 @@ impl SlotNumbers {
                 io::ErrorKind::NotFound,
                 format!("the slot there has {} bytes from host address {:#x}", known.bytes, known.host),
             )),
-            None => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such slot")),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "no slot has that address")),
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_kvm_can_not_have_is_refused_with_the_limit() {
+    fn a_slot_too_large_for_kvm_is_refused_with_the_limit() {
         let mut numbers = SlotNumbers::new(2);
         let error = numbers.take(Slot { bytes: 8 << 40, ..slot(0) }).unwrap_err();
         assert!(error.to_string().contains("8796093018112"), "{error}");

@@ -1,4 +1,4 @@
-//! Counts of what made vCPUs leave the guest.
+//! Counts of vCPU exits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,9 +27,9 @@ pub struct ExitCounts {
     pub mmio_writes: u64,
     /// Kicks and other signals.
     pub interrupted: u64,
-    /// Reads, of those above, that nothing answered: the guest got ones.
+    /// Reads, of those above, that no device answered: the guest got ones.
     pub unclaimed_reads: u64,
-    /// Writes, of those above, that nothing took: they were dropped.
+    /// Writes, of those above, that no device took: they were dropped.
     pub unclaimed_writes: u64,
 }
 
@@ -50,7 +50,7 @@ impl VcpuStatistics {
     }
 }
 
-/// Counts one more and says how many there are now. Only one thread writes a counter: no locked instruction is needed.
+/// Adds one and returns the new count. Only one thread writes a counter: no locked instruction is needed.
 pub(crate) fn count(counter: &AtomicU64) -> u64 {
     let now = counter.load(Ordering::Relaxed) + 1;
     counter.store(now, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What the gate synchronises with. Its model has the same names, of types whose steps it orders.
+//! The gate's synchronisation types. Its model has types of the same names, whose steps it orders.
 
 pub(super) use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard};

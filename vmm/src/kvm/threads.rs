@@ -1,4 +1,4 @@
-//! Threads that end together. Several callers may wait for that, and each returns when all threads are gone.
+//! Threads that end together. Several callers may wait; each returns when all threads are gone.
 
 use std::collections::HashSet;
 use std::io;
@@ -22,7 +22,7 @@ impl Threads {
     /// The system has no thread.
     pub(crate) fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let running = self.0.clone();
-        // Held until it is listed, so that it does not end before.
+        // Held until the thread is listed, so that it does not end before.
         let mut ids = self.0.ids();
         let thread = thread::Builder::new().name(name).stack_size(512 << 10).spawn(move || {
             let _listed = Listed(running);
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_who_waits_does_so_until_the_last_has_ended() {
+    fn every_waiter_waits_until_the_last_thread_has_ended() {
         let threads = Threads::default();
         let (go, gone) = mpsc::channel::<()>();
         let over = Arc::new(AtomicBool::new(false));

@@ -30,11 +30,11 @@ pub(crate) struct Vcpu {
     pub(crate) statistics: Arc<VcpuStatistics>,
 }
 
-/// What an exit leads to.
+/// The next step after an exit.
 enum Next {
     Enter,
     End(ExitReason),
-    /// Failed; the registers tell the rest.
+    /// It failed; the registers tell the rest.
     Fail(Failure),
 }
 
@@ -47,10 +47,10 @@ enum Failure {
 }
 
 impl Vcpu {
-    /// Runs until the VM stops: `None` when that was asked for through the gate, else why it must stop.
+    /// Runs until the VM stops: `None` if the gate stopped it, else the reason to stop.
     ///
     /// # Errors
-    /// The vCPU can't go on.
+    /// The vCPU cannot go on.
     pub(crate) fn run(self) -> Result<Option<ExitReason>, VcpuError> {
         let run = self.page.as_ptr();
         let kick = self.kick.clone();
@@ -58,10 +58,10 @@ impl Vcpu {
         // leave the function either.
         let attached = unsafe { kick.attach(run) };
         let _attached = attached.map_err(|source| VcpuError::Signal { vcpu: self.index, source })?;
-        // Held but for pauses, so that others reach the vCPU's state in those alone.
+        // Held except during pauses, so that other threads reach the vCPU's state only then.
         let handle = self.fd.clone();
         let mut fd = lock(&handle);
-        // The last exit is finished: nothing of it is left to be done by KVM.
+        // The last exit is finished: KVM has no part of it left to do.
         let mut finished = true;
         loop {
             // A kick after this line is either seen by the gate or makes the entry return at once.
@@ -69,7 +69,7 @@ impl Vcpu {
             let entry = self.gate.enter(&self.kick, finished);
             match entry {
                 Entry::Guest => {}
-                // KVM does what is left of the exit and returns before the guest's next instruction.
+                // KVM completes the exit and returns before the guest's next instruction.
                 Entry::Finish => immediate_exit(&run).store(1, Ordering::SeqCst),
                 Entry::Park => {
                     note_pause(&fd);
@@ -130,11 +130,11 @@ pub(crate) fn lock(fd: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
     fd.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the guest that it did not run for a while, so that its watchdogs do not take that for a hang. A guest without KVM's
-/// clock has no way to hear of it.
+/// Tells the guest that it did not run for a while, so that its watchdogs do not report a hang. A guest without KVM's clock
+/// cannot be told.
 fn note_pause(fd: &VcpuFd) {
     if let Err(error) = fd.kvmclock_ctrl() {
-        tracing::trace!(%error, "the guest is not told of the pause");
+        tracing::trace!(%error, "cannot tell the guest of the pause");
     }
 }
 
@@ -214,21 +214,21 @@ impl Answer<'_> {
 
     fn unclaimed_read(&self, what: &'static str, address: u64) {
         count(&self.statistics.unclaimed_reads);
-        limited!(debug, "the guest read {what} {address:#x}, where nothing is");
+        limited!(debug, "the guest read {what} {address:#x}, where no device is");
     }
 
     fn unclaimed_write(&self, what: &'static str, address: u64) {
         count(&self.statistics.unclaimed_writes);
-        limited!(debug, "the guest wrote to {what} {address:#x}, where nothing takes it");
+        limited!(debug, "the guest wrote to {what} {address:#x}, where no device is");
     }
 }
 
-/// An access that straddles a page comes in two parts of any length; odd ones are answered byte by byte.
+/// An access across a page boundary comes in two parts of any length; odd lengths are answered byte by byte.
 fn access_width(bytes: usize) -> usize {
     if bytes.is_power_of_two() { bytes } else { 1 }
 }
 
-/// Reads what KVM says about an internal error (`Documentation/virt/kvm/api.rst`, `KVM_EXIT_INTERNAL_ERROR`).
+/// Reads the details of an internal error (`Documentation/virt/kvm/api.rst`, `KVM_EXIT_INTERNAL_ERROR`).
 fn internal_error(vcpu: u16, pc: u64, run: &kvm_run) -> VcpuError {
     // SAFETY: the vCPU left with an internal error, which is what makes `internal` the valid field of the union; it is plain
     // data in any case.

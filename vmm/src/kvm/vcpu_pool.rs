@@ -16,15 +16,15 @@ use super::vcpu::Vcpu;
 use crate::arch::cpu::{Topology, VcpuState};
 use crate::arch::{Buses, Loaded, StateError};
 
-/// What the vCPUs of a VM are to be like.
+/// The setup of a VM's vCPUs.
 pub struct Vcpus {
-    /// How many: 1 to [`Host::max_vcpus`].
+    /// Their number: 1 to [`Host::max_vcpus`].
     pub count: u16,
     /// Where the first vCPU starts; the guest starts the others itself.
     pub entry: Loaded,
-    /// The devices that they reach.
+    /// The devices.
     pub buses: Buses,
-    /// Hears how the VM ends.
+    /// Reports the end of the VM.
     pub notice: ExitNotice,
 }
 
@@ -94,10 +94,10 @@ impl VcpuPool {
         })
     }
 
-    /// Runs the vCPUs, a thread each. Does nothing when they run already.
+    /// Runs the vCPUs, each on a thread. Does nothing if they already run.
     ///
     /// # Errors
-    /// A thread could not be made; those that were are ended.
+    /// The system has no thread; those already started are ended.
     pub fn start(&self) -> Result<(), VcpuPoolError> {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for vcpu in waiting {
@@ -112,7 +112,7 @@ impl VcpuPool {
     }
 
     /// Pauses all vCPUs: when this returns, each has done all that its last exit asked for, and executes nothing until
-    /// [`VcpuPool::resume`], whichever thread calls that. `false` where the VM stops instead. Not for a vCPU's own thread.
+    /// [`VcpuPool::resume`], whichever thread calls that. `false` if the VM stops instead. Not for a vCPU's own thread.
     #[must_use]
     pub fn pause(&self) -> bool {
         self.gate.pause()
@@ -131,7 +131,7 @@ impl VcpuPool {
         self.save_all(&self.parked()?)
     }
 
-    /// Gives each vCPU a state that one like it had.
+    /// Restores the state of each vCPU.
     ///
     /// # Errors
     /// The vCPUs are not paused, there are more or fewer, or KVM refused; nothing changed. After [`StateError::Torn`] the VM
@@ -150,7 +150,7 @@ impl VcpuPool {
         fds.iter().map(|fd| VcpuState::save(fd, &self.msrs)).collect()
     }
 
-    /// The descriptors, which the threads of the vCPUs give up while they are parked.
+    /// The descriptors; the vCPUs' threads give them up while they are parked.
     fn parked(&self) -> Result<Vec<MutexGuard<'_, VcpuFd>>, StateError> {
         self.fds.iter().map(|fd| fd.try_lock().map_err(|_| StateError::Running)).collect()
     }

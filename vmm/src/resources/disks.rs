@@ -1,7 +1,7 @@
 //! Disks that come and go while the VM runs.
 //!
-//! There is no hotplug controller: the function is put on the bus, and the agent has the guest look. A function whose
-//! driver did not bind in time stays on the bus, and its state says so.
+//! Without a hotplug controller, the monitor puts the function on the bus and the agent has the guest rescan. A
+//! function whose driver did not bind in time stays on the bus, as its state shows.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -28,9 +28,9 @@ use crate::virtio_bus::{DeviceError, VirtioBus};
 /// All disks of a VM, by serial number.
 pub(crate) struct Disks {
     windows: Arc<PmemWindows>,
-    /// Where devices run whose requests take no time.
+    /// The loop for devices whose requests take no time.
     event_loop: EventLoopHandle,
-    /// Whether disks with layers keep account of what is read.
+    /// Whether disks with layers record the pages that are read.
     pub(crate) record_reads: bool,
     table: Hotplug<String, Entry>,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Disks {
 pub(crate) type DiskChange<'a> = Change<'a, String, Entry>;
 
 impl Disks {
-    /// No disks yet. Devices whose requests take no time run on `event_loop`; others have a thread each.
+    /// An empty table. Devices whose requests take no time run on `event_loop`; each of the others has a thread.
     pub(crate) fn new(windows: Arc<PmemWindows>, event_loop: EventLoopHandle, record_reads: bool) -> Self {
         Self { windows, event_loop, record_reads, table: Hotplug::default() }
     }
@@ -90,7 +90,7 @@ impl Disks {
         self.table.change()
     }
 
-    /// Puts a disk on the bus. Before the guest boots it is as good as attached.
+    /// Puts a disk on the bus. Before the guest boots this counts as attached.
     pub(crate) fn add(
         &self,
         change: &DiskChange<'_>,
@@ -141,7 +141,7 @@ impl Disks {
         self.table.map(|entry| entry.info.clone())
     }
 
-    /// The pages of a disk's files that the guest has read, as far as that is kept account of.
+    /// The pages of a disk's files that the guest has read, if they are recorded.
     pub(crate) fn touched(&self, serial: &str) -> io::Result<ReadSet> {
         let touched = self.table.read(&serial.to_owned(), |entry| match &entry.source {
             Source::Blocks { reads: Some(reads), .. } => Ok(reads.read_set()),
@@ -173,7 +173,7 @@ impl Disks {
         Ok(())
     }
 
-    /// Takes a disk off the bus that the guest does not use.
+    /// Takes a disk that the guest does not use off the bus.
     pub(crate) fn remove(&self, change: &DiskChange<'_>, bus: &VirtioBus, disk: &DiskInfo) -> Result<(), DeviceError> {
         bus.remove(&format!("disk `{}`", disk.path.display()), disk.address)?;
         // Joins its thread.
@@ -187,7 +187,7 @@ pub(crate) struct Entry {
     source: Source,
 }
 
-/// Where the guest's reads are served from.
+/// The files that serve the guest's reads.
 enum Source {
     Blocks {
         reads: Option<Arc<Reads>>,
@@ -205,7 +205,7 @@ pub(crate) struct Opened {
 }
 
 enum Content {
-    /// With a record of what is read, if that was asked for.
+    /// Records the pages that are read, if configured so.
     Blocks(Arc<dyn Disk>, Option<Arc<Reads>>),
     Memory(ImageMapping),
 }
@@ -247,9 +247,9 @@ impl Opened {
     }
 }
 
-/// The serial number of the disk that carries the layer, or the flat image, that `digest` names: the start of the digest. A
-/// virtio-pmem device has none that the guest could see; what stands for it here begins with a `p`, so that a layer can reach a
-/// guest in both ways.
+/// The serial number of the disk that carries the layer, or the flat image, of this digest: the start of the digest. A
+/// virtio-pmem device shows the guest no serial number; the one used here begins with a `p`, so that a layer can reach a guest
+/// over both transports.
 #[must_use]
 pub fn serial_of(digest: &Digest, transport: Transport) -> String {
     match transport {

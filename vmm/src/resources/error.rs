@@ -1,4 +1,4 @@
-//! Why something could not be done with a disk, an image, a partition or an instance.
+//! Errors of calls for disks, images, partitions and instances.
 
 use std::io;
 use std::path::PathBuf;
@@ -28,10 +28,10 @@ pub(super) const FLAT_KERNEL: (u32, u32) = (6, 4);
 /// Why a disk was not attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum HotplugError {
-    /// The file is not fit for a disk.
+    /// The file cannot be a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The guest could not tell it apart from another.
+    /// The guest could not distinguish it from another.
     #[error(transparent)]
     Duplicate(#[from] DuplicateDisk),
     /// The process may not open enough files for it.
@@ -43,7 +43,7 @@ pub enum HotplugError {
     /// It could not be put into the guest's memory.
     #[error(transparent)]
     Pmem(#[from] PmemError),
-    /// The agent cannot be asked.
+    /// The agent cannot be called.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
     /// No disk has that serial number.
@@ -55,11 +55,11 @@ pub enum HotplugError {
     NotBound {
         /// The first disk.
         serial: String,
-        /// Where it is.
+        /// Its address on the bus.
         address: PciAddress,
-        /// How many disks were attached with it.
+        /// The number of disks attached with it.
         others: usize,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -70,14 +70,14 @@ pub enum HotplugError {
         serial: String,
         /// Where it is.
         address: PciAddress,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
 }
 
 impl HotplugError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -101,19 +101,19 @@ pub struct DuplicateDisk {
     pub path: PathBuf,
     /// File of the disk that is there.
     pub other: PathBuf,
-    /// What they have in common.
+    /// Their common serial number.
     pub serial: String,
 }
 
 impl DuplicateDisk {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Conflict
     }
 }
 
-/// Why the guest can't have files as memory.
+/// Why the guest cannot have files as memory.
 #[derive(Debug, thiserror::Error)]
 pub enum PmemError {
     /// Its address space is full.
@@ -125,7 +125,7 @@ pub enum PmemError {
 }
 
 impl PmemError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -135,7 +135,7 @@ impl PmemError {
     }
 }
 
-/// Why something could not be done with an image.
+/// Why a call for an image failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// Its configuration is invalid.
@@ -144,12 +144,12 @@ pub enum ImageError {
     /// The VM does not have the image.
     #[error("the VM has no image `{0}`")]
     Unknown(ImageId),
-    /// There is one already.
+    /// The VM has an image of that name already.
     #[error("the VM has an image `{0}` already")]
     Exists(ImageId),
-    /// The guest's kernel cannot mount it in the shape that was asked for.
+    /// The guest's kernel cannot mount it in the configured shape.
     #[error(
-        "image {image} can't be flat: that needs Linux {}.{} or later in the guest, which has {kernel:?}{}",
+        "image {image} cannot be flat: expected Linux {}.{} or later in the guest, found {kernel:?}{}",
         FLAT_KERNEL.0,
         FLAT_KERNEL.1,
         if *layers > MAX_LAYERS { format!(", and {layers} layers are too many for another shape") } else { String::new() }
@@ -159,18 +159,18 @@ pub enum ImageError {
         image: ImageId,
         /// Release of the guest's kernel.
         kernel: String,
-        /// How many layers the image has.
+        /// The number of layers of the image.
         layers: usize,
     },
     /// Reads are not recorded.
-    #[error("what is read of image {0} is not known: `record_reads` is off in the VM's configuration")]
+    #[error("reads of image {0} are not recorded: `record_reads` is off in the VM's configuration")]
     NotRecorded(ImageId),
     /// The record of reads could not be read back.
-    #[error("cannot find out what was read of image {image}")]
+    #[error("cannot read the record of image {image}'s reads")]
     Touched {
         /// The image.
         image: ImageId,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -183,18 +183,18 @@ pub enum ImageError {
     /// The agent failed.
     #[error("cannot {action} image {image}")]
     Agent {
-        /// What was to be done.
+        /// The action.
         action: &'static str,
         /// The image.
         image: ImageId,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
 }
 
 impl ImageError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -210,7 +210,7 @@ impl ImageError {
     }
 }
 
-/// Why something could not be done with a partition.
+/// Why a call for a partition failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PartitionError {
     /// The VM does not have the partition.
@@ -218,13 +218,13 @@ pub enum PartitionError {
     NoPartition {
         /// The number.
         id: PartitionId,
-        /// How many there are.
+        /// The number of partitions.
         count: usize,
     },
     /// Its device was removed.
     #[error("partition {0} has no device: it was removed")]
     NoDevice(PartitionId),
-    /// Its device is there already.
+    /// It has a device already.
     #[error("partition {0} has a device already")]
     HasDevice(PartitionId),
     /// The agent cannot be asked.
@@ -235,20 +235,20 @@ pub enum PartitionError {
     Plug {
         /// The partition.
         id: PartitionId,
-        /// The size it should have had.
+        /// The target.
         size: ByteSize,
-        /// Why.
+        /// The cause.
         #[source]
         source: PlugError,
     },
-    /// The memory is not where it should be in the guest, or not online. It was asked back.
-    #[error("the guest does not use {size} in partition {id} as it should")]
+    /// The memory is in the wrong node or zone of the guest, or not online. The guest was asked to give it back.
+    #[error("the guest cannot use {size} in partition {id}")]
     NotUsable {
         /// The partition.
         id: PartitionId,
-        /// The size it has.
+        /// Its size.
         size: ByteSize,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -257,7 +257,7 @@ pub enum PartitionError {
     Unplug {
         /// The partition.
         id: PartitionId,
-        /// Why.
+        /// The cause.
         #[source]
         source: UnplugError,
     },
@@ -266,7 +266,7 @@ pub enum PartitionError {
     Discard {
         /// The partition.
         id: PartitionId,
-        /// Why.
+        /// The cause.
         #[source]
         source: WaitError,
     },
@@ -275,7 +275,7 @@ pub enum PartitionError {
     Inspect {
         /// The partition.
         id: PartitionId,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -287,9 +287,9 @@ pub enum PartitionError {
     NotBound {
         /// The partition.
         id: PartitionId,
-        /// Where its device is.
+        /// The address of its device.
         address: PciAddress,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -300,7 +300,7 @@ pub enum PartitionError {
         id: PartitionId,
         /// Where its device is.
         address: PciAddress,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -316,7 +316,7 @@ pub enum PartitionError {
 }
 
 impl PartitionError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -341,23 +341,23 @@ impl PartitionError {
     }
 }
 
-/// Why something could not be done with an instance.
+/// Why a call for an instance failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     /// Its specification is invalid.
-    #[error("instance {id} can't be run")]
+    #[error("instance {id} cannot run")]
     Spec {
         /// The instance.
         id: InstanceId,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: ValueError,
     },
-    /// Its partition is not there or holds nothing.
+    /// The VM does not have its partition.
     #[error(transparent)]
     Partition(#[from] PartitionError),
     /// Its partition is not plugged.
-    #[error("instance {id} can't run in partition {partition}: nothing is plugged there")]
+    #[error("instance {id} cannot run in partition {partition}: nothing is plugged there")]
     NotPlugged {
         /// The instance.
         id: InstanceId,
@@ -366,7 +366,7 @@ pub enum InstanceError {
     },
     /// Its limit on base memory is invalid.
     #[error(
-        "instance {id} can't have {limit} of base memory: expected {} to {memory}",
+        "instance {id} cannot have {limit} of base memory: expected {} to {memory}",
         ByteSize::bytes(MIN_BASE_LIMIT)
     )]
     BaseLimit {
@@ -383,11 +383,11 @@ pub enum InstanceError {
     /// The agent failed.
     #[error("cannot {action} instance {id}")]
     Agent {
-        /// What was to be done.
+        /// The action.
         action: &'static str,
         /// The instance.
         id: InstanceId,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: AgentError,
     },
@@ -400,12 +400,12 @@ pub enum InstanceError {
         process: ProcessId,
         /// The stream.
         stream: StreamName,
-        /// What the agent says.
+        /// The agent's error.
         #[source]
         source: Box<AgentError>,
     },
     /// A stream broke off.
-    #[error("cannot go on with {stream} of process {process} of instance {id}")]
+    #[error("cannot continue {stream} of process {process} of instance {id}")]
     Stream {
         /// The instance.
         id: InstanceId,
@@ -413,11 +413,11 @@ pub enum InstanceError {
         process: ProcessId,
         /// The stream.
         stream: StreamName,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// What a stream is passed on to failed, or what it is fed from.
+    /// The sink or the source of a stream failed.
     #[error("cannot pass on {stream} of process {process} of instance {id}")]
     PassOn {
         /// The instance.
@@ -426,14 +426,14 @@ pub enum InstanceError {
         process: ProcessId,
         /// The stream.
         stream: StreamName,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl InstanceError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn errors_say_who_can_do_something_about_them() {
+fn every_error_has_the_right_kind() {
     let id = PartitionId::new(1).unwrap();
     let size = ByteSize::mib(2);
     let io = || io::Error::other("x");

@@ -1,7 +1,7 @@
-//! Images: how they get into the guest, and in which shape.
+//! Images: their disks, and the shape in which the guest mounts them.
 //!
-//! Disks are there before it is known what the guest's kernel can do. Where it can't mount a flat image, and the caller did not
-//! ask for one, the layers come after the fact, as disks that are attached while the VM runs.
+//! The disks of an image exist before the abilities of the guest's kernel are known. If it cannot mount a flat image, and the
+//! configuration does not demand one, the layers are attached later, as disks of the running VM.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) struct Images(Hotplug<ImageId, Entry>);
 /// The right to change a VM's images.
 type ImageChange<'a> = Change<'a, ImageId, Entry>;
 
-/// What a change of images works with: the turn to change them, and the turn to change their disks. Made in this order.
+/// The means to change images: the turn to change them, and the turn to change their disks. Always taken in this order.
 struct Work<'a> {
     images: ImageChange<'a>,
     change: DiskChange<'a>,
@@ -49,7 +49,7 @@ impl Images {
         Ok(())
     }
 
-    /// Makes an image of the configuration ready for instances. It is flat where the guest's kernel can have that, unless the
+    /// Makes an image of the configuration ready for instances. It is flat if the guest's kernel can mount that, unless the
     /// configuration says otherwise. `timeout` is for its disks.
     pub(crate) fn mount(
         &self,
@@ -87,7 +87,7 @@ impl Images {
         work.mount(entry)
     }
 
-    /// Takes an image out of the VM, and with it the disks that no other image has.
+    /// Takes an image out of the VM, with the disks that belong to no other image.
     pub(crate) fn detach(
         &self,
         session: &Session,
@@ -129,7 +129,7 @@ impl Images {
 impl Work<'_> {
     /// Replaces the disks of an image by those of another shape.
     fn reshape(&self, table: &Hotplug<ImageId, Entry>, mut entry: Entry, shape: Shape) -> Result<Entry, ImageError> {
-        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel wants another shape");
+        tracing::info!(image = %entry.config.id, %shape, "the guest's kernel needs another shape");
         let serials = self.place_and_bind(&entry.config, shape)?;
         let old = std::mem::replace(&mut entry.disks, serials);
         entry.shape = shape;
@@ -142,7 +142,7 @@ impl Work<'_> {
         let agent = self.session.agent()?;
         descriptors::check_attach(descriptors::of_image(config, shape)).map_err(HotplugError::from)?;
         let serials = place(config, shape, self.bus, self.disks, &self.change, DiskState::Unbound)?;
-        // Some may be left of an attempt that took too long.
+        // An earlier attempt that took too long may have left some.
         let disks = serials.iter().filter_map(|serial| self.disks.find(serial));
         let unbound: Vec<_> = disks.filter(|disk| disk.state == DiskState::Unbound).collect();
         self.disks.bind(&self.change, agent, &unbound, self.timeout)?;
@@ -166,7 +166,7 @@ impl Work<'_> {
     }
 }
 
-/// The shape that an image gets in a guest with this kernel.
+/// The shape of an image in a guest with this kernel.
 fn shape(config: &ImageConfig, kernel: &str) -> Result<Shape, ImageError> {
     let layers = config.stack().count();
     match (config.first_shape(), can_mount_flat(kernel)) {
@@ -186,7 +186,7 @@ fn mount(
     disks: &[DiskInfo],
 ) -> Result<Entry, ImageError> {
     let id = entry.config.id.clone();
-    // The agent may do it and yet not answer in time.
+    // The agent may mount it and still not answer in time.
     entry.mount = entry.mount.max(Mount::Maybe);
     images.insert(id.clone(), entry.clone());
     let layers: Vec<_> = disks.iter().map(|disk| (disk.serial.as_str(), disk.address)).collect();
@@ -197,7 +197,7 @@ fn mount(
     Ok(entry)
 }
 
-/// Removes an image, and from the guest if it may be there; returns the serial numbers of its disks.
+/// Removes an image, also from the guest if it may be mounted there; returns the serial numbers of its disks.
 fn remove(images: &ImageChange<'_>, agent: &AgentClient, entry: Entry) -> Result<Vec<String>, ImageError> {
     let id = &entry.config.id;
     if entry.mount != Mount::Unasked {
@@ -208,8 +208,8 @@ fn remove(images: &ImageChange<'_>, agent: &AgentClient, entry: Entry) -> Result
     Ok(entry.disks)
 }
 
-/// Puts the disks of an image on the bus, but for those that are there already; returns the serial numbers of all. Where one
-/// can't be added, none is. Layers of one digest over one transport are one disk, whichever store they come from.
+/// Puts those disks of an image on the bus that are not there yet; returns the serial numbers of all its disks. On an error
+/// the bus is unchanged. Layers of the same digest and transport are one disk, whichever store they come from.
 fn place(
     config: &ImageConfig,
     shape: Shape,
@@ -241,7 +241,7 @@ fn place(
         Err(error) => {
             for disk in added {
                 if let Err(error) = disks.remove(change, bus, &disk) {
-                    tracing::error!(disk = disk.serial, %error, "half an image stays on the bus");
+                    tracing::error!(disk = disk.serial, %error, "a disk of an image that failed stays on the bus");
                 }
             }
             Err(error)
@@ -260,19 +260,19 @@ pub(crate) struct Entry {
     _prefetch: Option<Arc<Prefetch>>,
 }
 
-/// Where an image stands with the guest.
+/// The state of an image in the guest.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Mount {
     /// The agent was not asked to mount it.
     Unasked,
-    /// The agent was asked, but did not say that it is mounted.
+    /// The agent was asked, but did not confirm that it is mounted.
     Maybe,
     /// Instances can run it.
     Done,
 }
 
 impl Entry {
-    /// An image whose disks are on the bus. Begins to read ahead what it has a profile of.
+    /// An image whose disks are on the bus. Starts to read its profile ahead.
     fn new(config: &ImageConfig, shape: Shape, disks: Vec<String>) -> Self {
         let prefetch = config.profile.as_ref().and_then(|profile| {
             let started = Prefetch::start(files(config, shape), profile.clone());
@@ -282,7 +282,7 @@ impl Entry {
     }
 }
 
-/// The files of an image in this shape: what the guest reads first comes first.
+/// The files of an image in this shape, in the order in which the guest begins to read them.
 fn files(config: &ImageConfig, shape: Shape) -> Vec<StoredFile> {
     match shape {
         Shape::Flat => {
@@ -333,7 +333,7 @@ mod tests {
     use crate::config::Transport;
     use crate::guest::agent::fixture::Fixture;
 
-    /// An agent that says of some images that it could not mount them.
+    /// An agent that fails to mount some images.
     #[derive(Default)]
     struct Slow {
         mounted: Mutex<HashSet<String>>,
@@ -403,7 +403,7 @@ mod tests {
         let (entry, _) = add(&change, "unasked", 1);
         remove(&change, &agent, entry).unwrap();
         let limits = fake.limits.lock().unwrap();
-        assert_eq!(limits.len(), 6, "the agent is not asked to unmount what it was not asked to mount");
+        assert_eq!(limits.len(), 6, "the agent is not asked to unmount an image that it never mounted");
         assert!(limits.iter().all(|limit| *limit > Duration::from_secs(20 * 10)), "{limits:?}");
     }
 
@@ -418,10 +418,10 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_is_named() {
+    fn an_error_names_an_old_kernel() {
         let error =
             |layers| ImageError::Flat { image: "i".parse().unwrap(), kernel: "6.1.0".into(), layers }.to_string();
-        assert_eq!(error(3), "image i can't be flat: that needs Linux 6.4 or later in the guest, which has \"6.1.0\"");
+        assert_eq!(error(3), "image i cannot be flat: expected Linux 6.4 or later in the guest, found \"6.1.0\"");
         assert!(error(129).ends_with("129 layers are too many for another shape"), "{}", error(129));
     }
 }

@@ -1,4 +1,4 @@
-//! Instances: functions that run in a VM, each in its container and, if it is to have one, in its partition.
+//! Instances: functions that run in a VM, each in a container and, as a rule, in a partition.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::guest::agent::{AgentClient, AgentError};
 use crate::guest::session::Session;
 use crate::model::ExitStatus;
 
-/// Processes and threads that an instance may have if nothing else is said.
+/// Default limit on the processes and threads of an instance.
 pub const DEFAULT_PIDS_MAX: u32 = 1024;
 
-/// What instances of a VM are started with if they do not say otherwise, and may have at most.
+/// Defaults and limits of a VM's instances.
 pub(crate) struct Instances {
     /// Base memory of an instance that names no limit.
     pub(crate) base_limit: Option<ByteSize>,
@@ -58,25 +58,25 @@ impl Instances {
     }
 }
 
-/// What an instance runs, and within which bounds.
+/// The program of an instance, and its limits.
 #[derive(Clone, Debug)]
 pub struct InstanceSpec {
     /// Its name, unique in the VM.
     pub id: InstanceId,
-    /// An image that was mounted ([`Vm::mount_image`](crate::Vm::mount_image), [`Vm::attach_image`](crate::Vm::attach_image)).
+    /// A mounted image ([`Vm::mount_image`](crate::Vm::mount_image), [`Vm::attach_image`](crate::Vm::attach_image)).
     pub image: ImageId,
     /// Its first process, with which it ends.
     pub process: ProcessSpec,
-    /// Where its memory comes from; `None` is base memory.
+    /// The partition that its memory comes from; `None` is base memory.
     pub partition: Option<PartitionId>,
-    /// Its cgroup's `memory.max`; `None` is its partition's size, or a little less where the guest's kernel has to bound more with
-    /// it, or without a partition its limit on base memory. With the guest memory extension it can't be less than the
-    /// partition's size: plug less.
+    /// Its cgroup's `memory.max`; `None` is its partition's size, or a little less where the limit must also cover memory
+    /// outside the partition; without a partition it is the base limit. With the guest memory extension it must be at least the
+    /// partition's size: plug less instead.
     pub memory_max: Option<ByteSize>,
-    /// What it may have of base memory, where page tables, inodes, page cache, sockets and pipes lie, and without a partition all
-    /// else. `None` is the VM's ([`crate::VmConfig::base_limit`]), or an equal share.
+    /// Its base limit. Base memory holds page tables, inodes, page cache, sockets and pipes, and without a partition all else.
+    /// `None` is the VM's ([`crate::VmConfig::base_limit`]), or an equal share.
     pub base_limit: Option<ByteSize>,
-    /// Most processes and threads; 0 is half of what all instances may have, which the guest's kernel says.
+    /// Most processes and threads; 0 is half of the guest kernel's limit for all instances.
     pub pids_max: u32,
 }
 
@@ -102,7 +102,7 @@ impl InstanceSpec {
         self
     }
 
-    /// Checks what the guest would refuse without looking at the image.
+    /// Checks everything that the guest would refuse without looking at the image.
     ///
     /// # Errors
     /// The first invalid value.
@@ -123,8 +123,8 @@ impl InstanceSpec {
     }
 }
 
-/// A function that runs, or has run, in a VM. Dropping it changes nothing: [`Instance::remove`] and
-/// [`Vm::remove_instance`](crate::Vm::remove_instance) do.
+/// A function that runs, or has run, in a VM. Dropping it changes nothing: only [`Instance::remove`] and
+/// [`Vm::remove_instance`](crate::Vm::remove_instance) remove the instance.
 pub struct Instance {
     id: InstanceId,
     init: Process,
@@ -149,8 +149,8 @@ impl Instance {
         &self.init
     }
 
-    /// Passes what its first process writes to `stream` on to `sink`, on a thread of its own, until it ends. Output that is not
-    /// read makes the instance wait.
+    /// Passes the output of its first process to `stream` on to `sink`, on a thread of its own, until it ends. An instance
+    /// waits while its output is not read.
     ///
     /// # Errors
     /// The stream is taken or the thread could not be made.
@@ -158,8 +158,8 @@ impl Instance {
         self.init.connect(stream)?.forward(sink)
     }
 
-    /// Starts another process in it: in its namespaces, its cgroup and its partition, and with no more rights than its first has. It
-    /// ends with the instance, at the latest. Its name is free again once it is [removed](Process::remove).
+    /// Starts another process in it: in its namespaces, its cgroup and its partition, with at most the rights of its first
+    /// process. It ends with the instance at the latest. Its name is free again once it is [removed](Process::remove).
     ///
     /// # Errors
     /// The specification is invalid, the instance has ended, or the agent could not start it.
@@ -182,7 +182,7 @@ impl Instance {
     /// Waits for the end of its first process.
     ///
     /// # Errors
-    /// The agent can't say, or the VM has ended.
+    /// The agent failed, or the VM has ended.
     pub fn wait(&self) -> Result<ExitStatus, InstanceError> {
         self.init.wait()
     }
@@ -190,23 +190,23 @@ impl Instance {
     /// Sends its first process a signal, by number.
     ///
     /// # Errors
-    /// It is gone, or the signal does not exist.
+    /// The process is gone, or the signal does not exist.
     pub fn signal(&self, number: u32) -> Result<(), InstanceError> {
         self.init.signal(number)
     }
 
-    /// Kills what is left of it, and takes apart what it had: then its partition can be given back whole, and its name is
-    /// free. An instance that is gone already counts as removed.
+    /// Kills its remaining processes and removes its resources: then its whole partition can be unplugged, and its name
+    /// is free. An instance that is gone already counts as removed.
     ///
     /// # Errors
-    /// The agent failed, or has not done so after `timeout` and may still be at it. Try again then: the instance stays until it
-    /// is removed.
+    /// The agent failed, or did not finish within `timeout` and may still be working. Try again then: the instance stays until
+    /// it is removed.
     pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
         remove(&self.agent, &self.id, timeout)
     }
 }
 
-/// 0 stands for no limit.
+/// 0 means no limit.
 fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Result<(), InstanceError> {
     if limit.get() == 0 || (MIN_BASE_LIMIT..=memory.get()).contains(&limit.get()) {
         return Ok(());
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::guest::agent::fixture::Fixture;
 
-    /// An agent that can remove an instance only when it is asked once more.
+    /// An agent that removes an instance only on a further attempt.
     #[derive(Default)]
     struct Stalled(Mutex<Vec<String>>);
 
@@ -260,8 +260,8 @@ mod tests {
         let instance = Instance::new("a".parse().unwrap(), 1, agent.clone());
         assert!(matches!(instance.remove(limit), Err(InstanceError::Agent { action: "remove", .. })));
         instance.remove(limit).unwrap();
-        instance.remove(limit).expect("what is gone is removed");
-        remove(&agent, &"b".parse().unwrap(), limit).expect("its name is enough");
+        instance.remove(limit).expect("an instance that is gone counts as removed");
+        remove(&agent, &"b".parse().unwrap(), limit).expect("the name suffices");
         assert_eq!(*fake.0.lock().unwrap(), ["a", "a", "a", "b"]);
     }
 
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_would_refuse_is_refused_here() {
+    fn specifications_that_the_guest_would_refuse_are_refused() {
         let request = spec(&["sh"]).in_partition(PartitionId::new(3).unwrap()).request().unwrap();
         assert_eq!((request.node, request.process.working_directory.as_str(), request.memory_max_bytes), (3, "/", 0));
         assert!(spec(&[]).request().is_err());

@@ -1,4 +1,4 @@
-//! What a VM has that comes and goes: disks, images, partitions, instances and their processes.
+//! The parts of a VM that come and go: disks, images, partitions, instances and their processes.
 
 pub(crate) mod disks;
 pub(crate) mod error;

@@ -25,13 +25,13 @@ use crate::virtio_bus::VirtioBus;
 pub(crate) struct Partitions {
     parts: PartitionParts,
     windows: Vec<Window>,
-    /// Those with a device.
+    /// The partitions with a device.
     table: Arc<Table>,
 }
 
 type Table = Hotplug<PartitionId, Entry>;
 
-/// What partitions are made with.
+/// The parts that partitions are made with.
 pub(crate) struct PartitionParts {
     pub(crate) memory: PartitionSetup,
     pub(crate) event_loop: EventLoopHandle,
@@ -42,7 +42,7 @@ struct Entry {
     handle: MemHandle,
     device: PciAddress,
     attached: bool,
-    /// How the guest kept it apart when it was plugged last.
+    /// Its mode in the guest when it was plugged last.
     mode: Arc<Mutex<Option<PartitionMode>>>,
 }
 
@@ -83,13 +83,13 @@ impl Partitions {
         let plugged = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
         let accepted = start.elapsed();
         let address = entry.handle.memory().window().range().start().0;
-        // What is kept back is for taking back what the guest can't use.
+        // The reserved time is for taking back memory that the guest cannot use.
         let left = deadline.left() / 4 * 3;
         let usage = match agent.await_partition(id.get().into(), size.get(), address, left) {
             Ok(usage) => usage,
             Err(source) => {
                 if let Err(error) = entry.handle.undo(&plugged, deadline.left()) {
-                    tracing::warn!(partition = %id, %error, "memory that the guest can't use stays plugged");
+                    tracing::warn!(partition = %id, %error, "memory that the guest cannot use stays plugged");
                 }
                 return Err(PartitionError::NotUsable { id, size, source });
             }
@@ -101,7 +101,7 @@ impl Partitions {
         Ok(PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver: usage.driver })
     }
 
-    /// Has the guest give back what partition `id` has beyond `size`.
+    /// Has the guest give back the memory of partition `id` beyond `size`.
     pub(crate) fn shrink(
         &self,
         session: &Session,
@@ -112,7 +112,7 @@ impl Partitions {
         let entry = self.entry(id)?;
         let agent = session.agent()?;
         let deadline = Deadline::after(timeout);
-        // For a report of the guest, also where it keeps memory until time is up.
+        // Time for the guest's report, even if the guest keeps memory until time is up.
         let reserve = REPORT_LIMIT.min(timeout / 4);
         let before = Counters::read(agent, reserve);
         let start = Instant::now();
@@ -125,7 +125,7 @@ impl Partitions {
         };
         let complete = report.plugged <= size;
         let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
-        // An agent that did not answer is not asked again.
+        // An agent that did not answer is not called again.
         let counted =
             before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
@@ -140,7 +140,7 @@ impl Partitions {
         })
     }
 
-    /// Waits until all that was unplugged of partition `id` has gone back to the host.
+    /// Waits until all memory unplugged from partition `id` has gone back to the host.
     pub(crate) fn await_discard(&self, id: PartitionId, timeout: Duration) -> Result<DiscardReport, PartitionError> {
         let entry = self.entry(id)?;
         let report =
@@ -148,7 +148,7 @@ impl Partitions {
         Ok(DiscardReport { discard: report.phases.discard, discarded: report.phases.discarded })
     }
 
-    /// What partition `id` is used for in the guest, and by which processes.
+    /// The guest's use of partition `id`, with the processes that hold its memory.
     pub(crate) fn inspect(&self, session: &Session, id: PartitionId) -> Result<PartitionUse, PartitionError> {
         self.window(id)?;
         session.agent()?.inspect_partition(id.get().into()).map_err(|source| PartitionError::Inspect { id, source })
@@ -249,11 +249,11 @@ impl Entry {
     }
 }
 
-/// How long the agent may take at most for each of its parts in an unplug: to count pages, before the guest is asked for
-/// memory and after, and to say how the guest's driver stands. Memory need not wait for it.
+/// Time limit for each of the agent's parts in an unplug: counting pages before and after, and reporting the driver's
+/// state. Memory does not wait for it.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the guest had to do to give memory back, since boot.
+/// The guest's work to give memory back, since boot.
 #[derive(Clone, Copy)]
 struct Counters {
     migrated: u64,
@@ -272,13 +272,13 @@ impl Counters {
     }
 }
 
-/// What the guest's driver says: once it is done, if `wait`, or when `limit` is nearly up. The host has seen for itself what is
-/// unplugged, so it does not matter much.
+/// The driver's report: with `wait`, once the driver is done or `limit` is nearly up. A failure is only logged, since the host
+/// knows by itself how much is unplugged.
 fn driver_after_unplug(agent: &AgentClient, id: PartitionId, wait: bool, limit: Duration) -> Option<GuestDriver> {
     match agent.await_driver(id.get().into(), wait, limit) {
         Ok(usage) => usage.driver,
         Err(error) => {
-            tracing::warn!(partition = %id, %error, "the guest does not say how it took part");
+            tracing::warn!(partition = %id, %error, "the guest does not report its part");
             None
         }
     }

@@ -1,7 +1,7 @@
 //! Files of the layer store in the guest's address space: read-only memory slots over mappings of the files.
 //!
-//! A guest's write there leaves to the monitor, which drops it and counts it as unclaimed. Where a file was cut short,
-//! KVM finds no page and the vCPU cannot go on; that end of the VM gets the layer's name here.
+//! A guest's write there exits to the monitor, which drops it and counts it as unclaimed. If a file was truncated, KVM
+//! finds no page and the vCPU cannot go on; this module adds the layer's name to that end of the VM.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,19 +20,19 @@ use crate::kvm::{ExitReason, VcpuError};
 
 /// A layer's file failed under a guest that had it as memory.
 #[derive(Debug, thiserror::Error)]
-#[error("the layer {digest} in `{}` was cut short or can't be read any more", path.display())]
+#[error("the layer {digest} in `{}` was truncated or cannot be read any more", path.display())]
 pub struct LostLayer {
     /// The layer, or the flat image whose metadata it was.
     pub digest: Digest,
     /// Its file.
     pub path: PathBuf,
-    /// The vCPU that found out.
+    /// The vCPU's error.
     #[source]
     pub source: VcpuError,
 }
 
 impl LostLayer {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Host
@@ -61,7 +61,7 @@ impl PmemWindows {
         Arc::new(Self { area, slots, mappings: Mutex::default() })
     }
 
-    /// Gives the guest what is mapped.
+    /// Maps a layer or flat image into the guest.
     pub(crate) fn open(self: &Arc<Self>, mapping: ImageMapping) -> Result<PmemWindow, PmemError> {
         let memory = self.area.take(ByteSize::bytes(mapping.bytes()))?;
         let slot = Slot { guest: memory.start(), host: mapping.address(), bytes: mapping.bytes(), read_only: true };
@@ -71,7 +71,7 @@ impl PmemWindows {
         Ok(PmemWindow { windows: self.clone(), mapping, slot, _memory: memory })
     }
 
-    /// Why a VM ended, with the layer's name where it was a layer's file that failed.
+    /// Adds the layer's name to an end of the VM that a layer's file caused.
     pub(crate) fn explain(&self, reason: ExitReason) -> ExitReason {
         let ExitReason::Error(error) = reason else { return reason };
         let error = match error.downcast::<VcpuError>() {
@@ -88,8 +88,8 @@ impl PmemWindows {
         })
     }
 
-    /// The layer that the guest could not read at `address`. Most hosts don't tell the address (Linux 6.12 does not, of pages
-    /// that a file no longer has): then it is one that was cut short.
+    /// The layer that the guest could not read at `address`. Most hosts do not report the address (Linux 6.12 does not for
+    /// truncated files): then the first truncated layer.
     fn lost(&self, address: Option<u64>) -> Option<StoredFile> {
         let mappings = self.mappings.lock();
         let found = match address {
@@ -104,7 +104,7 @@ impl PmemWindows {
 }
 
 impl PmemWindow {
-    /// Where the guest has it.
+    /// Its addresses in the guest.
     pub(crate) fn start(&self) -> GuestAddress {
         self.slot.guest
     }
@@ -113,7 +113,7 @@ impl PmemWindow {
         self.slot.bytes
     }
 
-    /// The pages of its files that the guest has touched, and neighbours of them.
+    /// The pages of its files that the guest has touched, with some of their neighbours.
     pub(crate) fn touched(&self) -> io::Result<ReadSet> {
         self.mapping.read_set()
     }
@@ -123,7 +123,7 @@ impl Drop for PmemWindow {
     fn drop(&mut self) {
         if let Err(error) = self.windows.slots.delete(self.slot) {
             tracing::error!(%error, "a layer stays mapped: the guest may still reach it");
-            // Never unmapped, so that nothing else comes to lie where the guest reaches.
+            // Leaked, so that no other mapping takes an address that the guest can reach.
             std::mem::forget(self.mapping.clone());
         }
         self.windows.mappings.lock().remove(&self.slot.guest.0);

@@ -30,7 +30,7 @@ fn host_memory(guest_address: Option<u64>) -> ExitReason {
     ExitReason::Error(Box::new(VcpuError::HostMemory { vcpu: 0, pc: 0x1234, guest_address, source }))
 }
 
-/// The layer that an end is said to be about.
+/// The layer that an end names.
 fn lost(reason: ExitReason) -> Option<String> {
     let ExitReason::Error(error) = reason else { panic!("{reason:?}") };
     let lost = error.downcast::<LostLayer>().ok()?;
@@ -54,7 +54,7 @@ fn windows_are_read_only_slots_that_come_and_go() {
     slots.fail(Some("set"));
     assert!(matches!(open("fourth"), Err(PmemError::Slot(_))));
     slots.fail(None);
-    assert_eq!(open("fourth").unwrap().start().0, FIRST, "nothing of it was left");
+    assert_eq!(open("fourth").unwrap().start().0, FIRST, "the failed window left nothing behind");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn an_end_names_the_layer_at_the_address() {
 }
 
 #[test]
-fn without_an_address_it_names_the_layer_that_is_too_short() {
+fn without_an_address_it_names_the_truncated_layer() {
     let directory = tempfile::tempdir().unwrap();
     let (windows, _) = windows();
     let layers = ["first", "second"].map(|name| layer(directory.path(), name, MIB));
@@ -84,7 +84,7 @@ fn without_an_address_it_names_the_layer_that_is_too_short() {
 }
 
 #[test]
-fn other_ends_stay_what_they_are() {
+fn other_ends_stay_unchanged() {
     let (windows, _) = windows();
     assert!(matches!(windows.explain(ExitReason::Reset), ExitReason::Reset));
     let other = windows.explain(ExitReason::Error("something else".into()));

@@ -16,10 +16,10 @@ use super::error::InstanceError;
 use crate::guest::agent::{AgentClient, AgentError, Stream, terminal_size};
 use crate::model::ExitStatus;
 
-/// Bytes that are passed on at once.
+/// Bytes of one read.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// What a process runs, and as whom.
+/// The program of a process, and its user.
 #[derive(Clone, Debug)]
 pub struct ProcessSpec {
     /// The command and its arguments.
@@ -30,16 +30,16 @@ pub struct ProcessSpec {
     pub cwd: String,
     /// The user that it runs as.
     pub user: User,
-    /// What it reads and writes.
+    /// Its standard streams.
     pub stdio: Stdio,
 }
 
-/// What a process has for standard streams.
+/// The kind of a process's standard streams.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stdio {
     /// Pipes: [`StreamName::Stdout`] and [`StreamName::Stderr`].
     Pipes {
-        /// Standard input is one, too: [`StreamName::Stdin`]. It is `/dev/null` otherwise.
+        /// Standard input is a pipe, too: [`StreamName::Stdin`]. It is `/dev/null` otherwise.
         stdin: bool,
     },
     /// A terminal, of this size at first, for all three: [`StreamName::Terminal`].
@@ -59,7 +59,7 @@ impl ProcessSpec {
         }
     }
 
-    /// Checks what the guest would refuse.
+    /// Checks everything that the guest would refuse.
     pub(crate) fn request(&self) -> Result<agent::Process, ValueError> {
         check_command(&self.argv, &self.env)?;
         let (stdin, terminal) = match self.stdio {
@@ -104,7 +104,7 @@ impl Process {
         self.pid
     }
 
-    /// Connects to one of its streams, each of which can be connected to once. Nothing of what it has written before is lost.
+    /// Connects to one of its streams; each can be connected once. Earlier output is not lost.
     ///
     /// # Errors
     /// It has no such stream, the stream is taken already, or the agent failed.
@@ -118,10 +118,10 @@ impl Process {
         })
     }
 
-    /// Waits for its end. Its streams may still hold what it wrote.
+    /// Waits for its end. Its streams may still hold output.
     ///
     /// # Errors
-    /// The agent can't say, or the VM has ended.
+    /// The agent failed, or the VM has ended.
     pub fn wait(&self) -> Result<ExitStatus, InstanceError> {
         self.agent.wait_process(&self.instance, &self.id).map_err(self.failed("wait for"))
     }
@@ -134,15 +134,16 @@ impl Process {
         self.agent.signal_process(&self.instance, &self.id, number).map_err(self.failed("signal"))
     }
 
-    /// Says how large its terminal is. Its foreground processes learn of it by SIGWINCH.
+    /// Sets the size of its terminal. Its foreground processes get SIGWINCH.
     ///
     /// # Errors
-    /// It has no terminal, or not any more.
+    /// It has no terminal, or its terminal is closed.
     pub fn resize(&self, size: TerminalSize) -> Result<(), InstanceError> {
         self.agent.resize_terminal(&self.instance, &self.id, size).map_err(self.failed("resize the terminal of"))
     }
 
-    /// Kills it if it still runs, and forgets it. Processes that it has started stay. One that is gone already counts as removed.
+    /// Kills it if it still runs, and removes it from the table. Processes that it has started stay. A process that is
+    /// gone already counts as removed.
     ///
     /// # Errors
     /// It is its instance's first process, which goes with [`Instance::remove`](crate::Instance::remove); the agent failed, or has not done so after
@@ -164,7 +165,7 @@ pub struct Forwarding {
 }
 
 impl Stream {
-    /// Passes what the process writes on to `sink`, on a thread of its own, until it ends.
+    /// Passes the process's output on to `sink`, on a thread of its own, until it ends.
     ///
     /// # Errors
     /// The thread could not be made.
@@ -185,8 +186,8 @@ impl Stream {
         })
     }
 
-    /// Passes what `source` has on to the process, on a thread of its own, and [finishes](Stream::finish) when it ends, unless this
-    /// is a terminal. A process that does not read all of it is not an error.
+    /// Passes `source` on to the process, on a thread of its own, and [finishes](Stream::finish) at its end, unless this is a
+    /// terminal. The process may leave input unread.
     ///
     /// # Errors
     /// The thread could not be made.
@@ -225,10 +226,10 @@ impl Stream {
 }
 
 impl Forwarding {
-    /// Waits for the end; returns how many bytes there were.
+    /// Waits for the end; returns the number of bytes.
     ///
     /// # Errors
-    /// They could not be read, or not passed on.
+    /// Reading or passing on failed.
     pub fn join(self) -> Result<u64, InstanceError> {
         let Self { request, thread } = self;
         thread.join().unwrap_or_else(|_| Err(not_passed_on(&request)(io::Error::other("the thread panicked"))))

@@ -1,13 +1,13 @@
 //! One table for everything that comes and goes while a VM runs: disks, images, partitions.
 //!
-//! A change waits for the guest, so it holds a turn of its own and not the table's lock: others read meanwhile. Only the
-//! turn, [`Change`], has methods that change the table, so code without one does not compile.
+//! A change waits for the guest, so it holds a turn and not the table's lock: readers go on meanwhile. Only the turn,
+//! [`Change`], has methods that change the table, so a change without a turn does not compile.
 
 use std::collections::BTreeMap;
 
 use bellows_memory::sync::{Mutex, MutexGuard};
 
-/// Entries by what names them.
+/// Entries by name.
 pub(crate) struct Hotplug<Id, D> {
     turn: Mutex<()>,
     entries: Mutex<BTreeMap<Id, D>>,

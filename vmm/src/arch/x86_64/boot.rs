@@ -20,7 +20,7 @@ use super::tables;
 use super::zero_page::{MemoryKind, MemoryMap, ZeroPage};
 use crate::arch::{BootSource, Firmware, Loaded};
 
-/// Highest end of an initramfs where the kernel doesn't say: what kernels say that do.
+/// Highest end of an initramfs if the kernel names no limit: the limit that other kernels name.
 const INITRAMFS_END: u64 = 0x8000_0000;
 /// Longest command line of an ELF kernel, without the final zero (`COMMAND_LINE_SIZE` of x86).
 const ELF_COMMAND_LINE: usize = 2047;
@@ -29,7 +29,7 @@ const PAGE: u64 = 4096;
 /// Loads kernel, initramfs, command line, ACPI tables, zero page and boot page tables.
 ///
 /// # Errors
-/// A file is missing or not what it should be, or something doesn't fit; the error names it.
+/// A file is missing, of the wrong kind or too large; the error names it.
 pub fn load(memory: &GuestMemory, firmware: Firmware<'_>, source: BootSource<'_>) -> Result<Loaded, BootError> {
     let low = firmware.layout.low().bytes();
     if low <= layout::HIGH_MEMORY + PAGE {
@@ -39,7 +39,7 @@ pub fn load(memory: &GuestMemory, firmware: Firmware<'_>, source: BootSource<'_>
     let image = KernelImage::open(source.kernel, low)?;
     let room = image.end()..initramfs_end(low, image.initramfs_max());
     let (kernel, initramfs) = thread::scope(|scope| {
-        // Copying these is most of what there is to do before the guest runs.
+        // Copying these takes most of the time before the guest runs.
         let initramfs = source.initramfs.map(|path| scope.spawn(|| load_initramfs(memory, path, room)));
         let kernel = image.load(memory);
         let initramfs = initramfs.map_or(Ok(0..0), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
@@ -85,7 +85,7 @@ fn load_initramfs(memory: &GuestMemory, path: &Path, room: Range<u64>) -> Result
     let metadata = file.metadata().map_err(read)?;
     let bytes = metadata.len();
     if !metadata.is_file() {
-        return Err(wrong("no regular file"));
+        return Err(wrong("not a regular file"));
     }
     if bytes == 0 {
         return Err(wrong("empty"));

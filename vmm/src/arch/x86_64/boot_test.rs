@@ -97,7 +97,7 @@ fn a_bzimage_says_where_its_initramfs_may_end_and_how_long_its_command_line_is()
 }
 
 #[test]
-fn what_can_not_be_loaded_is_refused_by_name() {
+fn an_error_names_the_file_that_cannot_be_loaded() {
     let guest = Guest::new(BASE);
     let line = CommandLine::new();
     let error = |initramfs: &Path| {
@@ -106,7 +106,7 @@ fn what_can_not_be_loaded_is_refused_by_name() {
         error
     };
     assert!(error(Path::new("/nowhere/initramfs")).contains("cannot read"));
-    assert!(error(Path::new("/proc")).contains("no regular file"));
+    assert!(error(Path::new("/proc")).contains("not a regular file"));
     assert!(error(file(&[]).path()).contains("is empty"));
     let large = tempfile::NamedTempFile::new().unwrap();
     large.as_file().set_len(20 << 20).unwrap();
@@ -115,7 +115,7 @@ fn what_can_not_be_loaded_is_refused_by_name() {
     let mut long = CommandLine::new();
     long.text(&"x ".repeat(1100)).unwrap();
     let error = guest.load(kernel().path(), None, &long).unwrap_err().to_string();
-    assert!(error.contains("2199 bytes, but this kernel reads 2047"), "{error}");
+    assert!(error.contains("2199 bytes, but this kernel reads at most 2047"), "{error}");
 
     let error = Guest::new(ByteSize::mib(16)).load(kernel().path(), None, &line).unwrap_err().to_string();
     assert!(error.contains("needs memory from 0x1000000 to 0x1100000"), "{error}");

@@ -1,4 +1,4 @@
-//! The header of an ELF kernel, as far as it tells whether the file is whole and where it wants to be.
+//! The headers of an ELF kernel: whether the file is complete, and where it must be loaded.
 
 use std::ops::Range;
 
@@ -7,12 +7,12 @@ use vm_memory::{ByteValued, Le16, Le32, Le64};
 
 use super::error::ElfError;
 
-/// What an ELF kernel says of itself.
+/// What the headers tell.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct ElfKernel {
     /// Physical address of its first instruction.
     pub entry: u64,
-    /// Physical addresses it occupies, from the first to behind the last.
+    /// Physical addresses that it occupies.
     pub range: Range<u64>,
     /// Length of the file that its segments need.
     pub file_bytes: u64,
@@ -127,13 +127,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn says_where_it_lies() {
+    fn reads_the_entry_and_the_addresses() {
         let expected = ElfKernel { entry: 0x100_0000, range: 0x100_0000..0x100_2000, file_bytes: 0x1800 };
         assert_eq!(kernel(|_| {}), Ok(expected));
     }
 
     #[test]
-    fn refuses_what_is_no_kernel() {
+    fn refuses_files_that_are_not_kernels() {
         assert_eq!(kernel(|file| file.truncate(63)), Err(ElfError::Short));
         assert_eq!(kernel(|file| file.truncate(100)), Err(ElfError::Short));
         assert_eq!(kernel(|file| file[32..40].fill(0xff)), Err(ElfError::Short));

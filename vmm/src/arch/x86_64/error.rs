@@ -16,7 +16,7 @@ pub enum BootError {
     /// The command line is invalid.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
-    /// The ACPI tables do not work out.
+    /// The machine cannot be described in ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
     /// Reading the initramfs failed.
@@ -24,16 +24,16 @@ pub enum BootError {
     ReadInitramfs {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The initramfs is not a regular file, or is empty.
-    #[error("the initramfs `{path}` is {found}, expected a cpio archive")]
+    #[error("the initramfs `{path}` is {found}: expected a cpio archive")]
     NoInitramfs {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         found: &'static str,
     },
     /// The initramfs does not fit.
@@ -45,30 +45,30 @@ pub enum BootError {
         path: PathBuf,
         /// Its length.
         bytes: u64,
-        /// Bytes there are.
+        /// Bytes of room.
         room: u64,
-        /// End of the memory it can have.
+        /// End of the memory for it.
         end: u64,
     },
     /// Low memory ends before everything that boot needs.
-    #[error("{bytes} bytes of base memory are too few: expected 2 MiB or more below 4 GiB, and what the kernel needs")]
+    #[error("{bytes} bytes of base memory are too few: expected at least 2 MiB below 4 GiB, plus the kernel's needs")]
     TooLittleMemory {
-        /// Low memory there is.
+        /// Low memory of the guest.
         bytes: u64,
     },
-    /// Guest memory is not what the layout says.
+    /// Guest memory does not match the layout.
     #[error("cannot write the {what} to guest memory")]
     Memory {
-        /// What was being written.
+        /// The part that was being written.
         what: &'static str,
-        /// What failed.
+        /// The cause.
         #[source]
         source: vm_memory::GuestMemoryError,
     },
 }
 
 impl BootError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -92,24 +92,24 @@ pub enum KernelError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The file is something else.
-    #[error("`{path}` is no kernel: expected an ELF vmlinux or an x86 bzImage, found {found}")]
+    /// The file has another format.
+    #[error("`{path}` is not a kernel: expected an ELF vmlinux or an x86 bzImage, found {found}")]
     NotAKernel {
         /// The file.
         path: PathBuf,
-        /// What it seems to be.
+        /// The format that it seems to have.
         found: String,
     },
-    /// An ELF file, but no kernel for this machine.
-    #[error("`{path}` is no x86-64 kernel")]
+    /// An ELF file, but not a kernel for this machine.
+    #[error("`{path}` is not an x86-64 kernel")]
     Elf {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: ElfError,
     },
@@ -135,31 +135,31 @@ pub enum KernelError {
         /// How long it is.
         found: u64,
     },
-    /// The kernel does not fit where it wants to be.
+    /// The kernel does not fit at its addresses.
     #[error("the kernel `{path}` needs memory from {start:#x} to {end:#x}, but there is memory from {from:#x} to {to:#x}", from = layout::HIGH_MEMORY)]
     NoRoom {
         /// The file.
         path: PathBuf,
         /// First address it needs.
         start: u64,
-        /// Where what it needs ends.
+        /// End of the memory it needs.
         end: u64,
         /// End of the memory it can have.
         to: u64,
     },
-    /// The loader failed all the same.
+    /// The loader failed although the checks passed.
     #[error("cannot load the kernel `{path}`")]
     Load {
         /// The file.
         path: PathBuf,
-        /// What the loader says.
+        /// The loader's error.
         #[source]
         source: linux_loader::loader::Error,
     },
 }
 
 impl KernelError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -182,7 +182,7 @@ pub enum ElfError {
     Short,
     /// Another architecture.
     #[error(
-        "it is an ELF file for another machine (class {class}, machine {machine}), expected x86-64 (class 2, machine 62)"
+        "it is an ELF file for another machine (class {class}, machine {machine}): expected x86-64 (class 2, machine 62)"
     )]
     Machine {
         /// `EI_CLASS`.
@@ -191,20 +191,20 @@ pub enum ElfError {
         machine: u16,
     },
     /// A relocatable object, a core file...
-    #[error("it is an ELF file of type {0}, expected an executable (type 2)")]
+    #[error("it is an ELF file of type {0}: expected an executable (type 2)")]
     Type(u16),
     /// Nothing to load, or an entry outside of it.
-    #[error("it has no loadable segment at its entry {0:#x}: its addresses are no kernel's")]
+    #[error("it has no loadable segment at its entry {0:#x}: expected a kernel's physical address")]
     Entry(u64),
     /// A segment whose end is past the end of all addresses.
-    #[error("the segment at {0:#x} is too long to be true")]
+    #[error("the segment at {0:#x} ends beyond the last address")]
     Segment(u64),
 }
 
 /// Why a description cannot be put into tables.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AcpiError {
-    /// Bus numbers have to start at 0 and have no gap: ECAM is one range.
+    /// Bus numbers start at 0 without a gap: ECAM is one range.
     #[error("root bus number {number} at place {place}: expected {place}")]
     BusNumber {
         /// The number found.
@@ -212,10 +212,10 @@ pub enum AcpiError {
         /// The number expected.
         place: usize,
     },
-    /// No bus, or more than a segment has.
+    /// Too few or too many buses for a segment.
     #[error("{0} root buses: expected 1 to 256")]
     BusCount(usize),
-    /// A bus whose devices could have no addresses.
+    /// A bus without addresses for its devices.
     #[error("root bus {number} has the empty address range {start:#x}..{end:#x}")]
     EmptyRange {
         /// The bus.
@@ -225,20 +225,18 @@ pub enum AcpiError {
         /// End.
         end: u64,
     },
-    /// More than there is room for.
-    #[error(
-        "the ACPI tables have {bytes} bytes, and there is room for {room}: too many buses with too many partitions"
-    )]
+    /// The tables are too large.
+    #[error("the ACPI tables have {bytes} bytes: expected at most {room}, so fewer buses or partitions")]
     TooLarge {
-        /// What the tables take.
+        /// Size of the tables.
         bytes: usize,
-        /// What there is.
+        /// Room for them.
         room: u64,
     },
 }
 
 impl AcpiError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_and_lines_are_encoded_as_kvm_wants_them() {
+    fn messages_and_lines_are_encoded_for_kvm() {
         assert_eq!(lines().count(), 16 + 24);
         let entry = message(30, MsiMessage { address: 0x1_fee0_1000, data: 0x22 });
         // SAFETY: `message` filled this field.

@@ -23,7 +23,7 @@ pub(crate) struct Kernel {
     pub setup_header: Option<setup_header>,
 }
 
-/// Where program headers must lie, so that one read gets all there is to check.
+/// Program headers must lie within this many bytes, so that one read gets everything to check.
 const HEAD_BYTES: u64 = 64 << 10;
 
 const BZIMAGE_HEADER: usize = offset_of!(boot_params, hdr);
@@ -31,7 +31,7 @@ const BZIMAGE_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// A bzImage's 64-bit entry, from where it is loaded.
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 
-/// A kernel that fits into guest memory, but is not in there yet.
+/// A kernel that fits into guest memory, but is not loaded yet.
 #[derive(Debug)]
 pub(crate) struct KernelImage<'a> {
     path: &'a Path,
@@ -49,7 +49,10 @@ impl<'a> KernelImage<'a> {
         let mut file = File::open(path).map_err(read)?;
         let metadata = file.metadata().map_err(read)?;
         if !metadata.is_file() {
-            return Err(KernelError::NotAKernel { path: path.to_owned(), found: "no regular file".to_owned() });
+            return Err(KernelError::NotAKernel {
+                path: path.to_owned(),
+                found: "something that is not a regular file".to_owned(),
+            });
         }
         let mut head = Vec::new();
         file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
@@ -76,7 +79,7 @@ impl<'a> KernelImage<'a> {
     /// Puts it into memory.
     ///
     /// # Errors
-    /// The loader fails all the same.
+    /// The loader fails although these checks passed.
     pub(crate) fn load(mut self, memory: &GuestMemory) -> Result<Kernel, KernelError> {
         let high_memory = Some(GuestAddress(layout::HIGH_MEMORY));
         let result = match self.plan.format {
@@ -147,7 +150,7 @@ fn bzimage_header(head: &[u8]) -> Option<setup_header> {
     (magic == BZIMAGE_MAGIC).then_some(header)
 }
 
-/// Names what people hand over by mistake.
+/// Names the kinds of file that people pass by mistake.
 fn describe(head: &[u8]) -> String {
     let known: [(&[u8], &str); 8] = [
         (b"\x1f\x8b", "gzip data"),

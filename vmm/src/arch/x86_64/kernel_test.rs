@@ -73,7 +73,7 @@ fn both_formats_load() {
 }
 
 #[test]
-fn what_is_no_kernel_is_refused_by_name() {
+fn an_error_names_a_file_that_is_not_a_kernel() {
     let expect = |bytes: &[u8], part: &str| {
         let error = load_bytes(bytes).unwrap_err();
         assert!(error.contains(part), "{error}");
@@ -85,12 +85,12 @@ fn what_is_no_kernel_is_refused_by_name() {
     expect(b"070701", "cpio");
     expect(b"hello", "begins with [68, 65, 6c, 6c, 6f]");
     expect(&[0; 4096], "begins with [00, 00");
-    expect(&elf(|file| file[18] = 183), "is no x86-64 kernel");
-    expect(&elf(|file| file.truncate(40)), "is no x86-64 kernel");
+    expect(&elf(|file| file[18] = 183), "is not an x86-64 kernel");
+    expect(&elf(|file| file.truncate(40)), "is not an x86-64 kernel");
     expect(&bzimage(|header| header.version = 0x20b), "no 64-bit entry");
     expect(&bzimage(|header| header.xloadflags = 2), "no 64-bit entry");
     let directory = load(&memory(), Path::new("/proc")).unwrap_err().to_string();
-    assert!(directory.contains("no regular file"), "{directory}");
+    assert!(directory.contains("not a regular file"), "{directory}");
     let missing = load(&memory(), Path::new("/nowhere/vmlinux")).unwrap_err().to_string();
     assert!(missing.contains("cannot read the kernel `/nowhere/vmlinux`"), "{missing}");
 }

@@ -34,7 +34,7 @@ pub(crate) const COMMAND_LINE: Range<u64> = 0x2_0000..0x3_0000;
 pub(crate) const LOW_MEMORY_END: u64 = 0xa_0000;
 /// ACPI tables, the RSDP first; kernels leave this range alone.
 pub(crate) const ACPI_TABLES: Range<u64> = 0xe_0000..RESET_VECTOR;
-/// Where a CPU goes on reset, in real mode. A kernel that can't reset the machine otherwise jumps here.
+/// Where a CPU goes on reset, in real mode. A kernel without another way to reset the machine jumps here.
 pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where extended memory begins.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
@@ -49,7 +49,7 @@ pub const DEVICE_WINDOW_PER_BUS: u64 = 16 << 20;
 pub const ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
 /// Configuration spaces of one bus: 32 devices of 8 functions, 4 KiB each (PCI Express base specification, 7.2.2).
 pub(crate) const ECAM_PER_BUS: u64 = 1 << 20;
-/// From here to 4 GiB lie interrupt controllers and what belongs to KVM: neither RAM nor device memory.
+/// From here to 4 GiB lie the interrupt controllers and pages of KVM: neither RAM nor device memory.
 pub(crate) const RESERVED_32: Range<u64> = 0xfec0_0000..HIGH_RAM;
 /// I/O APIC registers.
 pub(crate) const IO_APIC: u32 = 0xfec0_0000;

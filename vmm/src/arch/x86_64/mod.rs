@@ -21,8 +21,8 @@ pub(crate) const PARAMETERS: &[(&str, &str)] = &[
     ("reboot", "acpi"),
     // The clock comes from the hypervisor: nothing to measure against or to distrust.
     ("tsc", "reliable"),
-    // More ports than there are would be probed in vain. Without any the guest has no console, and then its kernel starts
-    // the agent with closed standard descriptors, which a Rust program does not survive before `/dev/null` is there.
+    // The kernel would probe further ports in vain. With 0 ports the guest has no console, and its kernel then starts the
+    // agent with closed standard descriptors; a Rust program aborts on those before `/dev/null` exists.
     ("8250.nr_uarts", "1"),
 ];
 

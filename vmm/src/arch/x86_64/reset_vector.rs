@@ -1,5 +1,5 @@
-//! Code at the reset vector. Where ACPI is hardware-reduced, kernels with EFI support reset through EFI, and, without EFI, by a
-//! jump to the BIOS: which is this.
+//! Code at the reset vector. Where ACPI is hardware-reduced, a kernel with EFI support resets through EFI; without EFI it jumps
+//! to the BIOS, which is this code.
 
 use bellows_devices::legacy::PowerPorts;
 

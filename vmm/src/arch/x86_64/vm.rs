@@ -1,4 +1,4 @@
-//! What a VM needs of KVM beside memory: interrupt controllers, a timer, and quirks turned off.
+//! The rest of a VM in KVM, beside memory: interrupt controllers, a timer, and quirks turned off.
 
 use bellows_memory::Version;
 use kvm_bindings::{
@@ -13,7 +13,7 @@ use super::cpu::kvm_error;
 use super::layout;
 use crate::arch::StateError;
 
-/// What every VM needs of KVM on this architecture, with KVM's names.
+/// The KVM capabilities that every VM needs on this architecture, with KVM's names.
 pub(crate) const NEEDED: &[(Cap, &str)] = &[
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -47,15 +47,15 @@ fn keep_page_tables_of_other_slots(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
 }
 
 /// Without CPUID leaves for performance monitoring KVM still gives guests on AMD the four counters that every K7 has.
-/// Hosts before Linux 5.18 have no way to take them away.
+/// Hosts before Linux 5.18 cannot disable them.
 fn turn_off_performance_counters(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     if !enable(vm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE)? {
-        tracing::debug!("guests have no performance counters on this host, or it can't take them away");
+        tracing::debug!("this host has no performance counters for guests, or cannot disable them");
     }
     Ok(())
 }
 
-/// Turns on one of the flags of a capability, where the host has it: whether it has.
+/// Turns on a flag of a capability if the host has it. Returns whether it has.
 fn enable(vm: &VmFd, capability: u32, flag: u32) -> Result<bool, kvm_ioctls::Error> {
     let offered = u32::try_from(vm.check_extension_raw(capability.into())).unwrap_or(0);
     if offered & flag == 0 {
@@ -92,7 +92,7 @@ impl VmState {
         };
         let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
         let mut clock = vm.get_clock().map_err(failed("clock"))?;
-        // What the rest is worth depends on the moment, and `KVM_SET_CLOCK` takes no such flag.
+        // The other flags describe the moment of reading; `KVM_SET_CLOCK` refuses them.
         clock.flags = 0;
         Ok(Self {
             version: Version,

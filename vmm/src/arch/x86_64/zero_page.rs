@@ -29,7 +29,7 @@ pub(crate) struct ZeroPage<'a> {
 impl ZeroPage<'_> {
     /// The page itself. The memory map must have at most 128 entries.
     pub(crate) fn build(&self) -> boot_params {
-        /// "HdrS", without which an ELF kernel believes to be loaded by something ancient.
+        /// "HdrS": without it an ELF kernel assumes a boot loader of an ancient protocol.
         const MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
         /// A boot loader without a number of its own.
         const UNDEFINED_LOADER: u8 = 0xff;

@@ -106,7 +106,7 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     let info = client.hello(&[ByteSize::mib(128), ByteSize::gib(1)], SHORT).unwrap();
     assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
     assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
-    assert_eq!(info.instances_base.get(), 2 + (128 << 20) + (1 << 30), "the agent hears of partitions");
+    assert_eq!(info.instances_base.get(), 2 + (128 << 20) + (1 << 30), "the agent learns of partitions");
     client.signal_process(&id("a"), &ProcessId::init(), 15).unwrap();
     assert_eq!(*fake.signals.lock().unwrap(), [15]);
     assert_eq!(
@@ -152,7 +152,7 @@ fn a_start_may_take_as_long_as_the_agent_gives_it() {
 }
 
 #[test]
-fn what_the_agent_refuses_or_gets_wrong_is_named() {
+fn an_error_names_what_the_agent_refused_or_got_wrong() {
     let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
     let client = fixture.connect().unwrap();
     let error = text(client.hello(&[], SHORT));
@@ -168,10 +168,10 @@ fn what_the_agent_refuses_or_gets_wrong_is_named() {
 }
 
 #[test]
-fn a_device_that_does_not_connect_is_named() {
+fn an_error_names_the_device_that_does_not_connect() {
     let closes = Fixture::new(b"", drop);
     let error = text(closes.connect());
-    assert!(error.contains(closes.path.to_str().unwrap()) && error.contains("nobody listens"), "{error}");
+    assert!(error.contains(closes.path.to_str().unwrap()) && error.contains("no program listens"), "{error}");
     for answer in [&b"NO\n"[..], b"OK \n", b"OK 12x\n", b"OK 1111111111111111111111111111111111"] {
         let babbles = Fixture::new(answer, drop);
         assert!(text(babbles.connect()).contains("instead of `OK"), "{answer:?}");
@@ -184,14 +184,14 @@ fn a_device_that_does_not_connect_is_named() {
 }
 
 #[test]
-fn calls_end_with_their_time_the_peer_or_the_vm() {
-    // Says nothing until the stream ends.
+fn calls_end_at_their_limit_or_with_the_peer_or_the_vm() {
+    // Stays silent until the stream ends.
     let silent = || Fixture::new(b"OK 1\n", |mut stream| drop(io::copy(&mut stream, &mut io::sink())));
     let fixture = silent();
     let client = fixture.connect().unwrap();
     let error = client.remove_instance(&id("a"), Duration::from_millis(5)).unwrap_err();
     assert!(matches!(error, AgentError::Timeout { call: "RemoveInstance", .. }), "{error}");
-    // What the agent is told to take at most leaves time for its answer.
+    // The agent's limit leaves time for its answer.
     let limit = Duration::from_millis(40);
     let start = Instant::now();
     for (call, result) in [
@@ -225,7 +225,7 @@ fn calls_end_with_their_time_the_peer_or_the_vm() {
     assert_eq!(text(wait(&client, "a")), first, "the reason stays known");
 }
 
-/// Answers the first request with a header and body of its own.
+/// Answers the first request with the given header and body.
 fn answering(answer: impl FnOnce(u32) -> Vec<u8> + Send + 'static) -> Fixture {
     Fixture::new(b"OK 1\n", move |mut stream| {
         let mut header = [0; 10];

@@ -1,12 +1,12 @@
 //! Keeps the guest's wall clock with the host's.
 //!
-//! A guest sets its clock when it boots, by what KVM says, and from then on counts the processor's ticks by itself: it goes
-//! astray by what the host's clock is disciplined (NTP), by seconds a day, and by all of it when somebody sets the host's clock,
-//! or when the host slept. So the host looks at the guest's clock now and then, and whenever its own one was set, and has the
-//! agent correct it. A look is a call, whose time on the way bounds what it can tell. (KVM could tell a guest's driver more
-//! precisely, `ptp_kvm`, where the host's clock counts by the TSC and the guest has such a driver and somebody who asks it.)
+//! A guest sets its clock from KVM when it boots, and from then on counts the processor's ticks by itself. It misses every
+//! correction of the host's clock: seconds a day from NTP, and the whole step when the host's clock is set or the host slept.
+//! So the host looks at the guest's clock now and then, and whenever its own clock was set, and has the agent correct it. A
+//! look is a call; its round-trip time bounds its precision. (KVM's `ptp_kvm` is more precise, but needs a host clock that
+//! counts by the TSC, and a driver and a daemon in the guest.)
 //!
-//! What the guest answers has no effect but on its own clock.
+//! The guest's answers affect only its own clock.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,19 +18,19 @@ use nix::errno::Errno;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use protobuf::Message;
 
-/// Time from one look to the next. No clock of a computer goes astray by 100 ms in it: that would be 0.3 %.
+/// Time from one look to the next. No computer's clock drifts by 100 ms in it: that would be 0.3 %.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Time until the next look when something came between.
+/// Time until the next look after a failed one.
 const RETRY: Duration = Duration::from_secs(1);
-/// Looks in a row at most; one that took long says little.
+/// Most looks in a row; a slow look tells little.
 const MAX_LOOKS: u32 = 8;
-/// Steps in a row at most: a guest may not take them.
+/// Most steps in a row: a guest may ignore them.
 const MAX_STEPS: u32 = 3;
-/// A look that is as certain as this will do.
+/// A look with this bound of error is good enough.
 const CERTAIN: Duration = Duration::from_millis(5);
-/// What is not worth a correction.
+/// The largest lag that needs no correction.
 const SMALL: Duration = Duration::from_millis(1);
-/// What the guest's kernel makes up for within a period by running faster or slower, which it does by 500 ppm.
+/// The largest lag that the guest's kernel makes up for within a period: it slews its clock by 500 ppm.
 const NEAR: Duration = Duration::from_millis(15);
 
 /// The host's clocks at one moment.
@@ -56,7 +56,7 @@ struct Lag {
 }
 
 impl Lag {
-    /// From what the guest's clock said between two moments; `None` where the host's clock was set between them.
+    /// Computes it from the guest's clock at a time between two moments; `None` if the host's clock was set between them.
     fn between(sent: Moment, received: Moment, guest: i64) -> Option<Self> {
         let way = received.steady.saturating_duration_since(sent.steady);
         let set = received.real.saturating_sub(sent.real).saturating_sub(nanoseconds(way));
@@ -76,25 +76,25 @@ impl Lag {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     Look,
-    /// Add so many nanoseconds, slowly.
+    /// Add this number of nanoseconds, slowly.
     Slew(i64),
-    /// Add so many nanoseconds at once.
+    /// Add this number of nanoseconds at once.
     Step(i64),
     Nothing,
 }
 
-/// Looks in a row, and what they lead to.
+/// Looks in a row, and the decision from them.
 #[derive(Debug, Default)]
 struct Round {
     looks: u32,
     steps: u32,
     best: Option<Lag>,
-    /// The clock is on its way: what it says now needs no other correction.
+    /// The clock is being slewed: its lag needs no further correction.
     slewing: bool,
 }
 
 impl Round {
-    /// Takes what a look has told.
+    /// Takes the result of a look.
     fn judge(&mut self, lag: Option<Lag>) -> Next {
         if self.slewing {
             return Next::Nothing;
@@ -112,7 +112,7 @@ impl Round {
                 Next::Slew(best.nanoseconds)
             }
             Some(best) if self.steps < MAX_STEPS => {
-                // What was seen before the step says nothing any more.
+                // Looks from before the step are void.
                 *self = Self { steps: self.steps + 1, ..Self::default() };
                 Next::Step(best.nanoseconds)
             }
@@ -126,7 +126,7 @@ pub(super) struct ClockKeeper {
     timer: Arc<Timer>,
     round: Round,
     sent: Moment,
-    /// That the guest does not take part was logged.
+    /// Whether a failure of the guest was logged.
     complained: bool,
 }
 
@@ -151,12 +151,12 @@ impl ClockKeeper {
         self.look()
     }
 
-    /// A call could not be made: the next round comes soon.
+    /// Takes note that a call could not be made: the next round comes soon.
     pub(super) fn put_off(&mut self) {
         self.timer.set(RETRY);
     }
 
-    /// The next call of a round, if there is one, by the answer to the last.
+    /// The next call of a round, if there is one, from the answer to the last.
     pub(super) fn answered(&mut self, answer: Result<&[u8], String>) -> Option<ClockRequest> {
         let received = Moment::now();
         let clock = answer.and_then(|bytes| ClockResponse::parse_from_bytes(bytes).map_err(|error| error.to_string()));
@@ -164,7 +164,7 @@ impl ClockKeeper {
             Ok(clock) => clock.realtime_ns,
             Err(error) => {
                 if !std::mem::replace(&mut self.complained, true) {
-                    tracing::warn!(error = super::shown(&error), "the guest's clock can't be kept right");
+                    tracing::warn!(error = super::shown(&error), "cannot keep the guest's clock right");
                 }
                 return None;
             }
@@ -203,7 +203,7 @@ impl Timer {
         Ok(Self(TimerFd::new(ClockId::CLOCK_REALTIME, flags)?))
     }
 
-    /// Forgets that it went off.
+    /// Rearms its descriptor after it went off.
     fn clear(&self) {
         // It may not have gone off after all: there is no other error.
         let _ = self.0.wait();

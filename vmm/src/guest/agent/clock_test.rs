@@ -26,7 +26,7 @@ fn a_look_tells_as_much_as_its_time_allows() {
     assert_eq!(between(sent.real + 5 * MS), lag(0, 5));
     assert_eq!(between(sent.real + 5 * MS - DAY), lag(DAY / MS, 5));
     assert_eq!(between(sent.real + 8 * MS), lag(-3, 5));
-    // A guest that says anything does not upset anybody.
+    // Arbitrary answers of a guest do no harm.
     assert!(between(i64::MIN).unwrap().nanoseconds > 0 && between(i64::MAX).unwrap().nanoseconds < 0);
 }
 
@@ -40,7 +40,7 @@ fn a_clock_that_is_set_during_a_look_makes_it_worthless() {
 }
 
 #[test]
-fn what_is_certain_decides_at_once() {
+fn a_precise_look_decides_at_once() {
     for (lag, next) in [
         (lag(0, 2), Next::Nothing),
         (lag(-2, 2), Next::Nothing),
@@ -54,7 +54,7 @@ fn what_is_certain_decides_at_once() {
 }
 
 #[test]
-fn what_is_not_is_looked_at_again_and_the_best_look_counts() {
+fn vague_looks_are_repeated_and_the_best_one_counts() {
     let mut round = Round::default();
     assert_eq!(round.judge(lag(500, 80)), Next::Look);
     assert_eq!(round.judge(None), Next::Look);
@@ -91,7 +91,7 @@ fn a_step_is_looked_at_and_a_slew_is_not() {
 /// A guest whose clock is wrong.
 #[derive(Default)]
 struct Wrong {
-    /// Nanoseconds that its clock is behind, and how often it was asked.
+    /// The lag of its clock in nanoseconds, and the number of looks at it.
     state: Mutex<(i64, u32)>,
     changed: Condvar,
 }
@@ -121,10 +121,10 @@ fn a_guest_that_is_a_day_behind_is_set_right() {
     fake.state.lock().unwrap().0 = DAY;
     let fixture = Fixture::with_agent(fake.clone());
     let client = fixture.connect().unwrap();
-    assert_eq!(fake.state.lock().unwrap().1, 0, "not before it is wanted");
+    assert_eq!(fake.state.lock().unwrap().1, 0, "no look before the keeper starts");
     client.keep_clock();
     fake.wait(|behind, _| behind.abs() < 100 * MS);
-    // Other calls go on beside.
+    // Other calls go on meanwhile.
     assert!(client.inspect_partition(1).is_err());
     // The next round begins when the timer goes off again.
     fake.state.lock().unwrap().0 = -DAY;

@@ -1,9 +1,9 @@
 //! A ttrpc client connection to a peer that is not trusted.
 //!
-//! The wire format is the ttrpc library's; the connection is ours because the library's client wakes up a hundred times a
+//! The wire format is the ttrpc library's. The connection is ours because the library's client wakes up a hundred times a
 //! second, and lets calls wait for ever on a stream that the guest closed halfway. Here every call ends when the peer stops
-//! talking, and dropping the connection joins its thread. That thread, which waits for answers anyway, also makes the calls that
-//! keep the guest's clock right.
+//! talking, and dropping the connection joins its thread. That thread, which waits for answers anyway, also makes the calls
+//! that keep the guest's clock right.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -26,13 +26,13 @@ use super::clock::{ClockKeeper, Timer};
 use super::writer::{WriteError, Writer};
 use crate::poll::poll;
 
-/// What the thread that reads may wait until the peer takes a request of its own.
+/// Time that the reading thread gives the peer to take one of its own requests.
 const OWN_WRITE_LIMIT: Duration = Duration::from_millis(100);
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum CallError {
-    /// The answer is dropped if it still comes.
+    /// A late answer is dropped.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The peer answered with this status.
@@ -43,7 +43,7 @@ pub(super) enum CallError {
     Lost(String),
 }
 
-/// What has come of a call: the answer as the peer sent it.
+/// The result of a call: the answer as the peer sent it.
 type Answered = Result<Vec<u8>, CallError>;
 
 /// A request that was sent.
@@ -78,7 +78,7 @@ impl Connection {
     /// `write_limit` to be written.
     ///
     /// # Errors
-    /// No thread could be made, or the stream can't be shared with it.
+    /// The system has no thread, or no descriptor to share the stream with it.
     pub(super) fn new(stream: UnixStream, service: &'static str, write_limit: Duration) -> io::Result<Self> {
         stream.set_read_timeout(None)?;
         let mut input = stream.try_clone()?;
@@ -90,14 +90,14 @@ impl Connection {
             move || {
                 let error = read_answers(&mut input, &shared, &mut own);
                 shared.end(error.to_string());
-                // The peer must not believe that this end still listens.
+                // The peer must see that this end no longer listens.
                 let _ = input.shutdown(Shutdown::Both);
             }
         })?;
         Ok(Self { shared, write_limit, clock, reader: Some(reader) })
     }
 
-    /// Looks after the guest's clock from now on, first of all now.
+    /// Starts to keep the guest's clock right, with a first look now.
     pub(super) fn keep_clock(&self) {
         self.clock.set(Duration::ZERO);
     }
@@ -136,7 +136,7 @@ fn lost(error: protobuf::Error) -> CallError {
     CallError::Lost(error.to_string())
 }
 
-/// What an answer holds, unless it is a refusal.
+/// The body of an answer, unless it is a refusal.
 fn payload(answer: &[u8]) -> Result<Vec<u8>, CallError> {
     let answer = Response::parse_from_bytes(answer).map_err(lost)?;
     match answer.status.into_option() {
@@ -214,7 +214,7 @@ impl Shared {
         Ok(stream)
     }
 
-    /// Expects no answer any more. What `error` says of the end of the connection gives way to what is known of it.
+    /// Stops waiting for the answer. If `error` is that the connection ended, the first known reason replaces it.
     fn give_up(&self, stream: u32, error: CallError) -> CallError {
         let mut state = self.state.lock();
         state.waiting.remove(&stream);
@@ -224,7 +224,7 @@ impl Shared {
         }
     }
 
-    /// The first reason is the one that counts.
+    /// The first reason stands.
     fn end(&self, error: String) {
         let mut state = self.state.lock();
         let error = state.lost.get_or_insert(error).clone();
@@ -235,7 +235,7 @@ impl Shared {
     }
 }
 
-/// Hands out answers until there are no more; says why. Makes calls of its own beside.
+/// Hands out answers until the connection ends; returns the reason. Also makes the clock's calls.
 fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> io::Error {
     loop {
         let answered = match wait(input, own).map(|came| came.then(|| read_answer(input)).transpose()) {
@@ -245,7 +245,7 @@ fn read_answers(input: &mut UnixStream, shared: &Shared, own: &mut OwnCalls) -> 
         };
         match answered {
             None => own.begin(shared),
-            // An answer to a call that is not waited for any more is dropped.
+            // The caller may have stopped waiting: then the answer is dropped.
             Some((stream, body)) => {
                 if let Some(sender) = shared.state.lock().waiting.remove(&stream) {
                     let _ = sender.try_send(Ok(body));
@@ -270,12 +270,12 @@ fn wait(input: &UnixStream, own: &OwnCalls) -> io::Result<bool> {
 /// Calls of the thread that reads answers, one at a time.
 struct OwnCalls {
     keeper: ClockKeeper,
-    /// The last one, until it is answered.
+    /// The last call, until it is answered.
     pending: Option<Pending>,
 }
 
 impl OwnCalls {
-    /// Makes a call that is due. One that was not answered by now is not waited for any longer.
+    /// Makes a call that is due. The last call, if still unanswered, is abandoned.
     fn begin(&mut self, shared: &Shared) {
         if let Some(late) = self.pending.take() {
             shared.state.lock().waiting.remove(&late.stream);
@@ -313,10 +313,10 @@ fn read_answer(input: &mut UnixStream) -> io::Result<(MessageHeader, Vec<u8>)> {
     let header = MessageHeader::from(header);
     let length = header.length as usize;
     if header.type_ != MESSAGE_TYPE_RESPONSE || length > MESSAGE_LENGTH_MAX {
-        let message = format!("a frame of type {} and {length} bytes is no answer", header.type_);
+        let message = format!("expected an answer, found a frame of type {} with {length} bytes", header.type_);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    // Memory follows what really comes, not what the header claims.
+    // The buffer grows with the bytes received, not with the length that the header claims.
     let mut body = Vec::new();
     if input.take(header.length.into()).read_to_end(&mut body)? != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -333,13 +333,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_reads_slowly_delays_nobody_beyond_the_limit() {
+    fn a_slow_peer_delays_no_call_beyond_its_limit() {
         const WRITE_LIMIT: Duration = Duration::from_secs(1);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let connection = Connection::new(ours, "service", WRITE_LIMIT).unwrap();
         let (begin, begun) = mpsc::channel();
         let (stop, stopped) = mpsc::channel::<()>();
-        // 1 KiB each 2 ms: more than the socket holds would take some 4 s.
+        // 1 KiB each 2 ms: the part that the socket does not hold takes some 4 s.
         let reader = thread::spawn(move || {
             let mut bytes = [0; 1024];
             while stopped.recv_timeout(Duration::from_millis(2)) == Err(RecvTimeoutError::Timeout) {

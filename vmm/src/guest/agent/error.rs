@@ -12,12 +12,12 @@ use crate::kind::ErrorKind;
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The vsock device's socket was not reached, or nothing listens in the guest.
+    /// The vsock device's socket cannot be reached, or no program listens in the guest.
     #[error("cannot connect to the guest's agent through `{path}`")]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -32,7 +32,7 @@ pub enum AgentError {
     Timeout {
         /// The call.
         call: &'static str,
-        /// How long it could have taken.
+        /// The time limit.
         limit: Duration,
     },
     /// The agent refused.
@@ -40,17 +40,17 @@ pub enum AgentError {
     Refused {
         /// The call.
         call: &'static str,
-        /// What it says.
+        /// Its message.
         message: String,
-        /// The sort of its reason, by its word.
+        /// The kind of its reason, in its own judgement.
         reason: ErrorKind,
     },
     /// The instance could not be started.
     #[error("{message}")]
     NotStarted {
-        /// Why not.
+        /// The reason.
         reason: StartFailure,
-        /// What the agent says.
+        /// The agent's error.
         message: String,
     },
     /// The connection failed, or ended with the VM.
@@ -58,7 +58,7 @@ pub enum AgentError {
     Lost {
         /// The call.
         call: &'static str,
-        /// What went wrong.
+        /// The cause.
         message: String,
     },
     /// The answer is impossible.
@@ -66,17 +66,17 @@ pub enum AgentError {
     Answer {
         /// The call.
         call: &'static str,
-        /// What in the answer.
+        /// The field of the answer.
         what: &'static str,
         /// Its value.
         value: String,
-        /// What it could have been.
+        /// The valid values.
         expected: String,
     },
 }
 
 impl AgentError {
-    /// What sort of error it is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -97,15 +97,15 @@ impl AgentError {
 /// Why an instance could not be started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StartFailure {
-    /// Its command is not in the image, or the interpreter of that is not.
+    /// Its command, or the interpreter of that, is not in the image.
     CommandNotFound,
     /// Its command is there, but is not executable.
     CommandNotExecutable,
-    /// Something else.
+    /// Another reason.
     Other,
 }
 
-/// The sort of a refusal, by the agent's code.
+/// The kind of a refusal, by the agent's code.
 pub(super) fn reason(code: EnumOrUnknown<Code>) -> ErrorKind {
     match code.enum_value() {
         Ok(Code::INVALID_ARGUMENT) => ErrorKind::Invalid,

@@ -1,6 +1,6 @@
-//! Calls an agent that answers anything, for fuzzing and property tests.
+//! Calls an agent with arbitrary answers, for fuzzing and property tests.
 
-// What must always hold is asserted here.
+// Assertions state what must always hold.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::error::Error;
@@ -19,18 +19,18 @@ use super::{AgentClient, MAX_TEXT, SERVICE, WRITE_LIMIT};
 use crate::end::EndSignal;
 use crate::guest::agent::connection::Connection;
 
-/// Longest message of an error: an excerpt of what the guest says, escaped, in a sentence of ours.
+/// Longest message of an error: an escaped excerpt of the guest's text, in a sentence of ours.
 const MAX_MESSAGE: usize = 12 * MAX_TEXT + 200;
 /// A limit that no call reaches, since the agent's answers are there before it is asked.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Takes `bytes` as what the guest's agent says, and makes calls until it has nothing more to say.
+/// Takes `bytes` as the answers of the guest's agent, and makes calls until they run out.
 ///
 /// # Panics
-/// Something that must always hold does not: a call does not end, an error's message is long or not printable.
+/// An invariant is broken: a call does not end, or an error's message is too long or not printable.
 pub fn exercise(bytes: &[u8]) {
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-    // More than a socket holds would have to be written while the calls are made.
+    // At most what a socket holds, since all of it is written before the calls.
     let answers = frames(&bytes[..bytes.len().min(64 << 10)]);
     theirs.write_all(&answers).expect("it fits");
     theirs.shutdown(Shutdown::Write).expect("it is open");
@@ -66,7 +66,7 @@ fn said<T, E: Error>(result: Result<T, E>) -> Option<String> {
     Some(text)
 }
 
-/// What `bytes` mean on the wire: each piece says whether it comes as it is, or as an answer to the next call.
+/// The bytes on the wire: each piece of `bytes` says whether it is sent as it is, or as an answer to the next call.
 fn frames(bytes: &[u8]) -> Vec<u8> {
     let mut frames = Vec::new();
     let mut stream = 1;
@@ -79,7 +79,7 @@ fn frames(bytes: &[u8]) -> Vec<u8> {
                 frames.extend(piece);
                 continue;
             }
-            // With a status, if it likes.
+            // With a status, if the piece has one.
             1 => piece.to_owned(),
             _ => {
                 let response = Response { payload: piece.to_owned(), ..Default::default() };
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_of_all_kinds_are_survived() {
+    fn arbitrary_answers_break_no_invariant() {
         for seed in 0..=255_u8 {
             let bytes: Vec<u8> = (0..200_u8).map(|index| index.wrapping_mul(seed | 1).wrapping_add(seed)).collect();
             exercise(&bytes);

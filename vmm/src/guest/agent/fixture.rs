@@ -1,4 +1,4 @@
-//! Guests' agents for tests: as bad as they may be.
+//! Agents for tests, hostile ones among them.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -24,11 +24,11 @@ pub(crate) struct Fixture {
     device: Option<JoinHandle<()>>,
 }
 
-/// What becomes of a connection.
+/// The end of a connection.
 type Serve = Box<dyn FnOnce(UnixStream) + Send>;
 
 impl Fixture {
-    /// What answers `CONNECT` with `answer` and then does `serve`.
+    /// A device that answers `CONNECT` with `answer` and then calls `serve`.
     pub(super) fn new(answer: &'static [u8], serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
         Self::with_connections(vec![(AGENT_PORT, answer, Box::new(serve))])
     }
@@ -57,7 +57,7 @@ impl Fixture {
         Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
     }
 
-    /// An agent that answers nothing, but for a stream: `serve` is called when `line` has come.
+    /// An agent that only answers a stream: after `line` it calls `serve`.
     pub(super) fn with_stream(line: &'static str, serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
         let silent = |mut stream: UnixStream| drop(io::copy(&mut stream, &mut io::sink()));
         let serve_stream = move |stream: UnixStream| {

@@ -1,7 +1,7 @@
 //! The monitor's side of the agent protocol: typed calls with time-outs.
 //!
-//! The guest is not trusted: what it answers is checked, what it says in an error is shortened and escaped, and every call
-//! ends, at the latest with the VM.
+//! The guest is not trusted: its answers are checked, its error texts are shortened and escaped, and every call ends, at
+//! the latest with the VM.
 
 mod clock;
 mod connection;
@@ -41,9 +41,9 @@ use crate::model::{ExitStatus, GuestInfo, GuestStatistics, OomLimit, PartitionUs
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
-/// Time limit of `StartInstance`: the agent takes apart what did not start.
+/// Time limit of `StartInstance`: the agent cleans up after a failed start.
 const START: Duration = START_LIMIT.saturating_add(KILL_LIMIT).saturating_add(SHORT);
-/// What an answer may take at most, on top of what the agent was told to take.
+/// Time for the answer to arrive, on top of the agent's own limit.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the guest may take to read a request.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -51,12 +51,12 @@ const WRITE_LIMIT: Duration = Duration::from_secs(30);
 const SERVICE: &str = "bellows.agent.v1.Agent";
 /// Longest answer to `CONNECT`.
 const MAX_OK_LINE: usize = 32;
-/// Longest excerpt of what the guest says.
+/// Longest excerpt of a text from the guest.
 const MAX_TEXT: usize = 300;
 /// Most reasons for migrations that are kept.
 const MAX_REASONS: usize = 32;
 
-/// A connection to the guest's agent, and those to streams of processes. Any number of threads may call at once.
+/// A connection to the guest's agent, and the connections to streams of processes. Any number of threads may call at once.
 pub(crate) struct AgentClient {
     connection: Connection,
     uds_path: PathBuf,
@@ -101,13 +101,13 @@ impl AgentClient {
         self.connection(call)?.call(call, request, limit).map_err(|error| call_error(call, error))
     }
 
-    /// The way to the agent, unless the VM is paused: then no call would be answered, and none begins. One that has begun goes on
-    /// when the VM does; its time runs on meanwhile.
+    /// The way to the agent. While the VM is paused no call begins, since the guest could not answer. A call that has begun
+    /// goes on with the VM; its time runs on meanwhile.
     fn connection(&self, call: &'static str) -> Result<&Connection, AgentError> {
         if self.vm.is_paused() { Err(AgentError::Paused { call }) } else { Ok(&self.connection) }
     }
 
-    /// Calls for the removal of something. It may be gone already, by an earlier call whose answer came too late.
+    /// Makes a call that removes something. An earlier call, whose answer came too late, may already have removed it.
     fn remove(&self, call: &'static str, limit: Duration, request: &impl Message) -> Result<(), AgentError> {
         match self.connection(call)?.call::<agent::Empty>(call, request, Some(limit)) {
             Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND.into() => Ok(()),
@@ -116,7 +116,7 @@ impl AgentClient {
         }
     }
 
-    /// From now on keeps the guest's clock with the host's; looks at it at once.
+    /// Starts to keep the guest's clock with the host's, with a first look at once.
     pub(crate) fn keep_clock(&self) {
         self.connection.keep_clock();
     }
@@ -167,13 +167,13 @@ impl AgentClient {
         Ok(())
     }
 
-    /// Returns once image `id`, of so many layers, is gone. It may have to wait for an attempt to mount it.
+    /// Returns once image `id`, of `layers` layers, is gone. It may have to wait for an attempt to mount it.
     pub(crate) fn unmount_image(&self, id: &str, layers: usize) -> Result<(), AgentError> {
         let request = agent::UnmountImageRequest { image_id: id.into(), ..Default::default() };
         self.remove("UnmountImage", image_limit(layers), &request)
     }
 
-    /// Returns once `bytes` of the window at `address` are online on `node`, where they should be.
+    /// Returns once `bytes` of the window at `address` are online on their `node`.
     pub(crate) fn await_partition(
         &self,
         node: u32,
@@ -193,7 +193,7 @@ impl AgentClient {
         PartitionUse::parse(CALL, node, answer)
     }
 
-    /// How the guest's driver stands with the device of `node`: once it is done, if `wait`, or when time is nearly up.
+    /// The state of the guest's driver for the device of `node`: with `wait`, once the driver is done or time is nearly up.
     pub(crate) fn await_driver(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
         const CALL: &str = "AwaitDriver";
         let timeout_ms = if wait { agents_share(limit) } else { 1 };
@@ -297,7 +297,7 @@ impl AgentClient {
         })
     }
 
-    /// Has the guest end in good order. It does when this connection ends, which it does with this call.
+    /// Has the guest shut down in good order. It starts when this connection ends, so the call closes the connection.
     pub(crate) fn shutdown(&self, limit: Duration) -> Result<(), AgentError> {
         self.call::<agent::Empty>("Shutdown", Some(limit), &agent::Empty::new())?;
         self.connection.close();
@@ -322,7 +322,7 @@ fn ask(uds_path: &Path, port: u32, limit: Duration) -> io::Result<UnixStream> {
 fn answered(socket: UnixStream, limit: Duration) -> io::Result<UnixStream> {
     let line = read_line(&socket, MAX_OK_LINE, limit)?;
     if line.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens in the guest"));
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "no program listens in the guest"));
     }
     let port = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
     if !port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit)) {
@@ -353,7 +353,9 @@ pub(crate) fn terminal_size(size: TerminalSize) -> agent::TerminalSize {
 }
 
 fn oom_limit(call: &'static str, answer: &agent::ExitStatus) -> Result<Option<OomLimit>, AgentError> {
-    let wrong = |limit: &str| answer_error(call, "limit of memory", limit, "one where it killed for lack of it".into());
+    let wrong = |limit: &str| {
+        answer_error(call, "limit of memory", limit, "a limit if the kernel killed for lack of memory".into())
+    };
     match (answer.oom_killed, answer.oom_limit.enum_value()) {
         (false, Ok(agent::OomLimit::NONE)) => Ok(None),
         (true, Ok(agent::OomLimit::PARTITION)) => Ok(Some(OomLimit::Partition)),
@@ -365,8 +367,8 @@ fn oom_limit(call: &'static str, answer: &agent::ExitStatus) -> Result<Option<Oo
     }
 }
 
-/// What the agent is told to take of a call's limit, in milliseconds: its answer has to be here by then, also that time is up.
-/// At least 1, since 0 means the agent's own limit.
+/// The agent's share of a call's limit, in milliseconds: its answer must arrive within the limit, even the answer that time is
+/// up. At least 1, since 0 means the agent's own limit.
 fn agents_share(limit: Duration) -> u32 {
     let share = limit.saturating_sub(GRACE.min(limit / 4));
     u32::try_from(share.as_millis()).unwrap_or(u32::MAX).max(1)
@@ -398,7 +400,7 @@ fn answer_error(call: &'static str, what: &'static str, value: impl ToString, ex
     AgentError::Answer { call, what, value: value.to_string(), expected }
 }
 
-/// Text of the guest, fit to be printed.
+/// A text of the guest, shortened and escaped for printing.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(MAX_TEXT).flat_map(printable).collect();
     if text.chars().nth(MAX_TEXT).is_some() {

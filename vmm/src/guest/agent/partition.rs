@@ -1,4 +1,4 @@
-//! What the guest says of its partitions, checked.
+//! The guest's answers about its partitions, checked.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{AgentError, answer_error, expect, shown};
 use crate::config::PartitionMode;
 use crate::model::{GuestDriver, GuestState, GuestTimes, Holder, PartitionUse};
 
-/// Most holders of a partition that are kept, and most mounts.
+/// Most holders of a partition that are kept; the same limit holds for its mounts.
 const MAX_HOLDERS: usize = 256;
 
 impl PartitionUse {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_says_is_understood() {
+    fn a_drivers_answer_is_understood() {
         let driver = PartitionUse::parse("X", 1, answer(parked())).unwrap().driver.unwrap();
         assert_eq!((driver.state, driver.mode), (GuestState::Parked, PartitionMode::Extension));
         assert_eq!(driver.last_unplug.guest(), Duration::from_micros(2));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_can_not_say_is_refused() {
+    fn impossible_answers_of_a_driver_are_refused() {
         let text = |driver| PartitionUse::parse("X", 1, answer(driver)).unwrap_err().to_string();
         let error = text(agent::PartitionDriver { state: protobuf::EnumOrUnknown::from_i32(9), ..parked() });
         assert!(error.contains("driver state 9"), "{error}");

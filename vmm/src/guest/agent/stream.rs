@@ -1,4 +1,4 @@
-//! Streams of processes: what they read and write, each over a connection of its own.
+//! Streams of processes, each over a connection of its own.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -18,14 +18,14 @@ use super::{AgentClient, AgentError, SHORT, handshake, shown};
 use crate::kind::ErrorKind;
 use crate::poll::poll;
 
-/// A stream of a process, connected: what the process writes can be read here, and what is written here it can read.
+/// A connected stream of a process: read the process's output from it, write the process's input to it.
 ///
 /// It may be read and written at once, by clones or references. A reader that stops makes the process wait, as a full pipe does,
 /// and a writer waits for the process. When the last clone is dropped, the process's end of a pipe is closed, and a terminal is
 /// hung up (SIGHUP).
 ///
-/// The end of what the process writes is told from a stream that broke off, for example with the VM: then [`Read::read`] fails
-/// with [`io::ErrorKind::UnexpectedEof`] and names the stream.
+/// The end of the output differs from a stream that broke off, for example with the VM: then [`Read::read`] fails with
+/// [`io::ErrorKind::UnexpectedEof`] and names the stream.
 #[derive(Clone, Debug)]
 pub struct Stream {
     socket: Arc<UnixStream>,
@@ -39,13 +39,12 @@ impl Stream {
         self.request.stream
     }
 
-    /// Whose it is.
+    /// The process.
     pub(crate) fn request(&self) -> &StreamRequest {
         &self.request
     }
 
-    /// Writes no more: the process reads the end of the file, once it has read what was written. A terminal has no such end and
-    /// is hung up.
+    /// Ends the input: the process reads the end of file after all that was written. A terminal has no such end and is hung up.
     ///
     /// # Errors
     /// Those of `shutdown(2)`.
@@ -53,7 +52,7 @@ impl Stream {
         self.socket.shutdown(Shutdown::Write)
     }
 
-    /// Whether the other end is gone, rather than at its end.
+    /// Whether the connection broke off, rather than ended.
     fn broke_off(&self) -> io::Result<bool> {
         let [events] = poll([(self.socket.as_fd(), PollFlags::empty())], Some(Duration::ZERO))?;
         Ok(events.contains(PollFlags::POLLHUP))

@@ -54,7 +54,7 @@ fn await_close(mut stream: UnixStream) {
 }
 
 #[test]
-fn an_end_is_told_from_a_stream_that_broke_off() {
+fn an_end_differs_from_a_stream_that_broke_off() {
     let serve = |end: fn(UnixStream)| {
         move |mut stream: UnixStream| {
             stream.write_all(b"ok\nhello").unwrap();
@@ -99,7 +99,7 @@ fn a_stream_ends_with_the_vm() {
 }
 
 #[test]
-fn what_the_agent_refuses_or_gets_wrong_is_named() {
+fn an_error_names_what_the_agent_refused_or_got_wrong() {
     let error = |answer: &'static [u8]| {
         let (_fixture, instance) = with_stream(STDOUT, move |mut stream| stream.write_all(answer).unwrap());
         text(&instance.init().connect(StreamName::Stdout).unwrap_err())
@@ -113,7 +113,7 @@ fn what_the_agent_refuses_or_gets_wrong_is_named() {
 }
 
 #[test]
-fn input_comes_with_its_end_and_need_not_be_read() {
+fn input_has_an_end_and_may_stay_unread() {
     let (_fixture, instance) = with_stream(STDIN, |mut stream| {
         stream.write_all(b"ok\n").unwrap();
         let mut text = String::new();
@@ -128,7 +128,7 @@ fn input_comes_with_its_end_and_need_not_be_read() {
 }
 
 #[test]
-fn what_output_is_passed_on_to_may_fail() {
+fn a_failing_sink_of_output_is_an_error() {
     let (_fixture, instance) = with_stream(STDOUT, |mut stream| {
         stream.write_all(b"ok\nhello").unwrap();
         await_close(stream);
@@ -156,7 +156,7 @@ fn a_terminal_goes_both_ways() {
 }
 
 #[test]
-fn a_process_is_what_was_asked_for() {
+fn a_start_asks_for_the_specified_process() {
     let fake = Arc::new(FakeAgent::default());
     let fixture = Fixture::with_agent(fake.clone());
     let instance = Instance::new("f-1".parse().unwrap(), 1, Arc::new(fixture.connect().unwrap()));

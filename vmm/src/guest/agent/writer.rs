@@ -13,12 +13,12 @@ use nix::sys::socket::{self, MsgFlags};
 use crate::deadline::{Turn, Turns};
 use crate::poll::poll;
 
-/// Why a frame is not out.
+/// Why a frame was not written.
 #[derive(Debug)]
 pub(super) enum WriteError {
-    /// Time was up before anything of it was out: the stream is as it was.
+    /// Time was up before the first byte: the stream is intact.
     NotBegun,
-    /// Part of it may be out: nothing that comes after it would be understood.
+    /// Part of it may be written: the peer would misread anything after it.
     Broken(io::Error),
 }
 
@@ -38,7 +38,7 @@ impl Writer {
         self.turns.take(deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Writes a frame before `deadline`, in a turn of one's own.
+    /// Writes a frame before `deadline`, in a turn of its own.
     pub(super) fn write(&self, _turn: &Turn<'_>, frame: &[u8], deadline: Instant) -> Result<(), WriteError> {
         let mut rest = frame;
         while !rest.is_empty() {
@@ -60,7 +60,7 @@ impl Writer {
     }
 }
 
-/// Writes what there is space for, once there is some. The stream itself blocks, for its reader.
+/// Waits for space and fills it. The stream itself stays blocking, for its reader.
 fn send(stream: &UnixStream, bytes: &[u8], deadline: Instant) -> io::Result<usize> {
     loop {
         match socket::send(stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {

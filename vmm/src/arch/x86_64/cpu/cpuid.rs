@@ -1,12 +1,13 @@
-//! What a guest's CPUID instruction answers: what KVM supports, with a topology of our own (one package, a core per vCPU,
-//! one thread each), the clock's frequency, and without what a guest can't use. Pure: a table in, a table out.
+//! What a guest's CPUID instruction answers: what KVM supports, with a topology of our own (one package, one core per
+//! vCPU, one thread per core) and the clock's frequency, less the features that a guest cannot use. Pure: a table in, a
+//! table out.
 //!
 //! Sources: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; `Documentation/virt/kvm/x86/cpuid.rst`.
 
 use super::Topology;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-/// What is known of the guest's clock.
+/// Properties of the guest's clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     /// Frequency of the guest's TSC, where the host's is stable.

@@ -6,7 +6,7 @@ fn with_index(index: u32, entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { index, flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX, ..entry }
 }
 
-/// Everything on, so that what is missing afterwards was taken away.
+/// All features on, so that a missing one was masked.
 fn host(vendor: &[u8; 4]) -> Vec<kvm_cpuid_entry2> {
     let all = [u32::MAX; 4];
     let mut entries = vec![leaf(0, [0x1f, u32::from_le_bytes(*vendor), 0, 0]), leaf(1, all)];

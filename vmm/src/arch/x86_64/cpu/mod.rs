@@ -1,4 +1,4 @@
-//! vCPUs: what they are set up with before they first run, and what they say when they fail.
+//! vCPUs: their setup before they first run, and the details of their errors.
 
 mod cpuid;
 mod msrs;
@@ -16,7 +16,7 @@ pub(super) use state::kvm_error;
 
 use crate::arch::Loaded;
 
-/// What the host's KVM can show a guest of its CPU.
+/// The CPU features that the host's KVM can offer a guest.
 pub(crate) struct HostCpu {
     /// Unfiltered.
     cpuid: CpuId,
@@ -26,7 +26,7 @@ pub(crate) struct HostCpu {
     msrs: Vec<u32>,
 }
 
-/// Which vCPU of how many.
+/// The place of a vCPU among all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Topology {
     /// Index, which is its APIC id.

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn segments_are_what_the_boot_protocol_wants() {
+    fn segments_follow_the_boot_protocol() {
         let mut system = kvm_sregs::default();
         long_mode(&mut system);
         let code = system.cs;

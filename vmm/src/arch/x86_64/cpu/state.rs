@@ -1,8 +1,8 @@
 //! The state of a vCPU, as KVM gives and takes it.
 //!
 //! The order of the calls is part of the interface (`Documentation/virt/kvm/api.rst`): asking for `mp_state` may change other
-//! state, so it comes first; the timer's MSR is taken only where the local APIC is in the mode for it, so MSRs follow the APIC; events
-//! are last, because setting registers drops what is pending.
+//! state, so it comes first; the timer's MSR is taken only where the local APIC is in the mode for it, so MSRs follow the APIC;
+//! events are last, because setting registers drops pending events.
 
 use bellows_memory::Version;
 use kvm_bindings::{
@@ -17,7 +17,7 @@ use crate::arch::StateError;
 /// MSRs in one call.
 const MSRS: usize = 256;
 
-/// All that a vCPU has between two instructions. Of a vCPU that is set up alike: CPUID is not in it.
+/// The whole state of a vCPU between two instructions. It excludes CPUID: restore it to a vCPU with the same setup.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuState {
@@ -63,10 +63,10 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state).map_err(failed("run state"))?;
         vcpu.set_regs(&self.regs).map_err(failed("registers"))?;
         vcpu.set_sregs(&self.sregs).map_err(failed("system registers"))?;
-        // SAFETY: KVM reads 4096 bytes, the size of the type: it reads more only of guests that may use features for which the
-        // process has asked the kernel, and this one asks for none.
+        // SAFETY: KVM reads 4096 bytes, the size of the type: it reads more only if the process has asked the kernel for
+        // features with larger state, and this process never does.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(failed("extended registers"))?;
-        // A host without XSAVE has none, and KVM refuses to set none.
+        // A host without XSAVE has no such registers, and KVM refuses an empty list.
         if self.xcrs.nr_xcrs > 0 {
             vcpu.set_xcrs(&self.xcrs).map_err(failed("extended control registers"))?;
         }

@@ -5,8 +5,8 @@ use bellows_memory::layout::Layout;
 use bellows_memory::{AddressRange, wire};
 use vm_memory::{ByteValued as _, Le32, Le64};
 
-/// All vCPUs and all base memory in domain 0; each partition window, hot-pluggable, in the domain of its number. Base memory
-/// has to be covered to the last byte, or Linux throws the whole table away.
+/// All vCPUs and all base memory in domain 0; each partition window, hot-pluggable, in the domain of its number. The table
+/// must cover base memory to the last byte, or Linux ignores all of it.
 pub(super) fn srat(vcpus: u16, layout: &Layout) -> Vec<u8> {
     let mut body = Srat { table_revision: 1.into(), reserved: [0; 8] }.as_slice().to_vec();
     for id in (0..vcpus).map(|id| id.to_le_bytes()[0]) {
@@ -82,7 +82,7 @@ impl MemoryAffinity {
     }
 }
 
-/// Distances: 10 within a domain; base memory is nearer to every partition than another partition is, so that memory falls
+/// Distances: 10 within a domain; base memory is nearer to a partition than any other partition is, so allocations fall
 /// back there and not into a neighbour.
 pub(super) fn slit(layout: &Layout) -> Vec<u8> {
     const LOCAL: u8 = 10;

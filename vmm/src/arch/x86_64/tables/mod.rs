@@ -1,4 +1,4 @@
-//! ACPI tables: what the guest kernel learns of CPUs, memory nodes and PCI buses (ACPI 6.5).
+//! ACPI tables: they tell the guest kernel about CPUs, memory nodes and PCI buses (ACPI 6.5).
 //!
 //! The platform is "hardware-reduced": no SCI, no fixed power-management registers, no PIC or timer for the kernel to
 //! find. Proximity domain 0 is base memory with all vCPUs; each partition window is a domain of its own.
@@ -24,7 +24,7 @@ use crate::arch::{Firmware, RootBus};
 
 /// The maker of the tables.
 const OEM: [u8; 6] = *b"BELLOW";
-/// Which tables; the same in all of them.
+/// The OEM table ID; the same in all tables.
 const OEM_TABLE: [u8; 8] = *b"BELLOWS ";
 const OEM_REVISION: u32 = 1;
 
@@ -93,7 +93,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         Flags::HwReducedAcpi,
         Flags::ResetRegSup,
         Flags::Wbinvd,
-        // Buttons and clock alarms, where set, are *not* fixed hardware.
+        // A set bit says that the button or clock alarm is *not* fixed hardware.
         Flags::PwrButton,
         Flags::SlpButton,
         Flags::FixRtc,

@@ -132,7 +132,7 @@ fn host_bridges_have_their_addresses() {
 }
 
 #[test]
-fn buses_that_make_no_sense_are_refused() {
+fn invalid_buses_are_refused() {
     let layout = layout(ByteSize::mib(256), 0);
     let error = |buses: &[RootBus]| build(&firmware(1, &layout, buses)).unwrap_err().to_string();
     assert!(error(&[]).contains("0 root buses"));
