@@ -13,7 +13,7 @@ pub enum DiskError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -52,7 +52,7 @@ pub enum DiskError {
     Reserve {
         /// Length of the mapping.
         bytes: u64,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -61,7 +61,7 @@ pub enum DiskError {
     Map {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -28,7 +28,7 @@ pub enum ArchiveError {
         offset: u64,
         /// The last entry seen.
         entry: Option<EntryName>,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -39,7 +39,7 @@ pub enum ArchiveError {
         offset: u64,
         /// The last entry seen.
         last: Option<EntryName>,
-        /// What is wrong with it.
+        /// The cause.
         reason: String,
     },
     /// An invalid entry.
@@ -47,7 +47,7 @@ pub enum ArchiveError {
     Entry {
         /// The entry's name.
         name: EntryName,
-        /// What is wrong with it.
+        /// The cause.
         reason: EntryProblem,
     },
 }

@@ -46,7 +46,7 @@ pub enum ReadError {
     Inode {
         /// Its number.
         nid: u64,
-        /// What is wrong.
+        /// The cause.
         what: &'static str,
     },
     /// The bytes behind the file system are not a journal.

@@ -26,7 +26,7 @@ pub struct UnpackError {
     pub layer: usize,
     /// The entry.
     pub path: EntryName,
-    /// What is wrong with it.
+    /// The cause.
     pub problem: UnpackProblem,
 }
 

@@ -35,7 +35,7 @@ pub enum LayerError {
     Write {
         /// The entry that was being written.
         entry: Option<EntryName>,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: WriteError,
     },

@@ -21,7 +21,7 @@ pub enum OciError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -110,7 +110,7 @@ pub enum OciError {
     Document {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         reason: &'static str,
     },
     /// A version this code doesn't know.
@@ -140,7 +140,7 @@ pub enum OciError {
     Blob {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: BlobError,
     },
@@ -183,7 +183,7 @@ pub enum OciError {
     Archive {
         /// The archive.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: Box<ArchiveError>,
     },
@@ -200,7 +200,7 @@ pub enum OciError {
     Unpack {
         /// The archive.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -286,7 +286,7 @@ pub enum RegistryError {
         path: PathBuf,
         /// The program's name.
         helper: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -310,7 +310,7 @@ pub enum RegistryError {
     Hosts {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         problem: String,
     },
     /// Invalid credentials.

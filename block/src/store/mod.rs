@@ -62,7 +62,7 @@ pub enum StoreError {
         action: &'static str,
         /// On which file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -138,7 +138,7 @@ pub enum StoreError {
         digest: Digest,
         /// Its file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: ReadError,
     },
@@ -151,7 +151,7 @@ pub enum StoreError {
         number: usize,
         /// How many the image has.
         layers: usize,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: UnpackError,
     },
@@ -169,7 +169,7 @@ pub enum StoreError {
     Flat {
         /// What it would be known by.
         digest: Digest,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: WriteError,
     },
@@ -178,7 +178,7 @@ pub enum StoreError {
     Fixup {
         /// What it would be known by.
         digest: Digest,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: WriteError,
     },
@@ -193,7 +193,7 @@ pub enum StoreError {
     ReadSet {
         /// Its file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         wrong: String,
     },
     /// The caller cancelled it.
@@ -204,7 +204,7 @@ pub enum StoreError {
     Layer {
         /// The layer's blob.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: LayerError,
     },

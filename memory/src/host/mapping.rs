@@ -250,7 +250,7 @@ pub enum MapError {
         what: &'static str,
         /// Size of the memory in question.
         bytes: ByteSize,
-        /// What the kernel answered.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },

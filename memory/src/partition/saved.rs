@@ -122,7 +122,7 @@ pub enum RestoreError {
     Plug {
         /// The partition.
         id: PartitionId,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: PlugStateError,
     },
@@ -134,7 +134,7 @@ pub enum RestoreError {
     Map {
         /// The partition.
         id: PartitionId,
-        /// What the kernel answered.
+        /// The kernel's error.
         #[source]
         source: MapError,
     },
@@ -143,7 +143,7 @@ pub enum RestoreError {
     Effect {
         /// The partition.
         id: PartitionId,
-        /// Why.
+        /// The cause.
         #[source]
         source: EffectError,
     },

@@ -115,7 +115,7 @@ pub enum ViewError {
     Map {
         /// The blocks in question.
         blocks: BlockRange,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: MapError,
     },
