@@ -1,6 +1,6 @@
-//! Reads of cached data through virtio-blk, without a VM: what a request costs beside a disk that knows nothing but `pread`,
-//! beside a straightforward device on the same queue, and beside copying alone. `cargo xtask bench blk` runs it and makes a
-//! report of it.
+//! Reads of cached data through virtio-blk, without a VM: compares the cost of a request with a disk that only calls
+//! `pread`, with a simple device on the same queue, and with copying alone. `cargo xtask bench blk` runs it and writes a
+//! report.
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong is to end the benchmark")]
 
@@ -23,15 +23,15 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileSlice};
 
-/// Size of the layer: more than processors' caches, and little enough to be in the page cache.
+/// Size of the layer: larger than a processor's caches, and small enough for the page cache.
 const LAYER_BYTES: usize = 128 << 20;
-/// Requests that are under way at a time: what a queue of 256 descriptors has room for, and a device serves in one go.
+/// Requests in flight: as many as fit in a queue of 256 descriptors and in one turn of a device.
 const DEPTH: usize = 64;
 const QUEUE_SIZES: [u16; 1] = [256];
 const HEADER_BYTES: usize = 16;
 const PAGE: usize = 4096;
 
-/// The disk that one would write first: a `pread` for each piece of memory.
+/// The simplest disk: a `pread` for each piece of memory.
 struct PreadDisk(File);
 
 impl Disk for PreadDisk {
@@ -61,7 +61,7 @@ fn pread(file: &File, offset: u64, to: &VolatileSlice<'_>) {
     assert_eq!(usize::try_from(count), Ok(to.len()));
 }
 
-/// The device that one would write first: a `pread` for each descriptor, and no checks.
+/// The simplest device: a `pread` for each descriptor, and no checks.
 struct Plain {
     file: File,
     worker: Option<QueueWorker<PlainRequests>>,
@@ -111,7 +111,7 @@ impl QueueHandler for PlainRequests {
     }
 }
 
-/// A driver that has built its requests once and makes them again and again, each time of other sectors.
+/// A driver that builds its requests once and repeats them, each time for other sectors.
 struct Driver {
     guest: FakeGuest,
     queue: DriverQueue,
@@ -157,7 +157,7 @@ impl Driver {
     }
 }
 
-/// Copying alone, from memory that is laid out as the layer to buffers like the driver's.
+/// Copying alone, from memory with the layout of the layer to buffers like the driver's.
 struct Copier {
     source: Vec<u8>,
     target: Vec<u8>,
@@ -186,7 +186,7 @@ impl Copier {
     }
 }
 
-/// Has memory that is about to be touched come in huge pages, as far as it can.
+/// Asks for huge pages under memory that is about to be touched.
 fn huge_pages(start: *mut u8, bytes: usize) {
     let inset = start.align_offset(PAGE);
     // SAFETY: advice on whole pages of memory that the caller owns does not change what is in it.
@@ -210,7 +210,7 @@ fn reads(criterion: &mut Criterion) {
     for (name, bytes) in [("4k", 4 << 10), ("128k", 128 << 10)] {
         let mut group = criterion.benchmark_group(format!("blk-{name}"));
         group.throughput(Throughput::ElementsAndBytes { elements: DEPTH as u64, bytes: (DEPTH * bytes) as u64 });
-        // Each of them twice, so that it can be compared with itself.
+        // Each of them twice, to compare it with itself.
         for turn in 1..=2 {
             group.bench_function(format!("bellows-{turn}"), |bencher| {
                 let disk: Arc<dyn Disk> = Arc::new(LayerDisk::open(&layer).unwrap());

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bellows_memory::AddressRange;
 
-/// Something that answers guest reads and writes in a range of an address space.
+/// A device that answers guest reads and writes in a range of an address space.
 ///
 /// `offset` counts from the start of the range. Accesses come from vCPU threads, several at once; `data` is 1, 2, 4 or 8
 /// bytes long and little-endian, and may reach past what the device implements: unknown parts read as zeros (all ones
@@ -19,8 +19,8 @@ pub trait BusDevice: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]);
 }
 
-/// Where the guest writes to wake a queue: a write of any value of 2 bytes to a guest-physical address signals an eventfd
-/// without leaving to the monitor (KVM's ioeventfd).
+/// Addresses that the guest writes to wake a queue: a write of any 2-byte value to a guest-physical address signals an
+/// eventfd without an exit to the monitor (KVM's ioeventfd).
 pub trait Doorbells: Send + Sync {
     /// Wires `fd` to guest writes at `address`.
     ///
@@ -31,7 +31,7 @@ pub trait Doorbells: Send + Sync {
     /// Undoes [`Doorbells::wire`] with the same arguments.
     ///
     /// # Errors
-    /// Nothing was wired there.
+    /// No eventfd is wired there.
     fn unwire(&self, address: u64, fd: &vmm_sys_util::eventfd::EventFd) -> std::io::Result<()>;
 }
 
@@ -41,25 +41,25 @@ pub enum BusError {
     /// The range is empty or runs past the end of the address space.
     #[error("{len} addresses from {base:#x} on are not a range: expected at least one, and an end below 2^64")]
     NoRange {
-        /// First address asked for.
+        /// First address requested.
         base: u64,
-        /// Number of addresses asked for.
+        /// Number of addresses requested.
         len: u64,
     },
     /// Another device is there.
     #[error("the range {wanted} overlaps {taken}, which is taken")]
     Overlap {
-        /// The range asked for.
+        /// The range requested.
         wanted: AddressRange,
         /// The range of the device that is there.
         taken: AddressRange,
     },
 }
 
-/// One address space: which device answers at which addresses.
+/// One address space: the devices and their addresses.
 ///
 /// No lock is held while a device is called, so a device may insert and remove ranges, its own included, from within a
-/// write. A device removed meanwhile may therefore still see an access that had begun.
+/// write. A device removed meanwhile may therefore still see an access that began before.
 #[derive(Default)]
 pub struct Bus {
     /// By first address.
@@ -79,7 +79,7 @@ impl Bus {
         Self::default()
     }
 
-    /// Lets `device` answer the `len` addresses from `base` on.
+    /// Lets `device` answer at `len` addresses from `base` on.
     ///
     /// # Errors
     /// The range is invalid, or overlaps another device's; nothing changed.
@@ -96,12 +96,12 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes the device off whose range begins at `base`.
+    /// Removes the device whose range begins at `base`.
     pub fn remove(&self, base: u64) -> Option<Arc<dyn BusDevice>> {
         self.write_lock().remove(&base).map(|mapping| mapping.device)
     }
 
-    /// Reads at `address`. Where no device answers the whole access, `data` becomes all ones and the result is `false`.
+    /// Reads at `address`. If no device answers the whole access, `data` becomes all ones and the result is `false`.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         match self.find(address, data.len()) {
             Some((offset, device)) => {
@@ -115,7 +115,7 @@ impl Bus {
         }
     }
 
-    /// Writes at `address`; `false` where no device answers the whole access, which is then dropped.
+    /// Writes at `address`; `false` if no device answers the whole access, which is then dropped.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.find(address, data.len()) {
             Some((offset, device)) => {
@@ -133,7 +133,7 @@ impl Bus {
         mapping.range.contains(access).then(|| (address - mapping.range.first(), mapping.device.clone()))
     }
 
-    // The map is whole between any two operations, so a panic elsewhere while the lock was held can't have broken it.
+    // The map is whole between any two operations, so a panic elsewhere while the lock was held cannot have broken it.
     fn read_lock(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Mapping>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -42,7 +42,7 @@ fn an_access_reaches_the_device_at_its_address() {
 }
 
 #[test]
-fn nobody_reads_as_ones_and_swallows_writes() {
+fn unclaimed_reads_return_ones_and_unclaimed_writes_are_dropped() {
     let bus = Bus::new();
     let device = Probe::new(0);
     bus.insert(0x1000, 0x10, device.clone()).unwrap();
@@ -62,7 +62,7 @@ fn nobody_reads_as_ones_and_swallows_writes() {
 }
 
 #[test]
-fn overlaps_are_refused_and_named() {
+fn an_error_names_the_overlapping_ranges() {
     let bus = Bus::new();
     bus.insert(0x1000, 0x1000, Probe::new(0)).unwrap();
     for (base, len) in [(0x1000, 0x1000), (0xfff, 2), (0x1fff, 1), (0x1800, 0x10), (0, 0x10000)] {

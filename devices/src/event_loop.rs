@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use bellows_memory::limited;
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-/// What runs on a loop: for example the part of a device that serves its queues.
+/// A handler on a loop: for example the part of a device that serves its queues.
 pub trait Handler: MutEventSubscriber + Any + Send {}
 
 impl<T: MutEventSubscriber + Any + Send> Handler for T {}
@@ -26,7 +26,7 @@ pub enum EventLoopError {
     Epoll {
         /// Thread name of the loop.
         name: String,
-        /// What epoll answered.
+        /// The error of epoll.
         #[source]
         source: event_manager::Error,
     },
@@ -38,8 +38,8 @@ pub enum EventLoopError {
     },
 }
 
-/// A thread that waits for events and calls the handlers they belong to. Dropping it stops and joins the thread; the
-/// handlers are dropped with it.
+/// A thread that waits for events and calls their handlers. Dropping it stops and joins the thread; the handlers are
+/// dropped with it.
 pub struct EventLoop {
     handle: EventLoopHandle,
     thread: Option<JoinHandle<()>>,
@@ -118,7 +118,7 @@ impl EventLoopHandle {
 
 /// A handler on an event loop. Dropping this takes the handler off and drops it.
 ///
-/// Neither to be dropped nor taken back on the loop's own thread.
+/// It must not be dropped or taken back on the loop's own thread.
 pub struct OnLoop<H> {
     event_loop: EventLoopHandle,
     /// `None` once the handler was taken off.
@@ -127,7 +127,7 @@ pub struct OnLoop<H> {
 }
 
 impl<H: Handler> OnLoop<H> {
-    /// Takes the handler off the loop: when this returns it is not running and never will again. `None` if the loop has ended,
+    /// Takes the handler off the loop: when this returns it does not run and never will again. `None` if the loop has ended,
     /// and the handler with it.
     #[must_use]
     pub fn take_back(mut self) -> Option<H> {

@@ -36,9 +36,9 @@ pub trait MsiVector: Send + Sync {
     fn trigger(&self) -> io::Result<()>;
 }
 
-/// How an activated virtio device interrupts its driver; made by the transport, faked in tests.
+/// The interrupts of an activated virtio device; the transport makes them, tests have a fake.
 ///
-/// An interrupt that the driver masked stays pending; one it did not set up is dropped.
+/// An interrupt that the driver masked stays pending; an interrupt that it did not set up is dropped.
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that buffers of queue `queue` were used.
     fn queue(&self, queue: u16);

@@ -1,10 +1,9 @@
 //! PCI, virtio-pci and the virtio devices of a Bellows VM.
 //!
-//! A device is a [`virtio::VirtioDevice`]; [`pci`] puts it on the bus; [`event_loop`] runs its queues. Everything that a
-//! device needs of the monitor comes through the traits in [`interrupt`] and [`bus`], so that a whole device runs in a
-//! test without a VM.
+//! A device is a [`virtio::VirtioDevice`]; [`pci`] puts it on the bus; [`event_loop`] runs its queues. A device reaches
+//! the monitor only through the traits in [`interrupt`] and [`bus`], so that a whole device runs in a test without a VM.
 //!
-//! Every device can be suspended, saved and restored: [`state`] says how.
+//! Every device can be suspended, saved and restored: see [`state`].
 
 pub mod bus;
 pub mod event_loop;

@@ -1,5 +1,5 @@
-//! Whatever a guest does, and however often, it writes no more than some lines to the host's log: neither through what the
-//! devices log nor through what their libraries do.
+//! A guest can write only a bounded number of lines to the host's log, whatever it does and however often: neither the
+//! devices nor their libraries log without bound.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -15,7 +15,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use vm_memory::{GuestAddress, VolatileSlice};
 
-/// How often each guest does what it does.
+/// How often each guest repeats its actions.
 const TIMES: u32 = 1000;
 
 static EVENTS: AtomicU64 = AtomicU64::new(0);
@@ -62,7 +62,7 @@ impl log::Log for Records {
     fn flush(&self) {}
 }
 
-/// A disk that nothing can be read from.
+/// A disk on which every read fails.
 struct Broken;
 
 impl Disk for Broken {
@@ -79,7 +79,7 @@ impl Disk for Broken {
     }
 }
 
-/// Starts a device with rings that are nowhere.
+/// Starts a device with rings outside memory.
 fn rings_that_are_not_there() {
     let machine = PciMachine::new();
     let address = machine.plug(Box::new(Rng::new()));
@@ -96,7 +96,7 @@ fn rings_that_are_not_there() {
     }
 }
 
-/// Breaks the rules of a queue, one way or another, and resets the device.
+/// Breaks the rules of a queue in one of several ways, and resets the device.
 fn broken_queues(device: &mut dyn VirtioDevice, queue: usize) {
     let mut guest = FakeGuest::new();
     for round in 0..TIMES {
@@ -136,7 +136,7 @@ fn a_guest_writes_a_bounded_log() {
     log::set_max_level(log::LevelFilter::Trace);
 
     rings_that_are_not_there();
-    // Not without limit, should a device stop answering.
+    // With a limit, in case a device stops answering.
     let (done, finished) = mpsc::channel();
     thread::spawn(move || {
         let dir = tempfile::tempdir().unwrap();
@@ -183,8 +183,8 @@ fn a_guest_writes_a_bounded_log() {
     });
     finished.recv_timeout(Duration::from_secs(300)).unwrap();
 
-    assert_eq!(RECORDS.load(Ordering::Relaxed), 0, "libraries log what a guest does");
+    assert_eq!(RECORDS.load(Ordering::Relaxed), 0, "libraries log the actions of a guest");
     let events = EVENTS.load(Ordering::Relaxed);
-    assert!(events > 0, "nothing was logged at all: the guests did nothing wrong");
+    assert!(events > 0, "no line was logged: the guests broke no rule");
     assert!(events < u64::from(TIMES), "{events} events");
 }

@@ -1,4 +1,4 @@
-//! The 8042 keyboard controller, without keyboard: its reset line is how a PC kernel resets the machine when ACPI can't.
+//! The 8042 keyboard controller, without keyboard: a PC kernel resets the machine by its reset line when ACPI cannot.
 
 use std::convert::Infallible;
 
@@ -36,7 +36,7 @@ impl KeyboardController {
     }
 }
 
-/// Where the device has the port.
+/// Address of the port.
 const COMMAND: u8 = 4;
 
 impl BusDevice for KeyboardController {

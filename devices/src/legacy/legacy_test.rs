@@ -37,7 +37,7 @@ fn serial() -> (SerialPort, Screen, EventFd) {
 }
 
 #[test]
-fn what_the_guest_prints_is_written() {
+fn the_guests_output_is_written() {
     let (port, screen, _interrupt) = serial();
     for byte in b"hello\n" {
         assert_eq!(read(&port, LINE_STATUS) & 0x20, 0x20, "ready to send");
@@ -61,7 +61,7 @@ fn input_reaches_the_guest_in_order_with_an_interrupt() {
 }
 
 #[test]
-fn input_that_nobody_reads_is_bounded() {
+fn unread_input_is_bounded() {
     let (port, _screen, _interrupt) = serial();
     let mut taken = 0;
     for _ in 0..10 {
@@ -112,7 +112,7 @@ fn a_serial_port_goes_on_from_its_state() {
     let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
     let restored = SerialPort::restore(Box::new(Screen::default()), interrupt.try_clone().unwrap(), &state).unwrap();
     assert_eq!(restored.save(), state);
-    assert!(interrupt.read().is_ok(), "the guest has yet to look");
+    assert!(interrupt.read().is_ok(), "the guest has an interrupt to handle");
     assert_eq!(read(&restored, 7), 0x5a);
     let read: Vec<u8> = (0..100).map(|_| read(&restored, DATA)).collect();
     assert_eq!(read, input);
@@ -130,7 +130,7 @@ fn a_serial_port_goes_on_from_its_state() {
 }
 
 #[test]
-fn any_access_to_the_serial_port_is_survived() {
+fn no_access_to_the_serial_port_panics() {
     let (port, _screen, _interrupt) = serial();
     for offset in 0..SerialPort::LEN {
         for len in [1, 2, 4, 8] {
@@ -143,7 +143,7 @@ fn any_access_to_the_serial_port_is_survived() {
 }
 
 #[test]
-fn sleep_and_reset_registers_ask_for_what_they_mean() {
+fn sleep_and_reset_registers_request_power_off_and_reset() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();
     let ports = PowerPorts::new(move |request| seen.lock().unwrap().push(request));

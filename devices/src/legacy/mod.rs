@@ -1,4 +1,4 @@
-//! What a PC kernel expects at fixed ports: a serial port, and ways to end the machine.
+//! The devices that a PC kernel expects at fixed ports: a serial port, and ways to end the machine.
 
 mod keyboard_controller;
 mod power;

@@ -5,12 +5,12 @@ use bellows_memory::limited;
 
 use crate::bus::BusDevice;
 
-/// What the guest asks for.
+/// A request of the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PowerRequest {
-    /// To be switched off.
+    /// Switch the machine off.
     Shutdown,
-    /// To be reset.
+    /// Reset the machine.
     Reset,
 }
 
@@ -28,7 +28,7 @@ impl PowerPorts {
     pub const SLEEP_STATUS: u64 = 1;
     /// Offset of `RESET_REG`.
     pub const RESET: u64 = 2;
-    /// What resets, written to `RESET_REG`.
+    /// The value of `RESET_REG` that resets.
     pub const RESET_VALUE: u8 = 1;
     /// Sleep type of S5, for the `_S5` package.
     pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -53,7 +53,7 @@ impl BusDevice for PowerPorts {
         match offset {
             Self::SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => match value >> 2 & 7 {
                 Self::SLEEP_TYPE_OFF => (self.requested)(PowerRequest::Shutdown),
-                other => limited!(debug, sleep_type = other, "the guest asked for a sleep state that there is not"),
+                other => limited!(debug, sleep_type = other, "the guest asked for an unknown sleep state"),
             },
             Self::RESET if value == Self::RESET_VALUE => (self.requested)(PowerRequest::Reset),
             _ => {}

@@ -14,16 +14,16 @@ use crate::state::{RestoreError, Version};
 
 type Output = Box<dyn Write + Send>;
 
-/// A serial port at any base. What the guest sends goes to a writer, on the vCPU's thread: one that blocks stops the guest.
+/// A serial port at any base. The guest's output goes to a writer, on the vCPU's thread: a writer that blocks stops the guest.
 pub struct SerialPort {
     state: Mutex<State>,
 }
 
 struct State {
     port: Serial<Interrupt, NoEvents, Output>,
-    /// Input that the guest has not made room for yet.
+    /// Input that waits for room in the port.
     waiting: VecDeque<u8>,
-    /// The writer's failure has been logged.
+    /// Whether the writer's failure has been logged.
     complained: bool,
 }
 
@@ -71,7 +71,7 @@ impl SerialPort {
     /// Most bytes of input kept for the guest.
     const MAX_WAITING: usize = 4096;
 
-    /// A port that writes to `output` and signals `interrupt` (edge-triggered) when the guest has to look.
+    /// A port that writes to `output` and signals `interrupt` (edge-triggered) for each event of the port.
     #[must_use]
     pub fn new(output: Output, interrupt: EventFd) -> Self {
         let port = Serial::new(Interrupt(interrupt), output);
@@ -89,7 +89,7 @@ impl SerialPort {
         }
     }
 
-    /// A port like [`SerialPort::new`] makes, that goes on from `state`. Signals `interrupt` if one was pending.
+    /// Makes a port as [`SerialPort::new`] does, restored from `state`. Signals `interrupt` if one was pending.
     ///
     /// # Errors
     /// The state has more input than a port keeps.
@@ -107,7 +107,7 @@ impl SerialPort {
         Ok(Self { state: Mutex::new(State { port, waiting, complained: false }) })
     }
 
-    /// Sends `input` to the guest and says how many bytes of it were taken: not all of them if the guest does not read.
+    /// Sends `input` to the guest. Returns the number of bytes taken: not all of them if the guest does not read.
     pub fn enqueue(&self, input: &[u8]) -> usize {
         let mut state = self.state.lock();
         let taken = input.len().min(Self::MAX_WAITING - state.waiting.len());
@@ -126,7 +126,7 @@ impl State {
         }
         let bytes: Vec<u8> = self.waiting.iter().take(count).copied().collect();
         let result = self.port.enqueue_raw_bytes(&bytes);
-        // With a failed interrupt the bytes are in the port all the same; in loopback mode none are.
+        // After a failed interrupt the bytes are in the port nevertheless; in loopback mode none are.
         let moved = *result.as_ref().unwrap_or(&count);
         self.waiting.drain(..moved);
         self.complain(result.map(drop));

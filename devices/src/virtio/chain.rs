@@ -1,8 +1,8 @@
 //! One request of a driver: a descriptor chain (VIRTIO 1.2, section 2.7), as the pieces of guest memory that it names.
 //!
-//! A [`Chain`] holds addresses, not memory, so a device may keep it while it lets go of its snapshot of guest memory. How a
-//! driver cuts a request into descriptors does not matter (section 2.7.4): devices read and write [`Segments`], which are
-//! bytes one after the other.
+//! A [`Chain`] holds addresses, not memory, so a device may keep it after it drops its snapshot of guest memory. The
+//! division of a request into descriptors is the driver's choice (section 2.7.4): devices read and write [`Segments`], a
+//! sequence of bytes.
 
 use std::ops::Deref;
 
@@ -10,23 +10,23 @@ use bellows_memory::GuestMemory;
 use virtio_queue::DescriptorChain;
 use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryBackend as _, VolatileSlice};
 
-/// A descriptor chain. Nothing of it has been checked against guest memory.
+/// A descriptor chain. It has not been checked against guest memory.
 #[derive(Debug)]
 pub struct Chain {
     head: u16,
-    /// What the device may read.
+    /// Bytes that the device may read.
     pub readable: Segments,
-    /// What the device may write, behind what it may read.
+    /// Bytes that the device may write; they follow the readable ones.
     pub writable: Segments,
     defect: Option<Defect>,
     max_descriptors: usize,
 }
 
-/// A rule that a driver broke in a chain. What was read of the chain is in its segments.
+/// A rule that a driver broke in a chain. The part before the defect is in the chain's segments.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Defect {
     /// The descriptors do not end: they form a loop, or lead to one that does not exist.
-    #[error("the chain is cut short after {0} descriptors")]
+    #[error("the chain is truncated after {0} descriptors")]
     CutShort(usize),
     /// More descriptors than the queue has (section 2.7.5.3.1).
     #[error("the chain has more than {0} descriptors")]
@@ -49,7 +49,7 @@ impl Chain {
         }
     }
 
-    /// Becomes what `descriptors` name. Allocates nothing.
+    /// Takes the chain that `descriptors` name. Allocates nothing.
     pub(super) fn load<M: Deref<Target = GuestMemory>>(&mut self, descriptors: DescriptorChain<M>) {
         self.head = descriptors.head_index();
         self.readable.clear();
@@ -90,7 +90,7 @@ impl Chain {
         self.readable.len() + self.writable.len()
     }
 
-    /// The rule that the driver broke, if it broke one.
+    /// The rule that the driver broke, if any.
     #[must_use]
     pub const fn defect(&self) -> Option<Defect> {
         self.defect
@@ -100,7 +100,7 @@ impl Chain {
 /// A piece of guest memory that a descriptor names.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment {
-    /// Where it begins.
+    /// Its address.
     pub address: GuestAddress,
     /// Its length.
     pub bytes: u32,
@@ -120,7 +120,7 @@ impl Segments {
         Self { list: Vec::with_capacity(pieces), bytes: 0 }
     }
 
-    /// Forgets all pieces and keeps the room.
+    /// Removes all pieces and keeps the allocation.
     pub fn clear(&mut self) {
         self.list.clear();
         self.bytes = 0;
@@ -176,19 +176,19 @@ impl Segments {
         self.part(0, u64::MAX).all(|piece| memory.check_range(piece.address, piece.bytes as usize))
     }
 
-    /// The part that [`Segments::part`] cuts out, as far as it lies in `memory`: a piece that lies in two regions comes in two.
+    /// The part that [`Segments::part`] cuts out, up to the first piece outside `memory`: a piece in two regions becomes two.
     pub fn slices<'a>(&self, memory: &'a GuestMemory, skip: u64, take: u64) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.part(skip, take)
             .flat_map(|piece| memory.get_slices(piece.address, piece.bytes as usize))
             .map_while(Result::ok)
     }
 
-    /// Copies the first bytes to `to`: how many there were, fewer than `to` takes where the pieces end or leave `memory`.
+    /// Copies the first bytes to `to`. Returns their number, less than the length of `to` if the pieces end or leave `memory`.
     pub fn read(&self, memory: &GuestMemory, to: &mut [u8]) -> usize {
         let mut done = 0;
         for piece in self.part(0, to.len() as u64) {
             let to = &mut to[done..done + piece.bytes as usize];
-            // Nearly always it is in one region, which is quicker to find.
+            // Nearly always it lies in one region, and this lookup is faster.
             match memory.get_slice(piece.address, to.len()) {
                 Ok(slice) => drop(slice.copy_to(to)),
                 Err(_) if memory.read_slice(to, piece.address).is_ok() => {}
@@ -206,7 +206,7 @@ impl Segments {
         (self.read(memory, value.as_mut_slice()) == size_of::<T>()).then_some(value)
     }
 
-    /// Copies `from` behind the first `skip` bytes: how many bytes were written, fewer where the pieces end or leave `memory`.
+    /// Copies `from` behind the first `skip` bytes. Returns the bytes written, fewer if the pieces end or leave `memory`.
     pub fn write(&self, memory: &GuestMemory, skip: u64, from: &[u8]) -> usize {
         let mut done = 0;
         for piece in self.part(skip, from.len() as u64) {

@@ -1,4 +1,4 @@
-//! What every device keeps to, whatever it does: a test for each duty, and one line for each device at the end.
+//! The contract of every device: a test for each duty, and one line for each device at the end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,9 +20,9 @@ use super::vsock::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 use super::{ActivateError, Activation, Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
 use crate::pci::{PciFunction, SegmentState};
 
-/// A kind of device, with what it needs of the host.
+/// A kind of device, with its needs on the host.
 trait Subject {
-    /// A device that is made alike each time.
+    /// A device, made the same way each time.
     fn device(&self) -> Box<dyn VirtioDevice>;
 
     /// The queue that takes requests.
@@ -33,7 +33,7 @@ trait Subject {
     /// A request: bytes to read, and lengths to write. It may be made any number of times.
     fn request(&self) -> (Vec<u8>, Vec<u32>);
 
-    /// Checks what became of a request.
+    /// Checks the result of a request.
     fn check(&self, done: &Completion);
 }
 
@@ -79,7 +79,7 @@ impl Started {
         self.finish(subject, pending);
     }
 
-    /// The state of the function and of its segment, by way of JSON.
+    /// The state of the function and of its segment, converted through JSON.
     fn save(&self) -> (VirtioPciState, SegmentState) {
         let state = self.function.save().unwrap();
         let text = serde_json::to_string(&(&state, self.machine.segment.save())).unwrap();
@@ -109,8 +109,8 @@ impl Started {
     }
 }
 
-/// Requests that are made available while others are being served, at whatever point the device is suspended: none is lost, none
-/// is served twice, and nothing happens while it is suspended.
+/// Requests that are made available while others are being served, at whatever point the device is suspended: no request is
+/// lost or served twice, and nothing happens while the device is suspended.
 fn suspends_at_any_point_of_a_request(subject: &impl Subject) {
     let mut started = Started::new(subject, FakeGuest::new());
     for round in 0..60 {
@@ -134,7 +134,7 @@ fn suspends_at_any_point_of_a_request(subject: &impl Subject) {
     }
 }
 
-/// A new device goes on where one was suspended that was saved: with requests that were kicked for and not served yet.
+/// A new device goes on from the state of a suspended one: with requests that were kicked but not yet served.
 fn goes_on_in_a_new_device(subject: &impl Subject) {
     let mut started = Started::new(subject, FakeGuest::new());
     for requests in 0..4 {
@@ -180,7 +180,7 @@ fn keeps_an_interrupt_that_is_pending(subject: &impl Subject) {
     }
 }
 
-/// Suspend, resume and reset do no harm where they change nothing, in whatever order they come.
+/// Suspend, resume and reset are harmless where they change nothing, in any order.
 fn takes_calls_in_any_order(subject: &impl Subject) {
     let mut device = subject.device();
     let queues = device.queue_max_sizes().len();
@@ -233,7 +233,7 @@ fn starts_when_it_is_resumed(subject: &impl Subject) {
     assert_eq!(started.driver.status(), 0);
 }
 
-/// A device says which queue it misses, and can be activated afterwards.
+/// A device names the missing queue, and can be activated afterwards.
 fn names_a_missing_queue(subject: &impl Subject) {
     let guest = FakeGuest::new();
     let mut device = subject.device();
@@ -252,7 +252,7 @@ fn names_a_missing_queue(subject: &impl Subject) {
     subject.check(&driver.queues[subject.queue()].request(&[&readable], &writable));
 }
 
-/// Rings in memory that is gone when the device is resumed are the driver's fault: it has to reset the device.
+/// Rings in memory that is gone at the resume are the driver's fault: it must reset the device.
 fn survives_rings_in_memory_that_is_gone(subject: &impl Subject) {
     let stays = (GuestAddress(1 << 32), 1 << 20);
     let guest = FakeGuest::with_memory(&[(GuestAddress(0), 1 << 30), stays]);
@@ -376,7 +376,7 @@ impl Subject for RngSubject {
 
 struct BlkSubject;
 
-/// A disk whose bytes are all sevens.
+/// A disk on which every byte is 7.
 struct Sevens;
 
 impl Disk for Sevens {

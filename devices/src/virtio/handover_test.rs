@@ -1,9 +1,9 @@
-//! The hand-over of queues between a device and its event loop, and what a vsock device carries through it, in every order of
-//! threads that a scheduler comes up with.
+//! The hand-over of queues between a device and its event loop, and of a vsock device's streams, in many orders of threads
+//! from a scheduler.
 //!
-//! The queues, the muxer and the guest's side are the real ones. The event loop is a model: one thread that serves what was
-//! kicked, and gives its handler back when it is told to. A thread that waits for what never comes is a deadlock, which the
-//! scheduler reports.
+//! The queues, the muxer and the guest's side are the real ones. The event loop is a model: one thread that serves kicked
+//! queues, and gives its handler back on request. A thread that waits for an event that never comes is a deadlock, which
+//! the scheduler reports.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -23,7 +23,7 @@ use super::vsock::packet::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM, Virt
 use super::{Activation, ActiveQueue};
 use crate::interrupt::Interrupt;
 
-/// Orders of threads that are tried: some seconds.
+/// Orders of threads to try: they take some seconds.
 const ITERATIONS: usize = 300;
 /// Times that the device is suspended in each.
 const SUSPENDS: usize = 2;
@@ -63,10 +63,10 @@ impl QueueInterrupts for Interrupts {
     }
 }
 
-/// What runs on the loop.
+/// A handler on the loop.
 trait Handler: Send + 'static {
     fn queues(&mut self) -> Vec<&mut DeviceQueue>;
-    /// Queue `queue` was kicked, or the host has something (`None`).
+    /// Queue `queue` was kicked, or the host has data (`None`).
     fn event(&mut self, queue: Option<usize>);
 }
 
@@ -79,10 +79,10 @@ struct Loop<H> {
 
 struct State<H> {
     handler: Option<H>,
-    /// The handler is to be given back.
+    /// A request to give the handler back.
     remove: bool,
     removed: Option<H>,
-    /// The host has something for the guest.
+    /// The host has data for the guest.
     host: bool,
     ended: bool,
 }
@@ -94,7 +94,7 @@ impl<H: Handler> Loop<H> {
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), kicks })
     }
 
-    /// The loop's thread: events first, then whoever wants the handler back, as the event manager does.
+    /// The loop's thread: events first, then requests to give the handler back, as in the event manager.
     fn run(&self) {
         let mut state = self.state.lock().unwrap();
         while !state.ended {
@@ -129,7 +129,7 @@ impl<H: Handler> Loop<H> {
         self.changed.notify_all();
     }
 
-    /// As a device does to be suspended.
+    /// The steps of a device's suspend.
     fn take_back(&self) -> H {
         let mut state = self.state.lock().unwrap();
         state.remove = true;
@@ -157,7 +157,7 @@ fn activation(queues: Vec<ActiveQueue>, interrupts: &std::sync::Arc<Interrupts>)
     }
 }
 
-/// Runs `driver` against a handler that `make` makes of an activation, while another thread suspends and resumes it.
+/// Runs `driver` against a handler that `make` builds from an activation, while another thread suspends and resumes it.
 fn race<H: Handler, T: 'static>(
     queues: u16,
     make: impl Fn(&mut Activation, Option<H>) -> H + Send + 'static,
@@ -191,7 +191,7 @@ fn race<H: Handler, T: 'static>(
                 thread::yield_now();
                 let resumed = states.into_iter().zip(&kicks);
                 let resumed = resumed.map(|(state, kick)| {
-                    // As the transport does, whatever was kicked until now.
+                    // As the transport does, regardless of earlier kicks.
                     let _ = kick.read();
                     ActiveQueue { queue: state.try_into().unwrap(), kick: kick.clone() }
                 });
@@ -273,7 +273,7 @@ fn no_request_is_lost_by_a_hand_over() {
     shuttle::check_random(one_order, ITERATIONS);
 }
 
-/// What the guest hears: operation and data.
+/// A packet to the guest: operation and data.
 type Packet = (u16, Vec<u8>);
 
 const GUEST_CID: u64 = 3;

@@ -1,8 +1,8 @@
-//! virtio-pmem, VIRTIO 1.2 section 5.19: memory of the host at an address of the guest's, which the driver takes for
+//! virtio-pmem, VIRTIO 1.2 section 5.19: memory of the host at an address of the guest's, which the driver treats as
 //! persistent.
 //!
-//! The device tells where the memory is, and answers flush requests; the memory itself is a slot of the hypervisor's. It is
-//! read-only here, so there is nothing to flush.
+//! The device gives the address of the memory, and answers flush requests; the memory itself is a slot of the hypervisor's.
+//! It is read-only here, so a flush does nothing.
 
 use bellows_memory::{limited, wire};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
@@ -21,7 +21,7 @@ use crate::state::Version;
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: &[u16] = &[64];
 
-/// A persistent memory device without anything to write to.
+/// A read-only persistent memory device.
 pub struct Pmem {
     start: GuestAddress,
     bytes: u64,
@@ -88,9 +88,9 @@ impl VirtioDevice for Pmem {
 
 /// `VIRTIO_PMEM_REQ_TYPE_FLUSH`
 const FLUSH: u32 = 0;
-/// What is answered to a request that was carried out,
+/// The answer to a request that succeeded,
 const DONE: u32 = 0;
-/// and to one that was not (-1, section 5.19.6).
+/// and to one that failed (-1, section 5.19.6).
 const FAILED: u32 = u32::MAX;
 
 struct Requests;

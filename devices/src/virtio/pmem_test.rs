@@ -15,7 +15,7 @@ fn answer(written: &[Vec<u8>]) -> i32 {
 }
 
 #[test]
-fn says_where_the_memory_is() {
+fn the_configuration_gives_the_address_of_the_memory() {
     let device = device();
     assert_eq!(device.device_type(), 27);
     assert_eq!(device.features(), 0);
@@ -59,7 +59,7 @@ fn a_flush_is_done_at_once() {
 }
 
 #[test]
-fn what_is_no_request_fails_and_the_device_goes_on() {
+fn a_malformed_request_fails_and_the_device_goes_on() {
     let guest = FakeGuest::new();
     let mut device = device();
     let mut driver = guest.activate(&mut device);
@@ -78,7 +78,7 @@ fn what_is_no_request_fails_and_the_device_goes_on() {
         ("request nowhere", &[Part::ReadableAt(nowhere, 4), Part::Writable(4)], 4),
         ("request over the end", &[Part::ReadableAt(GuestAddress(nowhere.0 - 2), 4), Part::Writable(4)], 4),
         ("request wraps", &[Part::ReadableAt(GuestAddress(u64::MAX - 1), 4), Part::Writable(4)], 4),
-        // The memory of the device itself is none that requests lie in.
+        // Requests cannot lie in the device's own memory.
         ("request in itself", &[Part::ReadableAt(START, 4), Part::Writable(4)], 4),
         ("no room", &[Part::Readable(&flush)], 0),
         ("little room", &[Part::Readable(&flush), Part::Writable(3)], 0),

@@ -1,9 +1,9 @@
 //! The loop that serves a virtqueue (VIRTIO 1.2, section 2.7): waking, budget, completion, interrupts, broken rings.
 //!
 //! Every device serves its queues with [`DeviceQueue::serve`] and brings a [`QueueHandler`], which sees one chain at a time.
-//! Mostly the driver drives a queue: it makes a request available and kicks. Where the host does (a packet has arrived, and
-//! the driver has left buffers), [`QueueHandler::is_ready`] says whether there is anything for the next chain, and the device
-//! calls `serve` when there may be.
+//! Mostly the driver drives a queue: it makes a request available and kicks. Where the host drives it (a packet has arrived,
+//! and the driver has left buffers), [`QueueHandler::is_ready`] tells whether the next chain can be filled, and the device
+//! calls `serve` when that may be so.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,28 +30,28 @@ pub trait QueueHandler {
         true
     }
 
-    /// Serves one chain, which may be malformed. The loop holds no snapshot of guest memory but the one that it hands over,
-    /// so a handler that takes long drops that first.
+    /// Serves one chain, which may be malformed. The snapshot of guest memory that it gets is the only one that the loop
+    /// holds, so a slow handler drops it first.
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome;
 }
 
-/// What became of a chain.
+/// The result of serving a chain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
-    /// It was used: that many bytes were written to its writable segments, from their start on.
+    /// It was used: this many bytes were written to its writable segments, from their start on.
     Used(u32),
     /// It stays the next one of its queue, and the queue is left alone until the driver kicks or the device calls
     /// [`DeviceQueue::serve`] again.
     NotYet,
 }
 
-/// Chains that may be looked at before the other handlers on the loop get their turn,
+/// Chains to look at before the other handlers on the loop get their turn,
 const BUDGET: u16 = 64;
-/// and the time after which they get it earlier.
+/// and the time after which they get it even earlier.
 const BUDGET_TIME: Duration = Duration::from_millis(10);
 
-/// The time after which the driver hears of completed requests though more are available: a thread that waits for one must not
-/// wait for those behind it where they take long.
+/// The time after which the driver is notified of completed requests even if more are available: a thread that waits for one
+/// request must not wait for slow ones behind it.
 pub(super) const NOTICE_AFTER: Duration = Duration::from_micros(500);
 
 /// A queue that is being served.
@@ -61,17 +61,17 @@ pub struct DeviceQueue {
     kick: Arc<EventFd>,
     memory: GuestView,
     interrupt: Arc<dyn Interrupt>,
-    /// The chain that is being served; its memory is used again for the next.
+    /// The chain that is being served; its allocation is used again for the next.
     chain: Chain,
-    /// No other request is to be begun.
+    /// Whether to begin no further request.
     stop: Arc<AtomicBool>,
     /// The driver broke the queue's rules; nothing more is served until it resets the device.
     broken: bool,
 }
 
 impl DeviceQueue {
-    /// Takes queue `index` out of `activation`, and has it looked at as if the driver had kicked: it may have, while the device was
-    /// suspended.
+    /// Takes queue `index` out of `activation`, and looks at it once without a kick: the driver may have kicked while the
+    /// device was suspended.
     ///
     /// # Errors
     /// The driver did not enable that queue.
@@ -100,15 +100,15 @@ impl DeviceQueue {
         }
     }
 
-    /// Takes the driver's kick and serves the queue: to be called for the event of [`DeviceQueue::listen`].
+    /// Takes the driver's kick and serves the queue: call it for the event of [`DeviceQueue::listen`].
     pub fn kicked(&mut self, handler: &mut impl QueueHandler) {
         // The only error of a non-blocking eventfd is that it was not signalled.
         let _ = self.kick.read();
         self.serve(handler);
     }
 
-    /// Serves chains until there are no more, `handler` is not ready, or it is the turn of others; then a kick of its own comes
-    /// back to the queue. Does nothing once the driver has broken the queue.
+    /// Serves chains until there are no more, `handler` is not ready, or its turn ends; after a turn it kicks itself to
+    /// continue. Does nothing once the driver has broken the queue.
     pub fn serve(&mut self, handler: &mut impl QueueHandler) {
         if self.broken {
             return;
@@ -117,14 +117,14 @@ impl DeviceQueue {
             Ok(Turn::Done) => {}
             Ok(Turn::Unfinished) => self.wake(),
             Err(error) => {
-                limited!(warn, queue = self.index, %error, "the driver broke the queue; it has to reset the device");
+                limited!(warn, queue = self.index, %error, "the driver broke the queue: it must reset the device");
                 self.broken = true;
                 self.interrupt.needs_reset();
             }
         }
     }
 
-    /// Whether the driver has broken the queue's rules, so that it has to reset the device.
+    /// Whether the driver has broken the queue's rules and must reset the device.
     #[must_use]
     pub const fn is_broken(&self) -> bool {
         self.broken
@@ -156,7 +156,7 @@ impl DeviceQueue {
         // When the driver was last told, and whether anything was completed since.
         let (mut told, mut completed) = (begin, false);
         let mut turn = Turn::Unfinished;
-        // Looking at the ring counts too: a driver can move its index back and forth.
+        // Each look at the ring counts too: a driver can move its index back and forth.
         for _ in 0..BUDGET {
             if self.stop.load(Ordering::Acquire) {
                 turn = Turn::Done;
@@ -203,7 +203,7 @@ impl DeviceQueue {
         Ok(turn)
     }
 
-    /// Tells the driver of completed requests, if it wants to hear of them.
+    /// Interrupts the driver for completed requests, if it asked for that.
     fn notify(&mut self) -> Result<(), virtio_queue::Error> {
         if self.queue.needs_notification(&*self.memory.memory())? {
             self.interrupt.queue(self.index);
@@ -211,9 +211,9 @@ impl DeviceQueue {
         Ok(())
     }
 
-    /// Has the queue looked at as if the driver had kicked.
+    /// Kicks the queue in the driver's place.
     fn wake(&self) {
-        // It is signalled already if this fails, which is enough.
+        // If this fails, the eventfd is signalled already.
         let _ = self.kick.write(1);
     }
 }
@@ -226,20 +226,20 @@ enum Turn {
     Unfinished,
 }
 
-/// Where the entries of an available ring begin, and the bytes of one (VIRTIO 1.2, section 2.7.6).
+/// Offset of the entries of an available ring, and the size of one (VIRTIO 1.2, section 2.7.6).
 const AVAIL_RING_ENTRIES: u64 = 4;
 const AVAIL_RING_ENTRY: u64 = 2;
 
 /// The next chain of `queue`, if there is one.
 ///
 /// # Errors
-/// The driver broke the queue's rules, or its rings are in memory that is not there any more.
+/// The driver broke the queue's rules, or the memory of its rings is gone.
 fn next_chain<M>(queue: &mut Queue, memory: M) -> Result<Option<DescriptorChain<M>>, virtio_queue::Error>
 where
     M: Clone + Deref<Target = GuestMemory>,
 {
-    // The library logs each time that it cannot read an entry, or is given back a head that does not exist: a driver must not
-    // get that far.
+    // The library logs each entry that it cannot read, and each head that does not exist, so these are checked before it sees
+    // them.
     let entry = AVAIL_RING_ENTRIES + AVAIL_RING_ENTRY * u64::from(queue.next_avail() % queue.size().max(1));
     let entry = GuestAddress(queue.avail_ring()).checked_add(entry).ok_or(virtio_queue::Error::AddressOverflow)?;
     if !memory.check_range(entry, AVAIL_RING_ENTRY as usize) {

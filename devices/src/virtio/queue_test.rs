@@ -1,4 +1,4 @@
-//! A queue that the host drives, as that of a network device for packets that it receives.
+//! A queue that the host drives, like the receive queue of a network device.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -40,7 +40,7 @@ impl QueueHandler for Packets {
     }
 
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
-        // Smaller buffers are an offence in this device; they stay where they are.
+        // This device accepts no smaller buffers; they stay where they are.
         let Some(packet) = self.next.take_if(|packet| packet.len() as u64 <= chain.writable.bytes()) else {
             return Outcome::NotYet;
         };
@@ -58,7 +58,7 @@ impl MutEventSubscriber for Handler {
 
     fn init(&mut self, ops: &mut EventOps) {
         self.queue.listen(KICK, ops);
-        // Packets that no buffer is there for must not wake the loop again and again.
+        // Packets without a buffer must not wake the loop again and again.
         ops.add(Events::with_data(&*self.packets.host, HOST, EventSet::IN | EventSet::EDGE_TRIGGERED)).unwrap();
     }
 }
@@ -131,7 +131,7 @@ fn packets_wait_for_buffers() {
     let pending = queue.begin(&[], &[64]);
     queue.kick();
     guest.drain();
-    assert_eq!(queue.used_index(), 5, "there is no packet for the last buffer");
+    assert_eq!(queue.used_index(), 5, "no packet is left for the last buffer");
     wire.send(b"late").unwrap();
     assert_eq!(queue.finish(pending).len, 4);
 }

@@ -1,7 +1,7 @@
 //! virtio-rng, VIRTIO 1.2 section 5.4: the host's random numbers.
 //!
-//! Also the model for every other device: what it is (the trait's first methods), a worker for each queue that is started in
-//! `activate` and stopped in `suspend`, and a handler that knows only requests. It has no state of its own.
+//! Also the model for every other device: its identity (the trait's first methods), a worker for each queue that is started
+//! in `activate` and stopped in `suspend`, and a handler that knows only requests. It has no state of its own.
 
 use std::io;
 
@@ -59,7 +59,7 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// Bytes given for one request, whatever its size: a bound on the work that a kick can cause.
+/// Most bytes for one request, whatever its size: a bound on the work that a kick can cause.
 const MAX_BYTES_PER_REQUEST: u64 = 64 << 10;
 
 struct Requests;
@@ -78,7 +78,7 @@ impl QueueHandler for Requests {
             let count = chain.writable.write(&memory, written, bytes);
             written += count as u64;
             if count < bytes.len() {
-                limited!(debug, written, "a request for random bytes names memory that is not there");
+                limited!(debug, written, "a request for random bytes names memory that does not exist");
                 break;
             }
         }

@@ -31,7 +31,7 @@ fn a_request_has_a_bound_and_leaves_readable_buffers_alone() {
 }
 
 #[test]
-fn memory_that_is_not_there_ends_the_request_only() {
+fn missing_memory_ends_only_the_request() {
     let guest = FakeGuest::new();
     let mut device = Rng::new();
     let mut driver = guest.activate(&mut device);

@@ -1,4 +1,4 @@
-//! A queue that needs nothing but its kicks: a handler of its own on the event loop.
+//! A queue that needs only its kicks: a handler of its own on the event loop.
 //!
 //! A device starts a [`QueueWorker`] for each of its queues when it is activated, and stops them to be suspended. A device
 //! whose queues share state, or that listens to more than kicks, writes its own event handler around
@@ -14,7 +14,7 @@ use super::queue::{DeviceQueue, QueueHandler};
 use super::{ActivateError, Activation};
 use crate::event_loop::OnLoop;
 
-/// A queue that is being served. Dropping this ends that, after the request that is being served.
+/// A queue that is being served. Dropping this stops it after the current request.
 pub struct QueueWorker<H> {
     stop: Arc<AtomicBool>,
     on_loop: Option<OnLoop<Worker<H>>>,
@@ -32,7 +32,7 @@ impl<H: QueueHandler + Send + 'static> QueueWorker<H> {
         Ok(Self { stop, on_loop: Some(on_loop) })
     }
 
-    /// Stops serving, after the request that is being served: how far the queue was served. `None` if the event loop has ended.
+    /// Stops serving after the current request. Returns the queue's position; `None` if the event loop has ended.
     #[must_use]
     pub fn stop(mut self) -> Option<QueueState> {
         self.stop.store(true, Ordering::Release);

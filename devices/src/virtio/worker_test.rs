@@ -8,7 +8,7 @@ use crate::virtio::queue::{NOTICE_AFTER, Outcome, Snapshot};
 use crate::virtio::testing::{DriverQueue, FakeGuest, FakeInterrupt, PATIENCE, Part};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Answers each request with its first readable byte, and can be held up before it does; says when a request arrives.
+/// Answers each request with its first readable byte; signals each arrival, and can be blocked before it answers.
 struct Echo {
     worker: Option<QueueWorker<EchoHandler>>,
     gate: Arc<Mutex<()>>,
@@ -256,7 +256,7 @@ fn three_requests()
 }
 
 #[test]
-fn who_waits_for_a_request_does_not_wait_for_slow_ones_behind_it() {
+fn a_completed_request_is_signalled_before_slow_ones_behind_it() {
     let (_guest, interrupt, worker, mut queue, has_begun, go) = three_requests();
     // The request takes its time.
     std::thread::sleep(2 * NOTICE_AFTER);

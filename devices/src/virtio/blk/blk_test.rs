@@ -142,7 +142,7 @@ fn a_truncated_layer_is_an_error_and_the_device_goes_on() {
 }
 
 #[test]
-fn a_layer_says_what_it_is_and_refuses_writes() {
+fn a_layer_describes_itself_and_refuses_writes() {
     let directory = tempfile::tempdir().unwrap();
     let layer = layer(directory.path(), &pattern(8192));
     for (_, disk) in layer_disks(&layer) {
@@ -202,10 +202,10 @@ fn writes_reach_a_raw_disk() {
     }
 }
 
-/// What the guest has as persistent memory is a slot of the hypervisor's, and in no view of devices. So `O_DIRECT` straight
-/// from a mapped file of its image, or to one, is an I/O error.
+/// The guest's persistent memory is a slot of the hypervisor's, outside every view of devices. So `O_DIRECT` from or to a
+/// mapped file of its image is an I/O error.
 #[test]
-fn persistent_memory_is_no_place_for_data() {
+fn requests_cannot_use_persistent_memory() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.raw");
     let data = pattern(64 << 10);
@@ -228,7 +228,7 @@ fn persistent_memory_is_no_place_for_data() {
         assert_eq!(status(&done), IOERR);
         assert_eq!(done.len, 1);
     }
-    assert!(fs::read(&path).unwrap() == data, "nothing of it was written");
+    assert!(fs::read(&path).unwrap() == data, "none of it was written");
     assert!(read(queue, 8, 4096).unwrap() == data[4096..8192], "the disk still serves");
 }
 
@@ -249,7 +249,7 @@ fn hostile_requests_get_an_answer_or_nothing() {
         let beyond = header(VIRTIO_BLK_T_IN, 127);
         let overflow = header(VIRTIO_BLK_T_IN, u64::MAX);
 
-        // Parts; then the status and length that the driver sees, or nothing but length 0.
+        // Parts; then the status and length that the driver sees, or only length 0.
         let cases: &[(&str, &[Part<'_>], Option<u8>)] = &[
             ("no status", &[Part::Readable(&head)], None),
             ("empty status", &[Part::Readable(&head), Part::Writable(0)], None),
@@ -341,7 +341,7 @@ fn many_requests_in_one_kick_are_all_answered() {
     }
 }
 
-/// A disk whose calls say that they have begun and then wait.
+/// A disk whose calls signal that they have begun and then wait.
 struct SlowDisk {
     begun: mpsc::Sender<()>,
     go_on: Mutex<mpsc::Receiver<()>>,
@@ -395,7 +395,7 @@ fn a_slow_disk_delays_no_unplug_of_memory_that_it_does_not_touch() {
     let mut driver = guest.activate(&mut device);
     let queue = &mut driver.queues[0];
     let done = Handled::Answer(Answer::Done);
-    // Discards take their turns.
+    // Discards take turns.
     let soon = |request| loop {
         match partition.handle(request) {
             Handled::Later => std::thread::yield_now(),
@@ -429,7 +429,7 @@ fn a_slow_disk_delays_no_unplug_of_memory_that_it_does_not_touch() {
         assert_eq!(soon(Request::UnplugAll), done);
         assert_eq!(partition.wait_discarded(PATIENCE).unwrap().plugged, ByteSize::bytes(0));
     }
-    // Memory that goes before the disk has begun is not there.
+    // Memory that is unplugged before the disk begins is out of reach.
     let late = queue.request_parts(&[Part::Readable(&read), Part::WritableAt(data, 512), Part::Writable(1)]);
     assert_eq!(status(&late), IOERR);
 }

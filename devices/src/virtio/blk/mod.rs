@@ -29,11 +29,11 @@ const QUEUE_SIZE: u16 = 256;
 /// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
-/// A block device. Each of its queues blocks the event loop while a request runs, so it wants a loop of its own.
+/// A block device. Each of its queues blocks the event loop while a request runs, so it needs a loop of its own.
 pub struct Block {
     disk: Arc<dyn Disk>,
     queue_sizes: Vec<u16>,
-    /// By queue number; `None` where the driver did not enable the queue.
+    /// By queue number; `None` if the driver did not enable the queue.
     workers: Vec<Option<QueueWorker<Requests>>>,
 }
 
@@ -91,7 +91,7 @@ impl Block {
         Self { disk: disk.into(), queue_sizes: vec![QUEUE_SIZE; usize::from(queues.max(1))], workers: Vec::new() }
     }
 
-    /// The configuration. Blocks of 512 bytes may be addressed; 4 KiB are better.
+    /// The configuration. Logical blocks have 512 bytes; the preferred size is 4 KiB.
     fn config(&self) -> VirtioBlkConfig {
         VirtioBlkConfig {
             capacity: self.disk.sectors().into(),
@@ -127,7 +127,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without FLUSH the driver takes a completed write for durable (section 5.2.6.2).
+        // Without FLUSH the driver relies on completed writes being durable (section 5.2.6.2).
         let write_through = activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         let mut workers = Vec::with_capacity(self.queue_sizes.len());
         for (index, _) in (0..).zip(&self.queue_sizes) {
@@ -172,8 +172,8 @@ impl Requests {
         Self { disk, memory, limits, write_through }
     }
 
-    /// Carries a request out; how many bytes of data it wrote to guest memory. The disk may take long: by then nothing is held of
-    /// guest memory but what it reads or writes.
+    /// Carries a request out. Returns the bytes of data that it wrote to guest memory. The disk may take long: meanwhile only
+    /// the memory that it reads or writes is held.
     fn serve(&self, chain: &Chain, memory: Snapshot, writable: u64) -> Result<u64, Failure> {
         let short = Failure::Header(chain.readable.bytes());
         let header: VirtioBlkReqHeader = chain.readable.read_obj(&memory).ok_or(short)?;
@@ -223,7 +223,7 @@ impl QueueHandler for Requests {
             limited!(debug, head, %defect, "dropped a malformed descriptor chain");
             return Outcome::Used(0);
         }
-        // The status is the last writable byte; without one the driver can't be told anything.
+        // The status is the last writable byte; without one the driver cannot get an answer.
         let Some(writable) = chain.writable.bytes().checked_sub(1) else {
             limited!(debug, head, "dropped a request without a status byte");
             return Outcome::Used(0);
@@ -277,7 +277,7 @@ enum Failure {
     Id(u64),
     #[error(transparent)]
     Rejected(#[from] request::Rejection),
-    #[error("it names memory that is not there: {0}")]
+    #[error("it names memory that does not exist: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
     #[error("the disk failed: {0}")]
     Disk(#[from] io::Error),

@@ -1,4 +1,4 @@
-//! Requests of virtio-blk, VIRTIO 1.2 section 5.2.6, as plain data: what a driver asks for, and whether it may.
+//! Requests of virtio-blk, VIRTIO 1.2 section 5.2.6, as plain data: reads and checks them.
 
 use bellows_disk::SECTOR_SIZE;
 use bellows_memory::wire;
@@ -8,11 +8,11 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Le32, Le64};
 
 wire! {
-    /// What every request begins with: the first fields of `struct virtio_blk_req`, section 5.2.6.
+    /// The header of every request: the first fields of `struct virtio_blk_req`, section 5.2.6.
     pub struct VirtioBlkReqHeader {
         /// `VIRTIO_BLK_T_*`.
         type_: Le32,
-        /// Nothing.
+        /// Reserved.
         reserved: Le32,
         /// Position on the disk in sectors.
         sector: Le64,
@@ -25,10 +25,10 @@ pub const HEADER_SIZE: u64 = size_of::<VirtioBlkReqHeader>() as u64;
 /// Bytes that `VIRTIO_BLK_T_GET_ID` answers.
 pub const ID_SIZE: u64 = 20;
 
-/// Most data of one request. No driver comes near, and one request must not keep a reset waiting for long.
+/// Most data of one request: far more than drivers send, and little enough that a reset never waits long for one.
 pub const MAX_DATA: u64 = 64 << 20;
 
-/// What requests are checked against.
+/// The limits of requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// Capacity in sectors.
@@ -37,7 +37,7 @@ pub struct Limits {
     pub read_only: bool,
 }
 
-/// A request that may be carried out. Positions and lengths are in bytes, whole sectors within the capacity.
+/// A valid request. Positions and lengths are in bytes, whole sectors within the capacity.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Request {
     /// Fill the data buffers.
@@ -63,7 +63,7 @@ pub enum Request {
 /// Why a request is not carried out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Rejection {
-    /// A type this device doesn't know.
+    /// A type that this device does not support.
     #[error("its type {0} is not supported")]
     Type(u32),
     /// No data, too much, or not a whole number of sectors.
@@ -83,7 +83,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// The status byte the driver gets.
+    /// The status byte for the driver.
     #[must_use]
     pub fn status(self) -> u8 {
         match self {
@@ -97,7 +97,7 @@ impl Request {
     /// Checks a request: its header, the bytes of readable data behind that, and of writable data before the status byte.
     ///
     /// # Errors
-    /// It must not be carried out.
+    /// The request is invalid.
     pub fn parse(header: &VirtioBlkReqHeader, readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
         let sector = header.sector.to_native();
         match header.type_.to_native() {

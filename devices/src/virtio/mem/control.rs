@@ -1,4 +1,4 @@
-//! The host's control of a memory device: plug and unplug, told to the driver and waited for.
+//! The host's control of a memory device: it sets targets, notifies the driver and waits for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::interrupt::Interrupt;
 
 /// The host's control of a memory device. Cheap to clone; usable whether or not a driver has bound.
 ///
-/// Its methods wait and are for control threads: neither for vCPU threads nor for an event loop's.
+/// Its methods wait: call them from control threads, never from vCPU threads or event loops.
 #[derive(Clone)]
 pub struct MemHandle {
     memory: Arc<PartitionMemory>,
@@ -29,12 +29,12 @@ impl MemHandle {
         &self.memory
     }
 
-    /// Has the guest plug memory until it has `size`, which is more than nothing and no less than it has. Waits first until what
-    /// was unplugged before has been discarded: a plug that meets a discard is answered BUSY, and Linux tries again only after
-    /// the better part of a minute.
+    /// Has the guest plug memory up to `size`, which must be non-zero and at least the plugged size. First waits until earlier
+    /// unplugged memory has been discarded: a plug during a discard is answered BUSY, and Linux then waits most of a minute
+    /// before it tries again.
     ///
     /// # Errors
-    /// The size is refused, or not plugged after `timeout`; the target before it is set again.
+    /// The size is refused, or not plugged within `timeout`; then the old target is set again.
     pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Plugged, PlugError> {
         let start = Instant::now();
         self.memory.wait_discarded(timeout)?;
@@ -43,35 +43,35 @@ impl MemHandle {
             Ok(report) => Ok(Plugged { report, target }),
             Err(error) => {
                 if let Err(error) = self.tell(self.memory.take_back(target)) {
-                    limited!(warn, %error, "a size that was not plugged is not taken back");
+                    limited!(warn, %error, "cannot take back a target that was not plugged");
                 }
                 Err(PlugError::Incomplete(error))
             }
         }
     }
 
-    /// Has the guest give back what [`MemHandle::plug`] added.
+    /// Has the guest give back the memory that [`MemHandle::plug`] added.
     ///
     /// # Errors
-    /// Another target was set since, which stands; otherwise as for [`MemHandle::unplug`].
+    /// Another target was set since, and stands; otherwise as for [`MemHandle::unplug`].
     pub fn undo(&self, plugged: &Plugged, timeout: Duration) -> Result<Report, UnplugError> {
         let target = self.tell(self.memory.take_back(plugged.target))?;
         self.await_unplug(target, timeout)
     }
 
-    /// Has the guest give everything back. Discards go on when this returns: [`PartitionMemory::wait_discarded`].
+    /// Has the guest give all memory back. Discards may go on after this returns: [`PartitionMemory::wait_discarded`].
     ///
     /// # Errors
-    /// Something is still plugged after `timeout`.
+    /// Memory is still plugged after `timeout`.
     pub fn unplug(&self, timeout: Duration) -> Result<Report, UnplugError> {
         self.shrink(ByteSize::bytes(0), timeout)
     }
 
-    /// Has the guest give back what is beyond `size`, no more than the target now; which blocks is its choice. See
-    /// [`MemHandle::unplug`].
+    /// Has the guest give back the memory beyond `size`, which is at most the current target; the guest chooses the
+    /// blocks. See [`MemHandle::unplug`].
     ///
     /// # Errors
-    /// More is still plugged after `timeout`.
+    /// More than `size` is still plugged after `timeout`.
     pub fn shrink(&self, size: ByteSize, timeout: Duration) -> Result<Report, UnplugError> {
         let target = self.tell(self.memory.lower_target(size))?;
         self.await_unplug(target, timeout)
@@ -89,28 +89,28 @@ impl MemHandle {
         })
     }
 
-    /// Gives the partition up, so that its device may be taken off the bus. A driver can't refuse that, and Linux's has no
-    /// way back when memory is plugged: so the host refuses.
+    /// Gives the partition up, so that its device may be taken off the bus. A driver cannot refuse that, and Linux's
+    /// driver cannot recover while memory is plugged, so the host refuses then.
     ///
     /// # Errors
     /// Memory is plugged or being discarded; nothing changed.
     pub fn retire(&self) -> Result<(), StillInUse> {
         self.memory.retire()?;
-        // A target that was never plugged may have stood until now.
+        // A target that was never plugged may still have been set.
         self.driver.config_changed();
         Ok(())
     }
 
-    /// Tells the guest of the target, if it was set.
+    /// Notifies the guest if the target was set.
     fn tell(&self, target: Result<Target, TargetError>) -> Result<Target, TargetError> {
         target.inspect(|_| self.driver.config_changed())
     }
 }
 
-/// Memory that was plugged.
+/// The result of a plug.
 #[derive(Clone, Copy, Debug)]
 pub struct Plugged {
-    /// The partition's figures then.
+    /// The partition's figures after it.
     pub report: Report,
     target: Target,
 }
@@ -118,10 +118,10 @@ pub struct Plugged {
 /// Why memory was not plugged.
 #[derive(Debug, thiserror::Error)]
 pub enum PlugError {
-    /// It was not admitted; the guest never heard of it.
+    /// It was not admitted; the guest was not notified.
     #[error(transparent)]
     Refused(#[from] TargetError),
-    /// The guest did not plug it, or what was there before is still being discarded. The old target is set again, unless
+    /// The guest did not plug it, or earlier memory is still being discarded. The old target is set again, unless
     /// another one was set since.
     #[error(transparent)]
     Incomplete(#[from] WaitError),
@@ -133,15 +133,15 @@ pub enum UnplugError {
     /// The partition is out of use.
     #[error(transparent)]
     Refused(#[from] TargetError),
-    /// The guest kept some. It is still asked for the rest, and slots follow what it kept.
+    /// The guest kept some memory. The target stands, and the slots follow the memory that it kept.
     #[error(transparent)]
     Incomplete(#[from] WaitError),
-    /// The guest kept some, and slots can't follow.
-    #[error("the guest kept memory, and its slots could not be made to fit")]
+    /// The guest kept some memory, and the slots cannot follow.
+    #[error("the guest kept memory, and its slots cannot follow")]
     Slots(#[source] Arc<EffectError>),
 }
 
-/// The way to the driver, while there is one.
+/// Interrupts to the driver, while there is one.
 #[derive(Default)]
 pub(super) struct Driver {
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,

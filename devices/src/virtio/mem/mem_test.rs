@@ -66,8 +66,8 @@ fn field(device: &Mem, offset: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Does what Linux's driver does, a memory block of 128 MiB at a time, for the next `changes` of the configuration: follows
-/// the requested size.
+/// Acts as Linux's driver: for the next `changes` of the configuration it follows the requested size, a granule of 128 MiB
+/// at a time.
 fn drive(mut machine: MemMachine, changes: u64) -> JoinHandle<MemMachine> {
     thread::spawn(move || {
         for change in 1..=changes {
@@ -128,7 +128,7 @@ fn the_host_plugs_and_unplugs_and_the_guest_follows() {
 fn plugs_that_are_taken_back_break_no_driver() {
     let mut machine = MemMachine::new();
     for taken_back in 1..=100 {
-        // The driver reads the size, the host's patience ends, and only then comes the request.
+        // The driver reads the size, the host's time limit passes, and only then comes the request.
         let error = machine.handle.plug(ByteSize::mib(512), AT_ONCE).unwrap_err();
         assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { .. })), "{error}");
         assert_eq!(field(&machine.device, 32), 512 * MIB, "the usable region stays");
@@ -153,7 +153,7 @@ fn plugs_that_are_taken_back_break_no_driver() {
 }
 
 #[test]
-fn the_guest_hears_that_its_partition_is_given_up() {
+fn the_guest_is_notified_that_its_partition_is_given_up() {
     let machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     machine.handle.retire().unwrap();
@@ -170,7 +170,7 @@ fn a_change_of_the_configuration_can_be_told_from_its_generation() {
 }
 
 #[test]
-fn of_two_callers_the_last_one_is_followed() {
+fn of_two_targets_the_last_one_counts() {
     let machine = MemMachine::new();
     let handle = machine.handle.clone();
     let first = thread::spawn(move || handle.plug(ByteSize::mib(256), PATIENCE));
@@ -183,7 +183,7 @@ fn of_two_callers_the_last_one_is_followed() {
 }
 
 #[test]
-fn a_size_in_the_wrong_direction_is_refused_before_the_guest_hears_of_it() {
+fn a_size_in_the_wrong_direction_is_refused_before_the_guest_is_notified() {
     let mut machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(machine.ask(PLUG, 0, 128).0, ACK);
@@ -198,7 +198,7 @@ fn a_size_in_the_wrong_direction_is_refused_before_the_guest_hears_of_it() {
 }
 
 #[test]
-fn a_driver_hears_of_sizes_that_were_requested_while_it_was_suspended() {
+fn a_driver_is_notified_of_targets_that_were_set_while_it_was_suspended() {
     let mut machine = MemMachine::new();
     let states = machine.device.suspend();
     machine.handle.plug(ByteSize::mib(128), AT_ONCE).unwrap_err();
@@ -226,7 +226,7 @@ fn a_request_that_has_to_wait_is_answered_after_a_resume() {
 }
 
 #[test]
-fn undoing_a_plug_leaves_what_was_there_before() {
+fn undoing_a_plug_leaves_earlier_memory_plugged() {
     let machine = MemMachine::new();
     let handle = machine.handle.clone();
     let guest = drive(machine, 3);
@@ -239,7 +239,7 @@ fn undoing_a_plug_leaves_what_was_there_before() {
 }
 
 #[test]
-fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
+fn waiting_for_an_idle_guest_has_a_limit() {
     let mut machine = MemMachine::new();
     let error = machine.handle.plug(ByteSize::mib(256), AT_ONCE).unwrap_err();
     assert!(matches!(error, PlugError::Incomplete(WaitError::Timeout { goal: "plugged", .. })), "{error}");
@@ -258,7 +258,7 @@ fn a_guest_that_does_nothing_is_not_waited_for_any_longer() {
     assert_eq!(
         machine.fixture.slots.slots(),
         [(machine.fixture.start(), 128 * MIB)],
-        "slots follow what the guest kept"
+        "slots follow the memory that the guest kept"
     );
     assert_eq!(machine.ask(UNPLUG, 0, 64).0, ACK);
     machine.handle.unplug(AT_ONCE).unwrap();
@@ -315,7 +315,7 @@ fn a_plug_that_comes_before_the_discard_is_busy_and_one_of_the_host_waits() {
 }
 
 #[test]
-fn any_framing_will_do() {
+fn requests_may_be_framed_in_any_way() {
     let mut machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     let plug = request(PLUG, machine.fixture.start(), 64);
@@ -333,7 +333,7 @@ fn any_framing_will_do() {
 }
 
 #[test]
-fn chains_that_are_no_requests_are_used_and_do_no_harm() {
+fn malformed_chains_are_used_and_do_no_harm() {
     let mut machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     let plug = request(PLUG, machine.fixture.start(), 64);
@@ -394,7 +394,7 @@ fn an_answer_into_memory_that_is_being_unplugged_is_dropped() {
 }
 
 #[test]
-fn a_ring_that_makes_no_sense_needs_a_reset_which_leaves_memory_plugged() {
+fn an_impossible_ring_needs_a_reset_which_leaves_memory_plugged() {
     let mut machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(128)).unwrap();
     assert_eq!(machine.ask(PLUG, 0, 64).0, ACK);
@@ -430,7 +430,7 @@ fn a_request_that_has_to_wait_is_answered_later() {
     let mut machine = MemMachine::new();
     machine.fixture.partition.set_target(ByteSize::mib(256)).unwrap();
     assert_eq!(machine.ask(PLUG, 0, 128).0, ACK);
-    // Somebody who still has this snapshot stands for any long operation.
+    // This snapshot stands for any long operation.
     let held = machine.guest.memory();
     let unplug = request(UNPLUG, machine.fixture.start() + 128 * MIB, 64);
     let queue = &mut machine.driver.queues[0];
@@ -443,7 +443,7 @@ fn a_request_that_has_to_wait_is_answered_later() {
 }
 
 #[test]
-fn a_queue_that_was_not_enabled_is_missed() {
+fn an_error_names_the_queue_that_was_not_enabled() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
     let mut device = Mem::new(fixture.partition.clone());
@@ -458,7 +458,7 @@ fn a_queue_that_was_not_enabled_is_missed() {
 }
 
 #[test]
-fn a_driver_that_would_read_what_is_not_plugged_is_refused() {
+fn a_driver_that_would_read_unplugged_memory_is_refused() {
     let fixture = Fixture::new(ByteSize::mib(128));
     let guest = FakeGuest::new();
     let mut device = Mem::new(fixture.partition.clone());

@@ -64,7 +64,7 @@ impl VirtioDevice for Mem {
     }
 
     fn config_generation(&self) -> u8 {
-        // Only whether it changes counts.
+        // Only changes of it count.
         self.memory.generation() as u8
     }
 
@@ -73,12 +73,12 @@ impl VirtioDevice for Mem {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without it a driver may read memory that is not plugged (section 5.15.6.2), which does not exist here. A device may refuse
-        // to work with such a driver (section 5.15.5.2).
+        // Without it a driver may read memory that is not plugged (section 5.15.6.2), which does not exist here. A device may
+        // refuse such a driver (section 5.15.5.2).
         if activation.features & F_UNPLUGGED_INACCESSIBLE == 0 {
             return Err(ActivateError::MissingFeature("VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE"));
         }
-        // A request that is put off comes again with the queue's next kick.
+        // A request that must wait comes again with the queue's next kick.
         let waker = activation.queues.first().and_then(Option::as_ref).map(|queue| queue.kick.clone());
         self.memory.set_waker(waker);
         let handler = Requests { memory: self.memory.clone(), view: activation.memory.clone() };
@@ -87,12 +87,12 @@ impl VirtioDevice for Mem {
         Ok(())
     }
 
-    /// The host may go on asking for sizes: the driver hears of them when it runs again.
+    /// The host may set further targets: the driver is notified when it runs again.
     fn suspend(&mut self) -> Vec<Option<QueueState>> {
         vec![self.worker.take().and_then(QueueWorker::stop)]
     }
 
-    /// What is plugged stays plugged: a driver that binds again asks for all of it to be unplugged first.
+    /// Plugged memory stays plugged: a driver that binds again first asks to unplug all of it.
     fn reset(&mut self) {
         self.driver.set(None);
         self.worker = None;
@@ -110,7 +110,7 @@ impl VirtioDevice for Mem {
     }
 }
 
-/// Descriptors of a chain at most. Drivers use two; the framing is theirs, but not without a bound.
+/// Most descriptors of a chain. Drivers use two; they may frame a request as they like, within this bound.
 const MAX_DESCRIPTORS: usize = 8;
 
 struct Requests {
@@ -119,7 +119,7 @@ struct Requests {
 }
 
 impl Requests {
-    /// The request in `chain`, if there is room for an answer: a request is not carried out without the driver being told.
+    /// The request in `chain`, if there is room for an answer: no request is carried out without one.
     fn read(&self, chain: &Chain, memory: &Snapshot) -> Option<Request> {
         let (head, descriptors, defect) = (chain.head(), chain.len(), chain.defect());
         let request: Option<VirtioMemReq> = chain.readable.read_obj(memory);
@@ -147,7 +147,7 @@ impl QueueHandler for Requests {
         if !has_room(chain) {
             return Outcome::Used(0);
         }
-        // The memory that the driver wants the answer in may be gone by now.
+        // The memory for the answer may be gone by now.
         let response = encode(answer);
         let written = chain.writable.write(&self.view.memory(), 0, response.as_slice());
         // No more than the response.

@@ -11,13 +11,13 @@ wire! {
     pub struct VirtioMemReq {
         /// `VIRTIO_MEM_REQ_*`.
         type_: Le16,
-        /// Nothing.
+        /// Reserved.
         padding: [u8; 6],
         /// First guest-physical address.
         addr: Le64,
         /// Number of blocks.
         nb_blocks: Le16,
-        /// Nothing.
+        /// Reserved.
         padding1: [u8; 6],
     }
 
@@ -25,7 +25,7 @@ wire! {
     pub struct VirtioMemResp {
         /// `VIRTIO_MEM_RESP_*`.
         type_: Le16,
-        /// Nothing.
+        /// Reserved.
         padding: [u8; 6],
         /// `VIRTIO_MEM_STATE_*`.
         state: Le16,
@@ -37,7 +37,7 @@ wire! {
         block_size: Le64,
         /// The proximity domain.
         node_id: Le16,
-        /// Nothing.
+        /// Reserved.
         padding: [u8; 6],
         /// First guest-physical address of the device's region.
         addr: Le64,
@@ -47,14 +47,14 @@ wire! {
         usable_region_size: Le64,
         /// Bytes that are plugged.
         plugged_size: Le64,
-        /// Bytes that the host wants plugged.
+        /// The target in bytes.
         requested_size: Le64,
     }
 }
 
 /// `VIRTIO_MEM_F_ACPI_PXM`: the configuration names a proximity domain.
 pub const F_ACPI_PXM: u64 = 1 << 0;
-/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver keeps off what is not plugged.
+/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver does not access unplugged memory.
 pub const F_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 
 const REQ_PLUG: u16 = 0;
@@ -74,16 +74,16 @@ const STATE_MIXED: u16 = 2;
 /// Why a device refuses a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RequestError {
-    /// A type that VIRTIO does not know.
+    /// A type that VIRTIO does not define.
     #[error("request type {0} is unknown")]
     Type(u16),
-    /// A range of nothing.
+    /// An empty range.
     #[error("the request is about 0 blocks")]
     NoBlocks,
     /// An address inside a block.
     #[error("address {0:#x} is not a multiple of {BLOCK}")]
     Unaligned(u64),
-    /// Not all of the range is the device's.
+    /// A range that is not all in the device's region.
     #[error("{blocks} blocks at {address:#x} are not all in the device's region")]
     Outside {
         /// First address.

@@ -37,7 +37,7 @@ fn requests_are_read_whatever_is_in_the_padding() {
 }
 
 #[test]
-fn what_is_no_request_is_named() {
+fn an_error_names_the_fault_of_a_request() {
     let (start, end) = (window().range().start().0, window().range().end().0);
     for (kind, address, blocks, expected) in [
         (4, start, 1, RequestError::Type(4)),
@@ -55,7 +55,7 @@ fn what_is_no_request_is_named() {
 }
 
 #[test]
-fn answers_are_as_the_specification_has_them() {
+fn answers_follow_the_specification() {
     for (answer, kind, state) in [
         (Answer::Done, 0, 0),
         (Answer::Nack, 1, 0),

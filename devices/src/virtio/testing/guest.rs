@@ -32,7 +32,7 @@ pub struct FakeDriver {
 }
 
 impl FakeGuest {
-    /// Bytes of memory of [`FakeGuest::new`], from address 0 on; the host gives only what is touched.
+    /// Bytes of memory of [`FakeGuest::new`], from address 0 on; the host backs only touched pages.
     pub const MEMORY: usize = 1 << 30;
 
     #[must_use]
@@ -77,18 +77,18 @@ impl FakeGuest {
         &self.event_loop
     }
 
-    /// Waits until the event loop has served all that was signalled before.
+    /// Waits until the event loop has served all earlier signals.
     pub fn drain(&self) {
         struct Passer;
         impl MutEventSubscriber for Passer {
             fn process(&mut self, _: Events, _: &mut EventOps) {}
             fn init(&mut self, _: &mut EventOps) {}
         }
-        // The loop answers such calls after the events that it has found.
+        // The loop answers such calls after the pending events.
         drop(self.event_loop.handle().add(Passer).unwrap());
     }
 
-    /// Page-aligned memory that nobody else got; zeros.
+    /// Fresh page-aligned memory; zeros.
     pub fn allocate(&self, bytes: usize) -> GuestAddress {
         let bytes = (bytes as u64).next_multiple_of(4096);
         let address = GuestAddress(self.next_free.fetch_add(bytes, Ordering::Relaxed));
@@ -146,7 +146,7 @@ impl FakeGuest {
     /// Activates `device` with `features`, every queue at its largest size.
     ///
     /// # Errors
-    /// What the device answers.
+    /// The device's error.
     pub fn try_activate(&self, device: &mut dyn VirtioDevice, features: u64) -> Result<FakeDriver, ActivateError> {
         let interrupt = Arc::new(FakeInterrupt::new(device.queue_max_sizes().len()));
         let sizes = device.queue_max_sizes().to_vec();

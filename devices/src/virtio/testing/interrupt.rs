@@ -1,4 +1,4 @@
-//! Interrupts, MSI vectors and doorbells that remember.
+//! Interrupts, MSI vectors and doorbells that record their calls.
 
 use std::collections::HashMap;
 use std::io;
@@ -68,7 +68,7 @@ impl FakeInterrupt {
     fn wait_for(&self, what: &str, enough: impl Fn(&Counts) -> bool) {
         let counts = self.counts.lock().unwrap();
         let (_guard, result) = self.changed.wait_timeout_while(counts, PATIENCE, |counts| !enough(counts)).unwrap();
-        assert!(!result.timed_out(), "waited in vain for {what}");
+        assert!(!result.timed_out(), "no {what} in time");
     }
 
     fn count(&self, count: impl FnOnce(&mut Counts)) {
@@ -133,7 +133,7 @@ impl FakeMsi {
         let few =
             |counts: &mut HashMap<_, _>| counts.get(&(message.address, message.data)).copied().unwrap_or(0) < count;
         let (_guard, result) = self.delivered.changed.wait_timeout_while(counts, PATIENCE, few).unwrap();
-        assert!(!result.timed_out(), "waited in vain for {message:x?}, {count} times");
+        assert!(!result.timed_out(), "{message:x?} did not come {count} times in time");
     }
 
     /// Vectors taken and not given back.
@@ -198,7 +198,7 @@ impl FakeDoorbells {
         Self::default()
     }
 
-    /// A guest write to `address`; `false` if nothing is wired there.
+    /// A guest write to `address`; `false` if no doorbell is wired there.
     pub fn ring(&self, address: u64) -> bool {
         match self.wired.lock().unwrap().get(&address) {
             Some(bell) => {

@@ -1,4 +1,4 @@
-//! A guest's side of a device, for tests and fuzzing: memory, a driver's queues, interrupts that can be waited for.
+//! A guest's side of a device, for tests and fuzzing: memory, a driver's queues, and interrupts to wait for.
 //!
 //! Two ways to drive a device. [`FakeGuest::activate`] hands it its queues as the transport would, without one:
 //!
@@ -12,9 +12,9 @@
 //! assert_eq!(done.len, 32);
 //! ```
 //!
-//! [`PciMachine`] has a bus to plug it into, and [`PciDriver`] does what a guest's kernel does through configuration space and BARs.
+//! [`PciMachine`] has a bus for the device, and [`PciDriver`] acts as a guest's kernel through configuration space and BARs.
 
-// Whatever goes wrong in here is to fail the test that uses it.
+// An error in here must fail the test that uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod guest;
@@ -27,5 +27,5 @@ pub use interrupt::{FakeDoorbells, FakeInterrupt, FakeMsi, FakeMsiVector};
 pub use pci::{PciDriver, PciMachine};
 pub use queue::{Bell, Completion, DriverQueue, Part, Pending, QueueInterrupts, Used};
 
-/// How long something that has to happen is waited for before the test fails.
+/// How long a test waits for an event before it fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

@@ -60,7 +60,7 @@ impl PciMachine {
 /// A driver of one function. Reads and writes go through the MMIO bus: configuration space by ECAM, BARs where they are.
 pub struct PciDriver {
     pub address: PciAddress,
-    /// Where BAR 0 is.
+    /// Address of BAR 0.
     pub bar: u64,
     pub common: u64,
     pub isr: u64,
@@ -157,7 +157,7 @@ impl PciDriver {
         self.bar = u64::from(address);
     }
 
-    /// Reads the BAR; all ones where it is not answered.
+    /// Reads the BAR; all ones if nothing answers.
     #[must_use]
     pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
@@ -165,7 +165,7 @@ impl PciDriver {
         data
     }
 
-    /// Writes the BAR; `false` where it is not answered.
+    /// Writes the BAR; `false` if nothing answers.
     pub fn write(&self, offset: u64, data: &[u8]) -> bool {
         self.mmio.write(self.bar + offset, data)
     }
@@ -193,14 +193,14 @@ impl PciDriver {
         half(0) | half(1) << 32
     }
 
-    /// Acknowledges, accepts `features` and says whether the device does.
+    /// Acknowledges and accepts `features`. Returns whether the device accepts them.
     pub fn negotiate(&self, features: u64) -> bool {
         self.reset();
         self.accept(features);
         self.status() & status::FEATURES_OK != 0
     }
 
-    /// Acknowledges and accepts `features`, whatever the device says.
+    /// Acknowledges and accepts `features`, without looking at the device's answer.
     pub fn accept(&self, features: u64) {
         self.write_status(status::ACKNOWLEDGE);
         self.write_status(status::ACKNOWLEDGE | status::DRIVER);
@@ -250,7 +250,7 @@ impl PciDriver {
         u16::from_le_bytes(self.read(self.common + field::QUEUE_SIZE))
     }
 
-    /// A queue in memory of its own, of the size that the device says it has.
+    /// A queue in memory of its own, of the size that the device gives.
     #[must_use]
     pub fn queue(&self, machine: &PciMachine, index: u16) -> DriverQueue {
         let size = self.queue_size(index);
@@ -273,7 +273,7 @@ impl PciDriver {
         }))
     }
 
-    /// Goes on with the same device in another machine, to which it was restored.
+    /// Goes on with the same device, restored in another machine.
     pub fn move_to(&mut self, machine: &PciMachine) {
         self.mmio = machine.mmio.clone();
     }
@@ -289,7 +289,7 @@ impl PciDriver {
         self.read::<1>(self.msix_pending + u64::from(vector / 8))[0] & 1 << (vector % 8) != 0
     }
 
-    /// Tells the device of `queue` and enables it.
+    /// Sets up and enables `queue` in the device.
     pub fn set_up_queue(&self, queue: &DriverQueue) {
         self.select_queue(queue.index);
         self.write(self.common + field::QUEUE_SIZE, &queue.size.to_le_bytes());

@@ -19,7 +19,7 @@ use crate::virtio::ActiveQueue;
 pub enum Part<'a> {
     /// Bytes for the device to read, copied into the queue's own buffers.
     Readable(&'a [u8]),
-    /// That many bytes for the device to write, in the queue's own buffers.
+    /// Bytes for the device to write, in the queue's own buffers.
     Writable(u32),
     /// Guest memory for the device to read, as it is: any address, any length.
     ReadableAt(GuestAddress, u32),
@@ -32,11 +32,11 @@ pub enum Part<'a> {
 pub struct Used {
     /// Head of the chain that was used.
     pub head: u32,
-    /// Bytes that the device says it wrote.
+    /// Bytes written, by the device's account.
     pub len: u32,
 }
 
-/// How a request ended.
+/// The result of a request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Completion {
     /// Bytes that the device says it wrote.
@@ -45,7 +45,7 @@ pub struct Completion {
     pub written: Vec<Vec<u8>>,
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub struct Pending {
     head: u16,
@@ -61,11 +61,11 @@ pub trait QueueInterrupts: Send + Sync {
     fn wait(&self, queue: u16, count: u64);
 }
 
-/// How a driver tells the device.
+/// How a driver kicks the device.
 pub enum Bell {
     /// The device's eventfd.
     Direct(Arc<EventFd>),
-    /// Whatever the transport has for it.
+    /// The transport's doorbell.
     Transport(Box<dyn Fn() + Send + Sync>),
 }
 
@@ -126,7 +126,7 @@ impl DriverQueue {
         }
     }
 
-    /// What the transport would hand to the device.
+    /// The queue as the transport would hand it to the device.
     #[must_use]
     pub fn device_side(&self, event_idx: bool) -> ActiveQueue {
         let mut queue = Queue::new(self.size).unwrap();
@@ -140,7 +140,7 @@ impl DriverQueue {
         ActiveQueue { queue, kick: kick.clone() }
     }
 
-    /// What the transport would hand to a device that goes on from `state`.
+    /// The queue as the transport would hand it to a device that goes on from `state`.
     ///
     /// # Panics
     /// The state is not one of this queue's.
@@ -173,12 +173,12 @@ impl DriverQueue {
         head
     }
 
-    /// Writes descriptor `index` of the table, whatever it says.
+    /// Writes descriptor `index` of the table, even an invalid one.
     pub fn set_descriptor(&self, index: u16, address: GuestAddress, len: u32, flags: u16, next: u16) {
         self.write(self.descriptors.0 + u64::from(index) * 16, &encode(address.0, len, flags, next));
     }
 
-    /// Makes the chain that begins at `head` available, whatever is there.
+    /// Makes the chain that begins at `head` available, valid or not.
     pub fn publish(&mut self, head: u16) {
         let slot = u64::from(self.next_available % self.size);
         self.write(self.available.0 + 4 + slot * 2, &head.to_le_bytes());
@@ -186,7 +186,7 @@ impl DriverQueue {
         self.set_available_index(self.next_available);
     }
 
-    /// Writes the available ring's index, whatever it says.
+    /// Writes the available ring's index, even an invalid one.
     pub fn set_available_index(&self, index: u16) {
         fence(Ordering::SeqCst);
         self.view.memory().store(index.to_le(), self.available.unchecked_offset(2), Ordering::Release).unwrap();
@@ -197,7 +197,7 @@ impl DriverQueue {
         self.write(self.available.0 + 4 + u64::from(self.size) * 2, &index.to_le_bytes());
     }
 
-    /// Tells the device.
+    /// Kicks the device.
     pub fn kick(&self) {
         match &self.bell {
             Bell::Direct(kick) => kick.write(1).unwrap(),
@@ -230,7 +230,7 @@ impl DriverQueue {
         }
     }
 
-    /// What the used ring's index is.
+    /// The used ring's index.
     #[must_use]
     pub fn used_index(&self) -> u16 {
         u16::from_le(self.view.memory().load(self.used.unchecked_offset(2), Ordering::Acquire).unwrap())
@@ -269,7 +269,7 @@ impl DriverQueue {
         Completion { len: used.len, written: pending.writable.into_iter().map(read).collect() }
     }
 
-    /// Has the device told by `bell` from now on, and interrupts come by `interrupts`.
+    /// From now on kicks the device by `bell`, and takes interrupts from `interrupts`.
     pub fn connect(&mut self, bell: Bell, interrupts: Arc<dyn QueueInterrupts>) {
         self.bell = bell;
         self.interrupts = interrupts;
@@ -350,7 +350,7 @@ fn encode(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     vm_memory::ByteValued::as_slice(&raw).try_into().unwrap()
 }
 
-/// Addresses that the test allocated itself, so they can't overflow.
+/// Addresses that the test allocated itself, so they cannot overflow.
 trait UncheckedOffset {
     fn unchecked_offset(self, offset: u64) -> GuestAddress;
 }

@@ -1,5 +1,5 @@
-//! A driver that obeys no rule. Whatever it does, nothing panics, other functions go on, and the device can be reset and
-//! used again.
+//! A driver that breaks every rule. Even so nothing panics, other functions go on, and the device can be reset and used
+//! again.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ use vm_memory::GuestAddress;
 
 const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
-/// A machine with a device to abuse and one to check that the rest goes on.
+/// A machine with a device to abuse and a bystander that must go on.
 struct Victim {
     machine: PciMachine,
     driver: PciDriver,
@@ -31,7 +31,7 @@ impl Victim {
         Self { home: driver.bar as u32, machine, driver, queues, bystander_driver, bystander }
     }
 
-    /// The device works again after a reset, and the other one still does.
+    /// The device works again after a reset, and the bystander still does.
     fn recovers(&mut self) {
         self.driver.move_bar(self.home);
         self.driver.write_config(register::COMMAND, &[6, 0]);
@@ -41,7 +41,7 @@ impl Victim {
         assert_eq!(self.bystander[0].request(&[], &[16]).len, 16);
     }
 
-    /// For drivers that may have written to the bystander's registers, where they took their own BAR to be.
+    /// For drivers that may have moved their BAR and written to the bystander's registers.
     fn both_recover(&mut self) {
         self.driver.move_bar(self.home);
         self.bystander = self.bystander_driver.start(&self.machine);
@@ -151,7 +151,7 @@ fn descriptors_that_lead_anywhere() {
             }
         }
     }
-    // The device writes over its own rings: whatever becomes of the queue, the device comes back.
+    // The device overwrites its own rings: the queue may break, but a reset brings the device back.
     for ring in [queue.descriptors, queue.available, queue.used] {
         queue.add(&[Part::WritableAt(ring, 4096)]);
         queue.set_descriptor(5, ring, 64, INDIRECT, 0);

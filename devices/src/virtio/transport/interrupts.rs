@@ -1,4 +1,4 @@
-//! A device's interrupts over MSI-X: which vector for what, read by device threads without a lock.
+//! A device's interrupts over MSI-X: the vectors of its events, which device threads read without a lock.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
@@ -20,7 +20,7 @@ pub struct InterruptsState {
     pub version: Version<1>,
     /// ISR status.
     pub isr: u8,
-    /// The device gave up: `DEVICE_NEEDS_RESET`.
+    /// The device failed: `DEVICE_NEEDS_RESET`.
     pub needs_reset: bool,
     /// Vectors whose interrupts came while they were masked.
     pub pending_vectors: Vec<u16>,
@@ -57,7 +57,7 @@ impl Interrupts {
         }
     }
 
-    /// Forgets what the driver set up.
+    /// Resets everything that the driver set up.
     pub(super) fn reset(&self) {
         self.set_config_vector(NO_VECTOR);
         for vector in &self.queue_vectors {
@@ -103,7 +103,7 @@ impl Interrupts {
     }
 
     fn trigger(&self, vector: &AtomicU16) {
-        // NO_VECTOR is a vector that there is not.
+        // No function has a vector of the number NO_VECTOR.
         self.vectors.trigger(vector.load(Ordering::Acquire));
     }
 }

@@ -1,4 +1,4 @@
-//! What is where: the function's only BAR, its capabilities and its identity.
+//! The layout of a function: its only BAR, its capabilities and its identity.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub(super) const BAR: u8 = 0;
 /// Its size.
 pub(super) const BAR_BYTES: u32 = 0x8000;
 
-/// Most queues a device can have, so that everything fits its place below.
+/// Most queues of a device, so that the regions below suffice.
 pub(super) const MAX_QUEUES: usize = 256;
 
 pub(super) const COMMON: u64 = 0x0000;
@@ -86,7 +86,7 @@ const TYPE_ISR: u8 = 3;
 const TYPE_DEVICE: u8 = 4;
 const TYPE_PCI: u8 = 5;
 
-/// The configuration space of a device of this type with that many queues and MSI-X vectors.
+/// The configuration space of a device of this type with these numbers of queues and MSI-X vectors.
 pub(super) fn config_space(
     device_type: u16,
     queues: u16,

@@ -8,9 +8,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::Doorbells;
 
-/// Wakes a queue's handler. While it is wired, guest writes do so by themselves; otherwise they come as writes to the BAR.
+/// Wakes a queue's handler. While it is wired, guest writes signal it directly; otherwise they arrive as writes to the BAR.
 ///
-/// Made with the device and kept through resets: a guest that starts a device needs no descriptor that might be missing then.
+/// Made with the device and kept through resets, so that starting a device needs no new descriptor.
 pub(super) struct Notifier {
     fd: Arc<EventFd>,
     wired: Option<u64>,
@@ -21,7 +21,7 @@ impl Notifier {
         Ok(Self { fd: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?), wired: None })
     }
 
-    /// The handler's end, with nothing left of what was signalled before.
+    /// The handler's end, cleared of earlier signals.
     pub(super) fn kick(&self) -> Arc<EventFd> {
         // The only error of a non-blocking eventfd is that it was not signalled.
         let _ = self.fd.read();
@@ -29,11 +29,11 @@ impl Notifier {
     }
 
     pub(super) fn notify(&self) {
-        // A counter that can't take more is signalled.
+        // A full counter is already signalled.
         let _ = self.fd.write(1);
     }
 
-    /// Lets guest writes to `address` ring, and no others; with `None`, no writes at all.
+    /// Lets guest writes to `address` ring, and no others; `None` unwires it.
     pub(super) fn wire(&mut self, doorbells: &dyn Doorbells, address: Option<u64>) {
         if self.wired == address {
             return;
@@ -41,13 +41,13 @@ impl Notifier {
         if let Some(old) = self.wired.take()
             && let Err(error) = doorbells.unwire(old, &self.fd)
         {
-            limited!(warn, address = old, %error, "a doorbell could not be unwired");
+            limited!(warn, address = old, %error, "cannot unwire a doorbell");
         }
         if let Some(address) = address {
             match doorbells.wire(address, &self.fd) {
                 Ok(()) => self.wired = Some(address),
                 // Slower, but every write to the BAR still arrives.
-                Err(error) => limited!(warn, address, %error, "a doorbell could not be wired"),
+                Err(error) => limited!(warn, address, %error, "cannot wire a doorbell"),
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// Too few or too many queues, or sizes other than powers of two up to 32,768.
-    #[error("a device can't have queues of the sizes {0:?}")]
+    #[error("a device cannot have queues of the sizes {0:?}: expected powers of two up to 32768")]
     Queues(Vec<u16>),
     /// A type number that has no PCI device ID.
     #[error("virtio device type {0} has no PCI device ID: expected 1 to 63")]
@@ -37,9 +37,9 @@ pub enum TransportError {
     /// No MSI vectors are left.
     #[error("cannot get {count} interrupt vectors")]
     Vectors {
-        /// How many were needed.
+        /// The number needed.
         count: u16,
-        /// What the controller answered.
+        /// The controller's error.
         #[source]
         source: io::Error,
     },
@@ -48,7 +48,7 @@ pub enum TransportError {
     Events {
         /// How many were needed.
         count: u16,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -56,8 +56,8 @@ pub enum TransportError {
 
 /// A virtio device on PCI.
 ///
-/// Locks: `space`, and `msix` or `state` within it. Device threads take none of them, they know only the interrupts, so
-/// a device may wait for its threads while the transport holds `state`.
+/// Locks: `space`, and `msix` or `state` within it. Device threads take none of them and use only the interrupts, so a
+/// device may wait for its threads while the transport holds `state`.
 pub struct VirtioPci {
     pub(super) capabilities: Capabilities,
     pub(super) space: Mutex<ConfigSpace>,
@@ -75,28 +75,28 @@ pub(super) struct State {
     /// One for each queue.
     notifiers: Vec<Notifier>,
     pub(super) run: Run,
-    /// The host has suspended the function.
+    /// Whether the host has suspended the function.
     pub(super) suspended: bool,
-    /// The state is that of another function, which was saved.
+    /// Whether the state was restored from another function.
     pub(super) restored: bool,
-    /// Where the BAR is answered.
+    /// The range in which the BAR is answered.
     bar: Option<u64>,
-    /// Taken off the bus: nothing counts any more.
+    /// Taken off the bus: accesses have no effect.
     removed: bool,
 }
 
-/// What the driver and the host made of the device.
+/// The state of the device between driver and host.
 pub(super) enum Run {
     /// The driver has not started it, or it could not start.
     Idle,
     /// It serves its queues.
     Active,
-    /// The driver has started it; it serves its queues from here on when the host resumes it.
+    /// The driver has started it; when the host resumes it, it serves its queues from these positions on.
     Suspended(Vec<Option<RingPosition>>),
 }
 
 impl VirtioPci {
-    /// `device` as a PCI function that is not on a bus yet. Its queues will run on `event_loop`, see `memory`, be woken
+    /// Makes `device` a PCI function that is not on a bus yet. Its queues run on `event_loop`, see `memory`, wake
     /// through `doorbells` and interrupt through vectors of `msi`: one for each queue, and one for the configuration.
     ///
     /// # Errors
@@ -221,7 +221,8 @@ impl VirtioPci {
         }
     }
 
-    /// Starts or resumes the device from where its queues are, unless the host has suspended it or the driver has not started it.
+    /// Starts or resumes the device from the positions of its queues, unless the host has suspended it or the driver
+    /// has not started it.
     fn go_on(&self, state: &mut State) {
         let Run::Suspended(positions) = &state.run else { return };
         if state.suspended {
@@ -230,7 +231,7 @@ impl VirtioPci {
         let positions = positions.clone();
         if let Err(error) = self.activate(state, &positions) {
             let device_type = state.device.device_type();
-            limited!(warn, device_type, error = &error as &dyn std::error::Error, "a device can't start");
+            limited!(warn, device_type, error = &error as &dyn std::error::Error, "a device cannot start");
             self.stop(state);
             self.interrupts.needs_reset();
         }
@@ -262,7 +263,7 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// Wires the doorbells of a device that the driver has started to where the BAR is now.
+    /// Wires the doorbells of a started device to the current address of the BAR.
     fn wire(&self, state: &mut State) {
         let base = state.bar.filter(|_| state.is_started());
         for (queue, notifier) in (0..).zip(&mut state.notifiers) {
@@ -272,7 +273,7 @@ impl VirtioPci {
         }
     }
 
-    /// Stops the device: when this returns, nothing of it runs.
+    /// Stops the device: when this returns, no part of it runs.
     fn stop(&self, state: &mut State) {
         for notifier in &mut state.notifiers {
             notifier.wire(&*self.doorbells, None);
@@ -396,7 +397,7 @@ impl PciFunction for VirtioPci {
         let mut state = lock(&self.state);
         state.suspended = false;
         self.go_on(&mut state);
-        // An interrupt of the other function may not have got as far as the guest's CPUs. One too many does no harm.
+        // An interrupt of the saved function may not have reached the guest's CPUs. A spurious one is harmless.
         if std::mem::take(&mut state.restored) && state.is_started() {
             self.interrupts.raise_all();
         }
@@ -417,7 +418,7 @@ impl PciFunction for VirtioPci {
 
 impl Drop for VirtioPci {
     fn drop(&mut self) {
-        // A function that never was on a bus, or whose bus went away with it.
+        // A function that never was on a bus, or is dropped together with its bus.
         self.removed();
     }
 }

@@ -8,7 +8,7 @@ use crate::virtio::Rng;
 use crate::virtio::testing::{FakeGuest, FakeMsi, Part, PciDriver, PciMachine};
 use crate::virtio::transport::common_config::{field, status};
 
-/// Keeps its activation, does nothing with it, and says when it is reset.
+/// Keeps its activation, does nothing with it, and signals its reset.
 struct Idle {
     sizes: Vec<u16>,
     activated: mpsc::Sender<Activation>,
@@ -93,7 +93,7 @@ fn kicks_arrive_without_doorbells_too() {
     queues[0].add(&[Part::Writable(8)]);
     assert!(driver.write(doorbell, &[0, 0]));
     assert_eq!(queues[0].wait_used().len, 8);
-    // Beside the doorbell, and of queues that there are not.
+    // Beside the doorbell, and for queues that do not exist.
     for offset in [1, 2, 4, 8, 0xffe] {
         assert!(driver.write(doorbell + offset, &[0, 0]));
     }
@@ -117,7 +117,7 @@ fn starting_a_device_takes_no_descriptor() {
     driver.start(&machine);
     let second = kicks(&activations.recv().unwrap());
     assert!(first.iter().zip(&second).all(|(first, second)| Arc::ptr_eq(first, second)));
-    assert!(second.iter().all(|kick| kick.read().is_err()), "what was signalled before the reset is forgotten");
+    assert!(second.iter().all(|kick| kick.read().is_err()), "the reset clears earlier signals");
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn interrupts_go_by_their_vectors_and_wait_while_masked() {
     driver.set_msix_control(0);
     interrupt.queue(1);
     driver.set_msix_control(0x8000);
-    assert_eq!(count(2), 2, "with MSI-X off there is no interrupt");
+    assert_eq!(count(2), 2, "with MSI-X off no interrupt comes");
 
     // Two queues on one vector.
     driver.select_queue(0);
@@ -255,13 +255,13 @@ fn interrupts_go_by_their_vectors_and_wait_while_masked() {
     interrupt.queue(0);
     assert_eq!(count(2), 3);
     driver.write(driver.common + field::QUEUE_MSIX_VECTOR, &[3, 0]);
-    assert_eq!(driver.read(driver.common + field::QUEUE_MSIX_VECTOR), [0xff; 2], "there is no vector 3");
+    assert_eq!(driver.read(driver.common + field::QUEUE_MSIX_VECTOR), [0xff; 2], "vector 3 does not exist");
     interrupt.queue(0);
     assert_eq!([count(0), count(1), count(2)], [0, 1, 3]);
 }
 
 #[test]
-fn configuration_changes_are_told() {
+fn the_driver_is_notified_of_configuration_changes() {
     let machine = PciMachine::new();
     let (device, activations, _resets) = idle(1);
     let (driver, _queues) = machine.start(device);
@@ -296,7 +296,7 @@ fn doorbells_follow_the_bar_and_memory_decoding() {
     let (old, new) = (driver.bar, (window.first() + 0x10_0000) as u32);
     driver.move_bar(new);
     assert_eq!(machine.doorbells.addresses(), [u64::from(new) + driver.notify]);
-    assert!(!machine.mmio.read(old, &mut [0; 4]), "nobody is at the old place");
+    assert!(!machine.mmio.read(old, &mut [0; 4]), "no device answers at the old address");
     assert_eq!(driver.status(), 15);
     queues[0].add(&[Part::Writable(8)]);
     assert!(machine.doorbells.ring(u64::from(new) + driver.notify));
@@ -311,7 +311,7 @@ fn doorbells_follow_the_bar_and_memory_decoding() {
 }
 
 #[test]
-fn a_bar_out_of_place_is_answered_nowhere() {
+fn a_misplaced_bar_is_not_answered() {
     let machine = PciMachine::new();
     let (other, _queues) = machine.start(Box::new(Rng::new()));
     let (mut driver, mut queues) = machine.start(Box::new(Rng::new()));
@@ -376,7 +376,7 @@ fn removal_tears_everything_down() {
     activation.interrupt.config();
     assert_eq!(machine.msi.count(driver.message(0)) + machine.msi.count(driver.message(1)), 0);
 
-    // An access that had begun before comes to nothing.
+    // An access that began before has no effect.
     function.write_bar(0, driver.common + field::DEVICE_STATUS, &[1]);
     let mut value = [0];
     function.read_bar(0, driver.common + field::DEVICE_STATUS, &mut value);

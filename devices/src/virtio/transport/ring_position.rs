@@ -1,9 +1,9 @@
-//! How far a queue was served.
+//! The position up to which a queue was served.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 
-/// How far a queue was served: everything else about it is in the common configuration.
+/// The position up to which a queue was served; the rest of its state is in the common configuration.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RingPosition {
     /// Number of the next entry of the available ring, modulo 2^16.

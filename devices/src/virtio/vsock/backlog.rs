@@ -4,7 +4,7 @@
 #[derive(Debug)]
 pub struct Backlog {
     bytes: Vec<u8>,
-    /// Bytes of `bytes` that have left already.
+    /// Bytes at the start of `bytes` that have already left.
     start: usize,
     limit: usize,
 }
@@ -22,13 +22,13 @@ impl Backlog {
         self.bytes.len() - self.start
     }
 
-    /// Nothing waits.
+    /// Whether nothing waits.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What waits, oldest first.
+    /// The waiting bytes, oldest first.
     #[must_use]
     pub fn front(&self) -> &[u8] {
         &self.bytes[self.start..]
@@ -40,7 +40,7 @@ impl Backlog {
         self.bytes.capacity()
     }
 
-    /// Adds `count` bytes and returns the place for them, or nothing where they would not fit.
+    /// Adds `count` bytes and returns the place for them, or `None` if they do not fit.
     pub fn extend(&mut self, count: usize) -> Option<&mut [u8]> {
         let len = self.len().checked_add(count).filter(|len| *len <= self.limit)?;
         if self.start > 0 {
@@ -56,7 +56,7 @@ impl Backlog {
         Some(&mut self.bytes[tail..])
     }
 
-    /// Forgets the oldest `count` bytes; all of them where fewer wait.
+    /// Removes the oldest `count` bytes; all of them if fewer wait.
     pub fn consume(&mut self, count: usize) {
         self.start += count.min(self.len());
         if self.is_empty() {
@@ -64,7 +64,7 @@ impl Backlog {
         }
     }
 
-    /// Forgets everything and gives the memory back.
+    /// Removes everything and frees the memory.
     pub fn clear(&mut self) {
         self.bytes = Vec::new();
         self.start = 0;

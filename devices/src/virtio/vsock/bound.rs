@@ -1,4 +1,4 @@
-//! A listening Unix socket whose file goes with it.
+//! A listening Unix socket that removes its file when dropped.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,16 +21,16 @@ pub struct BoundSocket {
 }
 
 impl BoundSocket {
-    /// Listens at `path`, which must be free or hold a socket without a listener, as a process leaves it that was killed.
+    /// Listens at `path`, which must be free or hold a socket without a listener, such as a killed process leaves.
     ///
     /// # Errors
-    /// The path is in use or unusable; nothing was left behind.
+    /// The path is in use or unusable; nothing is left behind.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let listener = bind(path)?;
         let file = match listener.set_nonblocking(true).and_then(|()| identity(path)) {
             Ok(file) => file,
             Err(error) => {
-                // The first error is the one to tell.
+                // Report the first error.
                 let _ = fs::remove_file(path);
                 return Err(error);
             }
@@ -38,7 +38,7 @@ impl BoundSocket {
         Ok(Self { listener, path: path.to_owned(), file })
     }
 
-    /// Where it listens.
+    /// The socket's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -64,14 +64,14 @@ impl Drop for BoundSocket {
     }
 }
 
-/// Binds at `path` and listens. A lock on its directory keeps two monitors from taking each other's new socket for an abandoned
-/// one. If another process holds that lock, this does not wait, and leaves what is there.
+/// Binds at `path` and listens. A lock on its directory keeps two monitors from treating each other's new socket as abandoned.
+/// If another process holds that lock, this does not wait, and leaves an existing file alone.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let locked = File::open(parent).ok().filter(|directory| directory.try_lock().is_ok());
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && locked.is_some() && is_abandoned(path) => {
-            tracing::debug!(path = %path.display(), "the socket of a process that was killed gives way");
+            tracing::debug!(path = %path.display(), "replaced the socket of a killed process");
             fs::remove_file(path)?;
             UnixListener::bind(path)
         }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_nobody_listens_to_gives_way() {
+    fn only_a_socket_without_a_listener_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let first = BoundSocket::bind(&path).unwrap();
@@ -105,7 +105,7 @@ mod tests {
         drop(first);
         assert!(!path.exists());
 
-        // A socket whose owner was killed.
+        // A socket of a killed process.
         drop(UnixListener::bind(&path).unwrap());
         let next = BoundSocket::bind(&path).unwrap();
         assert_eq!(BoundSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_others_stay_when_it_goes() {
+    fn dropping_it_leaves_files_of_others() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let replaced = BoundSocket::bind(&path).unwrap();

@@ -1,9 +1,9 @@
 //! The line with which a host client asks for a guest port: `CONNECT <port>\n`.
 
-/// Longest line that makes sense, with its end: `CONNECT 4294967295\r\n`.
+/// Longest valid line, with its end: `CONNECT 4294967295\r\n`.
 pub const MAX_LINE: usize = 20;
 
-/// A line of a client, as far as it has come.
+/// The part of a client's line that has arrived.
 #[derive(Debug, Default)]
 pub struct ConnectLine {
     bytes: [u8; MAX_LINE],
@@ -16,22 +16,22 @@ pub struct ConnectLine {
 pub struct NoConnectLine;
 
 impl ConnectLine {
-    /// Bytes that may still come.
+    /// Bytes of room that are left.
     #[must_use]
     pub const fn room(&self) -> usize {
         MAX_LINE - self.len
     }
 
-    /// How many of `bytes`, which have come and are no more than [`Self::room`], belong to the line.
+    /// How many of the received `bytes`, at most [`Self::room`], belong to the line.
     #[must_use]
     pub fn wanted(bytes: &[u8]) -> usize {
         bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1)
     }
 
-    /// Adds `bytes`, which all belong to the line; the port once the line is complete.
+    /// Adds `bytes`, which all belong to the line. Returns the port once the line is complete.
     ///
     /// # Errors
-    /// This is not going to be a proper line.
+    /// The line is not a valid one.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<u32>, NoConnectLine> {
         let place = self.bytes.get_mut(self.len..self.len + bytes.len()).ok_or(NoConnectLine)?;
         place.copy_from_slice(bytes);

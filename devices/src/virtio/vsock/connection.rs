@@ -5,10 +5,10 @@
 //! guest asks:  Connecting --host socket connected--> Established
 //! ```
 //!
-//! An established connection ends each direction on its own. The guest ends one with SHUTDOWN; the host by end of file
-//! (sends no more) or by refusing data (receives no more). The guest learns of that by a SHUTDOWN, which takes a while: data
-//! that it sent before it has read that is dropped, and costs nobody what the host has sent. When the guest has ended both
-//! and what it sent is delivered, the connection is [finished](Connection::is_finished) and answered by RST; any breach of the
+//! An established connection ends each direction on its own. The guest ends one with SHUTDOWN; the host by end of file (sends
+//! no more) or by refusing data (receives no more). A SHUTDOWN tells the guest, but takes a while to arrive: data that the
+//! guest sends before that is dropped, and data from the host is still delivered. When the guest has ended both directions and
+//! all its data is delivered, the connection is [finished](Connection::is_finished) and answered by RST; any breach of the
 //! protocol ends it at once.
 
 use super::backlog::Backlog;
@@ -31,10 +31,10 @@ enum Phase {
     Established,
 }
 
-/// What a packet from the guest means for the host end.
+/// The effect of a guest's packet on the host end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// Nothing to do.
+    /// No effect.
     None,
     /// The guest accepted the connection.
     Established,
@@ -52,28 +52,28 @@ pub enum Violation {
     /// The operation does not fit the connection's phase.
     #[error("operation {0:?} does not fit the connection's state")]
     Unexpected(Op),
-    /// No such operation.
+    /// The operation does not exist.
     #[error("unknown operation {0}")]
     UnknownOp(u16),
     /// The header promises more payload than the packet holds.
     #[error("the header says {len} bytes of payload where {present} are present")]
     Truncated {
-        /// What the header says.
+        /// The length in the header.
         len: u32,
-        /// What is there.
+        /// The bytes present.
         present: usize,
     },
-    /// More was sent than there was credit for.
+    /// The guest sent more than its credit.
     #[error(transparent)]
     Credit(#[from] CreditExceeded),
 }
 
-/// What the owner of the host socket has to do to it, each thing once.
+/// The actions that the owner of the host socket must take, each once.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct HostDuty {
     /// Stop receiving, so that a host that goes on sending learns of it.
     pub shut_read: bool,
-    /// Tell the host that no more data comes.
+    /// Tell the host that no more data will come.
     pub shut_write: bool,
 }
 
@@ -90,13 +90,13 @@ pub struct Connection {
     host_readable: bool,
     credit_update: bool,
     credit_request: bool,
-    /// The guest was asked for credit and has not answered.
+    /// Whether the guest was asked for credit and has not answered.
     credit_requested: bool,
     guest_shut: Shutdown,
     host_shut: Shutdown,
     host_shut_sent: Shutdown,
     duty_done: HostDuty,
-    /// The guest has forgotten the connection; only what it sent before is still being delivered.
+    /// The guest has forgotten the connection; only its earlier data is still being delivered.
     lingering: bool,
 }
 
@@ -157,13 +157,13 @@ impl Connection {
         self.lingering
     }
 
-    /// What the host sends is of use to the guest.
+    /// Whether the guest still receives.
     #[must_use]
     pub fn wants_host_data(&self) -> bool {
         self.is_established() && !self.lingering && !self.host_shut.send && !self.guest_shut.receive
     }
 
-    /// The host end is gone and the guest has not said goodbye yet.
+    /// Whether the host end is gone and the guest has not ended the connection yet.
     #[must_use]
     pub const fn is_orphaned(&self) -> bool {
         self.host_shut.is_both()
@@ -175,7 +175,7 @@ impl Connection {
         &self.backlog
     }
 
-    /// Takes over the credit told in a packet's header.
+    /// Takes the credit from a packet's header.
     pub fn guest_credit(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.send.update(buf_alloc, fwd_cnt);
         if self.send.available() > 0 {
@@ -188,12 +188,12 @@ impl Connection {
     /// Takes a packet from the guest, of which `present` bytes of payload are there.
     ///
     /// # Errors
-    /// The guest broke the protocol: the connection has to be reset.
+    /// The guest broke the protocol: the connection must be reset.
     pub fn receive(&mut self, op: u16, len: u32, flags: u32, present: usize) -> Result<Effect, Violation> {
         let op = Op::from_number(op).ok_or(Violation::UnknownOp(op))?;
         match (op, self.phase) {
             (Op::Reset, _) => {
-                // A guest that sent everything, said so and then lost patience must not cost the host that data.
+                // If the guest sent everything, said so and then reset the connection, the host still gets the data.
                 self.lingering = self.guest_shut.send && !self.backlog.is_empty();
                 Ok(Effect::Reset)
             }
@@ -232,8 +232,8 @@ impl Connection {
         self.credit_update |= self.window.wants_update();
     }
 
-    /// Room for `count` bytes of accepted payload that the host socket did not take. There always is room for what was
-    /// accepted and not forwarded; nothing comes back where more is asked.
+    /// Room for `count` bytes of accepted payload that the host socket did not take. There is always room for bytes
+    /// accepted and not yet forwarded; `None` if `count` is more.
     pub fn store(&mut self, count: usize) -> Option<&mut [u8]> {
         self.backlog.extend(count)
     }
@@ -246,37 +246,37 @@ impl Connection {
         self.forwarded((before - self.backlog.len()) as u32);
     }
 
-    /// The host socket was connected to what the guest asked for.
+    /// Records that the host socket that the guest asked for is connected.
     pub fn host_accepted(&mut self) {
         self.phase = Phase::Established;
         self.handshake = Some(Op::Response);
     }
 
-    /// The host socket may have something to read.
+    /// Records that the host socket may have data to read.
     pub fn host_readable(&mut self) {
         self.host_readable = true;
         self.ask_for_credit();
     }
 
-    /// The host socket has nothing more to read for now.
+    /// Records that the host socket has no more data for now.
     pub fn host_blocked(&mut self) {
         self.host_readable = false;
     }
 
-    /// The host sends no more.
+    /// Records that the host sends no more.
     pub fn host_ended(&mut self) {
         self.host_readable = false;
         self.host_shut.send = true;
     }
 
-    /// The host receives no more; what waited for it is lost.
+    /// Records that the host receives no more; the backlog is lost.
     pub fn host_deaf(&mut self) {
         self.host_shut.receive = true;
         self.backlog.clear();
         self.forwarded(self.window.held());
     }
 
-    /// Bytes of host data that may go to the guest now, if the host socket may have any.
+    /// Bytes of host data that may go to the guest now; 0 if the host socket has no data.
     #[must_use]
     pub fn sendable(&self) -> u32 {
         if self.host_readable && self.wants_host_data() { self.send.available() } else { 0 }
@@ -288,7 +288,7 @@ impl Connection {
         self.ask_for_credit();
     }
 
-    /// There is something for the guest.
+    /// Whether a packet for the guest is due.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         if self.lingering {
@@ -327,7 +327,7 @@ impl Connection {
         self.window.advertise()
     }
 
-    /// What has become due for the host socket since the last call.
+    /// The actions on the host socket that became due since the last call.
     pub fn host_duty(&mut self) -> HostDuty {
         let due = HostDuty {
             shut_read: self.guest_shut.receive && !self.duty_done.shut_read,
@@ -338,7 +338,7 @@ impl Connection {
         due
     }
 
-    /// The guest needs nothing more of the host socket: it ended both directions or is gone, and all it sent was delivered.
+    /// Whether the guest is done with the host socket: it ended both directions or is gone, and all its data was delivered.
     #[must_use]
     pub const fn is_finished(&self) -> bool {
         (self.guest_shut.is_both() || self.lingering) && self.backlog.is_empty()
@@ -348,7 +348,7 @@ impl Connection {
         self.host_shut != self.host_shut_sent
     }
 
-    /// A host that has data while the guest has no room asks once, in case the guest's update was lost in its driver.
+    /// If the host has data and the guest no room, it asks once for credit, in case the guest's driver lost the update.
     fn ask_for_credit(&mut self) {
         let stalled = self.host_readable && self.wants_host_data() && self.send.available() == 0;
         if stalled && !self.credit_requested {

@@ -122,7 +122,7 @@ fn the_host_may_end_one_direction_and_go_on_in_the_other() {
 }
 
 #[test]
-fn data_that_met_the_host_s_shutdown_on_its_way_is_dropped() {
+fn data_that_crosses_the_hosts_shutdown_is_dropped() {
     for gone in [false, true] {
         let mut connection = established(100);
         receive(&mut connection, Op::ReadWrite, BUFFER, 0).unwrap();
@@ -135,7 +135,7 @@ fn data_that_met_the_host_s_shutdown_on_its_way_is_dropped() {
             assert_eq!(connection.sendable(), 100, "what the host has sent goes on");
         }
         assert_eq!(connection.take_control(), Some((Op::Shutdown, if gone { 3 } else { 1 })));
-        // The guest may use all its credit, again and again, for as long as it has not read that.
+        // Until it has read the shutdown, the guest may use all its credit again and again.
         for dropped in 1..4 {
             assert_eq!(connection.advertise(), (BUFFER, dropped * BUFFER));
             assert_eq!(receive(&mut connection, Op::ReadWrite, BUFFER, 0), Ok(Effect::None));
@@ -151,7 +151,7 @@ fn data_that_met_the_host_s_shutdown_on_its_way_is_dropped() {
 }
 
 #[test]
-fn a_reset_after_all_was_said_still_delivers() {
+fn a_reset_after_both_shutdowns_still_delivers() {
     let mut connection = established(0);
     receive(&mut connection, Op::ReadWrite, 10, 0).unwrap();
     connection.store(10).unwrap();
@@ -190,7 +190,7 @@ proptest! {
         }
     }
 
-    /// A guest that counts as the specification says is never refused and never left without news of room.
+    /// A guest that counts by the specification is never refused and always learns of room.
     #[test]
     fn a_window_keeps_its_promise(buf_alloc in 4..100_000u32, steps in proptest::collection::vec((any::<u32>(), any::<u32>()), 0..200)) {
         let mut window = ReceiveWindow::new(buf_alloc);

@@ -2,7 +2,7 @@
 //!
 //! All counters run modulo 2^32, as on the wire.
 
-/// What the host may still send to the guest.
+/// Credit of the host for data to the guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SendCredit {
     buf_alloc: u32,
@@ -11,13 +11,13 @@ pub struct SendCredit {
 }
 
 impl SendCredit {
-    /// Takes over what the guest told last.
+    /// Takes the guest's latest values.
     pub const fn update(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.buf_alloc = buf_alloc;
         self.fwd_cnt = fwd_cnt;
     }
 
-    /// Bytes that may be sent now. None while the guest claims nonsense, such as more bytes taken than were sent.
+    /// Bytes that may be sent now. 0 while the guest's values are impossible, such as more bytes taken than were sent.
     #[must_use]
     pub const fn available(&self) -> u32 {
         self.buf_alloc.saturating_sub(self.tx_cnt.wrapping_sub(self.fwd_cnt))
@@ -30,7 +30,7 @@ impl SendCredit {
     }
 }
 
-/// What the guest may still send to the host.
+/// Credit of the guest for data to the host.
 #[derive(Clone, Copy, Debug)]
 pub struct ReceiveWindow {
     buf_alloc: u32,
@@ -39,13 +39,13 @@ pub struct ReceiveWindow {
     advertised_fwd_cnt: u32,
 }
 
-/// The guest sent more than it was given credit for.
+/// The guest sent more than its credit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{len} bytes were sent where credit was left for {free}")]
+#[error("{len} bytes were sent: expected at most {free}, the credit left")]
 pub struct CreditExceeded {
     /// Bytes in the packet.
     pub len: u32,
-    /// Bytes there was room for.
+    /// Bytes of credit left.
     pub free: u32,
 }
 
@@ -87,7 +87,7 @@ impl ReceiveWindow {
         self.fwd_cnt = self.fwd_cnt.wrapping_add(bytes);
     }
 
-    /// The guest believes that over half of the buffer is in use, and it is wrong.
+    /// Whether the guest believes that over half of the buffer is in use although it is not.
     #[must_use]
     pub const fn wants_update(&self) -> bool {
         self.advertised_fwd_cnt != self.fwd_cnt

@@ -1,5 +1,5 @@
-//! Drives a [`Muxer`] from any bytes, for fuzzing and property tests: a guest and a host without manners, and a model of
-//! every stream that says what must hold nevertheless.
+//! Drives a [`Muxer`] from arbitrary bytes, for fuzzing and property tests: a hostile guest and host, and a model of
+//! every stream that checks the invariants.
 
 use std::collections::HashMap;
 
@@ -10,14 +10,14 @@ use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
 /// The guest's context identifier in [`exercise`].
 pub const GUEST_CID: u64 = 3;
 
-/// What a guest mostly sends, and what it never should.
+/// Operations that guests mostly send, and invalid ones.
 const OPERATIONS: [u16; 16] = [1, 2, 5, 5, 5, 5, 5, 5, 6, 6, 7, 4, 3, 0, 8, 2];
 
 /// Takes `bytes` as a sequence of guest packets, host socket events and turns of the guest's receive queue.
 ///
 /// # Panics
-/// Something that must always hold does not: more sent than the guest gave credit for, more kept than was promised,
-/// bytes lost or out of order, a well-behaved guest's packet refused, a bound of the muxer exceeded.
+/// An invariant is broken: more sent than the guest's credit, more kept than was promised, bytes lost or out of order,
+/// a valid packet of the guest refused, or a bound of the muxer exceeded.
 pub fn exercise(bytes: &[u8]) {
     let mut world = World { muxer: Muxer::new(GUEST_CID), streams: HashMap::new(), input: bytes };
     while !world.input.is_empty() {
@@ -35,16 +35,16 @@ pub fn exercise(bytes: &[u8]) {
     }
 }
 
-/// What is known of a connection without looking into it.
+/// The model of a connection, from outside.
 #[derive(Default)]
 struct Stream {
     host_port: u32,
     guest_port: u32,
-    /// What the guest told last.
+    /// The guest's latest values.
     guest_buf_alloc: u32,
     guest_fwd_cnt: u32,
     sent_to_guest: u32,
-    /// What the guest was told last.
+    /// The latest values told to the guest.
     told_fwd_cnt: u32,
     sent_by_guest: u32,
     delivered: u32,
@@ -71,7 +71,7 @@ impl World<'_> {
         u32::from_le_bytes([self.byte(), self.byte(), self.byte(), self.byte()])
     }
 
-    /// A packet that is mostly right.
+    /// A packet that is mostly valid.
     fn guest_packet(&mut self) {
         let ids = self.ids();
         let choice = self.byte();
@@ -99,7 +99,7 @@ impl World<'_> {
         self.receive(header);
     }
 
-    /// Any length, or one around what the connection has room for, by what the guest knows and by what is true.
+    /// Any length, or one near the connection's room: the true room, or the room known to the guest.
     fn payload_len(&mut self, id: Option<&ConnectionId>) -> u32 {
         let choice = self.byte() % 8;
         let known = id.and_then(|id| Some((self.muxer.get(*id)?, &self.streams[id])));
@@ -161,11 +161,11 @@ impl World<'_> {
                 self.streams.remove(&id);
             }
         }
-        // Orphans give way to new connections without a word.
+        // New connections silently replace orphans.
         self.streams.retain(|id, _| self.muxer.get(*id).is_some());
     }
 
-    /// The guest, by what it was told, may send this data.
+    /// Whether the guest, by the values told to it, may send this data.
     fn may_send(&self, id: ConnectionId, header: &Header, present: usize) -> bool {
         let stream = &self.streams[&id];
         let buf_alloc = self.muxer.get(id).map_or(0, Connection::buf_alloc);
@@ -257,7 +257,7 @@ impl World<'_> {
         let count = count % (front.len() + 1);
         let delivered = self.streams[&id].delivered;
         for (number, byte) in (0..).zip(&front[..count]) {
-            assert_eq!(*byte, delivered.wrapping_add(number) as u8, "bytes were lost or changed places");
+            assert_eq!(*byte, delivered.wrapping_add(number) as u8, "bytes were lost or out of order");
         }
         self.stream(id).delivered = delivered.wrapping_add(count as u32);
         self.muxer.flushed(id, count);

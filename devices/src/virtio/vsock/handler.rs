@@ -1,4 +1,4 @@
-//! The device on its event loop: kicks of the driver and events of the host's sockets, and the queues that these move.
+//! The device on its event loop: it serves the queues on kicks of the driver and events of the host's sockets.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use crate::virtio::chain::Chain;
 use crate::virtio::queue::{DeviceQueue, Outcome, QueueHandler, Snapshot};
 use crate::virtio::{ActivateError, Activation};
 
-/// What an active device runs.
+/// The handler of an active device.
 pub struct Handler {
     interrupt: Arc<dyn Interrupt>,
     rx: DeviceQueue,
     tx: DeviceQueue,
     event: Option<DeviceQueue>,
     streams: Streams,
-    /// The guest has to hear that its connections are gone.
+    /// Whether the guest must still be told that its connections are gone.
     transport_reset: bool,
-    /// The driver broke the rules; nothing happens until it resets the device.
+    /// Whether the driver broke the rules; nothing happens until it resets the device.
     gave_up: bool,
 }
 
@@ -37,13 +37,13 @@ impl Handler {
     /// The driver did not enable a queue that the device needs.
     pub fn new(activation: &mut Activation, streams: Streams, transport_reset: bool) -> Result<Self, ActivateError> {
         let (rx, tx) = (DeviceQueue::take(activation, RX)?, DeviceQueue::take(activation, TX)?);
-        // A driver that has no use for it may leave it out.
+        // A driver may leave this queue out.
         let event = DeviceQueue::take(activation, EVENT).ok();
         let interrupt = activation.interrupt.clone();
         Ok(Self { interrupt, rx, tx, event, streams, transport_reset, gave_up: false })
     }
 
-    /// The streams; how far the queues were served; whether the guest has yet to hear that its connections are gone.
+    /// The streams, the positions of the queues, and whether the guest must still be told that its connections are gone.
     pub fn into_parts(self) -> (Streams, Vec<Option<QueueState>>, bool) {
         let queues = vec![Some(self.rx.state()), Some(self.tx.state()), self.event.as_ref().map(DeviceQueue::state)];
         (self.streams, queues, self.transport_reset)
@@ -73,7 +73,7 @@ impl MutEventSubscriber for Handler {
             Token::Client(index) => self.streams.client_event(index, ops),
             Token::Stream(id) => self.streams.stream_event(id, events.event_set(), ops),
         }
-        // Whatever happened may have left something for the guest.
+        // Any event may have produced a packet for the guest.
         let mut to_guest = ToGuest { streams: &mut self.streams, ops };
         match token {
             Token::Kick(RX) => self.rx.kicked(&mut to_guest),
@@ -114,7 +114,7 @@ impl QueueHandler for FromGuest<'_, '_> {
     }
 }
 
-/// Buffers for packets to the guest, which are used when the host has something.
+/// Buffers for packets to the guest, used when a packet is due.
 struct ToGuest<'a, 'b> {
     streams: &'a mut Streams,
     ops: &'a mut EventOps<'b>,
@@ -149,7 +149,7 @@ impl QueueHandler for Notices<'_> {
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
         let event = VirtioVsockEvent { id: EVENT_TRANSPORT_RESET.into() };
         let written = chain.writable.write(&memory, 0, event.as_slice());
-        // A buffer that has no room for it is given back unused.
+        // A buffer without room for it is given back unused.
         *self.transport_reset = written < size_of::<VirtioVsockEvent>();
         Outcome::Used(written as u32)
     }

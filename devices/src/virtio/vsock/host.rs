@@ -1,7 +1,7 @@
-//! The host's sockets of one device: clients that have not said yet what they want, and one stream per connection.
+//! The host's sockets of one device: clients that have not sent their line yet, and one stream per connection.
 //!
-//! Every socket is watched edge-triggered, for reading and writing: what is known of it is remembered here and in its
-//! connection until the socket says otherwise. A socket leaves the event loop before it is closed.
+//! Every socket is watched edge-triggered, for reading and writing: its readiness is remembered here and in its
+//! connection until the socket would block. A socket leaves the event loop before it is closed.
 
 use std::io;
 use std::net::Shutdown;
@@ -18,10 +18,10 @@ use super::listener::HostListener;
 use super::muxer::ConnectionId;
 use super::socket;
 
-/// Clients that may be between `connect` and the end of their `CONNECT` line; the oldest makes room for the next.
+/// Most clients between `connect` and the end of their `CONNECT` line; a further one replaces the oldest.
 const MAX_CLIENTS: usize = 64;
 
-/// What an event on the loop is about; travels with the event.
+/// The subject of an event on the loop; travels with the event.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Token {
     /// The driver kicked a queue.
@@ -56,7 +56,7 @@ impl Token {
             9 => Self::Listener,
             Self::FIRST_STREAM.. => Self::Stream(ConnectionId(data - Self::FIRST_STREAM)),
             Self::FIRST_CLIENT.. => Self::Client(data - Self::FIRST_CLIENT),
-            // Only the queues are left.
+            // The other values are queues.
             queue => Self::Kick(queue as u16),
         }
     }
@@ -66,25 +66,25 @@ impl Token {
 pub struct HostStream {
     /// The socket.
     pub socket: UnixStream,
-    /// The socket may take data.
+    /// Whether the socket may take data.
     pub writable: bool,
-    /// The host closed its end.
+    /// Whether the host closed its end.
     pub hung_up: bool,
 }
 
 struct Client {
     socket: UnixStream,
     line: ConnectLine,
-    /// When it came, in clients.
+    /// Its number in the order of arrival.
     age: u64,
 }
 
-/// What became of a client that sent something.
+/// The state of a client after it sent bytes.
 #[derive(Debug)]
 pub enum ClientProgress {
     /// Its line is not complete.
     Waiting,
-    /// It wants this guest port. Its socket is still on the loop.
+    /// It asks for this guest port. Its socket is still on the loop.
     Wants(UnixStream, u32),
     /// It is gone.
     Gone,
@@ -95,7 +95,8 @@ pub struct HostSockets {
     clients: Vec<Option<Client>>,
     streams: Vec<Option<HostStream>>,
     accepted: u64,
-    /// Given up for a moment when descriptors run out, so that a client can be turned away and does not wake us forever.
+    /// Closed for a moment when descriptors run out, to accept and turn away a client, which would otherwise wake the
+    /// loop forever.
     reserve: Option<EventFd>,
 }
 
@@ -106,8 +107,8 @@ impl HostSockets {
         Self { clients: Vec::new(), streams: Vec::new(), accepted: 0, reserve: reserve() }
     }
 
-    /// Watches all sockets, after they were taken off an event loop with their handler. Closes those that can't be watched,
-    /// and returns the connections among them.
+    /// Watches all sockets again after a change of event loop. Closes those that cannot be watched, and returns the
+    /// connections among them.
     pub fn watch_all(&mut self, ops: &mut EventOps) -> Vec<ConnectionId> {
         for (index, client) in (0..).zip(&mut self.clients) {
             client.take_if(|client| !watch(&client.socket, Token::Client(index), ops));
@@ -154,7 +155,7 @@ impl HostSockets {
         }
     }
 
-    /// Reads what client `index` has sent.
+    /// Reads the bytes that client `index` has sent.
     pub fn read_client(&mut self, index: u32, ops: &mut EventOps) -> ClientProgress {
         let index = index as usize;
         let Some(client) = self.clients.get_mut(index).and_then(Option::as_mut) else { return ClientProgress::Gone };
@@ -178,7 +179,7 @@ impl HostSockets {
         }
     }
 
-    /// Makes a client's socket, which is on the loop, that of connection `id`.
+    /// Makes a client's socket, which is on the loop, the socket of connection `id`.
     pub fn adopt(&mut self, id: ConnectionId, socket: UnixStream, ops: &mut EventOps) -> bool {
         if let Err(error) = ops.modify(events(&socket, Token::Stream(id))) {
             limited!(warn, %error, "cannot watch a vsock client");
@@ -189,10 +190,10 @@ impl HostSockets {
         true
     }
 
-    /// Connects to what serves host port `port`, for connection `id`.
+    /// Connects to the listener of host port `port`, for connection `id`.
     ///
     /// # Errors
-    /// Nobody listens there, or descriptors ran out.
+    /// Nothing listens there, or descriptors ran out.
     pub fn connect(
         &mut self,
         id: ConnectionId,
@@ -228,12 +229,12 @@ impl HostSockets {
         }
     }
 
-    /// Does to the socket of `id` what its connection asks for.
+    /// Takes the actions on the socket of `id` that its connection asks for.
     pub fn perform(&mut self, id: ConnectionId, duty: HostDuty) {
         let Some(stream) = self.stream(id) else { return };
         for (due, how) in [(duty.shut_read, Shutdown::Read), (duty.shut_write, Shutdown::Write)] {
             if due && let Err(error) = stream.socket.shutdown(how) {
-                // The host has closed its end, which its own event tells.
+                // The host has closed its end; its own event reports that.
                 limited!(debug, %error, "shutdown came too late");
             }
         }
@@ -250,12 +251,12 @@ impl HostSockets {
     }
 }
 
-/// A descriptor to give up; none where descriptors have run out already.
+/// A spare descriptor; `None` if descriptors have already run out.
 fn reserve() -> Option<EventFd> {
     EventFd::new(EFD_CLOEXEC).ok()
 }
 
-/// Reads a client's line, and nothing of what follows it.
+/// Reads a client's line, and no byte after it.
 fn read_line(client: &mut Client) -> io::Result<Option<u32>> {
     loop {
         let mut bytes = [0; super::connect_line::MAX_LINE];

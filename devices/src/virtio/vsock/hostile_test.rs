@@ -75,7 +75,7 @@ fn other_contexts_other_types_and_unknown_operations() {
 }
 
 #[test]
-fn any_framing_of_a_good_packet_will_do() {
+fn a_good_packet_may_be_framed_in_any_way() {
     let mut machine = Machine::new();
     let (mut client, stream) = machine.pair(1 << 16);
     let payload = noise(5, 300);
@@ -131,7 +131,7 @@ fn lengths_that_lie_end_the_stream() {
         stream.expect(&mut machine, Op::Reset);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
-    // Honest about 4 GiB, which is not there.
+    // The true length of the chain, 4 GiB, but its memory does not exist.
     let (_client, stream) = machine.pair(1 << 16);
     let header = Header { len: u32::MAX - 100, ..stream.header(Op::ReadWrite, 0, 0) }.to_bytes();
     machine.transmit(&[Part::Readable(&header), Part::ReadableAt(GuestAddress(0), u32::MAX - 100)]);
@@ -140,7 +140,7 @@ fn lengths_that_lie_end_the_stream() {
 }
 
 #[test]
-fn packets_that_are_none_are_dropped() {
+fn malformed_packets_are_dropped() {
     let mut machine = Machine::new();
     let (mut client, mut stream) = machine.pair(1 << 16);
     let header = stream.header(Op::ReadWrite, 0, 4).to_bytes();
@@ -169,7 +169,7 @@ fn packets_that_are_none_are_dropped() {
     machine.driver.queues[1].publish(200);
     machine.driver.queues[1].kick();
     assert_eq!(machine.driver.queues[1].wait_used().head, 200);
-    // It was a packet, for what it was worth: header and the header's first bytes.
+    // It is a valid packet: the header, with the header's first bytes as payload.
     let mut data = [0; 4];
     client.read_exact(&mut data).unwrap();
     assert_eq!(data, header[..4]);
@@ -212,7 +212,7 @@ fn an_impossible_ring_needs_a_reset() {
         let available = if queue == 0 { 1000 } else { 999 };
         machine.driver.queues[queue].set_available_index(available);
         machine.driver.queues[queue].kick();
-        // Too late if the device has seen the ring already.
+        // This fails if the device has seen the ring already.
         let _ = client.write_all(b"something to send");
         machine.driver.interrupt.wait_needs_reset();
         assert!(!matches!(client.read(&mut [0]), Ok(1..)));
@@ -237,7 +237,7 @@ fn a_ring_whose_end_is_gone_needs_a_reset() {
         let mut device = Vsock::new(CID, &dir.path().join("v")).unwrap();
         let interrupt = std::sync::Arc::new(FakeInterrupt::new(QUEUE_SIZES.len()));
         let mut queues: Vec<_> = [RX, TX].map(|index| guest.queue(index, 256, interrupt.clone())).into();
-        // The index is in what stays, the entries are not.
+        // The index is in the memory that stays, the entries are not.
         let queue = &mut queues[usize::from(broken)];
         queue.available = GuestAddress((1 << 30) - 4);
         queue.set_available_index(1);
@@ -251,7 +251,7 @@ fn a_ring_whose_end_is_gone_needs_a_reset() {
         let (rest, _) = guest.memory().remove_region(goes.0, goes.1 as u64).unwrap();
         guest.view().lock().unwrap().replace(rest);
         device.activate(activation).unwrap();
-        // Something to receive; too late if the device has seen the ring already.
+        // Data to receive; the write fails if the device has seen the ring already.
         let mut client = UnixStream::connect(dir.path().join("v")).unwrap();
         let _ = client.write_all(b"CONNECT 52\n");
         queues[usize::from(broken)].kick();
@@ -290,7 +290,7 @@ fn a_connection_that_is_accepted_twice_or_asked_for_twice_ends() {
 }
 
 #[test]
-fn clients_that_say_nothing_or_nonsense_are_dropped() {
+fn silent_clients_and_invalid_lines_are_dropped() {
     let mut machine = Machine::new();
     for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"CONNECT\n", b"CONNECT 4294967296\n", &[b'C'; 4096], b"\n"] {
         let mut client = machine.client();

@@ -24,12 +24,12 @@ pub enum ListenError {
         /// The path in question.
         path: PathBuf,
     },
-    /// The path is in use or can't be used.
+    /// The path is in use or unusable.
     #[error("cannot listen on the vsock socket `{}`", path.display())]
     Bind {
         /// The path in question.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -40,10 +40,10 @@ pub enum ListenError {
 pub struct HostListener(BoundSocket);
 
 impl HostListener {
-    /// Listens at `path`, where nothing may be yet but the socket of a monitor that was killed.
+    /// Listens at `path`, which must be free or hold the socket of a killed monitor.
     ///
     /// # Errors
-    /// See [`ListenError`]; nothing was left behind.
+    /// See [`ListenError`]; nothing is left behind.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         if path.as_os_str().as_bytes().len() > MAX_PATH - MAX_SUFFIX {
             return Err(ListenError::PathTooLong { path: path.to_owned() });
@@ -51,10 +51,10 @@ impl HostListener {
         BoundSocket::bind(path).map(Self).map_err(|source| ListenError::Bind { path: path.to_owned(), source })
     }
 
-    /// The next client that waits, or [`io::ErrorKind::WouldBlock`].
+    /// The next waiting client, or [`io::ErrorKind::WouldBlock`].
     ///
     /// # Errors
-    /// Nobody waits, or descriptors have run out.
+    /// No client waits, or descriptors have run out.
     pub fn accept(&self) -> io::Result<UnixStream> {
         self.0.accept().map(|(stream, _)| stream)
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_is_in_use_is_named() {
+    fn an_error_names_a_path_in_use() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock");
         let _first = HostListener::bind(&path).unwrap();

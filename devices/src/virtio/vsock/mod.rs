@@ -64,7 +64,7 @@ const GUEST_CIDS: std::ops::Range<u32> = 3..u32::MAX;
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
     /// The context identifier is reserved.
-    #[error("{0} is not a guest's context identifier: 3 is the lowest, {last} the highest", last = GUEST_CIDS.end - 1)]
+    #[error("{0} is not a guest's context identifier: expected 3 to {last}", last = GUEST_CIDS.end - 1)]
     ReservedCid(u32),
     /// The host's socket could not be made.
     #[error(transparent)]
@@ -78,7 +78,7 @@ pub struct Vsock {
     active: Option<OnLoop<Handler>>,
     /// The streams of a device that is suspended.
     suspended: Option<Streams>,
-    /// The guest has yet to hear that its connections are gone.
+    /// Whether the guest must still be told that its connections are gone.
     transport_reset: bool,
 }
 
@@ -126,7 +126,7 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
-    /// Streams stay, and data for them waits in the host's sockets.
+    /// Streams stay, and their data waits in the host's sockets.
     fn suspend(&mut self) -> Vec<Option<QueueState>> {
         let Some(handler) = self.active.take().and_then(OnLoop::take_back) else {
             return vec![None; QUEUE_SIZES.len()];

@@ -53,7 +53,7 @@ pub const HOST_CID: u64 = 2;
 /// `VIRTIO_VSOCK_TYPE_STREAM`, the only type of socket that the device serves.
 pub const TYPE_STREAM: u16 = 1;
 
-/// What a packet is for (`VIRTIO_VSOCK_OP_*`).
+/// The operation of a packet (`VIRTIO_VSOCK_OP_*`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Op {
     /// Asks for a connection.
@@ -62,7 +62,7 @@ pub enum Op {
     Response,
     /// Refuses, aborts or forgets a connection.
     Reset,
-    /// Announces that the sender won't receive or won't send any more; see [`Shutdown`].
+    /// Announces that the sender will receive or send no more; see [`Shutdown`].
     Shutdown,
     /// Carries data.
     ReadWrite,

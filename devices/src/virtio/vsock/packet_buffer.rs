@@ -1,4 +1,4 @@
-//! A packet in the guest's buffers: header and payload, however the driver cut them into descriptors.
+//! A packet in the guest's buffers: header and payload, in any division into descriptors.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,7 +14,7 @@ use crate::virtio::chain::{Chain, Defect, Segments};
 /// Pieces for one system call.
 const BATCH: usize = 16;
 
-/// What a driver must not put into a queue.
+/// Why a chain is not a packet or a buffer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Malformed {
     /// Some of the chain is for the other direction.
@@ -27,12 +27,12 @@ pub enum Malformed {
     #[error(transparent)]
     Chain(Defect),
     /// The chain has no room for a packet's header.
-    #[error("a chain of {0} bytes can't hold a packet header")]
+    #[error("a chain of {0} bytes cannot hold a packet header")]
     NoHeader(u64),
 }
 
-/// A chain that holds a packet or has room for one: all of it in guest memory, for one direction. A chain that is cut short
-/// counts with what there is of it.
+/// A chain that holds a packet or has room for one: all of it in guest memory, for one direction. Of a truncated chain, the
+/// part before the defect counts.
 pub struct PacketBuffer<'a> {
     segments: &'a Segments,
     memory: &'a GuestMemory,
@@ -85,7 +85,7 @@ impl<'a> PacketBuffer<'a> {
     /// The packet's header, read once.
     #[must_use]
     pub fn read_header(&self) -> Header {
-        // It is all there, as was checked.
+        // All of it is in memory, as checked before.
         Header::from(self.segments.read_obj::<VirtioVsockHdr>(self.memory).unwrap_or_default())
     }
 
@@ -94,7 +94,7 @@ impl<'a> PacketBuffer<'a> {
         self.segments.write(self.memory, 0, VirtioVsockHdr::from(*header).as_slice());
     }
 
-    /// Copies the payload from `offset` on to `to`, which is no longer than what is there.
+    /// Copies the payload from `offset` on to `to`, which is no longer than the payload.
     pub fn copy_payload(&self, offset: usize, to: &mut [u8]) {
         let mut done = 0;
         for slice in self.payload(offset, to.len()) {

@@ -12,7 +12,7 @@ const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// Connects to the socket at `path` without waiting for a listener with a full backlog.
 ///
 /// # Errors
-/// Nobody listens there, or its backlog is full.
+/// Nothing listens there, or its backlog is full.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: an all-zero `sockaddr_un` is a valid value.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
@@ -48,15 +48,15 @@ pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     retry(|| unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
 }
 
-/// Reads what has come to `stream`: bytes read, 0 at the end of file.
+/// Reads from `stream`: bytes read, 0 at the end of file.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] if nothing has come.
+/// [`io::ErrorKind::WouldBlock`] if no data has arrived.
 pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, bytes, 0)
 }
 
-/// Like [`receive`], but leaves in the socket what it reads.
+/// Like [`receive`], but leaves the bytes in the socket.
 ///
 /// # Errors
 /// As [`receive`].
@@ -79,7 +79,7 @@ fn receive_with(stream: &UnixStream, bytes: &mut [u8], flags: libc::c_int) -> io
 /// Every entry of `iovecs` is memory that may be read.
 pub unsafe fn send_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
     let message = message(iovecs);
-    // SAFETY: the message has no address and no control data; its entries are the caller's promise.
+    // SAFETY: the message has no address and no control data; the caller guarantees its entries.
     retry(|| unsafe { libc::sendmsg(fd, &raw const message, SEND_FLAGS) })
 }
 

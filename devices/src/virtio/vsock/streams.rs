@@ -1,7 +1,7 @@
 //! All streams of a device: joins the muxer's connections with the host's sockets.
 //!
 //! Data is copied once each way: from the host socket straight to the guest's buffer, and from the guest's buffer
-//! straight to the host socket. Only what a slow host socket does not take is kept in its connection's backlog.
+//! straight to the host socket. Only data that a slow host socket does not take is kept, in its connection's backlog.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -34,10 +34,10 @@ impl Streams {
         Self { listener, muxer: Muxer::new(guest_cid), host: HostSockets::new() }
     }
 
-    /// Listens to the host's sockets, all that there are. What they have to say already comes as an event.
+    /// Listens to all of the host's sockets. Data that is already there raises an event.
     ///
     /// # Errors
-    /// The listener can't be watched.
+    /// The listener cannot be watched.
     pub fn listen(&mut self, ops: &mut EventOps) -> Result<(), event_manager::Error> {
         ops.add(Events::with_data(&*self.listener, Token::Listener.data(), EventSet::IN))?;
         for id in self.host.watch_all(ops) {
@@ -64,7 +64,7 @@ impl Streams {
         }
     }
 
-    /// Client `index` has sent something.
+    /// Handles bytes from client `index`.
     pub fn client_event(&mut self, index: u32, ops: &mut EventOps) {
         if let ClientProgress::Wants(socket, port) = self.host.read_client(index, ops) {
             self.connect_to_guest(socket, port, ops);
@@ -86,7 +86,7 @@ impl Streams {
         }
     }
 
-    /// Something happened to the host socket of `id`.
+    /// Handles an event of the host socket of `id`.
     pub fn stream_event(&mut self, id: ConnectionId, set: EventSet, ops: &mut EventOps) {
         let Some(stream) = self.host.stream(id) else { return };
         stream.hung_up |= set.intersects(EventSet::HANG_UP | EventSet::ERROR);
@@ -119,12 +119,12 @@ impl Streams {
         }
     }
 
-    /// Whether there is something for the guest.
+    /// Whether a packet for the guest is due.
     pub fn has_outgoing(&self) -> bool {
         self.muxer.has_outgoing()
     }
 
-    /// Puts the next packet into the guest's buffer: bytes written, or nothing if there is no packet.
+    /// Puts the next packet into the guest's buffer: bytes written, or `None` without a packet.
     pub fn fill(&mut self, buffer: &PacketBuffer<'_>, ops: &mut EventOps) -> Option<u32> {
         loop {
             let (id, limit) = match self.muxer.next_outgoing()? {
@@ -170,7 +170,7 @@ impl Streams {
         let Some(stream) = self.host.stream(id) else { return };
         match socket::send(&stream.socket, line.as_bytes()) {
             Ok(sent) if sent == line.len() => self.muxer.host_readable(id),
-            // Nothing was written to this socket before, so a line fits while the reader is there.
+            // This is the first write to this socket, so a line fits while the reader is there.
             Ok(_) | Err(_) => {
                 self.host.close(id, ops);
                 self.muxer.host_failed(id);
@@ -199,7 +199,7 @@ impl Streams {
         }
     }
 
-    /// Writes what waits for the host socket of `id`, as far as it takes it.
+    /// Writes the backlog to the host socket of `id`, as much as it takes.
     fn flush(&mut self, id: ConnectionId, ops: &mut EventOps) {
         let Some(stream) = self.host.stream(id) else { return };
         while stream.writable {

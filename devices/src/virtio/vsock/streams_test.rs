@@ -56,7 +56,7 @@ fn streams_survive_a_suspend() {
         client.read_exact(&mut data).unwrap();
         assert_eq!(&data, b"from the guest");
     }
-    // A client that had said nothing yet, and listeners, are still there.
+    // A client without a complete line, and the listener, are still there.
     late.write_all(b"CONNECT 52\n").unwrap();
     let accepted = machine.accept(1 << 16);
     assert_eq!(read_line(&mut late), format!("OK {}\n", accepted.ports.host));
@@ -65,7 +65,7 @@ fn streams_survive_a_suspend() {
 }
 
 #[test]
-fn the_guest_of_a_restored_device_hears_that_its_streams_are_gone() {
+fn the_guest_of_a_restored_device_is_told_that_its_streams_are_gone() {
     let mut machine = Machine::new();
     let (mut client, _stream) = machine.pair(1 << 16);
     let _ = machine.device.suspend();
@@ -74,7 +74,7 @@ fn the_guest_of_a_restored_device_hears_that_its_streams_are_gone() {
     machine.device.restore(&state).unwrap();
     assert_eq!(client.read(&mut [0]).unwrap(), 0, "the host's end is closed");
 
-    // However often it is suspended until the guest has room for the notice.
+    // Even if it is suspended several times before the guest has room for the notice.
     machine.driver = machine.guest.activate(&mut machine.device);
     let states = machine.device.suspend();
     machine.guest.resume(&mut machine.device, &machine.driver, states);
@@ -119,7 +119,7 @@ fn a_port_without_a_listener_is_refused() {
         stream.send(&mut machine, Op::Request, 0, &[]);
         stream.expect(&mut machine, Op::Reset);
     }
-    // A listener that accepts nobody must not hold up the device.
+    // A listener that never accepts must not block the device.
     let listener = machine.listen(83);
     // SAFETY: no pointers are passed; this only shortens the backlog.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
@@ -191,7 +191,7 @@ fn echo(machine: &mut Machine, mut streams: Vec<GuestStream>) {
     }
 }
 
-/// Sends noise, reads it back, and says whether all came back in order.
+/// Sends noise, reads it back, and returns whether all came back in order.
 fn bounce(mut client: UnixStream, seed: u64, len: usize) -> thread::JoinHandle<bool> {
     thread::spawn(move || {
         let mut writer = client.try_clone().unwrap();
@@ -290,7 +290,7 @@ fn an_early_answer_reaches_a_guest_that_still_sends() {
         if reads {
             client.read_exact(&mut [0; 8]).unwrap();
         }
-        // The device is to find the guest's packets before it sees what the host does.
+        // The device must find the guest's packets before it sees the host's actions.
         let held = machine.hold();
         for _ in 0..3 {
             let header = stream.header(Op::ReadWrite, 0, 6).to_bytes();
@@ -377,7 +377,7 @@ fn a_host_that_does_not_read_stops_the_guest_and_loses_nothing() {
 }
 
 #[test]
-fn a_guest_that_said_all_and_lost_patience_is_still_heard() {
+fn data_before_a_reset_of_the_guest_is_still_delivered() {
     let mut machine = Machine::new();
     let (mut client, mut stream) = machine.pair(1 << 16);
     let data = fill_up(&mut machine, &mut stream);

@@ -76,7 +76,7 @@ impl Machine {
         UnixListener::bind(self.dir.path().join(format!("v_{port}"))).unwrap()
     }
 
-    /// A host client, by way of the device's socket.
+    /// A host client, through the device's socket.
     fn client(&self) -> UnixStream {
         let client = UnixStream::connect(self.path()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -119,7 +119,7 @@ impl Machine {
         (header, bytes[HEADER_BYTES..].to_vec())
     }
 
-    /// The next packet that was not looked at, whoever it is for.
+    /// The next unread packet, for any ports.
     fn receive_next(&mut self) -> Packet {
         let waiting = self.inbox.values_mut().find_map(VecDeque::pop_front);
         waiting.unwrap_or_else(|| self.receive_any())
@@ -160,7 +160,7 @@ impl Machine {
         Held { release, thread }
     }
 
-    /// Takes in every packet that the device has sent by now, without waiting for more.
+    /// Receives every packet that the device has sent by now, without waiting for more.
     fn take_in(&mut self) {
         self.guest.drain();
         while let Some(used) = self.driver.queues[0].pop_used() {
@@ -170,7 +170,7 @@ impl Machine {
         }
     }
 
-    /// The device has used no more receive buffers than were looked at.
+    /// Checks that the device has used no further receive buffers.
     fn assert_silent(&mut self) {
         self.guest.drain();
         let used = self.driver.queues[0].pop_used();
@@ -195,7 +195,7 @@ impl Machine {
         stream
     }
 
-    /// A connection between a host client and the guest, by way of the device's socket.
+    /// A connection between a host client and the guest, through the device's socket.
     fn pair(&mut self, buf_alloc: u32) -> (UnixStream, GuestStream) {
         let mut client = self.client();
         client.write_all(b"CONNECT 52\n").unwrap();
@@ -218,7 +218,7 @@ impl Held {
     }
 }
 
-/// The guest's end of a stream, which counts as the specification says.
+/// The guest's end of a stream, which counts by the specification.
 struct GuestStream {
     ports: Ports,
     buf_alloc: u32,
@@ -316,7 +316,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn tells_who_the_guest_is() {
+fn the_configuration_has_the_guests_context_identifier() {
     let machine = Machine::without_rx_buffers();
     let mut config = [0xff; 16];
     machine.device.read_config(0, &mut config);

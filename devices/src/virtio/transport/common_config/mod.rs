@@ -16,7 +16,7 @@ mod state;
 pub use self::state::{CommonConfigState, QueueConfigState};
 
 wire! {
-    /// `struct virtio_pci_common_cfg`, up to and without `queue_notify_data`, which belongs to a feature that is not offered.
+    /// `struct virtio_pci_common_cfg`, up to but without `queue_notify_data`, whose feature is not offered.
     struct VirtioPciCommonCfg {
         device_feature_select: Le32,
         device_feature: Le32,
@@ -40,7 +40,7 @@ wire! {
 /// Bytes of the structure.
 pub const BYTES: u64 = size_of::<VirtioPciCommonCfg>() as u64;
 
-/// The vector number that means none.
+/// The vector number that means "no vector" (`VIRTIO_MSI_NO_VECTOR`).
 pub const NO_VECTOR: u16 = 0xffff;
 
 /// Offsets of the structure's fields.
@@ -80,18 +80,18 @@ pub mod status {
     pub const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 }
 
-/// What a driver's write means beyond the registers.
+/// The effect of a driver's write beyond the registers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// Nothing.
+    /// No effect.
     None,
-    /// The device is to be reset, then [`CommonConfig::reset`] called.
+    /// Reset the device, then call [`CommonConfig::reset`].
     Reset,
-    /// The driver is ready: the device is to be activated.
+    /// The driver is ready: activate the device.
     Activate,
-    /// Configuration changes are told by this vector.
+    /// This vector signals configuration changes.
     ConfigVector(u16),
-    /// This queue's used buffers are told by this vector.
+    /// This vector signals used buffers of a queue.
     QueueVector {
         /// The queue.
         queue: u16,
@@ -100,24 +100,24 @@ pub enum Effect {
     },
 }
 
-/// What the structure shows that changes without the driver.
+/// Fields that change without the driver.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Live {
     /// Counts changes of the device configuration.
     pub generation: u8,
-    /// The device gave up.
+    /// The device failed: `DEVICE_NEEDS_RESET`.
     pub needs_reset: bool,
 }
 
-/// A queue that the driver set up in a way that can't work.
+/// A queue that the driver set up wrongly.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// A size or an alignment that is not allowed.
+    /// An invalid size or alignment.
     #[error("queue {queue} is set up wrongly")]
     Setup {
         /// The queue.
         queue: u16,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: virtio_queue::Error,
     },
@@ -154,7 +154,7 @@ impl QueueConfig {
     }
 }
 
-/// The structure's registers, and which of a driver's writes count.
+/// The structure's registers, and the rules for a driver's writes.
 #[derive(Clone, Debug)]
 pub struct CommonConfig {
     offered: u64,
@@ -169,7 +169,7 @@ pub struct CommonConfig {
 }
 
 impl CommonConfig {
-    /// A device that offers `offered`, has queues of these largest sizes and that many MSI-X vectors.
+    /// A device that offers `offered`, has queues of these largest sizes and `vectors` MSI-X vectors.
     #[must_use]
     pub fn new(offered: u64, queue_max_sizes: &[u16], vectors: u16) -> Self {
         Self {
@@ -185,7 +185,7 @@ impl CommonConfig {
         }
     }
 
-    /// Forgets everything the driver set up.
+    /// Resets everything that the driver set up.
     pub fn reset(&mut self) {
         let sizes: Vec<_> = self.queues.iter().map(|queue| queue.max_size).collect();
         *self = Self::new(self.offered, &sizes, self.vectors);
@@ -216,7 +216,7 @@ impl CommonConfig {
     /// The queues as the driver set them up; `None` where it did not enable one.
     ///
     /// # Errors
-    /// One of them can't work.
+    /// One of them is set up wrongly.
     pub fn build_queues(&self, memory: &GuestMemory) -> Result<Vec<Option<Queue>>, QueueError> {
         let event_idx = self.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         (0..)
@@ -225,7 +225,7 @@ impl CommonConfig {
             .collect()
     }
 
-    /// Reads at `offset`, at any width. What lies behind the structure reads as zeros.
+    /// Reads at `offset`, at any width. Bytes behind the structure read as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8], live: Live) {
         read_bytes(self.image(live).as_slice(), offset, data);
     }
@@ -378,7 +378,7 @@ impl QueueConfig {
             Ok(queue)
         };
         let queue = build().map_err(|source| QueueError::Setup { queue: index, source })?;
-        // An available ring at address 0 is how the queue knows one that was never set up.
+        // For the queue, an available ring at address 0 means that it was never set up.
         if self.available == 0 || !self.is_in_memory(memory) {
             return Err(QueueError::NotInMemory {
                 queue: index,
@@ -390,8 +390,8 @@ impl QueueConfig {
         Ok(queue)
     }
 
-    /// Whether table and rings (VIRTIO 1.2, section 2.7) are in memory. The queue can tell too, but logs what it finds, as
-    /// often as a driver sets up a bad one.
+    /// Whether table and rings (VIRTIO 1.2, section 2.7) are in memory. The queue checks too, but it logs every failure,
+    /// so a driver could fill the log.
     fn is_in_memory(&self, memory: &GuestMemory) -> bool {
         let size = usize::from(self.size);
         [(self.descriptors, 16 * size), (self.available, 6 + 2 * size), (self.used, 6 + 8 * size)]

@@ -1,15 +1,15 @@
-//! What the muxer tells the owner of the host sockets.
+//! Messages from the muxer to the owner of the host sockets.
 
 use super::{ConnectionId, MAX_CONNECTIONS};
 use crate::virtio::vsock::connection::HostDuty;
 use crate::virtio::vsock::packet::Header;
 
-/// There is no room for another connection.
+/// The device has the most connections that it may have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("there are {MAX_CONNECTIONS} connections already")]
+#[error("the device already has {MAX_CONNECTIONS} connections, the most it may have")]
 pub struct TooManyConnections;
 
-/// What a packet from the guest asks of the owner of the host sockets.
+/// The action that a packet from the guest requires of the owner of the host sockets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event {
     /// Nothing.
@@ -18,10 +18,10 @@ pub enum Event {
     Connect {
         /// The new connection.
         id: ConnectionId,
-        /// The host port that the guest wants.
+        /// The host port that the guest asks for.
         port: u32,
     },
-    /// The guest accepted: the host may be told.
+    /// The guest accepted: tell the host.
     Established(ConnectionId),
     /// The packet's payload is for the host: write it, call [`Muxer::forwarded`](super::Muxer::forwarded) for what was taken and put the rest in
     /// [`Muxer::store`](super::Muxer::store).
@@ -32,14 +32,16 @@ pub enum Event {
     Closed(ConnectionId),
 }
 
-/// What goes into the next buffer that the guest offers.
+/// The content of the next buffer that the guest offers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outgoing {
     /// A packet without payload.
     Control(Header),
     /// Up to `limit` bytes from the host socket of `id`. Exactly one call follows, by what reading gave:
-    /// [`Muxer::host_sent`](super::Muxer::host_sent), [`Muxer::host_blocked`](super::Muxer::host_blocked), [`Muxer::host_ended`](super::Muxer::host_ended), [`Muxer::host_closed`](super::Muxer::host_closed),
-    /// [`Muxer::host_failed`](super::Muxer::host_failed) or, where the guest's buffer could hold nothing, [`Muxer::retry`](super::Muxer::retry).
+    /// [`Muxer::host_sent`](super::Muxer::host_sent), [`Muxer::host_blocked`](super::Muxer::host_blocked),
+    /// [`Muxer::host_ended`](super::Muxer::host_ended), [`Muxer::host_closed`](super::Muxer::host_closed),
+    /// [`Muxer::host_failed`](super::Muxer::host_failed) or, if the guest's buffer has no room,
+    /// [`Muxer::retry`](super::Muxer::retry).
     Data {
         /// The connection.
         id: ConnectionId,
@@ -48,7 +50,7 @@ pub enum Outgoing {
     },
 }
 
-/// What [`Muxer::close_if_finished`](super::Muxer::close_if_finished) asks of the owner of the host socket.
+/// The action that [`Muxer::close_if_finished`](super::Muxer::close_if_finished) requires of the owner of the host socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closing {
     /// The connection goes on after this.
@@ -57,18 +59,18 @@ pub enum Closing {
     Closed,
 }
 
-/// Counts what the muxer turned away.
+/// Counts of refused packets and connections.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Refused {
     /// Packets with a context that is not the guest's or the host's.
     pub spoofed: u64,
     /// Connections reset because the guest broke the protocol.
     pub violations: u64,
-    /// Resets forgotten because the guest made no room for them.
+    /// Resets dropped because the guest made no room for them.
     pub lost_resets: u64,
 }
 
-/// What the muxer holds at a moment.
+/// The sizes of the muxer at a moment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Load {
     /// Open connections; never more than [`MAX_CONNECTIONS`].

@@ -1,8 +1,8 @@
-//! Every connection of a device and what waits for the guest, as plain data: no descriptor, no guest memory.
+//! Every connection of a device and all packets that wait for the guest, as plain data: no descriptor, no guest memory.
 //!
 //! The owner of the host sockets tells the muxer about packets and about sockets, and asks it for the next packet to
-//! send. All memory is bounded: connections by number, each connection's buffer by what is promised to the guest (out of
-//! one budget for the device), resets by a queue that forgets the oldest, everything else by a flag in its connection.
+//! send. All memory is bounded: connections by number, each connection's buffer by the credit of the guest (out of one
+//! budget for the device), resets by a queue that forgets the oldest, everything else by a flag in its connection.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,7 +21,7 @@ pub const MAX_CONNECTIONS: usize = 1024;
 /// Resets that may wait for the guest. A guest that provokes more without making room for them loses the oldest.
 const MAX_RESETS: usize = 1024;
 
-/// Buffer that every connection gets for what its host socket does not take.
+/// Buffer that every connection gets for data that its host socket does not take yet.
 const MIN_BUFFER: u32 = 4 << 10;
 
 /// Buffer that a connection gets while there are few.
@@ -45,7 +45,7 @@ pub struct ConnectionId(pub u32);
 
 struct Slot {
     connection: Connection,
-    /// It stands in the muxer's queue of connections that have something for the guest.
+    /// Whether it is in the muxer's queue of connections with a packet for the guest.
     queued: bool,
 }
 
@@ -60,7 +60,7 @@ pub struct Muxer {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
     by_ports: HashMap<Ports, ConnectionId>,
-    /// Connections that have something for the guest, next first; each at most once.
+    /// Connections with a packet for the guest, next first; each at most once.
     ready: VecDeque<ConnectionId>,
     resets: VecDeque<Reset>,
     shared_buffer: u32,
@@ -102,19 +102,19 @@ impl Muxer {
         self.slots.len() - self.free.len()
     }
 
-    /// No connection is open.
+    /// Whether no connection is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What was turned away so far.
+    /// The packets and connections refused so far.
     #[must_use]
     pub const fn refused(&self) -> Refused {
         self.refused
     }
 
-    /// What is held now.
+    /// The current sizes.
     #[must_use]
     pub fn load(&self) -> Load {
         Load {
@@ -176,22 +176,22 @@ impl Muxer {
         Ok(id)
     }
 
-    /// The host socket that the guest asked for is connected.
+    /// Records that the host socket that the guest asked for is connected.
     pub fn host_accepted(&mut self, id: ConnectionId) {
         self.change(id, Connection::host_accepted);
     }
 
-    /// The host port that the guest asked for has no listener.
+    /// Records that the host port that the guest asked for has no listener.
     pub fn host_refused(&mut self, id: ConnectionId) {
         self.abort(id);
     }
 
-    /// The host socket of `id` may have something to read.
+    /// Records that the host socket of `id` may have data to read.
     pub fn host_readable(&mut self, id: ConnectionId) {
         self.change(id, Connection::host_readable);
     }
 
-    /// The host socket of `id` has nothing more to read for now.
+    /// Records that the host socket of `id` has no more data for now.
     pub fn host_blocked(&mut self, id: ConnectionId) {
         self.change(id, Connection::host_blocked);
     }
@@ -206,19 +206,19 @@ impl Muxer {
         Some(header)
     }
 
-    /// The host socket of `id` is at its end of file. It may be closed if the connection is
+    /// Records that the host socket of `id` is at its end of file. It may be closed if the connection is
     /// [orphaned](Connection::is_orphaned) by that; so it is with [`Self::host_deaf`] and [`Self::host_closed`].
     pub fn host_ended(&mut self, id: ConnectionId) {
         self.change(id, Connection::host_ended);
     }
 
-    /// The host socket of `id` takes no more data.
+    /// Records that the host socket of `id` takes no more data.
     pub fn host_deaf(&mut self, id: ConnectionId) {
         self.change(id, Connection::host_deaf);
     }
 
-    /// The host socket of `id` was closed by the host and read to its end. `true` if the connection is gone with it, and
-    /// otherwise it stays until the guest has said goodbye.
+    /// Records that the host closed the socket of `id` and all was read from it. `true` if the connection is gone with
+    /// it; otherwise it stays until the guest ends it.
     pub fn host_closed(&mut self, id: ConnectionId) -> bool {
         let Some(connection) = self.get(id) else { return true };
         if !connection.is_established() {
@@ -232,12 +232,12 @@ impl Muxer {
         self.close_if_finished(id) == Closing::Closed
     }
 
-    /// The host socket of `id` failed: the connection is gone.
+    /// Records that the host socket of `id` failed: the connection is gone.
     pub fn host_failed(&mut self, id: ConnectionId) {
         self.abort(id);
     }
 
-    /// Nothing came of the turn that [`Outgoing::Data`] gave `id`.
+    /// Gives `id` another turn after an [`Outgoing::Data`] that sent nothing.
     pub fn retry(&mut self, id: ConnectionId) {
         self.schedule(id);
     }
@@ -257,8 +257,8 @@ impl Muxer {
         self.change(id, |connection| connection.flushed(count));
     }
 
-    /// Ends the connection if nothing is left to do for it, and says what its host socket needs. To be called after
-    /// [`Event::Shutdown`] and after every write to the host socket.
+    /// Ends the connection if nothing is left to do for it, and returns the action that its host socket needs. Call it
+    /// after [`Event::Shutdown`] and after every write to the host socket.
     pub fn close_if_finished(&mut self, id: ConnectionId) -> Closing {
         let Some(slot) = self.slot_mut(id) else { return Closing::Closed };
         if !slot.connection.is_finished() {
@@ -272,13 +272,13 @@ impl Muxer {
         Closing::Closed
     }
 
-    /// There is something for the guest.
+    /// Whether a packet for the guest is due.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
         !self.resets.is_empty() || !self.ready.is_empty()
     }
 
-    /// What goes into the next buffer that the guest offers. Connections take turns.
+    /// The content of the next buffer that the guest offers. Connections take turns.
     pub fn next_outgoing(&mut self) -> Option<Outgoing> {
         if let Some(Reset { ports, kind }) = self.resets.pop_front() {
             return Some(Outgoing::Control(Header {
@@ -348,8 +348,8 @@ impl Muxer {
         self.abort(id);
     }
 
-    /// Makes sure that a connection can be added, at the cost of one whose host is gone (so it has no socket that would
-    /// have to be closed) and whose guest never answered.
+    /// Makes room for a connection, if need be by removing one whose host is gone (so it has no socket to close) and
+    /// whose guest never answered.
     fn make_room(&mut self) -> Result<(), TooManyConnections> {
         if self.len() < MAX_CONNECTIONS {
             return Ok(());
@@ -427,7 +427,7 @@ impl Muxer {
         }
     }
 
-    /// Gives `id` a turn if it has something for the guest.
+    /// Gives `id` a turn if it has a packet for the guest.
     fn schedule(&mut self, id: ConnectionId) {
         let Some(slot) = self.slot_mut(id) else { return };
         if !slot.queued && slot.connection.has_outgoing() {
