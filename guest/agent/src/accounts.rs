@@ -1,8 +1,8 @@
 //! Finds a user's numbers in an image's `/etc/passwd` and `/etc/group`.
 //!
-//! As in Docker, a listed user gets the groups that are listed for them, unless a group was asked for; an unlisted user can
-//! only be a number, in group 0. Lines that are not what passwd(5) and group(5) say are skipped. A reserved number is
-//! refused where it would be used: what setuid(2) ignores must not leave a program with the rights of root.
+//! As in Docker, a listed user gets the groups listed for them, unless the request names a group; an unlisted user can only
+//! be a number, in group 0. Lines that break the format of passwd(5) and group(5) are skipped. A reserved number is refused
+//! where it would be used: setuid(2) ignores it, which would leave the program with the rights of root.
 
 use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::ValueError;
@@ -18,8 +18,8 @@ pub struct Credentials {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// All groups: the primary one, then the supplementary ones. Without the primary one among them, a file that denies that group
-    /// could be read after all, by a process that gave it up.
+    /// All groups: the primary one, then the supplementary ones. The primary group must be among them: a process could
+    /// otherwise drop it, and so read a file that denies that group.
     pub groups: Vec<u32>,
     /// Home directory; `/` for a user who is not listed.
     pub home: String,
@@ -29,30 +29,30 @@ pub struct Credentials {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AccountError {
     /// The name is not listed.
-    #[error("there is no user {0:?} in the image's /etc/passwd")]
+    #[error("no user {0:?} in the image's /etc/passwd")]
     UnknownUser(String),
     /// The name is not listed.
-    #[error("there is no group {0:?} in the image's /etc/group")]
+    #[error("no group {0:?} in the image's /etc/group")]
     UnknownGroup(String),
     /// The user or one of their groups has a reserved number.
     #[error("user {user} cannot be run as: {source}")]
     Number {
-        /// The user that was asked for.
+        /// The user requested.
         user: String,
-        /// Which number.
+        /// The reserved number.
         source: ValueError,
     },
     /// More groups than a process can have.
-    #[error("user {user} is in {count} groups: more than {MAX_GROUPS}")]
+    #[error("user {user} is in {count} groups: expected at most {MAX_GROUPS}")]
     TooManyGroups {
         /// The user that was asked for.
         user: String,
-        /// How many.
+        /// Number of groups.
         count: usize,
     },
 }
 
-/// Looks a user up in the contents of the two files; a file that is missing is an empty one.
+/// Looks a user up in the contents of the two files; a missing file counts as empty.
 ///
 /// # Errors
 /// [`AccountError`].
@@ -87,14 +87,14 @@ pub fn resolve(user: &User, passwd: &[u8], group: &[u8]) -> Result<Credentials, 
     Ok(Credentials { uid, gid, groups, home: home(passwd, uid) })
 }
 
-/// By number, as runtimes look it up: of two names for one user the first says where their home is.
+/// By number, as runtimes look it up: of two names for one user the first gives the home directory.
 fn home(passwd: &[u8], uid: u32) -> String {
     let listed = users(passwd).find(|entry| entry.uid == Ok(uid));
     let home = listed.and_then(|entry| std::str::from_utf8(entry.home).ok()).unwrap_or_default();
     if home.is_empty() { "/".into() } else { home.into() }
 }
 
-/// A number in one of the files, and what is wrong with it.
+/// Parses a number of one of the files, or says why it is invalid.
 type Number = Result<u32, ValueError>;
 
 struct UserEntry<'a> {

@@ -48,19 +48,19 @@ fn users_have_their_groups_and_their_home() {
         ("0", 0, &[0, 10], "/root"),
         ("app", 1000, &[2000, 3000, 4000], "/home/app"),
         ("1000", 1000, &[2000, 3000, 4000], "/home/app"),
-        // With a group they have that one alone.
+        // With a requested group they have only that one.
         ("app:staff", 1000, &[2000], "/home/app"),
         ("1000:extra", 1000, &[3000], "/home/app"),
         ("app:0", 1000, &[0], "/home/app"),
         ("app:5555", 1000, &[5555], "/home/app"),
         (":extra", 0, &[3000], "/root"),
-        // The first name of a number says where its home is.
+        // The first name of a number gives its home directory.
         ("alias", 1000, &[3000], "/home/app"),
         // Not listed.
         ("4242", 4242, &[0], "/"),
         ("4242:4343", 4242, &[4343], "/"),
         ("4242:wheel", 4242, &[10], "/"),
-        // A number, whatever anybody is called.
+        // A number, even if a user is called by it.
         ("1234", 1234, &[0], "/"),
         ("77", 77, &[78], "/digits"),
         ("homeless", 1001, &[1001], "/"),
@@ -75,7 +75,7 @@ fn users_have_their_groups_and_their_home() {
 }
 
 #[test]
-fn without_files_numbers_are_enough() {
+fn without_files_numbers_suffice() {
     let nobody = |user: &str| resolve(&user.parse().unwrap(), b"", b"");
     let root = Credentials { uid: 0, gid: 0, groups: vec![0], home: "/".into() };
     assert_eq!(nobody(""), Ok(root));
@@ -85,7 +85,7 @@ fn without_files_numbers_are_enough() {
 }
 
 #[test]
-fn who_is_not_listed_well_is_refused_by_name() {
+fn an_error_names_a_user_or_group_with_a_bad_entry() {
     for user in ["nosuch", "letters", "nogroup", "broken", "# a comment", "App"] {
         assert_eq!(look_up(user), Err(AccountError::UnknownUser(user.into())));
         assert!(look_up(user).unwrap_err().to_string().contains(user));
@@ -113,7 +113,7 @@ fn numbers_that_would_leave_root_in_place_are_refused() {
 }
 
 #[test]
-fn a_process_has_so_many_groups() {
+fn the_groups_of_a_process_have_a_limit() {
     let group: String = (1..=MAX_GROUPS).map(|gid| format!("g:x:{gid}:app\n")).collect();
     let user = "app".parse().unwrap();
     let error = resolve(&user, b"app:x:1:0::/:", group.as_bytes()).unwrap_err();
@@ -123,9 +123,9 @@ fn a_process_has_so_many_groups() {
 }
 
 proptest! {
-    /// Whatever an image's files hold, whoever is run has a number that the kernel takes as one.
+    /// Whatever an image's files hold, no user has a number that the kernel reserves.
     #[test]
-    fn nobody_has_a_number_that_means_no_change(
+    fn no_user_has_a_number_that_means_no_change(
         user in "[a-c]|[0-9]{1,3}|[a-c]:[a-c]|[0-9]:[0-9]",
         passwd in "([a-c0-9]:x:(-?[0-9]{1,3}|4294967295|4294967296|x?):[0-9]{1,11}:::?\n?){0,6}",
         group in "([a-c0-9]:x:(-?[0-9]{1,3}|4294967295|x?):[a-c,]{0,5}\n?){0,6}",

@@ -1,7 +1,8 @@
-//! Base memory, and how much of it all instances together and each of them may use.
+//! Base memory: the limits of all instances together, and of each.
 //!
-//! A partition holds what an instance's programs allocate. What the kernel keeps for them lies in base memory: page tables,
-//! inodes, page cache, sockets, pipes. So each instance has a limit there, too, and all limits together leave a reserve:
+//! A partition holds the memory that an instance's programs allocate. The kernel's objects for them lie in base memory:
+//! page tables, inodes, page cache, sockets, pipes. So each instance has a base limit, too, and all limits together leave a
+//! reserve:
 //!
 //! ```text
 //! free at boot = memory maps of the partitions + reserve + what instances may use
@@ -21,43 +22,43 @@ const MIB: u64 = 1 << 20;
 /// The memory map takes this fraction of the memory that it describes: 64 bytes for each page of 4 KiB.
 const MAP_FRACTION: u64 = 64;
 
-/// What the agent and the kernel keep of `free` bytes: an eighth for what grows with the machine (watermarks, tables, what
-/// the kernel allocates for instances and charges to none of them), and 32 MiB for the agent, or another eighth where that is less.
+/// The reserve of the agent and the kernel, of `free` bytes: an eighth for memory that grows with the machine (watermarks,
+/// tables, uncharged allocations for instances), and 32 MiB for the agent, or another eighth if that is less.
 pub fn reserve(free: u64) -> u64 {
     free / 8 + (free / 8).min(32 * MIB)
 }
 
-/// What all instances together may have of `free` bytes, with the memory maps of `partition_bytes` to come.
+/// The part of `free` bytes for all instances together, with the memory maps of `partition_bytes` still to come.
 pub fn for_instances(free: u64, partition_bytes: u64) -> u64 {
     let free = free.saturating_sub(partition_bytes / MAP_FRACTION);
     free - reserve(free)
 }
 
-/// What all instances may have, and what of it is promised.
+/// The memory for all instances, and the promised part of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Account {
-    /// What all instances may have.
+    /// Bytes for all instances.
     all: u64,
     /// Sum of the limits of the instances that exist.
     promised: u64,
-    /// How many partitions there are.
+    /// Number of partitions.
     partitions: u32,
-    /// How many of them have an instance.
+    /// Number of partitions with an instance.
     taken: u32,
 }
 
 impl Account {
-    /// What is not promised.
+    /// Bytes that are not promised.
     fn left(&self) -> u64 {
         self.all.saturating_sub(self.promised)
     }
 
-    /// The limit of an instance that does not name one. With a partition it has an equal share of three quarters, so the only
-    /// partition gets most; without one it has half of what is neither promised nor kept for partitions, so that another
-    /// always fits.
+    /// The limit of an instance that does not name one. With a partition it has an equal share of three quarters, so a single
+    /// partition gets most; without one it has half of the bytes that are neither promised nor kept for partitions, so that
+    /// another instance always fits.
     fn default_limit(&self, in_partition: bool) -> u64 {
         let share = (self.all - self.all / 4) / u64::from(self.partitions.max(1));
-        // With a stock kernel there may be more than one in a partition.
+        // With a stock kernel a partition may have several instances.
         if in_partition && self.taken < self.partitions.max(1) {
             return share.min(self.left());
         }
@@ -86,7 +87,7 @@ impl Account {
 /// Base memory of this guest.
 #[derive(Debug)]
 pub struct BaseMemory {
-    /// What was free when the agent started.
+    /// Bytes that were free when the agent started.
     free: u64,
     account: Mutex<Account>,
 }
@@ -98,8 +99,8 @@ impl BaseMemory {
         Self { free, account: Mutex::new(account) }
     }
 
-    /// Says that there are `partitions`, whose windows are `partition_bytes` together; answers what all instances may have now.
-    /// Limits of existing instances stay.
+    /// Takes the number of partitions, and the sum of their windows; returns the bytes for all instances. Limits of existing
+    /// instances stay.
     pub fn divide(&self, partitions: u32, partition_bytes: u64) -> u64 {
         let mut account = self.account.lock();
         account.partitions = partitions;
@@ -113,7 +114,7 @@ impl BaseMemory {
         self.account.lock().all + reserve(self.free) / 4
     }
 
-    /// Promises an instance `wanted` bytes, or what is right for one that names no limit.
+    /// Promises an instance `wanted` bytes, or the default limit.
     ///
     /// # Errors
     /// [`AgentError::NoBaseMemory`], [`AgentError::SmallBaseLimit`].
@@ -123,7 +124,7 @@ impl BaseMemory {
     }
 }
 
-/// What is promised to an instance, until this is dropped.
+/// The promise to an instance, until this is dropped.
 #[derive(Debug)]
 pub struct Claim {
     bytes: u64,
@@ -132,7 +133,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// How much.
+    /// The promised bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_in_partitions_have_equal_shares_whoever_is_first() {
+    fn instances_in_partitions_have_equal_shares_in_any_order() {
         let base = Arc::new(BaseMemory::new(400 * MIB));
         let all = base.divide(4, GIB);
         let others: Vec<_> = (0..3).map(|_| base.claim(None, false).unwrap()).collect();
@@ -210,7 +211,7 @@ mod tests {
 
     /// In any order of starts and ends, promises stay within what exists, and what is given back can be promised again.
     #[test]
-    fn never_more_is_promised_than_there_is() {
+    fn promises_never_exceed_base_memory() {
         let base = Arc::new(BaseMemory::new(400 * MIB));
         let all = base.divide(3, 3 * GIB);
         let (mut claims, mut state) = (Vec::new(), 1_u64);
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_figures() {
+    fn a_refusal_gives_the_figures() {
         let base = Arc::new(BaseMemory::new(400 * MIB));
         let all = base.divide(0, 0);
         let _first = base.claim(Some(all - 5 * MIB), false).unwrap();
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_bytes_than_are_promised_are_none() {
+    fn promises_above_the_total_leave_zero_bytes() {
         let base = Arc::new(BaseMemory::new(400 * MIB));
         let claim = base.claim(Some(200 * MIB), true).unwrap();
         assert_eq!(base.divide(2, 100 * GIB), 0);

@@ -1,4 +1,4 @@
-//! From the kernel's first call of `/init` to being callable.
+//! Boot: from the kernel's start of `/init` until the agent can be called.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use crate::{log, modules, mounts, settings, stream_server, sys, vsock};
 /// Where the container library keeps its state.
 const CONTAINERS: &str = "/run/containers";
 
-/// Brings the guest up and serves until the machine stops. What the guest cannot do without ends it; the rest is logged.
+/// Brings the guest up and serves until the machine stops. A failure of a vital step ends the guest; other failures are logged.
 pub fn run() -> ExitCode {
     let init = vsock::kernel_clock();
     let mounted = mounts::leave_initial_root().and_then(|()| mounts::mount_all());
@@ -40,7 +40,7 @@ pub fn run() -> ExitCode {
             std::thread::park();
         },
         Err(error) => {
-            // The kernel panics when its first process ends, and says so: the monitor sees that the VM failed.
+            // The kernel panics when its first process ends, so the monitor sees that the VM failed.
             tracing::error!(%error, "the guest cannot be brought up");
             ExitCode::FAILURE
         }
@@ -55,7 +55,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     settings::raise_limits();
     modules::load_listed(Path::new(modules::LIST));
     if let Err(error) = settings::bring_up_loopback() {
-        tracing::warn!(%error, "no loopback");
+        tracing::warn!(%error, "cannot bring up the loopback interface");
     }
     // No partition has memory yet.
     let free = MemoryInfo::default().node(Node::BASE)?.free_bytes;
@@ -81,7 +81,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     stream_server::start(instances).map_err(AgentError::system("listening for streams"))?;
     match vsock::signal_ready(init) {
         Ok(()) => tracing::info!("ready"),
-        Err(error) => tracing::error!(%error, "the host does not know that the guest is ready"),
+        Err(error) => tracing::error!(%error, "cannot tell the host that the guest is ready"),
     }
     // After readiness, which does not depend on it.
     if !VmStat::read().is_ok_and(|counters| counters.migrated_for_unplug().is_some())
@@ -92,12 +92,13 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     Ok(server)
 }
 
-/// A kernel without a console starts `/init` with none of them open, and the next files opened would take their places.
+/// A kernel without a console starts `/init` with closed standard descriptors, and the next files opened would take
+/// their numbers.
 fn open_standard_streams() {
     for number in 0..3 {
         if !sys::is_open(number) {
             match open("/dev/null", OFlag::O_RDWR, Mode::empty()) {
-                // Takes the lowest free number, which is this one.
+                // Takes the lowest free number, which is this descriptor's.
                 Ok(null) => std::mem::forget(null),
                 Err(_) => return,
             }

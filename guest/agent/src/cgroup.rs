@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! /agent                     cpuset.mems=0: the agent's memory never lies in a partition; memory.min: nor is it reclaimed
-//! /instances                 memory.max, pids.max: what all instances may have together, so that the agent and the kernel have
+//! /instances                 memory.max, pids.max: the limit of all instances together, so that the agent and the kernel keep
 //!                            what they need
-//! /instances/<id>            memory.max: what the instance may have of base memory
-//! /instances/<id>/instance   what the instance sees as its root: memory.max, memory.oom.group, memory.swap.max, pids.max,
+//! /instances/<id>            memory.max: the instance's base limit
+//! /instances/<id>/instance   the root that the instance sees: memory.max, memory.oom.group, memory.swap.max, pids.max,
 //!                            and with a partition
 //!                            cpuset.mems=0, memory.private_node=<partition> where the node is private,
 //!                            cpuset.mems=0,<partition> with a stock kernel: see below
@@ -14,10 +14,10 @@
 //! The limit on base memory is around the cgroup that the instance sees, because programs read `memory.max` to know how much they
 //! can allocate, and that is the partition's size. Memory of a private node is not charged to any `memory.max`: the node is its limit.
 //!
-//! With a stock kernel all memory is charged to `memory.max`, so one number has to bound both: less than the partition's size,
-//! so that this limit is met before the node is full. How much of it is base memory is not bounded then. The cpuset holds
-//! node 0 too: the kernel makes some allocations for a task that obey its cpuset but cannot come from a movable zone (pipe
-//! buffers, for one), and they would fail. What *can* come from the partition is sent there by the task's memory policy.
+//! With a stock kernel all memory is charged to `memory.max`, so one number must bound both: less than the partition's size,
+//! so that this limit is met before the node is full. The part of it in base memory has no bound then. The cpuset holds node 0
+//! too: the kernel makes some allocations for a task that obey its cpuset but cannot come from a movable zone (pipe buffers,
+//! for one), and they would fail. The task's memory policy sends there all memory that *can* come from the partition.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -32,28 +32,29 @@ use crate::error::{AgentError, Result};
 use crate::files;
 use crate::placement::Placement;
 
-/// Where the unified hierarchy is mounted.
+/// Mount point of the unified hierarchy.
 pub const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "agent";
 const INSTANCES: &str = "instances";
 /// An instance's own cgroup, in the one that bounds its base memory.
 const INSTANCE: &str = "instance";
-/// Where the kernel states its own limits on tasks.
+/// Directory of the kernel's own limits on tasks.
 const KERNEL: &str = "/proc/sys/kernel";
-/// Tasks that instances leave to the agent and to the kernel's threads, or half of all where that is less.
+/// Tasks reserved for the agent and the kernel's threads, or half of all tasks if that is less.
 const RESERVED_TASKS: u64 = 512;
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// Limits of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Where its memory comes from.
+    /// The source of its memory.
     pub placement: Placement,
     /// `memory.max` as the instance sees it, in bytes.
     pub memory_max: u64,
     /// `memory.max` around it, in bytes.
     pub outer_max: u64,
-    /// `pids.max`; by default half of what all instances may have, so that one that forks forever leaves room for others.
+    /// `pids.max`; by default half of the limit of all instances, so that an instance that forks forever leaves room
+    /// for others.
     pub pids_max: Option<u32>,
 }
 
@@ -69,7 +70,7 @@ impl Hierarchy {
         Self { root: root.into() }
     }
 
-    /// Enables the controllers and moves this process, hence all it will start, to a cgroup that keeps it in base memory.
+    /// Enables the controllers and moves this process, hence all its children, to a cgroup that keeps it in base memory.
     /// Kernel threads stay where they are: they cannot be confined for good. Instances together are kept from taking all
     /// tasks that the kernel can have. `reserved` bytes of the agent's memory are not reclaimed.
     ///
@@ -87,20 +88,20 @@ impl Hierarchy {
             tracing::warn!(%error, "the agent is not kept out of partitions");
         }
         if let Err(error) = files::write(agent.join("memory.min"), &reserved.to_string()) {
-            tracing::warn!(%error, "the agent's memory is not kept");
+            tracing::warn!(%error, "the agent's memory is not protected from reclaim");
         }
         files::write(agent.join("cgroup.procs"), "0")
     }
 
-    /// Limits the tasks of all instances together to what the kernel, which says so in `kernel`, can have, less a reserve.
-    /// Otherwise one instance could take them all, and the agent could not start a thread.
+    /// Limits the tasks of all instances together to the kernel's own limit, found in `kernel`, less a reserve. Otherwise
+    /// one instance could take them all, and the agent could not start a thread.
     fn limit_tasks(&self, kernel: &Path) -> Result<()> {
         let all = number(&kernel.join("threads-max"))?.min(number(&kernel.join("pid_max"))?);
         let most = all - RESERVED_TASKS.min(all / 2);
         files::write(self.tasks(), &most.to_string())
     }
 
-    /// Limits what all instances together have of the memory that counts for `memory.max`; `None` means no limit.
+    /// Limits the memory of all instances together that counts for `memory.max`; `None` means no limit.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -128,7 +129,7 @@ impl Hierarchy {
     /// Creates an instance's cgroups with their limits set.
     ///
     /// # Errors
-    /// [`AgentError::Path`], or [`AgentError::NotAllowed`] where the kernel does not let it use the node.
+    /// [`AgentError::Path`], or [`AgentError::NotAllowed`] if the kernel does not let it use the node.
     pub fn create(&self, id: &InstanceId, limits: Limits) -> Result<Cgroup> {
         let pids_max = match limits.pids_max {
             Some(count) => count.into(),
@@ -139,7 +140,7 @@ impl Hierarchy {
         match cgroup.bound(limits.outer_max).and_then(|()| cgroup.limit(id, limits, pids_max)) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
-                // Nothing is in it, so it can only fail to go for the same reason.
+                // It is empty, so the removal can only fail for the same reason.
                 let _ = cgroup.remove();
                 Err(error)
             }
@@ -152,20 +153,20 @@ impl Hierarchy {
 pub enum OomLimit {
     /// The size of its partition. Where that is a private node, the kernel counts the same when the guest has no memory left.
     Partition,
-    /// What it may have of base memory.
+    /// Its base limit.
     Base,
-    /// Its `memory.max`, where that is less than the others or bounds both.
+    /// Its `memory.max`, if that is less than the others or bounds both.
     Memory,
-    /// Not a limit of its own: the guest had no memory left.
+    /// No limit of its own: the guest had no memory left.
     Guest,
 }
 
 /// One instance's cgroups.
 #[derive(Debug)]
 pub struct Cgroup {
-    /// What it does not see.
+    /// The outer cgroup, which the instance does not see.
     outer: PathBuf,
-    /// What it sees as the root.
+    /// The inner cgroup, which the instance sees as the root.
     inner: PathBuf,
 }
 
@@ -175,7 +176,7 @@ impl Cgroup {
         files::write(self.outer.join("memory.max"), &outer_max.to_string())?;
         enable_controllers(&self.outer);
         std::fs::create_dir(&self.inner).map_err(AgentError::path("create", &self.inner))?;
-        // There is one, and nothing that the instance can write to makes another.
+        // There is exactly one, and the instance cannot make another.
         files::write(self.outer.join("cgroup.max.descendants"), "1")
     }
 
@@ -192,7 +193,7 @@ impl Cgroup {
             }
             Placement::Private(node) => {
                 files::write(mems, "0")?;
-                // What is created in the cgroup takes the node over, so nothing may be in it yet.
+                // A new member of the cgroup inherits the node, so the cgroup must still be empty.
                 match files::write(self.inner.join("memory.private_node"), &node.to_string()) {
                     Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                         return Err(AgentError::InUse { what: format!("node {node}"), by: "another instance".into() });
@@ -202,7 +203,8 @@ impl Cgroup {
             }
         }
         files::write(self.inner.join("memory.max"), &limits.memory_max.to_string())?;
-        // A function that has lost one of its processes is of no use: all or nothing, whichever limit it meets.
+        // A function that has lost one of its processes is useless: the kernel kills all or none of them, whichever
+        // limit is met.
         files::write(self.inner.join("memory.oom.group"), "1")?;
         // Absent where the kernel has no swap.
         match files::write(self.inner.join("memory.swap.max"), "0") {
@@ -212,10 +214,10 @@ impl Cgroup {
         files::write(self.inner.join("pids.max"), &pids_max.to_string())
     }
 
-    /// Which limit it had met when the kernel killed processes of it for lack of memory; `None` where it has killed none.
-    /// `limits` are its own.
+    /// The limit that it had met when the kernel killed processes of it for lack of memory; `None` if the kernel killed
+    /// none. `limits` are its own.
     ///
-    /// A limit that is met counts as `oom` where it is set. A full partition counts nowhere but as a kill.
+    /// A limit that is met counts as `oom` where it is set. A full partition shows only as a kill.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -273,12 +275,12 @@ impl Cgroup {
     }
 
     /// Drops the page cache that its processes, now gone, brought in, so that it need not be migrated when the partition
-    /// leaves.
+    /// is unplugged.
     ///
-    /// `memory.reclaim` takes the pages that were charged to this cgroup, which are those that the instance's own reads
-    /// allocated, under its bind policy, in its partition. `drop_caches` would take the neighbours' cache as well. Asking
-    /// for more than there is makes the kernel try to the end, including pages in per-CPU batches; it then answers
-    /// `EAGAIN`, which is the expected end.
+    /// `memory.reclaim` takes the pages charged to this cgroup: the pages that the instance's own reads allocated, under
+    /// its bind policy, in its partition. `drop_caches` would take the neighbours' cache as well. A request for more
+    /// than the cgroup has makes the kernel try everything, including pages in per-CPU batches; it then answers
+    /// `EAGAIN`, as expected.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -290,7 +292,7 @@ impl Cgroup {
         }
         let mut result = files::write(&reclaim, &format!("{bytes} swappiness=0"));
         if matches!(&result, Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EINVAL)) {
-            // Before Linux 6.8 it knows no swappiness; there is no swap anyway.
+            // Before Linux 6.8 it takes no swappiness; the guest has no swap anyway.
             result = files::write(&reclaim, &bytes.to_string());
         }
         match result {
@@ -404,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_on_base_memory_is_around_what_the_instance_sees() {
+    fn the_base_limit_is_around_the_cgroup_that_the_instance_sees() {
         let id: InstanceId = "f-1".parse().unwrap();
         assert_eq!(Hierarchy::name(&id), "/instances/f-1/instance");
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The guest's wall clock. The kernel sets it when it boots; from then on the host keeps it right, which alone knows what its
-//! own clock says: see `bellows_vmm`.
+//! The guest's wall clock. The kernel sets it when it boots; from then on the host, the only one to know its own clock, keeps
+//! it right: see `bellows_vmm`.
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -8,14 +8,14 @@ use crate::sys;
 
 const NANOSECONDS: i64 = 1_000_000_000;
 
-/// What is done to the clock.
+/// A correction of the clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Correction {
     /// Nothing.
     None,
-    /// So many nanoseconds are added at once.
+    /// Add this number of nanoseconds at once.
     Step(i64),
-    /// So many microseconds are added while time goes on: `adjtime(3)`, 500 in each second.
+    /// Add this number of microseconds slowly: `adjtime(3)`, 500 in each second.
     Slew(i64),
 }
 
@@ -44,7 +44,7 @@ impl Correction {
                     tv_usec: nanoseconds.rem_euclid(NANOSECONDS),
                 };
                 let step = libc::timex { modes: libc::ADJ_SETOFFSET | libc::ADJ_NANO, time, ..nothing };
-                // What was left of an earlier slew is in the step.
+                // The step includes the rest of an earlier slew.
                 vec![slew(0), step]
             }
         }
@@ -54,7 +54,7 @@ impl Correction {
 /// Corrects the clock.
 ///
 /// # Errors
-/// The kernel refused: for one, where the clock would stand before 1970.
+/// The kernel refused: for example because the clock would stand before 1970.
 pub fn correct(correction: Correction) -> Result<()> {
     for request in correction.requests() {
         sys::adjust_clock(request).map_err(AgentError::system("adjtimex"))?;
@@ -65,10 +65,10 @@ pub fn correct(correction: Correction) -> Result<()> {
     Ok(())
 }
 
-/// What the clock says: nanoseconds since 1970.
+/// The clock's time: nanoseconds since 1970.
 ///
 /// # Errors
-/// The kernel does not say, or not in this millennium.
+/// The kernel refused, or the time does not fit.
 pub fn now() -> Result<i64> {
     let time = clock_gettime(ClockId::CLOCK_REALTIME).map_err(AgentError::system("clock_gettime"))?;
     let nanoseconds = time.tv_sec().checked_mul(NANOSECONDS).and_then(|seconds| seconds.checked_add(time.tv_nsec()));
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_correction_is_what_the_kernel_takes() {
+    fn a_correction_is_encoded_for_the_kernel() {
         assert!(Correction::new(0, true).requests().is_empty());
         let slew = Correction::new(-1_500_000, false).requests();
         assert_eq!((slew.len(), slew[0].modes, slew[0].offset), (1, libc::ADJ_OFFSET_SINGLESHOT, -1500));

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and the status that the monitor gets for it.
+//! Errors of requests, and the status of each for the monitor.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,31 +18,31 @@ pub type Result<T> = std::result::Result<T, AgentError>;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// The request holds a value that is not acceptable.
+    /// The request holds an invalid value.
     #[error(transparent)]
     Value(#[from] ValueError),
     /// The image has no such user.
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// A file of the image is not what it should be.
+    /// A file of the image is unusable.
     #[error("{path} of the image {problem}")]
     Image {
-        /// Which one.
+        /// Its name.
         path: &'static str,
-        /// What is wrong with it.
+        /// The cause.
         problem: String,
     },
-    /// A connection does not begin as a stream.
+    /// A connection does not begin with a valid line.
     #[error(transparent)]
     StreamLine(#[from] StreamLineError),
     /// An operation on a path failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Path {
-        /// What was tried.
+        /// The action.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// A system call failed.
@@ -50,19 +50,19 @@ pub enum AgentError {
     System {
         /// Which one.
         call: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The name is unknown.
-    #[error("there is no {kind} {name:?}")]
+    #[error("no {kind} {name:?}")]
     Unknown {
-        /// Kind of thing.
+        /// The kind of object.
         kind: &'static str,
         /// Its name.
         name: String,
     },
-    /// What is to be removed is not there: an earlier request may have removed it, with an answer that came too late.
-    #[error("there is no {kind} {name:?} to remove")]
+    /// The object to remove is gone: an earlier request, whose answer came too late, may have removed it.
+    #[error("no {kind} {name:?} to remove")]
     Gone {
         /// Kind of thing.
         kind: &'static str,
@@ -70,7 +70,7 @@ pub enum AgentError {
         name: String,
     },
     /// The name is taken.
-    #[error("{kind} {name:?} is there already")]
+    #[error("{kind} {name:?} exists already")]
     Exists {
         /// Kind of thing.
         kind: &'static str,
@@ -80,36 +80,36 @@ pub enum AgentError {
     /// It is still in use.
     #[error("{what} is in use by {by}")]
     InUse {
-        /// What is wanted.
+        /// The object.
         what: String,
-        /// What uses it.
+        /// Its user.
         by: String,
     },
     /// The instance's first process has ended, and every other with it.
     #[error("instance {0:?} has ended")]
     Ended(String),
-    /// It did not happen in time.
+    /// The awaited event did not come in time.
     #[error("no {what} after {} ms", after.as_millis())]
     TimedOut {
-        /// What was waited for.
+        /// The awaited event.
         what: String,
-        /// For how long.
+        /// The time waited.
         after: Duration,
     },
     /// Memory of a partition is not on its node.
     #[error(
-        "memory at {address:#x} is on node {found}, not on node {wanted}: does the SRAT cover all base memory and CPUs?"
+        "memory at {address:#x} is on node {found}: expected node {wanted}; does the SRAT cover all base memory and CPUs?"
     )]
     WrongNode {
         /// First address of the memory block.
         address: u64,
-        /// The node it should be on.
+        /// The expected node.
         wanted: Node,
         /// The node it is on.
         found: u32,
     },
     /// Memory of a partition can hold pages that cannot move.
-    #[error("memory block {block} of node {node} is in zone {zone:?}, not in Movable")]
+    #[error("memory block {block} of node {node} is in zone {zone:?}: expected Movable")]
     WrongZone {
         /// Number of the memory block.
         block: u64,
@@ -118,16 +118,16 @@ pub enum AgentError {
         /// The zone it is in.
         zone: String,
     },
-    /// Less base memory is left than an instance is to have.
+    /// Less base memory is left than the instance needs.
     #[error(
         "no room in base memory for an instance with {wanted} bytes of it: of {all} bytes for all instances {left} bytes are left"
     )]
     NoBaseMemory {
-        /// What the instance is to have.
+        /// Bytes for the instance.
         wanted: u64,
-        /// What is not promised to others.
+        /// Bytes not promised to others.
         left: u64,
-        /// What all instances may have.
+        /// Bytes for all instances.
         all: u64,
     },
     /// No program runs with so little base memory.
@@ -135,12 +135,12 @@ pub enum AgentError {
     SmallBaseLimit {
         /// The limit.
         wanted: u64,
-        /// The least that it may be.
+        /// The least valid limit.
         least: u64,
     },
-    /// An instance's own limit, where the node's size is the limit.
+    /// A limit of the instance below the node's size, which must be the limit.
     #[error(
-        "a limit of {wanted} bytes on memory in partition {node} of {total} bytes: its size is the limit, plug less"
+        "a limit of {wanted} bytes on memory in partition {node}: expected at least its size of {total} bytes; plug less instead"
     )]
     LimitInPartition {
         /// The limit.
@@ -157,13 +157,13 @@ pub enum AgentError {
     #[error("the driver of {0} is broken")]
     Broken(String),
     /// The kernel did not take a cgroup's nodes.
-    #[error("cgroup {cgroup:?} may use nodes {effective:?}, not node {node}")]
+    #[error("cgroup {cgroup:?} may use nodes {effective:?}: expected node {node}")]
     NotAllowed {
         /// Name of the cgroup.
         cgroup: String,
-        /// What `cpuset.mems.effective` says.
+        /// The nodes in `cpuset.mems.effective`.
         effective: String,
-        /// The node it should have.
+        /// The expected node.
         node: Node,
     },
     /// The instance's command is not in its root file system.
@@ -175,15 +175,15 @@ pub enum AgentError {
     /// The container could not be created.
     #[error("cannot create the container: {0}")]
     Container(String),
-    /// The kernel does not provide something.
+    /// The kernel lacks a feature.
     #[error("this kernel has no {0}")]
     Unsupported(&'static str),
-    /// The kernel said something that is not understood.
+    /// A text of the kernel is not understood.
     #[error("{what} holds {text:?}")]
     Malformed {
-        /// Where it was read.
+        /// Its source.
         what: String,
-        /// What was read.
+        /// The text.
         text: String,
     },
 }
@@ -202,9 +202,9 @@ impl AgentError {
 
     /// The status code that the monitor gets.
     ///
-    /// `StartInstance` and `StartProcess` answer `NOT_FOUND` only where the command is missing (a shell would say 127) and
-    /// `PERMISSION_DENIED` only where it cannot be executed (126). `UnmountImage`, `RemoveInstance` and `RemoveProcess` answer
-    /// `NOT_FOUND` where nothing is left to do.
+    /// `StartInstance` and `StartProcess` answer `NOT_FOUND` only if the command is missing (a shell would give 127) and
+    /// `PERMISSION_DENIED` only if it cannot be executed (126). `UnmountImage`, `RemoveInstance` and `RemoveProcess` answer
+    /// `NOT_FOUND` if nothing is left to do.
     pub fn code(&self) -> Code {
         match self {
             Self::Value(_)

@@ -1,5 +1,5 @@
-//! What programs take for granted in a root file system, and the accounts it lists. Files are opened from within, so that no
-//! link of an image leads out of it.
+//! Files that programs expect in a root file system, and the accounts that it lists. Files are opened from within, so that
+//! no link of an image leads out of it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,19 +15,19 @@ use crate::error::{AgentError, Result};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
-/// How many bytes of a file are read to tell whether it says anything.
+/// Bytes of a file that are read to tell whether it has content.
 const MAX_LOOK: u64 = 64 << 10;
 
-/// Gives the root file system at `root` the files and the working directory that it lacks.
+/// Adds missing files and the working directory to the root file system at `root`.
 ///
 /// # Errors
 /// [`AgentError::Path`] for the working directory, [`AgentError::System`].
 pub fn furnish(root: &Path, hostname: &str, working_directory: &str) -> Result<()> {
     within(root, || {
         for (path, given, own) in files(hostname) {
-            // Most programs do without.
+            // Most programs work without it.
             if let Err(error) = give(Path::new(path), &given, own) {
-                tracing::warn!(path, %error, "not given to the instance");
+                tracing::warn!(path, %error, "cannot add a file to the instance");
             }
         }
         if let Err(error) = link(Path::new("/etc/mtab"), "/proc/mounts") {
@@ -55,7 +55,7 @@ fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
         nix::unistd::chroot(root).map_err(AgentError::path("change the root directory to", root))?;
         nix::unistd::chdir("/").map_err(AgentError::path("enter", root))?;
         let result = work();
-        // A thread that was waited for may keep its root a moment longer, which then cannot be unmounted.
+        // A joined thread may keep its root a moment longer, and the root could not be unmounted then.
         nix::unistd::fchdir(&before).and_then(|()| nix::unistd::chroot(".")).map_err(AgentError::system("chroot"))?;
         Ok(result)
     };
@@ -66,18 +66,19 @@ fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// What becomes of a file that the image has and that says something.
+/// What to do with an image's own file that has content.
 #[derive(Debug, Clone, Copy)]
 enum Own<'a> {
     Stays,
-    /// With a line for each of these names of the loopback that it lacks.
+    /// Kept, with a line added for each missing name of the loopback.
     StaysWith([&'a str; 2]),
-    /// It belongs to the machine that made the image.
+    /// Replaced: it belongs to the machine that made the image.
     Goes,
 }
 
-/// The files, what they say, and what becomes of the image's own. The instance has no network but its loopback. So its own name is
-/// the loopback, and no name server answers: the address is the resolvers' default, spelt out for programs that read the file.
+/// The files, their content, and what to do with the image's own. The only network of the instance is its loopback. So its own
+/// name is the loopback, and no name server answers: the address is the resolvers' default, spelt out for programs that read
+/// the file.
 fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
@@ -88,7 +89,7 @@ fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
          ff02::2\tip6-allrouters\n\
          127.0.0.1\t{hostname}\n"
     );
-    let resolv = "# No network: nobody answers.\nnameserver 127.0.0.1\n".to_owned();
+    let resolv = "# No network: no server answers.\nnameserver 127.0.0.1\n".to_owned();
     [
         ("/etc/hosts", hosts, Own::StaysWith(["localhost", hostname])),
         ("/etc/hostname", format!("{hostname}\n"), Own::Goes),
@@ -96,8 +97,8 @@ fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
     ]
 }
 
-/// Gives a file to an image that has none, or one that says nothing. Tools leave empty ones behind, where a container's are mounted,
-/// and links to where a service would write them.
+/// Adds a file if the image's own is missing or has no content. Tools leave empty files behind, as mount points for a
+/// container's, and links to files that a service would write.
 fn give(path: &Path, given: &str, own: Own<'_>) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Ok(()),
@@ -119,7 +120,7 @@ fn give(path: &Path, given: &str, own: Own<'_>) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?.write_all(given.as_bytes())
 }
 
-/// The lines that say something, without what is around that.
+/// The lines with content, without comments and white space.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines = text.split(|&byte| byte == b'\n');
     lines
@@ -127,7 +128,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| !line.is_empty())
 }
 
-/// Adds lines to a file of hosts, of which `text` is what was looked at.
+/// Adds lines to a file of hosts, whose first bytes are `text`.
 fn add_names(path: &Path, text: &[u8], names: [&str; 2]) -> io::Result<()> {
     let has = |name: &str| {
         lines(text).any(|line| line.split(u8::is_ascii_whitespace).skip(1).any(|word| word == name.as_bytes()))
@@ -159,7 +160,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Root's, as with Docker and runc, whatever user the program runs as.
+/// Owned by root, as with Docker and runc, whatever user the program runs as.
 fn make_working_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -171,7 +172,7 @@ fn make_working_directory(path: &Path) -> Result<()> {
 /// A file of accounts; empty if the image has none.
 fn read(path: &'static str) -> Result<Vec<u8>> {
     let failed = || AgentError::path("read the image's", path);
-    // Without waiting for the other end of what may be a pipe.
+    // Without waiting for the other end, if it is a pipe.
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

@@ -7,7 +7,7 @@ use super::*;
 
 const NAME: &str = "f-1";
 
-/// A root file system with something outside that links must not reach.
+/// A root file system, and files outside that links must not reach.
 struct Image {
     _folder: tempfile::TempDir,
     root: PathBuf,
@@ -70,7 +70,7 @@ fn an_image_without_files_is_given_them() {
 }
 
 #[test]
-fn what_the_image_says_itself_stays() {
+fn the_images_own_content_stays() {
     let image = Image::new();
     let hosts = "# localhost f-1\n\n::1 localhost\n10.0.0.1\tdb f-1\n";
     image.write("etc/hosts", hosts).write("etc/mtab", "");
@@ -99,16 +99,16 @@ fn names_that_the_images_hosts_lack_are_added() {
     }
 }
 
-/// It is what the machine was called that made the image.
+/// It is the name of the machine that made the image.
 #[test]
-fn the_images_host_name_goes() {
+fn the_images_host_name_is_replaced() {
     let image = Image::new();
     image.write("store/name", "builder").link("etc/hostname", "/store/name").furnish();
     assert_eq!((image.read("etc/hostname"), image.read("store/name")), ("f-1\n".into(), "builder".into()));
 }
 
 #[test]
-fn files_that_say_nothing_and_links_to_nothing_are_replaced() {
+fn empty_files_and_dangling_links_are_replaced() {
     let image = Image::new();
     image.write("etc/hosts", "").write("etc/hostname", "# none yet\n \n");
     image.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf");
@@ -133,7 +133,7 @@ fn no_link_leads_out() {
     assert_eq!((found.uid, &found.groups[..]), (5, &[6][..]));
     assert!(matches!(image.look_up("evil"), Err(AgentError::Account(_))));
     assert!(image.read("accounts/hosts").contains(NAME));
-    // Links to nothing inside are no place for a directory.
+    // A dangling link cannot become a directory.
     assert!(image.furnish_at("/srv/app").is_err());
     let mut left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();

@@ -1,4 +1,4 @@
-//! Images: ordered layers, each an EROFS file system on a disk of its own. A flat image is one of a single layer.
+//! Images: ordered layers, each an EROFS file system on a disk of its own. A flat image has a single layer.
 //!
 //! A layer is mounted once, however many images use it, on `/run/l/<serial>`. The path is short because overlayfs takes
 //! all lower folders in one mount option of at most a page: [`MAX_LAYERS`](bellows_protocol::values::MAX_LAYERS) paths of
@@ -17,7 +17,7 @@ use crate::pci::Sysfs;
 use crate::sync::Mutex;
 use crate::uevent::Uevents;
 
-/// Where layers are mounted.
+/// Mount points of layers.
 pub const LAYERS: &str = "/run/l";
 
 /// The images and layers that are mounted.
@@ -46,24 +46,24 @@ struct Mounted {
     images: usize,
 }
 
-/// A layer that an image wants.
+/// A layer of an image.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// What it is known by.
+    /// Its serial number.
     pub serial: Serial,
     /// The function of its disk.
     pub address: PciAddress,
 }
 
 impl Images {
-    /// Mounts the layers of an image, lowest first, those of them that are not mounted yet. An image that is there with the
-    /// same layers is as good: the answer to an earlier request may have come too late.
+    /// Mounts the layers of an image, lowest first, unless they are mounted already. An existing image with the same layers
+    /// is a success: the answer to an earlier request may have come too late.
     ///
     /// # Errors
     /// [`AgentError::Exists`] for an image with other layers; [`AgentError::TimedOut`] for a disk that does not appear; [`AgentError::Path`] for a layer
-    /// that cannot be mounted. What was mounted for this image is unmounted again.
+    /// that cannot be mounted. Layers that were mounted for this image are unmounted again.
     pub fn mount(&self, sysfs: &Sysfs, uevents: &Uevents, id: &ImageId, layers: &[Layer]) -> Result<()> {
-        // One image at a time: two that share a layer must not both mount it.
+        // One image at a time: two with a common layer must not both mount it.
         let mut tables = self.tables.lock();
         let serials: Vec<_> = layers.iter().map(|layer| layer.serial.clone()).collect();
         match tables.images.get(id) {
@@ -81,10 +81,10 @@ impl Images {
         Ok(())
     }
 
-    /// Forgets an image and unmounts the layers that no other image uses.
+    /// Removes an image and unmounts the layers that no other image uses.
     ///
     /// # Errors
-    /// [`AgentError::Gone`]; [`AgentError::InUse`] while an instance of it is there.
+    /// [`AgentError::Gone`]; [`AgentError::InUse`] while it has an instance.
     pub fn unmount(&self, id: &ImageId) -> Result<()> {
         let mut tables = self.tables.lock();
         let gone = || AgentError::Gone { kind: "image", name: id.to_string() };
@@ -99,7 +99,7 @@ impl Images {
         Ok(())
     }
 
-    /// Registers an instance's use of an image; answers the mounted layers, lowest first.
+    /// Registers an instance's use of an image; returns the mounted layers, lowest first.
     ///
     /// # Errors
     /// [`AgentError::Unknown`].
@@ -117,7 +117,7 @@ impl Images {
         }
     }
 
-    /// Refuses where a layer is mounted from one of these functions.
+    /// Refuses if a layer is mounted from one of these functions.
     ///
     /// # Errors
     /// [`AgentError::InUse`].
@@ -153,7 +153,7 @@ impl Tables {
         }
         let disk = sysfs.await_disk(uevents, address, DISK_LIMIT)?;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-        // Persistent memory is read where it is, with no page cache in between.
+        // Persistent memory is read in place, without the page cache.
         let options = if disk.is_persistent_memory { "dax=always" } else { "" };
         mounts::mount_at(disk.node.to_str(), mount_point(serial), "erofs", flags, options)?;
         self.layers.insert(serial.clone(), Mounted { address: address.clone(), images: 1 });
@@ -174,7 +174,7 @@ impl Tables {
 
 fn log_unmount(path: &Path) {
     if let Err(error) = mounts::unmount(path) {
-        tracing::error!(%error, "layer stays mounted");
+        tracing::error!(%error, "cannot unmount a layer");
     }
     // An empty folder left behind does no harm.
     let _ = std::fs::remove_dir(path);

@@ -1,14 +1,14 @@
 //! The guest's PID 1.
 //!
-//! [`boot`] brings the guest up and signals readiness; [`server`] answers the monitor. What it answers with:
+//! [`boot`] brings the guest up and signals readiness; [`server`] answers the monitor's requests with these modules:
 //!
 //! | asked for | done by |
 //! |---|---|
-//! | devices come and go | [`pci`], told of progress by [`uevent`] |
+//! | devices come and go | [`pci`], with events from [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
-//! | partitions | [`partition`]: whether the memory is there, where it should be, and which processes hold it; [`placement`] |
-//! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (what programs take for granted), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (what would stay) |
-//! | limits | [`base_memory`]: how much of it each instance may have; [`tmpfs`]: what file systems in memory hold |
+//! | partitions | [`partition`]: checks that the memory has arrived in its place, and lists the processes that hold it; [`placement`] |
+//! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (files that programs expect), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (sockets that would outlive it) |
+//! | limits | [`base_memory`]: base limits; [`tmpfs`]: capacities of file systems in memory |
 //! | input and output | [`stream_server`] lets the monitor connect to [`streams`]: one connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
 //! | counters | [`statistics`] |

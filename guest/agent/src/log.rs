@@ -17,7 +17,7 @@ pub fn start(level: Level) {
         .with_target(false)
         .with_level(false)
         .with_writer(KernelLog::open());
-    // A second call, in one process, keeps the first subscriber.
+    // A second call in the same process keeps the first subscriber.
     let _ = subscriber.try_init();
 }
 

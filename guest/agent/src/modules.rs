@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-/// Where the list is.
+/// Path of the list.
 pub const LIST: &str = "/modules/load";
 
-/// The module files that a list names: one a line, relative ones in the list's folder; `#` starts a comment. What follows
-/// a file's name on its line are the module's parameters.
+/// The module files that a list names: one a line, relative ones in the list's folder; `#` starts a comment. The rest of
+/// a line, after the file's name, holds the module's parameters.
 pub fn parse_list(text: &str, folder: &Path) -> Vec<(PathBuf, String)> {
     text.lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
@@ -23,17 +23,17 @@ pub fn parse_list(text: &str, folder: &Path) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// Loads every module that `list` names. One that is there already, or whose file is missing because the kernel has it
-/// built in, is fine; others that fail are logged.
+/// Loads every module that `list` names. A module that is loaded already, or whose file is missing because it is built
+/// in, is skipped; other failures are logged.
 pub fn load_listed(list: &Path) {
     let Ok(text) = std::fs::read_to_string(list) else { return };
     for (path, parameters) in parse_list(&text, list.parent().unwrap_or(Path::new("/"))) {
         match load(&path, &parameters) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::debug!(path = %path.display(), "no such module");
+                tracing::debug!(path = %path.display(), "a module's file is missing");
             }
-            Err(error) => tracing::error!(path = %path.display(), %error, "module not loaded"),
+            Err(error) => tracing::error!(path = %path.display(), %error, "cannot load a module"),
         }
     }
 }

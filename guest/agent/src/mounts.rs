@@ -13,7 +13,7 @@ struct Mount {
     target: &'static str,
     flags: MsFlags,
     options: &'static str,
-    /// Whether the agent can do without.
+    /// Whether the agent can do without it.
     optional: bool,
 }
 
@@ -34,10 +34,10 @@ const MOUNTS: &[Mount] = &[
     Mount { kind: "tracefs", target: "/sys/kernel/tracing", flags: NO_SPECIALS, options: "", optional: true },
 ];
 
-/// Moves off the initial root: `pivot_root(2)`, which every container does, refuses to leave a root that is mounted on
-/// nothing. A bind mount of the root over itself is mounted on something, and copies nothing.
+/// Moves off the initial root: `pivot_root(2)`, which every container does, refuses to leave a root without a parent
+/// mount. A bind mount of the root over itself has a parent, and copies nothing.
 ///
-/// Mounts are then shared, so that what is unmounted here also leaves the mount namespaces of containers being created.
+/// Then makes mounts shared, so that unmounts here also reach the mount namespaces of containers being created.
 ///
 /// # Errors
 /// [`AgentError::Path`].
@@ -54,21 +54,21 @@ pub fn leave_initial_root() -> Result<()> {
         .map_err(AgentError::path("share mounts below", "/"))
 }
 
-/// Mounts what every Linux system has.
+/// Makes the mounts of every Linux system.
 ///
 /// # Errors
 /// [`AgentError::Path`] for the first mount that the agent cannot do without.
 pub fn mount_all() -> Result<()> {
     for entry in MOUNTS {
         match mount_at(Some(entry.kind), entry.target, entry.kind, entry.flags, entry.options) {
-            Err(error) if entry.optional => tracing::info!(%error, "doing without"),
+            Err(error) if entry.optional => tracing::info!(%error, "an optional mount is missing"),
             result => result?,
         }
     }
     mount_cgroup2("/sys/fs/cgroup")
 }
 
-/// Mounts the unified cgroup hierarchy, with cheap moves between cgroups (`favordynmods`, Linux 6.0) where it can.
+/// Mounts the unified cgroup hierarchy, with cheap moves between cgroups (`favordynmods`, Linux 6.0) if the kernel has them.
 fn mount_cgroup2(target: &str) -> Result<()> {
     mount_at(Some("cgroup2"), target, "cgroup2", NO_SPECIALS, "favordynmods,nsdelegate")
         .or_else(|_| mount_at(Some("cgroup2"), target, "cgroup2", NO_SPECIALS, "nsdelegate"))
@@ -90,10 +90,10 @@ pub fn mount_at(
     mount(source, target, Some(kind), flags, Some(options)).map_err(AgentError::path("mount", target))
 }
 
-/// Unmounts; nothing mounted there is fine.
+/// Unmounts `target`; succeeds if nothing is mounted there.
 ///
 /// # Errors
-/// [`AgentError::Path`], for one when something still uses it.
+/// [`AgentError::Path`], for example if it is still in use.
 pub fn unmount(target: impl AsRef<Path>) -> Result<()> {
     let target = target.as_ref();
     match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {

@@ -18,7 +18,7 @@ const DRIVER_OK: u32 = 4;
 pub struct Disk {
     /// Its block device's node.
     pub node: PathBuf,
-    /// It is memory: its files can be used in place.
+    /// Whether it is memory, so that its files can be used in place.
     pub is_persistent_memory: bool,
 }
 
@@ -48,7 +48,7 @@ impl Sysfs {
     /// Rescans the buses and waits until a driver runs each of `addresses`.
     ///
     /// # Errors
-    /// [`AgentError::Path`]; [`AgentError::TimedOut`] that says which function lacks what.
+    /// [`AgentError::Path`]; [`AgentError::TimedOut`], which names a function and the part it lacks.
     pub fn attach(&self, uevents: &Uevents, addresses: &[PciAddress], limit: Duration) -> Result<()> {
         files::write(self.root.join("bus/pci/rescan"), "1")?;
         self.await_ready(uevents, addresses, limit)
@@ -77,14 +77,14 @@ impl Sysfs {
             })
     }
 
-    /// What a function lacks to be usable: nothing once its virtio driver runs and its block device has a node.
+    /// The part that a function lacks to be usable: `None` once its virtio driver runs and its block device has a node.
     fn lack(&self, address: &PciAddress) -> Option<&'static str> {
         let function = self.function(address);
         if !function.exists() {
             return Some("PCI function");
         }
         let Some(virtio) = child_named(&function, "virtio") else { return Some("virtio device") };
-        // The link to the driver is there before the driver's probe has finished; the status is not.
+        // The link to the driver appears before the driver's probe has finished; the status is set after it.
         let status = files::read(virtio.join("status")).ok().and_then(|text| parse_hexadecimal(&text));
         if status.is_none_or(|status| status & DRIVER_OK == 0) {
             return Some("running driver");
@@ -101,7 +101,7 @@ impl Sysfs {
     /// Waits until a function has a disk that can be mounted.
     ///
     /// # Errors
-    /// [`AgentError::TimedOut`] that says what is lacking; [`AgentError::Unknown`] for a function without a disk.
+    /// [`AgentError::TimedOut`], which names the missing part; [`AgentError::Unknown`] for a function without a disk.
     pub fn await_disk(&self, uevents: &Uevents, address: &PciAddress, limit: Duration) -> Result<Disk> {
         self.await_ready(uevents, std::slice::from_ref(address), limit)?;
         self.disk(address)
@@ -114,10 +114,10 @@ impl Sysfs {
         Some(Disk { node, is_persistent_memory: driver(&virtio)? == "virtio_pmem" })
     }
 
-    /// Removes functions; one that is not there is gone already.
+    /// Removes functions; a missing one counts as removed.
     ///
     /// # Errors
-    /// [`AgentError::Path`]; [`AgentError::InUse`] where it is still there afterwards.
+    /// [`AgentError::Path`]; [`AgentError::InUse`] if it is still there afterwards.
     pub fn detach(&self, addresses: &[PciAddress]) -> Result<()> {
         for address in addresses {
             let function = self.function(address);

@@ -46,7 +46,7 @@ fn persistent_memory_is_ready_when_its_namespace_has_a_node() {
     fs::create_dir_all(&region).unwrap();
     fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
     symlink("../../virtio_pmem", virtio.join("driver")).unwrap();
-    // What is there beside the namespace: seeds of other kinds, and a namespace that is not in use.
+    // Entries beside the namespace: seeds of other kinds, and an unused namespace.
     for other in ["btt1.0", "dax1.0", "namespace1.1"] {
         fs::create_dir(region.join(other)).unwrap();
     }
@@ -70,24 +70,24 @@ fn another_function_is_ready_when_its_driver_runs() {
     fs::write(virtio.join("status"), "0x0000000f\n").unwrap();
     assert_eq!(sysfs.lack(&address), None);
     let error = sysfs.await_disk(&Uevents::default(), &address, Duration::from_millis(5)).unwrap_err();
-    assert_eq!(error.to_string(), "there is no disk on PCI function \"0000:01:04.0\"");
+    assert_eq!(error.to_string(), "no disk on PCI function \"0000:01:04.0\"");
 }
 
 #[test]
-fn a_time_out_says_what_is_missing() {
+fn a_time_out_names_the_missing_part() {
     let (_folder, sysfs, address) = fixture();
     let error = sysfs.attach(&Uevents::default(), &[address], Duration::from_millis(5)).unwrap_err();
     assert_eq!(error.to_string(), "no virtio device of 0000:01:04.0 after 5 ms");
 }
 
 #[test]
-fn what_is_not_there_is_detached() {
+fn a_missing_function_counts_as_detached() {
     let (_folder, sysfs, _) = fixture();
     sysfs.detach(&["0000:02:00.0".parse().unwrap()]).unwrap();
 }
 
 #[test]
-fn what_stays_is_reported() {
+fn a_function_that_stays_is_an_error() {
     let (_folder, sysfs, address) = fixture();
     fs::write(sysfs.function(&address).join("remove"), "").unwrap();
     assert!(matches!(sysfs.detach(&[address]), Err(AgentError::InUse { .. })));

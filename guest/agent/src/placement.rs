@@ -1,13 +1,13 @@
-//! Where an instance's memory comes from, and how that is enforced.
+//! The source of an instance's memory, and how it is enforced.
 
 use bellows_protocol::values::Node;
 
-/// Where an instance's memory comes from.
+/// The source of an instance's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// Base memory.
     Base,
-    /// A partition, by cpuset and memory policies: all that a stock kernel has.
+    /// A partition, by cpuset and memory policies, the only means of a stock kernel.
     Policy(Node),
     /// A partition whose node is private: the cgroup and the tmpfs are attached to it, and the kernel does the rest.
     Private(Node),

@@ -1,4 +1,4 @@
-//! The processes of an instance beside its first.
+//! The further processes of an instance.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::container::Process;
 use crate::error::{AgentError, Result};
 use crate::sync::{Condvar, Mutex};
 
-/// Processes that were started in a container which was there, until they are removed.
+/// Processes that were started in an existing container, until they are removed.
 #[derive(Debug, Default)]
 pub struct Others {
     state: Mutex<State>,
@@ -19,9 +19,9 @@ pub struct Others {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Without a process: it is being started.
+    /// `None` while the process is being started.
     table: HashMap<ProcessId, Option<Arc<Process>>>,
-    /// No more may be started.
+    /// Whether further starts are refused.
     closed: bool,
 }
 
@@ -45,7 +45,7 @@ impl Others {
         }
     }
 
-    /// A place for another one.
+    /// Reserves a place for another process.
     ///
     /// # Errors
     /// [`AgentError::Exists`], [`AgentError::InUse`] while the instance is removed, [`ValueError::TooMany`].
@@ -65,12 +65,12 @@ impl Others {
         Ok(Place { others: self, id: id.clone() })
     }
 
-    /// Forgets one that has ended.
+    /// Removes a process that has ended.
     pub fn forget(&self, id: &ProcessId) {
         self.state.lock().table.remove(id);
     }
 
-    /// Refuses further starts, waits for those under way, and ends the streams of all processes.
+    /// Refuses further starts, waits for those in progress, and ends the streams of all processes.
     ///
     /// # Errors
     /// [`AgentError::TimedOut`].
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_again_if_nothing_comes_of_it() {
+    fn a_place_is_free_again_after_a_failed_start() {
         let others = Others::default();
         let place = others.begin(&id(1)).unwrap();
         assert!(matches!(others.begin(&id(1)), Err(AgentError::Exists { .. })));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_and_no_more() {
+    fn processes_have_a_limit() {
         let others = Others::default();
         let _places: Vec<_> = (0..MAX_PROCESSES).map(|number| others.begin(&id(number)).unwrap()).collect();
         let error = others.begin(&id(MAX_PROCESSES)).unwrap_err();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_waits_for_what_is_being_started() {
+    fn closing_waits_for_starts_in_progress() {
         let others = Others::default();
         let place = others.begin(&id(1)).unwrap();
         assert!(matches!(others.close(Duration::from_millis(5)), Err(AgentError::TimedOut { .. })));

@@ -1,14 +1,14 @@
 //! The only place that waits for processes.
 //!
-//! PID 1 inherits every orphan, so it has to wait for *any* child; but a wait for any child steals the exit status that
-//! other code waits for by number. Here one thread does all the waiting and hands statuses out by number.
+//! PID 1 inherits every orphan, so it must wait for *any* child; but that steals the exit status of a child that other
+//! code waits for by number. So one thread does all the waiting and hands out statuses by number.
 //!
 //! - It first only peeks (`WNOWAIT`), then takes the lock, then collects exactly the process it saw. [`Reaper::spawn`]
 //!   holds that lock, so a child whose `exec` failed is still there for the standard library to collect.
 //! - A process is collected under the lock, so its number stays its own while the lock is held: [`Reaper::signal`] cannot
 //!   hit a stranger.
-//! - With no child left there is nothing to block on; the thread then sleeps until the next [`Reaper::spawn`]. Orphans can
-//!   only come from a living descendant, hence while there is a child.
+//! - Without children the wait would not block; the thread then sleeps until the next [`Reaper::spawn`]. Orphans can only
+//!   come from a living descendant, hence while there is a child.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 
 use crate::sync::{Condvar, Mutex};
 
-/// How a process ended, once it has.
+/// The exit of a process, once it has ended.
 #[derive(Debug, Default)]
 pub struct Exit {
     code: Mutex<Option<i32>>,
@@ -82,7 +82,7 @@ struct State {
 }
 
 impl Reaper {
-    /// Starts the waiting thread. From now on nothing else in this process may wait for children.
+    /// Starts the waiting thread. From now on no other code of this process may wait for children.
     ///
     /// # Errors
     /// The thread could not be started.
@@ -108,7 +108,7 @@ impl Reaper {
         Ok((Pid::from_raw(pid), exit))
     }
 
-    /// Watches a process that will become a child of this one, but cannot have yet: its parent still lives.
+    /// Watches a process that will become a child of this one, but is not yet: its parent still lives.
     pub fn watch(&self, pid: Pid) -> Arc<Exit> {
         let exit = Arc::default();
         self.state.lock().watched.insert(pid.as_raw(), Arc::clone(&exit));
@@ -136,7 +136,7 @@ impl Reaper {
                 Err(Errno::EINTR) => {}
                 Err(error) => {
                     if error != Errno::ECHILD {
-                        tracing::error!(%error, "waiting for children");
+                        tracing::error!(%error, "cannot wait for children");
                     }
                     let mut state = self.state.lock();
                     while state.spawns == spawns {

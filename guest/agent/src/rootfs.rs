@@ -20,16 +20,16 @@ pub struct RootFs {
 }
 
 impl RootFs {
-    /// The mounts to be below `folder`.
+    /// The mounts of an instance, below `folder`.
     pub fn below(folder: &Path) -> Self {
         Self { scratch: folder.join("s"), root: folder.join("root") }
     }
 
-    /// Mounts a tmpfs of that capacity whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
+    /// Mounts a tmpfs of this capacity whose pages lie in `placement`, and over `layers`, lowest first, an overlay that
     /// writes to it.
     ///
     /// # Errors
-    /// [`AgentError::Path`]; one of the two may be mounted then.
+    /// [`AgentError::Path`]; then one of the two may be mounted.
     pub fn mount(&self, layers: &[PathBuf], placement: Placement, capacity: Capacity) -> Result<()> {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         mounts::mount_at(Some("scratch"), &self.scratch, "tmpfs", flags, &scratch_options(placement, capacity))?;
@@ -44,12 +44,12 @@ impl RootFs {
         mounts::mount_at(Some("overlay"), &self.root, "overlay", flags, &options)
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Unmounts both, as far as they are mounted; the tmpfs's pages are free afterwards.
+    /// Unmounts both if mounted; afterwards the tmpfs's pages are free.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -64,7 +64,7 @@ fn scratch_options(placement: Placement, capacity: Capacity) -> String {
     format!("mode=0755{place},{}", capacity.options().join(","))
 }
 
-/// Overlayfs wants the topmost lower folder first. `volatile`: there is nothing to keep on a tmpfs, so nothing to sync.
+/// Overlayfs takes the topmost lower folder first. `volatile`: a tmpfs is not durable, so a sync is useless.
 fn overlay_options(layers: &[PathBuf], upper: &Path, work: &Path) -> String {
     let lower: Vec<_> = layers.iter().rev().map(|layer| layer.to_string_lossy()).collect();
     format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), upper.display(), work.display())

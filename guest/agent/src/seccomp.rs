@@ -1,8 +1,8 @@
 //! The system calls that an instance may not make. Everything else is allowed: an ordinary image has to run unchanged.
 //!
 //! - Memory placement: a task that could change its policy or move its pages could leave its partition.
-//! - What needs a capability that an instance does not have, and has had bugs anyway.
-//! - vsock sockets: they know no namespaces, and lead to the host and to what listens in the guest.
+//! - Calls that need a capability which instances lack, and that have had bugs anyway.
+//! - vsock sockets: they ignore namespaces, and reach the host and every listener in the guest.
 //! - Ways around this filter: 32-bit calls end the process, x32 calls and `clone3` (whose flags a filter cannot see) do not
 //!   exist, new user namespaces (whose owner has every capability in them) are refused.
 
@@ -117,8 +117,8 @@ pub fn program() -> Result<BpfProgram, seccompiler::Error> {
     Ok(program)
 }
 
-/// Answers `ENOSYS`, so that a caller uses what came before, for `clone3` and everything x32. A 32-bit caller that means
-/// something else by that number is ended by what follows or gets `ENOSYS` as well.
+/// Answers `ENOSYS` for `clone3` and all x32 calls, so that a caller falls back to the older call. A 32-bit call of the
+/// same number gets `ENOSYS` too, or is ended by the next test.
 fn absent_calls() -> BpfProgram {
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     let jump_if = |condition, jt, jf, k| instruction(libc::BPF_JMP | condition | libc::BPF_K, jt, jf, k);
@@ -134,7 +134,7 @@ fn absent_calls() -> BpfProgram {
     program
 }
 
-/// Installs the filter for this thread and all it will start; `no_new_privs` is set with it.
+/// Installs the filter for this thread and all its children; sets `no_new_privs` too.
 ///
 /// # Errors
 /// The filter does not compile, or the kernel does not take it.

@@ -1,4 +1,4 @@
-//! Answers the monitor's requests. Values are checked here, once; what is called has types that carry the rules.
+//! Answers the monitor's requests. Values are checked here, once; the calls take types that carry the rules.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod exercise;
@@ -38,7 +38,7 @@ use crate::sys;
 use crate::uevent::Uevents;
 use crate::vsock;
 
-/// Everything that requests act on.
+/// The parts that requests act on.
 pub struct Service {
     /// Announcements of devices.
     pub uevents: Arc<Uevents>,
@@ -57,7 +57,7 @@ pub struct Service {
 /// Starts to answer requests.
 ///
 /// The library keeps between `min` and `max` *idle* threads per connection and starts more whenever fewer than `min` are
-/// left, so requests that block for long (`WaitProcess`) never hold up others.
+/// left, so requests that block for long (`WaitProcess`) never delay others.
 ///
 /// # Errors
 /// The guest has no vsock.
@@ -83,7 +83,7 @@ impl AcceptHook for HostOnly {
         match sys::duplicate(connection).and_then(|connection| vsock::check_host(&connection)) {
             Ok(()) => Ok(HookOutput { data: ConnectionData::default(), payload_transform: None }),
             Err(error) => {
-                tracing::warn!(%error, "refused a connection that is not the host's");
+                tracing::warn!(%error, "refused a connection that is not from the host");
                 Err(HookError::Io(error))
             }
         }
@@ -240,7 +240,7 @@ impl Service {
         self.instances.remove_process(&instance, &process)
     }
 
-    /// What is known of a partition without looking at processes.
+    /// The state of a partition, without its processes.
     fn partition_memory(&self, node: Node) -> Result<PartitionMemory> {
         let memory = self.memory.node(node)?;
         Ok(PartitionMemory {
@@ -354,7 +354,7 @@ fn process_spec(process: Process) -> Result<ProcessSpec> {
     })
 }
 
-/// The layers of an image, of which there is at least one.
+/// The layers of an image, at least one.
 fn layers(layers: &[Layer]) -> std::result::Result<Vec<image::Layer>, ValueError> {
     if layers.is_empty() {
         return Err(ValueError::NoLayers);
@@ -404,13 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_host_is_let_in() {
+    fn only_the_host_is_admitted() {
         let (_here, there) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(HostOnly.on_accept(there.as_raw_fd()).is_err());
     }
 
     #[test]
-    fn a_terminal_is_one_whatever_else_is_asked_for() {
+    fn a_terminal_overrides_other_streams() {
         let stdio = |process| process_spec(process).unwrap().stdio;
         assert_eq!(stdio(process()), StdioSpec::Pipes { stdin: false });
         assert_eq!(stdio(Process { stdin: true, ..process() }), StdioSpec::Pipes { stdin: true });
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_sends_is_checked() {
+    fn requests_of_the_host_are_checked() {
         let bad = [
             StartInstanceRequest { instance_id: "../x".into(), ..request() },
             StartInstanceRequest { image_id: String::new(), ..request() },

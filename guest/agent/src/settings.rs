@@ -1,4 +1,4 @@
-//! What the agent sets in the kernel, each with its reason.
+//! The agent's settings of the kernel, each with its reason.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use crate::error::AgentError;
 use crate::{files, sys};
 
-/// A kernel file, what is written to it, and whether the guest cannot do its job without.
+/// A kernel file, the value for it, and whether the guest needs it.
 struct Setting {
     path: &'static str,
     value: &'static str,
@@ -20,20 +20,20 @@ const fn optional(path: &'static str, value: &'static str) -> Setting {
 }
 
 const SETTINGS: &[Setting] = &[
-    // A partition's memory must be able to leave: no unmovable page may ever get there.
+    // A partition's memory must stay unpluggable: no unmovable page may ever get there.
     Setting { path: "/sys/devices/system/memory/auto_online_blocks", value: "online_movable", required: true },
     // The agent's messages are few; without this the kernel drops some of them.
     // (It takes the word only as a line.)
     optional("/proc/sys/kernel/printk_devkmsg", "on\n"),
-    // The number of tasks has limits of its own; numbers should not be one, nor come again soon.
+    // Tasks have limits of their own; process numbers should not be another limit, nor be used again soon.
     optional("/proc/sys/kernel/pid_max", "4194304"),
-    // Functions reserve much and touch little; what they touch is bounded by their cgroup.
+    // Functions reserve much and touch little; their cgroup bounds the touched memory.
     optional("/proc/sys/vm/overcommit_memory", "1"),
-    // Percentages would be of all memory, partitions included, and change with every plug.
+    // Percentages would refer to all memory, partitions included, and change with every plug.
     optional("/proc/sys/vm/dirty_bytes", "33554432"),
     optional("/proc/sys/vm/dirty_background_bytes", "16777216"),
-    // Limits for each user, or for all of the guest, that instances would share, so that one could leave its neighbours nothing.
-    // What they are about counts for the memory of the instance's cgroup.
+    // Limits for each user, or for the whole guest: instances would share them, and one could leave its neighbours nothing. The
+    // resources behind them count for the memory of the instance's cgroup.
     optional("/proc/sys/fs/file-max", "9223372036854775807"),
     optional("/proc/sys/fs/aio-max-nr", "1048576"),
     optional("/proc/sys/fs/pipe-user-pages-soft", "0"),
@@ -50,27 +50,28 @@ const SETTINGS: &[Setting] = &[
     optional("/proc/sys/vm/compaction_proactiveness", "0"),
     optional("/sys/module/zswap/parameters/enabled", "N"),
     optional("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag", "0"),
-    // An idle node that lies near must not be reclaimed for.
+    // Allocations must not reclaim on a node because it is near.
     optional("/proc/sys/vm/zone_reclaim_mode", "0"),
 ];
 
-/// Writes all settings; what the kernel does not have is skipped, what it refuses is logged.
+/// Writes all settings; those that the kernel lacks are skipped, those that it refuses are logged.
 pub fn apply_all() {
     for setting in SETTINGS {
         match files::write(setting.path, setting.value) {
             Ok(()) => {}
             Err(AgentError::Path { source, .. }) if !setting.required && source.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, value = setting.value, "not set"),
+            Err(error) => tracing::warn!(%error, value = setting.value, "cannot set a kernel parameter"),
         }
     }
 }
 
-/// Soft and hard limit on open files; the hard one is the kernel's `fs.nr_open`. Some programs go through all numbers up to the
-/// soft one.
+/// Soft and hard limit on open files; the hard one is the kernel's `fs.nr_open`. Some programs loop over all numbers up to the
+/// soft limit.
 const OPEN_FILES: (u64, u64) = (1 << 16, 1 << 20);
 
-/// Limits of this process and of all that it starts. The kernel's on open files are 1,024 and 4,096. Of the others it counts what
-/// all instances of a user have; what they are about counts for the memory of the instance's cgroup, too, or for its `pids.max`.
+/// Limits of this process and all its children. The kernel's own on open files are 1,024 and 4,096. The kernel counts the
+/// others per user over all instances; these resources also count for the memory of the instance's cgroup, or for its
+/// `pids.max`.
 const LIMITS: [(Resource, u64, u64); 4] = [
     (Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1),
     (Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),
@@ -78,11 +79,11 @@ const LIMITS: [(Resource, u64, u64); 4] = [
     (Resource::RLIMIT_MSGQUEUE, RLIM_INFINITY, RLIM_INFINITY),
 ];
 
-/// Raises limits; what the kernel refuses is logged.
+/// Raises limits; refusals of the kernel are logged.
 pub fn raise_limits() {
     for (resource, soft, hard) in LIMITS {
         if let Err(error) = setrlimit(resource, soft, hard) {
-            tracing::warn!(?resource, soft, hard, %error, "not raised");
+            tracing::warn!(?resource, soft, hard, %error, "cannot raise a limit");
         }
     }
 }

@@ -13,15 +13,15 @@ use crate::image::Images;
 use crate::instance::Instances;
 use crate::sys;
 
-/// How long the monitor may keep the connection after it has its answer, in milliseconds.
+/// Time for which the monitor may keep the connection after its answer, in milliseconds.
 const ANSWER_LIMIT: u16 = 500;
 
-/// Ends the guest once the monitor has had its answer: it closes `connection` then, or some time has passed.
+/// Ends the guest once the monitor has its answer and closes `connection`, or after some time.
 ///
 /// # Errors
 /// No descriptor or no thread is left.
 pub fn begin(connection: RawFd, instances: Arc<Instances>, images: Arc<Images>) -> io::Result<()> {
-    // The library keeps the connection open while a request of it is being answered, which this call is part of.
+    // The library keeps the connection open while it answers a request; this call is part of one.
     let connection = sys::duplicate(connection)?;
     std::thread::Builder::new().name("shutdown".into()).spawn(move || end(&connection, &instances, &images))?;
     Ok(())
@@ -32,18 +32,18 @@ fn end(connection: &OwnedFd, instances: &Instances, images: &Images) {
     images.unmount_all();
     nix::unistd::sync();
     let timeout = PollTimeout::from(ANSWER_LIMIT);
-    // Whatever comes of it, the guest ends.
+    // The guest ends in any case.
     let _ = poll(&mut [PollFd::new(connection.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))], timeout);
     stop_machine();
 }
 
-/// Turns the machine off, or resets it where the kernel could only halt: a halted guest would stay for ever.
+/// Turns the machine off, or resets it if the kernel could only halt: a halted guest would stay for ever.
 pub fn stop_machine() {
     let mode = if supports_soft_off(&kernel_log()) { RebootMode::RB_POWER_OFF } else { RebootMode::RB_AUTOBOOT };
     let Err(error) = reboot(mode);
-    tracing::error!(%error, ?mode, "still here");
+    tracing::error!(%error, ?mode, "cannot end the guest");
     let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
-    tracing::error!(%error, "still here");
+    tracing::error!(%error, "cannot end the guest");
 }
 
 fn kernel_log() -> String {
@@ -71,7 +71,7 @@ fn kernel_log() -> String {
     text
 }
 
-/// How ACPI announces what it can do (`drivers/acpi/sleep.c`). No file says it.
+/// ACPI's line about its abilities in the log (`drivers/acpi/sleep.c`). No file has them.
 const SLEEP_STATES: &str = "PM: (supports";
 
 fn supports_soft_off(log: &str) -> bool {

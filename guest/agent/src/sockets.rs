@@ -1,8 +1,8 @@
-//! The end of what an instance's sockets leave behind.
+//! Destroys the sockets that an instance leaves behind.
 //!
-//! A TCP socket outlives the last process that had it while there is something to send: for days, if its options say so, and
-//! with it the pages of a partition that are to be sent. The kernel destroys a socket when asked to (`sock_diag(7)`,
-//! `linux/inet_diag.h`), if it is built with `INET_DIAG_DESTROY`.
+//! A TCP socket with unsent data outlives its last process, for days if its options say so, and so do the pages of a
+//! partition that hold the data. The kernel destroys a socket when asked to (`sock_diag(7)`, `linux/inet_diag.h`), if it is
+//! built with `INET_DIAG_DESTROY`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,15 +14,15 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 
 use crate::sync::Mutex;
 
-/// How often sockets are looked for before those that are left are left alone.
+/// Most looks for sockets before the rest is left alone.
 const ROUNDS: u32 = 10;
-/// Between two looks: the kernel closes sockets that were on their way between processes with some delay.
+/// Time between two looks: the kernel closes sockets in transit between processes with some delay.
 const PAUSE: Duration = Duration::from_millis(10);
 
 // linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-/// All states but that of a socket that has nothing to send and only keeps its address for a minute.
+/// All states except that of a socket without data to send, which only keeps its address for a minute.
 const STATES: u32 = !(1 << TCP_TIME_WAIT);
 /// net/tcp_states.h
 const TCP_TIME_WAIT: u32 = 6;
@@ -32,7 +32,7 @@ const HEADER: usize = 16;
 /// A `struct inet_diag_sockid`; in a `struct inet_diag_msg` it comes after four bytes.
 type SocketId = [u8; 48];
 const ID_OFFSET: usize = 4;
-/// The kernel fills at most that much with one answer.
+/// Most bytes of one answer of the kernel.
 const BUFFER: usize = 32 << 10;
 
 /// The sockets of a network namespace, which is kept until they are destroyed.
@@ -45,11 +45,11 @@ impl Sockets {
         Self(Mutex::new(Some(network)))
     }
 
-    /// Destroys the TCP sockets, whose processes have ended, and lets the namespace go. After an error another call tries again.
+    /// Destroys the TCP sockets, whose processes have ended, and drops the namespace. After an error another call tries again.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] where sockets stay all the same; those
-    /// of `setns(2)`, `socket(2)` and what follows it.
+    /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] if sockets stay nevertheless; those
+    /// of `setns(2)`, `socket(2)` and the calls on the socket.
     pub fn destroy(&self) -> io::Result<()> {
         let mut network = self.0.lock();
         network.as_ref().map_or(Ok(()), destroy_all)?;
@@ -86,7 +86,7 @@ fn destroy_all_of(diagnosis: &Diagnosis) -> io::Result<()> {
 struct Diagnosis(OwnedFd);
 
 impl Diagnosis {
-    /// A socket belongs to the namespace that the thread which makes it is in.
+    /// A socket belongs to the namespace of the thread that makes it.
     fn of(network: impl AsFd) -> io::Result<Self> {
         let network = network.as_fd();
         let make = || {
@@ -109,7 +109,7 @@ impl Diagnosis {
         end.map(|()| ids)
     }
 
-    /// One that is gone already, or on its way, is as good.
+    /// A socket that is gone already, or closing, counts as destroyed.
     fn destroy(&self, family: AddressFamily, id: &SocketId) -> io::Result<()> {
         self.send(&request(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, family, id))?;
         match self.receive(|_| {}) {
@@ -127,7 +127,7 @@ impl Diagnosis {
         Ok(())
     }
 
-    /// Passes each answer to `see`, up to the one that ends them: a status.
+    /// Passes each answer to `see`, up to the final status.
     fn receive(&self, mut see: impl FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -162,7 +162,7 @@ fn first_message(messages: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, content, rest))
 }
 
-/// What the last of some answers says: zero, or an error's number negated.
+/// The status in the last of some answers: zero, or a negated error number.
 fn status(answer: &[u8]) -> io::Result<()> {
     match answer.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         Some(code) if code < 0 => Err(io::Error::from_raw_os_error(-code)),

@@ -14,8 +14,8 @@ fn set_option(socket: &TcpStream, level: i32, name: i32, value: i32) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Makes a socket that no process holds and that waits, with data sent, for an answer that never arrives: the hop limit it
-/// asks for is too small.
+/// Makes a socket that no process holds and that waits, with data sent, for an answer that never arrives: its hop limit is
+/// too small.
 fn make_orphan(address: IpAddr) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -32,7 +32,7 @@ fn make_orphan(address: IpAddr) {
 /// linux/in6.h
 const IPV6_MINHOPCOUNT: i32 = 73;
 
-/// Needs root, and a kernel that can.
+/// Needs root, and a kernel that can destroy sockets.
 #[test]
 fn orphans_are_destroyed() {
     let test = || {
@@ -46,13 +46,13 @@ fn orphans_are_destroyed() {
         ] {
             make_orphan(address);
             make_orphan(address);
-            // Long enough for what would end by itself.
+            // Long enough for sockets that would end by themselves.
             thread::sleep(Duration::from_millis(100));
             assert_eq!(diagnosis.sockets(family).unwrap().len(), 2, "{address}");
             let sockets = Sockets::of(network());
             sockets.destroy().unwrap();
             assert_eq!(diagnosis.sockets(family).unwrap().len(), 0, "{address}");
-            assert!(sockets.0.lock().is_none(), "the namespace is let go");
+            assert!(sockets.0.lock().is_none(), "the namespace is dropped");
             sockets.destroy().unwrap();
         }
     };
@@ -77,14 +77,14 @@ fn a_request_is_laid_out_as_the_kernel_reads_it() {
 }
 
 #[test]
-fn nonsense_is_no_message() {
+fn malformed_bytes_are_not_a_message() {
     for nonsense in [&[][..], &[16, 0, 0, 0], &[0; 16], &[15; 16], &[255; 64]] {
         assert!(first_message(nonsense).is_none(), "{nonsense:?}");
     }
 }
 
 #[test]
-fn what_a_kernel_can_not_do_is_told() {
+fn an_error_says_that_the_kernel_cannot_destroy_sockets() {
     for (code, result) in [(0_i32, None), (-libc::EOPNOTSUPP, Some(libc::EOPNOTSUPP))] {
         assert_eq!(status(&code.to_ne_bytes()).err().and_then(|error| error.raw_os_error()), result);
     }

@@ -1,8 +1,9 @@
 //! Counters of the guest's kernel.
 //!
-//! Our kernel counts migrated pages by reason ([`VmStat`]). With others they come from the tracepoint `migrate:mm_migrate_pages`: `pgmigrate_success` would also count compaction
-//! and everything else. A tracefs instance of its own keeps other users of tracing apart. Its buffer is emptied by a
-//! thread when something is in it, and once more for each question, so that an answer holds all that has happened before.
+//! Our kernel counts migrated pages by reason ([`VmStat`]). With other kernels they come from the tracepoint
+//! `migrate:mm_migrate_pages`: `pgmigrate_success` would also count compaction and everything else. A tracefs instance of its
+//! own keeps other users of tracing apart. A thread empties its buffer whenever it has data, and each request empties it once
+//! more, so that an answer holds all earlier events.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -20,10 +21,10 @@ use crate::sync::Mutex;
 const INSTANCE: &str = "/sys/kernel/tracing/instances/bellows";
 /// Per CPU: about a thousand events between two looks.
 const BUFFER_KIB: &str = "64";
-/// The reasons that memory's leaving has.
+/// The reasons of migrations for an unplug.
 const REASONS: [&str; 2] = ["memory_hotplug", "contig_range"];
 
-/// Counts pages migrated because memory leaves.
+/// Counts pages migrated because of an unplug.
 #[derive(Debug)]
 pub struct Migrations {
     pipe: File,
@@ -33,7 +34,7 @@ pub struct Migrations {
 #[derive(Debug, Default)]
 struct Tally {
     pages: u64,
-    /// A line that has not ended yet.
+    /// A line that is not complete yet.
     rest: Vec<u8>,
 }
 
@@ -66,10 +67,10 @@ impl Migrations {
         loop {
             match poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return tracing::error!(%error, "migrations are counted only when asked for"),
+                Err(error) => return tracing::error!(%error, "migrations are counted only on request"),
             }
             if let Err(error) = self.pages() {
-                return tracing::error!(%error, "migrations are counted only when asked for");
+                return tracing::error!(%error, "migrations are counted only on request");
             }
         }
     }
@@ -108,7 +109,7 @@ impl Tally {
     }
 }
 
-/// Pages that a line of the trace says were migrated because memory leaves.
+/// Pages migrated because of an unplug, from a line of the trace.
 fn migrated(line: &str) -> u64 {
     let Some((_, event)) = line.split_once(" mm_migrate_pages: ") else { return 0 };
     let value = |key: &str| event.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
@@ -143,7 +144,7 @@ impl VmStat {
             let Some((name, value)) = line.split_once(' ') else { continue };
             let Ok(value) = value.parse() else { continue };
             match name.strip_prefix("pgmigrate_") {
-                // What stock kernels have.
+                // Counters of stock kernels.
                 Some("success" | "fail") => {}
                 Some(reason) => counters.migrated.push((reason.to_owned(), value)),
                 None if name == "contig_alloc_zeroed" => counters.zeroed = Some(value),
@@ -160,7 +161,7 @@ impl VmStat {
     }
 }
 
-/// Nanoseconds that the CPUs have spent not idle since boot, without what the host took from them.
+/// Busy time of the CPUs since boot in nanoseconds, without stolen time.
 ///
 /// # Errors
 /// [`AgentError::Path`], [`AgentError::Malformed`].
@@ -195,7 +196,7 @@ mod tests {
                         nr_thp_succeeded=0 nr_thp_failed=0 nr_thp_split=0 nr_split=0 mode=MIGRATE_SYNC reason=";
 
     #[test]
-    fn only_leaving_memory_counts() {
+    fn only_migrations_for_an_unplug_count() {
         assert_eq!(migrated(&format!("{LINE}memory_hotplug")), 32);
         assert_eq!(migrated(&format!("{LINE}contig_range")), 32);
         assert_eq!(migrated(&format!("{LINE}compaction")), 0);

@@ -1,4 +1,4 @@
-//! Lets the monitor connect to streams, one vsock connection for each.
+//! Lets the monitor connect to streams, each over its own vsock connection.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,14 +19,14 @@ use crate::{sys, vsock};
 
 /// Streams that can be connected at a time: each takes a thread and up to two buffers of 64 KiB.
 const MAX_STREAMS: usize = 256;
-/// How long the monitor may take for its first line, and to take the answer.
+/// Time limit for the monitor to send its first line, and to read the answer.
 const LINE_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
-/// How long to leave the monitor waiting when no descriptor is left for its connection.
+/// Delay before another attempt when no descriptor is left for a connection.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Starts to let the monitor in.
+/// Starts to accept the monitor's connections.
 ///
 /// # Errors
 /// The guest has no vsock, or no thread is left.
@@ -53,16 +53,16 @@ pub fn start(instances: Arc<Instances>) -> io::Result<()> {
 /// Admits the host only.
 fn admit(connection: OwnedFd, instances: &Instances, permits: &Permits) {
     match vsock::check_host(&connection) {
-        // Any stream socket will do for read, write and shutdown.
+        // Any type of stream socket has read, write and shutdown.
         Ok(()) => serve(&UnixStream::from(connection), instances, permits),
-        Err(error) => tracing::warn!(%error, "refused a stream that is not the host's"),
+        Err(error) => tracing::warn!(%error, "refused a stream that is not from the host"),
     }
 }
 
-/// Makes `connection` the stream that its first line asks for, or says why not.
+/// Makes `connection` the stream that its first line asks for, or sends the refusal.
 fn serve(connection: &UnixStream, instances: &Instances, permits: &Permits) {
     if let Err(error) = connect(connection, instances, permits) {
-        tracing::debug!(%error, "no stream");
+        tracing::debug!(%error, "refused a stream");
         // The monitor may be gone.
         let _ = (&*connection).write_all(answer_line(Err(&error)).as_bytes());
     }

@@ -1,12 +1,12 @@
 //! Locks that do not fail.
 //!
-//! The standard library poisons a lock when a thread panics while it holds it. Here a first panic ends the agent, and where it
-//! does not, in tests, whatever a lock guards is whole after every single step: a poisoned lock is used like any other.
+//! The standard library poisons a lock when a thread panics while it holds it. Here a first panic ends the agent. Where it
+//! does not, in tests, guarded data is valid after every single step, so a poisoned lock is used like any other.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// [`std::sync::Mutex`] whose lock can always be had.
+/// [`std::sync::Mutex`] whose lock never fails.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(std::sync::Mutex<T>);
 
@@ -27,7 +27,7 @@ impl<T> Mutex<T> {
 }
 
 impl Condvar {
-    /// Gives the lock up until the condition is notified, or for no reason.
+    /// Releases the lock until the condition is notified, or a spurious wake-up.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
@@ -37,7 +37,7 @@ impl Condvar {
         self.0.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Waits while `condition` holds, for `timeout` at most; says whether it has ceased to.
+    /// Waits while `condition` holds, for `timeout` at most; returns whether it has ceased to hold.
     pub fn wait_timeout_while<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,

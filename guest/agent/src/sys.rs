@@ -1,5 +1,5 @@
-//! System calls that no library wraps safely, and the unsafe code that they take. What `container::descriptor` receives is the
-//! only other place.
+//! System calls that no library wraps safely, with their unsafe code. The only other unsafe code is in
+//! `container::descriptor`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -9,7 +9,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
 
-/// A descriptor of a process that is there, which becomes readable when it has ended.
+/// A descriptor of an existing process; it becomes readable when the process has ended.
 ///
 /// # Errors
 /// Those of `pidfd_open(2)`.
@@ -28,10 +28,10 @@ pub fn is_open(number: RawFd) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
-/// A descriptor of our own for what `number` stands for, which its owner keeps open meanwhile.
+/// Duplicates the descriptor `number`, which its owner keeps open meanwhile.
 ///
 /// # Errors
-/// Those of `fcntl(2)`: for one, when no descriptor is left.
+/// Those of `fcntl(2)`: for example when no descriptor is left.
 pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the call takes numbers.
     let descriptor = checked(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
@@ -49,7 +49,7 @@ pub fn accept(listener: &impl AsFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(connection) })
 }
 
-/// A request to `adjtimex(2)` that asks for nothing.
+/// A request to `adjtimex(2)` without changes.
 pub fn no_adjustment() -> libc::timex {
     // SAFETY: all zero bytes are a valid `timex`.
     unsafe { std::mem::zeroed() }
@@ -64,7 +64,7 @@ pub fn adjust_clock(mut request: libc::timex) -> io::Result<()> {
     checked(unsafe { libc::adjtimex(&raw mut request) }).map(drop)
 }
 
-/// Brings up the network interface `name`, which is shorter than 16 bytes, by way of `socket`.
+/// Brings up the network interface `name`, which is shorter than 16 bytes, through `socket`.
 ///
 /// # Errors
 /// Those of `netdevice(7)`.
@@ -131,12 +131,12 @@ pub fn bytes_waiting(end: &impl AsFd) -> io::Result<u64> {
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
-/// Waits until one of `entries` has something to say, or for `timeout` milliseconds; without limit if it is negative.
+/// Waits until one of `entries` has an event, or for `timeout` milliseconds; without limit if it is negative.
 ///
 /// # Errors
 /// Those of `poll(2)`.
 pub fn poll(entries: &mut [libc::pollfd], timeout: libc::c_int) -> io::Result<()> {
-    // SAFETY: there are as many entries as is said. A descriptor that is closed or another's is answered or ignored.
+    // SAFETY: the array has as many entries as the call is told. A closed descriptor only gives an event.
     checked(unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout) }).map(drop)
 }
 

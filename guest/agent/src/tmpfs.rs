@@ -1,18 +1,18 @@
-//! The file systems in memory that an instance can write to, and how much they hold.
+//! The file systems in memory that an instance can write to, and their capacities.
 //!
 //! A write to a full one fails with `ENOSPC`. So that this happens before programs run out of memory, file systems get only
 //! part of the instance's memory, and their inodes, which the kernel keeps in base memory, fit its limit there.
 
 use crate::placement::Placement;
 
-/// Base memory that one file takes: inode and directory entry of tmpfs, and those of overlayfs above them. An empty one with a name
-/// below 40 bytes takes 1861 (test `inode_cost` in `guest/kernel`). With a longer name it is up to 512 more, but the half of it that
-/// overlayfs has is reclaimed before a process is killed for it.
+/// Base memory that one file takes: inode and directory entry of tmpfs, and those of overlayfs above them. An empty one with a
+/// name below 40 bytes takes 1861 (test `inode_cost` in `guest/kernel`). With a longer name it takes up to 512 more, but
+/// overlayfs's half of that is reclaimed before a process is killed for it.
 pub const INODE_BYTES: u64 = 1920;
 /// Inodes of `/dev`: devices, links, and some of a program's own.
 const DEVICE_INODES: u64 = 256;
 
-/// How much a tmpfs holds.
+/// The capacity of a tmpfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Bytes of file data.
@@ -33,7 +33,7 @@ impl Capacity {
     }
 }
 
-/// What an instance can write to.
+/// The file systems that an instance can write to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacities {
     /// Below the overlay: the root file system.
@@ -45,11 +45,11 @@ pub struct Capacities {
 }
 
 impl Capacities {
-    /// Of an instance with `memory` bytes for what its programs allocate and `base` bytes of base memory.
+    /// Those of an instance with `memory` bytes for its programs and `base` bytes of base memory.
     ///
-    /// The root file system holds half of `memory`, `/dev/shm` a quarter. In a private node inodes take nothing of that: they may
-    /// have all but three sixteenths of `base`, which is no more than `memory` there. Elsewhere one limit, `memory`, is for both, and
-    /// inodes may have a fifth of it.
+    /// The root file system holds half of `memory`, `/dev/shm` a quarter. With a private node, inodes take none of that: they
+    /// may have all but three sixteenths of `base`, which is at most `memory` there. Elsewhere one limit, `memory`, covers
+    /// both, and inodes may have a fifth of it.
     pub fn within(placement: Placement, memory: u64, base: u64) -> Self {
         let base = base.min(memory);
         let (scratch, shared) = (base / 4 * 3, base / 16);
@@ -97,7 +97,7 @@ mod tests {
                 for placement in [Placement::Base, Placement::Policy(node)] {
                     let capacities = Capacities::within(placement, memory, base);
                     assert!(inode_bytes(capacities) < base, "{capacities:?}");
-                    // The least is too little to leave much.
+                    // The smallest limit cannot leave much.
                     assert!(bytes(capacities) + inode_bytes(capacities) <= memory + MIB / 2, "{capacities:?}");
                 }
             }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn next_to_no_memory_is_a_limit_too() {
+    fn the_smallest_memory_still_gives_limits() {
         for memory in [0, 1, 63, 100_000] {
             let capacities = Capacities::within(Placement::Base, memory, MIN_BASE_LIMIT);
             for capacity in all(capacities) {

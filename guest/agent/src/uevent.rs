@@ -1,6 +1,6 @@
 //! Waiting for the kernel to announce device changes, without polling and without missing one.
 //!
-//! A waiter never looks at an announcement's content. It checks what it wants in sysfs, and where that is not so yet,
+//! A waiter never looks at an announcement's content. It checks its condition in sysfs; if that does not hold yet, it
 //! sleeps until *anything* has been announced since before the check. Lost announcements (a full socket buffer) count as
 //! one more announcement.
 
@@ -33,11 +33,11 @@ impl Uevents {
     /// Subscribes, and starts the thread that counts.
     ///
     /// # Errors
-    /// The socket or the thread could not be had.
+    /// The system has no socket or no thread.
     pub fn start() -> io::Result<Arc<Self>> {
         let socket =
             socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkKObjectUEvent)?;
-        // Without the privilege to raise it the default stays; a loss is noticed.
+        // Without the privilege to raise it the default stays; a loss is detected.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
         let uevents = Arc::new(Self::default());
@@ -53,7 +53,7 @@ impl Uevents {
                 Ok(_) | Err(Errno::ENOBUFS) => self.announce(),
                 Err(Errno::EINTR) => {}
                 Err(error) => {
-                    tracing::error!(%error, "uevents end");
+                    tracing::error!(%error, "cannot read uevents any more");
                     return;
                 }
             }
@@ -69,7 +69,7 @@ impl Uevents {
     /// Calls `check` now and after announcements until it has a value.
     ///
     /// # Errors
-    /// What `check` fails with; [`AgentError::TimedOut`] with `what` when there is no value after `limit`.
+    /// Errors of `check`; [`AgentError::TimedOut`] with `what` if it has no value after `limit`.
     pub fn wait_until<T>(
         &self,
         limit: Duration,
@@ -112,7 +112,7 @@ mod tests {
                 if looks == 3 {
                     return Ok(Some(42));
                 }
-                // Announced between the look and the sleep: must not be missed.
+                // An announcement between the look and the sleep must not be missed.
                 announcer.announce();
                 Ok(None)
             },
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_comes_times_out_by_name() {
+    fn a_time_out_names_the_missing_value() {
         let uevents = Uevents::default();
         let result = uevents.wait_until(Duration::from_millis(5), || "driver".into(), || Ok(None::<()>));
         assert_eq!(result.unwrap_err().to_string(), "no driver after 5 ms");

@@ -11,10 +11,10 @@ use bellows_protocol::ready::{BootTimes, ready_line};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getpeername, socket};
 use nix::time::{ClockId, clock_gettime};
 
-/// Tells the host that the agent, which began at `init`, can be called: one line, then the stream is closed.
+/// Tells the host that the agent, which began at `init`, can be called: sends one line, then closes the stream.
 ///
 /// # Errors
-/// Those of `socket(2)`, `connect(2)` and `write(2)`: for one, without a vsock device or a listener.
+/// Those of `socket(2)`, `connect(2)` and `write(2)`: for example without a vsock device or a listener.
 pub fn signal_ready(init: Duration) -> io::Result<()> {
     let socket: OwnedFd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     connect(socket.as_raw_fd(), &VsockAddr::new(nix::libc::VMADDR_CID_HOST, READY_PORT))?;
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_host_is_let_in() {
+    fn only_the_host_is_admitted() {
         let port = 40_000;
         assert!(is_host(VsockAddr::new(libc::VMADDR_CID_HOST, port)));
         // The loopback, and the guest itself.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 pub use std::sync::MutexGuard;
 
-/// [`std::sync::Mutex`] whose lock can always be had.
+/// [`std::sync::Mutex`] whose lock never fails.
 #[derive(Debug, Default)]
 pub struct Mutex<T: ?Sized>(std::sync::Mutex<T>);
 
@@ -39,7 +39,7 @@ impl Condvar {
         Self(std::sync::Condvar::new())
     }
 
-    /// Gives the lock up until the condition is notified, or for no reason.
+    /// Releases the lock until the condition is notified, or a spurious wake-up.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Descriptors that go over Unix sockets, between the agent, its helpers and a process that is about to be a command.
+//! Descriptors sent over Unix sockets, between the agent, its helpers and a process that is about to execute a command.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -19,7 +19,7 @@ pub(super) fn send(socket: &impl AsFd, descriptor: &impl AsFd) -> io::Result<()>
 /// Takes the descriptor that has been sent over `socket`.
 ///
 /// # Errors
-/// None has; those of `recvmsg(2)`.
+/// No descriptor came; those of `recvmsg(2)`.
 pub(super) fn receive(socket: &impl AsFd) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut buffers = [IoSliceMut::new(&mut byte)];

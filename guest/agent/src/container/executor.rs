@@ -21,7 +21,7 @@ use crate::{seccomp, sys};
 pub(super) struct CommandExecutor {
     /// Where a failure is reported; closed by a successful `exec`.
     failures: Arc<File>,
-    /// Size of its terminal, if it is to have one.
+    /// Size of its terminal, if it gets one.
     terminal: Option<(u16, u16)>,
     /// Node that its memory is bound to: the library does that for a container's first process alone.
     policy: Option<u32>,
@@ -85,7 +85,7 @@ impl Executor for CommandExecutor {
     }
 }
 
-/// Has all memory that this process and what it starts will allocate come from `node`.
+/// Binds all memory of this process and its children to `node`.
 fn bind_memory(node: u32) -> io::Result<()> {
     const WORD_BITS: u32 = libc::c_ulong::BITS;
     const MASK_WORDS: usize = MAX_NODES.div_ceil(WORD_BITS) as usize;
@@ -111,7 +111,7 @@ fn find_command(spec: &Spec) -> Result<PathBuf, Report> {
     find(name, path.unwrap_or(super::spec::DEFAULT_PATH))
 }
 
-/// The file that `name` means: itself where it has a slash, else the first executable one in the folders of `path`.
+/// The file of command `name`: `name` itself if it has a slash, else the first executable one in the folders of `path`.
 fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
     if name.contains('/') {
         let file = PathBuf::from(name);
@@ -120,7 +120,7 @@ fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
             Err(error) => Err(program::failure(&file, error)),
         };
     }
-    // What is there but cannot be executed is skipped, as shells do, and named if there is nothing better.
+    // A file that cannot be executed is skipped, as in shells, and reported if no better one is found.
     let mut found = None;
     for folder in path.split(':') {
         let file = Path::new(if folder.is_empty() { "." } else { folder }).join(name);
@@ -130,7 +130,7 @@ fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
             Err(error) => found = found.or(Some(program::failure(&file, error))),
         }
     }
-    Err(found.unwrap_or_else(|| Report::NotFound(format!("command {name:?} is in none of {path}"))))
+    Err(found.unwrap_or_else(|| Report::NotFound(format!("command {name:?} is not in {path}"))))
 }
 
 #[cfg(test)]
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(find(full.join("tool").to_str().unwrap(), ""), Ok(full.join("tool")));
         assert!(matches!(find("text", &path), Err(Report::NotExecutable(_))));
         assert!(matches!(find("folder", &path), Err(Report::NotExecutable(_))));
-        // Another folder may have one that can be executed.
+        // A later folder may have an executable one.
         let better = format!("{path}:{}", folder.path().join("better").display());
         std::fs::create_dir(folder.path().join("better")).unwrap();
         std::os::unix::fs::symlink(full.join("tool"), folder.path().join("better/text")).unwrap();

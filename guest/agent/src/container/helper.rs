@@ -19,7 +19,7 @@ use super::{Order, Report, Step, descriptor};
 use crate::log;
 
 /// Runs the helper, whose one argument is its `Order`. Standard input is the socket to the agent; standard output and error
-/// are the process's, or with a terminal standard output is where that goes.
+/// are the process's own, or with a terminal standard output is the socket for its master.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     log::start(Level::WARN);
     let order = arguments.next().and_then(|order| serde_json::from_str::<Order>(&order).ok());
@@ -31,7 +31,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     if say(&agent, &report).is_err() {
         return ExitCode::FAILURE;
     }
-    // Until the agent watches the process, that must not become its child.
+    // The process must not become the agent's child before the agent watches it.
     let _ = (&agent).read(&mut [0]);
     if matches!(report, Report::Pid(_)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -52,7 +52,7 @@ fn obey(order: &Order, agent: &UnixStream) -> Result<i32, Report> {
 
 /// Creates the container and has its first process go on.
 fn create(builder: ContainerBuilder, bundle: &Path, failures: OwnedFd) -> Result<i32, Report> {
-    // Building lets go of this process's writing end.
+    // Building drops this process's writing end.
     let mut container = match builder.as_init(bundle).with_systemd(false).with_detach(true).build() {
         Ok(container) => container,
         Err(error) => return Err(first_failure(failures).unwrap_or(Report::Failed(chain(&error)))),
@@ -69,7 +69,7 @@ fn join(builder: ContainerBuilder, process: &Path, failures: OwnedFd) -> Result<
     outcome(failures, joined.map(|pid| pid.as_raw()))
 }
 
-/// What became of a process that was told to go on: the pipe ends with a successful exec, or with a report.
+/// The result of letting a process go on: the pipe ends with a successful exec, or with a report.
 fn outcome(failures: OwnedFd, started: Result<i32, LibcontainerError>) -> Result<i32, Report> {
     match first_failure(failures) {
         Some(report) => Err(report),
@@ -104,7 +104,7 @@ fn duplicate(stream: impl AsFd) -> Result<OwnedFd, LibcontainerError> {
     stream.as_fd().try_clone_to_owned().map_err(LibcontainerError::OtherIO)
 }
 
-/// What the container's first process has reported as its failure, once it has ended or become the command.
+/// The failure that the container's first process reported, once it has ended or become the command.
 fn first_failure(failures: OwnedFd) -> Option<Report> {
     let mut text = Vec::new();
     File::from(failures).take(super::MAX_REPORT).read_to_end(&mut text).ok()?;

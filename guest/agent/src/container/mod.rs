@@ -10,8 +10,8 @@
 //!       <── the container's first process becomes the agent's child
 //! ```
 //!
-//! As the helper lives until the agent watches process N, its exit status cannot be missed. A process that joins a container which
-//! is there is started in the same way; it enters the container's namespaces and its cgroup instead of making any.
+//! The helper lives until the agent watches process N, so its exit status cannot be missed. A process that joins an existing
+//! container is started in the same way; it enters the container's namespaces and its cgroup instead of making new ones.
 
 mod descriptor;
 #[cfg(feature = "containers")]
@@ -50,14 +50,14 @@ pub const HELPER: &str = "container";
 /// Longest report of a helper, in bytes.
 const MAX_REPORT: u64 = 16 << 10;
 
-/// What a helper is told, as its argument.
+/// The order to a helper, as its argument.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     /// The container.
     id: String,
-    /// Where the container library keeps its state.
+    /// Folder of the container library's state.
     state: PathBuf,
-    /// Columns and rows of the terminal that the process is to have. Its master comes over the helper's standard output then.
+    /// Columns and rows of the process's terminal, if it gets one. Its master comes over the helper's standard output then.
     terminal: Option<(u16, u16)>,
     /// Standard input has been sent over the socket; otherwise it is `/dev/null`.
     stdin: bool,
@@ -73,7 +73,7 @@ enum Step {
     Join { process: PathBuf, policy: Option<u32> },
 }
 
-/// What a helper says at its end.
+/// The report of a helper at its end.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Report {
@@ -83,7 +83,7 @@ enum Report {
     NotFound(String),
     /// The command cannot be executed.
     NotExecutable(String),
-    /// Something else.
+    /// Another failure.
     Failed(String),
 }
 
@@ -92,24 +92,24 @@ enum Report {
 pub struct Process {
     /// Its number as the agent sees it.
     pub pid: Pid,
-    /// How it ends.
+    /// Its exit.
     pub exit: Arc<Exit>,
-    /// Readable when it has ended.
+    /// Readable when the process has ended.
     pub ended: Arc<OwnedFd>,
-    /// What it reads and writes.
+    /// Its standard streams.
     pub streams: Streams,
 }
 
-/// Where another process is to be started.
+/// The container that another process is started in.
 #[derive(Debug)]
 pub struct Joining<'a> {
     /// The container.
     pub container: &'a str,
-    /// Where its files are kept.
+    /// Folder of its files.
     pub folder: &'a Path,
-    /// The process's name, which no other has.
+    /// The process's unique name.
     pub name: &'a str,
-    /// Where the container's memory comes from.
+    /// The source of the container's memory.
     pub placement: Placement,
 }
 
@@ -129,13 +129,13 @@ impl Launcher {
         Self { program: program.into(), state: state.into(), reaper }
     }
 
-    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it; answers its
-    /// first process and its network namespace.
+    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it; returns
+    /// its first process and its network namespace.
     ///
     /// # Errors
     /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::Container`],
-    /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may be left in the container's cgroup
-    /// then, and state here: see [`Launcher::forget`].
+    /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may remain in the
+    /// container's cgroup then, and state here: see [`Launcher::forget`].
     pub fn launch(
         &self,
         id: &str,
@@ -145,14 +145,14 @@ impl Launcher {
     ) -> Result<(Process, OwnedFd)> {
         crate::files::make_directory(&self.state)?;
         let open_network = |helper| {
-            // The helper, which has joined it, lives still; the container's process may have ended.
+            // The helper has joined it and still lives; the container's process may have ended.
             let network = format!("/proc/{helper}/ns/net");
             Ok(File::open(&network).map_err(AgentError::path("open", network))?.into())
         };
         self.start(id, Step::Create { bundle: bundle.into() }, process.stdio, credentials, open_network)
     }
 
-    /// Starts another process in a container that runs.
+    /// Starts another process in a running container.
     ///
     /// # Errors
     /// Those of [`Launcher::launch`].
@@ -168,12 +168,12 @@ impl Launcher {
         let step = Step::Join { process: file.clone(), policy };
         let joined = self.start(container, step, process.stdio, credentials, |_| Ok(()));
         if let Err(error) = std::fs::remove_file(&file) {
-            tracing::warn!(path = %file.display(), %error, "file stays");
+            tracing::warn!(path = %file.display(), %error, "cannot remove a file");
         }
         joined.map(|(process, ())| process)
     }
 
-    /// Has a helper take `step`. `look` is called with the helper's number while it lives and has done that.
+    /// Has a helper take `step`. Calls `look` with the helper's number after the step, while the helper still lives.
     fn start<T>(
         &self,
         id: &str,
@@ -215,7 +215,7 @@ impl Launcher {
             Some(Report::Pid(pid)) => {
                 let pid = Pid::from_raw(pid);
                 let exit = self.reaper.watch(pid);
-                // It is there, even if it has ended: the helper is its parent and does not wait for it.
+                // The process exists even if it has ended: the helper is its parent and does not wait for it.
                 let ended = Arc::new(sys::pidfd(pid).map_err(AgentError::system("pidfd_open"))?);
                 let seen = look(helper)?;
                 let streams = streams.ready().map_err(AgentError::system("terminal"))?;
@@ -230,7 +230,7 @@ impl Launcher {
                     Some(code) => AgentError::Container(format!("its helper ended with {code}")),
                     None => AgentError::TimedOut { what: format!("container {id}"), after: START_LIMIT },
                 };
-                // It may hang in the kernel; whatever it has started is in the container's cgroup.
+                // It may hang in the kernel; all processes that it has started are in the container's cgroup.
                 let _ = self.reaper.signal(helper, Signal::SIGKILL);
                 Err(error)
             }
@@ -242,17 +242,17 @@ impl Launcher {
         let folder = self.state.join(id);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %folder.display(), %error, "container state stays");
+                tracing::warn!(path = %folder.display(), %error, "cannot remove container state");
             }
             _ => {}
         }
     }
 }
 
-/// Where our ends of a process's streams come from.
+/// The source of our ends of a process's streams.
 enum Source {
     Pipes(Streams),
-    /// The terminal's master comes from the process, before it is the command.
+    /// The process sends the terminal's master before it executes the command.
     Terminal(UnixStream),
 }
 

@@ -1,4 +1,4 @@
-//! Files to execute, and what is wrong with those that cannot be executed.
+//! Files to execute, and the reasons why a file cannot be executed.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -13,7 +13,7 @@ use nix::unistd::{AccessFlags, faccessat};
 
 use super::Report;
 
-/// How much of a file the kernel looks at to tell what it is (`BINPRM_BUF_SIZE`).
+/// Bytes of a file that the kernel reads to tell its format (`BINPRM_BUF_SIZE`).
 const HEAD: usize = 256;
 /// Most interpreters of interpreters that the kernel follows.
 const MAX_DEPTH: usize = 5;
@@ -23,13 +23,13 @@ const MAX_INTERPRETER: u64 = 4096;
 const MAX_HEADERS: u16 = 256;
 /// `PT_INTERP`: the program header that names an ELF file's interpreter.
 const PT_INTERP: u32 = 3;
-/// `e_machine` of what runs here.
+/// `e_machine` of this machine's programs.
 const MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
 
-/// Whether `file` is something that this process may execute.
+/// Checks that this process may execute `file`.
 ///
 /// # Errors
-/// What `execve(2)` would say, as far as the file itself tells.
+/// The error of `execve(2)`, as far as the file itself tells.
 pub(super) fn check(file: &Path) -> Result<(), Errno> {
     let kind = nix::sys::stat::stat(file)?.st_mode & libc::S_IFMT;
     match kind {
@@ -39,8 +39,8 @@ pub(super) fn check(file: &Path) -> Result<(), Errno> {
     }
 }
 
-/// What there is to say of a `file` for which [`check`] or `execve(2)` gave `error`. The codes are Docker's: 127 for what is not
-/// there, 126 for what is there and cannot be executed.
+/// The report about a `file` for which [`check`] or `execve(2)` gave `error`. The codes are Docker's: 127 for a missing file,
+/// 126 for a file that cannot be executed.
 pub(super) fn failure(file: &Path, error: Errno) -> Report {
     let refused = |reason: &str| Report::NotExecutable(format!("{file:?} cannot be executed: {reason}"));
     match error {
@@ -58,7 +58,7 @@ pub(super) fn failure(file: &Path, error: Errno) -> Report {
     }
 }
 
-/// The first interpreter that is not there, of the file or of its interpreter.
+/// The first missing interpreter, of the file or of its interpreter.
 fn missing_interpreter(file: &Path) -> Option<PathBuf> {
     let mut file = file.to_owned();
     for _ in 0..MAX_DEPTH {
@@ -70,7 +70,7 @@ fn missing_interpreter(file: &Path) -> Option<PathBuf> {
     None
 }
 
-/// What the kernel would start in a file's place: the path behind `#!`, or the one that an ELF file names.
+/// The program that the kernel would start in a file's place: the path behind `#!`, or the one that an ELF file names.
 fn interpreter(file: &Path) -> Option<PathBuf> {
     let path = match head(file)?.strip_prefix(b"#!") {
         Some(rest) => {
@@ -111,7 +111,7 @@ fn elf_interpreter(file: &File) -> Option<Vec<u8>> {
     None
 }
 
-/// Why the kernel knows no way to execute a file.
+/// Why the kernel does not recognise a file as a program.
 fn format_problem(file: &Path) -> &'static str {
     match head(file).as_deref() {
         None => "it cannot be read",
@@ -133,7 +133,7 @@ fn head(file: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// Opens a regular file. What an image calls an interpreter may be a pipe without a writer.
+/// Opens a regular file. An interpreter that an image names may be a pipe without a writer.
 fn open(file: &Path) -> Option<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file).ok()?;
     file.metadata().ok()?.is_file().then_some(file)

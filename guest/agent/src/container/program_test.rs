@@ -37,7 +37,7 @@ fn elf(machine: u16, interpreter: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_missing_interpreter_is_named() {
+fn an_error_names_a_missing_interpreter() {
     let folder = Folder::new();
     let script = folder.file("script", b"#!/no/such/shell -e\necho\n");
     let dos = folder.file("dos", b"#!/bin/sh\r\necho\n");
@@ -53,7 +53,7 @@ fn a_missing_interpreter_is_named() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn a_missing_file_is_not_found() {
     let folder = Folder::new();
     let file = folder.file("file", b"");
     let link = folder.0.path().join("link");
@@ -66,7 +66,7 @@ fn what_is_not_there_is_not_found() {
 }
 
 #[test]
-fn what_is_there_says_why_it_cannot_be_executed() {
+fn an_error_says_why_a_file_cannot_be_executed() {
     let folder = Folder::new();
     let message = |file: &Path, error| match failure(file, error) {
         Report::NotExecutable(message) => message,
@@ -95,7 +95,7 @@ fn what_is_there_says_why_it_cannot_be_executed() {
 }
 
 proptest! {
-    /// Whatever an image calls a program.
+    /// Arbitrary bytes as a program.
     #[test]
     fn any_bytes_are_looked_at(mut bytes in prop::collection::vec(any::<u8>(), 0..200), elf in any::<bool>()) {
         if elf && bytes.len() >= 5 {

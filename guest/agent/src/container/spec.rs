@@ -11,10 +11,10 @@ use crate::placement::Placement;
 use crate::streams::StdioSpec;
 use crate::tmpfs::Capacities;
 
-/// Where commands are looked for when the environment has no `PATH`.
+/// Search path for commands if the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a process runs, as whom, and with what for standard streams.
+/// A process's program, user and standard streams.
 #[derive(Debug)]
 pub struct ProcessSpec {
     /// Command and arguments.
@@ -23,13 +23,13 @@ pub struct ProcessSpec {
     pub environment: Vec<String>,
     /// Absolute path in the image.
     pub working_directory: String,
-    /// The user it runs as.
+    /// The user that it runs as.
     pub user: User,
     /// Its standard streams.
     pub stdio: StdioSpec,
 }
 
-/// An instance, and what it runs first.
+/// An instance, and its first process.
 #[derive(Debug)]
 pub struct Workload<'a> {
     /// Host name within the container.
@@ -38,9 +38,9 @@ pub struct Workload<'a> {
     pub root: &'a Path,
     /// Path within the cgroup hierarchy; the cgroup exists and has its limits.
     pub cgroup: &'a str,
-    /// Where its memory comes from.
+    /// The source of its memory.
     pub placement: Placement,
-    /// What its file systems hold.
+    /// Capacities of its file systems.
     pub capacities: Capacities,
     /// Its first process.
     pub process: &'a ProcessSpec,
@@ -48,8 +48,8 @@ pub struct Workload<'a> {
     pub credentials: &'a Credentials,
 }
 
-/// What containers may do by default elsewhere, less `MKNOD`: device nodes are how a container without a device
-/// controller would reach the guest's disks. (The root file system is mounted `nodev`, too.)
+/// The default capabilities of other container runtimes, less `MKNOD`: a container without a device controller could
+/// reach the guest's disks by device nodes. (The root file system is mounted `nodev`, too.)
 const CAPABILITIES: [&str; 13] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -66,7 +66,7 @@ const CAPABILITIES: [&str; 13] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// Files of the kernel's that say, or do, too much.
+/// Files of the kernel that reveal, or do, too much.
 const MASKED: [&str; 10] = [
     "/proc/acpi",
     "/proc/asound",
@@ -80,13 +80,13 @@ const MASKED: [&str; 10] = [
     "/sys/firmware",
 ];
 
-/// What users other than root may do in a network of their own: bind any port, and ask for an echo.
+/// Rights of users other than root in a network of their own: bind any port, and send echo requests.
 const SYSCTLS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What new files are not.
+/// The umask.
 const UMASK: u32 = 0o022;
 
 /// The configuration as `config.json` holds it.
@@ -99,7 +99,7 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
         "readonlyPaths": READ_ONLY,
         "sysctl": HashMap::from(SYSCTLS),
     });
-    // A private node needs no policy, and knows none.
+    // A private node needs no policy and takes none.
     if let Placement::Policy(node) = workload.placement {
         linux["memoryPolicy"] = json!({
             "mode": "MPOL_BIND",
@@ -128,8 +128,8 @@ pub fn configuration(workload: &Workload<'_>) -> Value {
     })
 }
 
-/// A process as `config.json` holds the first one, and the library takes another. Its terminal is not the library's: see
-/// `terminal`.
+/// A process in the form of `config.json`, which the library also takes for further processes. The library does not make
+/// its terminal: see `terminal`.
 pub fn process(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) -> Value {
     // Root gets the capabilities; another user can only ever get them back by a set-user-ID program, which
     // `noNewPrivileges` rules out.
@@ -157,7 +157,8 @@ pub fn process(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) ->
     })
 }
 
-/// What is given, where the last of a name wins, and what Docker and runc add to it; an empty `HOME` counts as none.
+/// The given variables, of which the last of a name wins, with those that Docker and runc add; an empty `HOME` counts
+/// as missing.
 fn environment(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) -> Vec<String> {
     let mut names = HashSet::new();
     let mut variables: Vec<String> = Vec::new();
@@ -242,7 +243,7 @@ mod tests {
             tmpfs.map(|mount| serde_json::from_value(mount["options"].clone()).unwrap()).collect();
         assert_eq!(options.len(), 2);
         for options in options {
-            // Each by itself: the library takes all behind the first `=` for an option's value.
+            // Each by itself: the library takes everything behind the first `=` as the option's value.
             for wanted in ["size=", "nr_inodes="] {
                 assert!(options.iter().any(|option| option.starts_with(wanted)), "{options:?}");
             }
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_programs_take_for_granted_is_there_unless_given() {
+    fn expected_variables_have_defaults() {
         let path = format!("PATH={DEFAULT_PATH}");
         assert_eq!(environment(&[]), json!([path, "HOSTNAME=f-1", "HOME=/home/user"]));
         let given = ["HOME=/image", "PATH=/opt", "HOSTNAME=me"];
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_of_a_kind() {
+    fn a_terminal_sets_its_type() {
         let terminal = StdioSpec::Terminal(TerminalSize::default());
         let environment = |given: &[&str]| process("f-1", &spec(given, terminal), &user(0))["env"].clone();
         assert_eq!(environment(&["PATH=", "HOME=/", "HOSTNAME="])[3], "TERM=xterm");

@@ -10,11 +10,11 @@ use crate::error::{AgentError, Result};
 use crate::furnish;
 
 impl Instances {
-    /// Starts another process in an instance; answers its number.
+    /// Starts another process in an instance; returns its number.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`]; what starting it fails with.
-    /// Nothing is left of it then, but processes that it may have started.
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`]; errors of the start.
+    /// Then nothing of it remains, except processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
         let Parts { id: name, folder, limits, rootfs, .. } = &instance.parts;
@@ -42,7 +42,7 @@ impl Instances {
         self.reaper.signal(process.pid, signal).map_err(AgentError::system("kill"))
     }
 
-    /// Kills a process that [`Instances::start_process`] has started, and forgets it.
+    /// Kills a process that [`Instances::start_process`] has started, and removes it.
     ///
     /// # Errors
     /// [`AgentError::Gone`], [`AgentError::InUse`]; [`AgentError::TimedOut`], then it can be tried again.

@@ -65,7 +65,7 @@ fn in_mount_namespace(test: fn()) {
 }
 
 #[test]
-fn what_a_failed_start_leaves_can_be_removed() {
+fn remains_of_a_failed_start_can_be_removed() {
     in_mount_namespace(|| {
         let folder = tempfile::tempdir().unwrap();
         let (images, instances) = fixture(folder.path());
@@ -77,7 +77,7 @@ fn what_a_failed_start_leaves_can_be_removed() {
 
         let error = instances.start(&request()).unwrap_err();
         assert!(error.to_string().contains("cgroup"), "{error}");
-        assert!(scratch.join("file").exists(), "files are not removed from what is still mounted");
+        assert!(scratch.join("file").exists(), "files on a mounted file system are not removed");
         assert!(matches!(instances.start(&request()), Err(AgentError::Exists { .. })));
         assert!(matches!(instances.get(&id), Err(AgentError::Unknown { .. })));
         let error = instances.remove(&id).unwrap_err();
@@ -92,7 +92,7 @@ fn what_a_failed_start_leaves_can_be_removed() {
     });
 }
 
-/// One whose last process does not end, as far as its cgroup says.
+/// An instance whose last process does not end, by its cgroup.
 #[test]
 fn remains_with_processes_stay_until_these_have_ended() {
     let folder = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ fn remains_with_processes_stay_until_these_have_ended() {
     assert!(matches!(instances.remove(&id), Err(AgentError::TimedOut { .. })));
     assert!(own.exists() && matches!(images.unmount(&image), Err(AgentError::InUse { .. })));
     populated(0);
-    // A folder of files is not gone as a cgroup is.
+    // A folder of files, unlike a cgroup, must be removed.
     assert!(instances.remove(&id).unwrap_err().to_string().contains("remove"));
     std::fs::remove_dir_all(&cgroup).unwrap();
     instances.remove(&id).unwrap();

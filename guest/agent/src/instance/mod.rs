@@ -7,10 +7,10 @@
 //! | `wait` | waits for a process, destroys sockets after the last |
 //! | `remove` | takes an instance apart |
 //!
-//! What an instance consists of is taken apart in the order that makes its partition cheap to give back: kill the cgroup,
-//! wait for its last process (anonymous memory is free then), destroy the sockets that outlive it with what they have to
-//! send, unmount overlay and tmpfs (so is tmpfs memory), drop the page cache it brought in (it lies elsewhere where the node
-//! is private), remove the cgroup. Nothing is left in the partition that would have to be migrated.
+//! The order of removal makes the partition cheap to give back: kill the cgroup, wait for its last process (which frees
+//! anonymous memory), destroy the sockets that outlive it with their unsent data, unmount overlay and tmpfs (which frees
+//! tmpfs memory), drop the page cache it brought in (which lies elsewhere if the node is private), remove the cgroup. Then
+//! the partition holds no page that must be migrated.
 
 mod exec;
 mod remove;
@@ -55,7 +55,7 @@ impl Instance {
     }
 }
 
-/// What there is to take apart.
+/// The parts to remove.
 #[derive(Debug)]
 struct Parts {
     id: InstanceId,
@@ -64,7 +64,7 @@ struct Parts {
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: RootFs,
-    /// Its part of base memory, until all this is gone.
+    /// Its part of base memory, until all of this is gone.
     claim: Claim,
 }
 

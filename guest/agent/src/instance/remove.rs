@@ -1,4 +1,4 @@
-//! Taking an instance apart.
+//! Removal of an instance.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::placement::Placement;
 
 impl Instances {
-    /// Ends an instance, or what is left of one that did not start, and takes it apart.
+    /// Ends and removes an instance, or the remains of a failed start.
     ///
     /// # Errors
-    /// [`AgentError::Gone`](crate::error::AgentError::Gone), [`AgentError::InUse`](crate::error::AgentError::InUse); what a step fails with, then it can be tried again.
+    /// [`AgentError::Gone`](crate::error::AgentError::Gone), [`AgentError::InUse`](crate::error::AgentError::InUse); errors of a step, after which the call can be repeated.
     pub fn remove(&self, id: &InstanceId) -> Result<()> {
         let slot = self.begin_removal(id)?;
         let removed = match &slot {
@@ -35,38 +35,38 @@ impl Instances {
     pub fn remove_all(&self) {
         for id in self.ids() {
             if let Err(error) = self.remove(&id) {
-                tracing::warn!(%id, %error, "instance not removed");
+                tracing::warn!(%id, %error, "cannot remove an instance");
             }
         }
     }
 
-    /// Kills all processes of an instance, also those that were just being started.
+    /// Kills all processes of an instance, also those that are just being started.
     fn kill(&self, instance: &Instance) -> Result<()> {
         instance.parts.kill(self.kill_limit)?;
-        // They fail in a container whose first process is gone; one may have come to the cgroup in the meantime.
+        // Starts fail in a container whose first process is gone, but one may have joined the cgroup in the meantime.
         instance.others.close(self.kill_limit)?;
         instance.parts.kill(self.kill_limit)
     }
 
-    /// Takes apart what has no processes any more.
+    /// Removes the parts of an instance without processes.
     pub(super) fn dismantle(&self, parts: &Parts) -> Result<()> {
-        // First, and nothing else if it fails: the folder is removed with all that is in it.
+        // Unmount first, and stop if that fails: later the folder is removed with everything in it.
         parts.rootfs.unmount()?;
         // The container library removes the cgroup of a container that it could not create.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
-            // In base memory the cache stays for the next one, and a private node has none.
+            // In base memory the cache stays for the next instance, and a private node has no cache.
             if matches!(parts.limits.placement, Placement::Policy(_)) {
                 match cgroup.drop_page_cache().and_then(|()| cgroup.page_cache()) {
                     Ok(0) => {}
-                    Ok(bytes) => tracing::info!(id = %parts.id, bytes, "page cache is still in use by others"),
-                    Err(error) => tracing::warn!(id = %parts.id, %error, "page cache not dropped"),
+                    Ok(bytes) => tracing::info!(id = %parts.id, bytes, "other instances still use page cache"),
+                    Err(error) => tracing::warn!(id = %parts.id, %error, "cannot drop page cache"),
                 }
             }
             cgroup.remove()?;
         }
         self.launcher.forget(parts.id.as_str());
         if let Err(error) = std::fs::remove_dir_all(&parts.folder) {
-            tracing::warn!(path = %parts.folder.display(), %error, "folder stays");
+            tracing::warn!(path = %parts.folder.display(), %error, "cannot remove a folder");
         }
         self.images.end_use(&parts.image);
         Ok(())

@@ -1,4 +1,4 @@
-//! What an instance is started with, and the limits that follow.
+//! The request to start an instance, and the limits that follow from it.
 
 use bellows_protocol::values::{ImageId, InstanceId, Node};
 
@@ -7,7 +7,7 @@ use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
 
-/// What is to be run.
+/// The request.
 #[derive(Debug)]
 pub struct Request {
     /// Its name.
@@ -18,16 +18,16 @@ pub struct Request {
     pub process: ProcessSpec,
     /// Node of its partition.
     pub node: Node,
-    /// Limit in bytes; with a partition, on what comes from there.
+    /// Limit in bytes; with a partition, on the memory from there.
     pub memory_max: Option<u64>,
-    /// Limit on what lies in base memory, in bytes.
+    /// Its base limit in bytes.
     pub base_limit: Option<u64>,
     /// Limit on processes and threads.
     pub pids_max: Option<u32>,
 }
 
 impl Request {
-    /// The limits of the instance, which may have `base` bytes of base memory; and where its partition's memory is, and how much.
+    /// The limits of the instance, which may have `base` bytes of base memory; and the node and size of its partition.
     pub(crate) fn limits(&self, base: u64, partition: Option<(Placement, u64)>) -> Result<Limits> {
         let (placement, memory_max, outer_max) = match (partition, self.memory_max) {
             (None | Some((Placement::Base, _)), wanted) => {

@@ -17,10 +17,10 @@ use crate::tmpfs::Capacities;
 use crate::{files, furnish};
 
 impl Instances {
-    /// Starts an instance; answers its first process's number.
+    /// Starts an instance; returns the number of its first process.
     ///
     /// # Errors
-    /// [`AgentError::Exists`]; what any of its parts fails with. Nothing is left of it then, or what can be removed as an
+    /// [`AgentError::Exists`]; errors of its parts. Then nothing of it remains, or remains that can be removed like an
     /// instance.
     pub fn start(&self, request: &Request) -> Result<u32> {
         self.begin_start(&request.id)?;
@@ -106,7 +106,7 @@ impl Instances {
     }
 }
 
-/// Why an instance was not started, and what could not be taken apart of it.
+/// Why an instance was not started, and the parts that could not be removed.
 struct Failure {
     error: AgentError,
     remains: Option<Box<Parts>>,

@@ -18,7 +18,7 @@ use crate::partition::MemoryInfo;
 use crate::reaper::Reaper;
 use crate::sync::Mutex;
 
-/// Below this lie the instances' mounts.
+/// Folder of the instances' mounts.
 pub const FOLDER: &str = "/run/i";
 /// All instances.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) enum Slot {
     /// Being started or removed.
     Busy,
     Started(Arc<Instance>),
-    /// Not started, and not wholly taken apart either.
+    /// The remains of a start that failed.
     Remains(Box<Parts>),
 }
 
@@ -57,14 +57,14 @@ impl Instances {
         Self { table: Mutex::default(), images, hierarchy, launcher, memory, base, reaper, folder, kill_limit }
     }
 
-    /// Divides base memory, now that it is known that there are `partitions`, whose windows are `partition_bytes` together;
-    /// answers what all instances may have of it.
+    /// Divides base memory, given the number of partitions and the sum of their windows; returns the bytes for all
+    /// instances.
     ///
     /// # Errors
     /// [`AgentError::Path`].
     pub fn divide_base(&self, partitions: u32, partition_bytes: u64) -> Result<u64> {
         let all = self.base.divide(partitions, partition_bytes);
-        // With a stock kernel memory of partitions counts, too.
+        // With a stock kernel the memory of partitions counts, too.
         let only_base = partitions == 0 || self.memory.has_private_nodes();
         self.hierarchy.limit_memory(only_base.then(|| self.base.limit()))?;
         Ok(all)
@@ -82,7 +82,7 @@ impl Instances {
         }
     }
 
-    /// Takes the place of an instance that is to be started.
+    /// Reserves the place of an instance to start.
     pub(super) fn begin_start(&self, id: &InstanceId) -> Result<()> {
         let mut table = self.table.lock();
         if table.contains_key(id) {
@@ -92,7 +92,7 @@ impl Instances {
         Ok(())
     }
 
-    /// Takes what is to be removed out of its place, which stays busy.
+    /// Takes an instance to remove out of its place, which stays busy.
     pub(super) fn begin_removal(&self, id: &InstanceId) -> Result<Slot> {
         match self.table.lock().get_mut(id) {
             Some(Slot::Busy) => Err(busy(id)),
@@ -101,7 +101,7 @@ impl Instances {
         }
     }
 
-    /// Ends a start or removal: `slot` is what there is of the instance now.
+    /// Ends a start or removal: `slot` is the new state of the instance.
     pub(super) fn finish(&self, id: &InstanceId, slot: Option<Slot>) {
         let mut table = self.table.lock();
         match slot {
@@ -110,7 +110,7 @@ impl Instances {
         };
     }
 
-    /// The names of all there are.
+    /// The names of all instances.
     pub(super) fn ids(&self) -> Vec<InstanceId> {
         self.table.lock().keys().cloned().collect()
     }

@@ -9,7 +9,7 @@ use crate::cgroup::OomLimit;
 use crate::error::Result;
 
 impl Instance {
-    /// Blocks until a process has ended; answers its exit code, and if the kernel killed for lack of memory, which limit was met.
+    /// Blocks until a process has ended; returns its exit code, and the limit met if the kernel killed for lack of memory.
     ///
     /// # Errors
     /// Those of [`Instance::process`].
@@ -18,13 +18,13 @@ impl Instance {
         if *id != ProcessId::init() {
             return Ok((code, self.parts.oom_killed()));
         }
-        // Already, so that the kernel has cleaned up its network by the time that memory is to go back.
+        // Done here already, so that the kernel has cleaned up its network by the time of the unplug.
         self.destroy_sockets();
         Ok((code, self.oom_killed()))
     }
 
-    /// Destroys what would keep memory of its partition, once its first process has ended and the kernel all others with it;
-    /// where that fails, memory is given back later.
+    /// Destroys the sockets that would keep memory of its partition, once its first process has ended and the kernel has
+    /// ended all others with it; if that fails, memory is given back later.
     pub(super) fn destroy_sockets(&self) {
         let id = &self.parts.id;
         match self.sockets.destroy() {
@@ -37,7 +37,7 @@ impl Instance {
     }
 
     pub(super) fn oom_killed(&self) -> Option<OomLimit> {
-        // Kept, because the cgroup may be gone when the next one asks.
+        // Kept, because the cgroup may be gone at the next call.
         *self.oom_killed.get_or_init(|| self.parts.oom_killed())
     }
 }
@@ -46,7 +46,7 @@ impl Parts {
     fn oom_killed(&self) -> Option<OomLimit> {
         let killed = self.cgroup.as_ref().map(|cgroup| cgroup.oom_killed(self.limits));
         killed.transpose().unwrap_or_else(|error| {
-            tracing::warn!(id = %self.id, %error, "not known whether it was killed for lack of memory");
+            tracing::warn!(id = %self.id, %error, "cannot tell whether it was killed for lack of memory");
             None
         })?
     }

@@ -1,5 +1,5 @@
-//! What the guest kernel's virtio-mem driver says of a device, in the folder `partition/` that our kernel adds
-//! (`guest/kernel/README.md`). Stock kernels have none.
+//! The report of the guest kernel's virtio-mem driver about a device, in the folder `partition/` that our kernel adds
+//! (`guest/kernel/README.md`). Stock kernels have no such folder.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -13,52 +13,52 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::error::{AgentError, Result};
 use crate::files;
 
-/// What the driver is doing.
+/// The state of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Memory is on its way.
+    /// Plugging memory.
     Plugging,
-    /// What the host offers is there.
+    /// Plugged up to the target.
     Online,
-    /// Memory is on its way back.
+    /// Unplugging memory.
     Draining,
-    /// All memory is back; memory blocks and memory map stay.
+    /// All memory is unplugged; memory blocks and memory map stay.
     Parked,
-    /// All memory is back.
+    /// All memory is unplugged.
     Empty,
     /// The driver has given up.
     Broken,
 }
 
-/// How a device stands.
+/// The report about a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Driver {
-    /// What it is doing.
+    /// The state of its driver.
     pub state: State,
-    /// Its node is a private one: nothing but what is attached gets memory there.
+    /// Whether its node is private: only attached cgroups and tmpfs get memory there.
     pub private: bool,
-    /// What the host asks for.
+    /// The target in bytes.
     pub requested_bytes: u64,
-    /// What is plugged.
+    /// Plugged bytes.
     pub plugged_bytes: u64,
     /// 4 KiB pages in use.
     pub allocated_pages: u64,
     /// How often it was parked.
     pub parks: u64,
-    /// How often it was plugged from there.
+    /// How often it was plugged from the parked state.
     pub unparks: u64,
     /// How often a park found pages in use.
     pub park_misses: u64,
-    /// The last plug request that was complete.
+    /// The last complete plug.
     pub last_plug: Times,
-    /// The last unplug request that was complete.
+    /// The last complete unplug.
     pub last_unplug: Times,
 }
 
-/// What a request took. While the driver is at work on the next one, its two numbers may be of different requests.
+/// The time of a plug or unplug. While the driver works on the next one, the two numbers may be of different ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
-    /// From when the driver started to work to when the host had acknowledged all.
+    /// From the driver's start until the host had acknowledged all of it.
     pub total_ns: u64,
     /// Of that, waiting for the host.
     pub host_ns: u64,
@@ -71,7 +71,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device whose memory is on `node`; `None` where the driver does not say.
+    /// The device whose memory is on `node`; `None` if the driver does not report it.
     pub fn find(sys: &Path, node: Node) -> Option<Self> {
         let devices = fs::read_dir(sys.join("bus/virtio/devices")).ok()?;
         let folders = devices.flatten().map(|entry| entry.path().join("partition"));
@@ -81,7 +81,7 @@ impl Device {
         folders.into_iter().find(is_it).map(|folder| Self { folder })
     }
 
-    /// How it stands.
+    /// Its report.
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
@@ -108,10 +108,10 @@ impl Device {
         Ok(self.number("private")? != 0)
     }
 
-    /// Waits until all of `bytes` is plugged and can be used.
+    /// Waits until `bytes` are plugged and usable.
     ///
     /// # Errors
-    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], which no waiting mends.
+    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], at once.
     pub fn await_plugged(&self, bytes: u64, limit: Duration) -> Result<()> {
         let plugged = self.await_state(limit, |state| {
             Ok(match state {
@@ -124,7 +124,7 @@ impl Device {
         if plugged { Ok(()) } else { Err(AgentError::TimedOut { what: format!("{bytes} bytes plugged"), after }) }
     }
 
-    /// Waits until it is not plugging or draining any more, or until `limit` is over.
+    /// Waits until it is neither plugging nor draining, or until `limit` is over.
     ///
     /// # Errors
     /// As for [`Device::read`].
@@ -133,7 +133,7 @@ impl Device {
         Ok(())
     }
 
-    /// Calls `check` with the state now and after each change until it says yes; says whether it did in time.
+    /// Calls `check` with the report now and after each change until it is true; returns whether that was in time.
     fn await_state(&self, limit: Duration, check: impl Fn(State) -> Result<bool>) -> Result<bool> {
         let path = self.folder.join("state");
         let mut file = File::open(&path).map_err(AgentError::path("open", &path))?;
@@ -171,7 +171,7 @@ impl Device {
 
     fn times(&self, name: &str) -> Result<Times> {
         let total_ns = self.number(&format!("{name}_ns"))?;
-        // Of a later request, if one ends meanwhile: but a part all the same.
+        // If a later request ends meanwhile, this is its part; it stays a part.
         let host_ns = self.number(&format!("{name}_host_ns"))?.min(total_ns);
         Ok(Times { total_ns, host_ns })
     }
@@ -186,7 +186,7 @@ impl Device {
     }
 }
 
-/// So that the last millisecond is not spun through.
+/// Rounds up, so that the caller does not spin through the last millisecond.
 const ROUND_UP: Duration = Duration::from_millis(1);
 
 #[cfg(test)]

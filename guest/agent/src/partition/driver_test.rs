@@ -1,6 +1,6 @@
 use super::*;
 
-/// Two devices, the second one with memory on node 2; and a device that is no memory.
+/// Two memory devices, the second with memory on node 2; and another kind of device.
 fn fixture(state: &str) -> (tempfile::TempDir, Option<Device>) {
     let sys = tempfile::tempdir().unwrap();
     let devices = sys.path().join("bus/virtio/devices");
@@ -48,19 +48,19 @@ fn a_device_is_found_by_its_node_and_read() {
 fn a_request_that_ends_meanwhile_does_not_take_less_than_its_part() {
     let (_sys, device) = fixture("plugging");
     let device = device.unwrap();
-    // The first one: its time was not there yet, its part was when that was read.
+    // In the first one, the part was written before the time was.
     fs::write(device.folder.join("last_plug_ns"), "0\n").unwrap();
     assert_eq!(device.read().unwrap().last_plug, Times { total_ns: 0, host_ns: 0 });
 }
 
 #[test]
-fn a_stock_kernel_says_nothing() {
+fn a_stock_kernel_has_no_report() {
     let sys = tempfile::tempdir().unwrap();
     assert!(Device::find(sys.path(), Node::try_from(1).unwrap()).is_none());
 }
 
 #[test]
-fn what_is_online_with_its_size_is_plugged() {
+fn online_memory_of_the_full_size_is_plugged() {
     let (_sys, device) = fixture("online");
     let device = device.unwrap();
     device.await_plugged(4096, Duration::ZERO).unwrap();
@@ -69,7 +69,7 @@ fn what_is_online_with_its_size_is_plugged() {
 }
 
 #[test]
-fn what_is_broken_is_not_waited_for() {
+fn a_broken_driver_ends_the_wait() {
     let (_sys, device) = fixture("broken");
     let device = device.unwrap();
     let error = device.await_plugged(4096, Duration::from_secs(60)).unwrap_err();
@@ -78,7 +78,7 @@ fn what_is_broken_is_not_waited_for() {
 }
 
 #[test]
-fn a_state_that_nobody_knows_is_an_error() {
+fn an_unknown_state_is_an_error() {
     let (_sys, device) = fixture("asleep");
     let error = device.unwrap().read().unwrap_err();
     assert!(error.to_string().contains("asleep"), "{error}");

@@ -1,11 +1,11 @@
 //! A node's `meminfo`.
 
-/// What a node's memory is used for, in bytes.
+/// The use of a node's memory, in bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct NodeMemory {
-    /// What the kernel manages.
+    /// All memory that the kernel manages.
     pub total_bytes: u64,
-    /// What is free.
+    /// Free memory.
     pub free_bytes: u64,
     /// Anonymous memory and tmpfs.
     pub anonymous_bytes: u64,
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_nothing() {
+    fn malformed_text_counts_as_zero() {
         assert_eq!(parse("Node\nNode 1\nNode 1 MemTotal\nNode 1 MemTotal: x kB\n"), NodeMemory::default());
     }
 }

@@ -1,4 +1,4 @@
-//! A partition's memory as the guest's kernel sees it: whether it is there, on its node, in a zone it can leave, and which processes use it.
+//! A partition's memory as the guest's kernel sees it: its size, its node, its zone, and the processes that use it.
 
 mod driver;
 mod meminfo;
@@ -25,7 +25,7 @@ pub use meminfo::NodeMemory;
 const MAX_HOLDERS: usize = 64;
 /// Most processes that are looked at for a report.
 const MAX_PROCESSES: usize = 4096;
-/// A memory block that is already online can grow without an announcement; then this often is looked again.
+/// Time between two looks: a memory block that is already online can grow without an announcement.
 const SILENT_GROWTH: Duration = Duration::from_millis(100);
 
 /// A process with pages on a partition's node.
@@ -35,7 +35,7 @@ pub struct Holder {
     pub pid: u32,
     /// Its name, at most 15 characters.
     pub command: String,
-    /// How much of the node it maps; what several processes share counts for each.
+    /// Bytes of the node that it maps; memory that several processes share counts for each.
     pub bytes: u64,
 }
 
@@ -90,7 +90,7 @@ impl MemoryInfo {
         driver::Device::find(&self.sys, node).map(|device| device.read()).transpose()
     }
 
-    /// How memory is to be had from the partition on `node`.
+    /// The placement of memory in the partition on `node`.
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
@@ -101,7 +101,7 @@ impl MemoryInfo {
         }
     }
 
-    /// Waits until the driver is done with what the host asked of the device on `node`, or `limit` is over.
+    /// Waits until the driver of the device on `node` has reached the host's target, or `limit` is over.
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
@@ -110,11 +110,11 @@ impl MemoryInfo {
     }
 
     /// Waits until `node` has `bytes` of memory, and checks that the memory at `address`, where the partition's window
-    /// starts, is the node's and that all of the node's memory is movable. Where the driver says how it stands, it is asked.
+    /// starts, is the node's and that all of the node's memory is movable. If the driver has a report, that is used.
     ///
     /// # Errors
-    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], [`AgentError::WrongNode`] and [`AgentError::WrongZone`], which no
-    /// waiting mends.
+    /// [`AgentError::TimedOut`]; [`AgentError::Broken`], [`AgentError::WrongNode`] and [`AgentError::WrongZone`], at
+    /// once.
     pub fn await_memory(
         &self,
         uevents: &Uevents,
@@ -131,14 +131,14 @@ impl MemoryInfo {
         let block_bytes = self.block_bytes()?;
         let first = address / block_bytes;
         self.check_node(first, first.saturating_mul(block_bytes), node)?;
-        // Memory that comes back from where it was parked is in the zone that it was in.
+        // Memory that was parked is in its old zone.
         if device.read()?.unparks == 0 {
             self.check_zones(node)?;
         }
         self.node(node)
     }
 
-    /// As a stock kernel announces it: block by block.
+    /// For a stock kernel, which announces memory block by block.
     fn await_blocks(
         &self,
         uevents: &Uevents,
@@ -213,13 +213,14 @@ impl MemoryInfo {
         Ok(())
     }
 
-    /// The processes that hold most of a node's memory, largest first. How much is too little for one with very many mappings.
+    /// The processes that hold most of a node's memory, largest first. The figure is too low for a process with very
+    /// many mappings.
     pub fn holders(&self, node: Node) -> Vec<Holder> {
         let mut holders: Vec<Holder> = numbered(&self.proc, "")
             .into_iter()
             .take(MAX_PROCESSES)
             .filter_map(|pid| {
-                // A process may end at any moment: then it holds nothing.
+                // A process may end at any moment, and then holds nothing.
                 let folder = self.proc.join(pid.to_string());
                 let bytes = numa_maps::bytes_on(File::open(folder.join("numa_maps")).ok()?, node.number());
                 (bytes > 0).then(|| {
@@ -234,7 +235,7 @@ impl MemoryInfo {
         holders
     }
 
-    /// Where tmpfs that belong to a private node are mounted, each once, as the first process that sees it names it.
+    /// Mount points of the tmpfs of a private node, each once, in the mount namespace of the first process that sees it.
     pub fn tmpfs_mounts(&self, node: Node) -> Vec<String> {
         let mut mounts = BTreeMap::new();
         for pid in numbered(&self.proc, "").into_iter().take(MAX_PROCESSES) {

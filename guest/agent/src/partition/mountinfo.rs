@@ -1,4 +1,4 @@
-//! `/proc/<pid>/mountinfo`: which tmpfs belong to a private node.
+//! `/proc/<pid>/mountinfo`: the tmpfs of a private node.
 
 /// Device number and mount point of each tmpfs with the option `private_node=<node>`.
 pub fn tmpfs_of(text: &str, node: u32) -> impl Iterator<Item = (&str, &str)> {
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_option_tells_whose_a_tmpfs_is() {
+    fn the_option_names_the_node_of_a_tmpfs() {
         let text = "30 1 0:25 / /run rw,nosuid shared:2 - tmpfs tmpfs rw,mode=755\n\
                     31 30 0:26 / /run/i/a/s rw,nodev shared:3 - tmpfs scratch rw,size=8k,private_node=1,inode64\n\
                     32 30 0:27 / /run/i/b/s rw,nodev - tmpfs scratch rw,private_node=12\n\

@@ -2,15 +2,15 @@
 
 use std::io::{BufRead, BufReader, Read};
 
-/// As much of it is read at most: a process can make it as long as it likes.
+/// Most bytes that are read: a process can make the file arbitrarily long.
 const MAX_BYTES: u64 = 16 << 20;
-/// Longest word that can mean something here; a file's name can be far longer.
+/// Longest word that is parsed; a file's name can be far longer.
 const MAX_WORD: usize = 64;
 
 /// Bytes that a process maps from `node`: the sum of `N<node>=<pages>` times the page size of each mapping, as far as it
 /// can be read.
 ///
-/// Names of files are whatever the process likes, so nothing is kept of a line but the numbers.
+/// The process chooses the names of files, so only numbers of a line are kept.
 pub fn bytes_on(maps: impl Read, node: u32) -> u64 {
     let key = format!("N{node}=");
     let mut maps = BufReader::new(maps.take(MAX_BYTES));
@@ -40,7 +40,7 @@ pub fn bytes_on(maps: impl Read, node: u32) -> u64 {
     bytes
 }
 
-/// What counts of a line.
+/// The figures of a line.
 #[derive(Default)]
 struct Mapping {
     pages: u64,
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_is_not_read_to_its_end() {
+    fn an_endless_file_is_read_up_to_a_limit() {
         let line = "7f00 bind:1 N1=7 kernelpagesize_kB=4\n";
         let bytes = bytes_on(line.as_bytes().chain(std::io::repeat(b'0')), 1);
         assert_eq!(bytes, 7 * 4096);

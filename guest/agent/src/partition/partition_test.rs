@@ -77,9 +77,9 @@ fn holders_come_largest_first() {
     assert_eq!(holders[0].command, "task11");
 }
 
-/// A process can call itself, and the files that it maps, whatever it likes, and map as many as it likes.
+/// A process chooses its own name and those of the files that it maps, and maps as many as it likes.
 #[test]
-fn a_holder_can_not_hide() {
+fn a_holder_cannot_hide() {
     let (folder, info) = fixture(2, "Movable");
     let maps = b"7f00 bind:2 file=/tmp/\xff mapped=7 N2=7 kernelpagesize_kB=4\n";
     for (pid, length) in [(10, None), (11, Some(1 << 40))] {

@@ -1,6 +1,6 @@
-//! Reads requests that say anything and checks what they would do, without doing it, for fuzzing and property tests.
+//! Reads arbitrary requests and checks their effects without carrying them out, for fuzzing and property tests.
 
-// What must always hold is asserted here.
+// Assertions state what must always hold.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::HashSet;
@@ -21,19 +21,19 @@ use crate::container::spec::{self, Workload, configuration};
 use crate::placement::Placement;
 use crate::tmpfs::{Capacities, INODE_BYTES};
 
-/// Longest message of an error in bytes: some excerpts, escaped, in a sentence of ours.
+/// Longest message of an error in bytes: some escaped excerpts in a sentence of ours.
 const MAX_MESSAGE: usize = 3000;
 /// Free bytes of base memory at first, and a partition's.
 const FREE: u64 = 430 << 20;
 const PARTITION: u64 = 1 << 30;
 const PAGE: u64 = 4096;
 
-/// Takes `bytes` as what the monitor says: requests, each a byte for its kind, two for its length, and a message. Some kinds are not
+/// Takes `bytes` as the monitor's requests: each a byte for its kind, two for its length, and a message. Some kinds are not
 /// requests, but the image's files of accounts, and the first line of a stream.
 ///
 /// # Panics
-/// Something that must always hold does not: more memory is promised than there is, a container's configuration says something else
-/// than the request, a refusal is long or not printable.
+/// An invariant is broken: promises exceed base memory, a container's configuration differs from the request, or a refusal is
+/// too long or not printable.
 pub fn exercise(bytes: &[u8]) {
     let mut guest = Guest::new();
     let mut rest = bytes;
@@ -49,10 +49,10 @@ pub fn exercise(bytes: &[u8]) {
     }
 }
 
-/// What requests change, as far as that is not the machine.
+/// The state that requests change, outside the kernel.
 struct Guest {
     base: Arc<BaseMemory>,
-    /// What all instances may have of base memory.
+    /// Bytes of base memory for all instances.
     all: u64,
     claims: Vec<Claim>,
     passwd: Vec<u8>,
@@ -190,7 +190,7 @@ impl Guest {
     }
 }
 
-/// Full file systems leave memory to programs, and each has a bound: 0 would mean that it has not.
+/// Full file systems leave memory to programs, and each has a bound: 0 would mean no bound.
 fn check_capacities(capacities: Capacities, memory: u64, base: u64) {
     let all = [capacities.scratch, capacities.shared, capacities.devices];
     assert!(all.iter().all(|capacity| capacity.bytes > 0 && capacity.inodes > 0), "{capacities:?}");
@@ -200,7 +200,7 @@ fn check_capacities(capacities: Capacities, memory: u64, base: u64) {
     assert!(inodes <= base, "{base} bytes of base memory: {capacities:?}");
 }
 
-/// What is started is what was asked for.
+/// The started process is the requested one.
 fn check_process(written: &Value, asked: &ProcessSpec, credentials: &Credentials) {
     assert_eq!(written["args"], json!(asked.arguments));
     assert_eq!(written["cwd"], asked.working_directory);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_all_kinds_are_survived() {
+    fn arbitrary_requests_break_no_invariant() {
         for seed in 0..=255_u8 {
             let bytes: Vec<u8> = (0..200_u8).map(|index| index.wrapping_mul(seed | 1).wrapping_add(seed)).collect();
             exercise(&bytes);
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// However little it may have: to tmpfs, 0 means no limit.
+    /// Even very small ones: to tmpfs, 0 means no limit.
     #[test]
     fn instances_of_any_size_have_bounds() {
         let process = Process { arguments: vec!["sh".into()], environment: vec!["A=b".into()], ..Default::default() };

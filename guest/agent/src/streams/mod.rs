@@ -1,6 +1,7 @@
 //! A process's standard streams: pipes or a terminal, whose other ends wait here until the monitor connects.
 //!
-//! Output stays in the pipe until the monitor connects and takes it: a process that writes more waits, and costs no memory beyond the pipe. `relay` carries the bytes.
+//! Output stays in the pipe until the monitor connects and takes it: a process that writes more waits, and uses no
+//! memory beyond the pipe. `relay` carries the bytes.
 
 mod permits;
 mod relay;
@@ -23,12 +24,12 @@ use crate::error::{AgentError, Result};
 use crate::sync::Mutex;
 use crate::sys;
 
-/// What a process has for standard streams.
+/// The kind of a process's standard streams.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StdioSpec {
     /// Pipes.
     Pipes {
-        /// Standard input is one, too, and not `/dev/null`.
+        /// Whether standard input is a pipe, too, instead of `/dev/null`.
         stdin: bool,
     },
     /// A terminal of this size for all three.
@@ -38,7 +39,7 @@ pub enum StdioSpec {
 /// The process's ends of its pipes.
 #[derive(Debug)]
 pub struct ChildPipes {
-    /// Missing where standard input is `/dev/null`.
+    /// `None` if standard input is `/dev/null`.
     pub stdin: Option<OwnedFd>,
     /// Standard output.
     pub stdout: OwnedFd,
@@ -50,7 +51,7 @@ pub struct ChildPipes {
 #[derive(Debug)]
 pub struct Streams {
     slots: Mutex<Vec<(StreamName, Slot)>>,
-    /// Says that the relays are to end.
+    /// Tells the relays to end.
     stop: Arc<EventFd>,
 }
 
@@ -58,12 +59,12 @@ pub struct Streams {
 enum Slot {
     /// The monitor may connect.
     Free(Arc<OwnedFd>),
-    /// It has, or it is too late for that; a terminal can still be resized while it is open.
+    /// It has connected, or it is too late; a terminal can still be resized while it is open.
     Taken(Weak<OwnedFd>),
 }
 
 impl Streams {
-    /// Pipes that belong to the user who will use them: a program that opens `/dev/stdout` opens a file with an owner.
+    /// Pipes that belong to the process's user: a program that opens `/dev/stdout` opens a file with an owner.
     ///
     /// # Errors
     /// No pipe is left.
@@ -106,7 +107,8 @@ impl Streams {
         Ok(Self { slots: Mutex::new(slots), stop: Arc::new(stop) })
     }
 
-    /// Makes `connection` the stream `name` of a process at whose end `ended` becomes readable, and says so on it.
+    /// Makes `connection` the stream `name` of a process, and confirms it there. `ended` becomes readable at the end of
+    /// the process.
     ///
     /// # Errors
     /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::System`].
@@ -140,7 +142,7 @@ impl Streams {
     /// Sets the terminal's size.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`] where there is none, or not any more; [`AgentError::System`].
+    /// [`AgentError::Unknown`] if it has no terminal, or a closed one; [`AgentError::System`].
     pub fn resize(&self, size: TerminalSize) -> Result<()> {
         let slots = self.slots.lock();
         let terminal = slots.iter().find_map(|slot| match slot {

@@ -1,26 +1,26 @@
-//! A bound on the streams that are connected at a time.
+//! A bound on the number of connected streams.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many streams may be connected.
+/// The streams that may still be connected.
 #[derive(Debug)]
 pub struct Permits {
     taken: Arc<AtomicUsize>,
     most: usize,
 }
 
-/// The right of one stream to be connected, given back when this is dropped.
+/// The right of one stream to be connected; dropping it gives it back.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicUsize>);
 
 impl Permits {
-    /// So many may.
+    /// Permits for `count` streams.
     pub fn new(most: usize) -> Self {
         Self { taken: Arc::default(), most }
     }
 
-    /// The right of another one, if there is one left.
+    /// A permit for another stream, if one is left.
     pub fn take(&self) -> Option<Permit> {
         let more = |taken: usize| (taken < self.most).then(|| taken + 1);
         let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permits_are_as_many_as_there_are() {
+    fn permits_run_out_and_come_back() {
         let permits = Permits::new(2);
         let (first, _second) = (permits.take().unwrap(), permits.take().unwrap());
         assert!(permits.take().is_none());

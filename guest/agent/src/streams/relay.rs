@@ -1,7 +1,7 @@
 //! Carries bytes between the monitor's connection and our end of a stream, each stream on a thread of its own.
 //!
-//! Nothing here blocks but `poll(2)`, which the end of the process's instance always wakes. A direction has one buffer and
-//! reads only when that is empty: a slow side makes the other one wait.
+//! Only `poll(2)` blocks here, and the end of the process's instance always wakes it. A direction has one buffer and reads
+//! only when that is empty: a slow side makes the other wait.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -22,9 +22,9 @@ use crate::sys;
 
 use super::permits::Permit;
 
-/// Bytes that are read at once: what a pipe holds. Memory that is never filled costs nothing.
+/// Bytes of one read: the capacity of a pipe. Untouched memory costs nothing.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Stack of a relay's thread, which hardly uses any.
+/// Stack of a relay's thread, which needs little.
 const STACK_BYTES: usize = 64 << 10;
 
 /// The monitor has closed its end, or a half of it.
@@ -41,16 +41,16 @@ pub(super) struct Relay {
     pub connection: UnixStream,
     /// Our end of the pipe or terminal; does not block.
     pub end: Arc<OwnedFd>,
-    /// Readable when this is to stop, whatever is left.
+    /// Readable when the relay must stop, even with bytes left.
     pub stop: Arc<EventFd>,
     /// Readable when the process has ended.
     pub ended: Arc<OwnedFd>,
-    /// The right to be.
+    /// The right to be connected.
     pub permit: Permit,
 }
 
 impl Relay {
-    /// Carries what `name` carries until that ends, on a thread.
+    /// Carries stream `name` to its end, on a thread.
     ///
     /// # Errors
     /// No thread is left.
@@ -73,17 +73,18 @@ impl Relay {
             StreamName::Terminal => self.carry_output(Some(Flow::new()))?,
         };
         let Self { connection, end, stop, permit: _permit, .. } = self;
-        // A process that still writes gets SIGPIPE, one that still reads the end of the file; a terminal is hung up.
+        // A process that still writes gets SIGPIPE, one that still reads gets the end of file; a terminal is hung up.
         drop(end);
         if finished {
-            // The monitor takes an end for one only while the connection stands, and closes it then.
+            // The monitor recognises an end only while the connection stands, and then closes it.
             connection.shutdown(Shutdown::Write)?;
             wait([watch(&connection, GONE), watch(&stop, libc::POLLIN)], None)?;
         }
         Ok(())
     }
 
-    /// Carries what the monitor sends, until it has sent all or the reader is gone. Answers `false`: the process's end need not be told.
+    /// Carries the monitor's input, until its end or until the reader is gone. Returns `false`: the monitor need not
+    /// learn of the process's end.
     fn carry_input(&self) -> io::Result<bool> {
         let mut flow = Flow::new();
         loop {
@@ -100,12 +101,12 @@ impl Relay {
         }
     }
 
-    /// Carries what the process writes, and for a terminal what is typed, to the end. `false` if it was not told all: the
-    /// monitor is gone, or this is to stop.
+    /// Carries the process's output, and for a terminal its input, to the end. Returns `false` if the output is
+    /// incomplete: the monitor is gone, or the relay must stop.
     fn carry_output(&self, mut typed: Option<Flow>) -> io::Result<bool> {
         let mut flow = Flow::new();
         let mut deadline = None;
-        // How much there is to take, once that is known.
+        // Bytes left to take, once known.
         let mut last = u64::MAX;
         loop {
             let mut at_connection = GONE;
@@ -139,7 +140,7 @@ impl Relay {
                 Step::SourceEnded => return Ok(true),
                 Step::SinkGone => return Ok(false),
             }
-            // Others that the process has left behind may hold the stream for ever. What it wrote itself is taken.
+            // Processes that it has left behind may hold the stream for ever. Its own output is still taken.
             if deadline.is_none() && ended != NOTHING {
                 deadline = Some(Instant::now() + DRAIN_LIMIT);
             }
@@ -156,7 +157,7 @@ impl Relay {
         watch(&self.stop, libc::POLLIN)
     }
 
-    /// Watches `descriptor`, unless nothing is wanted of it: it could be hung up, which `poll` then says again and again.
+    /// Watches `descriptor`, unless no event of it is awaited: `poll` would report a hang-up again and again.
     fn watch<'a>(&'a self, descriptor: &'a impl AsFd, wanted: Events) -> Watched<'a> {
         if wanted == NOTHING { self.stopped() } else { watch(descriptor, wanted) }
     }
@@ -167,13 +168,13 @@ impl Relay {
 struct Flow {
     buffer: Vec<u8>,
     pending: Range<usize>,
-    /// Bytes that were read so far.
+    /// Number of bytes read so far.
     taken: u64,
 }
 
 #[derive(Debug, Eq, PartialEq)]
 enum Step {
-    /// There may be more.
+    /// More bytes may come.
     Goes,
     /// Everything was read.
     SourceEnded,
@@ -190,7 +191,7 @@ impl Flow {
         self.pending.is_empty()
     }
 
-    /// Reads up to `most` bytes if nothing is pending, and writes what is, as far as neither would block.
+    /// Reads up to `most` bytes if nothing is pending, and writes the pending bytes, both without blocking.
     fn step(&mut self, source: &impl AsFd, sink: &impl AsFd, most: usize) -> io::Result<Step> {
         if self.is_empty() {
             let most = most.min(BUFFER_BYTES);
@@ -198,7 +199,7 @@ impl Flow {
                 return Ok(Step::Goes);
             }
             match read(source, &mut self.buffer[..most]) {
-                // A terminal whose other end is closed says EIO.
+                // A terminal whose other end is closed gives EIO.
                 Ok(0) | Err(Errno::EIO | Errno::ECONNRESET) => return Ok(Step::SourceEnded),
                 Ok(count) => {
                     self.pending = 0..count;
@@ -218,7 +219,7 @@ impl Flow {
     }
 }
 
-/// A descriptor and what is wanted of it.
+/// A descriptor and the awaited events.
 #[derive(Clone, Copy)]
 struct Watched<'a>(BorrowedFd<'a>, Events);
 
@@ -226,7 +227,7 @@ fn watch(descriptor: &impl AsFd, wanted: Events) -> Watched<'_> {
     Watched(descriptor.as_fd(), wanted)
 }
 
-/// Waits until something is to be said of one of `watched`, or for `deadline`; answers what is said of each.
+/// Waits for an event of one of `watched`, or for `deadline`; returns the events of each.
 fn wait<const N: usize>(watched: [Watched<'_>; N], deadline: Option<Instant>) -> io::Result<[Events; N]> {
     let entry = |Watched(descriptor, events)| libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: NOTHING };
     let mut entries = watched.map(entry);

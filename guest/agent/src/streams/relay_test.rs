@@ -12,7 +12,7 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A relay of a pipe, and all that is around it.
+/// A relay of a pipe, with both of its ends.
 struct Around {
     monitor: UnixStream,
     /// The process's end.
@@ -41,7 +41,7 @@ fn start(name: StreamName) -> Around {
     Around { monitor, process: process.into(), stop, running: Some(running), permits }
 }
 
-/// Writes until nothing more is taken; how much was.
+/// Writes until nothing more is taken; returns the bytes written.
 fn fill(mut sink: impl Write + AsFd) -> usize {
     set_nonblocking(&sink).unwrap();
     let (block, mut taken) = ([7; 4096], 0);
@@ -69,7 +69,7 @@ fn wait_for_permit(permits: &Permits) {
 }
 
 #[test]
-fn who_does_not_read_makes_the_process_wait_and_loses_nothing() {
+fn a_stalled_monitor_makes_the_process_wait_and_loses_nothing() {
     let Around { mut monitor, process, running, permits, .. } = start(StreamName::Stdout);
     let written = fill(&process);
     // A pipe, a buffer, and what the connection holds.
@@ -84,7 +84,7 @@ fn who_does_not_read_makes_the_process_wait_and_loses_nothing() {
 }
 
 #[test]
-fn what_holds_the_pipe_does_not_hold_the_stream() {
+fn other_holders_of_the_pipe_do_not_hold_the_stream() {
     let Around { mut monitor, mut process, running, .. } = start(StreamName::Stdout);
     process.write_all(b"mine").unwrap();
     let begin = Instant::now();
@@ -105,7 +105,7 @@ fn a_monitor_that_is_gone_is_a_closed_pipe() {
 }
 
 #[test]
-fn nobody_delays_the_end_of_an_instance() {
+fn a_stalled_stream_does_not_delay_the_end_of_an_instance() {
     for name in [StreamName::Stdout, StreamName::Stdin] {
         let Around { monitor, process, stop, permits, .. } = start(name);
         // Neither side reads.
@@ -123,7 +123,7 @@ fn nobody_delays_the_end_of_an_instance() {
 fn input_arrives_with_its_end() {
     let Around { mut monitor, mut process, .. } = start(StreamName::Stdin);
     monitor.write_all(b"all of it").unwrap();
-    // Gone before anybody has read it.
+    // The monitor is gone before anything has read it.
     drop(monitor);
     let mut text = String::new();
     process.read_to_string(&mut text).unwrap();
@@ -131,7 +131,7 @@ fn input_arrives_with_its_end() {
 }
 
 #[test]
-fn input_that_nobody_will_read_is_refused() {
+fn input_without_a_reader_is_refused() {
     let Around { mut monitor, process, permits, .. } = start(StreamName::Stdin);
     drop(process);
     wait_for_permit(&permits);
