@@ -1,4 +1,4 @@
-//! All that a demo, a benchmark or an end-to-end test works on, built or found in the cache.
+//! The artefacts of a demo, a benchmark or an end-to-end test, built or found in the cache.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub struct Artefacts {
     pub debian_kernel: PathBuf,
     /// The initramfs for that one, with modules.
     pub debian_initramfs: PathBuf,
-    /// Debian's older cloud kernel as a guest, which can't mount flat images.
+    /// Debian's older cloud kernel as a guest, which cannot mount flat images.
     pub old_kernel: PathBuf,
     /// The initramfs for that one, with modules.
     pub old_initramfs: PathBuf,
@@ -34,7 +34,7 @@ pub struct Artefacts {
     pub node_image: PathBuf,
     /// An image of Java, an OCI image layout.
     pub java_image: PathBuf,
-    /// The variables of those that a lab gets; all without a list.
+    /// The variables of the artefacts for a lab; all of them if `None`.
     in_lab: Option<&'static [&'static str]>,
 }
 
@@ -63,7 +63,7 @@ impl Artefacts {
         })
     }
 
-    /// Has a lab get only the artefacts of these variables: what lies in memory takes time to unpack.
+    /// Puts only the artefacts of these variables into a lab: files in memory take time to unpack.
     pub fn only(mut self, variables: &'static [&'static str]) -> Self {
         self.in_lab = Some(variables);
         self
@@ -79,7 +79,7 @@ impl Artefacts {
         self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
     }
 
-    /// Puts what a lab gets on its disk; the monitor also where `PATH` finds it and with its libraries.
+    /// Puts a lab's artefacts on its disk; the monitor also goes into `PATH`, with its libraries.
     pub fn add_to(&self, mut lab: LabBuilder) -> LabBuilder {
         let has = |variable: &str| self.in_lab.is_none_or(|variables| variables.contains(&variable));
         for (_, name, path) in self.named().into_iter().filter(|(variable, ..)| has(variable)) {

@@ -27,7 +27,8 @@ use self::figure::Figure;
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct Options {
-    /// Say what moved by more than the spread since an earlier report: compare that file with the last report of its benchmark.
+    /// List the figures that moved by more than the spread since an earlier report: compare that file with the last
+    /// report of its benchmark.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     #[command(subcommand)]
@@ -37,24 +38,23 @@ pub struct Options {
 /// A benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub enum Benchmark {
-    /// Reads of cached data through virtio-blk, without a VM, beside a straightforward device and beside copying alone.
+    /// Reads of cached data through virtio-blk, without a VM, compared with a simple device and with copying alone.
     Blk(blk::Options),
-    /// Time from the start of the monitor to a guest that can be called, and the monitor's own memory, beside QEMU's.
+    /// Time from the start of the monitor until the guest can be called, and the monitor's own memory, compared with QEMU.
     Boot(boot::Options),
-    /// What a short set of operations costs in counted time, held against committed bounds. Runs in the lab, whatever this
-    /// machine has.
+    /// Cost of a short set of operations in counted time, held against committed bounds. Always runs in the lab.
     Counted(counted::Options),
-    /// A layer into the store: time, memory and size, beside `tar -x` and `mkfs.erofs`.
+    /// Import of a layer into the store: time, memory and size, compared with `tar -x` and `mkfs.erofs`.
     Import(import::Options),
-    /// VMs of one image: what they read from the disk and keep in memory, and the time until a function runs.
+    /// VMs of one image: their disk reads and memory, and the time until a function runs.
     Layers(layers::Options),
     /// Functions that come in bursts: their latency, and memory held against memory needed.
     Load(load::Options),
-    /// Time until memory of an instance that has ended is back, for three ways to keep it apart in the guest.
+    /// Time until the memory of an ended instance is back, for three ways to keep it apart in the guest.
     Reclaim(reclaim::Options),
 }
 
-/// Runs a benchmark where KVM is, prints its report and keeps it in `target/bench`; or compares two reports.
+/// Runs a benchmark on a host with KVM, prints its report and keeps it in `target/bench`; or compares two reports.
 pub fn run(options: &Options, install: bool) -> Result<()> {
     if let Some(earlier) = &options.compare {
         return compare::run(earlier);

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct Key(Sha256);
 
 impl Key {
-    /// Adds an input. Names and lengths count, so that no two lists of inputs look the same.
+    /// Adds an input. The hash covers names and lengths, so different lists of inputs never look the same.
     pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         for part in [name.as_bytes(), value.as_ref()] {
             self.0.update((part.len() as u64).to_le_bytes());
@@ -27,7 +27,7 @@ impl Key {
         Ok(self.with(&name, fs::read(path).map_err(Error::at(path))?))
     }
 
-    /// As text.
+    /// The hash as text.
     pub fn hex(&self) -> String {
         hex::encode(self.0.clone().finalize())
     }
@@ -40,25 +40,25 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens it, making it where it is missing.
+    /// Opens it, and makes it if it is missing.
     pub fn open() -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = variable("BELLOWS_CACHE")
             .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("bellows")))
             .or_else(|| Some(variable("HOME")?.join(".cache/bellows")))
-            .ok_or_else(|| Error::other("no place for the cache: set BELLOWS_CACHE or HOME"))?;
+            .ok_or_else(|| Error::other("no folder for the cache: set BELLOWS_CACHE or HOME"))?;
         fs::create_dir_all(&root).map_err(Error::at(&root))?;
         Ok(Self { root })
     }
 
-    /// A directory for what need not be kept.
+    /// A directory for temporary files.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")
     }
 
-    /// The result `name` for `key`: a directory, which `make` fills if it is not there yet.
+    /// The result `name` for `key`: a directory, which `make` fills if it is missing.
     ///
-    /// Whatever ends the making early leaves nothing that looks like a result; two processes don't make it twice.
+    /// An interrupted `make` leaves nothing that looks like a result, and two processes do not make it twice.
     pub fn get(&self, name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let family = self.root.join(name);
         fs::create_dir_all(&family).map_err(Error::at(&family))?;
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_tell_apart_what_is_joined_differently() {
+    fn keys_depend_on_the_boundaries_of_inputs() {
         let split = Key::default().with("a", "bc").hex();
         assert_ne!(split, Key::default().with("ab", "c").hex());
         assert_eq!(split, Key::default().with("a", "bc").hex());

@@ -1,4 +1,4 @@
-//! Debian's own cloud kernels: 6.12 is the lab's kernel and a guest's, 6.1 one of an older guest.
+//! Debian's own cloud kernels: 6.12 for the lab and a guest, 6.1 for an older guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct DebianKernel {
 /// A series of kernels that Debian has.
 #[derive(Debug, Clone, Copy)]
 pub enum Series {
-    /// 6.1, the release's own, which can't mount flat images.
+    /// 6.1, the release's own, which cannot mount flat images.
     Linux6_1,
     /// 6.12, from its backports or a later release.
     Linux6_12,
@@ -51,7 +51,7 @@ fn newest(series: Series) -> Result<String> {
     names
         .max_by_key(|name| numbers(name))
         .map(str::to_owned)
-        .ok_or_else(|| Error::other(format!("apt knows no package {pattern}: run apt-get update")))
+        .ok_or_else(|| Error::other(format!("apt has no package {pattern}: run apt-get update")))
 }
 
 /// The numbers in a package name, so that 6.12.100 sorts after 6.12.9.

@@ -14,10 +14,10 @@ use crate::{lab, workspace};
 /// Memory of the emulated host: two VMs with two partitions each, and the layers.
 const LAB_MEMORY_MIB: u64 = 12 << 10;
 
-/// Longest time for a guest to boot or to do anything else, on an emulated CPU.
+/// Time limit of every step of a guest, on an emulated CPU.
 const TIMEOUT_SECONDS: u32 = 300;
 
-/// Builds what is missing, runs the demonstration where KVM is and keeps its report in `target/demo/report.json`.
+/// Builds what is missing, runs the demonstration on a host with KVM and keeps its report in `target/demo/report.json`.
 /// Returns the demonstration's exit code.
 pub fn run(json: bool, install: bool) -> Result<i32> {
     let host = Host::detect();

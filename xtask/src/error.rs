@@ -3,15 +3,15 @@
 use std::io;
 use std::path::Path;
 
-/// What went wrong, for a person to read.
+/// An error, for a person to read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory could not be used.
     #[error("{path}: {source}")]
     File {
-        /// Which.
+        /// Its path.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A program failed; `output` is the end of what it printed.
@@ -19,7 +19,7 @@ pub enum Error {
     Command {
         /// The program and its arguments.
         program: String,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
         /// Its last lines.
         output: String,

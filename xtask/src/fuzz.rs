@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: builds and runs cargo-fuzz targets, and keeps what they found.
+//! `cargo xtask fuzz`: builds and runs cargo-fuzz targets, and keeps their findings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use std::thread;
 use crate::error::{Error, Result};
 use crate::{dependencies, progress, run, workspace};
 
-/// How many targets run side by side.
+/// Number of targets that run side by side.
 const SIDE_BY_SIDE: usize = 2;
 /// Most memory of a target, in MiB.
 const MEMORY: u32 = 2048;
 /// Seconds after which one input takes too long.
 const INPUT_SECONDS: u32 = 60;
-/// What libFuzzer calls the number of inputs that it has tried.
+/// libFuzzer's name for the number of inputs tried.
 const EXECUTIONS: &str = "stat::number_of_executed_units:";
 
-/// The names of all targets. Installs cargo-fuzz where it is missing.
+/// The names of all targets. Installs cargo-fuzz if it is missing.
 pub fn names() -> Result<Vec<String>> {
     dependencies::ensure_tool("cargo-fuzz")?;
     let targets = run::capture(&mut cargo_fuzz("list"))?;
@@ -32,15 +32,15 @@ pub fn build() -> Result<Vec<String>> {
     Ok(targets)
 }
 
-/// Runs one target for some time, starting from its saved corpus; returns how many inputs it tried. What it finds goes below
-/// the target directory, so that a run doesn't change the checkout.
+/// Runs one target for some time, starting from its saved corpus; returns the number of inputs tried. Its findings go below
+/// the target directory, so that a run does not change the checkout.
 pub fn run_target(target: &str, seconds: u64) -> Result<u64> {
     let mut executions = 0;
     progress::step(&format!("fuzz {target}"), |step| {
         let mut command = cargo_fuzz("run");
         command.arg(target).args(corpora(target)?).arg("--").arg(format!("-max_total_time={seconds}"));
         command.args([format!("-rss_limit_mb={MEMORY}"), format!("-timeout={INPUT_SECONDS}")]);
-        // A thread that is about to end when an input is through looks like a leak; what grows meets the limit above.
+        // A thread that is about to end after an input looks like a leak; real leaks meet the limit above.
         command.args(["-print_final_stats=1", "-detect_leaks=0"]);
         let mut output = String::new();
         let status = run::lines(&mut command, |line| {
@@ -56,7 +56,7 @@ pub fn run_target(target: &str, seconds: u64) -> Result<u64> {
     Ok(executions)
 }
 
-/// Calls `work` with each of `targets`, some side by side, to the end even where one fails.
+/// Calls `work` with each of `targets`, some side by side, to the end even if one fails.
 pub fn each(targets: &[String], work: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
     let (next, failed) = (Mutex::new(targets.iter()), Mutex::new(Vec::new()));
     let take = || run::lock(&next).next();
@@ -76,7 +76,7 @@ pub fn each(targets: &[String], work: impl Fn(&str) -> Result<()> + Sync) -> Res
     if failed.is_empty() { Ok(()) } else { Err(Error::other(format!("failed: {}", failed.join(", ")))) }
 }
 
-/// Runs the targets whose names contain `only`; with `keep` what they know then becomes their saved corpora.
+/// Runs the targets whose names contain `only`; with `keep` the inputs that they then have become their saved corpora.
 pub fn run_all(seconds: u64, only: &str, keep: bool) -> Result<()> {
     let targets: Vec<String> = build()?.into_iter().filter(|target| target.contains(only)).collect();
     if targets.is_empty() {
@@ -91,7 +91,7 @@ pub fn run_all(seconds: u64, only: &str, keep: bool) -> Result<()> {
     })
 }
 
-/// Replaces a target's saved corpus by the fewest inputs that reach all that was ever reached.
+/// Replaces a target's saved corpus by the fewest inputs with the same coverage.
 fn minimise(target: &str) -> Result<()> {
     let fewest = workspace::target_directory().join("fuzz-minimised").join(target);
     if fewest.exists() {
@@ -116,7 +116,7 @@ fn minimise(target: &str) -> Result<()> {
     Ok(())
 }
 
-/// The folder for what a target finds, which is made, and that of its saved corpus, if there is one.
+/// The folder for a target's findings, which is made, and that of its saved corpus, if there is one.
 fn corpora(target: &str) -> Result<Vec<PathBuf>> {
     let found = workspace::target_directory().join("fuzz-corpus").join(target);
     fs::create_dir_all(&found).map_err(Error::at(&found))?;

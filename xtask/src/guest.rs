@@ -1,4 +1,4 @@
-//! `cargo xtask guest`: the guest's kernel and initramfs, where `bellows` finds them.
+//! `cargo xtask guest`: puts the guest's kernel and initramfs where `bellows` finds them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::{initramfs, kernel, packages, workspace};
 
-/// What a guest boots from.
+/// The files that a guest boots from.
 #[derive(Debug)]
 pub struct Guest {
     /// Our kernel, an ELF `vmlinux`.
@@ -26,7 +26,7 @@ impl Guest {
         Ok(Self { kernel: kernel::guest(&cache)?, initramfs: initramfs::built_in(&cache, &workspace::agent()?)? })
     }
 
-    /// Both files with the names by which `bellows` knows them.
+    /// Both files, with the names that `bellows` looks for.
     pub fn files(&self) -> [(&Path, &'static str); 2] {
         [(&self.kernel, "vmlinux"), (&self.initramfs, "initramfs.cpio")]
     }
@@ -45,7 +45,7 @@ pub fn install(install: bool) -> Result<()> {
     Ok(())
 }
 
-/// Replaces a file by a rename: a VM that boots from it meanwhile reads the old one or the new one.
+/// Replaces a file by a rename: a VM that boots from it meanwhile reads either the old file or the new one.
 fn replace(from: &Path, to: &Path) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let new = NamedTempFile::new_in(folder).map_err(Error::at(folder))?;

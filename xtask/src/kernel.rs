@@ -10,7 +10,7 @@ use crate::progress::{self, Step};
 use crate::{run, workspace};
 
 const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
-/// Lines that a build prints, to know how far it is.
+/// Lines that a build prints, for the progress bar.
 const BUILD_LINES: u64 = 1990;
 /// Changes when the way of building does.
 const RECIPE: &str = "1";
@@ -20,7 +20,7 @@ pub fn directory() -> PathBuf {
     workspace::root().join("guest/kernel")
 }
 
-/// Which source the kernel is built from.
+/// The source that the kernel is built from.
 #[derive(Debug)]
 pub struct Source {
     /// Version of the package `linux-source-6.12`.
@@ -44,12 +44,12 @@ pub fn source() -> Result<Source> {
 
 /// A kernel to build.
 struct Kernel {
-    /// What it's called, for people and in the cache.
+    /// Its name for people.
     what: &'static str,
     entry: &'static str,
     /// Files that configure it; later ones win.
     configs: &'static [&'static str],
-    /// What make makes, and where it puts that.
+    /// The target of make, and its path.
     target: &'static str,
     image: &'static str,
 }
@@ -157,14 +157,14 @@ fn patches(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(patches)
 }
 
-/// Options of a fragment that the resolved configuration does not have. Where it names one twice, the last line counts.
+/// Options of a fragment that the resolved configuration lacks. If the fragment names an option twice, the last line counts.
 fn unmet<'a>(fragment: &'a str, resolved: &str) -> Vec<&'a str> {
     let option = |line: &'a str| {
         let name = line.strip_prefix("# ").map_or(line.split('=').next(), |rest| rest.strip_suffix(" is not set"));
         name.filter(|name| name.starts_with("CONFIG_"))
     };
     let takes_effect = |line: &str| match line.strip_prefix("# ").and_then(|line| line.strip_suffix(" is not set")) {
-        // An option that isn't set may not be mentioned at all.
+        // An option that is not set may be absent.
         Some(option) => !resolved.lines().any(|line| line.starts_with(&format!("{option}="))),
         None => resolved.lines().any(|resolved| resolved == line),
     };

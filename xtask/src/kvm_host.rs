@@ -1,4 +1,4 @@
-//! Where KVM is: this machine, or the lab, which boots once for many programs.
+//! The host with KVM: this machine, or the lab, which boots once for many programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +14,8 @@ use crate::{lab, run};
 /// Memory of the emulated host, in MiB.
 const LAB_MEMORY_MIB: u64 = 12 << 10;
 
-/// The programs print a line for each test or measurement, which take some minutes at most. An emulated host that stands still
-/// would not tell.
+/// The programs print a line for each test or measurement, each of which takes some minutes at most. Longer silence means that
+/// the emulated host hangs.
 const SILENCE: Duration = Duration::from_secs(1500);
 
 /// A host with KVM that has the artefacts.
@@ -26,7 +26,7 @@ pub struct KvmHost<'a> {
 }
 
 impl<'a> KvmHost<'a> {
-    /// Makes it ready to run `programs`. Where it is the lab, `furnish` puts in it what they need beside the artefacts.
+    /// Prepares the host for `programs`. For the lab, `furnish` adds their further files beside the artefacts.
     pub fn start(
         host: Host,
         cache: &Cache,
@@ -47,7 +47,7 @@ impl<'a> KvmHost<'a> {
         Ok(Self { artefacts, lab, environment: Vec::new() })
     }
 
-    /// Gives all programs that run from now on one more variable.
+    /// Sets a variable for all programs that run from now on.
     pub fn env(mut self, variable: &'static str, value: impl Into<String>) -> Self {
         self.environment.push((variable, value.into()));
         self
@@ -65,7 +65,7 @@ impl<'a> KvmHost<'a> {
         for (variable, path) in self.artefacts.lab_environment().into_iter().chain(self.environment.iter().cloned()) {
             job = job.env(variable, path);
         }
-        // What the lab has, tests must not do without.
+        // In the lab, tests must not skip.
         job = job.env("BELLOWS_IN_LAB", "1");
         let mut lines = Lines::default();
         let running = lab.start(&job.cwd(DISK))?;

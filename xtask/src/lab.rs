@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::progress;
 use crate::{packages, workspace};
 
-/// What the command line says about the lab.
+/// Options of the lab.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Memory of the emulated host, in MiB.
     #[arg(long, default_value_t = 8192)]
     pub memory_mib: u64,
-    /// Count time instead of letting it pass as it does here: docs/lab.md says what that means.
+    /// Count time instead of letting it pass as outside; see docs/lab.md.
     #[arg(long)]
     pub counted: bool,
     /// A program of this machine to have in the lab, with its libraries: PATH or PATH:PATH_IN_LAB.
@@ -57,14 +57,14 @@ pub fn run(options: &Options, install: bool) -> Result<i32> {
     Ok(code)
 }
 
-/// A lab with nothing in it yet.
+/// An empty lab.
 pub fn builder(cache: &Cache) -> Result<LabBuilder> {
     let kernel = debian::cloud_kernel(cache, Series::Linux6_12)?;
     let parts = Parts { kernel: kernel.image, modules: kernel.modules, init: workspace::lab_init()? };
     Ok(Lab::builder(parts).scratch(cache.scratch()))
 }
 
-/// Boots it, saying so.
+/// Boots it and shows progress.
 pub fn boot(builder: LabBuilder) -> Result<Lab> {
     progress::step("boot the lab", |_| Ok(builder.boot()?))
 }
@@ -73,7 +73,7 @@ pub fn boot(builder: LabBuilder) -> Result<Lab> {
 pub fn forward(lab: &Lab, job: &Job) -> Result<i32> {
     let running = lab.start(job)?;
     let stdin = running.stdin();
-    // It may wait for input when the job is long over; it ends with the process.
+    // It may wait for input long after the job has ended; it ends with the process.
     thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(length @ 1..) = io::stdin().read(&mut buffer) {
@@ -84,7 +84,7 @@ pub fn forward(lab: &Lab, job: &Job) -> Result<i32> {
     Ok(running.wait(print)?)
 }
 
-/// Passes a job's output on at once. Who closed our output does not want it.
+/// Passes a job's output on at once. If our output is closed, the job's is dropped.
 pub fn print(event: Event) {
     let _ = match event {
         Event::Stdout(bytes) => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),

@@ -48,7 +48,7 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show all of it: a real container image's function in microVMs, and their memory returning to the host.
+    /// Run the demonstration: a function of a real container image in microVMs, and their memory returning to the host.
     Demo {
         /// Print the report as JSON.
         #[arg(long)]
@@ -56,15 +56,15 @@ enum Command {
     },
     /// Run a command in the emulated host.
     Lab(lab::Options),
-    /// Build the artefacts that all others use, and print where they are.
+    /// Build the artefacts that all other commands use, and print their paths.
     Build,
     /// Build the guest's kernel and initramfs, and put them where `bellows` finds them.
     Guest,
-    /// Build a Debian package, and print where it is.
+    /// Build a Debian package, and print its path.
     Package,
     /// Run all checks and tests.
     Test {
-        /// Run nothing but the tests that need KVM whose names contain one of these.
+        /// Run only the tests that need KVM whose names contain one of these.
         #[arg(value_name = "NAME")]
         only: Vec<String>,
     },
@@ -76,13 +76,13 @@ enum Command {
     Bench(bench::Options),
     /// Run the fuzz targets, two at a time.
     Fuzz {
-        /// Time for each target; none where its corpus is only to be kept.
+        /// Time for each target; 0 only keeps its corpus.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// Run nothing but the targets whose names contain this.
+        /// Run only the targets whose names contain this.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
         only: String,
-        /// Keep what they know then, minimised, as their corpora in `fuzz/corpus`.
+        /// Keep the resulting inputs, minimised, as their corpora in `fuzz/corpus`.
         #[arg(long)]
         keep: bool,
     },

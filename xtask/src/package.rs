@@ -1,4 +1,4 @@
-//! `cargo xtask package`: a Debian package with all that `bellows run IMAGE CMD` needs, and a test of it in a clean Debian.
+//! `cargo xtask package`: a Debian package with everything for `bellows run IMAGE CMD`, and a test of it in a clean Debian.
 
 use std::fs;
 use std::io::{self, Write};
@@ -86,7 +86,7 @@ fn clean_debian(cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join("root.tar"))
 }
 
-/// What the package installs, below a folder.
+/// The files that the package installs, below a folder.
 struct Tree {
     root: PathBuf,
 }
@@ -143,7 +143,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What the kernel is made of, as its licence wants it: where its source is, the patches, the configuration.
+    /// The kernel's build inputs, which its licence demands: the place of its source, the patches, the configuration.
     fn kernel_source(&self, kernel: &Path) -> Result<()> {
         let place = |name: &str| format!("usr/share/doc/bellows/kernel/{name}");
         let source = kernel::directory();

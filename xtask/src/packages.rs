@@ -1,4 +1,4 @@
-//! The Debian packages that a command needs: says what is missing and why, then installs it.
+//! The Debian packages that a command needs: lists the missing ones with a reason for each, then installs them.
 
 use std::fs;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::run;
 #[derive(Debug, Clone, Copy)]
 pub struct Package {
     name: &'static str,
-    /// Oldest version that will do, where not every one does.
+    /// Oldest version that suffices, if not every one does.
     at_least: Option<&'static str>,
     why: &'static str,
 }
@@ -25,7 +25,7 @@ const fn package(name: &'static str, why: &'static str) -> Package {
     Package { name, at_least: None, why }
 }
 
-/// What makes the guest kernel.
+/// Packages to build the guest kernel.
 pub const KERNEL: &[Package] = &[
     package("linux-source-6.12", "source of the guest kernel"),
     package("gcc", "compiles the guest kernel"),
@@ -39,10 +39,10 @@ pub const KERNEL: &[Package] = &[
     package("xz-utils", "unpacks the kernel's source and modules"),
 ];
 
-/// What the emulated host is made of.
+/// Packages for the emulated host.
 pub const LAB: &[Package] = &[
-    // Before 8.1 its translator could miss that one processor rewrites the code another one is about to run, which
-    // Linux does all the time: the emulated host crashed now and then, or its guest did.
+    // Before 8.1 its translator could miss that a processor rewrites code which another is about to run, as Linux often
+    // does: now and then the emulated host or its guest crashed.
     Package {
         name: "qemu-system-x86",
         at_least: Some("1:8.1"),
@@ -53,7 +53,7 @@ pub const LAB: &[Package] = &[
     package("xz-utils", "unpacks kernel modules"),
 ];
 
-/// What makes an image and imports it.
+/// Packages to make and import images.
 pub const IMAGE: &[Package] = &[
     package("mmdebstrap", "makes the root file system of the demo's container image"),
     package("uidmap", "lets mmdebstrap work without root"),
@@ -63,22 +63,22 @@ pub const IMAGE: &[Package] = &[
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
 ];
 
-/// What runs the guest kernel's own tests.
+/// Packages to run the guest kernel's own tests.
 pub const KERNEL_TESTS: &[Package] = &[
     package("python3", "plays the host of the guest kernel's tests"),
     Package { name: "qemu-system-x86", at_least: Some("1:8.1"), why: "boots the guest kernel's tests" },
 ];
 
-/// What Bellows is measured against.
+/// The peers that Bellows is compared with.
 pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
 
-/// What measures imports, and what they are measured against.
+/// Packages to measure imports, and to compare them.
 pub const BENCH_IMPORT: &[Package] = &[
     package("time", "measures the memory that programs take"),
     package("erofs-utils", "makes the images that Bellows's are compared with"),
 ];
 
-/// All that the artefacts and the tests need on this machine.
+/// All packages for the artefacts and the tests on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {
     match host {
         Host::Kvm => vec![KERNEL, IMAGE],
@@ -88,8 +88,7 @@ pub fn all(host: Host) -> Vec<&'static [Package]> {
 
 /// Makes sure that all of `wanted` are installed. With `install` off, missing ones are an error that lists them.
 ///
-/// What the release has only in too old a version comes from its backports, which stay out of the system's list of
-/// sources.
+/// Packages that are too old in the release come from its backports, which stay out of the system's list of sources.
 pub fn ensure(wanted: &[&[Package]], install: bool) -> Result<()> {
     let mut missing: Vec<Package> = Vec::new();
     for package in wanted.iter().copied().flatten() {
@@ -158,7 +157,7 @@ fn will_do(package: &Package, version: &str) -> bool {
 /// The code name of this machine's release of Debian, and the mirror that it is taken from.
 ///
 /// # Errors
-/// Where the machine does not say.
+/// The machine does not tell.
 pub fn mirror() -> Result<(String, String)> {
     let os_release = Path::new("/etc/os-release");
     let release = fs::read_to_string(os_release).map_err(Error::at(os_release))?;
@@ -187,7 +186,7 @@ impl Backports {
         let (codename, mirror) = mirror()?;
         let suite = format!("{codename}-backports");
         let mut sources = NamedTempFile::new().map_err(Error::at(std::env::temp_dir()))?;
-        // This file takes the place of sources.list; what is in sources.list.d counts all the same.
+        // This file replaces sources.list; sources.list.d still counts.
         let system = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
         write!(sources, "{system}\ndeb {mirror} {suite} main\n").map_err(Error::at(sources.path()))?;
         Ok(Self { suite, sources })

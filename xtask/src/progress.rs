@@ -1,4 +1,4 @@
-//! Shows what is going on: a spinner or a bar with the time taken on a terminal, plain lines elsewhere.
+//! Shows progress: a spinner or a bar with the time taken on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::Result;
 
-/// Steps shorter than this leave no trace.
+/// Shorter steps print nothing.
 const WORTH_TELLING: Duration = Duration::from_secs(1);
 
 /// One step while it runs.
@@ -17,7 +17,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Something happened: shows it, and moves the bar on.
+    /// Shows a line, and advances the bar.
     pub fn line(&self, line: &str) {
         self.bar.inc(1);
         self.bar.set_message(line.trim().replace('\t', " "));

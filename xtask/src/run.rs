@@ -1,4 +1,4 @@
-//! Runs programs: quietly, with their last lines at hand when they fail.
+//! Runs programs: quietly, with their last lines in the error of a failure.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use crate::progress::Step;
 
 const KEPT_LINES: usize = 200;
 
-/// Locks what threads share. A thread that panics ends all others, so none of them sees what it left.
+/// Locks shared data. A panic ends all threads, so no thread sees half-changed data.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

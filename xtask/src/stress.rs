@@ -1,4 +1,4 @@
-//! `cargo xtask stress`: what takes too long for every run. It goes on where an earlier run of the same commit was ended.
+//! `cargo xtask stress`: tests that take too long for every run. It continues where an earlier run of the same commit stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,19 +20,20 @@ const PARTITIONS: &str = "8";
 const MEMORY: &str = "2560";
 /// Longest time for one boot of the debug kernel on an emulated processor, beside the time that is asked for.
 const LIMIT_SECONDS: u32 = 3600;
-/// A fuzz target's progress is kept after each of so many seconds.
+/// A fuzz target's progress is saved each time after this many seconds.
 const SLICE_SECONDS: u64 = 300;
 
 /// What to run, and for how long.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long partitions, instances and disks come and go by chance, with each kernel, and how long each fuzz target runs.
+    /// Minutes for which partitions, instances and disks come and go at random, with each kernel, and for which each
+    /// fuzz target runs.
     #[arg(long, default_value_t = 5)]
     minutes: u32,
-    /// Run nothing but the parts whose names contain this; may be given again.
+    /// Run only the parts whose names contain this; may be given again.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
-    /// Run what an earlier run has done, too.
+    /// Also run parts that an earlier run has finished.
     #[arg(long)]
     again: bool,
     /// Print the names of the parts.
@@ -41,7 +42,7 @@ pub struct Options {
 }
 
 /// Boots of the guest kernel's tests, with a debug build of it: name, partitions, and what is appended to the command line.
-/// All tests; what a thousand plugs leave behind; and kernels that have to keep what is in free memory.
+/// All tests; leaks of a thousand plugs; and kernels that must keep the content of free memory.
 const BOOTS: [(&str, &str, &str); 4] = [
     ("kernel-tests", "2", ""),
     ("kernel-cycles", "2", "cycles=1000"),
@@ -56,10 +57,10 @@ const CONTRACT: &str = "device-contract";
 const VMS: &str = "vms";
 /// Partitions of one guest that come and go, in the guest kernel's tests.
 const KERNEL_STRESS: &str = "kernel-stress";
-/// What names of fuzz targets follow.
+/// Prefix of the names of fuzz targets.
 const FUZZ: &str = "fuzz-";
 
-/// Runs all parts that are wanted and not done yet, whatever fails on the way.
+/// Runs all selected parts that are not done yet, even after failures.
 pub fn run(options: &Options, install: bool) -> Result<()> {
     let targets = fuzz::names()?;
     let parts =
@@ -69,7 +70,11 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     let wanted: Vec<&String> = parts.iter().filter(wanted).collect();
     if options.list || wanted.is_empty() {
         println!("{}", parts.join("\n"));
-        return if options.list { Ok(()) } else { Err(Error::other("no part has such a name; these are all")) };
+        return if options.list {
+            Ok(())
+        } else {
+            Err(Error::other("no part has such a name; the list above has all"))
+        };
     }
     let record = Record::open(options)?;
     let mut failed = Vec::new();
@@ -111,7 +116,7 @@ fn part(name: &str, minutes: u32, install: bool) -> Result<()> {
     }
 }
 
-/// Runs a target for what is left of `seconds`.
+/// Runs a target for the rest of `seconds`.
 fn fuzz_in_slices(target: &str, seconds: u64, record: &Record) -> Result<()> {
     loop {
         let done = record.lock().fuzzed.get(target).copied().unwrap_or_default();
@@ -144,7 +149,7 @@ fn boot(partitions: &str, append: &str, limit: u32, install: bool) -> Result<()>
     if status.success() { Ok(()) } else { Err(Error::other(format!("{} failed: {status}", program.display()))) }
 }
 
-/// What was done of a commit, kept below the target directory.
+/// The progress of a commit, kept below the target directory.
 struct Record {
     path: PathBuf,
     progress: Mutex<Progress>,
@@ -159,7 +164,7 @@ struct Progress {
     fuzzed: BTreeMap<String, Fuzzed>,
 }
 
-/// How long a target ran without a finding, and how many inputs it tried.
+/// The time a target ran without a finding, and the number of inputs it tried.
 #[derive(Clone, Copy, Default, Deserialize, Serialize)]
 struct Fuzzed {
     seconds: u64,
@@ -167,7 +172,7 @@ struct Fuzzed {
 }
 
 impl Record {
-    /// The record of this commit and so many minutes, empty where there is none.
+    /// The record of this commit and number of minutes; empty if it is missing.
     fn open(options: &Options) -> Result<Self> {
         let commit = run::capture(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(workspace::root()))?;
         let path = workspace::target_directory().join("stress.json");
@@ -179,7 +184,7 @@ impl Record {
         run::lock(&self.progress)
     }
 
-    /// Changes it and keeps it.
+    /// Changes and saves it.
     fn update(&self, change: impl FnOnce(&mut Progress)) -> Result<()> {
         let mut progress = self.lock();
         change(&mut progress);
@@ -189,7 +194,7 @@ impl Record {
     }
 }
 
-/// What `path` says of `commit` and so many `minutes`.
+/// The record of `commit` and `minutes` in `path`.
 fn known(path: &Path, commit: String, minutes: u32, again: bool) -> Progress {
     let kept = fs::read(path).ok().and_then(|data| serde_json::from_slice(&data).ok());
     let same = |progress: &Progress| !again && progress.commit == commit && progress.minutes == minutes;
@@ -201,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_done_is_known_for_the_same_commit_only() {
+    fn a_record_counts_only_for_its_commit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stress.json");
         let progress = known(&path, "a".into(), 5, false);

@@ -1,4 +1,4 @@
-//! Counts what passed and failed.
+//! Counts passed and failed checks.
 
 use crate::error::{Error, Result};
 
@@ -10,10 +10,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// What one test says that passed.
+    /// The line of a single passed test.
     pub const PASSED: Self = Self { passed: 1, failed: 0 };
 
-    /// Adds what a line of a Rust test program says: `test result: ok. 5 passed; 0 failed; ...`.
+    /// Adds the counts in a line of a Rust test program: `test result: ok. 5 passed; 0 failed; ...`.
     pub fn add_line(&mut self, line: &str) {
         let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
             return;
@@ -27,12 +27,12 @@ impl Tally {
         }
     }
 
-    /// How many failed.
+    /// Number of failed checks.
     pub const fn failed(self) -> u64 {
         self.failed
     }
 
-    /// Says how many there were.
+    /// Prints the counts.
     pub fn conclude(self) -> Result<()> {
         println!("{} passed, {} failed", self.passed, self.failed);
         if self.failed == 0 { Ok(()) } else { Err(Error::other("not everything passed")) }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_what_test_programs_say() {
+    fn counts_the_results_of_test_programs() {
         let mut tally = Tally::default();
         tally.add_line("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         tally.add_line("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out");

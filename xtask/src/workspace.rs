@@ -1,4 +1,4 @@
-//! The checkout, and what cargo builds from it.
+//! The checkout, and the programs that cargo builds from it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +29,7 @@ pub fn bellows() -> Result<PathBuf> {
 /// The program that writes the monitor's manual.
 pub fn manual() -> Result<PathBuf> {
     let mut command = cargo();
-    // All of the workspace has the features that the tests have: nothing is built anew for it.
+    // Built with the whole workspace it has the features of the tests, so no dependency is built again.
     command.args(["build", "--workspace", "--example", "manual"]);
     build_one("build the manual's writer", command, "manual")
 }
@@ -48,7 +48,7 @@ pub fn peer_init() -> Result<PathBuf> {
 
 /// Builds a static program, because an initramfs has no libraries.
 fn for_guests(what: &[&str]) -> Command {
-    // Flags of its own in the common target directory would rebuild everything in turn.
+    // Other flags in the common target directory would rebuild everything each time.
     let target = target_directory().join("static");
     let mut command = cargo();
     command
@@ -66,21 +66,22 @@ pub fn lab_init() -> Result<PathBuf> {
     build_one("build the lab's init", command, "bellows-lab-init")
 }
 
-/// A test program that runs where KVM is. It is built with the whole workspace, so that it shares the dependencies of all other tests.
+/// A test program for a host with KVM. It is built with the whole workspace, so that it shares the dependencies of all
+/// other tests.
 pub fn test_program(name: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--test", name, "--no-run"]);
     build_one(&format!("build the test program {name}"), command, name)
 }
 
-/// The program of a benchmark, optimised like what users run: the monitor is part of it.
+/// The program of a benchmark, optimised like a release: the monitor is part of it.
 pub fn benchmark(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["bench", "-p", package, "--bench", name, "--no-run"]);
     build_one(&format!("build the benchmark {name}"), command, name)
 }
 
-/// Where cargo puts what it builds.
+/// Cargo's target directory.
 pub fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

@@ -33,14 +33,14 @@ struct Row {
     /// By the median of both of its turns.
     requests_per_s: f64,
     gb_per_s: f64,
-    /// The bounds of both turns' medians, of which criterion is certain to 95 %.
+    /// Criterion's 95 % confidence intervals of both turns' medians.
     requests_per_s_min: f64,
     requests_per_s_max: f64,
-    /// Speed in the first turn by that in the second: how far the same differs from itself.
+    /// Speed in the first turn divided by that in the second: how far the same differs from itself.
     a_a: f64,
 }
 
-/// Speed of Bellows by that of others.
+/// Speed of Bellows divided by that of others.
 #[derive(Debug, Serialize)]
 struct Ratios {
     request_bytes: u32,
@@ -58,7 +58,7 @@ enum Side {
     Pread,
     /// A device that makes a `pread` for each descriptor and checks nothing, on the same queue
     Plain,
-    /// No device at all
+    /// Copying alone, without a device
     Memcpy,
 }
 
@@ -120,7 +120,7 @@ impl Report {
 }
 
 impl Report {
-    /// What two runs can be compared by.
+    /// The figures to compare two runs by.
     fn figures(&self) -> Vec<Figure> {
         let figure = |row: &Row| Figure {
             name: format!("{}, {} K", row.side, row.request_bytes >> 10),

@@ -1,4 +1,4 @@
-//! `bench boot`: runs the program that boots guests, and makes a report of what it prints.
+//! `bench boot`: runs the program that boots guests, and makes a report of its output.
 
 mod report;
 
@@ -12,7 +12,7 @@ use self::report::Report;
 use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
-/// The peer, and where its firmware lies.
+/// The peer, and the path of its firmware.
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const QEMU_FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 
@@ -40,7 +40,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// A boot in the lab takes seconds: shows that something goes on.
+/// Shows progress: a boot in the lab takes seconds.
 fn tell(lines: &[Line]) {
     match lines.last() {
         Some(Line::Boot(boot)) => eprintln!("{:>4}  {:<8} {:>8.1} ms", lines.len(), boot.monitor, ms(boot.time)),

@@ -1,4 +1,4 @@
-//! `bench --compare FILE`: what moved since an earlier report.
+//! `bench --compare FILE`: the figures that moved since an earlier report.
 
 use std::fmt;
 use std::fs;
@@ -9,10 +9,11 @@ use serde::Deserialize;
 use super::figure::{Better, Figure};
 use crate::error::{Error, Result};
 
-/// Least change that counts, as a part of the earlier value, where a figure was measured once and has no spread.
+/// Least change that counts, as a part of the earlier value, for a figure that was measured once and has no spread.
 const LEAST: f64 = 0.03;
 
-/// Compares the report at `path` with the last one of the same benchmark, and prints what moved by more than the spread.
+/// Compares the report at `path` with the last one of the same benchmark, and prints the figures that moved by more
+/// than the spread.
 pub fn run(path: &Path) -> Result<()> {
     let earlier = read(path)?;
     let latest = read(&super::directory()?.join(format!("{}.json", earlier.benchmark)))?;
@@ -20,7 +21,7 @@ pub fn run(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The part of a report that says what it says in single numbers.
+/// The figures of a report.
 #[derive(Deserialize)]
 struct Report {
     benchmark: String,
@@ -29,7 +30,7 @@ struct Report {
 
 fn read(path: &Path) -> Result<Report> {
     let text = fs::read_to_string(path).map_err(Error::at(path))?;
-    serde_json::from_str(&text).map_err(|error| Error::other(format!("{}: no report: {error}", path.display())))
+    serde_json::from_str(&text).map_err(|error| Error::other(format!("{}: not a report: {error}", path.display())))
 }
 
 /// Two reports, figure by figure.

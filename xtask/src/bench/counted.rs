@@ -1,4 +1,4 @@
-//! `bench counted`: counts what a short set of operations costs, and holds it against committed bounds.
+//! `bench counted`: counts the cost of a short set of operations, and holds it against committed bounds.
 
 mod bounds;
 mod report;
@@ -25,7 +25,7 @@ use super::program::Program;
 /// Samples of each operation, in one boot of the lab.
 const ROUNDS: usize = 9;
 
-/// What the program works on.
+/// The files of the program.
 const ARTEFACTS: [&str; 4] = ["BELLOWS_KERNEL", "BELLOWS_INITRAMFS", "BELLOWS_IMAGE", "BELLOWS_ALPINE_LIKE_IMAGE"];
 
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,7 @@ pub struct Options {
     /// Take new bounds and write them to `bench/bounds.json`.
     #[arg(long)]
     take_bounds: bool,
-    /// Boots of the lab that new bounds are taken from.
+    /// Boots of the lab for new bounds.
     #[arg(long, default_value_t = 10, requires = "take_bounds", value_parser = clap::value_parser!(u32).range(2..))]
     boots: u32,
 }
@@ -42,7 +42,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     if options.take_bounds { take_bounds(options.boots, install) } else { check(install) }
 }
 
-/// Counts once, prints what it counted, and fails where an operation costs more than its bound.
+/// Counts once, prints the figures, and fails if an operation costs more than its bound.
 pub fn check(install: bool) -> Result<()> {
     let path = bounds_path();
     let text = fs::read_to_string(&path).map_err(Error::at(&path))?;
@@ -90,7 +90,7 @@ struct Set {
 }
 
 impl Set {
-    /// Builds everything. The store is made here, where an import takes a second.
+    /// Builds everything. The store is made on this machine, where an import takes a second.
     fn build(install: bool) -> Result<Self> {
         let mut program = Program::build_for(Host::Lab, Clock::Counted, "counted", install)?;
         program.artefacts = program.artefacts.only(&ARTEFACTS);
@@ -112,7 +112,7 @@ impl Set {
         Ok(samples)
     }
 
-    /// What costs depend on beside this project's own code.
+    /// Versions that costs depend on, beside this project's own code.
     fn versions(&self) -> Result<BTreeMap<String, String>> {
         let first_line = |program: &str| {
             let text = run::capture(Command::new(program).arg("--version"))?;

@@ -1,4 +1,4 @@
-//! What reports say in single numbers, so that two of them can be compared.
+//! Single numbers of reports, so that two reports can be compared.
 
 use bellows_bench::cost::Cost;
 use serde::{Deserialize, Serialize};
@@ -13,11 +13,11 @@ pub struct Figure {
     pub better: Better,
     /// The median.
     pub value: f64,
-    /// Distance between the quartiles of what it is the median of; `null` where there was one measurement.
+    /// Distance between the quartiles of the measurements; `null` for a single one.
     pub spread: Option<f64>,
 }
 
-/// Which way is better.
+/// The better direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
@@ -44,7 +44,7 @@ impl Figure {
         Self { name: name.into(), unit: unit.to_owned(), better, value, spread: None }
     }
 
-    /// The parts of what each of some operations cost.
+    /// The parts of the costs of some operations.
     pub fn of_costs(name: &str, costs: &[Cost]) -> Vec<Self> {
         let part = |part: &str, unit: &str, value: fn(&Cost) -> u64| {
             Self::of(format!("{name}, {part}"), unit, Better::Lower, costs.iter().map(|cost| value(cost) as f64))

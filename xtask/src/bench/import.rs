@@ -17,7 +17,7 @@ use crate::{image, packages, run, workspace};
 
 use self::report::{Form, Layer, Report, Sample, Side};
 
-/// An image's block: what is used in place begins at one.
+/// An image's block: data that is used in place begins at one.
 const BLOCK: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     packages::ensure(&[packages::IMAGE, packages::BENCH_IMPORT], install)?;
     let place = Place::new(options.cpu, &image::demo(&Cache::open()?)?)?;
     let mut samples = Vec::new();
-    // What comes first pays for what is not in the page cache yet.
+    // The first import pays for a cold page cache.
     for form in Form::ALL {
         Side::ALL.into_iter().try_for_each(|side| place.measure(side, form, 0).map(drop))?;
     }
@@ -57,7 +57,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// Where the layer is and everything is written.
+/// The folder with the layer and all results.
 struct Place {
     directory: PathBuf,
     bellows: PathBuf,
@@ -75,7 +75,7 @@ impl Place {
         let blob = image::lowest_layer(image)?;
         let (gzip, plain) = (place.layer(Form::Gzip), place.layer(Form::Plain));
         fs::copy(&blob, &gzip).map_err(Error::at(&gzip))?;
-        // By streaming: what this process has in memory must not count for its children.
+        // By streaming: this process's memory must not count for its children.
         let mut from = GzDecoder::new(File::open(&blob).map_err(Error::at(&blob))?);
         let mut to = File::create(&plain).map_err(Error::at(&plain))?;
         let bytes = io::copy(&mut from, &mut to).map_err(Error::at(&plain))?;
@@ -90,14 +90,14 @@ impl Place {
         })
     }
 
-    /// Imports the layer once and removes what came of it.
+    /// Imports the layer once and removes the result.
     fn measure(&self, side: Side, form: Form, turn: u32) -> Result<Sample> {
         let (layer, output) = (self.layer(form), self.directory.join("output"));
         if output.exists() {
             fs::remove_dir_all(&output).map_err(Error::at(&output))?;
         }
         fs::create_dir_all(&output).map_err(Error::at(&output))?;
-        // The other side's files must not be written back at this one's expense.
+        // Write-back of the other side's files must not count for this one.
         run::capture(&mut Command::new("sync"))?;
         let mut sample = Sample { side, form, turn, ..Sample::default() };
         let image = match side {
@@ -133,7 +133,7 @@ impl Place {
         command
     }
 
-    /// What GNU time writes: seconds for the program, seconds for the kernel, and the most KiB that were resident.
+    /// The output of GNU time: seconds for the program, seconds for the kernel, and the most KiB that were resident.
     fn times(&self) -> PathBuf {
         self.directory.join("times")
     }
@@ -147,7 +147,7 @@ impl Place {
         let text = fs::read_to_string(&path).map_err(Error::at(&path))?;
         let numbers: Vec<f64> = text.split_whitespace().map_while(|word| word.parse().ok()).collect();
         let [user, system, kib] = numbers[..] else {
-            return Err(Error::other(format!("`time` wrote `{}`, expected three numbers", text.trim())));
+            return Err(Error::other(format!("`time` wrote `{}`: expected three numbers", text.trim())));
         };
         sample.cpu += Duration::from_secs_f64(user + system);
         sample.peak_bytes = sample.peak_bytes.max(kib as u64 * 1024);
@@ -157,12 +157,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // It is all made anew by the next run.
+        // The next run makes it all again.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// How many bytes the files of an archive are in whole blocks.
+/// The bytes of an archive's files, in whole blocks.
 fn aligned_bytes(archive: &Path) -> io::Result<u64> {
     let mut archive = Archive::new(File::open(archive)?);
     let mut sizes = archive.entries_with_seek()?.map(|entry| {

@@ -1,4 +1,4 @@
-//! `bench layers`: runs the program that has many VMs share an image, and makes a report of what it prints.
+//! `bench layers`: runs the program in which many VMs share an image, and makes a report of its output.
 
 mod report;
 
@@ -21,9 +21,9 @@ pub use self::report::Report;
 
 /// The program.
 pub const NAME: &str = "layers";
-/// What the lab gets: room for all guests.
+/// Memory of the lab: room for all guests.
 const LAB_MEMORY_MIB: u64 = 18 << 10;
-/// Makes what stands for a copy; busybox's can't.
+/// Makes the stand-in for a copy; busybox's `losetup` cannot.
 const LOSETUP: &str = "/usr/sbin/losetup";
 
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// What the program works on beside the artefacts: a layer store, and a file system to copy.
+/// Files of the program beside the artefacts: a layer store, and a file system to copy.
 pub struct Inputs {
     directory: PathBuf,
 }
@@ -93,8 +93,8 @@ impl Inputs {
         lab.on_disk(&self.directory, NAME).program(LOSETUP, LOSETUP)
     }
 
-    /// What the program is told: where they are, how many VMs are to run side by side, how often single ones are started, and
-    /// how images reach the former.
+    /// The program's arguments: the directory, the number of VMs side by side, the number of single starts, and the ways of
+    /// the former's images.
     pub fn arguments(&self, host: Host, vms: u32, rounds: u32, ways: &[Way]) -> [String; 4] {
         let place = match host {
             Host::Kvm => self.directory.display().to_string(),
@@ -105,7 +105,7 @@ impl Inputs {
     }
 }
 
-/// A VM in the lab takes seconds: shows that something goes on.
+/// Shows progress: a VM in the lab takes seconds.
 fn tell(line: &Line) {
     match line {
         Line::Answered { way, after } => eprintln!("{way:<12} {:>10.1} ms  answered", ms(*after)),

@@ -1,4 +1,4 @@
-//! `bench load`: runs the program that runs functions, and makes a report of what it prints.
+//! `bench load`: runs the program that runs functions, and makes a report of its output.
 
 mod report;
 
@@ -15,7 +15,7 @@ pub struct Options {
     /// Minutes in which functions arrive, for each of the five guests.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Time between two arrivals on average; what a host that is emulated bears is the default.
+    /// Time between two arrivals on average; the default suits an emulated host.
     #[arg(long, value_name = "MS", default_value_t = 6000)]
     gap: u64,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// Minutes pass: shows that something goes on.
+/// Shows progress, since minutes pass.
 fn tell(line: &Line) {
     if let Line::Ran(ran) = line {
         let (after, latency) = (ran.at.as_secs(), ms(ran.done.saturating_sub(ran.at)));

@@ -1,4 +1,4 @@
-//! Plots as SVG, and pages of them that need nothing from elsewhere.
+//! Plots as SVG, and self-contained pages of them.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use bellows_lab::Host;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;
-/// Room for the scales, left and below; as much is free above and on the right.
+/// Room for the scales, left and below; the same margin is above and on the right.
 const MARGIN: f64 = 56.0;
 const LEGEND: f64 = 250.0;
 
@@ -22,7 +22,7 @@ pub fn page(title: &str, host: Host, body: &str) -> String {
     )
 }
 
-/// How values are laid out along an axis.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
     /// From 0 to the largest.
@@ -54,7 +54,7 @@ struct Axis {
 }
 
 impl Plot {
-    /// Nothing yet, over axes with these names and scales.
+    /// An empty plot, over axes with these names and scales.
     pub fn new(x: (&'static str, Scale), y: (&'static str, Scale)) -> Self {
         Self { x, y, lines: Vec::new() }
     }
@@ -95,7 +95,7 @@ impl Axis {
     }
 }
 
-/// A round distance of marks, of which there are three to ten up to `high`.
+/// A round distance of marks, for three to ten marks up to `high`.
 fn step(high: f64) -> f64 {
     let high = if high > 0.0 { high } else { 1.0 };
     let decade = 10_f64.powf((high / 3.0).log10().floor());

@@ -1,4 +1,4 @@
-//! The program of a benchmark, which runs where KVM is, and what it prints.
+//! The program of a benchmark, which runs on a host with KVM, and its output.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ impl ClockArgs {
     }
 }
 
-/// A program with all that it works on.
+/// A program with all its files.
 pub struct Program {
     pub host: Host,
     pub clock: Clock,
@@ -40,7 +40,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Says where it will run, and builds it.
+    /// Prints where it will run, and builds it.
     pub fn build(name: &str, clock: ClockArgs, install: bool) -> Result<Self> {
         let host = Host::detect();
         Self::build_for(host, clock.clock(host), name, install)
@@ -54,8 +54,8 @@ impl Program {
         Ok(Self { host, clock, artefacts, path: workspace::benchmark("bellows-bench", name)?, cache })
     }
 
-    /// Runs it to its end and hands on what it prints; lines that are none of its results are for people. Where it runs in the
-    /// lab, `furnish` puts in it what is needed beside the artefacts.
+    /// Runs it to its end and passes on its results; its other lines are for people. For a run in the lab, `furnish` adds
+    /// further files beside the artefacts.
     pub fn run<T: DeserializeOwned>(
         &self,
         arguments: &[&str],
@@ -74,7 +74,7 @@ impl Program {
     }
 }
 
-/// Says what the times of a report mean, where they were taken in the lab.
+/// Explains the times of a report that were taken in the lab.
 pub fn lab_note(f: &mut fmt::Formatter<'_>, host: Host, clock: Clock) -> fmt::Result {
     match (host, clock) {
         (Host::Kvm, _) => Ok(()),

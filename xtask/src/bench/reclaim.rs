@@ -1,4 +1,4 @@
-//! `bench reclaim`: runs the program that has instances come and go, keeps every sample, and makes a report of all.
+//! `bench reclaim`: runs the program in which instances come and go, keeps every sample, and makes a report of all.
 
 mod page;
 mod report;
@@ -16,27 +16,27 @@ use self::samples::Samples;
 use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
-/// Samples of which the speed of a busy neighbour is taken, which makes them long.
+/// Samples that measure the speed of a busy neighbour, which makes them long.
 const WATCHED: u32 = 20;
 
-/// The peer, and what it reads.
+/// The peer, and the tools for it.
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const QEMU_FILES: [&str; 3] =
     ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/pvh.bin", "/usr/share/qemu/kvmvapic.bin"];
-/// What the lab gets: room for the largest size beside three guests with a neighbour each.
+/// Memory of the lab: room for the largest size beside three guests, each with a neighbour.
 const LAB_MEMORY_MIB: u64 = 16 << 10;
-/// What its guests start, on the lab's disk.
+/// The program of its guests, on the lab's disk.
 const PEER_INITRAMFS: &str = "peer-initramfs.cpio";
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Sizes of the memory that comes and goes, in MiB.
+    /// Sizes of the memory that is plugged and unplugged, in MiB.
     #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048, 4096, 8192])]
     sizes: Vec<u64>,
-    /// What the neighbour does.
+    /// The neighbour's activity.
     #[arg(long, value_delimiter = ',', value_parser = load, default_value = "quiet,busy")]
     loads: Vec<Load>,
-    /// Whether the guest's kernel zeroes what it hands out (0, 1).
+    /// Whether the guest's kernel zeroes pages that it hands out (0, 1).
     #[arg(long, value_delimiter = ',', value_parser = switch, default_value = "0,1")]
     init_on_alloc: Vec<bool>,
     /// Samples of each row.
@@ -74,7 +74,7 @@ fn switch(text: &str) -> std::result::Result<bool, String> {
 }
 
 impl Options {
-    /// All rows with how many samples each is to have, without what is there.
+    /// All rows with the number of samples that each still needs.
     fn wanted(&self, samples: &Samples) -> Vec<Wanted> {
         let (sizes, loads, switches) = if self.quick {
             (&[2048][..], &[Load::Quiet][..], &[false][..])
@@ -154,7 +154,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// A sample takes seconds: shows that something goes on.
+/// Shows progress: a sample takes seconds.
 fn tell(sample: &Sample) {
     let Group { init_on_alloc, size_mib, load } = sample.group;
     eprintln!(

@@ -9,7 +9,7 @@ pub fn is_met(expression: &str, allowed: &impl Fn(&str) -> bool) -> Option<bool>
     rest.is_empty().then_some(met)
 }
 
-/// Alternatives, of which one is enough; returns what follows them, too.
+/// Alternatives, of which one suffices; also returns the rest of the text.
 fn any<'a>(words: &'a [&'a str], allowed: &impl Fn(&str) -> bool) -> Option<(bool, &'a [&'a str])> {
     let (mut met, mut rest) = all(words, allowed)?;
     while let ["OR", more @ ..] = rest {
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expressions_are_met_by_what_is_allowed() {
+    fn expressions_are_met_by_allowed_licences() {
         let allowed = |name: &str| ["MIT", "ISC", "Unicode-3.0"].contains(&name);
         for (expression, met) in [
             ("MIT", Some(true)),

@@ -1,4 +1,4 @@
-//! What `cargo metadata` says of packages and their dependencies.
+//! Packages and their dependencies, from `cargo metadata`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ pub const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
 
 const TARGET: &str = "--filter-platform=x86_64-unknown-linux-gnu";
 
-/// All of it that is of use here (cargo-metadata(1)).
+/// The fields used here (cargo-metadata(1)).
 #[derive(Debug, Deserialize)]
 pub struct Metadata {
     pub packages: Vec<Package>,
@@ -59,17 +59,17 @@ pub struct Dependency {
 
 #[derive(Debug, Deserialize)]
 struct Kind {
-    /// `dev` or `build`; `null` for what is linked.
+    /// `dev` or `build`; `null` for linked crates.
     kind: Option<String>,
 }
 
 impl Metadata {
-    /// Reads what the checkout's workspaces depend on, without the network: the main one first.
+    /// Reads the dependencies of the checkout's workspaces, without the network: the main one first.
     pub fn read_all() -> Result<Vec<Self>> {
         MANIFESTS.into_iter().map(Self::read).collect()
     }
 
-    /// Reads what the workspace of a manifest, relative to the checkout, depends on; without the network.
+    /// Reads the dependencies of a manifest's workspace, relative to the checkout; without the network.
     pub fn read(manifest: &str) -> Result<Self> {
         let mut metadata = workspace::cargo();
         metadata.args(["metadata", "--format-version=1", "--locked", "--offline", "--all-features", TARGET]);
@@ -86,7 +86,7 @@ impl Metadata {
         packages
     }
 
-    /// The identifiers of `programs` and of all that they are linked with.
+    /// The identifiers of `programs` and of all packages linked into them.
     pub fn contained(&self, programs: &[&str]) -> BTreeSet<&str> {
         let roots = self.packages.iter().filter(|package| programs.contains(&&*package.name));
         let mut waiting: Vec<&str> = roots.map(|package| &*package.id).collect();
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_contain_what_they_are_linked_with() {
+    fn programs_contain_their_linked_packages() {
         let package = |id: &str| {
             serde_json::json!({ "id": id, "name": id, "version": "1", "license": null, "source": null,
                                 "manifest_path": "/Cargo.toml", "dependencies": [], "metadata": null })

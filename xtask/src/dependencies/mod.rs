@@ -1,4 +1,4 @@
-//! What Bellows depends on: licences, sources, duplicates, advisories, unused dependencies, and the notices for a package.
+//! The dependencies of Bellows: licences, sources, duplicates, advisories, unused dependencies, and the notices for a package.
 
 mod licence;
 mod metadata;
@@ -35,7 +35,7 @@ fn complain(wrong: Vec<String>) -> Result<()> {
     if wrong.is_empty() { Ok(()) } else { Err(Error::other(wrong.join("\n"))) }
 }
 
-/// What checks advisories, if cargo-deny and its database are at hand.
+/// The command that checks advisories, if cargo-deny and its database are present.
 fn advisories() -> Option<Command> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cargo = variable("CARGO_HOME").or_else(|| Some(variable("HOME")?.join(".cargo")))?;
@@ -46,7 +46,7 @@ fn advisories() -> Option<Command> {
     Some(command)
 }
 
-/// Installs a subcommand of cargo where it is missing.
+/// Installs a subcommand of cargo if it is missing.
 pub fn ensure_tool(name: &str) -> Result<()> {
     let subcommand = name.strip_prefix("cargo-").unwrap_or(name);
     if run::capture(workspace::cargo().args([subcommand, "--version"])).is_ok() {

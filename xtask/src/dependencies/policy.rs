@@ -27,7 +27,7 @@ struct Licenses {
     clarify: Vec<Clarification>,
 }
 
-/// Licences that one crate may have, and others may not.
+/// Licences that only one crate may have.
 #[derive(Debug, Deserialize)]
 struct Exception {
     #[serde(rename = "crate")]
@@ -49,7 +49,7 @@ struct Bans {
     skip: Vec<Skip>,
 }
 
-/// A version that may be there beside a newer one: `NAME@VERSION`, where the version may be a beginning.
+/// A version that is allowed beside a newer one: `NAME@VERSION`, where the version may be a beginning.
 #[derive(Debug, Deserialize)]
 struct Skip {
     #[serde(rename = "crate")]
@@ -70,7 +70,7 @@ impl Policy {
         toml::from_str(&text).map_err(|error| Error::other(format!("{}: {error}", path.display())))
     }
 
-    /// Names everything in the workspaces that is not allowed, and lines of the policy that nothing needs.
+    /// Names everything in the workspaces that is not allowed, and unused lines of the policy.
     pub fn check(&self, workspaces: &[Metadata]) -> Vec<String> {
         let mut wrong = BTreeSet::new();
         let mut skipped = BTreeSet::new();
@@ -83,7 +83,7 @@ impl Policy {
                         skipped.insert(&*skip.version);
                     }
                     None => {
-                        wrong.insert(format!("{} is there in a newer version as well", shown(package)));
+                        wrong.insert(format!("{} is also present in a newer version", shown(package)));
                     }
                 }
             }
@@ -126,7 +126,7 @@ impl Skip {
     }
 }
 
-/// The packages of which there is a newer version.
+/// The packages that are also present in a newer version.
 fn older_versions<'a>(packages: &[&'a Package]) -> Vec<&'a Package> {
     let mut by_name: BTreeMap<&str, Vec<&Package>> = BTreeMap::new();
     for package in packages {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_policy_allows_is_right() {
+    fn allowed_packages_pass() {
         let packages = [
             ("ours", "0.1.0", Some("MIT"), None),
             ("old", "1.9.0", Some("MIT"), INDEX),
@@ -204,7 +204,7 @@ mod tests {
         let wrong = check(&packages);
         assert_eq!(wrong.len(), 6, "{wrong:?}");
         let named = ["bad 1.0.0 is under GPL-3.0", "silent 1.0.0 names no licence", "elsewhere 1.0.0 comes from git+"];
-        for part in named.into_iter().chain(["twice 1.0.0 is there", "other 1.0.0 is under", "skips old@1"]) {
+        for part in named.into_iter().chain(["twice 1.0.0 is also present", "other 1.0.0 is under", "skips old@1"]) {
             assert!(wrong.iter().any(|line| line.contains(part)), "{part}: {wrong:?}");
         }
     }

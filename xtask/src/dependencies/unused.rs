@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::metadata::{Metadata, Package};
 use crate::error::{Error, Result};
 
-/// Names the dependencies of the checkout's own crates that nothing uses. One that only generated code names stands in the
-/// manifest's `[package.metadata.unused] ignored`.
+/// Names the dependencies of the checkout's own crates that nothing uses. A dependency that only generated code names is
+/// listed in the manifest's `[package.metadata.unused] ignored`.
 pub fn find(workspaces: &[Metadata]) -> Result<Vec<String>> {
     let mut unused = Vec::new();
     for package in workspaces.iter().flat_map(|metadata| &metadata.packages).filter(|package| package.source.is_none())
@@ -16,7 +16,7 @@ pub fn find(workspaces: &[Metadata]) -> Result<Vec<String>> {
         let words = words(package)?;
         let missing = package.dependencies.iter().filter(|dependency| {
             let name = dependency.rename.as_ref().unwrap_or(&dependency.name);
-            // A package names itself to have features in its tests.
+            // A package may depend on itself, to enable features in its tests.
             *name != package.name && !words.contains(&name.replace('-', "_")) && !package.ignores(name)
         });
         unused.extend(missing.map(|dependency| format!("{} does not use {}", package.name, dependency.name)));

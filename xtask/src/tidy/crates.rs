@@ -1,4 +1,5 @@
-//! Which crate may reach which: ours in one direction, and those of others only where they belong.
+//! The allowed dependencies between crates: ours point in one direction, and some third-party crates are allowed only
+//! in some of ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ const FLOORS: [&str; 8] = [
     "bellows",
 ];
 
-/// Our crates, and crates of others that must not be among what they depend on, however far.
+/// Our crates, each with third-party crates that it must not depend on, even indirectly.
 const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("bellows-memory", &["kvm-bindings", "kvm-ioctls", "virtio-queue", "tokio"]),
     ("bellows-disk", &["kvm-bindings", "kvm-ioctls", "virtio-queue", "tokio"]),
@@ -30,7 +31,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("bellows", &["tokio"]),
 ];
 
-/// Names dependencies that must not be, in the first of `workspaces`.
+/// Names forbidden dependencies in the first of `workspaces`.
 pub fn check(workspaces: &[Metadata]) -> Vec<String> {
     workspaces.first().map_or_else(Vec::new, |metadata| Graph::new(metadata).wrong())
 }
@@ -54,7 +55,7 @@ impl<'a> Graph<'a> {
         let mut wrong = Vec::new();
         for (floor, &krate) in FLOORS.iter().enumerate() {
             let Some(known) = self.0.get(krate) else {
-                wrong.push(format!("there is no crate {krate}"));
+                wrong.push(format!("no crate {krate}"));
                 continue;
             };
             let above = known.iter().filter(|known| FLOORS[floor + 1..].contains(known));
@@ -63,12 +64,12 @@ impl<'a> Graph<'a> {
         for (krate, forbidden) in FORBIDDEN {
             let reached = self.reached(krate);
             let found = forbidden.iter().filter_map(|known| reached.get(known).map(|by| (known, by)));
-            wrong.extend(found.map(|(known, by)| format!("{krate} depends on {known}, by way of {by}: it must not")));
+            wrong.extend(found.map(|(known, by)| format!("{krate} depends on {known} through {by}: it must not")));
         }
         wrong
     }
 
-    /// All that `krate` depends on, each with one that depends on it.
+    /// All dependencies of `krate`, each with a crate that depends on it.
     fn reached(&self, krate: &'a str) -> BTreeMap<&'a str, &'a str> {
         let mut reached = BTreeMap::new();
         let mut left = vec![krate];
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_reaches_up_or_too_far_is_named() {
+    fn forbidden_dependencies_are_named() {
         let mut graph: BTreeMap<_, BTreeSet<_>> = FLOORS.map(|krate| (krate, BTreeSet::new())).into();
         assert_eq!(Graph(graph.clone()).wrong(), [""; 0]);
         graph.insert("bellows-memory", ["bellows-vmm"].into());
@@ -98,7 +99,7 @@ mod tests {
             Graph(graph).wrong(),
             [
                 "bellows-memory depends on bellows-vmm, which stands above it",
-                "bellows-devices depends on tar, by way of archives: it must not",
+                "bellows-devices depends on tar through archives: it must not",
             ]
         );
     }

@@ -1,10 +1,10 @@
-//! KVM and the architecture are known in the folders that are named for them.
+//! Only the folders named for KVM and the architecture may use them.
 
 use std::path::Path;
 
 use super::rust::Source;
 
-/// Crates, and what the folders begin with that alone may name them.
+/// Crates, and the prefixes of the only folders that may name them.
 const CONFINED: [(&str, &[&str]); 3] = [
     ("kvm_bindings", &["vmm/src/kvm/", "vmm/src/arch/"]),
     ("kvm_ioctls", &["vmm/src/kvm/", "vmm/src/arch/"]),

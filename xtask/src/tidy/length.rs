@@ -7,7 +7,7 @@ use crate::error::Result;
 
 /// Longest file that needs no reason, in lines.
 const MAX_LINES: usize = 500;
-/// What a reason begins with, in a comment of the file.
+/// The start of a reason, in a comment of the file.
 const REASON: &str = "Longer than 500 lines:";
 /// The kinds of files that people read from top to bottom.
 const EXTENSIONS: [&str; 4] = ["rs", "py", "c", "h"];

@@ -6,7 +6,7 @@ use super::read;
 use crate::error::Result;
 use crate::workspace;
 
-/// Names links to nothing.
+/// Names broken links.
 pub fn check(files: &[PathBuf]) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for page in files.iter().filter(|path| path.extension().is_some_and(|kind| kind == "md")) {
@@ -18,7 +18,7 @@ pub fn check(files: &[PathBuf]) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// The files that a page links to, without the places in them.
+/// The files that a page links to, without fragments.
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| {
         let (target, _) = rest.split_once(')')?;
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_within_a_page_and_to_other_hosts_are_none_of_ours() {
+    fn links_within_a_page_and_to_other_hosts_are_not_checked() {
         let page = "[a](docs/a.md), [b](docs/b.md#part), ![c](c.svg), [d](#here), [e](https://example.com/)";
         assert_eq!(targets(page).collect::<Vec<_>>(), ["docs/a.md", "docs/b.md", "c.svg"]);
     }

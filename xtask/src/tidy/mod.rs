@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: what ARCHITECTURE.md says of the tree, as far as a program can tell.
+//! `cargo xtask tidy`: checks the rules of ARCHITECTURE.md for the tree that a program can check.
 
 mod crates;
 mod kvm;
@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 use crate::tally::Tally;
 use crate::{progress, run, workspace};
 
-/// Holds the tree against the map, and its dependencies against `deny.toml`.
+/// Checks the tree against the map, and its dependencies against `deny.toml`.
 pub fn run(tally: &mut Tally) {
-    // The checks ask cargo about crates without the network, also about those that nothing has needed so far.
+    // The checks ask cargo about crates without the network, also about crates that no build has needed so far.
     tally.add(progress::step("fetch crates", |step| {
         let fetch =
             |manifest| run::quiet(step, workspace::cargo().args(["fetch", "--locked", "--manifest-path", manifest]));

@@ -1,4 +1,4 @@
-//! No circle of imports: of two modules side by side at most one knows of the other.
+//! No circle of imports: of two sibling modules at most one imports the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Package {
     }
 
     fn circles(&self, folder: &str) -> Vec<String> {
-        // By the module that holds both: which of its children knows which, and the file that says so.
+        // By the common parent: which child imports which, and the file that does.
         let mut known: BTreeMap<ModulePath, BTreeMap<String, BTreeMap<String, String>>> = BTreeMap::new();
         for (module, paths) in &self.modules {
             for target in paths.iter().filter_map(|path| self.resolve(module, path)) {
@@ -59,13 +59,13 @@ impl Package {
         for (parent, edges) in &known {
             circles.extend(circle(edges).map(|circle| {
                 let place = [&[folder.to_owned()], parent.as_slice()].concat().join("::");
-                format!("modules of {place} know each other in a circle: {circle}")
+                format!("modules of {place} import each other in a circle: {circle}")
             }));
         }
         circles
     }
 
-    /// The module where what `path` names is defined, seen from `module`; `None` outside of the crate.
+    /// The module that defines the item at `path`, seen from `module`; `None` outside the crate.
     fn resolve(&self, module: &ModulePath, path: &[String]) -> Option<ModulePath> {
         let (mut place, mut rest) = match path.first()?.as_str() {
             "crate" => (Vec::new(), &path[1..]),
@@ -75,7 +75,7 @@ impl Package {
                 (module[..module.len().checked_sub(up)?].to_vec(), &path[up..])
             }
         };
-        // Each step goes into a module or follows what a module exports of another; a few are enough for any path that people write.
+        // Each step enters a module or follows a re-export; a few steps suffice for any real path.
         for _ in 0..16 {
             let Some((next, behind)) = rest.split_first() else { break };
             let inner = [place.as_slice(), std::slice::from_ref(next)].concat();
@@ -92,7 +92,7 @@ impl Package {
         Some(place)
     }
 
-    /// The module that a path written in `module` begins with, if that is a child of it.
+    /// The first module of a path in `module`, if it is a child of that.
     fn child_of(&self, module: &ModulePath, path: &[String]) -> Option<ModulePath> {
         let first = if path.first()? == "self" { path.get(1)? } else { path.first()? };
         let child = [module.as_slice(), std::slice::from_ref(first)].concat();
@@ -149,7 +149,7 @@ fn path(tokens: &[TokenTree], prefix: &[String], paths: &mut Vec<Vec<String>>) -
     at.max(1)
 }
 
-/// One circle among modules of which each maps to those that it knows and the file that says so, in words.
+/// Describes one circle among modules, each of which maps to its imports and the files with them.
 fn circle(edges: &BTreeMap<String, BTreeMap<String, String>>) -> Option<String> {
     fn walk<'a>(
         edges: &'a BTreeMap<String, BTreeMap<String, String>>,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_no_circle() {
+    fn a_chain_is_not_a_circle() {
         let files = [
             ("a/src/lib.rs", "mod one; mod two; pub use one::One;"),
             ("a/src/one.rs", "use crate::two::{self, Two}; struct One;"),
@@ -203,7 +203,7 @@ mod tests {
         ];
         assert_eq!(
             circles(&files),
-            ["modules of a know each other in a circle: one -> two (in one), two -> one (in two)"]
+            ["modules of a import each other in a circle: one -> two (in one), two -> one (in two)"]
         );
     }
 
@@ -219,7 +219,9 @@ mod tests {
         ];
         assert_eq!(
             circles(&files),
-            ["modules of a::b know each other in a circle: c -> d (in b::c), d -> e (in b::d::deep), e -> c (in b::e)"]
+            [
+                "modules of a::b import each other in a circle: c -> d (in b::c), d -> e (in b::d::deep), e -> c (in b::e)"
+            ]
         );
     }
 }

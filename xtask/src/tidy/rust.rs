@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub struct Source {
     /// Relative to the root of the checkout.
     pub path: PathBuf,
-    /// What it says; attributes, and what is compiled for tests alone, are left out.
+    /// Its tokens, without attributes and code for tests only.
     pub tokens: Vec<TokenTree>,
 }
 
@@ -28,7 +28,7 @@ impl Source {
     }
 }
 
-/// Reads the sources among `files` that are not for tests alone: those below a `src`.
+/// Reads the sources among `files` that are not for tests only: those below a `src`.
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>> {
     let is_test = |path: &Path| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -68,7 +68,7 @@ fn without_tests(tokens: TokenStream) -> Vec<TokenTree> {
                 for_tests |=
                     of_file.is_none() && attribute.is_some_and(|attribute| is_for_tests(&attribute.to_string()));
             }
-            // The item that it was said of ends here.
+            // The attribute's item ends here.
             TokenTree::Punct(punct) if for_tests && punct.as_char() == ';' => for_tests = false,
             TokenTree::Group(group) if for_tests && group.delimiter() == Delimiter::Brace => for_tests = false,
             _ if for_tests => {}
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_tests_alone_is_left_out() {
+    fn code_for_tests_only_is_left_out() {
         assert_eq!(
             left("//! Doc.\nfn a() {} #[cfg(test)] mod tests { fn b() {} } fn c() {}"),
             "fn a () { } fn c () { }"

@@ -1,4 +1,4 @@
-//! Unsafe code is where the map says that it is.
+//! Unsafe code is only in the files that the map lists.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::error::Result;
 const MAP: &str = "ARCHITECTURE.md";
 const SECTION: &str = "## Unsafe code";
 
-/// What unsafe code is known by.
+/// The keyword of unsafe code.
 const KEYWORD: &str = "unsafe";
 
 /// Names files with unsafe code that the map does not list, and the reverse.
@@ -26,7 +26,7 @@ pub fn check(sources: &[Source]) -> Result<Vec<String>> {
         .difference(&listed)
         .map(|path| format!("{path} holds unsafe code: expected only in the files that {MAP} lists below `{SECTION}`"));
     let safe =
-        listed.difference(&found).map(|path| format!("{MAP} lists {path} below `{SECTION}`: it holds no unsafe code"));
+        listed.difference(&found).map(|path| format!("{MAP} lists {path} below `{SECTION}`: it has no unsafe code"));
     Ok(unlisted.chain(safe).collect())
 }
 
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_map_is_read_and_code_is_told_from_prose() {
+    fn the_map_is_read_and_prose_does_not_count_as_code() {
         let map = format!(
             "# Map\n- `x.rs`: no\n{SECTION}\n\nText.\n\n- `a.rs`: why\n- `b.rs`: why\n\n## Next\n- `c.rs`: no\n"
         );

@@ -20,7 +20,7 @@ pub struct Report {
     host: Host,
     clock: Clock,
     rows: Vec<Row>,
-    /// Median time of Bellows by that of QEMU.
+    /// Median time of Bellows divided by that of QEMU.
     ratio: f64,
     breakdown: Vec<Breakdown>,
 }
@@ -34,7 +34,7 @@ struct Row {
     boot_ms: Times,
     /// Median, where time is counted.
     cost: Option<Cost>,
-    /// Median time of the first boots of all rounds by that of the second ones: how far the same differs from itself.
+    /// Median time of the first boots of all rounds divided by that of the second ones: how far the same differs from itself.
     a_a: f64,
     /// Median.
     overhead_bytes: u64,
@@ -77,7 +77,7 @@ impl Report {
     }
 }
 
-/// What two runs can be compared by.
+/// The figures to compare two runs by.
 pub fn figures(lines: &[Line]) -> Vec<Figure> {
     let of = |monitor: Monitor| {
         let boots: Vec<&Boot> = lines

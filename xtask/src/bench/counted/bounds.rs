@@ -1,4 +1,4 @@
-//! Bounds of counted figures: what is held, and when a figure has left its bound.
+//! Bounds of counted figures, and the test whether a figure is within its bound.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const DEVIATIONS: f64 = 3.0;
 /// What `bench/bounds.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bounds {
-    /// What the figures were taken with. With anything else they are not comparable.
+    /// Versions that the figures were taken with. With others they are not comparable.
     pub versions: BTreeMap<String, String>,
     /// Boots of the lab.
     pub boots: usize,
@@ -44,13 +44,13 @@ pub struct Level {
     pub deviation: f64,
 }
 
-/// How a value stands to its bound.
+/// The place of a value relative to its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Within,
-    /// It is more than the bound: the operation costs more.
+    /// Above the bound: the operation costs more.
     Above,
-    /// It is less by more than the tolerance: the operation costs less, and a new bound is due.
+    /// Below the median by more than the tolerance: the operation costs less, and a new bound is due.
     Below,
 }
 
@@ -72,7 +72,7 @@ impl Bounds {
         Some(Self { versions, boots: boots.len(), rounds, operations })
     }
 
-    /// What differs from `now`, each as `name: then, now`.
+    /// The versions that differ from `now`, each as `name: then, now`.
     pub fn differences(&self, now: &BTreeMap<String, String>) -> Vec<String> {
         let names = self.versions.keys().chain(now.keys().filter(|name| !self.versions.contains_key(*name)));
         let text = |version: Option<&String>| version.cloned().unwrap_or_else(|| "unknown".to_owned());
@@ -90,7 +90,7 @@ impl Level {
         Some(Self { median: median(&values)?, deviation: deviation(&values).round() })
     }
 
-    /// How far from the median a value may be.
+    /// The largest allowed distance from the median.
     pub fn tolerance(&self) -> f64 {
         (self.median * LEAST).max(self.deviation * DEVIATIONS)
     }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub struct Report {
     rounds: usize,
     versions: BTreeMap<String, String>,
-    /// Why the figures cannot be held against the bounds; empty where they can.
+    /// Why the figures are not comparable with the bounds; empty if they are.
     not_comparable: Vec<String>,
     rows: Vec<Row>,
     #[serde(skip)]
@@ -42,7 +42,7 @@ impl Report {
         Self { rounds, not_comparable: bounds.differences(&versions), versions, rows, bounds, samples }
     }
 
-    /// Fails where an operation costs more than its bound, or was not counted.
+    /// Fails if an operation costs more than its bound, or was not counted.
     pub fn verdict(&self) -> Result<()> {
         if !self.not_comparable.is_empty() {
             return Ok(());

@@ -9,7 +9,7 @@ use crate::bench::figure::{Better, Figure};
 use crate::bench::statistics::{median, sorted};
 use crate::error::{Error, Result};
 
-/// Who makes an image of the layer.
+/// The program that makes an image of the layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -20,7 +20,7 @@ pub enum Side {
     Mkfs,
 }
 
-/// How the layer is packed.
+/// The compression of the layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
@@ -37,7 +37,7 @@ pub struct Sample {
     /// First or second of its round.
     pub turn: u32,
     pub wall: Duration,
-    /// For the programs and for the kernel.
+    /// Processor time of the programs and of the kernel.
     pub cpu: Duration,
     /// The most memory that one of the programs had resident.
     pub peak_bytes: u64,
@@ -56,10 +56,10 @@ pub struct Report {
 /// The layer that is imported.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Layer {
-    /// Of its archive, unpacked.
+    /// Bytes of its archive, unpacked.
     #[serde(rename = "layer_bytes")]
     pub bytes: u64,
-    /// Of its files in whole blocks of 4 KiB: less is not possible in an image that a guest can use in place.
+    /// Bytes of its files in whole blocks of 4 KiB: the least for an image that a guest can use in place.
     #[serde(rename = "aligned_bytes")]
     pub aligned: u64,
 }
@@ -71,11 +71,11 @@ struct Row {
     n: usize,
     wall_s: Spread,
     cpu_s: Spread,
-    /// Of the archive, unpacked, by median time.
+    /// Bytes of the unpacked archive divided by the median time.
     mb_per_s: f64,
     peak_bytes: u64,
     image_bytes: u64,
-    /// Median time of the first imports of all rounds by that of the second ones: how far the same differs from itself.
+    /// Median time of the first imports of all rounds divided by that of the second ones: how far the same differs from itself.
     a_a: f64,
     a_a_cpu: f64,
 }
@@ -87,7 +87,7 @@ struct Spread {
     max: f64,
 }
 
-/// Medians of Bellows by those of the other side.
+/// Medians of Bellows divided by those of the other side.
 #[derive(Debug, Serialize)]
 struct Ratios {
     form: Form,
@@ -95,7 +95,7 @@ struct Ratios {
     cpu: f64,
     peak: f64,
     image: f64,
-    /// Size of Bellows's image by [`Layer::aligned`].
+    /// Size of Bellows's image divided by [`Layer::aligned`].
     image_by_aligned: f64,
 }
 
@@ -129,7 +129,7 @@ impl Report {
     }
 }
 
-/// What two runs can be compared by.
+/// The figures to compare two runs by.
 pub fn figures(samples: &[Sample]) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (form, side) in Form::ALL.into_iter().flat_map(|form| Side::ALL.map(|side| (form, side))) {

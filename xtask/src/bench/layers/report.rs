@@ -1,4 +1,4 @@
-//! From what VMs answered to a report.
+//! From the answers of VMs to a report.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,11 +11,11 @@ use crate::bench::figure::{Better, Figure};
 use crate::bench::plot::{Plot, Scale, page};
 use crate::bench::statistics::{median, ms, percentile, sorted};
 
-/// Most that all VMs together may read, by what one reads with a copy of its own.
+/// Most that all VMs together may read, divided by the reads of one VM with a copy of its own.
 const READS: f64 = 1.2;
 /// Most that a guest may keep of layer files that it uses in place.
 const PMEM_CACHE: u64 = 2 << 20;
-/// Most that a start from 40 layers may take, by one from a single layer.
+/// Most time of a start from 40 layers, divided by that from a single layer.
 const MANY_LAYERS: f64 = 1.1;
 
 /// What `target/bench/layers.json` holds.
@@ -34,10 +34,10 @@ struct Mode {
     /// While all of them started.
     disk_bytes_read: u64,
     wall_s: f64,
-    /// Share of what copies read that was not read; `null` without copies.
+    /// Share of the copies' reads that was saved; `null` without copies.
     reduction_vs_copies: Option<f64>,
-    /// Median over all VMs of: the monitor's own memory, the guest's page cache, and what its memory map is larger than the
-    /// smallest of all.
+    /// Median over all VMs of: the monitor's own memory, the guest's page cache, and the excess of its memory map over the
+    /// smallest one.
     bytes_per_extra_vm: u64,
     monitor_bytes: u64,
     /// Largest of any VM.
@@ -53,9 +53,9 @@ struct Start {
     cold: bool,
     n: usize,
     first_line_ms: Times,
-    /// By the same with one layer.
+    /// Divided by the same with one layer.
     by_one_layer: Option<f64>,
-    /// Median of every other start by that of the rest.
+    /// Median of every other start divided by that of the rest.
     a_a: Option<f64>,
 }
 
@@ -66,13 +66,13 @@ struct Times {
     max: f64,
 }
 
-/// What is aimed at, and whether that holds.
+/// The aims, and whether they are met.
 struct Aim {
     met: bool,
     text: String,
 }
 
-/// What two runs can be compared by.
+/// The figures to compare two runs by.
 pub fn figures(lines: &[Line]) -> Vec<Figure> {
     let mut figures = Vec::new();
     let mut starts: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -119,7 +119,7 @@ impl Report {
         Self { host, modes, starts: starts.collect() }
     }
 
-    /// What many VMs should not read or keep, where that was measured.
+    /// The aims for reads and memory of many VMs, if measured.
     fn sharing(&self) -> Vec<Aim> {
         let mut aims = Vec::new();
         for mode in self.modes.iter().filter(|mode| mode.name != Way::Copies) {
@@ -159,7 +159,7 @@ impl Report {
         self.starts.iter().filter(flat).filter_map(aim).collect()
     }
 
-    /// The aims of sharing that are not met; all that was measured is missing where nothing was.
+    /// The unmet aims of sharing, or the lack of measurements.
     pub fn shortfalls(&self) -> Vec<String> {
         let aims = self.sharing();
         if aims.is_empty() {
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_twice_or_kept_is_a_shortfall() {
+    fn reading_twice_or_keeping_files_misses_an_aim() {
         let lines = [together(Way::Copies, 8000, 0, 0), together(Way::PmemFlat, 1300, 3 << 20, 0)];
         let shortfalls = Report::new(Host::Lab, &lines).shortfalls();
         assert_eq!(shortfalls.len(), 2, "{shortfalls:?}");

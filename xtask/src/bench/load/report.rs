@@ -1,4 +1,4 @@
-//! From what ran and what was held to a report.
+//! From the functions that ran and the memory held to a report.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,9 +21,9 @@ pub struct Report {
     /// Time between arrivals on average.
     gap_ms: u64,
     pub rows: Vec<Row>,
-    /// 99th percentile of the extension's latency by that of static memory, whose two runs are taken together.
+    /// 99th percentile of the extension's latency divided by that of static memory, both of whose runs count.
     extension_p99_by_static: Option<f64>,
-    /// The same of the second run of static memory by the first: how far the same differs from itself.
+    /// The same of the second run of static memory divided by the first: how far the same differs from itself.
     a_a: Option<f64>,
 }
 
@@ -41,10 +41,10 @@ pub struct Row {
     pub reclaim_ms: Times,
     /// Memory that the host had under the guest, over time.
     pub held_byte_seconds: f64,
-    /// What it needed: what the smallest of the guests has without instances, and each live instance's peak.
+    /// Memory needed: that of the smallest guest without instances, and each live instance's peak.
     pub needed_byte_seconds: f64,
     pub held_by_needed: f64,
-    /// Of all that ran in the guest, where time is counted.
+    /// Cost of everything that ran in the guest, if time is counted.
     pub cost: Option<Cost>,
     /// Seconds, bytes held and bytes needed.
     pub timeline: Vec<(f64, f64, f64)>,
@@ -70,7 +70,7 @@ impl Times {
 impl Report {
     pub fn new(host: Host, clock: Clock, gap_ms: u64, lines: &[Line]) -> Self {
         let guests = lines.chunk_by(|_, next| !matches!(next, Line::Guest { .. }));
-        // Static memory stays with the guest once it was touched, so that guest's base is not what a guest needs.
+        // Static memory stays with the guest once it was touched, so its base does not show the need of a guest.
         let bases =
             lines.iter().filter_map(|line| if let Line::Guest { base, .. } = line { Some(*base) } else { None });
         let base = bases.min().unwrap_or(0);
@@ -87,7 +87,7 @@ impl Report {
 }
 
 impl Report {
-    /// What two runs can be compared by. Static memory comes twice.
+    /// The figures to compare two runs by. Static memory comes twice.
     pub fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         for (number, row) in self.rows.iter().enumerate() {
@@ -102,7 +102,7 @@ impl Report {
 }
 
 impl Row {
-    /// `None` if it is not a guest or nothing ran in it.
+    /// `None` if it is not a guest or no function ran in it.
     fn new(lines: &[Line], base: u64) -> Option<Self> {
         let Some(Line::Guest { provision, .. }) = lines.first() else { return None };
         let ran: Vec<Ran> =
@@ -122,7 +122,7 @@ impl Row {
                 _ => None,
             })
             .collect();
-        // What was seen at one moment holds until the next.
+        // A value holds until the next one.
         let over_time = |value: &dyn Fn(&(f64, f64, f64)) -> f64| -> f64 {
             timeline.windows(2).map(|pair| value(&pair[0]) * (pair[1].0 - pair[0].0)).sum()
         };
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_needed_is_the_base_and_what_live_instances_have_at_most() {
+    fn memory_needed_is_the_base_and_the_peaks_of_live_instances() {
         let report = Report::new(Host::Kvm, Clock::Wall, 1, &guest(Provision::Extension, 5, 500));
         let row = &report.rows[0];
         // Up to the last unplug, after 16 s: twice 4 s of 400 bytes, 8 s of 100 bytes.

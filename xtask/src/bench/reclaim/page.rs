@@ -1,4 +1,4 @@
-//! A page with plots, without anything from elsewhere.
+//! A self-contained page with plots.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::bench::statistics::{ms, sorted};
 /// The whole page.
 pub fn html(report: &Report, samples: &[Sample]) -> String {
     let mut body =
-        String::from("<h2>Unplug latency at 2 GiB</h2>\n<p>Share of samples that took at most so long.</p>\n");
+        String::from("<h2>Unplug latency at 2 GiB</h2>\n<p>Share of samples that took at most this long.</p>\n");
     body += &distribution(samples).to_string();
     body += "<h2>Unplug latency against size</h2>\n<p>Medians.</p>\n";
     body += &against_size(report, |row| row.unplug_ms.p50).to_string();
@@ -53,7 +53,7 @@ fn against_size(report: &Report, value: impl Fn(&super::report::Row) -> f64) -> 
 
 type Wanted = Box<dyn Fn(Group, Mode) -> bool>;
 
-/// A line for each mode, switch and load: name, colour, whether it's dashed, what belongs to it.
+/// A line for each mode, switch and load: name, colour, whether it is dashed, and its samples.
 fn series() -> impl Iterator<Item = (String, &'static str, bool, Wanted)> {
     const COLOURS: [[&str; 2]; 5] = [
         ["#d62728", "#ff9896"],

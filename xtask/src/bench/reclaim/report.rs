@@ -1,4 +1,4 @@
-//! From samples to rows, and what they say about the aims.
+//! From samples to rows, and from rows to the aims.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::bench::figure::{Better, Figure, median_cost};
 use crate::bench::program::lab_note;
 use crate::bench::statistics::{median, ms, percentile, sorted};
 
-/// From so many samples on there is a 99th percentile.
+/// Least number of samples for a 99th percentile.
 const FOR_P99: usize = 200;
 
 /// What `target/bench/reclaim.json` holds.
@@ -25,8 +25,8 @@ pub struct Report {
     pub aims: Vec<Aim>,
 }
 
-/// One mode in one group. Figures without `p50` are medians, but for `guest_cpu_ms`, which is the mean; what a peer does not
-/// tell is `null`.
+/// One mode in one group. Figures without `p50` are medians, except `guest_cpu_ms`, which is the mean; figures that a peer
+/// does not report are `null`.
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub mode: Mode,
@@ -39,14 +39,14 @@ pub struct Row {
     pub usable_ms: f64,
     /// With the extension, of memory that was not parked, or parked with another size.
     pub first_plug_ms: Option<f64>,
-    /// Before the unplug: taking the instance apart, its page cache included.
+    /// Before the unplug: removing the instance, its page cache included.
     pub remove_ms: f64,
     pub unplug_ms: Times,
     pub guest_ms: f64,
     pub slot_ms: f64,
     pub discard_ms: f64,
     pub guest_cpu_ms: f64,
-    /// Of the whole calls, where time is counted: the unplug's has the agent's counts of pages before and after it.
+    /// Costs of the whole calls, if time is counted; the unplug's includes the agent's counts of pages before and after it.
     pub plug_cost: Option<Cost>,
     pub unplug_cost: Option<Cost>,
     pub migrated_pages: u64,
@@ -57,7 +57,7 @@ pub struct Row {
     pub zeroed_pages: u64,
     pub zeroed_pages_max: u64,
     pub discarded_bytes: u64,
-    /// What the guest kept although it should not; the largest of any sample.
+    /// Bytes that the guest kept although it should not; the largest of any sample.
     pub left_bytes_max: u64,
     /// Share of its speed that the neighbour lost in the 4 s that began with the unplug.
     pub neighbour_slowdown: Option<f64>,
@@ -72,7 +72,7 @@ pub struct Times {
     pub max: f64,
 }
 
-/// What should come out, and what did.
+/// The aims, and whether they are met.
 #[derive(Debug, Serialize)]
 pub struct Aim {
     pub aim: String,
@@ -92,7 +92,7 @@ impl Report {
     }
 }
 
-/// What two runs can be compared by.
+/// The figures to compare two runs by.
 pub fn figures(samples: &[Sample]) -> Vec<Figure> {
     let mut cells: BTreeMap<(Group, Mode), Vec<&Sample>> = BTreeMap::new();
     for sample in samples {
@@ -181,7 +181,7 @@ impl Row {
     }
 }
 
-/// Those that the rows can tell about.
+/// The aims that the rows cover.
 fn aims(rows: &[Row]) -> Vec<Aim> {
     let row = |mode: Mode, init_on_alloc: bool, size_mib: u64, load: Load| {
         rows.iter().find(|row| row.mode == mode && row.group == Group { init_on_alloc, size_mib, load })

@@ -50,7 +50,7 @@ fn modes_are_compared_at_2_gib() {
 }
 
 #[test]
-fn one_page_that_is_migrated_is_one_too_many() {
+fn a_single_migrated_page_misses_the_aim() {
     let mut samples = vec![sample(Mode::Extension, 2048, 4); 3];
     samples[1].migrated.insert("contig_range".into(), 1);
     let report = Report::new(Host::Kvm, Clock::Wall, &samples);

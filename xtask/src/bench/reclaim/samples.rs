@@ -1,4 +1,4 @@
-//! All samples so far, in a file to which each is added at once: a run that was cut off goes on where it was.
+//! All samples so far, in a file to which each is added at once: an interrupted run continues where it stopped.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,7 +16,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Those of `path`, if they were taken from what `key` stands for; otherwise none, and the file starts anew.
+    /// The samples of `path`, if they were taken with the inputs of `key`; otherwise the file starts empty.
     pub fn open(path: &Path, key: &Key) -> Result<Self> {
         let text = fs::read_to_string(path).unwrap_or_default();
         let (first, rest) = text.split_once('\n').unwrap_or_default();
@@ -46,7 +46,7 @@ impl Samples {
     }
 }
 
-/// `None` for a line that was cut off.
+/// `None` for an incomplete line.
 fn parse(line: &str) -> Option<Sample> {
     serde_json::from_str(line).ok()
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_kept_unless_what_they_were_taken_from_has_changed() {
+    fn samples_are_kept_unless_their_inputs_have_changed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("samples");
         let (key, other) = (Key::default().with("a", "1"), Key::default().with("a", "2"));
