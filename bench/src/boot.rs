@@ -1,4 +1,4 @@
-//! `bench boot`: time to a guest that can be called, and memory beside it.
+//! `bench boot`: time until a guest can be called, and the monitor's memory beside it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,47 +32,47 @@ impl std::fmt::Display for Monitor {
     }
 }
 
-/// A line of what the program prints.
+/// A line of the program's output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Line {
     /// One boot.
     Boot(Boot),
-    /// One boot under the eyes of the kernel's tracer, which slows it down.
+    /// One boot under the kernel's tracer, which slows it down.
     Traced(Traced),
 }
 
 /// One boot, from the start of the monitor's process until the host knows that the guest's agent can be called.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
-    /// Whose.
+    /// The monitor.
     pub monitor: Monitor,
     /// Each monitor boots twice in a round, so that it can be compared with itself: 0 or 1.
     pub turn: usize,
     /// How long it took.
     pub time: Duration,
-    /// What it cost, where time is counted.
+    /// Its cost, if time is counted.
     pub cost: Option<Cost>,
-    /// Memory of the process then.
+    /// Memory of the process at that moment.
     pub overhead: Overhead,
 }
 
-/// Where the time of one boot went.
+/// The phases of one boot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Traced {
-    /// Whose.
+    /// The monitor.
     pub monitor: Monitor,
-    /// In order; together they are the whole boot.
+    /// In order; together they make the whole boot.
     pub phases: Vec<Phase>,
 }
 
 /// A part of a boot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// What happens in it.
+    /// Its name.
     pub name: String,
     /// How long it took.
     pub time: Duration,
-    /// How often the guest was left in it, by the processor's reason.
+    /// Exits during it, by the processor's reason.
     pub exits: BTreeMap<String, u64>,
 }

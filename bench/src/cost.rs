@@ -1,4 +1,4 @@
-//! What a piece of work costs in counted time (`docs/lab.md`).
+//! The cost of a piece of work in counted time (`docs/lab.md`).
 
 use std::fmt;
 use std::fs;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use bellows_lab::COUNTED;
 use serde::{Deserialize, Serialize};
 
-/// The cost of a piece of work: all that the emulated host did meanwhile.
+/// The cost of a piece of work: everything that the emulated host did meanwhile.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Instructions that the processor ran, of the host, its monitors and their guests.
     pub instructions: u64,
     /// Time for which the processor waited for a timer, in nanoseconds.
     pub waited_ns: u64,
-    /// How often vCPUs left their guests.
+    /// Exits of vCPUs.
     pub exits: u64,
 }
 
@@ -29,13 +29,13 @@ impl AddAssign for Cost {
 }
 
 impl Cost {
-    /// The part of it that took `time` by the lab's clock. All waiting counts as part of it; so do all exits.
+    /// The part of it that took `time` by the lab's clock, with all waiting and all exits.
     pub fn part(self, time: Duration) -> Self {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         Self { instructions: time.saturating_sub(self.waited_ns), ..self }
     }
 
-    /// What it took by the lab's clock, where an instruction takes a nanosecond.
+    /// Its time by the lab's clock, where an instruction takes a nanosecond.
     pub fn time(&self) -> Duration {
         Duration::from_nanos(self.instructions + self.waited_ns)
     }
@@ -57,7 +57,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Begins a measurement where time is counted; `None` by the wall clock.
+    /// Begins a measurement if time is counted; `None` by the wall clock.
     ///
     /// # Errors
     /// As [`Meter::start`].
@@ -93,7 +93,7 @@ impl Meter {
 /// hundredths of a second.
 const TIMERS: &str = "/proc/timer_list";
 
-/// Exits of all VMs that are there (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`).
+/// Exits of all running VMs (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`).
 const EXITS: &str = "/sys/kernel/debug/kvm/exits";
 
 fn idle() -> io::Result<u64> {
@@ -109,7 +109,7 @@ fn read(path: &str) -> io::Result<String> {
     fs::read_to_string(path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
 }
 
-/// Nanoseconds for which all processors together were idle, with and without I/O under way; `None` where no line says it.
+/// Nanoseconds for which all processors together were idle, with and without I/O in flight; `None` if no line has them.
 fn parse_idle(timers: &str) -> Option<u64> {
     let times = timers.lines().filter_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -1,4 +1,4 @@
-//! `bench counted`: a short set of operations whose cost is counted and held by bounds.
+//! `bench counted`: a short set of operations whose cost is counted and held against bounds.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::cost::Cost;
 /// Memory that is plugged and unplugged.
 pub const PARTITION_MIB: u64 = 2048;
 
-/// How much of it an instance fills before it is unplugged.
+/// The part of it that an instance fills before the unplug.
 pub const FILLED_MIB: u64 = 256;
 
 /// An operation that is counted.
@@ -18,19 +18,19 @@ pub const FILLED_MIB: u64 = 256;
 pub enum Operation {
     /// From the request for a VM until its guest can be called.
     Boot,
-    /// 2 GiB that the guest has never had, until an instance can use them.
+    /// 2 GiB that were never plugged before, until an instance can use them.
     FirstPlug,
     /// `echo` in a container, from the request to its exit code.
     Echo,
     /// `python3 -c pass`, in the same way.
     Python,
-    /// 2 GiB of which an instance filled 256 MiB and has ended: the whole call, with what the agent counts around it.
+    /// Unplug of 2 GiB of which an ended instance filled 256 MiB: the whole call, with the agent's counting before and after.
     Unplug,
     /// Of that, from the request until the guest cannot reach them.
     UnplugAlone,
     /// Until the host has them back.
     Discard,
-    /// 2 GiB that the guest has parked, until an instance can use them: the whole call, with what the agent checks after it.
+    /// 2 GiB that the guest has parked, until an instance can use them: the whole call, with the agent's checks.
     ParkedPlug,
     /// Of that, from the request until the guest has accepted them.
     ParkedPlugAlone,
@@ -71,12 +71,12 @@ impl fmt::Display for Operation {
     }
 }
 
-/// A line of what the program prints: one operation.
+/// A line of the program's output: one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Which.
+    /// The operation.
     pub operation: Operation,
-    /// What it cost.
+    /// Its cost.
     #[serde(flatten)]
     pub cost: Cost,
 }

@@ -7,11 +7,11 @@ use super::boot::Phase;
 /// A vCPU left the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// When, by the host's monotonic clock.
+    /// The time by the host's monotonic clock.
     pub at: Duration,
     /// The processor's reason, as KVM names it.
     pub reason: String,
-    /// Where the guest was.
+    /// Address of the guest's next instruction.
     pub rip: u64,
 }
 
@@ -40,7 +40,7 @@ impl Exit {
     }
 }
 
-/// When a boot was how far, by the host's monotonic clock.
+/// Milestones of a boot, by the host's monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moments {
     /// The monitor's process was about to be started.
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_is_cut_where_the_guest_got_on() {
+    fn a_boot_is_cut_at_its_milestones() {
         let exits: Vec<Exit> = TRACE.lines().filter_map(Exit::parse).collect();
         let moments = Moments { start: milliseconds(1000), init: milliseconds(1500), ready: milliseconds(2000) };
         let phases = phases(&exits, moments);

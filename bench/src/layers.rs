@@ -1,4 +1,4 @@
-//! `bench layers`: what VMs of one image read from the disk and keep in memory, and how long it takes until a function runs.
+//! `bench layers`: disk reads and memory of VMs of one image, and the time until a function runs.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub enum Way {
 }
 
 impl Way {
-    /// What is compared with copies.
+    /// The ways that are compared with copies.
     pub const OURS: [Self; 4] = [Self::BlkLayers, Self::BlkFlat, Self::PmemLayers, Self::PmemFlat];
     /// All, copies first.
     pub const ALL: [Self; 5] = [Self::Copies, Self::BlkLayers, Self::BlkFlat, Self::PmemLayers, Self::PmemFlat];
 
-    /// The arguments of `bellows run` for it; a copy is no image.
+    /// The arguments of `bellows run` for it; `None` for a copy, which is not an image.
     pub fn arguments(self) -> Option<[&'static str; 2]> {
         Some(match self {
             Self::Copies => return None,
@@ -58,44 +58,44 @@ impl fmt::Display for Way {
     }
 }
 
-/// What the function prints as JSON, in a line of its own, before it waits for its end.
+/// The function's line of JSON, printed before it waits for its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The guest's page cache of files that have a disk behind them.
     pub cached_bytes: u64,
-    /// Memory that the guest's kernel keeps about device memory and base memory: its memory map.
+    /// Size of the guest kernel's memory map of device memory and base memory.
     pub memory_map_bytes: u64,
 }
 
-/// A line of what the program prints.
+/// A line of the program's output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Line {
     /// A function in one of many VMs has answered.
     Answered {
-        /// Of which kind of VM.
+        /// The kind of VM.
         way: Way,
         /// Since the first of them was started.
         after: Duration,
     },
-    /// All functions of a kind have.
+    /// All functions of a kind have answered.
     Together(Together),
     /// A single VM was started, and its function has printed its first line.
     Started(Started),
 }
 
-/// Many VMs of one image that all run, after a start with nothing of the image in the host's page cache.
+/// Many VMs of one image that all run, started with a cold page cache of the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Together {
     /// How the image reached them.
     pub way: Way,
-    /// What was read from the disk in that time.
+    /// Bytes read from the disk in that time.
     pub disk_bytes_read: u64,
     /// From the first start to the last answer.
     pub wall: Duration,
     /// For each VM, the memory of its monitor beside guest memory.
     pub overheads: Vec<Overhead>,
-    /// For each VM, what its function answered.
+    /// For each VM, the answer of its function.
     pub answers: Vec<Answer>,
 }
 
@@ -106,7 +106,7 @@ pub struct Started {
     pub layers: u32,
     /// How it reached the guest.
     pub way: Way,
-    /// Nothing of the image was in the host's page cache.
+    /// Whether the host's page cache was cold.
     pub cold: bool,
     /// How long it took.
     pub time: Duration,

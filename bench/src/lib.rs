@@ -1,5 +1,5 @@
-//! What the benchmarks' two halves share: the program that runs where KVM is, and the command that makes a report of what
-//! it prints.
+//! Shared by the two halves of a benchmark: the program that runs on a host with KVM, and the command that makes a report
+//! of its output.
 
 pub mod boot;
 pub mod cost;
@@ -19,7 +19,7 @@ use serde::Serialize;
 /// Prints a line of a program's results.
 ///
 /// # Errors
-/// Nobody reads it.
+/// The reader of standard output is gone.
 pub fn print(line: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, line)?;
@@ -27,7 +27,7 @@ pub fn print(line: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-/// How the program of the benchmark `name` ends; says why where that is not well.
+/// The exit code of the benchmark `name`; prints the error if it failed.
 pub fn end(name: &str, result: Result<(), Box<dyn Error + Send + Sync>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,10 @@
 //! `bench load`: functions that come in bursts and need memory for a while.
 //!
-//! | what | distribution | where from |
+//! | quantity | distribution | source |
 //! |---|---|---|
 //! | execution time | log-normal, log-mean -0.38, sigma 2.36, in seconds | Shahrad et al., *Serverless in the Wild*, USENIX ATC 2020 |
 //! | memory | Burr XII, c = 11.652, k = 0.221, lambda = 107.083 MB | the same |
-//! | time between arrivals | Lomax, shape 1.5 (its variance is infinite) | ours: there, these times mostly vary more than an exponential's |
+//! | time between arrivals | Lomax, shape 1.5 (its variance is infinite) | ours: in that paper these times mostly vary more than an exponential's |
 
 use std::fmt;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::cost::Cost;
 pub enum Provision {
     /// All of it, always.
     Static,
-    /// As it is needed, from one virtio-mem device for all.
+    /// On demand, from one virtio-mem device for all.
     Shared,
-    /// As it is needed, a device and a node for each instance, with what every kernel can do.
+    /// On demand, with a device and a node for each instance, by the means of every kernel.
     Stock,
-    /// As it is needed, with the guest memory extension.
+    /// On demand, with the guest memory extension.
     Extension,
 }
 
 impl Provision {
-    /// In the order of a run. What is compared with comes twice: that is how far the same differs from itself.
+    /// In the order of a run. The baseline comes twice: its two runs show how far the same differs from itself.
     pub const RUN: [Self; 5] = [Self::Static, Self::Shared, Self::Stock, Self::Extension, Self::Static];
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Provision {
     }
 }
 
-/// What a function computes.
+/// The computation of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Function {
@@ -62,16 +62,16 @@ impl Function {
     pub const ALL: [Self; 4] = [Self::Compress, Self::Json, Self::Multiply, Self::Template];
 }
 
-/// A function that is to run.
+/// A function to run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
-    /// When, from the beginning.
+    /// Time from the beginning.
     pub at: Duration,
-    /// What it computes.
+    /// Its computation.
     pub function: Function,
     /// Memory that it fills, in MiB.
     pub memory_mib: u64,
-    /// How often it computes that; a round stands for [`ROUND`] of execution time.
+    /// Rounds of the computation; each stands for [`ROUND`] of execution time.
     pub rounds: u32,
 }
 
@@ -82,7 +82,7 @@ const LONGEST: f64 = 6.0;
 /// Least and most memory, in MiB: tails are cut off there.
 pub const MEMORY_MIB: (f64, f64) = (16.0, 360.0);
 
-/// Arrivals for `length`, `gap` apart on average. The same seed makes the same.
+/// Arrivals for `length`, `gap` apart on average. The same seed gives the same arrivals.
 pub fn arrivals(seed: u64, length: Duration, gap: Duration) -> Vec<Arrival> {
     let mut chance = Chance(seed | 1);
     let mut at = Duration::ZERO;
@@ -129,22 +129,22 @@ impl Chance {
     }
 }
 
-/// A line of what the program prints.
+/// A line of the program's output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Line {
-    /// A new guest; what follows is of it.
+    /// A new guest; the following lines belong to it.
     Guest {
         /// How it gets memory.
         provision: Provision,
         /// Bytes that the host had under it before the first arrival.
         base: u64,
     },
-    /// What all that ran in the guest cost, where time is counted.
+    /// The cost of everything that ran in the guest, if time is counted.
     Cost(Cost),
     /// A function that ran.
     Ran(Ran),
-    /// What the host had under the guest.
+    /// Host memory under the guest.
     Held {
         /// When, from the beginning.
         at: Duration,
@@ -156,17 +156,17 @@ pub enum Line {
 /// A function that ran.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Ran {
-    /// When it should, from the beginning.
+    /// Its arrival, from the beginning.
     pub at: Duration,
     /// When it had a partition.
     pub admitted: Duration,
     /// When its result was there.
     pub done: Duration,
-    /// When its memory could not be reached by the guest any more; with static memory, when it was removed.
+    /// When the guest could no longer reach its memory; with static memory, when it was removed.
     pub unplugged: Duration,
-    /// Plugging took that long.
+    /// Time of the plug.
     pub plug: Duration,
-    /// Unplugging took that long.
+    /// Time of the unplug.
     pub unplug: Duration,
     /// Most memory that it had, in bytes.
     pub peak: u64,
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn distributions_are_what_they_should_be() {
+    fn distributions_have_their_medians() {
         let mut chance = Chance(1);
         let mut quantile = |draw: &mut dyn FnMut(&mut Chance) -> f64, part: f64| {
             let mut values: Vec<f64> = (0..20_000).map(|_| draw(&mut chance)).collect();

@@ -1,4 +1,4 @@
-//! `bench reclaim`: how long memory of an instance that has ended takes to go back to the host.
+//! `bench reclaim`: time until the memory of an ended instance is back with the host.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +12,9 @@ use crate::cost::Cost;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Not at all: one virtio-mem device for all, in one movable zone.
+    /// It does not: one virtio-mem device for all, in one movable zone.
     Shared,
-    /// A device and a NUMA node for each, with what every kernel can do.
+    /// A device and a NUMA node for each, by the means of every kernel.
     Stock,
     /// The guest memory extension.
     Extension,
@@ -30,7 +30,7 @@ impl Mode {
     /// Those of QEMU.
     pub const PEERS: [Self; 2] = [Self::QemuMem, Self::QemuBalloon];
 
-    /// Whether it is not of Bellows. A peer does not tell what takes how long.
+    /// Whether it is a peer's. Peers do not report the times of their steps.
     pub fn is_peer(self) -> bool {
         Self::PEERS.contains(&self)
     }
@@ -48,7 +48,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What the neighbour does meanwhile.
+/// The neighbour's activity meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Load {
@@ -67,18 +67,18 @@ impl fmt::Display for Load {
     }
 }
 
-/// What is measured together: modes take turns in it.
+/// A group of measurements, in which modes take turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Group {
-    /// Whether the guest's kernel zeroes what it hands out (`init_on_alloc`).
+    /// Whether the guest's kernel zeroes pages that it hands out (`init_on_alloc`).
     pub init_on_alloc: bool,
-    /// Memory that comes and goes, in MiB. The instance fills three quarters of it.
+    /// Memory that is plugged and unplugged, in MiB. The instance fills three quarters of it.
     pub size_mib: u64,
-    /// What the neighbour does.
+    /// The neighbour's activity.
     pub load: Load,
 }
 
-/// How many more samples of a group and mode are wanted.
+/// The number of further samples of a group and mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// The group.
@@ -86,13 +86,13 @@ pub struct Wanted {
     pub group: Group,
     /// The mode.
     pub mode: Mode,
-    /// So many.
+    /// Their number.
     pub samples: u32,
-    /// So many of these with the neighbour's speed, which takes a while: only the first ones.
+    /// How many of them measure the neighbour's speed, which takes a while: only the first ones.
     pub watched: u32,
 }
 
-/// One plug, instance and unplug: a line of what the program prints.
+/// One plug, instance and unplug: a line of the program's output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// The group.
@@ -100,19 +100,19 @@ pub struct Sample {
     pub group: Group,
     /// The mode.
     pub mode: Mode,
-    /// The memory was parked in the guest before.
+    /// Whether the memory was parked in the guest before.
     pub parked: bool,
     /// From the request until the guest had accepted the memory.
     pub plug: Duration,
-    /// What the whole call cost, where time is counted.
+    /// Cost of the whole call, if time is counted.
     pub plug_cost: Option<Cost>,
     /// Until an instance could use it.
     pub usable: Duration,
-    /// From the end of the instance's processes until the agent had taken apart what it had, its page cache included.
+    /// From the end of the instance's processes until the agent had removed it, its page cache included.
     pub remove: Duration,
-    /// From the request until the guest could not reach the memory any more.
+    /// From the call until the guest could no longer reach the memory.
     pub unplug: Duration,
-    /// What the whole call cost, where time is counted: with the agent's counts of pages before and after.
+    /// Cost of the whole call, if time is counted, with the agent's counts of pages before and after.
     pub unplug_cost: Option<Cost>,
     /// The guest's part of it, by the guest's clock.
     pub guest: Duration,
@@ -120,17 +120,17 @@ pub struct Sample {
     pub slots: Duration,
     /// Freeing the memory on the host, after `unplug`.
     pub discard: Duration,
-    /// What the vCPUs' threads ran during `unplug`, and until the guest's driver was done.
+    /// Time that the vCPUs' threads ran during `unplug`, and until the guest's driver was done.
     pub vcpus: Duration,
     /// Pages migrated meanwhile, by reason.
     pub migrated: BTreeMap<String, u64>,
-    /// Pages zeroed because they were about to leave.
+    /// Pages zeroed for the unplug.
     pub zeroed: u64,
     /// Bytes that went back to the host.
     pub discarded: u64,
-    /// Bytes that the guest kept of what it should have given back.
+    /// Bytes that the guest kept although it should have given them back.
     pub left: u64,
-    /// How far the neighbour came.
+    /// The neighbour's progress.
     pub neighbour: Option<Neighbour>,
 }
 
@@ -141,12 +141,12 @@ impl Sample {
     }
 }
 
-/// What a busy neighbour got done in three equal times, one after the other.
+/// The work of a busy neighbour in three equal times, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Neighbour {
-    /// In two in which nothing else happened.
+    /// In the two in which nothing else happened.
     pub before: [f64; 2],
-    /// In one that began with the unplug.
+    /// In the one that began with the unplug.
     pub reclaim: f64,
 }
 
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_are_flat_json() {
+    fn wanted_samples_are_flat_json() {
         let group = Group { init_on_alloc: false, size_mib: 2048, load: Load::Busy };
         let wanted = Wanted { group, mode: Mode::Extension, samples: 200, watched: 20 };
         let json = serde_json::to_string(&wanted).unwrap();

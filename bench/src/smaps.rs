@@ -1,4 +1,4 @@
-//! What a monitor's process needs beside guest memory, from its `/proc/<pid>/smaps`.
+//! A monitor's own memory beside guest memory, from its `/proc/<pid>/smaps`.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub struct Overhead {
     pub stack: u64,
 }
 
-/// The process has no mapping that could be guest memory, or several.
+/// Not exactly one mapping of the process can be guest memory.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found} anonymous mappings of {bytes} bytes in the process: expected one, the guest's memory")]
 pub struct NoGuestMemory {
@@ -27,13 +27,13 @@ impl Overhead {
     /// Reads the text of `smaps` of a process that keeps `guest_memory` bytes of guest memory in one anonymous mapping.
     ///
     /// # Errors
-    /// Guest memory can't be told from the rest.
+    /// Guest memory cannot be distinguished from the rest.
     pub fn parse(smaps: &str, guest_memory: u64) -> Result<Self, NoGuestMemory> {
         let mut overhead = Self::default();
         let mut found = 0;
         for mapping in mappings(smaps) {
             match (mapping.file, mapping.name) {
-                // Of a private mapping of a file only what was written to is the process's own.
+                // Of a private mapping of a file only written pages are the process's own.
                 (true, _) => overhead.files += mapping.anonymous,
                 (false, _) if mapping.size == guest_memory => found += 1,
                 (false, "[heap]") => overhead.heap += mapping.pss,
@@ -120,7 +120,7 @@ Anonymous:            16 kB
     }
 
     #[test]
-    fn guest_memory_that_cannot_be_told_is_an_error() {
+    fn ambiguous_guest_memory_is_an_error() {
         let error = Overhead::parse(SMAPS, 256 << 20).unwrap_err();
         assert!(error.to_string().starts_with("0 anonymous mappings of 268435456 bytes"), "{error}");
         assert_eq!(Overhead::parse(&SMAPS.repeat(2), 512 << 20).unwrap_err().found, 2);

@@ -1,4 +1,4 @@
-//! Artefacts: what `cargo xtask` makes for the programs that run where KVM is.
+//! Artefacts that `cargo xtask` makes for the programs that run on a host with KVM.
 
 use std::io;
 use std::path::PathBuf;

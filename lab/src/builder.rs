@@ -11,11 +11,11 @@ use super::machine::{Clock, Hardware};
 use super::modules::ModuleTree;
 use super::{COUNTED, DISK, Error, Lab, program};
 
-/// Modules of the lab's kernel: KVM, the disk, what layers and containers need, and what other VMMs need as peers.
+/// Modules of the lab's kernel: for KVM, the disk, layers, containers, and other VMMs as peers.
 const MODULES: &[&str] =
     &["kvm_amd", "virtio_blk", "virtio_rng", "loop", "erofs", "overlay", "vhost_vsock", "vhost_net", "tun"];
 
-/// What the directory of a lab's files is called: this, the number of its process, and something random.
+/// Start of the name of a lab's directory; the number of its process and a random part follow.
 const SCRATCH_PREFIX: &str = "bellows-lab-";
 
 /// The files every lab is made of.
@@ -29,7 +29,7 @@ pub struct Parts {
     pub init: PathBuf,
 }
 
-/// A lab to be booted.
+/// A lab to boot.
 #[derive(Debug)]
 pub struct LabBuilder {
     parts: Parts,
@@ -62,13 +62,13 @@ impl LabBuilder {
         self
     }
 
-    /// RAM of the emulated host, in MiB; 8192 by default. Only what is touched costs memory here.
+    /// RAM of the emulated host, in MiB; 8192 by default. Only touched pages cost memory here.
     pub fn memory_mib(mut self, mib: u64) -> Self {
         self.memory_mib = mib;
         self
     }
 
-    /// Where the lab's files lie while it runs; the directory for temporary files by default.
+    /// The directory for the lab's files while it runs; by default the directory for temporary files.
     pub fn scratch(mut self, directory: impl Into<PathBuf>) -> Self {
         self.scratch = directory.into();
         self
@@ -189,13 +189,13 @@ impl LabBuilder {
     }
 }
 
-/// A process that was killed could not remove its labs' files. Its number is in their names.
+/// Removes files of labs whose process was killed. Its number is in their names.
 fn remove_leftovers(scratch: &Path) {
     for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(SCRATCH_PREFIX)?.split_once('-'));
         if owner.is_some_and(|(process, _)| !Path::new("/proc").join(process).exists()) {
-            // Somebody else may be removing it at the same time.
+            // Another process may be removing it at the same time.
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -228,7 +228,7 @@ impl Root<'_> {
         self.bytes(target, mode, &data)
     }
 
-    /// A file that comes twice, a library for one, just replaces itself when the kernel unpacks the archive.
+    /// A file that comes twice, for example a library, just replaces itself when the kernel unpacks the archive.
     fn program(&mut self, source: &Path, target: &Path) -> Result<(), Error> {
         self.copy(source, target)?;
         for library in program::with_libraries(source)?.iter().skip(1) {

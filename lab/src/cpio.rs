@@ -13,7 +13,7 @@ const S_IFREG: u32 = 0o100_000;
 const S_IFLNK: u32 = 0o120_000;
 const S_IFCHR: u32 = 0o020_000;
 
-/// An archive under construction; parent directories come by themselves.
+/// An archive under construction; it adds parent directories by itself.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,

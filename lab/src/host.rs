@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Host {
     /// This machine has KVM backed by the processor.
     Kvm,
-    /// It has not: an emulated host is booted.
+    /// Without such KVM, an emulated host is booted.
     Lab,
 }
 
@@ -54,7 +54,7 @@ fn can_create_vm() -> bool {
     if vm < 0 {
         return false;
     }
-    // SAFETY: `vm` is a descriptor the call above made, and nobody else has it.
+    // SAFETY: `vm` is a descriptor the call above made, and nothing else owns it.
     unsafe { libc::close(vm) };
     true
 }

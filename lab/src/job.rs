@@ -34,7 +34,7 @@ impl Job {
     }
 }
 
-/// What a running job says.
+/// An event of a running job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Bytes of its standard output.
@@ -45,7 +45,7 @@ pub enum Event {
     Exit(i32),
 }
 
-/// All that a job left.
+/// The result of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Output {
     /// Exit code, as in [`Event::Exit`].
@@ -96,12 +96,12 @@ impl Running {
         self.port.send(&Frame::new(self.id, Kind::Signal, signal.to_le_bytes()))
     }
 
-    /// The next thing the job says. Nothing comes after [`Event::Exit`].
+    /// The job's next event. [`Event::Exit`] is the last.
     pub fn next_event(&self) -> Result<Event, Error> {
         self.events.recv().map_err(|_| self.port.stopped())
     }
 
-    /// The next thing the job says, which must come within `limit`.
+    /// The job's next event, which must come within `limit`.
     pub fn next_event_within(&self, limit: Duration) -> Result<Event, Error> {
         self.events.recv_timeout(limit).map_err(|error| match error {
             RecvTimeoutError::Timeout => Error::Silent { limit, console: console_tail(&self.port.console) },
@@ -114,7 +114,7 @@ impl Running {
         until_exit(|| self.next_event(), on_output)
     }
 
-    /// Does the same with a job that must not say nothing for `silence`.
+    /// Does the same, and fails if the job sends nothing for `silence`.
     pub fn wait_while_it_speaks(self, silence: Duration, on_output: impl FnMut(Event)) -> Result<i32, Error> {
         until_exit(|| self.next_event_within(silence), on_output)
     }

@@ -1,7 +1,7 @@
-//! The lab: a whole host, emulated, whose processor has AMD-V, for machines that have no usable KVM.
+//! The lab: a whole host, emulated, whose processor has AMD-V, for machines without usable KVM.
 //!
 //! QEMU without acceleration boots Debian's 6.12 cloud kernel with the real `kvm_amd`; programs of this machine run in
-//! it unchanged. It's slow but it is a real KVM, and nothing needs privileges outside. `docs/lab.md` tells more.
+//! it unchanged. It's slow but it is a real KVM, and nothing needs privileges outside. See `docs/lab.md`.
 //!
 //! ```no_run
 //! use bellows_lab::{Job, Lab, Parts};
@@ -48,29 +48,29 @@ pub use self::wire::Job;
 /// Where the lab's disk is mounted in the lab.
 pub const DISK: &str = "/work";
 
-/// In the environment of the lab's first process where time is counted. The kernel hands on what it does not know itself.
+/// Variable of the lab's first process if time is counted. The kernel passes on parameters that it does not know.
 pub const COUNTED: &str = "lab_counts_time";
 
-/// Time from start to a usable lab that is surely too long; it takes a few seconds on an idle machine.
+/// Time limit for a lab to start; it takes a few seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// Why the lab did not do what it was asked.
+/// Why a call to the lab failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file, directory or program of this machine.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// Its name.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A helper program failed.
     #[error("{tool}: {message}")]
     Tool {
-        /// Which.
+        /// Its name.
         tool: &'static str,
-        /// What it printed.
+        /// Its output.
         message: String,
     },
     /// The way into the lab.
@@ -85,12 +85,12 @@ pub enum Error {
     /// The lab did not come up in time.
     #[error("the lab was not up after {} s; its console ends with\n{console}", limit.as_secs())]
     TimedOut {
-        /// How long it had.
+        /// The time limit.
         limit: Duration,
         /// The last lines of the console.
         console: String,
     },
-    /// A job that should speak did not.
+    /// A job sent nothing for too long.
     #[error("nothing was heard from the lab for {} s; its console ends with\n{console}", limit.as_secs())]
     Silent {
         /// How long it had.
@@ -101,9 +101,9 @@ pub enum Error {
     /// A file of the lab could not be read or written.
     #[error("{path} in the lab: {message}")]
     Remote {
-        /// Which.
+        /// Its name.
         path: String,
-        /// What the lab said.
+        /// The lab's message.
         message: String,
     },
 }
@@ -126,7 +126,7 @@ pub struct Lab {
     jobs: Jobs,
     next_job: AtomicU32,
     boot_time: Duration,
-    /// Holds initramfs, disk and console; it goes last.
+    /// Holds initramfs, disk and console; dropped last.
     _scratch: tempfile::TempDir,
 }
 
@@ -216,7 +216,7 @@ impl Lab {
     /// Powers the lab off and waits until QEMU has ended.
     pub fn shutdown(self) -> Result<(), Error> {
         self.port.send(&Frame::new(0, Kind::PowerOff, []))?;
-        // What does not power off within this is ended by the drop that follows.
+        // The drop that follows ends a lab that does not power off in time.
         self.machine.wait(Duration::from_secs(20));
         Ok(())
     }
@@ -245,11 +245,11 @@ fn read_events(stream: &UnixStream, jobs: &Jobs) {
         let sink =
             if matches!(event, Event::Exit(_)) { jobs.remove(&frame.job) } else { jobs.get(&frame.job).cloned() };
         if let Some(sink) = sink {
-            // Who dropped the job does not want its output.
+            // If the job was dropped, so is its output.
             let _ = sink.send(event);
         }
     }
-    // Whoever waits learns from the closed channel that the lab is gone.
+    // The closed channel tells waiters that the lab is gone.
     jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 

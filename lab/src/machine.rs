@@ -23,7 +23,7 @@ use super::{Error, wire};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// As it does outside.
+    /// As outside the lab.
     #[default]
     Wall,
     /// A nanosecond for each instruction. While every processor waits, the clock jumps to the next timer.
@@ -52,7 +52,7 @@ impl Clock {
     }
 }
 
-/// What the emulated host is made of.
+/// The parts of the emulated host.
 #[derive(Debug)]
 pub(super) struct Hardware {
     pub clock: Clock,
@@ -125,12 +125,12 @@ const POLL: Duration = Duration::from_millis(50);
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// With AMD-V and nested paging. XSETBV does not leave the nested guest in this emulation, so that guests would find the XSAVE
-/// state inconsistent and complain: they get none. Fast string instructions (ERMS, FSRM) are anything but: they are emulated
-/// byte by byte, and kernels that don't see them copy and clear memory by words.
+/// With AMD-V and nested paging. XSETBV does not exit from the nested guest in this emulation, so guests would see an
+/// inconsistent XSAVE state: they get no XSAVE. Fast string instructions (ERMS, FSRM) are slow here: they are emulated byte by
+/// byte, and without them kernels copy and clear memory by words.
 const CPU: &str = "max,+svm,+npt,-xsave,-erms,-fsrm";
 
-/// QEMU's threads share one processor (see [`stay_on_one_processor`]), so that more would only get into each other's way.
+/// QEMU's threads share one processor (see [`stay_on_one_processor`]), so more threads would only contend.
 const CPUS: &str = "1";
 
 fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
@@ -174,11 +174,11 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
     Ok(command)
 }
 
-/// Has this process run on one of its processors only; which one, `turn` decides.
+/// Keeps this process on one of its processors, chosen by `turn`.
 ///
-/// QEMU 10.0 clears a virtual interrupt when a guest is left with an instruction that is not atomic between processors, while
-/// other threads add to the same set of pending interrupts. Where they run side by side, an interrupt of the emulated host is
-/// lost now and then, or one is made up for a guest: the host stands still, or a guest dies.
+/// QEMU 10.0 clears a virtual interrupt at an exit with an instruction that is not atomic between processors, while other
+/// threads add to the same set of pending interrupts. If they run in parallel, now and then an interrupt of the emulated host
+/// is lost, or a guest gets a spurious one: the host hangs, or a guest dies.
 fn stay_on_one_processor(turn: usize) -> io::Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
@@ -193,7 +193,7 @@ fn stay_on_one_processor(turn: usize) -> io::Result<()> {
 
 /// Returns when QEMU has ended, by itself or because it was told to.
 fn keep(mut child: Child, stop: &Receiver<()>) {
-    // An error of `try_wait` means that there is nothing left to wait for.
+    // An error of `try_wait` means that no process is left to wait for.
     while matches!(stop.recv_timeout(POLL), Err(RecvTimeoutError::Timeout)) {
         if !matches!(child.try_wait(), Ok(None)) {
             return;

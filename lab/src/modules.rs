@@ -1,6 +1,6 @@
-//! Kernel modules of a Debian kernel package: which ones a module needs, in which order they load.
+//! Kernel modules of a Debian kernel package: the dependencies of a module, in load order.
 //!
-//! Debian ships `.ko.xz`; who loads them here does so by `finit_module` on a plain `.ko`, so they come out decompressed.
+//! Debian ships `.ko.xz`; the lab loads a plain `.ko` by `finit_module`, so they are decompressed here.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ fn read_object(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(output.stdout)
 }
 
-/// What the `.modinfo` section says must be there first: `depends=a,b` and `softdep=pre: a b post: c`.
+/// The dependencies in the `.modinfo` section: `depends=a,b` and `softdep=pre: a b post: c`.
 fn dependencies(object: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     for entry in object.split(|byte| *byte == 0).filter_map(|bytes| std::str::from_utf8(bytes).ok()) {

@@ -1,15 +1,15 @@
-//! What a program of this machine needs in order to run elsewhere: itself and its shared libraries.
+//! The files that a program of this machine needs elsewhere: itself and its shared libraries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Error;
 
-/// The program and every library the dynamic linker would load, as absolute paths; just the program where it is static.
+/// The program and every library the dynamic linker would load, as absolute paths; only the program if it is static.
 pub fn with_libraries(program: &Path) -> Result<Vec<PathBuf>, Error> {
     let output = Command::new("ldd").arg(program).output().map_err(Error::at(Path::new("ldd")))?;
     let mut files = vec![program.to_path_buf()];
-    // A static program makes ldd fail; that a library is missing shows in what it prints.
+    // A static program makes ldd fail; a missing library shows in its output.
     files.extend(libraries(&String::from_utf8_lossy(&output.stdout), program)?);
     Ok(files)
 }

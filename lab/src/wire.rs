@@ -14,7 +14,7 @@ pub const MAX_PAYLOAD: usize = 64 << 10;
 /// Name of the virtio-serial port, below `/dev/virtio-ports` in the lab.
 pub const PORT: &str = "bellows.lab";
 
-/// What a frame carries.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// From the lab: it's up (payload empty).
@@ -76,7 +76,7 @@ impl Frame {
             &[a, b, c, d] => Ok(i32::from_le_bytes([a, b, c, d])),
             other => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{:?} frame of {} bytes, not 4", self.kind, other.len()),
+                format!("{:?} frame of {} bytes: expected 4", self.kind, other.len()),
             )),
         }
     }
@@ -85,7 +85,7 @@ impl Frame {
     pub fn write(&self, mut to: impl Write) -> io::Result<()> {
         let length = u32::try_from(self.payload.len()).map_err(|_| invalid("payload too long"))?;
         if self.payload.len() > MAX_PAYLOAD {
-            return Err(invalid(&format!("payload of {length} bytes, more than {MAX_PAYLOAD}")));
+            return Err(invalid(&format!("payload of {length} bytes: expected at most {MAX_PAYLOAD}")));
         }
         let mut bytes = Vec::with_capacity(9 + self.payload.len());
         bytes.extend(self.job.to_le_bytes());
@@ -108,7 +108,7 @@ impl Frame {
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let kind = *Kind::ALL.get(usize::from(kind)).ok_or_else(|| invalid(&format!("frame of kind {kind}")))?;
         if length > MAX_PAYLOAD {
-            return Err(invalid(&format!("frame of {length} bytes, more than {MAX_PAYLOAD}")));
+            return Err(invalid(&format!("frame of {length} bytes: expected at most {MAX_PAYLOAD}")));
         }
         let mut payload = vec![0; length];
         from.read_exact(&mut payload)?;
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn frames_survive_the_wire() {
         let mut bytes = Vec::new();
         let frames = Kind::ALL.map(|kind| Frame::new(7, kind, [1, 2, 3, 255]));
         for frame in &frames {

@@ -25,16 +25,16 @@ use crate::Result;
 /// The guest's memory, in bytes.
 pub const MEMORY: u64 = 512 << 20;
 
-/// What the guest's kernel is told: by Bellows of itself, by QEMU because we say so.
+/// The guest kernel's parameters: Bellows sets them itself; QEMU gets them from here.
 const COMMAND_LINE: &str = "panic=-1 reboot=acpi swiotlb=noforce memhp_default_state=online_movable tsc=reliable \
      random.trust_cpu=on no_timer_check 8250.nr_uarts=1 quiet";
 
-/// No device that the guest does not need: what QEMU's documentation recommends for short boot times. ACPI and PCIe stay,
-/// for the kernel has no other way to find devices.
+/// Only devices that the guest needs, as QEMU's documentation recommends for short boot times. ACPI and PCIe stay, since
+/// the kernel cannot find devices without them.
 const MACHINE: &str =
     "microvm,acpi=on,pcie=on,pit=off,pic=off,rtc=off,isa-serial=off,usb=off,x-option-roms=off,auto-kernel-cmdline=off";
 
-/// Firmware that starts the kernel and does nothing else.
+/// Firmware that only starts the kernel.
 const FIRMWARE: &str = "qboot.rom";
 
 /// Address of QEMU's guest on the host's vsock.
@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// How often to see whether a monitor still runs while the guest is silent.
 const LOOK: u16 = 500;
 
-/// What is booted, by which programs.
+/// The programs, kernel and initramfs of a boot.
 #[derive(Debug)]
 pub struct Guest {
     bellows: PathBuf,
@@ -91,7 +91,7 @@ impl Guest {
 #[derive(Debug)]
 pub struct Launcher {
     guest: Guest,
-    /// Hears the agents of guests that reach the host's own vsock.
+    /// Listens for agents of guests that reach the host's own vsock.
     ready: OwnedFd,
 }
 
@@ -121,7 +121,7 @@ impl Launcher {
         Ok(Booted { child, moments: Moments { start, init, ready } })
     }
 
-    /// Hears it from the agent itself, as the host's kernel hands it on.
+    /// Waits for the line of the agent itself, which comes through the host's kernel.
     fn qemu_is_ready(&self, child: &mut Ended) -> Result<BootTimes> {
         let limit = now()? + LIMIT;
         loop {
@@ -137,7 +137,7 @@ impl Launcher {
             }
         }
         let stream = accept4(self.ready.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: the call above made the descriptor, and nobody else has it.
+        // SAFETY: the call above made the descriptor, and nothing else owns it.
         let stream = File::from(unsafe { OwnedFd::from_raw_fd(stream) });
         let mut line = Vec::new();
         stream.take(MAX_READY_LINE as u64).read_to_end(&mut line)?;
@@ -145,7 +145,7 @@ impl Launcher {
     }
 }
 
-/// Hears it from the monitor, which the agent told.
+/// Waits for the monitor's line, which follows the agent's.
 fn bellows_is_ready(child: &mut Ended) -> Result<BootTimes> {
     let output = child.0.stdout.take().ok_or("bellows has no output")?;
     let mut line = String::new();
@@ -170,12 +170,12 @@ impl Booted {
         self.moments.ready.saturating_sub(self.moments.start)
     }
 
-    /// What the process has mapped now.
+    /// The process's mappings now.
     pub fn smaps(&self) -> Result<String> {
         Ok(fs::read_to_string(format!("/proc/{}/smaps", self.child.0.id()))?)
     }
 
-    /// Ends the monitor, with the guest, as a person would, so that it can clean up.
+    /// Ends the monitor and its guest with a signal, as a user would, so that it can clean up.
     pub fn end(&mut self) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.0.id())?), Signal::SIGTERM)?;
         self.child.0.wait()?;
@@ -183,16 +183,16 @@ impl Booted {
     }
 }
 
-/// A process that does not outlive this.
+/// A process that is killed when this is dropped.
 #[derive(Debug)]
 struct Ended(Child);
 
 impl Ended {
-    /// Of a process that has ended too early, what it said.
+    /// The error of a process that ended too early, with its output.
     fn failure(&mut self, name: &str) -> String {
         let mut said = String::new();
         if let Some(mut stderr) = self.0.stderr.take() {
-            // What is missing can't be had any more.
+            // The rest of the output is lost.
             let _ = stderr.read_to_string(&mut said);
         }
         let status = self.0.wait().map(|status| status.to_string()).unwrap_or_default();
@@ -202,7 +202,7 @@ impl Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Both fail where it has ended already.
+        // Both fail if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

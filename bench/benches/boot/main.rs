@@ -27,7 +27,7 @@ fn run() -> Result<()> {
     let rounds = std::env::args().nth(1).ok_or("expected the number of rounds")?;
     let rounds: usize = rounds.parse().map_err(|error| format!("{rounds:?} rounds: {error}"))?;
     let launcher = Launcher::new(Guest::from_environment()?)?;
-    // Not counted: these read the files from the disk.
+    // Not counted: these boots read the files from the disk.
     for monitor in Monitor::ALL {
         launcher.boot(monitor)?.end()?;
     }
@@ -44,7 +44,7 @@ fn run() -> Result<()> {
         }
     }
     let Some(tracer) = Tracer::open()? else {
-        eprintln!("no phases: the kernel's tracer is not to be had (it needs root and tracefs)");
+        eprintln!("no phases: the kernel's tracer is not available (it needs root and tracefs)");
         return Ok(());
     };
     for _ in 0..TRACED {

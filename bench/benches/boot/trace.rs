@@ -18,7 +18,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Sets the tracer up; `None` where it is not for us.
+    /// Sets the tracer up; `None` if it is not available.
     pub fn open() -> Result<Option<Self>> {
         let instance = Path::new(INSTANCES).join(format!("bellows-bench-{}", std::process::id()));
         if fs::create_dir(&instance).is_err() {
@@ -34,7 +34,7 @@ impl Tracer {
         Ok(Some(tracer))
     }
 
-    /// Forgets what was traced and starts anew.
+    /// Clears the trace and starts again.
     pub fn start(&self) -> Result<()> {
         self.set("trace", "")?;
         self.set("tracing_on", "1")

@@ -1,4 +1,4 @@
-//! What the benchmarks that run instances share.
+//! Shared code of the benchmarks that run instances.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use bellows_vmm::{ImageConfig, ImageId, PartitionId, Vm, VmBuilder, VmEnd};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// How long anything may take, on an emulated processor as well.
+/// Time limit of every step, even on an emulated processor.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The demo's image in a store. The store's lock goes with it.
@@ -59,8 +59,8 @@ pub fn shutdown(vm: &Vm) -> Result<()> {
     }
 }
 
-/// Two, so that a neighbour can run beside a reclaim, but no more than this host has: vCPUs that share a processor spend
-/// their time waiting for locks that the other one holds.
+/// Two, so that a neighbour can run beside a reclaim, but no more than the processors of this host: vCPUs that share a
+/// processor wait for each other's locks.
 pub fn vcpus() -> u8 {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(2) as u8)
 }

@@ -1,4 +1,4 @@
-//! Counts what a short set of operations costs and prints a JSON object for each: see [`bellows_bench::counted`].
+//! Counts the cost of a short set of operations and prints a JSON object for each: see [`bellows_bench::counted`].
 //! `cargo xtask bench counted` runs it in a lab that counts time.
 
 #[path = "../common/mod.rs"]
@@ -20,7 +20,7 @@ use crate::common::{Image, PATIENCE, Result, image_id, partition, shutdown};
 /// Memory that the guest boots with.
 const BASE: ByteSize = ByteSize::mib(512);
 
-/// Memory that comes and goes.
+/// Memory that is plugged and unplugged.
 const PARTITION: ByteSize = ByteSize::mib(PARTITION_MIB);
 
 fn main() -> ExitCode {
@@ -46,7 +46,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Has a VM of its own do everything once.
+/// Runs every operation once in a new VM.
 fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Result<()> {
     let partition = partition(1)?;
 
@@ -62,7 +62,7 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     for (operation, command) in
         [(Operation::Echo, &["/bin/echo", "hello"][..]), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
     {
-        // The first of a kind reads its files from the layers.
+        // The first run of a program reads its files from the layers.
         run_to_end(&vm, partition, command)?.remove(PATIENCE)?;
         let meter = Meter::start()?;
         let instance = run_to_end(&vm, partition, command)?;

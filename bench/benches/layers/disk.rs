@@ -1,4 +1,4 @@
-//! Files of images: as disks of their own, and forgotten by the host.
+//! Files of images: as separate disks, and dropped from the page cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use bellows_block::{HostDisk, page_cache};
 
 use crate::Result;
 
-/// A disk with the content of a file and a page cache of its own, as a copy has, or a device that device-mapper makes.
-/// Nothing is copied: it's a loop device that reads past the file's page cache. It goes when this is dropped.
+/// A disk with the content of a file and its own page cache, like a copy, or a device of device-mapper. It copies
+/// nothing: it is a loop device that bypasses the file's page cache. Dropping this detaches it.
 pub struct Copy(pub PathBuf);
 
 impl Copy {
@@ -25,7 +25,7 @@ impl Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        // A device that stays is seen and can be detached by hand.
+        // A device that stays is visible and can be detached by hand.
         let _ = Command::new(LOSETUP).arg("--detach").arg(&self.0).status();
     }
 }
@@ -38,7 +38,7 @@ pub fn bytes_read(path: &Path) -> Result<u64> {
     Ok(disk.bytes_read()?)
 }
 
-/// Has the host forget a file, or all files in a directory, that nobody maps.
+/// Drops a file, or all files in a directory, from the host's page cache. They must not be mapped.
 pub fn evict(path: &Path) -> Result<()> {
     if fs::metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {

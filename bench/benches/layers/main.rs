@@ -41,7 +41,7 @@ fn run() -> Result<()> {
         }
     }
     if rounds > 0 {
-        // What is made of an image once is there before any start counts.
+        // Everything that is made once for an image exists before the first counted start.
         for layers in LAYERS {
             start(&launcher, layers, Way::BlkFlat, false)?;
         }
@@ -61,7 +61,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Starts one VM of the image with so many layers.
+/// Starts one VM of the image with `layers` layers.
 fn start(launcher: &Launcher, layers: u32, way: Way, cold: bool) -> Result<Started> {
     let source = Source::Image { name: layers.to_string(), way };
     let start = Instant::now();

@@ -18,10 +18,10 @@ const MEMORY: u64 = 128 << 20;
 /// Longest time for a step of a boot, on an emulated processor that many share.
 const LIMIT: &str = "--timeout=3000";
 
-/// What an answer begins with; a console says other things as well.
+/// The start of an answer; a console prints other lines as well.
 const ANSWER: &str = "{\"cached_bytes\"";
 
-/// Where a VM's files come from.
+/// The source of a VM's files.
 pub enum Source {
     /// An image in the store.
     Image { name: String, way: Way },
@@ -51,7 +51,7 @@ impl Launcher {
     /// Starts a VM whose function is going to answer.
     pub fn start(&self, source: &Source) -> Result<Monitor> {
         let mut command = Command::new(&self.bellows);
-        // What it would read ahead is what is counted here.
+        // Without read-ahead, which would distort the counts.
         command.args(["run", LIMIT, "--profile=off"]);
         match source {
             Source::Image { name, way } => {
@@ -59,7 +59,7 @@ impl Launcher {
                 command.args([format!("--base={MEMORY}"), "--memory=0".to_owned()]);
                 command.arg("--kernel").arg(&self.kernel).arg("--initramfs").arg(&self.initramfs);
                 command.arg("--store").arg(&self.store);
-                command.args(way.arguments().ok_or("copies are no image")?).arg(name);
+                command.args(way.arguments().ok_or("a copy has no image to run")?).arg(name);
             }
             Source::Copy(disk) => {
                 command.arg("--config").arg(self.configuration(disk)?);
@@ -110,7 +110,7 @@ impl Monitor {
         Err(format!("a monitor ended without an answer ({}): {said}", self.child.wait()?).into())
     }
 
-    /// What its process needs beside guest memory.
+    /// The memory of its process beside guest memory.
     pub fn overhead(&self) -> Result<Overhead> {
         let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id()))?;
         Ok(Overhead::parse(&smaps, MEMORY)?)
@@ -119,7 +119,7 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        // It has ended already where this fails.
+        // If this fails it has already ended.
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let _ = self.child.wait();
     }

@@ -16,12 +16,13 @@ use crate::monitor::{Launcher, Monitor, Source};
 /// VMs that start at the same time, for each processor.
 const STARTING: usize = 3;
 
-/// Runs so many VMs of the image `shared` in `directory`, or of copies of the file system beside it.
+/// Runs `vms` VMs of the image `shared` in `directory`, or of copies of the file system beside it.
 pub fn run(launcher: &Launcher, directory: &Path, way: Way, vms: usize) -> Result<Together> {
-    // One more than counts: with a copy, who starts first has it in the host's page cache.
+    // One more than is counted: with copies, the first VM finds its copy in the host's page cache.
     let sources = Sources::new(directory, way, vms + 1)?;
     let (first, counted) = sources.list.split_first().ok_or("no VMs")?;
-    // It reads the kernel and all else that is no part of the image, and what is made of the image once is made.
+    // The first VM reads the kernel and all other files outside the image, and has everything made that is made once
+    // for an image.
     launcher.start(first)?.answer()?;
     evict(&directory.join("store"))?;
 
@@ -53,7 +54,7 @@ pub fn run(launcher: &Launcher, directory: &Path, way: Way, vms: usize) -> Resul
     Ok(Together { way, disk_bytes_read, wall, overheads, answers })
 }
 
-/// What each VM is started from.
+/// The source of each VM.
 struct Sources {
     list: Vec<Source>,
     _copies: Vec<Copy>,

@@ -1,4 +1,4 @@
-//! A guest that gets memory in one of the ways that are compared.
+//! A guest that gets memory in one of the compared ways.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::pool::{Place, Pool, SIZES_MIB};
 /// Holds the kernel, page cache, and the memory map of all partitions.
 const BASE: ByteSize = ByteSize::mib(768);
 
-/// What each of several instances in one partition may have of that.
+/// The base limit of each of several instances in one partition.
 const SHARED_BASE: ByteSize = ByteSize::mib(64);
 
 pub struct Guest {
@@ -23,7 +23,7 @@ pub struct Guest {
     /// Bytes that the host has under it without any instance.
     pub base: u64,
     provision: Provision,
-    /// What is plugged, where all share one device. Changes take turns.
+    /// The plugged size, if all share one device. Changes take turns.
     plugged: Mutex<ByteSize>,
 }
 
@@ -57,7 +57,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Has each function run once, so that what all of them read is in the guest.
+    /// Runs each function once, so that their common files are in the guest.
     fn warm_up(&self) -> Result<()> {
         for (number, function) in Function::ALL.into_iter().enumerate() {
             let arrival = Arrival { at: Duration::ZERO, function, memory_mib: 16, rounds: 1 };
@@ -69,7 +69,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Where an instance in that place has its memory; `None` if that is the guest's own.
+    /// The partition of an instance in that place; `None` if the guest has all memory from the start.
     fn partition_of(&self, place: &Place<'_>) -> Result<Option<PartitionId>> {
         Ok(match self.provision {
             Provision::Static => None,
@@ -78,7 +78,7 @@ impl Guest {
         })
     }
 
-    /// An instance in that place. Where others share its memory it has a limit on base memory.
+    /// An instance in that place. If others share its memory it has a base limit.
     pub fn placed(&self, mut spec: InstanceSpec, place: &Place<'_>) -> Result<InstanceSpec> {
         spec.partition = self.partition_of(place)?;
         spec.base_limit = match self.provision {
@@ -89,7 +89,7 @@ impl Guest {
         Ok(spec)
     }
 
-    /// Provides memory for an instance. Returns what that took.
+    /// Provides memory for an instance. Returns the time of that.
     pub fn plug(&self, place: &Place<'_>) -> Result<Duration> {
         let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
         let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };
@@ -104,7 +104,7 @@ impl Guest {
         Ok(start.elapsed())
     }
 
-    /// Takes it back. Returns what that took.
+    /// Takes it back. Returns the time of that.
     pub fn unplug(&self, place: &Place<'_>) -> Result<Duration> {
         let (start, size) = (Instant::now(), SIZES_MIB[place.index]);
         let Some(partition) = self.partition_of(place)? else { return Ok(Duration::ZERO) };

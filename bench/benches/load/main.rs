@@ -20,7 +20,7 @@ use crate::common::{Image, Result};
 use crate::guest::Guest;
 use crate::pool::Place;
 
-/// How often to see what the host has under the guest.
+/// Time between two looks at the host memory under the guest.
 const LOOK: Duration = Duration::from_millis(500);
 const SEED: u64 = 0x5eed_ba11;
 

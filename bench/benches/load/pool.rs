@@ -1,4 +1,4 @@
-//! Places for instances: so many of each size.
+//! Places for instances: a number of each size.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -22,13 +22,13 @@ pub struct Place<'a> {
 }
 
 impl Pool {
-    /// The smallest place for a function that fills so much, once one is free.
+    /// The smallest place for a function that fills `mib` MiB, once one is free.
     pub fn take(&self, memory_mib: u64) -> Place<'_> {
         let needed = memory_mib + ROOM_MIB;
         let free = |taken: &[bool; SIZES_MIB.len()]| (0..taken.len()).find(|&at| !taken[at] && SIZES_MIB[at] >= needed);
         let waited = self.left.wait_while(self.lock(), |taken| free(taken).is_none());
         let mut taken = waited.unwrap_or_else(PoisonError::into_inner);
-        // It was waited for.
+        // The wait ended with a free place.
         let index = free(&taken).unwrap_or_default();
         taken[index] = true;
         Place { index, pool: self }

@@ -33,7 +33,7 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
     let churn = if load == Load::Busy { CHURN } else { "" };
     let neighbours_partition = guest.neighbours_partition()?;
     let (neighbour, progress) = start(guest, &fill(NEIGHBOUR_MIB, churn), neighbours_partition)?;
-    // Both fill their memory at the same time: where it is not kept apart it is mixed.
+    // Both fill their memory at the same time: memory that is not kept apart gets mixed.
     printed.wait_for("ready")?;
     progress.wait_for("ready")?;
     instance.signal(SIGUSR1)?;
@@ -65,7 +65,7 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
     neighbour.wait()?;
     neighbour.remove(PATIENCE)?;
 
-    let driver = unplug.driver.ok_or("the guest's kernel is not ours: it does not say what it takes")?;
+    let driver = unplug.driver.ok_or("the guest's kernel is not ours: its driver has no report")?;
     if guest.mode == Mode::Extension && driver.state != GuestState::Parked {
         return Err(format!("the partition is not parked but {:?}", driver.state).into());
     }
@@ -105,7 +105,7 @@ fn start(guest: &mut Guest, program: &str, partition: PartitionId) -> Result<(In
     Ok((instance, progress))
 }
 
-/// Bytes that an instance fills of so much memory.
+/// Bytes that an instance fills of `mib` MiB.
 pub fn filled(mib: u64) -> u64 {
     (mib << 20) / FILLED.1 * FILLED.0
 }

@@ -26,7 +26,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots one that can have up to `largest_mib` of memory for an instance beside what the neighbour has.
+    /// Boots a guest with up to `largest_mib` of memory for an instance beside the neighbour's.
     pub fn boot(image: &Image, mode: Mode, init_on_alloc: bool, largest_mib: u64) -> Result<Self> {
         let mut builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE)
             .kernel_parameter(format!("init_on_alloc={}", u8::from(init_on_alloc)))
@@ -47,7 +47,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Where memory comes and goes.
+    /// The partition that is plugged and unplugged.
     pub fn partition(&self) -> Result<PartitionId> {
         partition(1)
     }
@@ -56,7 +56,7 @@ impl Guest {
         partition(if self.mode == Mode::Shared { 1 } else { 2 })
     }
 
-    /// What stays plugged in the partition that memory comes to and goes from.
+    /// The size that stays plugged in that partition.
     pub fn kept(&self) -> ByteSize {
         ByteSize::mib(if self.mode == Mode::Shared { NEIGHBOUR_MIB } else { 0 })
     }
@@ -69,7 +69,7 @@ impl Guest {
         Ok(self.vm.start_instance(&spec.in_partition(partition))?)
     }
 
-    /// Whether a plug took the memory from where it was parked in the guest.
+    /// Whether a plug took memory that the guest had parked.
     pub fn was_parked(&mut self, plug: &PlugReport) -> bool {
         let before = self.unparks;
         self.unparks = plug.driver.map_or(0, |driver| driver.unparks);
@@ -86,7 +86,7 @@ impl Guest {
     }
 }
 
-/// Threads of this process, and what those are called that run a vCPU.
+/// The folder of this process's threads, and the name of the threads that run a vCPU.
 const TASKS: &str = "/proc/self/task";
 const VCPU: &str = "vcpu";
 
@@ -97,7 +97,7 @@ pub fn vcpu_threads(tasks: &str, name: &str) -> Result<Vec<PathBuf>> {
     Ok(threads.collect::<std::io::Result<Vec<PathBuf>>>()?.into_iter().filter(is_vcpu).collect())
 }
 
-/// For how long they have run.
+/// The time for which they have run.
 pub fn time_of(threads: &[PathBuf]) -> Result<Duration> {
     let mut sum = 0;
     for thread in threads {

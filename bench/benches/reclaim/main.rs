@@ -68,17 +68,17 @@ impl Side {
     fn shutdown(self) -> Result<()> {
         match self {
             Self::Ours(guest) => guest.shutdown(),
-            // It ends with this.
+            // It ends when this is dropped.
             Self::Peer(_) => Ok(()),
         }
     }
 }
 
-/// One sample of each mode after the other, as long as any is wanted.
+/// One sample of each mode after the other, as long as further samples are wanted.
 fn take_turns(guests: &mut BTreeMap<Mode, Side>, group: Group, mut wanted: Vec<Wanted>) -> Result<()> {
     while wanted.iter().any(|wanted| wanted.samples > 0) {
         for wanted in wanted.iter_mut().filter(|wanted| wanted.samples > 0) {
-            let guest = guests.get_mut(&wanted.mode).ok_or("no such guest")?;
+            let guest = guests.get_mut(&wanted.mode).ok_or("no guest of that mode")?;
             let sample = match guest {
                 Side::Ours(guest) => cycle::run(guest, group, wanted.watched > 0)?,
                 Side::Peer(peer) => peer.sample(group)?,

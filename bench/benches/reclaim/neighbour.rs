@@ -1,4 +1,4 @@
-//! What instances print, and when.
+//! The output of instances, with times.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, Result};
 
-/// Takes an instance's output. A dot stands for a piece of work done.
+/// Reads an instance's output. A dot stands for a finished piece of work.
 #[derive(Clone, Default)]
 pub struct Progress(Arc<(Mutex<Seen>, Condvar)>);
 
 #[derive(Default)]
 struct Seen {
     text: Vec<u8>,
-    /// How many dots there were when.
+    /// The number of dots at each time.
     dots: Vec<(Instant, usize)>,
 }
 
@@ -46,25 +46,25 @@ impl Progress {
         let (seen, result) = waited.unwrap_or_else(PoisonError::into_inner);
         if result.timed_out() {
             let text = String::from_utf8_lossy(&seen.text);
-            return Err(format!("an instance should have printed {word:?}, and printed {text:?}").into());
+            return Err(format!("an instance printed {text:?}: expected {word:?}").into());
         }
         Ok(())
     }
 
-    /// Work done from `start` for `time`, in dots. Waits until that is known.
+    /// Work done in `time` from `start` on, in dots. Waits until that is known.
     pub fn between(&self, start: Instant, time: Duration) -> f64 {
         let end = start + time;
         thread::sleep(end.saturating_duration_since(Instant::now()));
         let (seen, changed) = &*self.0;
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // The dot after the end tells how much of it was done at the end.
+        // The dot after the end tells how much of its piece was done at the end.
         let open = |seen: &mut Seen| seen.dots.last().is_none_or(|(at, _)| *at < end);
         let (seen, _) = changed.wait_timeout_while(seen, PATIENCE, open).unwrap_or_else(PoisonError::into_inner);
         at(&seen.dots, end) - at(&seen.dots, start)
     }
 }
 
-/// Dots at `time`, with the parts of pieces of work that were not done yet.
+/// Dots at `time`, including parts of unfinished pieces of work.
 fn at(dots: &[(Instant, usize)], time: Instant) -> f64 {
     let next = dots.partition_point(|(at, _)| *at <= time);
     let (Some(before), Some(after)) = (next.checked_sub(1).and_then(|last| dots.get(last)), dots.get(next)) else {

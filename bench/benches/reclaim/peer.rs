@@ -19,7 +19,7 @@ use crate::common::{PATIENCE, Result, vcpus};
 use crate::cycle::filled;
 use crate::guest::{BASE, NEIGHBOUR_MIB, time_of, vcpu_threads};
 
-/// How often to ask a device how far it is: QEMU holds its own events back for a second.
+/// Time between two queries of a device: QEMU delays its own events by a second.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A running QEMU whose guest has the neighbour's memory.
@@ -119,7 +119,7 @@ impl Peer {
         })
     }
 
-    /// Has the guest have so much beside the neighbour's memory, in MiB, and waits until it has.
+    /// Gives the guest `mib` MiB beside the neighbour's memory, and waits until it has them.
     fn resize(&mut self, mib: u64) -> Result<()> {
         let hot = (mib + NEIGHBOUR_MIB) << 20;
         let (ask, wanted) = match self.mode {
@@ -146,7 +146,7 @@ impl Peer {
                 return Ok(());
             }
             if Instant::now() > limit {
-                return Err(format!("{}: the guest has {has:?} bytes, asked for {wanted}", self.mode).into());
+                return Err(format!("{}: the guest has {has:?} bytes: expected {wanted}", self.mode).into());
             }
             thread::sleep(LOOK);
         }
@@ -189,7 +189,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It has ended already where this fails.
+        // If this fails it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

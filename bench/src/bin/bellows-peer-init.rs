@@ -1,12 +1,12 @@
-//! The first process of a peer's guest: fills memory and empties it as the host says on the console.
+//! The first process of a peer's guest: fills and frees memory on the host's commands on the console.
 //!
-//! The host writes lines; answers are lines that begin with `=`, because a console says other things as well.
+//! The host writes lines; answers are lines that begin with `=`, because a console prints other lines as well.
 //!
 //! | line | then |
 //! |---|---|
-//! | `fill A B` | two processes fill so many bytes each, at the same time: `= full` |
-//! | `end` | the first of them is no more: `= ended` |
-//! | `clear` | nor is the second: `= cleared` |
+//! | `fill A B` | two processes fill A and B bytes, at the same time: `= full` |
+//! | `end` | the first process ends: `= ended` |
+//! | `clear` | the second ends, too: `= cleared` |
 //! | `count` | `= {"migrated": pages by reason, "zeroed": pages}`, since the boot |
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ fn main() -> io::Result<()> {
                 answer("cleared")?;
             }
             ["count"] => answer(&count()?)?,
-            _ => answer(&format!("no such thing: {line:?}"))?,
+            _ => answer(&format!("{line:?}: expected `fill A B`, `end`, `clear` or `count`"))?,
         }
     }
     Ok(())
@@ -61,7 +61,7 @@ fn number(text: &str) -> io::Result<usize> {
     text.parse().map_err(|_| io::Error::other(format!("{text:?}: expected a number of bytes")))
 }
 
-/// What the guest's kernel counts.
+/// Counters of the guest's kernel.
 fn count() -> io::Result<String> {
     let text = std::fs::read_to_string("/proc/vmstat")?;
     let counters: BTreeMap<&str, u64> = text
@@ -105,13 +105,13 @@ impl Filler {
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        // It is gone already where this fails.
+        // If this fails it is already gone.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Fills memory once a line comes, and keeps it until there are no more.
+/// Fills memory at the first line, and keeps it until the input ends.
 fn fill(bytes: usize) -> io::Result<()> {
     let mut line = [0; 1];
     println!("ready");

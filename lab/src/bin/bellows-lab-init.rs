@@ -25,7 +25,7 @@ fn main() {
         eprintln!("bellows-lab-init: {error}");
     }
     if !serving {
-        // SAFETY: no arguments point anywhere; what is not written by now need not outlive the lab.
+        // SAFETY: the call takes no pointers; unwritten data need not outlive the lab.
         unsafe { libc::reboot(libc::RB_AUTOBOOT) };
     }
 }
@@ -47,7 +47,7 @@ fn boot() -> io::Result<()> {
     }
     load_modules()?;
     match std::env::var_os(COUNTED) {
-        // A vCPU that waits must not spend instructions on it: KVM polls for a while before it lets a processor wait.
+        // A waiting vCPU must not spend instructions: by default KVM polls for a while before it lets a processor wait.
         Some(_) => std::fs::write("/sys/module/kvm/parameters/halt_poll_ns", "0")?,
         None => mount_disk()?,
     }
@@ -100,7 +100,7 @@ fn raise_limits() {
     const FILES: libc::rlim_t = 1 << 20;
     for (resource, value) in [(libc::RLIMIT_NOFILE, FILES), (libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY)] {
         let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
-        // SAFETY: `limit` lives through the call. A limit that can't be raised stays as it was.
+        // SAFETY: `limit` lives through the call. A limit that cannot be raised stays as it was.
         unsafe { libc::setrlimit(resource, &limit) };
     }
 }
@@ -213,7 +213,7 @@ fn start(frame: &Frame, out: &Out) -> io::Result<(Sender<Vec<u8>>, libc::pid_t)>
     Ok((input, group))
 }
 
-/// Sends all that `from` says. Nothing is ever sent on `drained`; it closes when both pipes of the job have ended.
+/// Sends all output of `from`. Nothing is ever sent on `drained`; it closes when both pipes of the job have ended.
 fn copy(mut from: impl Read + Send + 'static, job: u32, kind: Kind, out: &Out, drained: Sender<()>) {
     let out = Arc::clone(out);
     thread::spawn(move || {
