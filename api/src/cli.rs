@@ -36,7 +36,7 @@ impl Cli {
     /// Reads the words of a command line, the program's own name first.
     ///
     /// # Errors
-    /// What clap has to say: help, the version, or what is wrong.
+    /// clap's answer: help, the version, or an error.
     pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut cli = Self::try_parse_from(&words)?;
         if let Command::Run(run) = &mut cli.command {
@@ -48,7 +48,7 @@ impl Cli {
     }
 }
 
-/// Where the guest comes from.
+/// The files and options of the guest.
 #[derive(Args, Debug)]
 pub struct GuestArgs {
     /// Guest kernel: an ELF vmlinux or a bzImage [default: $BELLOWS_KERNEL, else the first vmlinux in
@@ -61,25 +61,25 @@ pub struct GuestArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u8>,
-    /// Memory that the VM boots with, such as 512M: for its kernel, and for what the kernel keeps for instances [default: 256M]
+    /// Base memory of the VM, such as 512M: for its kernel, and for the kernel's objects of instances [default: 256M]
     #[arg(long, value_name = "SIZE")]
     pub base: Option<ByteSize>,
     /// Parameter for the end of the kernel command line
     #[arg(long = "kernel-parameter", value_name = "NAME[=VALUE]")]
     pub kernel_parameters: Vec<String>,
-    /// How partitions are kept apart in the guest: extension (where its kernel has the guest memory extension; the default)
-    /// or stock
+    /// How partitions are kept apart in the guest: extension (if its kernel has the guest memory extension; the default) or
+    /// stock
     #[arg(long, value_name = "MODE")]
     pub partition_mode: Option<PartitionMode>,
-    /// How the image's layers are put together: flat (one disk with one file system; the default where the guest's kernel can,
-    /// from Linux 6.4 on) or layers (a disk for each, stacked in the guest)
+    /// How the image's layers are put together: flat (one disk with one file system; the default if the guest's kernel can
+    /// mount it, from Linux 6.4 on) or layers (a disk for each, stacked in the guest)
     #[arg(long, value_name = "SHAPE")]
     pub shape: Option<Shape>,
     /// How the image's disks reach the guest: blk (virtio-blk; the default) or pmem (virtio-pmem: the guest uses the host's
     /// page cache in place)
     #[arg(long, value_name = "TRANSPORT")]
     pub transport: Option<Transport>,
-    /// Seconds that the guest may take for each step
+    /// Time limit for each step of the guest, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
 }
@@ -91,17 +91,17 @@ pub struct RunArgs {
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
-    /// Memory of the instance, such as 512M: a partition that the VM has for that time only. With 0 it runs in base memory
+    /// Memory of the instance, such as 512M: a partition that exists only for the run. With 0 it runs in base memory
     /// [default: 1G]
     #[arg(short, long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
-    /// Name, tag or digest of the image, where a file has several
+    /// Name, tag or digest of the image, if a file has several
     #[arg(long, value_name = "NAME")]
     pub reference: Option<String>,
-    /// What the command may have of base memory, such as 64M; all that instances can have where it is left out
+    /// Base limit of the command, such as 64M [default: all base memory for instances]
     #[arg(long, value_name = "SIZE")]
     pub base_limit: Option<ByteSize>,
-    /// What to do with the image's profile in the store, the pages of its layers that an earlier run read
+    /// Use of the image's profile in the store, the pages of its layers that an earlier run read
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     pub profile: ProfileUse,
     /// Layer store [default: $XDG_DATA_HOME/bellows/store]
@@ -110,38 +110,38 @@ pub struct RunArgs {
     /// EROFS file to stack above the image's layers
     #[arg(long = "layer", value_name = "FILE")]
     pub layers: Vec<PathBuf>,
-    /// Environment variable, which wins over the image's; NAME alone has its value on this host
+    /// Environment variable, which overrides the image's; NAME alone takes its value from this host
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
-    /// File of environment variables, NAME=VALUE or NAME a line, which win over the image's; # starts a comment
+    /// File of environment variables, one NAME=VALUE or NAME in each line, which override the image's; # starts a comment
     #[arg(long = "env-file", value_name = "FILE")]
     pub env_files: Vec<PathBuf>,
-    /// Program to run instead of the image's entrypoint and command; empty for none
+    /// Program to run instead of the image's entrypoint and command; empty to run CMD itself
     #[arg(long, value_name = "CMD")]
     pub entrypoint: Option<String>,
-    /// Seconds that the command may take to end after SIGINT, SIGTERM, SIGHUP or SIGQUIT, before SIGKILL
+    /// Seconds between SIGINT, SIGTERM, SIGHUP or SIGQUIT and SIGKILL for a command that does not end
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = any_seconds)]
     pub stop_timeout: Duration,
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
-    /// Pass standard input on to the command, which reads /dev/null otherwise
+    /// Pass standard input on to the command, which otherwise reads /dev/null
     #[arg(short, long)]
     pub interactive: bool,
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Who the command runs as, `user` or `user:group`, each by name or number, instead of the image's
+    /// User of the command, `user` or `user:group`, each by name or number, instead of the image's
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// VM configuration in JSON; other arguments win over it
+    /// VM configuration in JSON; other arguments override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print a report in JSON, when the command has ended or, without an image, when the guest is ready; the command's own output
     /// goes to standard error then
     #[arg(long)]
     pub json: bool,
-    /// Where the guest's console goes: a file, or - for standard output
+    /// Destination of the guest's console: a file, or - for standard output
     #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(|text| serial(&text)))]
     pub serial: Option<SerialOutput>,
     /// IMAGE is the name of an image in the store or in a registry, which is imported if the store does not have it:
@@ -150,7 +150,7 @@ pub struct RunArgs {
     /// belongs to the command; without one the image's own runs
     #[arg(value_name = "IMAGE [CMD]", trailing_var_arg = true)]
     pub image_and_command: Vec<String>,
-    /// What earlier versions took.
+    /// An option of earlier versions.
     #[command(flatten)]
     pub former: FormerArgs,
 }
@@ -189,16 +189,16 @@ impl FormerArgs {
     }
 }
 
-/// What a run does with the profile of its image.
+/// The use of an image's profile in a run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum ProfileUse {
-    /// Use it; record one where there is none
+    /// Use it; record one if it is missing
     Auto,
     /// Record what this run reads, if it ends with exit code 0
     Record,
     /// Have the host read those pages ahead while the guest boots
     Use,
-    /// Nothing
+    /// Neither use nor record it
     Off,
 }
 
@@ -207,7 +207,7 @@ impl ProfileUse {
         matches!(self, Self::Auto | Self::Use)
     }
 
-    /// Whether to record, given that there is one to use.
+    /// Whether to record, given whether one exists.
     pub(crate) fn records(self, found: bool) -> bool {
         self == Self::Record || self == Self::Auto && !found
     }
@@ -222,13 +222,13 @@ pub enum ImageCommand {
         /// a root file system (a directory or an archive); archives may be compressed with gzip or zstd
         #[arg(value_name = "SRC")]
         source: PathBuf,
-        /// Name, tag or digest of the image, where a file has several.
+        /// Name, tag or digest of the image, if a file has several.
         #[arg(long, value_name = "NAME")]
         reference: Option<String>,
         /// Platform of the image, such as linux/arm64, instead of the host's.
         #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
         platform: Option<Platform>,
-        /// Speak HTTP to the registry, not HTTPS; one on this host is always spoken to in HTTP.
+        /// Speak HTTP to the registry, not HTTPS. A registry on this host always gets HTTP.
         #[arg(long)]
         plain_http: bool,
         /// A folder with a folder for each registry, which has containerd's `hosts.toml` or certificates as Docker names them,
@@ -248,22 +248,23 @@ pub enum ImageCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Say all that the store knows of images
+    /// Print all that the store knows about images
     Inspect(ImagesArgs),
-    /// Say how much of images' layers is in the host's page cache, which processes use them, and what mounts on this host keep
+    /// Print how much of images' layers is in the host's page cache, which processes use them, and the memory of mounts
+    /// on this host
     Stat(ImagesArgs),
     /// Mount an image on this host, read-only, with nothing unpacked
     Mount {
         /// Name or digest.
         image: String,
-        /// Where.
+        /// The directory.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// The store.
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Undo what mount did
+    /// Unmount an image from this host
     Umount {
         /// Where.
         #[arg(value_name = "DIR")]
@@ -288,10 +289,10 @@ pub enum ImageCommand {
     Verify(ImagesArgs),
 }
 
-/// Which images.
+/// The images.
 #[derive(Args, Debug)]
 pub struct ImagesArgs {
-    /// Names or digests; all images where there is none
+    /// Names or digests; without any, all images
     #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,
     /// The store.
@@ -299,7 +300,7 @@ pub struct ImagesArgs {
     pub store: StoreArgs,
 }
 
-/// Which store, and how to print.
+/// The store, and the format of the output.
 #[derive(Args, Debug)]
 pub struct StoreArgs {
     /// Layer store [default: $XDG_DATA_HOME/bellows/store]
@@ -331,10 +332,10 @@ pub struct DemoArgs {
     /// Seconds that the second function of each VM keeps its memory after its work
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub hold: u32,
-    /// Where this runs; goes into the report
+    /// The kind of this host, for the report
     #[arg(long, default_value = "kvm")]
     pub host: Host,
-    /// Directory for the guests' consoles; none where it is left out
+    /// Directory for the guests' consoles [default: no consoles]
     #[arg(long, value_name = "DIR")]
     pub serial: Option<PathBuf>,
     /// File for the report in JSON
@@ -345,7 +346,7 @@ pub struct DemoArgs {
     pub json: bool,
 }
 
-/// What kind of host a report is about.
+/// The kind of host in a report.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Host {

@@ -18,7 +18,7 @@ fn the_definition_is_sound() {
 }
 
 #[test]
-fn run_takes_what_the_documentation_says() {
+fn run_takes_the_documented_options() {
     let arguments = run(
         "--kernel k --initramfs i --memory 512M --base 128M --vcpus 2 --store s --layer l --env A=1 --env B=2 --serial - \
          --json --partition-mode stock python:3 python3 -c x --json",
@@ -75,7 +75,7 @@ fn the_former_command_line_is_recognised() {
 }
 
 #[test]
-fn what_can_not_be_is_named_and_ends_with_2() {
+fn an_invalid_command_line_is_named_and_ends_with_2() {
     for (line, named) in [
         ("", "Usage"),
         ("fly", "fly"),
@@ -115,7 +115,7 @@ fn image_commands_name_their_store() {
 }
 
 #[test]
-fn a_profile_is_recorded_where_it_should_be() {
+fn a_profile_is_recorded_on_request_or_if_missing() {
     use ProfileUse::{Auto, Off, Record, Use};
     let table =
         [(Auto, true, true, false), (Record, false, true, true), (Use, true, false, false), (Off, false, false, false)];

@@ -1,5 +1,5 @@
-//! A program's environment, as `docker run` puts it together: the image's, then files of variables, then single ones; the last
-//! of a name wins.
+//! A program's environment, as `docker run` puts it together: the image's, then files of variables, then single variables; the
+//! last of a name wins.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Longest file of variables, in bytes: what arguments and environment may have together.
+/// Longest file of variables, in bytes: the kernel's limit on arguments and environment together.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Why an environment cannot be put together.
@@ -33,19 +33,19 @@ pub enum EnvironmentError {
 /// Why a text is not an environment variable.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EnvError {
-    /// Nothing is in front of the `=`.
-    #[error("`{0}` is no environment variable: expected NAME=VALUE, or NAME")]
+    /// The name before the `=` is empty.
+    #[error("`{0}` is not an environment variable: expected NAME=VALUE, or NAME")]
     NoName(String),
-    /// Only in files, where it is a mistake more often than not.
-    #[error("`{0}` is no name of an environment variable: it has white space in it")]
+    /// Only in files, where white space is usually a mistake.
+    #[error("`{0}` is not a name of an environment variable: expected no white space")]
     WhiteSpace(String),
-    /// The value on this host is no text.
+    /// The value on this host is not text.
     #[error("the value of `{0}` on this host is not UTF-8")]
     Value(String),
     /// Not a text.
     #[error("not UTF-8")]
     Utf8,
-    /// Not what a person has written.
+    /// Too large for a hand-written file.
     #[error("the file has more than {MAX_FILE} bytes")]
     TooLong,
 }
@@ -58,12 +58,12 @@ pub struct EnvFileError {
     pub path: PathBuf,
     /// From 1.
     pub line: usize,
-    /// Why not.
+    /// The cause.
     #[source]
     pub source: EnvError,
 }
 
-/// What becomes of a variable.
+/// The effect on a variable.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Variable {
     name: String,
@@ -71,7 +71,7 @@ struct Variable {
     value: Option<String>,
 }
 
-/// Puts an environment together. `host` knows this process's own variables, for those that are given by name alone.
+/// Puts an environment together. `host` gives this process's own variables, for those given by name alone.
 pub(crate) fn environment(
     image: &[String],
     files: &[PathBuf],
@@ -88,8 +88,7 @@ pub(crate) fn environment(
     Ok(merged(image, &wanted))
 }
 
-/// The image's variables with others put over them. One without a value is nothing that a program could have: Docker leaves it
-/// out, too.
+/// The image's variables, overridden by others. A variable without a value is invalid, and Docker leaves it out, too.
 fn merged(image: &[String], wanted: &[Variable]) -> Vec<String> {
     if let Some(variable) = image.iter().find(|text| !text.contains('=')) {
         tracing::warn!(variable, "the image has environment variables without a value: left out");
@@ -127,10 +126,11 @@ fn read_file(path: &Path, host: impl Fn(&str) -> Option<OsString>) -> Result<Vec
     parse_file(&content, host).map_err(|(line, source)| EnvFileError { path: path.to_owned(), line, source }.into())
 }
 
-/// Docker's format: a variable a line, empty lines and comments (`#`, perhaps after white space) left out, everything behind the
-/// first `=` as it is, quotes included. A name alone that this host has no value for is left out. Errors come with their line.
+/// Docker's format: a variable a line, without empty lines and comments (`#`, perhaps after white space); the value is
+/// everything behind the first `=`, quotes included. A name alone without a value on this host is left out. Errors come with
+/// their line.
 fn parse_file(content: &[u8], host: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Variable>, (usize, EnvError)> {
-    // What editors of another system put in front.
+    // The byte order mark that some editors write.
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let mut variables = Vec::new();
     for (index, line) in content.split(|&byte| byte == b'\n').enumerate() {

@@ -1,4 +1,4 @@
-//! Errors of the command: what is printed, and of which sort they are.
+//! Errors of the command: their texts, and their kinds.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -39,30 +39,30 @@ pub enum CliError {
          `--memory` was, is `--base`; `scratch` is the empty image below `--layer`"
     )]
     Former,
-    /// A file of the guest that no argument names, and that is in no usual place.
+    /// A file of the guest that no argument names, and that is missing in all usual places.
     #[error(
         "{description} is missing: looked for {places}; `cargo xtask guest` in a checkout of Bellows makes it and puts it into the \
          first of them, the Debian package has it, and {option} or ${variable} names another one"
     )]
     NoGuestFile {
-        /// Which.
+        /// The file.
         description: &'static str,
-        /// Where it could be.
+        /// The usual places.
         places: String,
         /// The option that names it.
         option: &'static str,
         /// The variable that names it.
         variable: &'static str,
     },
-    /// Two things that exclude each other.
+    /// Two arguments that exclude each other.
     #[error("{0}")]
     Conflict(String),
     /// Neither a file with an image nor the name of an image.
     #[error("`{image}` is neither a path of an image (which begins with / or .) nor the name of one")]
     NoImage {
-        /// What was given.
+        /// The argument.
         image: String,
-        /// Why it is no name.
+        /// Why it is not a name.
         #[source]
         source: Option<ParseImageNameError>,
     },
@@ -72,7 +72,7 @@ pub enum CliError {
     /// A malformed proxy.
     #[error(transparent)]
     Proxy(#[from] ParseProxyError),
-    /// A root file system where an image is meant.
+    /// A root file system instead of an image.
     #[error("`{path}` has no image in it; `bellows image import` takes it as a root file system")]
     RootFs {
         /// The file or directory.
@@ -81,11 +81,11 @@ pub enum CliError {
     /// The command's environment.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    /// A value that the guest would not take.
+    /// A value that the guest would refuse.
     #[error(transparent)]
     Value(#[from] ValueError),
     /// A partition number beyond the last.
-    #[error("there are no partitions beyond {0}")]
+    #[error("partition numbers end at {0}")]
     PartitionNumber(usize),
     /// The image's documents.
     #[error(transparent)]
@@ -108,16 +108,16 @@ pub enum CliError {
     /// An instance failed.
     #[error(transparent)]
     Instance(#[from] InstanceError),
-    /// The VM was to end in good order and did not.
+    /// The VM did not end in good order.
     #[error("the VM did not shut down: {0}")]
     End(VmEnd),
-    /// The demo found what should not be.
+    /// The demonstration found a wrong result.
     #[error("{0}")]
     Unexpected(String),
     /// The report does not fit JSON.
     #[error("cannot write the report")]
     Report(#[source] serde_json::Error),
-    /// The system refused something.
+    /// The system refused an action.
     #[error("cannot {action} `{path}`")]
     Io {
         /// The action.
@@ -136,20 +136,20 @@ pub enum CliError {
     Program {
         /// The program.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// What it said.
+        /// Its output.
         message: String,
     },
     /// A signal ended it.
     #[error("ended by signal {0}")]
     Interrupted(u8),
-    /// Layers are damaged, each of which was named.
+    /// Layers are damaged; each was named.
     #[error("{damaged} of {layers} layers are damaged")]
     Damaged {
-        /// How many are.
+        /// Number of damaged layers.
         damaged: usize,
-        /// How many there are.
+        /// Number of all layers.
         layers: usize,
     },
 }
@@ -230,7 +230,7 @@ impl CliError {
         matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// The error and what caused it, on one line.
+    /// The error and its causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -243,7 +243,7 @@ impl CliError {
             }
             cause = error.source();
         }
-        // An image's own words may be for a terminal's ears.
+        // A text from an image may hold terminal control characters.
         let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
         words.collect::<Vec<_>>().join(" ")
     }

@@ -9,10 +9,10 @@ use crate::error::CliError;
 use crate::output::say;
 use crate::places::Places;
 
-/// Base memory where no argument says how much.
+/// Base memory without an argument.
 const BASE: ByteSize = ByteSize::mib(256);
 
-/// A configuration from arguments alone; what they leave out is looked for in `places`.
+/// A configuration from arguments alone; files that they leave out are looked for in `places`.
 pub(crate) fn from_guest_args(args: &GuestArgs, places: &Places) -> Result<VmConfig, CliError> {
     let kernel = args.kernel.clone().map_or_else(|| places.kernel(), Ok)?;
     let mut config = VmConfig::new(kernel, BASE);
@@ -51,7 +51,7 @@ pub(crate) fn rounded_up(size: ByteSize) -> ByteSize {
     size.get().checked_next_multiple_of(BLOCK.get()).map_or(size, ByteSize::bytes)
 }
 
-/// The same, and says so.
+/// The same, with a message.
 pub(crate) fn whole_blocks(what: &str, wanted: ByteSize) -> ByteSize {
     let rounded = rounded_up(wanted);
     if rounded != wanted {
@@ -74,7 +74,7 @@ pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Resu
     Ok(placed(config, args))
 }
 
-/// An image in the shape and over the transport that the arguments want.
+/// An image in the shape and over the transport of the arguments.
 pub(crate) fn placed(mut image: ImageConfig, args: &GuestArgs) -> ImageConfig {
     image.shape = args.shape.or(image.shape);
     image.transport = args.transport.unwrap_or(image.transport);

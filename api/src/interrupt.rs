@@ -1,5 +1,5 @@
-//! Signals. A program that runs gets them and has some time to end; before and after it, the VM is stopped and what it made goes with
-//! it; an import ends and leaves nothing behind.
+//! Signals. A running program gets them and has some time to end. Before and after it, a signal stops the VM and removes its
+//! files; an import ends and leaves nothing behind.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,14 +15,14 @@ use crate::terminal;
 
 /// Signals that end a run.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-/// Signals that a program gets and may do with what it likes.
+/// Signals that are only passed on to a program.
 const OTHERS: [Signal; 2] = [Signal::SIGUSR1, Signal::SIGUSR2];
-/// How long a killed program may take to be gone, with its output passed on, before the VM is stopped.
+/// Time for a killed program to end, with its output passed on, before the VM is stopped.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long what waits for the VM may take to end once that is stopped: output that nobody reads can hold it up for ever.
+/// Time for the rest to end once the VM is stopped: unread output could block it for ever.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a signal ends.
+/// The target of a signal.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupts {
     shared: Arc<Shared>,
@@ -40,21 +40,21 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// VMs are being made or run: they have to be ended first.
+    /// VMs are being made or run: they must be ended first.
     booting: usize,
     vms: Vec<VmStopper>,
-    /// Ends what is being imported.
+    /// Ends the import.
     import: Option<Cancel>,
-    /// Gets signals, until it has ended and its output is passed on.
+    /// A program that gets signals until it has ended and its output is passed on.
     program: Option<Program>,
     received: Option<u8>,
 }
 
 struct Program {
     send: Arc<dyn Fn(Signal) + Send + Sync>,
-    /// How long it may take to end.
+    /// Its time to end.
     limit: Duration,
-    /// It has been asked to.
+    /// Whether it was asked to end.
     asked: bool,
 }
 
@@ -62,14 +62,14 @@ struct Program {
 pub(crate) struct PassingOn(Interrupts);
 
 impl Interrupts {
-    /// Takes over the signals for this process. To be called before any other thread is made.
+    /// Takes over the signals for this process. Call it before any other thread is made.
     ///
     /// # Errors
-    /// The signals or the thread that waits for them can't be had.
+    /// The system refused the signals, or the thread that waits for them.
     pub(crate) fn install() -> io::Result<Self> {
         let mut signals = SigSet::empty();
         let ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
-        // nohup(1) has a say.
+        // nohup(1) may ignore SIGHUP.
         let wanted = ENDING.into_iter().chain(OTHERS).filter(|&signal| signal != Signal::SIGHUP || !ignored);
         wanted.for_each(|signal| signals.add(signal));
         signals.thread_block()?;
@@ -81,7 +81,7 @@ impl Interrupts {
                     Ok(signal) => state.receive(signal),
                     Err(nix::Error::EINTR) => {}
                     Err(error) => {
-                        tracing::error!(%error, "signals are not heard any more");
+                        tracing::error!(%error, "cannot wait for signals any more");
                         return;
                     }
                 }
@@ -106,7 +106,7 @@ impl Interrupts {
         vm
     }
 
-    /// Does what a signal will end through the [`Cancel`].
+    /// Runs `work`, which a signal ends through the [`Cancel`].
     pub(crate) fn import<T>(&self, import: impl FnOnce(Cancel) -> T) -> T {
         let cancel = Cancel::default();
         self.state().import = Some(cancel.clone());
@@ -115,8 +115,8 @@ impl Interrupts {
         result
     }
 
-    /// From here on a program gets the signals, through `send`, which may block. One that should end it and has not done so
-    /// after `limit` is followed by SIGKILL; a second one stops the VM at once. To be kept until its output is passed on.
+    /// From here on a program gets the signals, through `send`, which may block. If a signal has not ended it after
+    /// `limit`, SIGKILL follows; a second signal stops the VM at once. Keep the result until the output is passed on.
     pub(crate) fn pass_on(&self, limit: Duration, send: impl Fn(Signal) + Send + Sync + 'static) -> PassingOn {
         self.state().program = Some(Program { send: Arc::new(send), limit, asked: false });
         PassingOn(self.clone())
@@ -146,7 +146,7 @@ impl Interrupts {
                 return;
             }
         }
-        // Nothing to end, or somebody who does not want to wait for it.
+        // Nothing to end, or a second signal.
         let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none();
         if idle || state.received.is_some() {
             drop(state);
@@ -162,18 +162,18 @@ impl Interrupts {
         {
             let send = program.send.clone();
             self.spawn("signal", move || send(Signal::SIGKILL));
-            // Nobody in the guest listens any more, or nobody reads the output.
+            // The guest no longer responds, or the output has no reader.
             if let Some(state) = self.still_there(state, self.shared.kill_limit) {
                 self.stop(state, signal);
             }
         }
     }
 
-    /// Ends what there is to end.
+    /// Ends the current target.
     fn stop(&self, mut state: MutexGuard<'_, State>, signal: Signal) {
         state.received = Some(signal as u8);
         state.import.iter().for_each(Cancel::cancel);
-        // Who waits for the guest now fails, and takes the VMs down.
+        // Threads that wait for the guest now fail, and stop the VMs.
         state.vms.iter().for_each(VmStopper::stop);
         if state.program.is_some() {
             let shared = self.shared.clone();
@@ -194,7 +194,7 @@ impl Interrupts {
 
     fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) {
         if let Err(error) = start_thread(name, work) {
-            tracing::error!(%error, "the program does not hear of a signal");
+            tracing::error!(%error, "cannot pass a signal on to the program");
         }
     }
 

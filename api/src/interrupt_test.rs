@@ -5,14 +5,14 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Interrupts of a run whose VM is there, and which ends this process only where it says so.
+/// Interrupts of a run with a VM, with a stand-in for the end of this process.
 fn interrupts(kill_limit: Duration, exit: fn(i32)) -> Interrupts {
     let shared = Shared { kill_limit, stop_limit: Duration::ZERO, exit, ..Shared::default() };
     shared.state.lock().unwrap().booting = 1;
     Interrupts { shared: Arc::new(shared) }
 }
 
-/// They, and what their program gets.
+/// Interrupts, and the signals that their program gets.
 fn program(limit: Duration) -> (Interrupts, PassingOn, Receiver<Signal>) {
     let interrupts = interrupts(SOON, |_| {});
     let (sender, signals) = mpsc::channel();
@@ -39,7 +39,7 @@ fn a_program_that_ends_in_time_is_not_killed() {
     interrupts.receive(Signal::SIGTERM);
     assert_eq!(signals.recv_timeout(SOON), Ok(Signal::SIGTERM));
     drop(passing);
-    // The threads let go of it without another signal.
+    // The threads release it without another signal.
     assert_eq!(signals.recv_timeout(SOON), Err(RecvTimeoutError::Disconnected));
     assert_eq!(interrupts.received(), None);
 }
@@ -90,9 +90,9 @@ fn before_a_program_runs_a_signal_ends_the_run() {
     assert_eq!(interrupts.received(), Some(1));
 }
 
-/// Output that nobody reads, or a guest that is stuck.
+/// Unread output, or a guest that hangs.
 #[test]
-fn a_run_that_can_not_end_is_ended() {
+fn a_run_that_hangs_is_ended() {
     static CODE: Mutex<Option<i32>> = Mutex::new(None);
     let interrupts = interrupts(Duration::ZERO, |code| *CODE.lock().unwrap() = Some(code));
     let _passing = interrupts.pass_on(Duration::ZERO, |_| {});

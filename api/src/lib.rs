@@ -1,6 +1,6 @@
 //! The `bellows` command: its subcommands, as functions.
 
-#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads: see `output`")]
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic without a reader: see `output`")]
 
 pub mod cli;
 pub mod demo;
@@ -31,14 +31,14 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::cli::{Cli, Command};
 use crate::exit::Failure;
 
-/// The whole command: reads arguments, does what they say, prints an error if there is one.
+/// The whole command: reads arguments, runs the subcommand, prints an error if it fails.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // Help and the version were asked for.
+            // The user asked for help or the version.
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;
             }
@@ -46,12 +46,12 @@ pub fn main() -> ExitCode {
             return Failure::Error(ErrorKind::Invalid).exit_code(run).into();
         }
     };
-    // `BELLOWS_LOG=debug` shows more; warnings are for everybody.
+    // `BELLOWS_LOG=debug` shows more; warnings are always shown.
     let wanted = std::env::var("BELLOWS_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = wanted.unwrap_or(LevelFilter::WARN);
     let colours = io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr);
-    // Nobody may read it.
+    // It may have no reader.
     log.log_internal_errors(false).init();
     raise_descriptor_limit();
     let run = matches!(cli.command, Command::Run(_));
@@ -76,11 +76,11 @@ fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// The README's example has to compile.
+/// The README's example must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -1,29 +1,29 @@
-//! Where a program's output and the command's own words go. Readers may go before writers do.
+//! The output of a program, and the command's own messages. Readers may close their end first.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
 use crate::error::CliError;
 
-/// Prints a line of what was asked for.
+/// Prints a line of the result.
 ///
 /// # Errors
-/// Standard output can't be written to; see [`CliError::Output`].
+/// Standard output cannot be written to; see [`CliError::Output`].
 pub(crate) fn print(line: impl Display) -> Result<(), CliError> {
     writeln!(io::stdout(), "{line}").map_err(CliError::Output)
 }
 
-/// Says something on standard error, if anybody reads it.
+/// Prints a message on standard error; ignores a missing reader.
 pub(crate) fn say(text: impl Display) {
     say_plainly(format_args!("bellows: {text}"));
 }
 
-/// The same, without saying who says it.
+/// The same, without the program's name.
 pub(crate) fn say_plainly(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// A program's output, for which somebody is told when it cannot be written any more.
+/// A program's output, with a callback for the moment that it can no longer be written.
 pub(crate) struct Watched<W, F> {
     sink: W,
     on_failure: Option<F>,
@@ -57,7 +57,7 @@ impl<W: Write, F: FnOnce()> Write for Watched<W, F> {
     }
 }
 
-/// Words that go nowhere once nobody reads them.
+/// A writer that drops its output once the reader is gone.
 pub(crate) struct Lenient<W>(pub(crate) W);
 
 impl<W: Write> Write for Lenient<W> {
@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn words_to_nobody_are_no_failure() {
+    fn messages_without_a_reader_are_not_a_failure() {
         let mut words = Lenient(broken());
         words.write_all(b"anybody there?").unwrap();
         words.flush().unwrap();
     }
 
     #[test]
-    fn the_end_of_output_is_told_once() {
+    fn the_end_of_output_is_reported_once() {
         let told = Cell::new(0);
         let mut output = Watched::new(broken(), || told.set(told.get() + 1));
         for _ in 0..2 {

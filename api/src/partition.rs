@@ -1,4 +1,4 @@
-//! A partition's way back to the host.
+//! The return of a partition's memory to the host.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use bellows_vmm::{PartitionId, PartitionReport, PlugReport, Vm};
 use crate::error::CliError;
 use crate::output::say;
 
-/// Unplugs a partition and waits until its memory is the host's again.
+/// Unplugs a partition and waits until its memory is back with the host.
 pub(crate) fn give_back(
     vm: &Vm,
     partition: PartitionId,

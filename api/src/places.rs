@@ -1,11 +1,11 @@
-//! Where the guest's kernel and initramfs are, where no argument says so.
+//! The places of the guest's kernel and initramfs if no argument names them.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::error::CliError;
 
-/// Folders for all users: what an administrator put there comes before what the package did.
+/// Folders for all users: an administrator's files come before the package's.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/local/lib/bellows", "/usr/lib/bellows"];
 
 /// A file that a guest boots from.
@@ -26,10 +26,10 @@ const INITRAMFS: GuestFile = GuestFile {
     option: "--initramfs",
 };
 
-/// Where to look.
+/// The places to search.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    /// What `$BELLOWS_KERNEL` and `$BELLOWS_INITRAMFS` name.
+    /// The values of `$BELLOWS_KERNEL` and `$BELLOWS_INITRAMFS`.
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     /// Searched in this order.
@@ -37,8 +37,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// What the environment names, then `$XDG_DATA_HOME/bellows` (`~/.local/share/bellows`), `/usr/local/lib/bellows` and
-    /// `/usr/lib/bellows`.
+    /// The files that the environment names, then `$XDG_DATA_HOME/bellows` (`~/.local/share/bellows`),
+    /// `/usr/local/lib/bellows` and `/usr/lib/bellows`.
     pub(crate) fn of_user() -> Self {
         Self::from_variables(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
@@ -55,7 +55,7 @@ impl Places {
     /// The guest's kernel.
     ///
     /// # Errors
-    /// It is in no folder: [`CliError::NoGuestFile`].
+    /// No folder has it: [`CliError::NoGuestFile`].
     pub(crate) fn kernel(&self) -> Result<PathBuf, CliError> {
         self.find(&KERNEL, self.kernel.as_deref())
     }
@@ -86,7 +86,7 @@ impl Places {
     }
 }
 
-/// Where the user's data is (XDG base directory specification: a path that is not absolute counts as none).
+/// The folder of the user's data (XDG base directory specification: a relative path is ignored).
 pub(crate) fn data_home(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
     absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
@@ -98,7 +98,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Places that name the files, which need not be there.
+    /// Places that name the files, which need not exist.
     pub(crate) fn named(kernel: &str, initramfs: &str) -> Places {
         Places { kernel: Some(kernel.into()), initramfs: Some(initramfs.into()), folders: Vec::new() }
     }

@@ -14,7 +14,7 @@ use crate::output::say;
 const BAR: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
 const COUNT: &str = "{msg} {bytes} {bytes_per_sec}";
 
-/// A bar for each layer that is being read; nothing where standard error is no terminal.
+/// A bar for each layer that is being read; nothing if standard error is not a terminal.
 #[derive(Default)]
 pub(crate) struct ImportProgress {
     screen: MultiProgress,
@@ -26,12 +26,12 @@ struct Bar {
     bar: ProgressBar,
     label: String,
     blob: Option<Digest>,
-    /// Its message says what is waited for.
+    /// Its message names the awaited event.
     waits: bool,
 }
 
 impl ImportProgress {
-    /// Says that something is waited for and tried again: in the bar of the layer that it is, or else above the bars.
+    /// Shows that an attempt is repeated after a wait: in the bar of its layer, or else above the bars.
     pub(crate) fn retry(&self, retry: &Retry) {
         if self.screen.is_hidden() {
             return say(retry);
@@ -91,7 +91,7 @@ impl Bar {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    // The default has no template that could be wrong.
+    // The default template is always valid.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bar_for_each_layer_that_is_read() {
+    fn each_layer_that_is_read_has_a_bar() {
         let progress = ImportProgress::default();
         let show = |index, kind| progress.show(Progress { index, layers: 3, blob: None, kind });
         let bars = || progress.bars.lock().keys().copied().collect::<Vec<_>>();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layers_bar_says_what_it_waits_for() {
+    fn a_layers_bar_names_the_awaited_event() {
         let terminal = InMemoryTerm::new(10, 120);
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
         let progress = ImportProgress { screen: MultiProgress::with_draw_target(target), ..Default::default() };
@@ -150,7 +150,7 @@ mod tests {
         );
         read(1, 6);
         assert_eq!(message(1), "layer 2 of 2");
-        // What is no layer's stands above them.
+        // Messages without a layer stand above the bars.
         progress.retry(&retry("https://r.io/v2/a/manifests/1".to_owned()));
         let shown = terminal.contents();
         assert!(shown.starts_with("bellows: https://r.io/v2/a/manifests/1: r; try 2 of 6 in 1.0 s\n"), "{shown}");

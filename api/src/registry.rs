@@ -9,10 +9,10 @@ use bellows_block::oci::{AuthFile, CredentialSource, Proxies, RegistryOptions, R
 
 use crate::error::CliError;
 
-/// What comes before an image's name to say that it is in a registry.
+/// The prefix of an image's name in a registry.
 pub(crate) const SCHEME: &str = "docker://";
 
-/// The image in a registry that `source` names; `None` where it means something else.
+/// The image in a registry that `source` names; `None` if it names another kind of source.
 pub(crate) fn reference(source: &Path) -> Result<Option<RegistryReference>, CliError> {
     let name = source.to_str().and_then(|text| text.strip_prefix(SCHEME));
     Ok(name.map(str::parse).transpose()?)
@@ -23,11 +23,11 @@ pub(crate) fn image_name(reference: &RegistryReference) -> Option<ImageName> {
     reference.to_string().parse().ok()
 }
 
-/// Where folders of registries are looked for if nothing else is said: ours, containerd's, Docker's and Podman's.
+/// Default parents of registries' folders: ours, containerd's, Docker's and Podman's.
 const HOSTS_FOLDERS: [&str; 4] =
     ["/etc/bellows/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d", "/etc/containers/certs.d"];
 
-/// How to speak to registries. `hosts_folder` comes instead of the usual ones.
+/// The registry client's settings. `hosts_folder` replaces the usual folders.
 pub(crate) fn options(
     plain_http: bool,
     hosts_folder: Option<&Path>,
@@ -45,7 +45,7 @@ pub(crate) fn options(
     Ok(RegistryOptions { plain_http, credentials, hosts_folders, proxies, retries, ..RegistryOptions::default() })
 }
 
-/// Where credentials are: what the variable says and nothing else, or else Podman's and Docker's usual files, if they are there.
+/// Files of credentials: the variable's alone, or else Podman's and Docker's usual files that exist.
 fn auth_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     if let Some(file) = variable("REGISTRY_AUTH_FILE") {
         return vec![file];
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_says_so_is_in_a_registry() {
+    fn only_the_prefix_means_a_registry() {
         let named = |text: &str| reference(Path::new(text)).map(|reference| reference.map(|r| r.to_string()));
         assert_eq!(named("docker://busybox").unwrap().as_deref(), Some("docker.io/library/busybox:latest"));
         assert_eq!(named("busybox").unwrap(), None);
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(auth_files(variable), std::slice::from_ref(&docker));
         fs::write(&podman, "{}").unwrap();
         assert_eq!(auth_files(variable), [podman, docker]);
-        // What was named has to be there.
+        // A named file must exist.
         let named = |name: &str| (name == "REGISTRY_AUTH_FILE").then(|| path("nowhere"));
         assert_eq!(auth_files(named), [path("nowhere")]);
         assert!(AuthFile::read(path("nowhere")).unwrap_err().to_string().contains("nowhere"));

@@ -1,4 +1,4 @@
-//! How reports are written: for machines in JSON, for people in round figures.
+//! The formats of reports: JSON for machines, round figures for people.
 
 use bellows_memory::ByteSize;
 use serde::Serialize;
@@ -21,7 +21,7 @@ pub(crate) fn json(report: &impl Serialize) -> Result<String, CliError> {
     serde_json::to_string_pretty(report).map_err(CliError::Report)
 }
 
-/// What `bytes` are to a person.
+/// `bytes` as a round figure.
 pub(crate) fn shown(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => ByteSize::bytes(bytes).to_string(),

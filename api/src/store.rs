@@ -1,4 +1,4 @@
-//! The layer store that a command works on, and what it holds.
+//! The layer store of a command, and its images.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -25,19 +25,19 @@ pub(crate) fn open(path: Option<&Path>) -> Result<Store, CliError> {
     Ok(Store::open(path)?)
 }
 
-/// Which of a source's images is meant.
+/// The choice among a source's images.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted<'a> {
     pub(crate) reference: Option<&'a str>,
-    /// The host's where it is left out.
+    /// By default the host's.
     pub(crate) platform: Option<&'a Platform>,
     /// Of a registry.
     pub(crate) plain_http: bool,
-    /// Where registries' folders are, if not in the usual places.
+    /// The folder of registries' folders, if not a usual one.
     pub(crate) hosts_folder: Option<&'a Path>,
 }
 
-/// Brings an image into the store, and shows how far that is.
+/// Imports an image to the store, and shows progress.
 pub(crate) fn import(
     store: &Store,
     path: &Path,
@@ -90,8 +90,8 @@ fn import_source(
     Ok(store.import(&image, name, options)?)
 }
 
-/// The image that IMAGE means, as `docker run` takes it: a name in the store; else a name in a registry, where it is imported from
-/// and known by afterwards. What begins with `/` or `.` is a path.
+/// The image that IMAGE means, as `docker run` takes it: a name in the store; else a name in a registry, where it is imported
+/// from and known by afterwards. A text that begins with `/` or `.` is a path.
 pub(crate) fn find_image(
     store: &Store,
     image: &str,
@@ -109,7 +109,7 @@ pub(crate) fn find_image(
     }
     let name = known_name(store, image)?;
     match store.image(&name) {
-        // A digest alone does not say where its image is.
+        // A digest alone does not name a registry.
         Err(StoreError::NoImage { .. }) if image.parse::<Digest>().is_err() => {
             if Path::new(image).exists() {
                 say(format_args!(
@@ -155,7 +155,7 @@ pub(crate) fn import_file(
         let wanted = Wanted { reference, ..Wanted::default() };
         let source = open_source(store, path, wanted, &options, &progress)?;
         if let ImageSource::RootFs(path) = &source {
-            // Any directory could be one: that has to be said.
+            // Any directory could be one, so this needs an explicit command.
             return Err(CliError::RootFs { path: path.clone() });
         }
         import_source(store, &source, wanted, None, &options)
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_image_is_named() {
+    fn an_error_names_a_file_without_an_image() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("store")).unwrap();
         let digest = Digest::of(b"x").to_string();

@@ -11,21 +11,21 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::error::{CliError, io_error};
 
-/// What the command's standard streams are to be.
+/// The kind of the command's standard streams.
 ///
 /// # Errors
-/// The command is to read what is typed at a terminal, and standard input is none.
+/// The command needs a terminal on standard input, and standard input is not one.
 pub(crate) fn stdio(interactive: bool, tty: bool) -> Result<Stdio, CliError> {
     match tty {
         false => Ok(Stdio::Pipes { stdin: interactive }),
         true if interactive && !io::stdin().is_terminal() => {
-            Err(CliError::Conflict("-t with -i wants a terminal on standard input: leave out -t".into()))
+            Err(CliError::Conflict("-t with -i needs a terminal on standard input: leave out -t".into()))
         }
         true => Ok(Stdio::Terminal(size().unwrap_or_default())),
     }
 }
 
-/// Size of the terminal, where one of the standard streams is one.
+/// Size of the terminal, if one of the standard streams is one.
 fn size() -> Option<TerminalSize> {
     let of = |stream: &dyn AsRawFd| {
         let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
@@ -40,20 +40,20 @@ fn size() -> Option<TerminalSize> {
 pub(crate) struct Resizes(SigSet);
 
 impl Resizes {
-    /// Takes SIGWINCH over for this process. To be called before any other thread is made.
+    /// Takes over SIGWINCH for this process. Call it before any other thread is made.
     ///
     /// # Errors
-    /// The signal can't be had.
+    /// The system refused the signal.
     pub(crate) fn install() -> Result<Self, CliError> {
         let signals = SigSet::from(Signal::SIGWINCH);
         signals.thread_block().map_err(io::Error::from).map_err(io_error("wait for", "SIGWINCH"))?;
         Ok(Self(signals))
     }
 
-    /// Makes the terminal of `process` as large as this one, now and whenever that changes.
+    /// Keeps the terminal of `process` as large as this one.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The system has no thread.
     pub(crate) fn follow(self, process: Process) -> Result<(), CliError> {
         let follow = move || {
             loop {
@@ -61,10 +61,10 @@ impl Resizes {
                     && let Err(error) = process.resize(size)
                 {
                     // The command has ended.
-                    tracing::debug!(%error, "the terminal's size is not passed on");
+                    tracing::debug!(%error, "cannot pass on the terminal's size");
                     return;
                 }
-                // Other signals are not waited for, so that there is nothing to look at.
+                // This is the only signal awaited, so its number needs no check.
                 let _ = self.0.wait();
             }
         };
@@ -73,17 +73,17 @@ impl Resizes {
     }
 }
 
-/// How the terminal was, while it is raw.
+/// The terminal's old settings, while it is raw.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// Standard input as a terminal that passes on what is typed as it is, until this is dropped.
+/// Standard input as a raw terminal, which passes keys on unchanged, until this is dropped.
 pub(crate) struct Raw(());
 
 impl Raw {
     /// Makes it raw.
     ///
     /// # Errors
-    /// It is no terminal, or does not let itself be changed.
+    /// It is not a terminal, or the system refused the change.
     pub(crate) fn enter() -> Result<Self, CliError> {
         let enter = || {
             let before = tcgetattr(io::stdin())?;
@@ -103,11 +103,11 @@ impl Drop for Raw {
     }
 }
 
-/// Makes the terminal what it was before [`Raw::enter`], for whoever ends the process without dropping anything.
+/// Restores the terminal's settings from before [`Raw::enter`], for an end of the process that drops nothing.
 pub(crate) fn restore() {
     if let Some(before) = SAVED.lock().take()
         && let Err(error) = tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &before)
     {
-        tracing::warn!(%error, "the terminal stays as it is");
+        tracing::warn!(%error, "cannot restore the terminal");
     }
 }

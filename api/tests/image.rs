@@ -1,6 +1,6 @@
 //! `bellows image` as a person types it.
 
-#![allow(clippy::unwrap_used, reason = "whatever goes wrong is to fail the test")]
+#![allow(clippy::unwrap_used, reason = "an error must fail the test")]
 
 use std::fs;
 use std::path::Path;
@@ -87,7 +87,7 @@ fn a_reader_may_go_before_all_is_printed() {
         drop(reader);
         assert_eq!(print(arguments, writer.into()), (Some(141), String::new()), "{arguments:?}");
     }
-    // What they did is done.
+    // Their work is complete.
     assert!(succeed(&store, &["ls"]).starts_with(&format!("{digest} root\n")));
     let (code, said) = print(&["ls"], fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into());
     assert!(code == Some(1) && said.contains("cannot write to standard output: No space left"), "{code:?}: {said}");
@@ -106,7 +106,7 @@ fn push(server: &RegistryServer, archive: &str) -> String {
     manifest["digest"].as_str().unwrap().to_owned()
 }
 
-/// A registry elsewhere is only spoken to over TLS, when its certificate is one that this machine trusts.
+/// A registry elsewhere must speak TLS, with a certificate that this machine trusts.
 #[test]
 fn import_over_tls() {
     const NAME: &str = "registry.test";
@@ -181,7 +181,7 @@ fn an_interrupted_import_leaves_nothing() {
     let store = directory.path().join("store");
     let root = directory.path().join("root");
     fs::create_dir(&root).unwrap();
-    // Large enough that nobody sees its end.
+    // Large enough that the import is never done in time.
     let file = fs::File::create(root.join("large")).unwrap();
     nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 4 << 30).unwrap();
     let arguments = ["import", root.to_str().unwrap()];
@@ -219,7 +219,7 @@ fn inspect_stat_remove_and_collect() {
     assert_eq!(fs::metadata(path).unwrap().len(), layer["bytes"]);
     assert!(layer.get("verity").is_some());
 
-    // It was just written, so it is all in memory; who holds a lock uses it.
+    // It was just written, so all of it is in memory; a holder of a lock counts as a user.
     let file = fs::File::open(path).unwrap();
     file.lock_shared().unwrap();
     let usage = &json(&["stat", "root:2", "--json"])[0]["layers"][0];
@@ -260,7 +260,7 @@ fn mount_and_umount() {
     if nix::unistd::geteuid().is_root() && fs::read_to_string("/proc/filesystems").unwrap().contains("erofs") {
         let mounted = json(&["mount", "root", point, "--json"]);
         assert_eq!(mounted["directory"], point);
-        // The mount's own pages: metadata, then what is read through it.
+        // The mount's own pages: metadata, then the files read through it.
         let first = mounted["cached_bytes"].as_u64().unwrap();
         assert!((4096..1 << 20).contains(&first), "{mounted}");
         assert_eq!(fs::read(Path::new(point).join("bin/sh")).unwrap(), b"shell");
@@ -272,10 +272,10 @@ fn mount_and_umount() {
         assert!((LARGE as u64 + first..LARGE as u64 + (2 << 20)).contains(&own), "{first}, then {own}");
         let text = succeed(&store, &["stat"]);
         assert!(text.contains(&format!("  mounted on {point}, which caches {own} bytes of its own")), "{text}");
-        // Beside that the layer is in memory once, for all who use it, and came from the disk once.
+        // Beside that the layer is in memory once, for all users, and came from the disk once.
         let layer = &after[0]["layers"][0];
         assert!(layer["resident_bytes"].as_u64().unwrap() >= LARGE as u64, "{layer}");
-        // Two names of one file are one, and what is mounted below is not the image's.
+        // Two names of one file count once, and mounts below do not belong to the image.
         let bound = Path::new(point).join("bin");
         let bind = Command::new("mount").arg("--bind").arg(&root).arg(&bound).status().unwrap();
         assert!(bind.success());

@@ -1,6 +1,6 @@
-//! What an upgrade finds: a layer store that an earlier version has written.
+//! An upgrade finds a layer store that an earlier version has written.
 
-#![allow(clippy::unwrap_used, reason = "whatever goes wrong is to fail the test")]
+#![allow(clippy::unwrap_used, reason = "an error must fail the test")]
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn a_store_of_the_version_before_is_opened_as_it_is() {
     assert_eq!((image["layers"].as_array().unwrap().len(), image["fixup"].is_string()), (3, true), "{image:#}");
     assert_eq!(succeed(&store, &["verify"]).matches(" ok\n").count(), 3);
 
-    // What is added to it stands beside the old, and nothing of the old counts as unused.
+    // New data stands beside the old, and none of the old counts as unused.
     let root = directory.path().join("root");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("file"), "new").unwrap();

@@ -1,4 +1,4 @@
-//! The host's disks: what is read from them.
+//! Bytes read from the host's disks.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ pub struct HostDisk {
 }
 
 impl HostDisk {
-    /// The disk under `path`; `None` where the file system has no disk (tmpfs) or does not name it (overlay, btrfs).
+    /// The disk under `path`; `None` if the file system has no disk (tmpfs) or does not name it (overlay, btrfs).
     ///
     /// # Errors
     /// `path` is missing.

@@ -1,4 +1,4 @@
-//! What the demonstration's function has to print: the same computation as its `handler.py`, done on the host.
+//! The expected output of the demonstration's function: the computation of its `handler.py`, done on the host.
 
 use bellows_block::Digest;
 

@@ -1,4 +1,4 @@
-//! What the demonstration costs the host: reads of the layers' disk, page cache, memory.
+//! The costs of the demonstration on the host: reads of the layers' disk, page cache, memory.
 
 use std::fs;
 use std::io;

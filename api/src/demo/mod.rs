@@ -34,9 +34,9 @@ use crate::report::json;
 use crate::store;
 
 const VMS: usize = 2;
-/// Least data of the function, in MiB: what it samples.
+/// Least data of the function, in MiB: the part that it samples.
 const MIN_MIB: u32 = 8;
-/// Most output of an instance that is looked at.
+/// Most output of an instance that is checked.
 const MAX_OUTPUT: usize = 64 << 10;
 
 /// Runs the demonstration; returns the exit code.
@@ -50,7 +50,7 @@ pub fn run(args: &DemoArgs) -> Result<u8, CliError> {
     }
     let result = demonstrate(args, &interrupts);
     let report = match (result, interrupts.received()) {
-        // What failed then failed because the VMs were stopped.
+        // The failure follows from stopping the VMs.
         (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
         (result, _) => result?,
     };
@@ -63,7 +63,7 @@ pub fn run(args: &DemoArgs) -> Result<u8, CliError> {
     } else {
         print(report.to_string().trim_end())?;
     }
-    if report.is_good() { Ok(0) } else { Err(CliError::Unexpected("the report shows what should not be".into())) }
+    if report.is_good() { Ok(0) } else { Err(CliError::Unexpected("the report shows a wrong result".into())) }
 }
 
 fn write_report(path: &Path, json: &str) -> Result<(), CliError> {
@@ -119,7 +119,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     Ok(report)
 }
 
-/// One line of what is going on, for whoever waits.
+/// Prints a line of progress.
 fn say(args: &DemoArgs, what: &str) {
     if !args.json {
         say_plainly(format_args!("{what} ..."));
@@ -166,7 +166,7 @@ impl Booted {
                 report
             });
             let mut reports = self.first_ends(args, first_run, first, &first_plug).inspect_err(|_| {
-                // Nobody waits for the second one any more.
+                // The second one has stopped waiting.
                 self.vm.stop();
             })?;
             if ended.load(Ordering::SeqCst) {
@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_right_result_is_right() {
+    fn only_the_exact_result_is_accepted() {
         let good = format!("hello\n{}peak_rss_mib=30\n", expected_result(16));
         assert!(is_right(good.as_bytes(), 16));
         assert!(!is_right(good.as_bytes(), 17));

@@ -1,4 +1,4 @@
-//! What the demonstration found, for machines and for people.
+//! The report of the demonstration, for machines and for people.
 
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cli::Host;
 use crate::report::shown;
 
-/// The whole report. Every number was measured in this run; `null` is what this host or guest can't tell.
+/// The whole report. Every number was measured in this run; `null` means that this host or guest cannot tell.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) host: Host,
@@ -19,7 +19,7 @@ pub(super) struct Report {
     pub(super) vms: Vec<VmReport>,
     pub(super) layers: Vec<LayerReport>,
     pub(super) disk: Option<DiskReport>,
-    /// Resident memory of the process that ran both VMs, while all partitions of finished instances were back.
+    /// Resident memory of the process that ran both VMs, while the partitions of finished instances were back with the host.
     pub(super) process_rss_bytes: u64,
 }
 
@@ -54,13 +54,13 @@ pub(super) struct InstanceReport {
 pub(super) struct LayerReport {
     pub(super) digest: String,
     pub(super) bytes: u64,
-    /// The file was dropped from the page cache before the first VM booted: what is in it beyond that was read from the disk
+    /// The file was dropped from the page cache before the first VM booted: further pages there were read from the disk
     /// since, once. Pages that were dropped again meanwhile are missing here, but not in `disk`.
     pub(super) disk_bytes_read: Option<u64>,
     pub(super) resident_bytes: u64,
 }
 
-/// The disk under the layers, by its own counter: reads of everybody on the host.
+/// The disk under the layers, by its own counter: all reads of the host.
 #[derive(Debug, Serialize)]
 pub(super) struct DiskReport {
     pub(super) name: String,
@@ -70,7 +70,7 @@ pub(super) struct DiskReport {
 }
 
 impl Report {
-    /// Whether everything was as it should be.
+    /// Whether all results are right.
     pub(super) fn is_good(&self) -> bool {
         let instances = self.vms.iter().flat_map(|vm| &vm.instances);
         let mut partitions = self.vms.iter().flat_map(|vm| &vm.partitions);
@@ -112,7 +112,7 @@ impl fmt::Display for Report {
                 writeln!(f, "  disk {name}: {all} read, whatever else lies on it included (guest kernel, initramfs)")?;
                 writeln!(f, "  of that until each VM was ready, in order: {}", boots.join(", "))
             }
-            None => writeln!(f, "  the layers lie on no disk that counts"),
+            None => writeln!(f, "  the layers do not lie on a disk with counters"),
         }
     }
 }
@@ -140,7 +140,7 @@ fn partition_line(partition: &PartitionReport) -> String {
     };
     line.push_str(&migrated);
     if partition.left.get() != 0 {
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         let _ = write!(line, ", {} NOT GIVEN BACK", shown(partition.left.get()));
     }
     line

@@ -1,4 +1,4 @@
-//! `bellows image`: what is in the layer store.
+//! `bellows image`: manages the layer store.
 
 mod mount;
 mod users;
@@ -21,7 +21,7 @@ use crate::registry;
 use crate::report::print_json;
 use crate::store::{self, Wanted, known_name, parse_name};
 
-/// Does what `command` says; returns the exit code.
+/// Runs `command`; returns the exit code.
 ///
 /// # Errors
 /// See [`CliError`].
@@ -53,7 +53,7 @@ fn import(source: &Path, wanted: Wanted<'_>, name: Option<&str>, args: &StoreArg
     let store = store::open(args.store.as_deref())?;
     let image = store::import(&store, source, wanted, name.as_ref(), &interrupts);
     let image = match (image, interrupts.received()) {
-        // Nothing of it is left, but layers that were complete.
+        // Only complete layers of it remain.
         (Err(_), Some(signal)) => return Err(CliError::Interrupted(signal)),
         (image, _) => image?,
     };
@@ -80,7 +80,7 @@ fn inspect(args: &ImagesArgs) -> Result<(), CliError> {
     for (report, config) in reports.iter_mut().zip(configs) {
         report.config = Some(config);
     }
-    // There is no shorter form that says it all.
+    // JSON is the only form with all data.
     print_json(&reports)
 }
 
@@ -198,7 +198,7 @@ fn checked(store: &Store, digest: &Digest) -> LayerReport {
     }
 }
 
-/// The images that `names` name, or all of them.
+/// The images of these names, or all images.
 fn chosen(store: &Store, names: &[String]) -> Result<Vec<NamedImage>, CliError> {
     let all = store.images()?;
     if names.is_empty() {

@@ -1,10 +1,10 @@
 //! `bellows image mount` and `umount`: an image on the host, without a VM and with nothing unpacked.
 //!
 //! Metadata of the whole image and a read-only loop device for each layer make one EROFS mount (Linux 5.16 or later). The
-//! kernel lets go of the devices when the mount goes, so nobody has to remember them.
+//! kernel releases the devices at the unmount, so no record of them is needed.
 //!
 //! The devices read the layers through the host's page cache, which VMs use too: a layer comes from the disk once. The mount
-//! keeps pages of its own beside these, for what is read through it: [`HostMount::cached_bytes`].
+//! keeps pages of its own beside these, for files read through it: [`HostMount::cached_bytes`].
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -20,24 +20,24 @@ use bellows_block::page_cache::resident;
 
 use crate::error::{CliError, io_error};
 
-/// Loop devices that go when nobody uses them any more.
+/// Loop devices that are detached after their last use.
 struct LoopDevices(Vec<OsString>);
 
 impl Drop for LoopDevices {
     fn drop(&mut self) {
         for device in &self.0 {
-            // One that is mounted is let go of later.
+            // A mounted device is released later.
             if let Err(error) = run("losetup", &["--detach".as_ref(), device]) {
-                tracing::warn!(%error, "a loop device stays behind");
+                tracing::warn!(%error, "cannot detach a loop device");
             }
         }
     }
 }
 
-/// Mounts `image` at `directory`; how many bytes the mount keeps in memory by itself for a start.
+/// Mounts `image` at `directory`; returns the bytes that the mount itself keeps in memory at first.
 ///
 /// # Errors
-/// `losetup` or `mount` failed; nothing is left of what they did.
+/// `losetup` or `mount` failed; their effects are undone.
 pub(super) fn mount(image: &FlatImage, directory: &Path) -> Result<u64, CliError> {
     let mut devices = LoopDevices(Vec::new());
     let mut attach = |path: &Path| {
@@ -61,7 +61,7 @@ pub(super) fn mount(image: &FlatImage, directory: &Path) -> Result<u64, CliError
             .copied()
             .collect::<Vec<_>>(),
     )?;
-    // Nobody has read a file through it yet.
+    // No file has been read through it yet.
     page_cache_of(Path::new(&metadata))
 }
 
@@ -82,15 +82,15 @@ pub(super) struct HostMount {
 }
 
 impl HostMount {
-    /// All mounts of the image with this metadata that can be seen from here.
+    /// All visible mounts of the image with this metadata.
     ///
     /// # Errors
-    /// The kernel's list or the metadata's path can't be read.
+    /// The kernel's list or the metadata's path cannot be read.
     pub(super) fn all_of(metadata: &Path) -> Result<Vec<Self>, CliError> {
         let list = "/proc/self/mountinfo";
         let metadata = match fs::canonicalize(metadata) {
             Ok(path) => path,
-            // It is made when it is needed: nobody has mounted it.
+            // It is made on demand: the image was never mounted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(io_error("find", metadata)(error)),
         };
@@ -107,10 +107,10 @@ impl HostMount {
     }
 
     /// Bytes that it keeps in memory by itself: pages of its files, and of the device with its metadata. Blocks of directories
-    /// can't be seen, and are not among them.
+    /// are not visible and do not count.
     ///
     /// # Errors
-    /// A file can't be opened, or the kernel won't tell.
+    /// A file cannot be opened, or the kernel refused.
     pub(super) fn cached_bytes(&self) -> Result<u64, CliError> {
         let device = fs::metadata(&self.directory).map_err(io_error("find", &self.directory))?.dev();
         let mut bytes = page_cache_of(&self.device)?;
@@ -127,7 +127,7 @@ impl HostMount {
                 let entry = entry.map_err(failed())?;
                 let Ok(metadata) = entry.metadata() else { continue };
                 if metadata.dev() != device {
-                    // Something else is mounted there.
+                    // Another mount covers it.
                 } else if metadata.is_dir() {
                     pending.push(entry.path());
                 } else if metadata.is_file() && seen.insert(metadata.ino()) {
@@ -176,7 +176,7 @@ fn unescaped(word: &[u8]) -> PathBuf {
     OsStr::from_bytes(&bytes).into()
 }
 
-/// Runs a program of the system; what it printed.
+/// Runs a program of the system; returns its output.
 fn run(program: &'static str, arguments: &[&OsStr]) -> Result<String, CliError> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|source| CliError::Io { action: "run", path: program.into(), source })?;

@@ -1,4 +1,4 @@
-//! Who uses a file: processes that hold a lock on it, as VMs do on their layers.
+//! The users of a file: processes that hold a lock on it, as VMs do on their layers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// The processes that hold a lock on `path`, as far as they can be seen from here.
+/// The visible processes that hold a lock on `path`.
 ///
 /// # Errors
-/// The file or the kernel's list can't be read.
+/// The file or the kernel's list cannot be read.
 pub(super) fn users(path: &Path) -> io::Result<BTreeSet<u32>> {
     let metadata = fs::metadata(path)?;
     let file = (libc::major(metadata.dev()), libc::minor(metadata.dev()), metadata.ino());

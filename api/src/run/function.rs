@@ -1,4 +1,4 @@
-//! What a run runs: an image's command with the user's changes.
+//! The function of a run: an image's command with the user's changes.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,12 +23,12 @@ const SCRATCH: &str = "scratch";
 /// The size that asks for no partition: the instance runs in base memory.
 pub(super) const IN_BASE: ByteSize = ByteSize::bytes(0);
 
-/// What to run, and in how much memory.
+/// The function, and its memory.
 pub(super) struct Function {
     pub(super) spec: InstanceSpec,
-    /// What its partition is plugged with.
+    /// The size to plug its partition with.
     pub(super) memory: ByteSize,
-    /// Where the pages that it reads are kept.
+    /// The record of the pages that it reads.
     pub(super) profile: Option<ProfilePlace>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct ProfilePlace {
 }
 
 impl ProfilePlace {
-    /// Keeps what was read by now; how many bytes that are.
+    /// Saves the pages read by now; returns their bytes.
     pub(super) fn keep(&self, vm: &Vm, image: &ImageId) -> Result<u64, CliError> {
         let profile = vm.profile(image)?;
         self.store.keep_read_set(&self.image, &profile)?;
@@ -47,7 +47,7 @@ impl ProfilePlace {
     }
 }
 
-/// Adds the image to the configuration, whose first partition is the instance's; without an image there is nothing to run.
+/// Adds the image to the configuration, whose first partition is the instance's; without an image there is no function.
 pub(super) fn prepare(
     args: &RunArgs,
     config: &mut VmConfig,
@@ -56,7 +56,7 @@ pub(super) fn prepare(
     let Some(name) = args.image() else { return Ok(None) };
     let Found { mut image, mut defaults, profile } = find(name, args, config, interrupts)?;
     if !args.layers.is_empty() {
-        // They are not in the image's own metadata.
+        // The added layers are not in the image's own metadata.
         image.flat = None;
         image.layers.extend(image.fixup.take());
         for path in &args.layers {
@@ -87,7 +87,7 @@ pub(super) fn prepare(
     Ok(Some(Function { spec, memory, profile }))
 }
 
-/// An image, and how it wants to be run.
+/// An image, and its settings for a run.
 struct Found {
     image: ImageConfig,
     defaults: oci::ImageConfig,
@@ -116,7 +116,7 @@ fn find(name: &str, args: &RunArgs, config: &mut VmConfig, interrupts: &Interrup
     Ok(Found { image, defaults, profile: records.then_some(ProfilePlace { store, image: found }) })
 }
 
-/// How much of the first partition's window the instance gets.
+/// The part of the first partition's window that the instance gets.
 fn memory(wanted: Option<ByteSize>, config: &VmConfig) -> Result<ByteSize, CliError> {
     let window = config.partitions.first().copied().unwrap_or(IN_BASE);
     match wanted.map(|wanted| whole_blocks("memory", wanted)) {
@@ -127,7 +127,7 @@ fn memory(wanted: Option<ByteSize>, config: &VmConfig) -> Result<ByteSize, CliEr
     }
 }
 
-/// A layer that is in no store, named by its content.
+/// A layer outside the store, named by its content.
 fn layer_of_file(path: &Path) -> Result<LayerConfig, CliError> {
     let mut file = File::open(path).map_err(io_error("open the layer", path))?;
     let mut hasher = Sha256::new();

@@ -29,7 +29,7 @@ pub(super) fn run_instance(
         move |signal: Signal| {
             // It may have ended already.
             if let Err(error) = instance.signal(signal as u32) {
-                tracing::debug!(%error, %signal, "not passed on");
+                tracing::debug!(%error, %signal, "cannot pass on a signal");
             }
         }
     };
@@ -74,7 +74,7 @@ pub(super) fn run_instance(
         }
     }
     drop(raw);
-    // Otherwise it waits for what nobody will read.
+    // Otherwise it waits for output without a reader.
     if let Some(input) = input.filter(Forwarding::is_finished) {
         input.join()?;
     }

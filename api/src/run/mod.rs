@@ -21,7 +21,7 @@ use crate::places::Places;
 use crate::report::print_json_line;
 use crate::terminal::Resizes;
 
-/// Memory of an instance where no argument says how much.
+/// Memory of an instance without an argument.
 const MEMORY: ByteSize = ByteSize::gib(1);
 
 /// Runs the command; returns the instance's exit code.
@@ -33,7 +33,7 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
     let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
     let result = prepare_and_run(args, &interrupts, resizes);
     match (result, interrupts.received()) {
-        // What failed then failed because it was stopped.
+        // The failure follows from the stop.
         (Err(_), Some(signal)) => Err(CliError::Interrupted(signal)),
         (result, _) => result,
     }
@@ -47,7 +47,7 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     in_vm(args, config, function, interrupts, resizes)
 }
 
-/// Refuses what arguments cannot mean together.
+/// Refuses arguments that exclude each other.
 fn check(args: &RunArgs) -> Result<(), CliError> {
     if args.former.is_used() {
         return Err(CliError::Former);
@@ -87,7 +87,7 @@ fn configuration(args: &RunArgs, places: &Places) -> Result<VmConfig, CliError> 
     Ok(config)
 }
 
-/// The error with the option that has set the value, where one has.
+/// The error with the option that set the value, if one did.
 fn as_given(args: &RunArgs, mut error: ConfigError) -> ConfigError {
     match error.field.as_str() {
         "memory" if args.guest.base.is_some() => error.field = "--base".into(),
@@ -123,7 +123,7 @@ fn in_vm(
         return end(vm.wait());
     };
     if vm.config().base_limit.is_none() {
-        // It is alone.
+        // No other run uses it.
         spec.base_limit = spec.base_limit.or(Some(guest.instances_base));
     }
     let image = vm.mount_image(&spec.image, limit)?;
@@ -135,11 +135,11 @@ fn in_vm(
     let status = run_instance(&vm, &spec, args, interrupts, resizes)?;
     let run = start.elapsed();
     let conclude = || -> Result<(), CliError> {
-        // A run that failed is no example.
+        // The reads of a failed run are not representative.
         let recorded_bytes = match profile.filter(|_| status.code == 0).map(|profile| profile.keep(&vm, &spec.image)) {
-            // Nobody has asked for it.
+            // The user did not ask for it.
             Some(Err(error)) if args.profile == ProfileUse::Auto => {
-                tracing::warn!(error = error.chain(), "what the run has read is not kept");
+                tracing::warn!(error = error.chain(), "cannot save the record of the run's reads");
                 None
             }
             kept => kept.transpose()?,
@@ -171,7 +171,7 @@ fn in_vm(
         }
     };
     match conclude() {
-        // Somebody does not want to wait for that.
+        // A signal ended the wait.
         Err(_) if interrupts.received().is_some() => Ok(status.code),
         result => result.map(|()| status.code),
     }

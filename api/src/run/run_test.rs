@@ -16,7 +16,7 @@ fn args(line: &str) -> RunArgs {
     }
 }
 
-/// What would boot, and what would run in it.
+/// The configuration and the function that a command line gives.
 fn planned(line: &str) -> Result<(VmConfig, Option<Function>), CliError> {
     let args = args(line);
     check(&args)?;
@@ -115,7 +115,7 @@ fn arguments_win_over_the_file() {
 }
 
 #[test]
-fn bad_input_is_named() {
+fn errors_name_bad_input() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = directory.path().join(name);
@@ -198,7 +198,7 @@ fn another_entrypoint_goes_without_the_images_command() {
 }
 
 #[test]
-fn input_and_terminals_are_there_on_request() {
+fn input_and_terminals_are_given_on_request() {
     let directory = tempfile::tempdir().unwrap();
     let layer = layer(directory.path());
     let stdio = |options: &str| {
