@@ -53,7 +53,7 @@ pub fn small_archives(directory: &Path) -> Vec<PathBuf> {
     layout_archives(&artefact("BELLOWS_ALPINE_LIKE_IMAGE"), directory)
 }
 
-/// They, and a layer with one file of `directory`.
+/// The same, and a layer with one file of `directory`.
 pub fn above_small(directory: &Path, file: &str) -> Vec<PathBuf> {
     let archive = directory.join(file).with_extension("tar");
     tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg(file), directory);

@@ -1,4 +1,4 @@
-//! An instance's share of base memory is bounded, and no other instance pays for it.
+//! An instance's share of base memory is bounded, and its limit harms no other instance.
 
 use std::process::Output;
 
@@ -10,18 +10,18 @@ use crate::archives::scratch;
 use crate::command::{bellows_run, image};
 use crate::fixture::{Guest, Job, PATIENCE, Running, artefact, config_of, demo, image_id, partition};
 
-/// Takes more and more of one thing; or works each time that it is told to.
+/// Takes more and more of one resource, or works on each request.
 const ATTACKER: &str = include_str!("attacker.py");
 const LIMIT: ByteSize = ByteSize::mib(24);
 
-/// How an attacker ends that has met its limit.
+/// The end of an attacker that has met its limit.
 #[derive(Debug)]
 enum End {
-    /// It got this error, and lives.
+    /// It got this error, and still runs.
     Refused(&'static str),
     /// The kernel killed it.
     Killed(OomLimit),
-    /// One of the two, as the kernel sees fit: some allocations fail where others wait for memory.
+    /// One of the two, by the kernel's choice: some allocations fail, others wait for memory.
     Bounded,
 }
 
@@ -32,7 +32,7 @@ fn attack(id: &str, arguments: &[&str], number: u16) -> InstanceSpec {
     InstanceSpec::new(id.parse().unwrap(), image_id(), argv).in_partition(partition(number))
 }
 
-/// An instance that has nothing to do with it.
+/// A neighbour of the attacker.
 struct Neighbour {
     job: Job,
     rounds: u32,
@@ -45,7 +45,7 @@ impl Neighbour {
         Self { job, rounds: 0 }
     }
 
-    /// It uses one of each, and none of its processes was killed.
+    /// Checks that it can use one of each resource, and that none of its processes was killed.
     fn works(&mut self) {
         self.job.signal(10);
         self.job.wait_for(&format!("works {}, oom_kill 0", self.rounds));
@@ -59,7 +59,7 @@ impl Neighbour {
     }
 }
 
-/// Each attacker takes as much as it gets of one thing, and keeps it while its neighbour works and another instance starts.
+/// Each attacker takes as much as it gets of one resource, and keeps it while its neighbour works and another instance starts.
 fn attacks(guest: &Running, attacks: &[(&str, &str, End)]) {
     let mut neighbour = Neighbour::start(guest, 2);
     for (number, (what, directory, end)) in attacks.iter().enumerate() {
@@ -96,8 +96,8 @@ fn boot(guest: Guest) -> Running {
     guest
 }
 
-/// An image whose files take no memory of the guest. Where they do, a program at its limit has its own code reclaimed and read again
-/// before anything else happens, which goes on for minutes.
+/// An image whose files take no memory of the guest. Otherwise the kernel would reclaim and read again the code of a program at
+/// its limit, for minutes.
 fn mapped_image() -> ImageConfig {
     demo().transport(Transport::Pmem)
 }
@@ -153,7 +153,7 @@ fn page_cache_is_reclaimed_before_anybody_is_killed() {
     guest.shutdown();
 }
 
-/// A stock kernel counts all memory against one limit, so it is the file systems that are bounded.
+/// A stock kernel counts all memory against one limit, so only the file systems are bounded.
 #[test]
 fn with_a_stock_kernel_full_file_systems_are_no_more_than_that() {
     let guest = boot(Guest::debian().image(mapped_image()));
@@ -196,7 +196,7 @@ fn the_report_names_the_limit() {
         (&report["exit_code"], &report["oom_killed"], &report["oom_limit"]),
         (&137.into(), &true.into(), &"base".into())
     );
-    // More than there is, and more than there is for instances.
+    // More than all base memory, and more than the part for instances.
     for (limit, named) in
         [("--base-limit=513M", "513 MiB"), ("--base-limit=512M", "536870912 bytes"), ("--base-limit=1M", "1 MiB")]
     {
@@ -206,7 +206,7 @@ fn the_report_names_the_limit() {
     }
 }
 
-/// Prints its limit, and by how much what it uses grows with 64 MiB.
+/// Prints its limit, and the growth of its use by an allocation of 64 MiB.
 const SEEN: &str = r#"
 def read(name):
     return open("/sys/fs/cgroup/memory." + name).read().strip()
@@ -235,7 +235,7 @@ fn a_program_sees_its_partition_and_what_it_uses_of_it() {
     guest.shutdown();
 }
 
-/// A runtime and what it takes for the memory that it may have.
+/// A runtime and the memory limit that it detects.
 fn runtime(variable: &str, id: &str, command: &[&str]) -> String {
     let directory = scratch();
     let store = Store::open(directory.path()).unwrap();

@@ -12,16 +12,16 @@ use nix::time::{ClockId, clock_settime};
 use crate::fixture::{Guest, PATIENCE, image_id};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How far the guest's clock may be off.
+/// Largest allowed error of the guest's clock.
 const ALLOWED: Duration = Duration::from_millis(100);
 
-/// Says what time it is, for ever.
+/// Prints the time, for ever.
 const TELL: &str = "import time
 while True:
     print(time.time_ns(), flush=True)
     time.sleep(0.05)";
 
-/// The lab's clock; put right when the test ends, however it does.
+/// The lab's clock; set right at the end of the test, even after a failure.
 struct HostClock {
     start: Instant,
     began: Duration,
@@ -32,7 +32,7 @@ impl HostClock {
         Self { start: Instant::now(), began: now() }
     }
 
-    /// Sets it so far from what it would be, and says when.
+    /// Sets it off by this much; returns the time of that.
     fn set(&self, ahead: Duration) -> Instant {
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(self.began + self.start.elapsed() + ahead)).unwrap();
         Instant::now()
@@ -49,10 +49,10 @@ fn now() -> Duration {
     SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }
 
-/// What the guest's clock said, when it reached the host.
+/// A time of the guest's clock, with the moment of its arrival.
 struct Word {
     at: Instant,
-    /// How far it was off, with its time on the way.
+    /// Its error, with its time in transit.
     off: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Write for Compare {
         let at = Instant::now();
         let last = bytes.strip_suffix(b"\n").and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
         if let Some(guest) = last.and_then(|line| std::str::from_utf8(line).ok()).and_then(|line| line.parse().ok()) {
-            // The test may be over.
+            // The test may have ended.
             let _ = self.0.send(Word { at, off: now().abs_diff(Duration::from_nanos(guest)) });
         }
         Ok(bytes.len())
@@ -75,7 +75,7 @@ impl Write for Compare {
     }
 }
 
-/// Waits until the guest's clock is right, by a word that came after `since`.
+/// Waits until the guest's clock is right, by a line from after `since`.
 fn await_right(words: &Receiver<Word>, since: Instant) {
     let start = Instant::now();
     loop {
@@ -105,11 +105,11 @@ fn the_guests_clock_goes_as_the_hosts_whatever_happens_to_it() {
     let forwarding = instance.forward(StreamName::Stdout, Compare(sender)).unwrap();
     await_right(&words, Instant::now());
     await_right(&words, stand_still("sleep 5"));
-    // Nobody else's clock is set.
+    // Only the lab's clock may be set.
     if std::env::var_os("BELLOWS_IN_LAB").is_some() {
         let host = HostClock::take();
         await_right(&words, host.set(DAY));
-        // What a bad crystal makes of a day.
+        // The error of a bad crystal in a day.
         await_right(&words, host.set(DAY + Duration::from_secs(2)));
         await_right(&words, stand_still("date -s @$(($(date +%s) - 86400))"));
         await_right(&words, host.set(Duration::ZERO));

@@ -1,4 +1,4 @@
-//! The `bellows` command: what a person types, and what it says when that was wrong.
+//! The `bellows` command as a user types it, and its errors.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use crate::archives::{import, tar};
 use crate::fixture::artefact;
 
-/// `bellows run` with our kernel and the store that all tests share; options follow, then an [`image`] and a command.
+/// `bellows run` with our kernel and the common store of all tests; options follow, then an [`image`] and a command.
 pub fn bellows_run() -> Command {
     bellows_run_in(&store())
 }
@@ -53,10 +53,10 @@ fn a_commands_output_and_exit_code_come_through() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(7), &b"out\n"[..]), "{text}");
     assert!(text.contains("err\n"), "{text}");
-    assert!(!store().join("profiles").exists(), "a run that fails does not say what to read ahead");
+    assert!(!store().join("profiles").exists(), "a failed run leaves no read set");
 }
 
-/// Kernel, initramfs and store are where the environment says; a run is given nothing but the image and the command.
+/// The environment names kernel, initramfs and store; the run gets only the image and the command.
 #[test]
 fn an_image_and_a_command_are_enough() {
     let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();
@@ -82,7 +82,7 @@ fn the_former_command_line_is_refused_with_the_new_one() {
     assert!(output.status.code() == Some(125) && text.contains("IMAGE [CMD]") && text.contains("--base"), "{text}");
 }
 
-/// A monitor that is killed can't clean up: its VM and its listening sockets go all the same.
+/// A killed monitor cannot clean up: its VM and its listening sockets still go away.
 #[test]
 fn a_killed_monitor_leaves_only_files() {
     let directory = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ fn the_demonstration_reports_what_it_should() {
     }
 }
 
-/// Each wrong input gives an error that names the value, exit code 125, and no process or socket that stays.
+/// Each wrong input gives an error that names the value, exit code 125, and leaves no process or socket behind.
 #[test]
 fn wrong_input_is_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -170,7 +170,7 @@ fn wrong_input_is_named() {
     assert_eq!(sockets(directory.path()), 0, "a socket stays");
 }
 
-/// The demo's image with its manifest changed, so that it is not what the index says.
+/// The demo's image with a changed manifest, whose digest does not match the index.
 fn damaged_layout(directory: &Path) -> PathBuf {
     let (from, to) = (artefact("BELLOWS_IMAGE"), directory.join("damaged"));
     fs::create_dir_all(to.join("blobs/sha256")).unwrap();
@@ -186,7 +186,7 @@ fn damaged_layout(directory: &Path) -> PathBuf {
     to
 }
 
-/// A store with an image whose layer was cut short after the import, and the image's name.
+/// A store with an image whose layer was truncated after the import, and the image's name.
 fn truncated_layer(directory: &Path) -> (String, String) {
     let directory = directory.join("truncated");
     fs::create_dir(&directory).unwrap();

@@ -16,7 +16,7 @@ use crate::fixture::PATIENCE;
 /// Far more than a second, on an emulated CPU as well.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// A guest whose kernel prints more than the pipe holds that is its console.
+/// A guest whose kernel prints more than its console's pipe holds.
 fn command(argv: &[&str]) -> (Command, PipeReader) {
     let (reader, writer) = pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
@@ -53,7 +53,7 @@ fn a_run_whose_console_nobody_reads_goes_as_any_other_and_ends() {
     let (mut run, mut unread) = command(&["sh", "-c", "echo up >&2; exec sleep 3600"]);
     let (progress, stderr) = pipe().unwrap();
     let child = run.stderr(stderr).spawn().unwrap();
-    // It holds the ends that the child has.
+    // It holds the child's ends of the pipes.
     drop(run);
     let mut lines = BufReader::new(progress).lines();
     assert!(lines.any(|line| line.unwrap() == "up"));

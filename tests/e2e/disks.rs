@@ -60,8 +60,8 @@ fn run_with_drives(directory: &Path, drives: usize, limits: &str) -> Output {
     shell.output().unwrap()
 }
 
-/// With as many disks as one vCPU has interrupts for all of them work, and the agent answers; more are refused, and so are
-/// more than the process may open.
+/// As many disks as one vCPU has interrupts for all work, and the agent answers; more disks are refused, and so are more
+/// files than the process may open.
 #[test]
 fn a_vm_with_all_disks_that_can_work_goes_as_any_other() {
     let directory = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use crate::fixture::{Guest, Job, PATIENCE, Running, image_id, partition};
 
 const MIB: u64 = 1 << 20;
 
-/// Keeps that many MiB of each: anonymous memory, a file in the root file system, shared memory. Reads files of the image.
+/// Keeps `mib` MiB of each: anonymous memory, a file in the root file system, shared memory. Reads files of the image.
 fn hold(mib: u32) -> String {
     format!(
         r#"exec python3 -c '
@@ -29,7 +29,7 @@ fn kill(job: Job) {
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "{output}");
 }
 
-/// Unplugs a partition that is not in use and returns what that took.
+/// Unplugs an unused partition and returns the report.
 fn unplug(guest: &Running, number: u16) -> UnplugReport {
     let report = guest.unplug_report(number);
     assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));
@@ -39,7 +39,7 @@ fn unplug(guest: &Running, number: u16) -> UnplugReport {
 /// The same with the extension: it is parked.
 fn park(guest: &Running, number: u16) {
     let report = unplug(guest, number);
-    let driver = report.driver.expect("our kernel's driver says how it stands");
+    let driver = report.driver.expect("our kernel's driver reports its state");
     assert_eq!((driver.state, driver.mode, driver.allocated_pages), (GuestState::Parked, PartitionMode::Extension, 0));
     assert_eq!(report.zeroed_pages, Some(0));
     assert!(driver.last_unplug.total > driver.last_unplug.host, "{driver:?}");
@@ -99,7 +99,7 @@ fn another_size_than_the_parked_one_can_be_plugged() {
     guest.shutdown();
 }
 
-/// The stock way with our kernel, because it was asked for.
+/// The stock mode with our kernel, on request.
 #[test]
 fn our_kernel_works_in_stock_mode() {
     let guest = Guest::ours().mode(PartitionMode::Stock).vcpus(2).partition(256).boot();
@@ -116,7 +116,7 @@ fn our_kernel_works_in_stock_mode() {
     guest.shutdown();
 }
 
-/// The stock way because the kernel has no other, and does not know the parameter.
+/// The stock mode of a kernel that has no other, and does not know the parameter.
 #[test]
 fn debians_kernel_works_in_stock_mode() {
     let guest = Guest::debian().vcpus(2).partition(256).boot();
@@ -132,7 +132,7 @@ fn debians_kernel_works_in_stock_mode() {
     guest.shutdown();
 }
 
-/// Tries the ways out as root in the container, then takes memory, which comes from the partition all the same.
+/// Tries the ways out as root in the container, then takes memory, which must still come from the partition.
 #[test]
 fn a_container_can_not_leave_its_partition() {
     let guest = Guest::ours().vcpus(2).partition(256).boot();
@@ -211,7 +211,7 @@ fn a_greedy_instance_is_killed_and_its_neighbour_is_not() {
     assert_eq!(
         after.anonymous_bytes / MIB,
         before.anonymous_bytes / MIB,
-        "the neighbour keeps what it had, and no more"
+        "the neighbour keeps its memory, and no more"
     );
     park(&guest, 1);
     kill(neighbour);
@@ -219,7 +219,7 @@ fn a_greedy_instance_is_killed_and_its_neighbour_is_not() {
     guest.shutdown();
 }
 
-/// What is left is told with its holder, and goes back once the holder is gone.
+/// The report names the rest and its holder; the rest goes back once the holder is gone.
 #[test]
 fn a_partition_in_use_stays_and_says_by_whom() {
     let guest = Guest::ours().vcpus(2).partition(128).boot();
@@ -239,7 +239,7 @@ fn a_partition_in_use_stays_and_says_by_whom() {
     guest.shutdown();
 }
 
-/// A socket sends a page from where it lies and takes no answer, for as long as TCP can wait.
+/// A socket sends a page in place to a peer that never answers, for as long as TCP can wait.
 #[test]
 fn what_a_socket_has_to_send_does_not_stay_in_the_partition() {
     let guest = Guest::ours().vcpus(2).partition(128).boot();

@@ -1,4 +1,4 @@
-//! What the tests are written in: `Guest::ours().partition(512).boot()`, then instances that run shell lines.
+//! The fixture of the tests: `Guest::ours().partition(512).boot()`, then instances that run shell lines.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use bellows_vmm::{
     PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd,
 };
 
-/// How long anything may take, on an emulated CPU as well.
+/// Time limit of every step, even on an emulated CPU.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An artefact's path, from the environment that the test command sets.
@@ -33,7 +33,7 @@ pub fn demo() -> ImageConfig {
     IMAGE.get_or_init(import).clone()
 }
 
-/// The store that the demo's image is in.
+/// The store with the demo's image.
 pub fn demo_store() -> Store {
     Store::open(artefact("BELLOWS_IMAGE").with_file_name("e2e-store")).unwrap()
 }
@@ -43,7 +43,7 @@ pub fn config_of(store: &Store, image: &Image) -> ImageConfig {
     ImageConfig::flat(image_id(), &store.flat(image).unwrap()).fixup(store.stack(image).unwrap().fixup.as_ref())
 }
 
-/// A VM to be.
+/// A VM to boot.
 pub struct Guest {
     builder: VmBuilder,
     image: ImageConfig,
@@ -71,14 +71,14 @@ impl Guest {
         Self::new("BELLOWS_DEBIAN_KERNEL", "BELLOWS_DEBIAN_INITRAMFS")
     }
 
-    /// With an older cloud kernel of Debian's, which can't mount flat images.
+    /// With an older cloud kernel of Debian's, which cannot mount flat images.
     pub fn old() -> Self {
         Self::new("BELLOWS_OLD_KERNEL", "BELLOWS_OLD_INITRAMFS")
     }
 
     fn new(kernel: &str, initramfs: &str) -> Self {
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
-        // Zeroing what is freed or given away says nothing here and costs an emulated CPU most of the time.
+        // Zeroing of freed or allocated pages is irrelevant here and costs an emulated CPU most of the time.
         let builder = builder.kernel_parameter("init_on_alloc=0");
         Self { builder, image: demo(), console: PathBuf::new() }
     }
@@ -88,7 +88,7 @@ impl Guest {
         self
     }
 
-    /// Adds a partition with a window of that many MiB.
+    /// Adds a partition with a window of `mib` MiB.
     pub fn partition(mut self, mib: u64) -> Self {
         self.builder = self.builder.partition(ByteSize::mib(mib));
         self
@@ -116,7 +116,7 @@ impl Guest {
         self
     }
 
-    /// Keeps account of the pages of images that the guest reads.
+    /// Records the pages of images that the guest reads.
     pub fn record_reads(mut self) -> Self {
         self.builder = self.builder.record_reads();
         self
@@ -158,10 +158,10 @@ impl Running {
     pub fn unplug(&self, number: u16) -> u64 {
         let report = self.unplug_report(number);
         assert_eq!(report.left, ByteSize::bytes(0));
-        report.migrated_pages.expect("the guest counts what it migrates")
+        report.migrated_pages.expect("the guest counts migrated pages")
     }
 
-    /// Unplugs it, waits for the discard and returns what the unplug took.
+    /// Unplugs it, waits for the discard and returns the unplug's report.
     pub fn unplug_report(&self, number: u16) -> UnplugReport {
         let report = self.vm.unplug(partition(number), PATIENCE);
         let report = report.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
@@ -178,7 +178,7 @@ impl Running {
         })
     }
 
-    /// Starts what is not a mere shell line.
+    /// Starts an instance of any specification.
     pub fn start_spec(&self, spec: &InstanceSpec) -> Job {
         let instance = self.vm.start_instance(spec);
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
@@ -188,7 +188,7 @@ impl Running {
         Job { instance: Arc::new(instance), output, forwarding, console: self.console.clone() }
     }
 
-    /// Runs a shell line in base memory to its end and returns what it printed.
+    /// Runs a shell line in base memory to its end and returns its output.
     pub fn shell(&self, id: &str, line: &str) -> String {
         self.end_well(line, self.start(id, line, None))
     }
@@ -225,7 +225,7 @@ fn text_of(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// A running instance and what it has printed so far.
+/// A running instance and its output so far.
 pub struct Job {
     pub instance: Arc<Instance>,
     output: Transcript,
@@ -246,7 +246,7 @@ impl Job {
         sent.unwrap_or_else(|error| panic!("{error:?}\n{}", text_of(&self.console)));
     }
 
-    /// Waits until it has printed `text`, or has ended; says whether it lives.
+    /// Waits until it has printed `text`, or has ended; returns whether it still runs.
     pub fn says_or_ends(&self, text: &str) -> bool {
         let (instance, output) = (self.instance.clone(), self.output.clone());
         std::thread::spawn(move || {
@@ -260,7 +260,7 @@ impl Job {
         !ended
     }
 
-    /// Whether it prints no more, because it has ended. Does not ask the agent.
+    /// Whether its output has ended. Does not ask the agent.
     pub fn is_silent(&self) -> bool {
         self.forwarding.iter().all(Forwarding::is_finished)
     }
@@ -278,7 +278,7 @@ impl Job {
     }
 }
 
-/// What an instance has printed so far, on either stream; threads wait for more.
+/// The output of an instance so far, on either stream; threads wait for more.
 #[derive(Clone, Default)]
 struct Transcript(Arc<(Mutex<Printed>, Condvar)>);
 

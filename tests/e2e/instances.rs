@@ -1,10 +1,10 @@
-//! What an instance does to the guest and to its neighbours.
+//! The effects of an instance on the guest and on its neighbours.
 
 use bellows_vmm::InstanceSpec;
 
 use crate::fixture::{Guest, image_id};
 
-/// Starts threads for ever, and says so once no more can be had. (Threads, for they take the least memory.)
+/// Starts threads for ever, and prints a line once the kernel refuses more. (Threads take less memory than processes.)
 const BOMB: &str = r#"
 import threading, time
 threading.stack_size(64 << 10)

@@ -9,7 +9,7 @@ use crate::archives::{above_small, import, scratch, small_archives, tar};
 use crate::files::WAYS;
 use crate::fixture::{Guest, PATIENCE, Running, demo, demo_store};
 
-/// An image of more layers than overlayfs can name, each of which changes what the one below has, is one disk and one mount.
+/// An image of more layers than overlayfs can name, each of which changes a file of the one below, is one disk and one mount.
 #[test]
 fn an_image_of_120_layers_is_mounted_once() {
     let directory = scratch();
@@ -35,7 +35,7 @@ fn an_image_of_120_layers_is_mounted_once() {
     }
 }
 
-/// Debian's kernel has what it takes as modules.
+/// Debian's kernel has the drivers as modules.
 #[test]
 fn debians_kernel_uses_the_hosts_page_cache_in_place() {
     let guest = Guest::debian().image(demo().transport(Transport::Pmem)).boot();
@@ -43,7 +43,7 @@ fn debians_kernel_uses_the_hosts_page_cache_in_place() {
     guest.shutdown();
 }
 
-/// What an instance reads is in the host's page cache; over virtio-blk it is in the guest's as well.
+/// Pages that an instance reads are in the host's page cache; over virtio-blk they are in the guest's as well.
 #[test]
 fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
     let directory = scratch();
@@ -54,7 +54,7 @@ fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
     for (transport, shape) in WAYS {
         let guest = Guest::ours().image(imported.config().shape(shape).transport(transport)).boot();
         let cached = "grep ^Cached: /proc/meminfo";
-        // The shell, grep and cat themselves are there before the first look.
+        // The shell, grep and cat themselves are in memory before the first look.
         let line = format!("cat /dev/null; {cached}; {cached}; cat /large >/dev/null; {cached}");
         let seen = guest.shell("read", &line);
         let count = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
@@ -73,7 +73,7 @@ fn a_guest_with_pmem_keeps_no_page_cache_of_its_own() {
     }
 }
 
-/// Images come and go while the VM runs, and have their common layers' disks in common.
+/// Images come and go while the VM runs, and share the disks of their common layers.
 #[test]
 fn images_come_and_go() {
     let directory = scratch();
@@ -101,7 +101,7 @@ fn images_come_and_go() {
     }
 }
 
-/// An image whose layers are there over another transport gets disks of its own, and leaves the others alone.
+/// An image whose layers are on the bus over another transport gets disks of its own, and leaves the others alone.
 fn both_ways(guest: &Running, image: &ImageConfig) {
     let before = guest.vm.disks();
     let attached = guest.vm.attach_image(image, PATIENCE).unwrap();
@@ -115,7 +115,7 @@ fn both_ways(guest: &Running, image: &ImageConfig) {
     assert_eq!(guest.vm.disks(), before);
 }
 
-/// Code in a container gets at no file of an image that the guest has as memory: what it writes is its own.
+/// Code in a container cannot change a file of an image that the guest has as memory: it only writes its own copy.
 #[test]
 fn a_container_can_not_change_an_image_in_memory() {
     let guest = Guest::ours().image(demo().transport(Transport::Pmem)).boot();
@@ -132,7 +132,7 @@ fn a_container_can_not_change_an_image_in_memory() {
     }
 }
 
-/// A layer that is cut short under a running VM gives I/O errors, and the VM goes on.
+/// A layer that is truncated under a running VM gives I/O errors, and the VM goes on.
 #[test]
 fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
     let directory = scratch();
@@ -152,7 +152,7 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
     }
 }
 
-/// A layer that is cut short under a guest that has it as memory ends that VM, by name, and no other.
+/// A layer that is truncated under a guest that has it as memory ends that VM only, with an error that names the layer.
 #[test]
 fn a_mapped_layer_that_is_cut_short_ends_its_vm() {
     let directory = scratch();

@@ -1,6 +1,6 @@
-//! End-to-end tests: each boots real microVMs. They run where KVM is, on this machine or in the lab.
+//! End-to-end tests: each boots real microVMs. They run on a host with KVM: this machine or the lab.
 
-// What goes wrong in a fixture is to fail the test.
+// An error in a fixture must fail the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod archives;

@@ -1,4 +1,4 @@
-//! Memory that comes and goes.
+//! Memory that is plugged and unplugged.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bellows_vmm::{ByteSize, PartitionMode};
 
 use crate::fixture::{Guest, PATIENCE, partition};
 
-/// Keeps MiB of memory that must not be merged away, says so, and sleeps.
+/// Keeps `mib` MiB of memory, with content that cannot be merged, prints a line, and sleeps.
 fn hold(mib: u32) -> String {
     format!(
         "exec python3 -c 'import time; b = bytearray(b\"x\") * ({mib} << 20); print(\"holds\", flush=True); time.sleep(3600)'"
@@ -72,14 +72,14 @@ fn plugs_and_unplugs_100_times_with_data_intact() {
     guest.shutdown();
 }
 
-/// Whatever the guest's driver is about when the limit of a plug passes and its size is taken back, the next plug works.
+/// A plug works even after an earlier one timed out and its target was taken back, whatever the guest's driver was doing.
 #[test]
 fn plugs_that_are_taken_back_cost_no_partition() {
     for mode in [PartitionMode::Extension, PartitionMode::Stock] {
         let guest = Guest::ours().mode(mode).vcpus(2).partition(256).boot();
         let mut taken_back = 0;
         for round in 0..60 {
-            // From none at all to about what the guest needs.
+            // From no time at all to about the time that the guest needs.
             let limit = Duration::from_millis(round % 30);
             taken_back += u32::from(guest.vm.plug(partition(1), ByteSize::mib(256), limit).is_err());
             guest.vm.unplug(partition(1), PATIENCE).unwrap();

@@ -7,7 +7,7 @@ use bellows_vmm::{AgentError, ByteSize, InstanceError, Lifecycle, LifecycleError
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, partition};
 
-/// Uses a disk, sockets and timers at once; prints a digest of all that it has read.
+/// Uses a disk, sockets and timers at once; prints a digest of all data that it has read.
 const WORK: &str = include_str!("pause.py");
 
 /// Starts [`WORK`].
@@ -15,8 +15,8 @@ fn start_work(guest: &Running, id: &str) -> Job {
     guest.start(id, &format!("exec python3 -c '{WORK}'"), Some(1))
 }
 
-/// Runs [`WORK`] while the VM is paused and resumed all the time, with an answer of the agent between two pauses. Returns what it
-/// printed, and the number of pauses.
+/// Runs [`WORK`] while the VM is paused and resumed all the time, with an answer of the agent between two pauses. Returns its
+/// output and the number of pauses.
 pub fn work_under_pauses(guest: &Running, id: &str) -> (String, usize) {
     let work = start_work(guest, id);
     let mut pauses = 0;
@@ -73,7 +73,7 @@ fn a_paused_vm_answers_with_a_conflict_and_goes_on() {
 fn the_guests_clock_is_right_after_a_pause() {
     let guest = Guest::ours().boot();
     guest.vm.pause().unwrap();
-    // What the test is about: time that passes meanwhile.
+    // The passing of time is the point of the test.
     thread::sleep(Duration::from_secs(2));
     guest.vm.resume().unwrap();
     let before = now();

@@ -1,4 +1,4 @@
-//! What a program finds and how it ends, as with `docker run`.
+//! The environment of a program and its end, as with `docker run`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -68,7 +68,7 @@ fn a_program_finds_what_it_takes_for_granted() {
         assert!(output.lines().any(|found| found == line), "{line}: {output}");
     }
 
-    // This ping wants a raw socket.
+    // This ping needs a raw socket.
     let (status, output) = run(&guest, "named", "", "", "ping -c1 -W2 localhost && ping -c1 -W2 named");
     assert_eq!(status.code, 0, "{output}");
 
@@ -108,7 +108,7 @@ fn a_program_finds_what_it_takes_for_granted() {
     guest.shutdown();
 }
 
-/// A `bellows run` whose program has said that it is ready.
+/// A `bellows run` whose program has printed that it is ready.
 struct Run {
     monitor: Child,
     stdout: BufReader<std::process::ChildStdout>,
@@ -131,7 +131,7 @@ impl Run {
         kill(Pid::from_raw(self.monitor.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Its exit code, the rest of its output, and what it says itself.
+    /// Its exit code, the rest of its output, and its own messages.
     fn finish(mut self) -> (Option<i32>, String, String) {
         let (mut output, mut words) = (String::new(), String::new());
         self.stdout.read_to_string(&mut output).unwrap();
@@ -142,7 +142,7 @@ impl Run {
 
 #[test]
 fn signals_reach_the_program() {
-    // The shell waits for what it has started before it does what the trap says: so that is short.
+    // The shell runs a trap only after its current command, so that is short.
     let script = |name: &str| format!("trap 'echo got {name}; exit 7' {name}; echo ready; while :; do sleep 0.1; done");
     for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGHUP, "HUP")] {
         let run = Run::start(&[], &script(name));
@@ -151,7 +151,7 @@ fn signals_reach_the_program() {
     }
 }
 
-/// The first process of a container has no handlers but those that it makes.
+/// The first process of a container has only the handlers that it installs.
 #[test]
 fn a_program_that_does_not_listen_is_killed() {
     let run = Run::start(&["--stop-timeout=1"], "echo ready; while :; do sleep 0.1; done");

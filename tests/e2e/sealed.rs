@@ -1,4 +1,4 @@
-//! A layer store on a file system with fs-verity. It needs no guest, but a kernel that has it, as the lab's does.
+//! A layer store on a file system with fs-verity. It needs no guest, only a kernel with fs-verity, such as the lab's.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -10,7 +10,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::testing::{Compression, LayoutBuilder};
 use bellows_block::{ImportOptions, LayerDisk, Store};
 
-/// What the kernel says where ext4 can have it.
+/// The kernel's file for ext4's support.
 const SUPPORTED: &str = "/sys/fs/ext4/features/verity";
 
 /// A file system in a file, mounted for as long as this lives.
@@ -59,7 +59,7 @@ fn layers_are_sealed_where_the_file_system_can() {
     let details = store.inspect(&digest).unwrap();
     assert!(details.verity.is_some());
     let path = details.layer.path.clone();
-    // Also not by who may write to everything.
+    // Not even by root.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(File::options().write(true).open(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     store.verify(&digest).unwrap();
@@ -80,7 +80,7 @@ fn layers_are_sealed_where_the_file_system_can() {
     assert_eq!(File::open(&path).unwrap().read_to_end(&mut Vec::new()).unwrap_err().raw_os_error(), Some(libc::EIO));
 }
 
-/// An archive with a file, and what is in that and nowhere else.
+/// An archive with a file, and a text that only this file has.
 fn archive() -> (Vec<u8>, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let marker = b"bytes that are on the disk once and only once".repeat(20);

@@ -1,4 +1,4 @@
-//! What goes into a program and comes out of it, terminals, and more than one process in an instance.
+//! Input and output of programs, terminals, and several processes in an instance.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 const INPUT: Stdio = Stdio::Pipes { stdin: true };
 const TERMINAL: Stdio = Stdio::Terminal(TerminalSize { columns: 91, rows: 17 });
 
-/// Bytes that look like noise and are the same each time.
+/// Bytes that look random and are the same each time.
 struct Noise {
     state: u64,
     left: u64,
@@ -70,7 +70,7 @@ fn text_until(stream: &Stream, end: &str) -> String {
     text
 }
 
-/// Bytes of this process, the monitor, that are in memory, without what it shares.
+/// Resident private bytes of this process, the monitor.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -84,7 +84,7 @@ fn what_goes_in_comes_out_and_who_is_slow_is_waited_for() {
     let cat = start(&guest, "cat", shell("cat; echo END >&2", INPUT));
     let fed = cat.init().connect(StreamName::Stdin).unwrap().feed(Noise::new(bytes)).unwrap();
     let mut stdout = cat.init().connect(StreamName::Stdout).unwrap();
-    // Nobody reads yet: what is on its way is bounded, and neither side holds more.
+    // Nothing is read yet: the bytes in transit are bounded, and neither side holds more.
     let before = resident();
     let until = Instant::now() + Duration::from_secs(3);
     while Instant::now() < until {
@@ -118,7 +118,7 @@ fn what_goes_in_comes_out_and_who_is_slow_is_waited_for() {
     println!("256 MiB from a program in {:?}", begin.elapsed());
     source.remove(PATIENCE).unwrap();
 
-    // One that is cut off is told from one that ends.
+    // A stream that breaks off differs from one that ends.
     let endless = start(&guest, "endless", shell("exec yes", Stdio::Pipes { stdin: false }));
     let forwarded = endless.forward(StreamName::Stdout, io::sink()).unwrap();
     guest.vm.stop();
@@ -159,7 +159,7 @@ fn terminals_and_more_processes() {
     (&terminal).write_all(b"x\n").unwrap();
     assert_eq!(typed.wait().unwrap().code, 4);
 
-    // Its memory is the partition's, and vsock is not to be had.
+    // Its memory is the partition's, and it has no access to vsock.
     let program = "import socket, time\n\
                    for make in (lambda: socket.socket(socket.AF_VSOCK), lambda: socket.socketpair(socket.AF_VSOCK)):\n\
                    \x20   try: make(); print('open')\n\
@@ -175,7 +175,7 @@ fn terminals_and_more_processes() {
     large.signal(15).unwrap();
     assert_eq!(large.wait().unwrap().code, 128 + 15);
 
-    // What it leaves behind does not hold its output, and ends with the instance.
+    // A child that it leaves behind does not hold its output open, and ends with the instance.
     let parent = exec(&instance, "parent", &shell("sleep 1000 & echo done", Stdio::Pipes { stdin: false }));
     assert_eq!(text(&parent, StreamName::Stdout), "done\n");
     instance.signal(9).unwrap();

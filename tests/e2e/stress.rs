@@ -1,4 +1,4 @@
-//! What takes too long for every run: `cargo xtask stress`.
+//! Tests that take too long for every run: `cargo xtask stress`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::pause::work_under_pauses;
 const PARTITIONS: u16 = 4;
 const WINDOW: u64 = 128;
 
-/// How long chance rules.
+/// Duration of the random test.
 fn minutes() -> Duration {
     let minutes = std::env::var("BELLOWS_STRESS_MINUTES").map_or(5, |text| text.parse().expect("whole minutes"));
     Duration::from_secs(60 * minutes)
 }
 
-/// Fills memory with a pattern and compares it again and again; says so when it is not what it was.
+/// Fills memory with a pattern and compares it again and again; prints a line when it has changed.
 fn keeper(mib: u64) -> String {
     format!(
         "exec python3 -c 'w = bytes(range(256)) * ({mib} << 12)\nb = bytearray(w)\nprint(\"filled\", flush=True)\n\
@@ -38,7 +38,7 @@ impl Chance {
     }
 }
 
-/// What a partition is used for.
+/// The use of a partition.
 enum Use {
     Unplugged,
     Plugged,
@@ -148,7 +148,7 @@ fn a_thousand_plugs_leave_no_descriptor_and_no_memory_behind() {
         guest.plug(1, WINDOW);
         assert_eq!(guest.unplug(1), 0);
     };
-    // What is allocated once is there after some.
+    // One-time allocations are done after some rounds.
     (0..50).for_each(|_| cycle());
     let before = (descriptors(), anonymous_kib(), guest_kernel_kib(&guest, "before"));
     for hundred in 1..=10 {
@@ -181,7 +181,7 @@ fn anonymous_kib() -> u64 {
     sum
 }
 
-/// What the guest's kernel has allocated for itself.
+/// Memory that the guest's kernel has allocated for itself.
 fn guest_kernel_kib(guest: &Running, id: &str) -> u64 {
     let info = guest.shell(id, "cat /proc/meminfo");
     let kib = |name: &str| -> u64 {

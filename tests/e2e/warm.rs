@@ -1,4 +1,4 @@
-//! Warm starts: what a first run read is in the host's page cache before the next one asks for it.
+//! Warm starts: pages that a first run read are in the host's page cache before the next run needs them.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ fn cached(image: &ImageConfig) -> ReadSet {
     cached
 }
 
-/// Bytes that the guest had to wait for: what the threads that serve it, or run it, had read from a disk.
+/// Bytes that the guest waited for: disk reads of the threads that serve it or run it.
 fn waited_for() -> u64 {
     let threads = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
     let serves = |name: &str| ["blk", "vcpu"].iter().any(|prefix| name.starts_with(prefix));
@@ -65,7 +65,7 @@ fn a_second_start_finds_what_the_first_one_read() {
         let image = image.profile(profile.clone());
         let guest = Guest::ours().image(image.clone()).boot_unmounted();
         assert_eq!(guest.vm.images()[0].prefetched, read);
-        // The kernel has booted meanwhile, and looked at its disks at most.
+        // So far the kernel has only booted, and at most probed its disks.
         let arrived = cached(&image);
         guest.mount();
         let warm = work(&guest);
@@ -76,7 +76,7 @@ fn a_second_start_finds_what_the_first_one_read() {
     }
 }
 
-/// The first run keeps a read set, and the second uses it.
+/// The first run saves a read set, and the second uses it.
 #[test]
 fn the_command_records_once_and_reads_ahead_then() {
     let directory = tempfile::tempdir_in(artefact("BELLOWS_IMAGE").parent().unwrap()).unwrap();

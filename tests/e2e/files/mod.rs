@@ -1,4 +1,4 @@
-//! What the guest sees of an image, file by file.
+//! An image as the guest sees it, file by file.
 
 mod own_tools;
 
@@ -15,14 +15,14 @@ use bellows_vmm::{ImageConfig, Shape, Transport};
 use crate::archives::{XATTRS, import, layout_archives, scratch, tar, unpack};
 use crate::fixture::{Guest, PATIENCE, Running, artefact};
 
-/// Every file of an image that comes as most do, and those that the layers change of an image that comes in any other way.
+/// All files of an image that comes in the usual way, and the files that the layers change in every other way.
 #[test]
 fn the_guest_sees_the_files_that_unpacking_gives() {
     compare_every_way(&[DEFAULT_WAY]);
 }
 
-/// Fourteen layers: a file is in the guest what it is where the same archives are unpacked, whichever way they come. In the ways that
-/// are `thorough` all files are compared, in others those below `/t`.
+/// Fourteen layers: the guest sees each file as unpacking the same archives gives it, in every way. In the `thorough` ways all
+/// files are compared, in others those below `/t`.
 pub fn compare_every_way(thorough: &[(Transport, Shape)]) {
     let directory = scratch();
     let demo_archives = layout_archives(&artefact("BELLOWS_IMAGE"), directory.path());
@@ -47,7 +47,7 @@ pub fn compare_every_way(thorough: &[(Transport, Shape)]) {
         alpine_like.compare(&guest, transport, shape);
         guest.shutdown();
     }
-    // Where the guest's kernel is too old for a flat image, it comes as layers, unless a flat one was asked for.
+    // If the guest's kernel is too old for a flat image, it comes as layers, unless a flat one was requested.
     let guest = Guest::old().image(imported.config()).boot();
     assert!(guest.kernel.starts_with("6.1."), "{}", guest.kernel);
     let images = guest.vm.images();
@@ -68,11 +68,10 @@ pub const WAYS: [(Transport, Shape); 4] = [
     (Transport::Pmem, Shape::Flat),
 ];
 
-/// The way of most images: a transport that needs no memory of the guest for its pages, and the shape that is chosen where the kernel
-/// can have it.
+/// The usual way: the transport that needs no guest memory for its pages, and the shape that is the default.
 const DEFAULT_WAY: (Transport, Shape) = (Transport::Blk, Shape::Flat);
 
-/// Compares what an instance sees below `top` with what is `expected`.
+/// Compares the files that an instance sees below `top` with the `expected` ones.
 fn compare(guest: &Running, top: &str, expected: &BTreeMap<Vec<u8>, String>, case: &str) {
     let seen = guest.shell("walk", &format!("exec python3 -c '{}' {top}", include_str!("walk.py")));
     let seen: BTreeMap<Vec<u8>, &str> =
@@ -92,14 +91,14 @@ fn compare(guest: &Running, top: &str, expected: &BTreeMap<Vec<u8>, String>, cas
     assert!(wrong.is_empty(), "{case}: {} differ, for example\n{examples}", wrong.len());
 }
 
-/// The root itself, whose time no layer sets, where the guest mounts what every container has, and the files that it is given.
+/// The root itself, whose time no layer sets, the mount points of every container, and the files that the agent adds.
 pub fn is_the_containers(name: &[u8]) -> bool {
     let is_below = |mount: &[u8]| name.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
     let given = [&b"etc"[..], b"etc/hosts", b"etc/hostname", b"etc/resolv.conf", b"etc/mtab"];
     name.is_empty() || [&b"dev"[..], b"proc", b"sys"].into_iter().any(is_below) || given.contains(&name)
 }
 
-/// What `walk.py` prints of a file.
+/// A line of `walk.py` about a file.
 pub fn line(name: &[u8], node: &Node) -> String {
     let xattr = |(key, value): (&Vec<u8>, &Vec<u8>)| format!("{}={}", hex::encode(key), hex::encode(value));
     let xattrs = node.xattrs.iter().map(xattr).collect::<Vec<_>>().join(",");
@@ -121,14 +120,14 @@ pub fn line(name: &[u8], node: &Node) -> String {
     )
 }
 
-/// What each layer above the demo's three changes: made by a shell in an empty directory, packed by GNU tar.
+/// The changes of each layer above the demo's three: made by a shell in an empty directory, packed by GNU tar.
 const CHANGES: [&str; 9] = [
     include_str!("one_of_everything.sh"),
     // Whiteouts of a file, of a directory, and of all that was in a directory that gets something new.
     "mkdir -p t/opaque t/many; : > t/many/.wh.file-with-a-rather-long-name-7; : > t/.wh.gone; : > t/opaque/.wh..wh..opq; echo new > t/opaque/new",
     // Files become directories and the reverse.
     "mkdir -p t/to-directory; echo below > t/to-directory/below; echo file > t/to-file",
-    // What was removed comes back as something else; attributes change alone.
+    // Removed files come back with another type; attributes change alone.
     "mkdir -p t/gone t/many; echo again > t/gone/other; ln -s target t/many/file-with-a-rather-long-name-7; mkdir -p t/a; chmod 711 t/a; chown 5:6 t/a",
     // The files that Debian brought.
     "mkdir -p usr/share etc; : > usr/share/.wh.doc; : > etc/.wh.issue; mkdir -p usr/share/common-licenses; : > usr/share/common-licenses/.wh..wh..opq",

@@ -1,4 +1,4 @@
-//! Images without Python: what they see of themselves, with their own tools, is what unpacking gives.
+//! Images without Python: their own tools see the files that unpacking gives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ find / -xdev ! -type d -exec stat -c '%f %u %g %Y %h %t:%T %n' {} +
 find / -xdev -type f -exec sha256sum {} +
 find / -xdev -type l -exec stat -c %N {} +";
 
-/// Prints lines as [`line`] does, but for extended attributes.
+/// Prints lines as [`line`] does, without extended attributes.
 const SCRIPT: &str = include_str!("walk.js");
 
 /// An image, and the tree that unpacking its layers gives.
@@ -27,7 +27,7 @@ pub struct Bare {
     id: &'static str,
     tree: BTreeMap<Vec<u8>, Node>,
     walk: &'static [&'static str],
-    /// What the walk prints of a file.
+    /// A line of the walk about a file.
     lines: fn(&[u8], &Node) -> Vec<String>,
 }
 
@@ -78,7 +78,7 @@ impl Bare {
             "{case}: of {} lines are missing {missing:#?}",
             expected.len()
         );
-        // And nothing else is there, but what the container brings.
+        // And only the container's own files are there beside them.
         let known = |line: &&&str| expected.contains(**line) || theirs.contains(**line) || is_of_the_container(line);
         let more: Vec<_> = seen.iter().filter(|line| !known(line)).take(20).collect();
         assert!(more.is_empty(), "{case}: unknown {more:#?}");
