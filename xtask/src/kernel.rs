@@ -12,8 +12,9 @@ use crate::{run, workspace};
 const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// Lines that a build prints, for the progress bar.
 const BUILD_LINES: u64 = 1990;
+const SYMBOLS: &str = "System.map";
 /// Changes when the way of building does.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The folder with the kernel's configuration, patches and tests.
 pub fn directory() -> PathBuf {
@@ -75,6 +76,11 @@ pub fn guest(cache: &Cache) -> Result<PathBuf> {
     GUEST.make(cache)
 }
 
+/// The symbols of the `kernel` that [`guest`] built: `System.map`.
+pub fn symbols(kernel: &Path) -> PathBuf {
+    kernel.with_file_name(SYMBOLS)
+}
+
 /// The same with the kernel's own checks, as a `bzImage`.
 pub fn debug(cache: &Cache) -> Result<PathBuf> {
     DEBUG.make(cache)
@@ -134,7 +140,9 @@ impl Kernel {
             "vmlinux" => run::quiet(step, Command::new("strip").arg("-o").arg(&kept).arg(&image))?,
             _ => fs::copy(&image, &kept).map(drop).map_err(Error::at(&image))?,
         }
-        fs::copy(out.join(".config"), place.join("config")).map_err(Error::at(place))?;
+        for (built, kept) in [(".config", "config"), (SYMBOLS, SYMBOLS)] {
+            fs::copy(out.join(built), place.join(kept)).map_err(Error::at(place))?;
+        }
         for directory in [source, out] {
             fs::remove_dir_all(&directory).map_err(Error::at(&directory))?;
         }
