@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cpio::Writer;
-use super::machine::{Clock, Hardware};
+use super::machine::{Clock, Hardware, Samples};
 use super::modules::ModuleTree;
 use super::{COUNTED, DISK, Error, Lab, program};
 
@@ -27,6 +27,8 @@ pub struct Parts {
     pub modules: PathBuf,
     /// The program `bellows-lab-init` of this crate.
     pub init: PathBuf,
+    /// What QEMU loads: `libbellows_lab_plugin.so`.
+    pub plugin: PathBuf,
 }
 
 /// A lab to boot.
@@ -34,6 +36,7 @@ pub struct Parts {
 pub struct LabBuilder {
     parts: Parts,
     clock: Clock,
+    samples: Option<Samples>,
     memory_mib: u64,
     scratch: PathBuf,
     files: Vec<(PathBuf, PathBuf)>,
@@ -47,6 +50,7 @@ impl LabBuilder {
         Self {
             parts,
             clock: Clock::default(),
+            samples: None,
             memory_mib: 8192,
             scratch: std::env::temp_dir(),
             files: Vec::new(),
@@ -59,6 +63,12 @@ impl LabBuilder {
     /// How time passes; as it does outside by default.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// Samples where the processor is.
+    pub fn samples(mut self, samples: Samples) -> Self {
+        self.samples = Some(samples);
         self
     }
 
@@ -112,6 +122,8 @@ impl LabBuilder {
         };
         let hardware = Hardware {
             clock: self.clock,
+            plugin: self.parts.plugin.clone(),
+            samples: self.samples.clone(),
             kernel: self.parts.kernel.clone(),
             initramfs: self.write_initramfs(&scratch.path().join("initramfs.cpio"))?,
             disk,

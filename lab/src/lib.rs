@@ -6,7 +6,7 @@
 //! ```no_run
 //! use bellows_lab::{Job, Lab, Parts};
 //! # fn main() -> Result<(), bellows_lab::Error> {
-//! let parts = Parts { kernel: "vmlinuz".into(), modules: "lib/modules/6.12".into(), init: "bellows-lab-init".into() };
+//! let parts = Parts { kernel: "vmlinuz".into(), modules: "lib/modules/6.12".into(), init: "bellows-lab-init".into(), plugin: "libbellows_lab_plugin.so".into() };
 //! let lab = Lab::builder(parts).memory_mib(4096).boot()?;
 //! let output = lab.start(&Job::shell("ls -l /dev/kvm"))?.output()?;
 //! assert_eq!(output.code, 0);
@@ -23,6 +23,7 @@ mod machine;
 pub mod modules;
 pub mod mount;
 pub mod program;
+pub mod sample;
 pub mod wire;
 
 use std::collections::HashMap;
@@ -42,7 +43,7 @@ pub use self::artefact::artefact;
 pub use self::builder::{LabBuilder, Parts};
 pub use self::host::Host;
 pub use self::job::{Event, Output, Running, Stdin};
-pub use self::machine::Clock;
+pub use self::machine::{Clock, Samples};
 pub use self::wire::Job;
 
 /// Where the lab's disk is mounted in the lab.

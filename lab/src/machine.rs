@@ -52,10 +52,21 @@ impl Clock {
     }
 }
 
+/// Where samples of the processor go.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    /// The file that gets a [`Sample`](super::sample::Sample) after each period, from the first instruction of the lab.
+    pub path: PathBuf,
+    /// Length of a period, in instructions.
+    pub period: u64,
+}
+
 /// The parts of the emulated host.
 #[derive(Debug)]
 pub(super) struct Hardware {
     pub clock: Clock,
+    pub plugin: PathBuf,
+    pub samples: Option<Samples>,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub disk: Option<PathBuf>,
@@ -152,6 +163,7 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
         .arg("-initrd")
         .arg(&hardware.initramfs)
         .args(["-append", &hardware.command_line]);
+    command.arg("-plugin").arg(plugin(&hardware.plugin, hardware.samples.as_ref()));
     if let Some(disk) = &hardware.disk {
         command
             .args(["-object", "iothread,id=disk"])
@@ -172,6 +184,15 @@ fn qemu(hardware: &Hardware, port: RawFd) -> Result<Command, Error> {
         });
     }
     Ok(command)
+}
+
+/// QEMU's option for our plugin. A comma in a name is written twice.
+fn plugin(plugin: &Path, samples: Option<&Samples>) -> String {
+    let name = |path: &Path| path.display().to_string().replace(',', ",,");
+    match samples {
+        Some(samples) => format!("{},samples={},period={}", name(plugin), name(&samples.path), samples.period),
+        None => name(plugin),
+    }
 }
 
 /// Keeps this process on one of its processors, chosen by `turn`.

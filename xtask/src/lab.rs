@@ -15,41 +15,36 @@ use crate::{packages, workspace};
 /// Options of the lab.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Memory of the emulated host, in MiB.
-    #[arg(long, default_value_t = 8192)]
-    pub memory_mib: u64,
+    #[command(flatten)]
+    furniture: Furniture,
     /// Count time instead of letting it pass as outside; see docs/lab.md.
     #[arg(long)]
-    pub counted: bool,
-    /// A program of this machine to have in the lab, with its libraries: PATH or PATH:PATH_IN_LAB.
-    #[arg(long = "program", value_name = "PATH")]
-    pub programs: Vec<String>,
-    /// A file or directory of this machine to have on the lab's disk, below /work: PATH or PATH:NAME.
-    #[arg(long = "file", value_name = "PATH")]
-    pub files: Vec<String>,
+    counted: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
-    pub command: Vec<String>,
+    command: Vec<String>,
+}
+
+/// What the command line puts in the lab.
+#[derive(Debug, clap::Args)]
+pub struct Furniture {
+    /// Memory of the emulated host, in MiB.
+    #[arg(long, default_value_t = 8192)]
+    memory_mib: u64,
+    /// A program of this machine to have in the lab, with its libraries: PATH or PATH:PATH_IN_LAB.
+    #[arg(long = "program", value_name = "PATH")]
+    programs: Vec<String>,
+    /// A file or directory of this machine to have on the lab's disk, below /work: PATH or PATH:NAME.
+    #[arg(long = "file", value_name = "PATH")]
+    files: Vec<String>,
 }
 
 /// Boots a lab, runs one command in it and returns its exit code.
 pub fn run(options: &Options, install: bool) -> Result<i32> {
     packages::ensure(&[packages::LAB], install)?;
-    let mut builder = builder(&Cache::open()?)?.memory_mib(options.memory_mib);
+    let mut builder = options.furniture.add_to(builder(&Cache::open()?)?)?;
     if options.counted {
         builder = builder.clock(Clock::Counted);
-    }
-    for program in &options.programs {
-        let (source, target) = program.split_once(':').unwrap_or((program, program));
-        builder = builder.program(absolute(source)?, target.to_owned());
-    }
-    for file in &options.files {
-        let source = absolute(file.split_once(':').map_or(file.as_str(), |(source, _)| source))?;
-        let name = match file.split_once(':') {
-            Some((_, name)) => name.to_owned(),
-            None => source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        };
-        builder = builder.on_disk(source, name);
     }
     let lab = boot(builder)?;
     let code = forward(&lab, &Job::new(options.command.clone()))?;
@@ -57,10 +52,36 @@ pub fn run(options: &Options, install: bool) -> Result<i32> {
     Ok(code)
 }
 
+impl Furniture {
+    /// Puts it there.
+    pub fn add_to(&self, lab: LabBuilder) -> Result<LabBuilder> {
+        let mut lab = lab.memory_mib(self.memory_mib);
+        for program in &self.programs {
+            let (source, target) = program.split_once(':').unwrap_or((program, program));
+            lab = lab.program(absolute(source)?, target.to_owned());
+        }
+        for file in &self.files {
+            let source = absolute(file.split_once(':').map_or(file.as_str(), |(source, _)| source))?;
+            let name = match file.split_once(':') {
+                Some((_, name)) => name.to_owned(),
+                None => source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            };
+            lab = lab.on_disk(source, name);
+        }
+        Ok(lab)
+    }
+
+    /// The programs, as they are on this machine.
+    pub fn programs(&self) -> impl Iterator<Item = &Path> {
+        self.programs.iter().map(|program| Path::new(program.split_once(':').map_or(&**program, |(source, _)| source)))
+    }
+}
+
 /// An empty lab.
 pub fn builder(cache: &Cache) -> Result<LabBuilder> {
     let kernel = debian::cloud_kernel(cache, Series::Linux6_12)?;
-    let parts = Parts { kernel: kernel.image, modules: kernel.modules, init: workspace::lab_init()? };
+    let (init, plugin) = (workspace::lab_init()?, workspace::lab_plugin()?);
+    let parts = Parts { kernel: kernel.image, modules: kernel.modules, init, plugin };
     Ok(Lab::builder(parts).scratch(cache.scratch()))
 }
 

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | lab | build | guest | package | test | tidy | stress | bench | fuzz`.
+//! Developer commands: `cargo xtask demo | lab | profile | build | guest | package | test | tidy | stress | bench | fuzz`.
 
 mod artefacts;
 mod bench;
@@ -17,6 +17,7 @@ mod kvm_tests;
 mod lab;
 mod package;
 mod packages;
+mod profile;
 mod progress;
 mod run;
 mod stress;
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Run a command in the emulated host.
     Lab(lab::Options),
+    /// Say where a command's counted time goes, by symbol, in the host and its guests. Runs in the emulated host.
+    Profile(profile::Options),
     /// Build the artefacts that all other commands use, and print their paths.
     Build,
     /// Build the guest's kernel and initramfs, and put them where `bellows` finds them.
@@ -103,6 +106,7 @@ fn execute(options: &Options) -> Result<i32> {
     let install = !options.no_install;
     match &options.command {
         Command::Lab(lab) => return lab::run(lab, install),
+        Command::Profile(options) => return profile::run(options, install),
         Command::Demo { json } => return demo::run(*json, install),
         Command::Build => {
             for (variable, path) in Artefacts::build(&Cache::open()?, Host::detect(), install)?.environment() {

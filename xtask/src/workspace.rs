@@ -66,6 +66,13 @@ pub fn lab_init() -> Result<PathBuf> {
     build_one("build the lab's init", command, "bellows-lab-init")
 }
 
+/// What the lab's QEMU loads.
+pub fn lab_plugin() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "-p", "bellows-lab-plugin"]);
+    build_one("build the lab's plugin", command, "bellows_lab_plugin")
+}
+
 /// A test program for a host with KVM. It is built with the whole workspace, so that it shares the dependencies of all
 /// other tests.
 pub fn test_program(name: &str) -> Result<PathBuf> {
@@ -107,10 +114,13 @@ fn build_one(title: &str, mut command: Command, target: &str) -> Result<PathBuf>
     }
 }
 
-/// The path in cargo's message that `target` has been built.
+/// The path in cargo's message that `target` has been built: of a program, or of a library that programs load.
 fn executable(line: &str, target: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    (message["reason"] == "compiler-artifact" && message["target"]["name"] == target)
-        .then(|| message["executable"].as_str().map(PathBuf::from))
-        .flatten()
+    if message["reason"] != "compiler-artifact" || message["target"]["name"] != target {
+        return None;
+    }
+    let library =
+        || message["filenames"].as_array()?.iter().filter_map(|name| name.as_str()).find(|name| name.ends_with(".so"));
+    message["executable"].as_str().or_else(library).map(PathBuf::from)
 }

@@ -60,7 +60,7 @@ fn make(entry: &Path, demo: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
 
     tell("an image of four layers");
     let mut shared = Layout::create(&entry.join("shared"))?;
-    for layer in layers_of(demo)? {
+    for layer in unpacked(demo)? {
         unpack(&layer, &archive, &root)?;
         shared.add_layer(&layer, Compression::Zstd, "a layer of the demonstration's image")?;
     }
@@ -91,7 +91,7 @@ fn make(entry: &Path, demo: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
 }
 
 /// The layers of an image layout with one image, uncompressed, lowest first.
-fn layers_of(root: &Path) -> Result<Vec<Vec<u8>>> {
+pub fn unpacked(root: &Path) -> Result<Vec<Vec<u8>>> {
     let unpack = |blob: LayerBlob| {
         let packed = fs::read(&blob.path).map_err(Error::at(&blob.path))?;
         let mut layer = Vec::new();
@@ -173,6 +173,6 @@ mod tests {
         layout.add_layer(b"one", Compression::Gzip, "1").unwrap();
         layout.add_layer(b"two", Compression::Zstd, "2").unwrap();
         layout.finish(&serde_json::json!({})).unwrap();
-        assert_eq!(layers_of(directory.path()).unwrap(), [b"one", b"two"]);
+        assert_eq!(unpacked(directory.path()).unwrap(), [b"one", b"two"]);
     }
 }
