@@ -1,9 +1,10 @@
-//! What the lab adds to QEMU, as a plugin: where it is asked for, [`profiler`].
+//! What the lab adds to QEMU, as a plugin: [`interrupts`], and where it is asked for, [`profiler`].
 //!
 //! ```text
 //! -plugin libbellows_lab_plugin.so[,samples=FILE,period=INSTRUCTIONS]
 //! ```
 
+mod interrupts;
 mod profiler;
 mod qemu;
 
@@ -28,6 +29,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: the caller guarantees that so many pointers to strings are there.
     let arguments = (0..count).map(|at| unsafe { CStr::from_ptr(*arguments.add(at)) }.to_string_lossy());
+    interrupts::deliver_once();
     match profiler::start(id, arguments) {
         Ok(()) => 0,
         Err(message) => {
