@@ -13,7 +13,7 @@ use crate::read_set::{PAGE_SIZE, PageRanges};
 /// those of file systems on it.
 ///
 /// # Errors
-/// The file can't be opened or mapped, or `mincore` fails.
+/// The file cannot be opened or mapped, or `mincore` fails.
 pub fn resident(path: &Path) -> io::Result<PageRanges> {
     let file = File::open(path)?;
     // The metadata of a device does not give its length.
@@ -30,7 +30,7 @@ pub fn resident(path: &Path) -> io::Result<PageRanges> {
 /// Drops the pages of a file that no process uses from the host's page cache.
 ///
 /// # Errors
-/// The file can't be opened, or the kernel refuses.
+/// The file cannot be opened, or the kernel refuses.
 pub fn evict(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     // Pages that have not reached the disk stay.

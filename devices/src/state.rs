@@ -8,7 +8,7 @@ use std::fmt::Debug;
 
 pub use bellows_memory::Version;
 
-/// A value that a component like this one can't have saved.
+/// A value that a component like this one cannot have saved.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{what} is {value}: expected {expected}")]
 pub struct RestoreError {

@@ -264,9 +264,9 @@ pub struct UnplugReport {
     pub drain: Duration,
     /// What the guest kept.
     pub left: ByteSize,
-    /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel cannot tell.
     pub migrated_pages: Option<u64>,
-    /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel can't tell.
+    /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel cannot tell.
     pub zeroed_pages: Option<u64>,
     /// How the guest's driver stands, and by its own account took part; `None` with a stock kernel. With memory left it says
     /// how many pages are in use.
@@ -370,7 +370,7 @@ pub struct DiskInfo {
     pub serial: String,
     /// Its file.
     pub path: PathBuf,
-    /// Whether the guest can't write.
+    /// Whether the guest cannot write.
     pub read_only: bool,
     /// How it reaches the guest.
     pub transport: Transport,

@@ -9,7 +9,7 @@ use std::rc::Rc;
 pub struct Limits {
     /// Most bytes of the unpacked archive, and of the image.
     pub unpacked_bytes: u64,
-    /// Most unpacked bytes for each byte of the blob, once there is a GiB of them: gzip can't do more than 1032.
+    /// Most unpacked bytes for each byte of the blob, once there is a GiB of them: gzip cannot do more than 1032.
     pub ratio: u64,
     /// Most entries.
     pub entries: u64,

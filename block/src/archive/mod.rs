@@ -70,7 +70,7 @@ pub enum EntryProblem {
     /// The root of the image as anything but a directory.
     #[error("would replace the root directory")]
     Root,
-    /// A type of entry that a layer can't have.
+    /// A type of entry that a layer cannot have.
     #[error("has the unsupported type {}", .0.escape_ascii())]
     Type(u8),
     /// One more than an archive may have.

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::EntryProblem;
 
-/// Longest name of an entry in bytes; Linux can't name a longer one in one call (`PATH_MAX`).
+/// Longest name of an entry in bytes; Linux cannot name a longer one in one call (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 /// Longest component in bytes.
 const MAX_COMPONENT: usize = 255;

@@ -11,7 +11,7 @@ use super::xattr::{MAX_XATTR_BYTES, SharedXattrs};
 /// Bytes of an entry in a file's list of chunks.
 const CHUNK_SIZE: u64 = 4;
 
-/// A tree that EROFS can't hold.
+/// A tree that EROFS cannot hold.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// A name of no or more than 255 bytes.

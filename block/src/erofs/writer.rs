@@ -26,7 +26,7 @@ pub enum WriteError {
     /// The image could not be written.
     #[error("cannot write the image")]
     Write(#[source] io::Error),
-    /// EROFS can't hold the tree.
+    /// EROFS cannot hold the tree.
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// A file with holes that is too large for a list of chunks.
@@ -159,7 +159,7 @@ impl<W: Write + Seek> ImageWriter<W> {
     /// superblock.
     ///
     /// # Errors
-    /// EROFS can't hold the tree, or writing failed.
+    /// EROFS cannot hold the tree, or writing failed.
     pub fn finish(self, tree: &Tree, uuid: [u8; 16]) -> Result<Written<W>, WriteError> {
         self.finish_with(tree, None, uuid)
     }

@@ -30,7 +30,7 @@ pub struct ImportedLayer {
 /// Memory use depends on the number of names in the layer and not on its size; `limits` bounds both.
 ///
 /// # Errors
-/// The blob is damaged or no archive, the archive has an entry that a layer can't have or goes beyond a limit, or writing
+/// The blob is damaged or no archive, the archive has an entry that a layer cannot have or goes beyond a limit, or writing
 /// failed.
 pub fn import_layer(
     blob: impl Read,

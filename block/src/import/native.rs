@@ -18,13 +18,13 @@ pub(super) const PREFIX: usize = SUPERBLOCK + MAGIC.len();
 const HARMLESS: [&[u8]; 4] =
     [b"trusted.overlay.impure", b"trusted.overlay.nlink", b"trusted.overlay.origin", b"trusted.overlay.uuid"];
 
-/// What a layer can't say.
+/// What a layer cannot say.
 #[derive(Debug, thiserror::Error)]
 pub enum NativeProblem {
     /// Copying failed.
     #[error("it cannot be copied")]
     Copy(#[source] io::Error),
-    /// It is damaged, or has what layers can't have.
+    /// It is damaged, or has what layers cannot have.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It would lead overlayfs elsewhere.

@@ -13,7 +13,7 @@ use crate::stored_file::StoredFile;
 ///
 /// This process must not touch the mapping itself ([`ImageMapping`]). Populating pages first does not help: the file can shrink
 /// before the copy. So the kernel copies (`process_vm_readv` on this process) and answers EFAULT for a page that does not exist.
-/// It can't see a file that was truncated in the middle of a page, where a mapping reads zeros, so each copy is followed by a check
+/// It cannot see a file that was truncated in the middle of a page, where a mapping reads zeros, so each copy is followed by a check
 /// of the file's size. On cached data, both together measured slower than the `preadv` of [`crate::LayerDisk`].
 #[derive(Debug)]
 pub struct MappedLayer {
@@ -26,7 +26,7 @@ impl MappedLayer {
     /// Maps a layer's file.
     ///
     /// # Errors
-    /// It is missing, not a regular file, of another size than recorded, or can't be mapped.
+    /// It is missing, not a regular file, of another size than recorded, or cannot be mapped.
     pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
         Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes, id: DiskId::from(&layer.digest) })
     }

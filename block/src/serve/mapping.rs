@@ -45,7 +45,7 @@ impl ImageMapping {
     /// Maps a layer's file.
     ///
     /// # Errors
-    /// It is missing, not a regular file, of another size than recorded, or can't be mapped.
+    /// It is missing, not a regular file, of another size than recorded, or cannot be mapped.
     pub fn layer(layer: &StoredFile) -> Result<Self, DiskError> {
         Self::new(vec![(0, layer.clone())])
     }
@@ -100,7 +100,7 @@ impl ImageMapping {
         (offset - part.start < part.stored.bytes.next_multiple_of(PAGE_SIZE)).then_some(&part.stored)
     }
 
-    /// A file that is shorter than when it was mapped, or whose size can't be read any more.
+    /// A file that is shorter than when it was mapped, or whose size cannot be read any more.
     #[must_use]
     pub fn cut_short(&self) -> Option<&StoredFile> {
         let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.stored.bytes);
@@ -112,7 +112,7 @@ impl ImageMapping {
     /// looks a guest's pages up in this process's page table, so that table has them.
     ///
     /// # Errors
-    /// `/proc/self/pagemap` can't be read.
+    /// `/proc/self/pagemap` cannot be read.
     pub fn read_set(&self) -> io::Result<ReadSet> {
         let pagemap = File::open("/proc/self/pagemap")?;
         let mut read_set = ReadSet::default();

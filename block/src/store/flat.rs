@@ -36,7 +36,7 @@ impl Store {
     /// The flat image of `image`'s layers. It is made of their metadata where it is not there yet; no file's data is read.
     ///
     /// # Errors
-    /// A layer is missing or damaged, or the store can't be written.
+    /// A layer is missing or damaged, or the store cannot be written.
     pub fn flat(&self, image: &Image) -> Result<FlatImage, StoreError> {
         let digest = flat_digest(image);
         let layers = self.distinct_layers(image)?;

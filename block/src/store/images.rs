@@ -85,7 +85,7 @@ impl Store {
     /// Removes every layer that no image has and no VM uses, and what interrupted imports left behind.
     ///
     /// # Errors
-    /// An import is running, a record is damaged, or the store can't be written.
+    /// An import is running, a record is damaged, or the store cannot be written.
     pub fn collect(&self) -> Result<Collected, StoreError> {
         let path = self.root.join("lock");
         let lock = open_lock(&path)?;

@@ -92,7 +92,7 @@ impl Store {
     /// imported without it.
     ///
     /// # Errors
-    /// A layer is missing or damaged, the store can't be written, or the import was cancelled. Layers imported before that
+    /// A layer is missing or damaged, the store cannot be written, or the import was cancelled. Layers imported before that
     /// stay; the image does not appear, and nothing of an incomplete layer is left.
     pub fn import(
         &self,

@@ -49,7 +49,7 @@ impl Store {
     /// Keeps what a run of `image` read, in the place of what is known. Files that are not the image's are left out.
     ///
     /// # Errors
-    /// The store can't be written, or it is more than a read set may be.
+    /// The store cannot be written, or it is more than a read set may be.
     pub fn keep_read_set(&self, image: &Image, read_set: &ReadSet) -> Result<(), StoreError> {
         let path = self.read_set_path(&image.digest);
         let mut kept = ReadSet::default();

@@ -41,7 +41,7 @@ impl Store {
     /// The stack of `image`. Its fix-up is made where it is not there yet.
     ///
     /// # Errors
-    /// A layer is missing or damaged, the layers can't be unpacked over each other, or the store can't be written.
+    /// A layer is missing or damaged, the layers cannot be unpacked over each other, or the store cannot be written.
     pub fn stack(&self, image: &Image) -> Result<Stack, StoreError> {
         let layers = self.distinct_layers(image)?;
         let fixup = match self.stored_stack(image)? {

@@ -105,7 +105,7 @@ pub fn unpacked(root: &Path) -> Result<Vec<Vec<u8>>> {
     layout::layers(root)?.into_iter().map(unpack).collect()
 }
 
-/// Unpacks a layer over `root`, without devices, which an ordinary user can't make, and without its whiteouts.
+/// Unpacks a layer over `root`, without devices, which an ordinary user cannot make, and without its whiteouts.
 fn unpack(layer: &[u8], archive: &Path, root: &Path) -> Result<()> {
     fs::write(archive, layer).map_err(Error::at(archive))?;
     let mut tar = Command::new("tar");

@@ -62,7 +62,7 @@ impl CommonConfig {
     /// Becomes what the configuration of a device like this one was.
     ///
     /// # Errors
-    /// A driver can't have written that; nothing changed.
+    /// A driver cannot have written that; nothing changed.
     pub fn restore(&mut self, state: &CommonConfigState) -> Result<(), RestoreError> {
         expect("number of queues", &state.queues.len(), &self.queues.len())?;
         let queues = (0..).zip(&self.queues).zip(&state.queues);
