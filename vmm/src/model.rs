@@ -18,7 +18,7 @@ use crate::config::{PartitionMode, Shape, Transport, text};
 use crate::kvm::ExitCounts;
 use crate::milliseconds;
 
-/// What a partition's memory is used for, as the guest says.
+/// How much of a partition's memory is used for each purpose, as the guest counts it.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct PartitionUse {
     /// Memory of the node; 0 while it is parked.
@@ -33,7 +33,7 @@ pub struct PartitionUse {
     pub holders: Vec<Holder>,
     /// Where tmpfs are mounted that belong to the partition, with the extension.
     pub tmpfs_mounts: Vec<String>,
-    /// What the guest's driver says; `None` with a stock kernel.
+    /// The state of the guest's driver; `None` with a stock kernel.
     pub driver: Option<GuestDriver>,
 }
 
@@ -48,10 +48,10 @@ pub struct Holder {
     pub bytes: u64,
 }
 
-/// What the guest kernel's driver says of a partition's device. Nothing on the host depends on it.
+/// The state of a partition's device as the guest kernel's driver reports it. Nothing on the host depends on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct GuestDriver {
-    /// What it is doing.
+    /// Its current work.
     pub state: GuestState,
     /// How the partition's memory is kept apart.
     pub mode: PartitionMode,
@@ -69,7 +69,7 @@ pub struct GuestDriver {
     pub last_unplug: GuestTimes,
 }
 
-/// What a driver is doing.
+/// The work of a driver.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestState {
@@ -87,7 +87,7 @@ pub enum GuestState {
     Broken,
 }
 
-/// What a request took, by the guest's clock.
+/// How long the steps of a request took, by the guest's clock.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct GuestTimes {
     /// From when the driver started to work to when the host had acknowledged all of it.
@@ -106,7 +106,7 @@ impl GuestTimes {
     }
 }
 
-/// What a guest says of itself.
+/// A guest's report of itself.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct GuestInfo {
     /// Version of the agent.
@@ -115,7 +115,7 @@ pub struct GuestInfo {
     pub kernel_release: String,
     /// How partitions are kept apart in the guest: `Extension` where its kernel has the extension and it is on.
     pub partition_mode: PartitionMode,
-    /// What all instances together may have of base memory.
+    /// The limit of base memory for all instances together.
     pub instances_base: ByteSize,
 }
 
@@ -154,7 +154,7 @@ impl ReadyReport {
     }
 }
 
-/// What came of a run: one instance in a VM of its own.
+/// The result of a run: one instance in a VM of its own.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct RunReport {
     /// How the instance ended.
@@ -178,7 +178,7 @@ pub struct RunReport {
     /// From the start of the instance until it was removed.
     #[serde(rename = "run_ms", with = "milliseconds")]
     pub run: Duration,
-    /// What became of its partition; `None` where it ran in base memory.
+    /// The partition's memory, from plug to discard; `None` where the instance ran in base memory.
     pub partition: Option<PartitionReport>,
 }
 
@@ -233,10 +233,10 @@ pub struct GuestStatistics {
     pub cpu: Duration,
 }
 
-/// What plugging a partition took.
+/// The cost of plugging a partition.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct PlugReport {
-    /// What is plugged.
+    /// The plugged memory.
     pub bytes: ByteSize,
     /// Until the guest had accepted all of it.
     #[serde(rename = "accepted_ms", with = "milliseconds")]
@@ -246,11 +246,11 @@ pub struct PlugReport {
     pub usable: Duration,
     /// How the guest keeps the partition apart.
     pub mode: PartitionMode,
-    /// What the guest's driver says; `None` with a stock kernel.
+    /// The state of the guest's driver; `None` with a stock kernel.
     pub driver: Option<GuestDriver>,
 }
 
-/// What unplugging a partition took.
+/// The cost of unplugging a partition.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct UnplugReport {
     /// Until the guest had given back what it does give back.
@@ -262,7 +262,7 @@ pub struct UnplugReport {
     /// Of that, waiting for device requests in flight.
     #[serde(rename = "drain_ms", with = "milliseconds")]
     pub drain: Duration,
-    /// What the guest kept.
+    /// The memory that the guest kept.
     pub left: ByteSize,
     /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel cannot tell.
     pub migrated_pages: Option<u64>,
@@ -273,7 +273,7 @@ pub struct UnplugReport {
     pub driver: Option<GuestDriver>,
 }
 
-/// What freeing a partition's memory on the host took.
+/// The cost of freeing a partition's memory on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct DiscardReport {
     /// Time in which memory was freed, on a thread of its own.
@@ -283,10 +283,10 @@ pub struct DiscardReport {
     pub discarded: ByteSize,
 }
 
-/// What became of a partition's memory, from the plug until the host had it back.
+/// A partition's memory, from the plug until the host had it back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct PartitionReport {
-    /// What was plugged.
+    /// The plugged memory.
     pub bytes: ByteSize,
     /// How the guest kept it apart.
     pub mode: PartitionMode,
@@ -312,7 +312,7 @@ pub struct PartitionReport {
     /// Bytes that had pages and went back to the host.
     #[serde(rename = "discarded_bytes")]
     pub discarded: ByteSize,
-    /// What the guest kept.
+    /// The memory that the guest kept.
     #[serde(rename = "left_bytes")]
     pub left: ByteSize,
 }
@@ -384,7 +384,7 @@ pub struct DiskInfo {
 /// An image of a VM.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct ImageInfo {
-    /// What instances call it.
+    /// The name that instances use.
     #[serde(serialize_with = "text::serialize")]
     pub id: ImageId,
     /// How its layers are put together.
