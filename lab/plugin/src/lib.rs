@@ -1,4 +1,4 @@
-//! What the lab adds to QEMU, as a plugin: [`interrupts`], and where it is asked for, [`profiler`].
+//! What the lab adds to QEMU, as a plugin: `interrupts`, and where it is asked for, `profiler`.
 //!
 //! ```text
 //! -plugin libbellows_lab_plugin.so[,samples=FILE,period=INSTRUCTIONS]
