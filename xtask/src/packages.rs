@@ -42,10 +42,10 @@ pub const KERNEL: &[Package] = &[
 /// Packages for the emulated host.
 pub const LAB: &[Package] = &[
     // Before 8.1 its translator could miss that a processor rewrites code which another is about to run, as Linux often
-    // does: now and then the emulated host or its guest crashed.
+    // does: now and then the emulated host or its guest crashed. Before 9.2 it does not take the lab's plugin.
     Package {
         name: "qemu-system-x86",
-        at_least: Some("1:8.1"),
+        at_least: Some("1:9.2"),
         why: "emulates a host with AMD-V, because this machine has no usable KVM",
     },
     package("busybox-static", "user space of the emulated host"),
