@@ -41,8 +41,7 @@ impl Sample {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         }
-        let number =
-            |at: usize| bytes[at * 8..][..8].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        let number = |at: usize| little_endian(&bytes[at * 8..][..8]);
         Ok(Some(Self {
             instructions: number(0),
             address: number(1),
@@ -57,13 +56,17 @@ impl Sample {
 pub fn fingerprint(page: &[u8]) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-    let words = page.chunks(8).map(word).chain(std::iter::repeat(0)).take(PAGE / 8);
+    let words = page.chunks(8).map(little_endian).chain(std::iter::repeat(0)).take(PAGE / 8);
     words.fold(BASIS, |hash, word| {
         let hash = (hash ^ word).wrapping_mul(PRIME);
         // Multiplication alone never moves a high bit down.
         hash ^ hash >> 32
     })
+}
+
+/// The number that at most eight bytes are, little endian.
+pub fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

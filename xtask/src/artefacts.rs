@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bellows_lab::{DISK, Host, LabBuilder};
+use bellows_lab::{DISK, Host, Job, LabBuilder};
 
 use crate::cache::Cache;
 use crate::debian::{self, Series};
@@ -14,6 +14,8 @@ use crate::{image, initramfs, kernel, packages, workspace};
 pub struct Artefacts {
     /// The monitor.
     pub bellows: PathBuf,
+    /// PID 1 of guests, which the initramfs has.
+    pub agent: PathBuf,
     /// Our guest kernel, an ELF `vmlinux`.
     pub kernel: PathBuf,
     /// The initramfs for it.
@@ -35,7 +37,7 @@ pub struct Artefacts {
     /// An image of Java, an OCI image layout.
     pub java_image: PathBuf,
     /// The variables of the artefacts for a lab; all of them if `None`.
-    in_lab: Option<&'static [&'static str]>,
+    only: Option<&'static [&'static str]>,
 }
 
 impl Artefacts {
@@ -59,13 +61,14 @@ impl Artefacts {
             alpine_like_image: image::alpine_like(cache)?,
             node_image: image::node(cache)?,
             java_image: image::java(cache)?,
-            in_lab: None,
+            agent,
+            only: None,
         })
     }
 
     /// Puts only the artefacts of these variables into a lab: files in memory take time to unpack.
     pub fn only(mut self, variables: &'static [&'static str]) -> Self {
-        self.in_lab = Some(variables);
+        self.only = Some(variables);
         self
     }
 
@@ -74,14 +77,20 @@ impl Artefacts {
         self.named().map(|(variable, _, path)| (variable, path.display().to_string()))
     }
 
-    /// The same, for programs that run in the lab.
-    pub fn lab_environment(&self) -> [(&'static str, String); 11] {
-        self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")))
+    /// Has a job run in the lab where the artefacts are, with their paths there in its environment.
+    pub fn in_lab(&self, job: Job) -> Job {
+        let paths = self.named().map(|(variable, name, _)| (variable, format!("{DISK}/{name}")));
+        // In the lab, tests must not skip.
+        paths
+            .into_iter()
+            .fold(job, |job, (variable, path)| job.env(variable, path))
+            .env("BELLOWS_IN_LAB", "1")
+            .cwd(DISK)
     }
 
     /// Puts a lab's artefacts on its disk; the monitor also goes into `PATH`, with its libraries.
     pub fn add_to(&self, mut lab: LabBuilder) -> LabBuilder {
-        let has = |variable: &str| self.in_lab.is_none_or(|variables| variables.contains(&variable));
+        let has = |variable: &str| self.only.is_none_or(|variables| variables.contains(&variable));
         for (_, name, path) in self.named().into_iter().filter(|(variable, ..)| has(variable)) {
             lab = lab.on_disk(path, name);
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bellows_lab::{DISK, Event, Host, Job, Lab, LabBuilder};
+use bellows_lab::{Event, Host, Job, Lab, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
@@ -61,14 +61,11 @@ impl<'a> KvmHost<'a> {
             command.args(arguments).envs(self.artefacts.environment()).envs(self.environment.iter().cloned());
             return Ok(run::lines(&mut command, on_line)?.code().unwrap_or(-1));
         };
-        let mut job = Job::new(std::iter::once(in_lab(program).as_str()).chain(arguments.iter().copied()));
-        for (variable, path) in self.artefacts.lab_environment().into_iter().chain(self.environment.iter().cloned()) {
-            job = job.env(variable, path);
-        }
-        // In the lab, tests must not skip.
-        job = job.env("BELLOWS_IN_LAB", "1");
+        let job = Job::new(std::iter::once(in_lab(program).as_str()).chain(arguments.iter().copied()));
+        let variables = self.environment.iter().cloned();
+        let job = variables.fold(self.artefacts.in_lab(job), |job, (variable, value)| job.env(variable, value));
         let mut lines = Lines::default();
-        let running = lab.start(&job.cwd(DISK))?;
+        let running = lab.start(&job)?;
         running.stdin().close()?;
         let code = running.wait_while_it_speaks(SILENCE, |event| match event {
             Event::Stdout(bytes) | Event::Stderr(bytes) => lines.feed(&bytes, &mut on_line),

@@ -5,14 +5,13 @@ mod graph;
 mod samples;
 mod symbols;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufReader, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::Path;
 
 use bellows_lab::sample::Sample;
-use bellows_lab::{Clock, DISK, Job, Lab, Samples};
+use bellows_lab::{Clock, Job, Samples};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
@@ -59,62 +58,50 @@ pub fn run(options: &Options, install: bool) -> Result<i32> {
     let furnished = options.furniture.add_to(artefacts.add_to(lab::builder(&cache)?))?;
     let lab =
         lab::boot(furnished.clock(Clock::Counted).samples(Samples { path: samples.clone(), period: options.period }))?;
-    let host_symbols = Symbols::parse(&run_in(&lab, &Job::new(["cat", "/proc/kallsyms"]))?);
+    let host_symbols = Symbols::parse(&String::from_utf8_lossy(&lab.read_file("/proc/kallsyms")?));
     if let Some(script) = &options.before {
-        run_in(&lab, &with_artefacts(Job::shell(script), &artefacts))?;
+        let code = lab.exec(&artefacts.in_lab(Job::shell(script)), lab::print)?;
+        if code != 0 {
+            return Err(Error::other(format!("`{script}` ended with exit code {code}: expected 0")));
+        }
     }
     let start = length(&samples)?;
-    let code = lab::forward(&lab, &with_artefacts(Job::new(options.command.clone()), &artefacts))?;
+    let code = lab::forward(&lab, &artefacts.in_lab(Job::new(options.command.clone())))?;
     let end = length(&samples)?;
     lab.shutdown()?;
 
     let map = kernel::symbols(&artefacts.kernel);
     let guest_symbols = Symbols::parse(&fs::read_to_string(&map).map_err(Error::at(&map))?);
     let programs = progress::step("read the code of all programs", |_| programs(options, &artefacts))?;
-    let places = places(read(&samples, 0, start)?, read(&samples, start, end)?);
-    let report = Report::new(places, |place| name(place, &host_symbols, &guest_symbols, &programs));
+    let all = read(&samples)?;
     fs::remove_file(&samples).map_err(Error::at(&samples))?;
+    let mut spent = Frame::default();
+    for (place, instructions) in places(&all[..start], &all[start..end]) {
+        spent.add(&name(&place, &host_symbols, &guest_symbols, &programs), instructions);
+    }
     let graph = directory.join("profile.svg");
-    fs::write(&graph, report.root.svg()).map_err(Error::at(&graph))?;
+    fs::write(&graph, spent.svg()).map_err(Error::at(&graph))?;
     let folded = directory.join("profile.folded");
-    fs::write(&folded, report.root.folded()).map_err(Error::at(&folded))?;
-    eprint!("{report}\nflame graph: {}\nfolded stacks: {}\n", graph.display(), folded.display());
+    fs::write(&folded, spent.folded()).map_err(Error::at(&folded))?;
+    eprint!("{}\nflame graph: {}\nfolded stacks: {}\n", Report(&spent), graph.display(), folded.display());
     Ok(code)
 }
 
-fn with_artefacts(job: Job, artefacts: &Artefacts) -> Job {
-    artefacts.lab_environment().into_iter().fold(job, |job, (variable, path)| job.env(variable, path)).cwd(DISK)
-}
-
-/// What a job prints, which must end well.
-fn run_in(lab: &Lab, job: &Job) -> Result<String> {
-    let output = lab.output(job)?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.code == 0 {
-        return Ok(text(&output.stdout));
-    }
-    Err(Error::other(format!("{:?}: exit code {}\n{}", job.argv, output.code, text(&output.stderr))))
-}
-
-/// All whole samples that are written.
-fn length(samples: &Path) -> Result<u64> {
+/// Whole samples that are written by now.
+fn length(samples: &Path) -> Result<usize> {
     let bytes = fs::metadata(samples).map_err(Error::at(samples))?.len();
-    Ok(bytes / Sample::BYTES as u64)
+    Ok(bytes as usize / Sample::BYTES)
 }
 
-/// Samples `from..to`.
-fn read(path: &Path, from: u64, to: u64) -> Result<Vec<Sample>> {
-    let mut file = File::open(path).map_err(Error::at(path))?;
-    file.seek(SeekFrom::Start(from * Sample::BYTES as u64)).map_err(Error::at(path))?;
-    let mut file = BufReader::new(file);
-    (from..to).map_while(|_| Sample::read(&mut file).map_err(Error::at(path)).transpose()).collect()
+fn read(samples: &Path) -> Result<Vec<Sample>> {
+    let mut file = BufReader::new(File::open(samples).map_err(Error::at(samples))?);
+    std::iter::from_fn(|| Sample::read(&mut file).map_err(Error::at(samples)).transpose()).collect()
 }
 
 /// The code of all programs that the lab and its guests have.
 fn programs(options: &Options, artefacts: &Artefacts) -> Result<Code> {
     let mut code = Code::default();
-    let agent = workspace::agent()?;
-    let own = [artefacts.bellows.as_path(), &agent, &workspace::lab_init()?, Path::new("/bin/busybox")];
+    let own = [artefacts.bellows.as_path(), &artefacts.agent, &workspace::lab_init()?, Path::new("/bin/busybox")];
     for program in own.into_iter().chain(options.furniture.programs()) {
         for file in bellows_lab::program::with_libraries(program)? {
             code.add_file(&file)?;
@@ -137,38 +124,22 @@ fn name(place: &Place, host: &Symbols, guest: &Symbols, programs: &Code) -> [Str
     [place.world.to_string(), part.to_owned(), format!("{:#}", rustc_demangle::demangle(symbol))]
 }
 
-/// What the instructions were spent on.
-struct Report {
-    root: Frame,
-    by_symbol: Vec<([String; 3], u64)>,
-}
+/// What the instructions were spent on, for people.
+struct Report<'a>(&'a Frame);
 
-impl Report {
-    fn new(places: BTreeMap<Place, u64>, name: impl Fn(&Place) -> [String; 3]) -> Self {
-        let mut root = Frame::default();
-        let mut by_symbol: BTreeMap<[String; 3], u64> = BTreeMap::new();
-        for (place, instructions) in places {
-            let path = name(&place);
-            root.add(&path, instructions);
-            *by_symbol.entry(path).or_default() += instructions;
-        }
-        let mut by_symbol: Vec<_> = by_symbol.into_iter().collect();
-        by_symbol.sort_by_key(|(_, instructions)| std::cmp::Reverse(*instructions));
-        Self { root, by_symbol }
-    }
-}
-
-impl fmt::Display for Report {
+impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = self.root.instructions().max(1);
+        let total = self.0.instructions().max(1);
         let share = |instructions: u64| 100.0 * instructions as f64 / total as f64;
         writeln!(f, "{total} instructions; share in %, instructions, symbol:")?;
-        for (world, instructions) in self.root.children() {
+        for (world, instructions) in self.0.children() {
             writeln!(f, "{:5.1} {instructions:>14}  {world}", share(instructions))?;
         }
         writeln!(f)?;
-        for ([world, part, symbol], instructions) in self.by_symbol.iter().take(NAMED) {
-            writeln!(f, "{:5.1} {instructions:>14}  {world}: {part}: {symbol}", share(*instructions))?;
+        let mut symbols = self.0.innermost();
+        symbols.sort_by_key(|(_, instructions)| std::cmp::Reverse(*instructions));
+        for (path, instructions) in symbols.into_iter().take(NAMED) {
+            writeln!(f, "{:5.1} {instructions:>14}  {}", share(instructions), path.join(": "))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_uint, c_void};
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bellows_lab::sample::{PAGE, Sample, fingerprint};
+use bellows_lab::sample::{PAGE, Sample, fingerprint, little_endian};
 
 use crate::qemu::{self, Array, Block, PerProcessor, Register};
 
@@ -183,7 +183,7 @@ impl Registers {
                 return 0;
             }
             let bytes = std::slice::from_raw_parts((*self.buffer).data, (*self.buffer).length as usize);
-            bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+            little_endian(bytes)
         }
     }
 }

@@ -45,21 +45,26 @@ impl Frame {
     /// A line for each innermost part: the names that lead to it, with semicolons between them, and its instructions. Other
     /// programs draw such stacks as well.
     pub fn folded(&self) -> String {
-        let mut lines = String::new();
-        self.fold("", &mut lines);
-        lines
+        let line = |(path, instructions): (Vec<&str>, u64)| {
+            let names: Vec<_> = path.into_iter().map(|name| name.replace(';', ",")).collect();
+            format!("{} {instructions}\n", names.join(";"))
+        };
+        self.innermost().into_iter().map(line).collect()
     }
 
-    fn fold(&self, path: &str, lines: &mut String) {
+    /// The innermost parts: the names that lead to each, and its instructions.
+    pub fn innermost(&self) -> Vec<(Vec<&str>, u64)> {
+        let mut found = Vec::new();
         for part in self.sorted() {
-            let name = part.name.replace(';', ",");
-            let path = if path.is_empty() { name } else { format!("{path};{name}") };
             if part.parts.is_empty() {
-                // Writing to a string does not fail.
-                let _ = writeln!(lines, "{path} {}", part.instructions);
+                found.push((vec![&*part.name], part.instructions));
             }
-            part.fold(&path, lines);
+            found.extend(part.innermost().into_iter().map(|(mut path, instructions)| {
+                path.insert(0, &part.name);
+                (path, instructions)
+            }));
         }
+        found
     }
 
     /// The graph as an SVG file. Each frame says its name, its instructions and its share when it is pointed at.
@@ -84,6 +89,7 @@ impl Frame {
         let share = 100.0 * self.instructions as f64 / whole.max(1) as f64;
         let letters = (width / LETTER) as usize;
         let shown = if letters < 3 { String::new() } else { self.name.chars().take(letters).collect() };
+        // Writing to a string does not fail.
         let _ = writeln!(
             svg,
             "<g><title>{name}: {} instructions, {share:.2} %</title><rect x=\"{left:.2}\" y=\"{top}\" width=\"{width:.2}\" \

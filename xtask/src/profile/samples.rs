@@ -36,7 +36,7 @@ pub struct Place {
 }
 
 /// Instructions of each place in `samples`. While the samples `before` were taken, there was no guest yet.
-pub fn places(before: Vec<Sample>, samples: Vec<Sample>) -> BTreeMap<Place, u64> {
+pub fn places(before: &[Sample], samples: &[Sample]) -> BTreeMap<Place, u64> {
     let host = before.iter().rev().find_map(|sample| is_kernel(sample.address).then_some(kernel_base(sample))?);
     let mut places = BTreeMap::new();
     for sample in samples {
@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn the_address_of_a_processors_data_tells_whose_code_it_is() {
-        let before = vec![sample(KERNEL, [0, 0]), sample(KERNEL, [HOST, 0]), sample(PROGRAM, [0, HOST])];
-        let samples = vec![
+        let before = [sample(KERNEL, [0, 0]), sample(KERNEL, [HOST, 0]), sample(PROGRAM, [0, HOST])];
+        let samples = [
             sample(KERNEL, [HOST, 0]),
             sample(PROGRAM, [0, HOST]),
             // The same address in both kernels.
@@ -88,7 +88,7 @@ mod tests {
             // A kernel before it exchanges the bases.
             sample(KERNEL, [0, HOST]),
         ];
-        let places = places(before, samples);
+        let places = places(&before, &samples);
         let by_world: Vec<(World, u64)> = places.iter().map(|(place, sum)| (place.world, *sum)).collect();
         assert_eq!(
             by_world,
