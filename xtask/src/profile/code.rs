@@ -63,7 +63,8 @@ impl Code {
         }
         let symbols = file.symbols().chain(file.dynamic_symbols());
         let functions = symbols.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition());
-        let named = functions.filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned())));
+        let named =
+            functions.filter_map(|symbol| Some((symbol.address(), symbol.size(), symbol.name().ok()?.to_owned())));
         self.files.push((name.to_owned(), Symbols::of_program(named)));
     }
 }

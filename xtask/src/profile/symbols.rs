@@ -7,6 +7,8 @@ pub struct Symbols(Vec<Symbol>);
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Symbol {
     address: u64,
+    /// Where it ends, if that is known; otherwise the next one begins there.
+    end: Option<u64>,
     name: String,
     /// What it is part of.
     part: String,
@@ -23,14 +25,19 @@ impl Symbols {
             let address = u64::from_str_radix(words.next()?, 16).ok()?;
             let is_function = matches!(words.next()?, "t" | "T" | "w" | "W");
             let name = words.next()?.to_owned();
-            is_function.then(|| Symbol { address, name, part: words.next().unwrap_or(KERNEL).to_owned() })
+            is_function.then(|| Symbol { address, end: None, name, part: words.next().unwrap_or(KERNEL).to_owned() })
         };
         Self::new(text.lines().filter_map(symbol).collect())
     }
 
-    /// Of a program: address and name.
-    pub fn of_program(symbols: impl Iterator<Item = (u64, String)>) -> Self {
-        Self::new(symbols.map(|(address, name)| Symbol { address, name, part: String::new() }).collect())
+    /// Of a program: address, size (0 where it is not known) and name. Between them lie functions that a stripped program does
+    /// not name.
+    pub fn of_program(symbols: impl Iterator<Item = (u64, u64, String)>) -> Self {
+        let symbol = |(address, size, name): (u64, u64, String)| {
+            let end = (size > 0).then(|| address.saturating_add(size));
+            Symbol { address, end, name, part: String::new() }
+        };
+        Self::new(symbols.map(symbol).collect())
     }
 
     fn new(mut symbols: Vec<Symbol>) -> Self {
@@ -40,11 +47,11 @@ impl Symbols {
         Self(symbols)
     }
 
-    /// The last function that does not begin after `address`: what it is part of, and its name.
+    /// The function that `address` lies in: what it is part of, and its name.
     pub fn find(&self, address: u64) -> Option<(&str, &str)> {
         let after = self.0.partition_point(|symbol| symbol.address <= address);
         let symbol = self.0.get(after.checked_sub(1)?)?;
-        Some((&symbol.part, &symbol.name))
+        symbol.end.is_none_or(|end| address < end).then_some((&symbol.part, &symbol.name))
     }
 }
 
@@ -64,5 +71,13 @@ mod tests {
         assert_eq!(find(0xffff_ffff_8100_0200), Some(("vmlinux", "second")));
         assert_eq!(find(0xffff_ffff_c000_0010), Some(("[kvm_amd]", "vmrun")));
         assert_eq!(find(0x1000), None);
+    }
+
+    #[test]
+    fn what_a_stripped_program_does_not_name_has_no_symbol() {
+        let symbols = [(0x1000, 0x20, "exported".to_owned()), (0x2000, 0, "assembly".to_owned())];
+        let symbols = Symbols::of_program(symbols.into_iter());
+        let name = |address| symbols.find(address).map(|(_, name)| name);
+        assert_eq!([name(0x101f), name(0x1020), name(0x2fff)], [Some("exported"), None, Some("assembly")]);
     }
 }
