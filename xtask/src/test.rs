@@ -6,7 +6,7 @@ use bellows_lab::Host;
 
 use crate::error::{Error, Result};
 use crate::tally::Tally;
-use crate::{kvm_tests, package, packages, progress, run, tidy, workspace};
+use crate::{bench, kvm_tests, package, packages, progress, run, tidy, workspace};
 
 /// How many imports `cargo xtask stress` kills.
 const KILLED_IMPORTS: u32 = 200;
@@ -47,6 +47,7 @@ pub fn run(install: bool) -> Result<()> {
         workspace::cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
     tally.add(package::test(install));
+    tally.add(bench::counted::check(install));
     let skipped = LONG.map(|name| format!("--skip={name}"));
     kvm_tests::run(&mut tally, &[], &skipped.each_ref().map(String::as_str), true, install);
     tally.conclude()
