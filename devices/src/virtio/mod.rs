@@ -5,6 +5,7 @@ pub mod chain;
 #[cfg(test)]
 mod contract_test;
 mod device;
+mod driver;
 #[cfg(test)]
 mod handover_test;
 pub mod mem;

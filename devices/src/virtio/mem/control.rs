@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_memory::partition::{PartitionMemory, Report, StillInUse, Target, TargetError, WaitError};
-use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, EffectError, limited};
 
-use crate::interrupt::Interrupt;
+use crate::virtio::driver::Driver;
 
 /// The host's control of a memory device. Cheap to clone; usable whether or not a driver has bound.
 ///
@@ -139,24 +138,4 @@ pub enum UnplugError {
     /// The guest kept some memory, and the slots cannot follow.
     #[error("the guest kept memory, and its slots cannot follow")]
     Slots(#[source] Arc<EffectError>),
-}
-
-/// Interrupts to the driver, while there is one.
-#[derive(Default)]
-pub(super) struct Driver {
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
-}
-
-impl Driver {
-    pub(super) fn set(&self, interrupt: Option<Arc<dyn Interrupt>>) {
-        *self.interrupt.lock() = interrupt;
-    }
-
-    fn config_changed(&self) {
-        let interrupt = self.interrupt.lock().clone();
-        // A driver that has yet to bind reads the configuration when it does.
-        if let Some(interrupt) = interrupt {
-            interrupt.config();
-        }
-    }
 }

@@ -10,10 +10,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, GuestAddressSpace};
 
-use self::control::Driver;
 use self::request::{F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE, VirtioMemReq, VirtioMemResp, config, encode, parse};
 use super::chain::Chain;
 use super::device::read_bytes;
+use super::driver::Driver;
 use super::queue::{Outcome, QueueHandler, Snapshot};
 use super::state::{DeviceState, MemState};
 use super::worker::QueueWorker;
