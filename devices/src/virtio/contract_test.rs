@@ -1,24 +1,21 @@
 //! The contract of every device: a test for each duty, and one line for each device at the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bellows_disk::{Disk, DiskId};
-use bellows_memory::testing::Fixture;
-use bellows_memory::{ByteSize, GuestMemory};
-use tempfile::TempDir;
-use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
+use bellows_memory::GuestMemory;
+use vm_memory::GuestAddress;
 
-use super::blk::request::VirtioBlkReqHeader;
-use super::mem::request::VirtioMemReq;
+use self::subjects::{BlkSubject, MemSubject, PmemSubject, RngSubject, VsockSubject};
 use super::testing::{Completion, DriverQueue, FakeGuest, FakeInterrupt, PciDriver, PciMachine, Pending};
 use super::transport::common_config::status;
 use super::transport::{VirtioPci, VirtioPciState};
-use super::vsock::packet::{HOST_CID, Header, Op, TYPE_STREAM};
-use super::{ActivateError, Activation, Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
+use super::{ActivateError, Activation, VirtioDevice};
 use crate::pci::{PciFunction, SegmentState};
+
+mod subjects;
 
 /// A kind of device, with its needs on the host.
 trait Subject {
@@ -355,144 +352,4 @@ contract! {
     mem: MemSubject::new(),
     pmem: PmemSubject,
     vsock: VsockSubject::new(),
-}
-
-struct RngSubject;
-
-impl Subject for RngSubject {
-    fn device(&self) -> Box<dyn VirtioDevice> {
-        Box::new(Rng::new())
-    }
-
-    fn request(&self) -> (Vec<u8>, Vec<u32>) {
-        (Vec::new(), vec![32])
-    }
-
-    fn check(&self, done: &Completion) {
-        assert_eq!(done.len, 32);
-        assert_ne!(done.written[0], [0; 32]);
-    }
-}
-
-struct BlkSubject;
-
-/// A disk on which every byte is 7.
-struct Sevens;
-
-impl Disk for Sevens {
-    fn sectors(&self) -> u64 {
-        64
-    }
-
-    fn id(&self) -> DiskId {
-        DiskId::new("sevens")
-    }
-
-    fn read_at(&self, _: u64, buffers: &[VolatileSlice<'_>]) -> std::io::Result<()> {
-        buffers.iter().for_each(|buffer| buffer.copy_from(&vec![7_u8; buffer.len()]));
-        Ok(())
-    }
-}
-
-impl Subject for BlkSubject {
-    fn device(&self) -> Box<dyn VirtioDevice> {
-        Box::new(Block::with_queues(Arc::new(Sevens) as Arc<dyn Disk>, 2))
-    }
-
-    fn queue(&self) -> usize {
-        1
-    }
-
-    fn request(&self) -> (Vec<u8>, Vec<u32>) {
-        let header = VirtioBlkReqHeader { sector: 3.into(), ..Default::default() };
-        (header.as_slice().to_vec(), vec![512, 1])
-    }
-
-    fn check(&self, done: &Completion) {
-        assert_eq!(done.len, 513);
-        assert_eq!(done.written, [vec![7; 512], vec![0]]);
-    }
-}
-
-struct MemSubject(Fixture);
-
-impl MemSubject {
-    fn new() -> Self {
-        Self(Fixture::new(ByteSize::mib(128)))
-    }
-}
-
-impl Subject for MemSubject {
-    fn device(&self) -> Box<dyn VirtioDevice> {
-        Box::new(Mem::new(self.0.partition.clone()))
-    }
-
-    fn request(&self) -> (Vec<u8>, Vec<u32>) {
-        const UNPLUG_ALL: u16 = 2;
-        let request = VirtioMemReq { type_: UNPLUG_ALL.into(), ..Default::default() };
-        (request.as_slice().to_vec(), vec![10])
-    }
-
-    fn check(&self, done: &Completion) {
-        const ACK: u8 = 0;
-        assert_eq!(done.len, 10);
-        assert_eq!(done.written[0][0], ACK);
-    }
-}
-
-struct PmemSubject;
-
-impl Subject for PmemSubject {
-    fn device(&self) -> Box<dyn VirtioDevice> {
-        Box::new(Pmem::new(GuestAddress(6 << 30), 2 << 20))
-    }
-
-    fn request(&self) -> (Vec<u8>, Vec<u32>) {
-        const FLUSH: u32 = 0;
-        (FLUSH.to_le_bytes().to_vec(), vec![4])
-    }
-
-    fn check(&self, done: &Completion) {
-        assert_eq!(done.len, 4);
-        assert_eq!(done.written, [[0; 4]]);
-    }
-}
-
-struct VsockSubject {
-    directory: TempDir,
-    devices: AtomicU32,
-}
-
-impl VsockSubject {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), devices: AtomicU32::new(0) }
-    }
-}
-
-impl Subject for VsockSubject {
-    fn device(&self) -> Box<dyn VirtioDevice> {
-        let number = self.devices.fetch_add(1, Ordering::Relaxed);
-        Box::new(Vsock::new(3, &self.directory.path().join(format!("{number}"))).unwrap())
-    }
-
-    fn queue(&self) -> usize {
-        1
-    }
-
-    fn request(&self) -> (Vec<u8>, Vec<u32>) {
-        let header = Header {
-            src_cid: 3,
-            dst_cid: HOST_CID,
-            src_port: 1,
-            dst_port: 2,
-            kind: TYPE_STREAM,
-            op: Op::Reset.number(),
-            ..Header::default()
-        };
-        (header.to_bytes().to_vec(), Vec::new())
-    }
-
-    fn check(&self, done: &Completion) {
-        assert_eq!(done.len, 0);
-    }
 }

@@ -1,0 +1,157 @@
+//! The devices that take the contract's tests, with their needs on the host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bellows_disk::{Disk, DiskId};
+use bellows_memory::testing::Fixture;
+use bellows_memory::ByteSize;
+use tempfile::TempDir;
+use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
+
+use super::Subject;
+use crate::virtio::blk::request::VirtioBlkReqHeader;
+use crate::virtio::mem::request::VirtioMemReq;
+use crate::virtio::testing::Completion;
+use crate::virtio::vsock::packet::{HOST_CID, Header, Op, TYPE_STREAM};
+use crate::virtio::{Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
+
+pub(super) struct RngSubject;
+
+impl Subject for RngSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(Rng::new())
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        (Vec::new(), vec![32])
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 32);
+        assert_ne!(done.written[0], [0; 32]);
+    }
+}
+
+pub(super) struct BlkSubject;
+
+/// A disk on which every byte is 7.
+struct Sevens;
+
+impl Disk for Sevens {
+    fn sectors(&self) -> u64 {
+        64
+    }
+
+    fn id(&self) -> DiskId {
+        DiskId::new("sevens")
+    }
+
+    fn read_at(&self, _: u64, buffers: &[VolatileSlice<'_>]) -> std::io::Result<()> {
+        buffers.iter().for_each(|buffer| buffer.copy_from(&vec![7_u8; buffer.len()]));
+        Ok(())
+    }
+}
+
+impl Subject for BlkSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(Block::with_queues(Arc::new(Sevens) as Arc<dyn Disk>, 2))
+    }
+
+    fn queue(&self) -> usize {
+        1
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        let header = VirtioBlkReqHeader { sector: 3.into(), ..Default::default() };
+        (header.as_slice().to_vec(), vec![512, 1])
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 513);
+        assert_eq!(done.written, [vec![7; 512], vec![0]]);
+    }
+}
+
+pub(super) struct MemSubject(Fixture);
+
+impl MemSubject {
+    pub(super) fn new() -> Self {
+        Self(Fixture::new(ByteSize::mib(128)))
+    }
+}
+
+impl Subject for MemSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(Mem::new(self.0.partition.clone()))
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        const UNPLUG_ALL: u16 = 2;
+        let request = VirtioMemReq { type_: UNPLUG_ALL.into(), ..Default::default() };
+        (request.as_slice().to_vec(), vec![10])
+    }
+
+    fn check(&self, done: &Completion) {
+        const ACK: u8 = 0;
+        assert_eq!(done.len, 10);
+        assert_eq!(done.written[0][0], ACK);
+    }
+}
+
+pub(super) struct PmemSubject;
+
+impl Subject for PmemSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(Pmem::new(GuestAddress(6 << 30), 2 << 20))
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        const FLUSH: u32 = 0;
+        (FLUSH.to_le_bytes().to_vec(), vec![4])
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 4);
+        assert_eq!(done.written, [[0; 4]]);
+    }
+}
+
+pub(super) struct VsockSubject {
+    directory: TempDir,
+    devices: AtomicU32,
+}
+
+impl VsockSubject {
+    pub(super) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), devices: AtomicU32::new(0) }
+    }
+}
+
+impl Subject for VsockSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let number = self.devices.fetch_add(1, Ordering::Relaxed);
+        Box::new(Vsock::new(3, &self.directory.path().join(format!("{number}"))).unwrap())
+    }
+
+    fn queue(&self) -> usize {
+        1
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        let header = Header {
+            src_cid: 3,
+            dst_cid: HOST_CID,
+            src_port: 1,
+            dst_port: 2,
+            kind: TYPE_STREAM,
+            op: Op::Reset.number(),
+            ..Header::default()
+        };
+        (header.to_bytes().to_vec(), Vec::new())
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 0);
+    }
+}
