@@ -9,9 +9,9 @@ use crate::address::AddressRange;
 use crate::host::{Backing, HostMapping, MapError};
 use crate::layout::Layout;
 use crate::slots::Slot;
-use crate::{GuestMemory, GuestView, Version};
+use crate::{BaseDiscard, GuestMemory, GuestView, Version};
 
-/// Base memory: mapped, and never given back before the VM ends.
+/// Base memory: mapped as long as the VM lives. Its driver gives pages back through [`BaseMemory::discard`].
 pub struct BaseMemory {
     // Declared before the mapping: the view's regions go first.
     view: GuestView,
@@ -78,6 +78,14 @@ impl BaseMemory {
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// A way to give parts of it back to the host while the guest runs.
+    ///
+    /// # Errors
+    /// [`MapError::PagesStay`]: the backing allows no parts.
+    pub fn discard(&self) -> Result<BaseDiscard, MapError> {
+        BaseDiscard::new(self.mapping.clone(), self.save().ranges)
     }
 
     /// The host memory behind it.

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod admission;
 pub mod base;
+mod base_discard;
 pub mod blocks;
 pub mod device_area;
 pub mod discard;
@@ -26,6 +27,7 @@ pub mod wire;
 pub use address::AddressRange;
 pub use admission::{Admission, AdmissionError};
 pub use base::{BaseMemory, BaseMemoryState};
+pub use base_discard::{BaseDiscard, DiscardError};
 pub use blocks::{BLOCK, BlockRange};
 pub use device_area::{DeviceArea, DeviceMemory};
 pub use discard::Discarder;

@@ -14,7 +14,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::pieces::{CountedPieces, TooManyPieces};
-use super::sys::{Access, Area};
+use super::sys::{Access, Area, PAGE};
 use crate::blocks::{BLOCK, BlockRange};
 use crate::sync::Mutex;
 use crate::{ByteSize, limited};
@@ -52,7 +52,7 @@ impl HostMapping {
     pub fn reserve(bytes: u64, backing: Backing) -> Result<Self, MapError> {
         let size = ByteSize::bytes(bytes);
         let length = usize::try_from(bytes).ok().filter(|_| bytes != 0 && size.is_multiple_of(BLOCK));
-        let length = length.ok_or(MapError::NoRange { offset: 0, bytes, mapping: size })?;
+        let length = length.ok_or(MapError::NoRange { offset: 0, bytes, unit: BLOCK.get(), mapping: size })?;
         let area = Area::reserve(length, access(backing)).map_err(|source| MapError::Reserve(size, source))?;
         let blocks = u32::try_from(bytes / BLOCK.get()).unwrap_or(u32::MAX);
         let pieces = (backing == Backing::Hugetlbfs).then(|| Mutex::new(CountedPieces::new(blocks)));
@@ -121,6 +121,35 @@ impl HostMapping {
             Ok(())
         })?;
         self.advise(offset, bytes)
+    }
+
+    /// Gives single pages, `bytes` at `offset`, back to the host. The contents are lost: they read as zeros afterwards, and
+    /// the next access brings a page again. Returns the bytes that had pages.
+    ///
+    /// # Errors
+    /// The kernel refused, the range is not made of whole pages in the mapping, or huge pages are reserved for it, which
+    /// [`HostMapping::discard`] gives back as a whole.
+    pub fn discard_pages(&self, offset: u64, bytes: u64) -> Result<u64, MapError> {
+        self.check_pages_go()?;
+        let range = self.multiple_of(PAGE as u64, offset, bytes)?;
+        let mut freed = 0;
+        for start in range.clone().step_by(STEP) {
+            let step = start..range.end.min(start + STEP);
+            let bytes = ByteSize::bytes(step.len() as u64);
+            let refused = |what| move |source| MapError::Advise { what, bytes, source };
+            let resident = self.area.resident(step.clone()).map_err(refused("mincore"))?;
+            self.area.advise(step, libc::MADV_DONTNEED).map_err(refused("MADV_DONTNEED"))?;
+            freed += resident;
+        }
+        Ok(freed)
+    }
+
+    /// Checks that [`HostMapping::discard_pages`] is possible.
+    ///
+    /// # Errors
+    /// Huge pages are reserved for the mapping.
+    pub(crate) fn check_pages_go(&self) -> Result<(), MapError> {
+        if self.backing == Backing::Hugetlbfs { Err(MapError::PagesStay) } else { Ok(()) }
     }
 
     /// How many bytes of `bytes` at `offset` have a page mapped.
@@ -212,13 +241,22 @@ impl HostMapping {
 
     /// A range of whole blocks in the mapping.
     fn range(&self, offset: u64, bytes: u64) -> Result<Range<usize>, MapError> {
-        let aligned = offset.is_multiple_of(BLOCK.get()) && bytes.is_multiple_of(BLOCK.get()) && bytes != 0;
+        self.multiple_of(BLOCK.get(), offset, bytes)
+    }
+
+    /// A range in the mapping that begins and ends at a multiple of `unit`.
+    fn multiple_of(&self, unit: u64, offset: u64, bytes: u64) -> Result<Range<usize>, MapError> {
+        let aligned = offset.is_multiple_of(unit) && bytes.is_multiple_of(unit) && bytes != 0;
         match offset.checked_add(bytes) {
             Some(end) if aligned && end <= self.bytes() => Ok(offset as usize..end as usize),
-            _ => Err(MapError::NoRange { offset, bytes, mapping: ByteSize::bytes(self.bytes()) }),
+            _ => Err(MapError::NoRange { offset, bytes, unit, mapping: ByteSize::bytes(self.bytes()) }),
         }
     }
 }
+
+/// How much [`HostMapping::discard_pages`] frees in one system call: few enough pages that the address space's lock is never
+/// held for long.
+const STEP: usize = 32 << 20;
 
 impl Drop for HostMapping {
     fn drop(&mut self) {
@@ -254,13 +292,18 @@ pub enum MapError {
         #[source]
         source: io::Error,
     },
-    /// The range is not in the mapping or not made of whole blocks.
-    #[error("{bytes} bytes at {offset:#x}: expected a range of whole blocks in a mapping of {mapping}")]
+    /// Only all of the memory can be given back.
+    #[error("memory with the backing `hugetlbfs` does not go back page by page: expected `none` or `thp`")]
+    PagesStay,
+    /// The range is not in the mapping, or cuts through a unit.
+    #[error("{bytes} bytes at {offset:#x}: expected multiples of {unit} in a mapping of {mapping}, and not zero bytes")]
     NoRange {
         /// Start of the range.
         offset: u64,
         /// Length of the range.
         bytes: u64,
+        /// Both have to be multiples of it.
+        unit: u64,
         /// Size of the mapping.
         mapping: ByteSize,
     },

@@ -25,6 +25,34 @@ fn a_mapping_is_aligned_and_costs_nothing_until_touched() {
 }
 
 #[test]
+fn single_pages_are_discarded_and_counted() {
+    let mapping = HostMapping::reserve(8 * MIB, Backing::None).unwrap();
+    let region = region(&mapping, 0, 8 * MIB);
+    for offset in (0..16 * 4096).step_by(4096) {
+        region.write_obj(offset + 1, MemoryRegionAddress(offset)).unwrap();
+    }
+    assert_eq!(mapping.discard_pages(4096, 2 * 4096).unwrap(), 2 * 4096);
+    assert_eq!(mapping.discard_pages(4096, 4 * 4096).unwrap(), 2 * 4096, "two of them had none left");
+    let at = |page: u64| region.read_obj::<u64>(MemoryRegionAddress(page * 4096)).unwrap();
+    assert_eq!([at(0), at(1), at(4), at(5)], [1, 0, 0, 5 * 4096 + 1]);
+    assert_eq!(mapping.discard_pages(0, 8 * MIB).unwrap(), 14 * 4096, "two that were read have pages again");
+    assert_eq!(mapping.resident(0, 8 * MIB).unwrap(), 0);
+    for (offset, bytes) in
+        [(0, 0), (1, 4096), (4096, 4095), (8 * MIB, 4096), (8 * MIB - 4096, 8192), (u64::MAX - 4095, 4096)]
+    {
+        let error = mapping.discard_pages(offset, bytes).unwrap_err().to_string();
+        assert!(error.contains("multiples of 4096"), "{error}");
+    }
+}
+
+#[test]
+fn pages_of_the_pool_stay_reserved() {
+    let mapping = HostMapping::reserve(8 * MIB, Backing::Hugetlbfs).unwrap();
+    let error = mapping.discard_pages(0, 2 * MIB).unwrap_err().to_string();
+    assert!(error.contains("`hugetlbfs`") && error.contains("`thp`"), "{error}");
+}
+
+#[test]
 fn what_was_discarded_is_zero_and_gone() {
     let mapping = HostMapping::reserve(8 * MIB, Backing::None).unwrap();
     let region = region(&mapping, 0, 8 * MIB);

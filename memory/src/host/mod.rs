@@ -6,5 +6,5 @@ mod sys;
 
 pub use mapping::{Backing, HostMapping, MapError};
 pub use pieces::TooManyPieces;
-pub(crate) use sys::give_way;
 pub use sys::{Access, Area, residency};
+pub(crate) use sys::{PAGE, give_way};

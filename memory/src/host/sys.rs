@@ -180,7 +180,7 @@ pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<im
 }
 
 /// Size of a page in bytes.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Makes this thread less urgent than others: a batch thread takes the processor from none when it wakes; where it competes
 /// for one it gets a third of what another gets.
