@@ -1,5 +1,6 @@
 //! Virtio devices and their transport.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub mod transport;
 pub mod vsock;
 pub mod worker;
 
+pub use balloon::{Balloon, BalloonHandle};
 pub use blk::Block;
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 pub use mem::{Mem, MemHandle, PlugError, UnplugError};

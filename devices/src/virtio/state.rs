@@ -10,6 +10,8 @@ use crate::state::Version;
 pub enum DeviceState {
     /// A device that knows nothing but its queues, as [`Rng`](super::Rng).
     Stateless,
+    /// State of a [`Balloon`](super::Balloon).
+    Balloon(BalloonState),
     /// State of a [`Block`](super::Block).
     Block(BlockState),
     /// State of a [`Mem`](super::Mem).
@@ -18,6 +20,35 @@ pub enum DeviceState {
     Pmem(PmemState),
     /// State of a [`Vsock`](super::Vsock).
     Vsock(VsockState),
+}
+
+/// State of a [`Balloon`](super::Balloon): what the two sides know of each other.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BalloonState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// Feature bits offered.
+    pub features: u64,
+    /// The target in pages of 4 KiB.
+    pub num_pages: u32,
+    /// Pages in the balloon, by the driver's account.
+    pub actual: u32,
+    /// The last run of free page hinting.
+    pub hinting: HintingState,
+}
+
+/// Where host and guest stand with free page hinting.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HintingState {
+    /// The host's command, which the configuration shows.
+    pub host_cmd: u32,
+    /// The guest's last command, if it has taken up the last run.
+    pub guest_cmd: Option<u32>,
+    /// The number of the last run.
+    pub last_run: u32,
+    /// Whether the guest may use its pages again as soon as it has named all.
+    pub acknowledge_on_stop: bool,
 }
 
 /// State of a [`Block`](super::Block): what a driver knows of its disk.

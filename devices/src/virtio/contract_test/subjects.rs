@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bellows_disk::{Disk, DiskId};
 use bellows_memory::testing::Fixture;
-use bellows_memory::ByteSize;
+use bellows_memory::{Backing, BaseMemory, ByteSize, Layout, LayoutSpec};
 use tempfile::TempDir;
 use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
 
 use super::Subject;
+use crate::virtio::balloon::BalloonSettings;
 use crate::virtio::blk::request::VirtioBlkReqHeader;
 use crate::virtio::mem::request::VirtioMemReq;
 use crate::virtio::testing::Completion;
 use crate::virtio::vsock::packet::{HOST_CID, Header, Op, TYPE_STREAM};
-use crate::virtio::{Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
+use crate::virtio::{Balloon, Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
 
 pub(super) struct RngSubject;
 
@@ -149,6 +150,48 @@ impl Subject for VsockSubject {
             ..Header::default()
         };
         (header.to_bytes().to_vec(), Vec::new())
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 0);
+    }
+}
+
+/// A balloon for base memory of its own, so that the guest's queues stay.
+pub(super) struct BalloonSubject {
+    base: BaseMemory,
+    queue: usize,
+}
+
+impl BalloonSubject {
+    pub(super) fn new(queue: usize) -> Self {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::gib(1), vec![], 40)).unwrap();
+        Self { base: BaseMemory::map(&layout, Backing::None).unwrap(), queue }
+    }
+}
+
+impl Subject for BalloonSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let settings = BalloonSettings {
+            target: ByteSize::mib(1),
+            deflate_on_oom: true,
+            stats_polling_interval_s: 1,
+            free_page_hinting: true,
+            free_page_reporting: true,
+        };
+        Box::new(Balloon::new(&settings, self.base.discard().unwrap()).unwrap())
+    }
+
+    fn queue(&self) -> usize {
+        self.queue
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        match self.queue {
+            0 => ([3_u32, 5, 4].iter().flat_map(|page| page.to_le_bytes()).collect(), Vec::new()),
+            3 => (2_u32.to_le_bytes().to_vec(), vec![4096]),
+            _ => (Vec::new(), vec![4096, 8192]),
+        }
     }
 
     fn check(&self, done: &Completion) {

@@ -44,11 +44,18 @@ impl FakeGuest {
     /// A guest with these ranges of memory; what the driver allocates comes from the first.
     #[must_use]
     pub fn with_memory(ranges: &[(GuestAddress, usize)]) -> Self {
-        let memory = GuestMemory::from_ranges(ranges).unwrap();
+        let guest = Self::in_view(GuestView::new(GuestMemory::from_ranges(ranges).unwrap()));
+        guest.next_free.store(ranges[0].0.0 + 0x1000, Ordering::Relaxed);
+        guest
+    }
+
+    /// A guest with the memory of `view`, which begins at address 0.
+    #[must_use]
+    pub fn in_view(view: GuestView) -> Self {
         Self {
-            view: GuestView::new(memory),
+            view,
             event_loop: EventLoop::spawn("devices", |error| panic!("{error}")).unwrap(),
-            next_free: AtomicU64::new(ranges[0].0.0 + 0x1000),
+            next_free: AtomicU64::new(0x1000),
         }
     }
 
