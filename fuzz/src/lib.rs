@@ -12,6 +12,7 @@ pub mod image_archive;
 pub mod layer_archive;
 pub mod pci_config;
 pub mod registry_answers;
+pub mod virtio_balloon;
 pub mod virtio_blk;
 pub mod virtio_mem;
 pub mod virtio_pci;
