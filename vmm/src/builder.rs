@@ -17,7 +17,9 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
-use crate::config::{Backing, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig};
+use crate::config::{
+    Backing, BalloonConfig, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig,
+};
 use crate::console::{Console, standard_output};
 use crate::descriptors;
 use crate::end::{EndSignal, VmEnd};
@@ -26,6 +28,7 @@ use crate::guest::ready::ReadyListener;
 use crate::guest::session::Session;
 use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus};
 use crate::parameters::command_line;
+use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
 use crate::resources::images::Images;
 use crate::resources::instances::Instances;
@@ -112,6 +115,13 @@ impl VmBuilder {
     #[must_use]
     pub fn backing(mut self, backing: Backing) -> Self {
         self.config.backing = backing;
+        self
+    }
+
+    /// Adds a balloon, through which base memory goes back to the host while the VM runs.
+    #[must_use]
+    pub fn balloon(mut self, balloon: BalloonConfig) -> Self {
+        self.config.balloon = Some(balloon);
         self
     }
 
@@ -210,7 +220,8 @@ impl VmBuilder {
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
         legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
         let console = add_serial(&buses, &machine, &config.serial)?;
-        let functions = FIXED_DEVICES + config.disks() + config.partitions.len();
+        let functions =
+            FIXED_DEVICES + usize::from(config.balloon.is_some()) + config.disks() + config.partitions.len();
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;
@@ -220,6 +231,10 @@ impl VmBuilder {
         let ready = ReadyListener::bind(&uds_path)?;
         bus.add("vsock", vsock, event_loop.handle())?;
         bus.add("entropy source", Rng::new(), event_loop.handle())?;
+        let balloon = match &config.balloon {
+            Some(balloon) => Some(Balloon::add(&bus, base.discard()?, balloon, &end)?),
+            None => None,
+        };
         // Images before drives: a guest that depends on the order of discovery finds them in this order.
         let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
         images.add_all(&bus, &disks, &config.images)?;
@@ -254,6 +269,7 @@ impl VmBuilder {
             console,
             _buses: buses,
             bus,
+            balloon,
             disks,
             images,
             partitions,

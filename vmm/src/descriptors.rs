@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{ImageConfig, Shape, Transport, VmConfig};
+use crate::config::{BalloonConfig, ImageConfig, Shape, Transport, VmConfig};
 use crate::kind::ErrorKind;
 
 /// For every VM: KVM's, the device loop, entropy and vsock, the agent's connection, the console, and some for vsock clients
@@ -16,6 +16,8 @@ const PER_VCPU: usize = 1;
 const PER_FUNCTION: usize = 3;
 /// For a function with a thread of its own.
 const PER_LOOP: usize = 2;
+/// For a balloon, beside those of its queues and its thread: the interrupt vector of its configuration and its timer.
+const PER_BALLOON: usize = 2;
 /// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;
 /// Descriptors to keep free when a disk or partition is attached to a running VM.
@@ -49,6 +51,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
     FIXED
         + PER_VCPU * usize::from(config.vcpus)
         + images
+        + config.balloon.as_ref().map_or(0, of_balloon)
         + of_drive() * config.drives.len()
         + of_partition() * config.partitions.len()
 }
@@ -66,6 +69,11 @@ pub(crate) fn of_image(image: &ImageConfig, shape: Shape) -> usize {
 /// Descriptors of a drive.
 pub(crate) fn of_drive() -> usize {
     1 + of_disk(Transport::Blk)
+}
+
+/// Descriptors of a balloon: two for each queue.
+fn of_balloon(config: &BalloonConfig) -> usize {
+    2 * config.settings().queues() + PER_BALLOON + PER_LOOP
 }
 
 /// Descriptors of a partition.
@@ -151,5 +159,7 @@ mod tests {
         grows(&config, 4);
         config.vcpus += 2;
         grows(&config, 2);
+        config.balloon = Some(BalloonConfig { stats_polling_interval_s: 1, ..BalloonConfig::default() });
+        grows(&config, 10);
     }
 }

@@ -15,6 +15,7 @@ use crate::descriptors::TooFewDescriptors;
 use crate::guest::error::NotReady;
 use crate::kind::ErrorKind;
 use crate::kvm::{HostError, MachineError, VcpuPoolError};
+use crate::resources::balloon::BalloonError;
 use crate::resources::error::{HotplugError, PartitionError};
 use crate::virtio_bus::DeviceError;
 
@@ -45,6 +46,9 @@ pub enum BuildError {
     /// A disk could not be added.
     #[error(transparent)]
     Disk(#[from] HotplugError),
+    /// The balloon could not be made.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// A partition could not be made.
     #[error(transparent)]
     Partition(#[from] PartitionError),
@@ -96,6 +100,7 @@ impl BuildError {
             Self::Host(_) | Self::Machine(_) | Self::Map(_) | Self::Slot(_) | Self::System { .. } => ErrorKind::Host,
             Self::Layout(_) | Self::CommandLine(_) | Self::Vsock(VsockError::ReservedCid(_)) => ErrorKind::Invalid,
             Self::Disk(error) => error.kind(),
+            Self::Balloon(error) => error.kind(),
             Self::Partition(error) => error.kind(),
             Self::Vsock(VsockError::Listen(_)) => ErrorKind::Host,
             Self::Device(error) => error.kind(),

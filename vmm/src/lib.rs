@@ -41,8 +41,8 @@ pub mod machine {
 
 pub use builder::VmBuilder;
 pub use config::{
-    Backing, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError, ParseShapeError,
-    ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
+    Backing, BalloonConfig, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError,
+    ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
@@ -59,6 +59,7 @@ pub use model::{
     Holder, ImageInfo, OomLimit, PartitionInfo, PartitionReport, PartitionUse, PlugReport, ReadyReport, RunReport,
     UnplugReport,
 };
+pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User};
@@ -69,6 +70,7 @@ pub use vm::Vm;
 
 pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
+pub use bellows_devices::virtio::balloon::{Discards, HintingStatus, MemoryStatistics};
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::stream::StreamName;

@@ -24,6 +24,7 @@ use crate::model::{
     UnplugReport,
 };
 use crate::resident::resident_bytes;
+use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
 use crate::resources::images::Images;
@@ -41,6 +42,7 @@ pub struct Vm {
     pub(crate) console: Option<Console>,
     pub(crate) _buses: Buses,
     pub(crate) bus: VirtioBus,
+    pub(crate) balloon: Option<Balloon>,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
     pub(crate) partitions: Partitions,
@@ -164,6 +166,12 @@ impl Vm {
     /// The host's kernel refused.
     pub fn resident_bytes(&self) -> std::io::Result<u64> {
         resident_bytes(self.base.view())
+    }
+
+    /// The balloon, if the configuration has one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&Balloon> {
+        self.balloon.as_ref()
     }
 
     /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.

@@ -8,6 +8,7 @@ fn sane() -> VmConfig {
     config.partitions = vec![ByteSize::gib(1), ByteSize::mib(128)];
     config.images = vec![image("first", 0..3)];
     config.drives = vec![drive("data.img")];
+    config.balloon = Some(BalloonConfig { amount_mib: 64, free_page_reporting: true, ..BalloonConfig::default() });
     config
 }
 
@@ -38,6 +39,16 @@ fn omitted_fields_have_defaults() {
     assert_eq!(config.backing, Backing::Thp);
     assert_eq!(config.partition_mode, PartitionMode::Extension);
     assert_eq!(config.vsock.cid, 3);
+}
+
+#[test]
+fn a_balloon_has_firecrackers_names_and_defaults_for_all() {
+    let parse = |json: &str| serde_json::from_str::<BalloonConfig>(json).unwrap();
+    assert_eq!(parse("{}"), BalloonConfig::default());
+    let json = r#"{"amount_mib":64,"deflate_on_oom":true,"stats_polling_interval_s":5,"free_page_hinting":true,"free_page_reporting":true}"#;
+    assert_eq!(serde_json::to_string(&parse(json)).unwrap(), json);
+    let error = serde_json::from_str::<BalloonConfig>(r#"{"amount": 64}"#).unwrap_err().to_string();
+    assert!(error.contains("`amount`"), "{error}");
 }
 
 #[test]
@@ -103,6 +114,9 @@ fn an_error_names_a_bad_value_and_its_field() {
         (|c| c.memory = ByteSize::mib(33), "memory", "33 MiB"),
         (|c| c.memory = ByteSize::bytes(u64::MAX), "memory", "18446744073709551615"),
         (|c| c.memory = ByteSize::gib(1 << 20), "memory", "1024 TiB"),
+        (|c| c.balloon.as_mut().unwrap().amount_mib = 513, "balloon.amount_mib", "513"),
+        (|c| c.balloon.as_mut().unwrap().amount_mib = u32::MAX, "balloon.amount_mib", "4294967295"),
+        (|c| c.backing = Backing::Hugetlbfs, "balloon", "set"),
         (|c| c.partitions[1] = ByteSize::bytes(0), "partitions[1]", "0 bytes"),
         (|c| c.partitions[1] = ByteSize::mib(129), "partitions[1]", "129 MiB"),
         (|c| c.memory = ByteSize::gib(8 << 10), "memory", "8 TiB"),
@@ -154,4 +168,11 @@ fn devices_need_interrupt_vectors_of_the_vcpus() {
     assert!(error.contains("2 with 93 disks and 255 partitions") && error.contains("at least 4"), "{error}");
     config.vcpus = 4;
     config.validate().unwrap();
+    config.partitions.clear();
+    (config.vcpus, config.drives) = (1, drives(90));
+    config.balloon = Some(BalloonConfig::default());
+    config.validate().unwrap();
+    config.balloon = Some(BalloonConfig { free_page_reporting: true, ..BalloonConfig::default() });
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("at least 2 for 192 interrupt vectors"), "{error}");
 }

@@ -12,9 +12,11 @@ use bellows_memory::{BLOCK, ByteSize};
 use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
+mod balloon;
 mod image;
 pub(crate) mod text;
 
+pub use balloon::BalloonConfig;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
@@ -78,6 +80,9 @@ pub struct VmConfig {
     /// The backing of guest memory on the host.
     #[serde(default)]
     pub backing: Backing,
+    /// A balloon, through which base memory goes back to the host.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// Window sizes of the partitions: the most that each can be plugged with.
     #[serde(default)]
     pub partitions: Vec<ByteSize>,
@@ -219,6 +224,7 @@ impl VmConfig {
             memory,
             base_limit: None,
             backing: Backing::default(),
+            balloon: None,
             partitions: Vec::new(),
             memory_limit: None,
             partition_mode: PartitionMode::default(),
@@ -248,6 +254,9 @@ impl VmConfig {
         if let Some(limit) = self.base_limit.filter(|limit| !base_limits.contains(&limit.get())) {
             let expected = format!("{} to `memory`, {}", ByteSize::bytes(MIN_BASE_LIMIT), self.memory);
             return Err(error("base_limit", limit, expected));
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.check(self.memory, self.backing)?;
         }
         if self.partitions.len() > MAX_PARTITIONS {
             return Err(error("partitions", count(self.partitions.len()), format!("at most {MAX_PARTITIONS}")));
@@ -302,7 +311,8 @@ impl VmConfig {
     fn check_vectors(&self) -> Result<(), ConfigError> {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
-        let needed = FIXED_VECTORS + VECTORS_PER_FUNCTION * (disks + partitions);
+        let balloon = self.balloon.as_ref().map_or(0, BalloonConfig::vectors);
+        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + partitions);
         if needed <= self.max_vectors() {
             return Ok(());
         }

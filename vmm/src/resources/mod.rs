@@ -1,5 +1,7 @@
-//! The parts of a VM that come and go: disks, images, partitions, instances and their processes.
+//! The parts of a VM that come and go: disks, images, partitions, instances and their processes. And
+//! the balloon, which stays.
 
+pub(crate) mod balloon;
 pub(crate) mod disks;
 pub(crate) mod error;
 pub(crate) mod images;
