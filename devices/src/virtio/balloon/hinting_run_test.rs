@@ -69,6 +69,26 @@ fn no_page_goes_back_after_a_stop() {
     }
 }
 
+/// The last pages of a large range go after the first; a stop in between returns when all have gone.
+#[test]
+fn a_stop_waits_for_the_range_that_is_being_discarded() {
+    const RANGE: u64 = 64 << 20;
+    let mut machine = Machine::new(&everything());
+    machine.handle.start_hinting(false).unwrap();
+    machine.command(2);
+    let last = (FREE + RANGE) / PAGE - 1;
+    machine.fill(FREE / PAGE..=last);
+    machine.driver.queues[HINTS].add(&[Part::WritableAt(GuestAddress(FREE), RANGE as u32)]);
+    machine.driver.queues[HINTS].kick();
+    while machine.guest.memory().read_obj::<u64>(GuestAddress(FREE)).unwrap() != 0 {
+        std::hint::spin_loop();
+    }
+    machine.handle.stop_hinting().unwrap();
+    machine.fill([last]);
+    machine.driver.queues[HINTS].wait_used();
+    assert_eq!(machine.whole([last]), [last]);
+}
+
 #[test]
 fn a_reset_ends_the_run() {
     let mut machine = Machine::new(&everything());
