@@ -11,7 +11,7 @@ use bellows_devices::pci::PciAddress;
 use bellows_memory::ByteSize;
 use bellows_memory::partition::Report;
 use bellows_protocol::ready::BootTimes;
-use bellows_protocol::values::ImageId;
+use bellows_protocol::values::{ImageId, InstanceId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{PartitionMode, Shape, Transport, text};
@@ -44,6 +44,9 @@ pub struct Holder {
     pub pid: u32,
     /// Its command.
     pub command: String,
+    /// The instance that it belongs to, if to any.
+    #[serde(serialize_with = "text::serialize_option")]
+    pub instance: Option<InstanceId>,
     /// How much.
     pub bytes: u64,
 }

@@ -346,6 +346,13 @@ fn enable_controllers(path: &Path) {
     }
 }
 
+/// The instance that a process belongs to, by its `/proc/<pid>/cgroup`.
+pub fn instance_of(text: &str) -> Option<InstanceId> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mut names = path.split('/');
+    if names.next() == Some(INSTANCES) { names.next()?.parse().ok() } else { None }
+}
+
 /// The value of `key` in a flat keyed file: lines of `KEY VALUE`.
 pub fn flat_keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
@@ -378,6 +385,18 @@ mod tests {
             std::fs::write(hierarchy.tasks(), "").unwrap();
             hierarchy.limit_tasks(folder.path()).unwrap();
             assert_eq!(std::fs::read_to_string(hierarchy.tasks()).unwrap(), most);
+        }
+    }
+
+    #[test]
+    fn a_process_belongs_to_an_instance() {
+        let id = |text| instance_of(text).map(|id| id.to_string());
+        assert_eq!(id("0::/instances/f-1/instance\n").as_deref(), Some("f-1"));
+        assert_eq!(id("1:cpu:/x\n0::/instances/f-2\n").as_deref(), Some("f-2"));
+        for none in
+            ["0::/agent\n", "0::/instances\n", "0::/\n", "0::/instances/A B/instance\n", "", "0::/x/instances/a\n"]
+        {
+            assert_eq!(id(none), None, "{none:?}");
         }
     }
 

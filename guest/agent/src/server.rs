@@ -291,7 +291,13 @@ fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
 }
 
 fn holder(holder: partition::Holder) -> Holder {
-    Holder { pid: holder.pid, command: holder.command, bytes: holder.bytes, ..Default::default() }
+    Holder {
+        pid: holder.pid,
+        command: holder.command,
+        bytes: holder.bytes,
+        instance_id: holder.instance.map(|id| id.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
 }
 
 fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {

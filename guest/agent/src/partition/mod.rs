@@ -11,12 +11,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bellows_protocol::values::Node;
+use bellows_protocol::values::{InstanceId, Node};
 
 use crate::error::{AgentError, Result};
-use crate::files;
 use crate::placement::Placement;
 use crate::uevent::Uevents;
+use crate::{cgroup, files};
 
 pub use driver::{Driver, State, Times};
 pub use meminfo::NodeMemory;
@@ -35,6 +35,8 @@ pub struct Holder {
     pub pid: u32,
     /// Its name, at most 15 characters.
     pub command: String,
+    /// The instance that it belongs to.
+    pub instance: Option<InstanceId>,
     /// Bytes of the node that it maps; memory that several processes share counts for each.
     pub bytes: u64,
 }
@@ -226,7 +228,8 @@ impl MemoryInfo {
                 (bytes > 0).then(|| {
                     let name = fs::read(folder.join("comm")).unwrap_or_default();
                     let command = String::from_utf8_lossy(&name).trim_end().to_owned();
-                    Holder { pid: u32::try_from(pid).unwrap_or(u32::MAX), command, bytes }
+                    let instance = files::read(folder.join("cgroup")).ok().and_then(|text| cgroup::instance_of(&text));
+                    Holder { pid: u32::try_from(pid).unwrap_or(u32::MAX), command, instance, bytes }
                 })
             })
             .collect();

@@ -71,10 +71,14 @@ fn holders_come_largest_first() {
             .unwrap();
     }
     fs::create_dir_all(folder.path().join("proc/sys")).unwrap();
+    fs::write(folder.path().join("proc/11/cgroup"), "0::/instances/f-1/instance\n").unwrap();
+    fs::write(folder.path().join("proc/10/cgroup"), "0::/agent\n").unwrap();
     let holders = info.holders(Node::try_from(2).unwrap());
     let expected = [(11, 7 * 4096), (10, 4096)];
     assert_eq!(holders.iter().map(|holder| (holder.pid, holder.bytes)).collect::<Vec<_>>(), expected);
     assert_eq!(holders[0].command, "task11");
+    let instances = [&holders[0], &holders[1]].map(|holder| holder.instance.as_ref().map(ToString::to_string));
+    assert_eq!(instances, [Some("f-1".into()), None]);
 }
 
 /// A process chooses its own name and those of the files that it maps, and maps as many as it likes.
@@ -92,6 +96,6 @@ fn a_holder_cannot_hide() {
         }
     }
     let holders = info.holders(Node::try_from(2).unwrap());
-    let expected = [10, 11].map(|pid| Holder { pid, command: "task\u{fffd}".into(), bytes: 7 * 4096 });
+    let expected = [10, 11].map(|pid| Holder { pid, command: "task\u{fffd}".into(), instance: None, bytes: 7 * 4096 });
     assert_eq!(holders, expected);
 }

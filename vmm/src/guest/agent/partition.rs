@@ -17,14 +17,21 @@ impl PartitionUse {
         if answer.free_bytes > answer.total_bytes {
             return Err(answer_error(call, "free bytes", answer.free_bytes, format!("at most {}", answer.total_bytes)));
         }
-        let holder =
-            |holder: agent::Holder| Holder { pid: holder.pid, command: shown(&holder.command), bytes: holder.bytes };
+        let holder = |holder: agent::Holder| {
+            let instance = Some(&holder.instance_id).filter(|id| !id.is_empty());
+            let instance = instance
+                .map(|id| id.parse())
+                .transpose()
+                .map_err(|_| answer_error(call, "instance", shown(&holder.instance_id), "an identifier".into()))?;
+            Ok(Holder { pid: holder.pid, command: shown(&holder.command), instance, bytes: holder.bytes })
+        };
+        let holders = answer.holders.into_iter().take(MAX_HOLDERS).map(holder).collect::<Result<_, _>>()?;
         Ok(Self {
             total_bytes: answer.total_bytes,
             free_bytes: answer.free_bytes,
             anonymous_bytes: answer.anonymous_bytes,
             file_bytes: answer.file_bytes,
-            holders: answer.holders.into_iter().take(MAX_HOLDERS).map(holder).collect(),
+            holders,
             tmpfs_mounts: answer.tmpfs_mounts.iter().take(MAX_HOLDERS).map(|point| shown(point)).collect(),
             driver: answer.driver.as_ref().map(|driver| GuestDriver::parse(call, driver)).transpose()?,
         })
@@ -103,6 +110,18 @@ mod tests {
         assert!(error.contains("driver state 0"), "{error}");
         let error = text(agent::PartitionDriver { last_plug_host_ns: 1, ..parked() });
         assert!(error.contains("nanoseconds of the host 1"), "{error}");
+    }
+
+    #[test]
+    fn holders_belong_to_instances() {
+        let holders = |id: &str| {
+            let holder = agent::Holder { pid: 7, instance_id: id.into(), ..Default::default() };
+            PartitionUse::parse("X", 1, agent::PartitionMemory { node: 1, holders: vec![holder], ..Default::default() })
+        };
+        assert_eq!(holders("").unwrap().holders[0].instance, None);
+        assert_eq!(holders("f-1").unwrap().holders[0].instance, Some("f-1".parse().unwrap()));
+        let error = holders("\x1b[2J").unwrap_err().to_string();
+        assert!(error.contains("instance") && !error.contains('\x1b'), "{error}");
     }
 
     #[test]
