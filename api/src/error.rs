@@ -217,7 +217,7 @@ impl CliError {
                 match reason {
                     StartFailure::CommandNotFound => Failure::ProgramNotFound,
                     StartFailure::CommandNotExecutable => Failure::ProgramNotExecutable,
-                    StartFailure::Other => Failure::Error(self.kind()),
+                    StartFailure::Other(kind) => Failure::Error(*kind),
                 }
             }
             _ => Failure::Error(self.kind()),
@@ -275,7 +275,7 @@ mod tests {
         for (reason, code) in [
             (StartFailure::CommandNotFound, 127),
             (StartFailure::CommandNotExecutable, 126),
-            (StartFailure::Other, 125),
+            (StartFailure::Other(ErrorKind::Guest), 125),
         ] {
             let source = AgentError::NotStarted { reason, message: "\"x\" is not there".into() };
             let error = CliError::from(InstanceError::Agent { action: "start", id: "main".parse().unwrap(), source });

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use bellows_vmm::{AgentError, ExitStatus, InstanceError, InstanceSpec, StartFailure};
+use bellows_vmm::{AgentError, ErrorKind, ExitStatus, InstanceError, InstanceSpec, StartFailure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -97,9 +97,9 @@ fn a_program_finds_what_it_takes_for_granted() {
         ("", "/bad/bare", StartFailure::CommandNotExecutable, "exec format error"),
         ("", "/bad/empty", StartFailure::CommandNotExecutable, "exec format error"),
         ("", "/bad", StartFailure::CommandNotExecutable, "directory"),
-        ("nosuch", "true", StartFailure::Other, "nosuch"),
-        ("app:nosuch", "true", StartFailure::Other, "nosuch"),
-        ("last", "true", StartFailure::Other, "4294967295"),
+        ("nosuch", "true", StartFailure::Other(ErrorKind::Invalid), "nosuch"),
+        ("app:nosuch", "true", StartFailure::Other(ErrorKind::Invalid), "nosuch"),
+        ("last", "true", StartFailure::Other(ErrorKind::Invalid), "4294967295"),
     ] {
         let (found, message) = failure(user, command);
         assert_eq!(found, reason, "{user} {command}: {message}");

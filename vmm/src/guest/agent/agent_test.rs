@@ -283,7 +283,7 @@ fn a_start_that_failed_says_whose_fault_it_is() {
     for (user, expected) in [
         ("not-found", StartFailure::CommandNotFound),
         ("not-executable", StartFailure::CommandNotExecutable),
-        ("nobody", StartFailure::Other),
+        ("nobody", StartFailure::Other(ErrorKind::Invalid)),
     ] {
         let process = agent::Process { user: user.into(), ..Default::default() };
         let request = agent::StartInstanceRequest { process: Some(process).into(), ..Default::default() };

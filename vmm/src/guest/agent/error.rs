@@ -85,11 +85,8 @@ impl AgentError {
             Self::NotStarted { reason: StartFailure::CommandNotFound | StartFailure::CommandNotExecutable, .. } => {
                 ErrorKind::Invalid
             }
-            Self::NotStarted { reason: StartFailure::Other, .. }
-            | Self::Connect { .. }
-            | Self::Timeout { .. }
-            | Self::Lost { .. }
-            | Self::Answer { .. } => ErrorKind::Guest,
+            Self::NotStarted { reason: StartFailure::Other(kind), .. } => *kind,
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Lost { .. } | Self::Answer { .. } => ErrorKind::Guest,
         }
     }
 }
@@ -101,8 +98,8 @@ pub enum StartFailure {
     CommandNotFound,
     /// Its command is there, but is not executable.
     CommandNotExecutable,
-    /// Another reason.
-    Other,
+    /// Another reason, of this kind in the agent's judgement.
+    Other(ErrorKind),
 }
 
 /// The kind of a refusal, by the agent's code.

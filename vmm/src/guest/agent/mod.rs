@@ -378,7 +378,7 @@ fn start_failure(code: EnumOrUnknown<Code>) -> StartFailure {
     match code.enum_value() {
         Ok(Code::NOT_FOUND) => StartFailure::CommandNotFound,
         Ok(Code::PERMISSION_DENIED) => StartFailure::CommandNotExecutable,
-        _ => StartFailure::Other,
+        _ => StartFailure::Other(error::reason(code)),
     }
 }
 
