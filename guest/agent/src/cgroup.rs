@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use bellows_protocol::values::InstanceId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 
 use crate::error::{AgentError, Result};
 use crate::files;
@@ -214,6 +215,19 @@ impl Cgroup {
         files::write(self.inner.join("pids.max"), &pids_max.to_string())
     }
 
+    /// The processes in the cgroup that it sees, by their numbers as the agent sees them.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        let path = self.inner.join("cgroup.procs");
+        let parse = |line: &str| {
+            let malformed = || AgentError::Malformed { what: path.display().to_string(), text: line.into() };
+            line.parse().map(Pid::from_raw).map_err(|_| malformed())
+        };
+        files::read(&path)?.lines().map(parse).collect()
+    }
+
     /// The limit that it had met when the kernel killed processes of it for lack of memory; `None` if the kernel killed
     /// none. `limits` are its own.
     ///
@@ -373,6 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn a_process_belongs_to_an_instance() {
+        let id = |text| instance_of(text).map(|id| id.to_string());
+        assert_eq!(id("0::/instances/f-1/instance\n").as_deref(), Some("f-1"));
+        assert_eq!(id("1:cpu:/x\n0::/instances/f-2\n").as_deref(), Some("f-2"));
+        for none in
+            ["0::/agent\n", "0::/instances\n", "0::/\n", "0::/instances/A B/instance\n", "", "0::/x/instances/a\n"]
+        {
+            assert_eq!(id(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
     fn instances_leave_tasks_to_the_agent() {
         let folder = tempfile::tempdir().unwrap();
         let hierarchy = Hierarchy::new(folder.path());
@@ -385,18 +411,6 @@ mod tests {
             std::fs::write(hierarchy.tasks(), "").unwrap();
             hierarchy.limit_tasks(folder.path()).unwrap();
             assert_eq!(std::fs::read_to_string(hierarchy.tasks()).unwrap(), most);
-        }
-    }
-
-    #[test]
-    fn a_process_belongs_to_an_instance() {
-        let id = |text| instance_of(text).map(|id| id.to_string());
-        assert_eq!(id("0::/instances/f-1/instance\n").as_deref(), Some("f-1"));
-        assert_eq!(id("1:cpu:/x\n0::/instances/f-2\n").as_deref(), Some("f-2"));
-        for none in
-            ["0::/agent\n", "0::/instances\n", "0::/\n", "0::/instances/A B/instance\n", "", "0::/x/instances/a\n"]
-        {
-            assert_eq!(id(none), None, "{none:?}");
         }
     }
 

@@ -85,6 +85,41 @@ pub enum AgentError {
         /// Its user.
         by: String,
     },
+    /// An instance cannot be a zygote.
+    #[error("{0}")]
+    ZygoteUnfit(String),
+    /// A zygote ended, or does not speak its protocol.
+    #[error("{0}")]
+    ZygoteFailed(String),
+    /// No instance can be forked from it.
+    #[error("instance {0:?} is not a zygote")]
+    NotZygote(String),
+    /// A fork of another image.
+    #[error("zygote {zygote:?} runs image {found}: a fork of it cannot run {wanted}")]
+    ZygoteImage {
+        /// The zygote.
+        zygote: String,
+        /// Its image.
+        found: String,
+        /// The fork's image.
+        wanted: String,
+    },
+    /// A fork that runs as another user.
+    #[error(
+        "zygote {zygote:?} runs as user {} and group {}: a fork of it cannot run as {} and {}",
+        found.0, found.1, wanted.0, wanted.1
+    )]
+    ZygoteUser {
+        /// The zygote.
+        zygote: String,
+        /// Its user and group.
+        found: (u32, u32),
+        /// The fork's.
+        wanted: (u32, u32),
+    },
+    /// The kernel did not make a process a fork of its zygote.
+    #[error("the zygote cannot be forked: {0}")]
+    NotAdopted(#[source] io::Error),
     /// The instance's first process has ended, and every other with it.
     #[error("instance {0:?} has ended")]
     Ended(String),
@@ -211,6 +246,9 @@ impl AgentError {
             | Self::StreamLine(_)
             | Self::Account(_)
             | Self::Image { .. }
+            | Self::ZygoteUnfit(_)
+            | Self::ZygoteImage { .. }
+            | Self::ZygoteUser { .. }
             | Self::SmallBaseLimit { .. } => Code::INVALID_ARGUMENT,
             Self::NoBaseMemory { .. } => Code::RESOURCE_EXHAUSTED,
             Self::CommandNotFound(_) | Self::Gone { .. } => Code::NOT_FOUND,
@@ -220,10 +258,13 @@ impl AgentError {
             Self::Unknown { .. }
             | Self::InUse { .. }
             | Self::Ended(_)
+            | Self::NotZygote(_)
             | Self::NoMemory(_)
             | Self::LimitInPartition { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
-            Self::Path { .. }
+            Self::ZygoteFailed(_)
+            | Self::NotAdopted(_)
+            | Self::Path { .. }
             | Self::System { .. }
             | Self::WrongNode { .. }
             | Self::WrongZone { .. }

@@ -8,6 +8,7 @@
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
 //! | partitions | [`partition`]: checks that the memory has arrived in its place, and lists the processes that hold it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (files that programs expect), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (sockets that would outlive it) |
+//! | forks | [`zygote`]: instances that others begin as copies of |
 //! | limits | [`base_memory`]: base limits; [`tmpfs`]: capacities of file systems in memory |
 //! | input and output | [`stream_server`] lets the monitor connect to [`streams`]: one connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
@@ -48,3 +49,4 @@ pub mod sys;
 pub mod tmpfs;
 pub mod uevent;
 pub mod vsock;
+pub mod zygote;

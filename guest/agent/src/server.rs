@@ -12,7 +12,7 @@ use bellows_protocol::agent::{
     ExitStatus, HelloRequest, HelloResponse, Holder, InspectPartitionRequest, InstanceRequest, Layer,
     MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
     ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
-    StatisticsResponse, UnmountImageRequest,
+    StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
@@ -28,7 +28,7 @@ use crate::clock::{self, Correction};
 use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
-use crate::instance::{Instances, Request};
+use crate::instance::{Instances, Request, Role};
 use crate::partition::{self, Driver, MemoryInfo, State};
 use crate::pci::Sysfs;
 use crate::shutdown;
@@ -37,6 +37,7 @@ use crate::streams::StdioSpec;
 use crate::sys;
 use crate::uevent::Uevents;
 use crate::vsock;
+use crate::zygote::{CONTROL, CONTROL_VARIABLE, PYTHON_LAUNCHER};
 
 /// The parts that requests act on.
 pub struct Service {
@@ -337,15 +338,38 @@ fn partition_driver(driver: &Driver) -> PartitionDriver {
 }
 
 fn instance_request(request: StartInstanceRequest) -> Result<Request> {
+    let mut process = request.process.unwrap_or_default();
+    let role = match (request.zygote.into_option(), request.fork_of) {
+        (Some(_), zygote) if !zygote.is_empty() => return Err(ValueError::ForkedZygote(zygote.parse()?).into()),
+        (Some(zygote), _) => {
+            as_zygote(&mut process, zygote)?;
+            Role::Zygote
+        }
+        (None, zygote) if zygote.is_empty() => Role::Plain,
+        (None, zygote) => Role::ForkOf(zygote.parse()?),
+    };
     Ok(Request {
         id: request.instance_id.parse()?,
         image: request.image_id.parse()?,
-        process: process_spec(request.process.unwrap_or_default())?,
+        role,
+        process: process_spec(process)?,
         node: request.node.try_into()?,
         memory_max: none_if_zero(request.memory_max_bytes),
         base_limit: none_if_zero(request.base_limit_bytes),
         pids_max: none_if_zero(request.pids_max),
     })
+}
+
+/// Adds what the process of a zygote has beside its own.
+fn as_zygote(process: &mut Process, zygote: Zygote) -> std::result::Result<(), ValueError> {
+    if zygote.python {
+        process.arguments.extend(["-c".into(), PYTHON_LAUNCHER.into()]);
+        process.arguments.extend(zygote.modules);
+    } else if !zygote.modules.is_empty() {
+        return Err(ValueError::Modules(zygote.modules.len()));
+    }
+    process.environment.push(format!("{CONTROL_VARIABLE}={CONTROL}"));
+    Ok(())
 }
 
 fn process_spec(process: Process) -> Result<ProcessSpec> {

@@ -49,6 +49,39 @@ fn zero_means_no_limit() {
 }
 
 #[test]
+fn a_zygote_has_a_control_socket_and_perhaps_a_launcher() {
+    let zygote = |python, modules: &[&str]| StartInstanceRequest {
+        zygote: Some(Zygote {
+            python,
+            modules: modules.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        })
+        .into(),
+        ..request()
+    };
+    let parsed = instance_request(zygote(false, &[])).unwrap();
+    assert_eq!(parsed.role, Role::Zygote);
+    assert_eq!(
+        (parsed.process.arguments, parsed.process.environment),
+        (vec!["sh".into()], vec!["BELLOWS_ZYGOTE_FD=3".into()])
+    );
+    let parsed = instance_request(zygote(true, &["json", "ssl"])).unwrap();
+    assert_eq!(parsed.process.arguments[..2], ["sh", "-c"]);
+    assert_eq!(parsed.process.arguments[3..], ["json", "ssl"]);
+    let fork = instance_request(StartInstanceRequest { fork_of: "z".into(), ..request() }).unwrap();
+    assert_eq!(fork.role, Role::ForkOf("z".parse().unwrap()));
+    assert!(fork.process.environment.is_empty());
+    assert_eq!(instance_request(request()).unwrap().role, Role::Plain);
+    for bad in [
+        zygote(false, &["json"]),
+        StartInstanceRequest { fork_of: "z".into(), ..zygote(true, &[]) },
+        StartInstanceRequest { fork_of: "../z".into(), ..request() },
+    ] {
+        assert_eq!(instance_request(bad).unwrap_err().code(), ttrpc::Code::INVALID_ARGUMENT);
+    }
+}
+
+#[test]
 fn requests_of_the_host_are_checked() {
     let bad = [
         StartInstanceRequest { instance_id: "../x".into(), ..request() },

@@ -28,6 +28,60 @@ pub fn is_open(number: RawFd) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
+/// Requests of our kernel's pidfds: `_IO(PIDFS_IOCTL_MAGIC, 32)` and 33 in its `include/uapi/linux/pidfd.h`.
+const PIDFD_AWAIT_ADOPTION: libc::Ioctl = 0xff20;
+const PIDFD_ADOPT: libc::Ioctl = 0xff21;
+
+/// Makes a process a zygote: from now on its `fork()` waits until another process adopts a copy of its memory.
+///
+/// # Errors
+/// ENOTTY if the kernel cannot do that, ESRCH if the process has ended.
+pub fn await_adoption(process: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    checked(unsafe { libc::ioctl(process.as_fd().as_raw_fd(), PIDFD_AWAIT_ADOPTION, 0) }).map(drop)
+}
+
+/// Goes on as a fork of a zygote. Like `execve`, it returns only if it fails.
+pub fn adopt(zygote: &impl AsFd) -> io::Error {
+    // SAFETY: the request takes no argument. It either fails and has changed nothing, or this program runs no further.
+    let result = checked(unsafe { libc::ioctl(zygote.as_fd().as_raw_fd(), PIDFD_ADOPT, 0) });
+    result.err().unwrap_or_else(|| io::Error::other("it returned"))
+}
+
+/// Makes `descriptor` the one with `number`, which stays open through `execve`. For a process that is about to call that: what
+/// had the number is closed.
+///
+/// # Errors
+/// Those of `dup2(2)` and `fcntl(2)`.
+pub fn place(descriptor: &impl AsFd, number: RawFd) -> io::Result<()> {
+    let own = descriptor.as_fd().as_raw_fd();
+    let result = if own == number {
+        // SAFETY: the call takes numbers.
+        unsafe { libc::fcntl(number, libc::F_SETFD, 0) }
+    } else {
+        // SAFETY: the call takes numbers. A process that is about to be replaced relies on no descriptor that this closes.
+        unsafe { libc::dup2(own, number) }
+    };
+    checked(result).map(drop)
+}
+
+/// Closes all descriptors, in a process that only waits for its children and ends.
+pub fn close_all() {
+    // SAFETY: the call takes numbers, and its caller uses no descriptor any more. It cannot fail with these.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+}
+
+/// Duplicates a descriptor to a number of at least `least`.
+///
+/// # Errors
+/// Those of `fcntl(2)`.
+pub fn duplicate_above(descriptor: &impl AsFd, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers.
+    let copy = checked(unsafe { libc::fcntl(descriptor.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) })?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Duplicates the descriptor `number`, which its owner keeps open meanwhile.
 ///
 /// # Errors

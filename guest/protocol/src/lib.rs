@@ -23,7 +23,7 @@ pub use generated::{agent, agent_ttrpc};
 
 /// Version of the protocol. The two sides compare theirs in `Hello`, in the ready line and in the first
 /// line of each stream.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;
@@ -37,6 +37,9 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the agent gives a container to start. The monitor waits for as long, and for what comes after.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the agent gives a zygote to be ready, once it has started.
+pub const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the agent gives an instance's processes to end once killed.
 pub const KILL_LIMIT: Duration = Duration::from_secs(30);

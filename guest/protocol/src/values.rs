@@ -53,6 +53,12 @@ pub enum ValueError {
     /// An image of nothing.
     #[error("an image has at least one layer")]
     NoLayers,
+    /// A zygote cannot be a fork of another.
+    #[error("a zygote cannot be a fork of zygote {0}")]
+    ForkedZygote(InstanceId),
+    /// Modules without the interpreter that would import them.
+    #[error("{0} modules to import, but the zygote is not Python's")]
+    Modules(usize),
     /// Nothing to run.
     #[error("no arguments: expected a command")]
     NoArguments,

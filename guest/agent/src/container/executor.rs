@@ -1,8 +1,10 @@
 //! The last steps of a container's first process before it becomes the instance's command.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,12 +15,25 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
-use super::{Report, program, terminal};
+use super::{Report, program, terminal, zygote};
 use crate::{seccomp, sys};
 
-/// Finds the command as a shell would, gives it its terminal, installs the filter of system calls, and becomes the command.
+/// What a process becomes.
+#[derive(Debug, Clone)]
+pub(super) enum Becoming {
+    /// The command.
+    Command,
+    /// The parent of the command, which is a zygote with this control socket.
+    Zygote(Arc<OwnedFd>),
+    /// A fork of this zygote.
+    Fork(Arc<OwnedFd>),
+}
+
+/// Finds the command as a shell would, gives it its terminal, installs the filter of system calls, and becomes the command; or
+/// takes the last step in another way.
 #[derive(Debug, Clone)]
 pub(super) struct CommandExecutor {
+    becoming: Becoming,
     /// Where a failure is reported; closed by a successful `exec`.
     failures: Arc<File>,
     /// Size of its terminal, if it gets one.
@@ -28,8 +43,8 @@ pub(super) struct CommandExecutor {
 }
 
 impl CommandExecutor {
-    pub(super) fn new(failures: File, terminal: Option<(u16, u16)>, policy: Option<u32>) -> Self {
-        Self { failures: Arc::new(failures), terminal, policy }
+    pub(super) fn new(becoming: Becoming, failures: File, terminal: Option<(u16, u16)>, policy: Option<u32>) -> Self {
+        Self { becoming, failures: Arc::new(failures), terminal, policy }
     }
 
     fn report(&self, report: &Report) {
@@ -39,20 +54,8 @@ impl CommandExecutor {
         }
     }
 
-    fn execute(&self, spec: &Spec) -> Result<std::convert::Infallible, Report> {
-        let path = find_command(spec)?;
+    fn execute(&self, spec: &Spec) -> Result<Infallible, Report> {
         let failed = |what: &str, error: &dyn std::fmt::Display| Report::Failed(format!("{what}: {error}"));
-        let arguments = strings(command(spec)).map_err(|error| failed("arguments", &error))?;
-        let environment: Vec<CString> = std::env::vars_os()
-            .filter_map(|(name, value)| {
-                let mut variable = name.into_vec();
-                variable.push(b'=');
-                variable.extend(value.into_vec());
-                CString::new(variable).ok()
-            })
-            .collect();
-        let file = CString::new(path.into_os_string().into_vec()).map_err(|error| failed("command", &error))?;
-
         // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
         sys::reset_sigpipe().map_err(|error| failed("SIGPIPE", &error))?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
@@ -65,13 +68,19 @@ impl CommandExecutor {
         }
         seccomp::install().map_err(|error| failed("system call filter", &error))?;
 
-        let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
-        Err(program::failure(Path::new(OsStr::from_bytes(file.as_bytes())), error))
+        match &self.becoming {
+            Becoming::Command => execute_command(spec),
+            Becoming::Zygote(control) => zygote::run(&find_command(spec)?, command(spec), control),
+            Becoming::Fork(zygote) => zygote::adopt(spec, zygote),
+        }
     }
 }
 
 impl Executor for CommandExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if let Becoming::Fork(_) = self.becoming {
+            return Ok(());
+        }
         find_command(spec).map(drop).map_err(|report| {
             self.report(&report);
             ExecutorValidationError::ArgValidationError("the command cannot be run".into())
@@ -83,6 +92,24 @@ impl Executor for CommandExecutor {
         self.report(&report);
         Err(ExecutorError::Other("the command cannot be run".into()))
     }
+}
+
+/// Becomes the command.
+fn execute_command(spec: &Spec) -> Result<Infallible, Report> {
+    let path = find_command(spec)?;
+    let failed = |what: &str, error: &dyn std::fmt::Display| Report::Failed(format!("{what}: {error}"));
+    let arguments = strings(command(spec)).map_err(|error| failed("arguments", &error))?;
+    let environment: Vec<CString> = std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let mut variable = name.into_vec();
+            variable.push(b'=');
+            variable.extend(value.into_vec());
+            CString::new(variable).ok()
+        })
+        .collect();
+    let file = CString::new(path.into_os_string().into_vec()).map_err(|error| failed("command", &error))?;
+    let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
+    Err(program::failure(Path::new(OsStr::from_bytes(file.as_bytes())), error))
 }
 
 /// Binds all memory of this process and its children to `node`.

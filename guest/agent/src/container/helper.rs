@@ -14,9 +14,9 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use tracing::Level;
 
-use super::executor::CommandExecutor;
-use super::{Order, Report, Step, descriptor};
-use crate::log;
+use super::executor::{Becoming, CommandExecutor};
+use super::{Order, Report, Role, Step, descriptor, zygote};
+use crate::{log, sys};
 
 /// Runs the helper, whose one argument is its `Order`. Standard input is the socket to the agent; standard output and error
 /// are the process's own, or with a terminal standard output is the socket for its master.
@@ -44,9 +44,12 @@ fn say(mut agent: &UnixStream, report: &Report) -> std::io::Result<()> {
 
 fn obey(order: &Order, agent: &UnixStream) -> Result<i32, Report> {
     let (failures, failures_end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
+    let failures_end = out_of_the_way(failures_end)?;
     match &order.step {
-        Step::Create { bundle } => create(builder(order, agent, failures_end, None)?, bundle, failures),
-        Step::Join { process, policy } => join(builder(order, agent, failures_end, *policy)?, process, failures),
+        Step::Create { bundle, role } => create(builder(order, agent, *role, failures_end, None)?, bundle, failures),
+        Step::Join { process, policy } => {
+            join(builder(order, agent, Role::Command, failures_end, *policy)?, process, failures)
+        }
     }
 }
 
@@ -80,6 +83,7 @@ fn outcome(failures: OwnedFd, started: Result<i32, LibcontainerError>) -> Result
 fn builder(
     order: &Order,
     agent: &UnixStream,
+    role: Role,
     failures: OwnedFd,
     policy: Option<u32>,
 ) -> Result<ContainerBuilder, Report> {
@@ -88,7 +92,12 @@ fn builder(
     } else {
         File::open("/dev/null").map_err(failed("/dev/null"))?.into()
     };
-    let executor = CommandExecutor::new(File::from(failures), order.terminal, policy);
+    let becoming = match role {
+        Role::Command => Becoming::Command,
+        Role::Zygote => Becoming::Zygote(other(agent)?.into()),
+        Role::Fork => Becoming::Fork(other(agent)?.into()),
+    };
+    let executor = CommandExecutor::new(becoming, File::from(failures), order.terminal, policy);
     let build = || {
         Ok(ContainerBuilder::new(order.id.clone(), SyscallType::default())
             .with_root_path(&order.state)?
@@ -98,6 +107,16 @@ fn builder(
             .with_stderr(duplicate(std::io::stderr())?))
     };
     build().map_err(|error: LibcontainerError| Report::Failed(chain(&error)))
+}
+
+/// The descriptor that the agent has sent for the role.
+fn other(agent: &UnixStream) -> Result<OwnedFd, Report> {
+    out_of_the_way(descriptor::receive(agent).map_err(failed("zygote"))?)
+}
+
+/// The descriptor with a number that neither a zygote nor a fork needs for something else.
+fn out_of_the_way(descriptor: OwnedFd) -> Result<OwnedFd, Report> {
+    sys::duplicate_above(&descriptor, zygote::FIRST_OTHER).map_err(failed("descriptor"))
 }
 
 fn duplicate(stream: impl AsFd) -> Result<OwnedFd, LibcontainerError> {

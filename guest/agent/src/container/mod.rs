@@ -23,10 +23,12 @@ mod program;
 pub mod spec;
 #[cfg(feature = "containers")]
 mod terminal;
+#[cfg(feature = "containers")]
+mod zygote;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,7 +61,7 @@ struct Order {
     state: PathBuf,
     /// Columns and rows of the process's terminal, if it gets one. Its master comes over the helper's standard output then.
     terminal: Option<(u16, u16)>,
-    /// Standard input has been sent over the socket; otherwise it is `/dev/null`.
+    /// Standard input has been sent over the socket; otherwise it is `/dev/null`. The descriptor of the role follows.
     stdin: bool,
     step: Step,
 }
@@ -68,9 +70,42 @@ struct Order {
 #[serde(rename_all = "snake_case")]
 enum Step {
     /// Create the container that `bundle` describes, and start its first process.
-    Create { bundle: PathBuf },
+    Create { bundle: PathBuf, role: Role },
     /// Start another process in it: the one that the file describes.
     Join { process: PathBuf, policy: Option<u32> },
+}
+
+/// What a container's first process becomes.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Role {
+    /// The command.
+    Command,
+    /// The parent of the command, which is a zygote. Its end of the control socket has been sent.
+    Zygote,
+    /// A fork of a zygote, whose pidfd has been sent.
+    Fork,
+}
+
+/// What a container runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Running<'a> {
+    /// The command, as its first process.
+    Command,
+    /// The command, as a zygote with this end of the control socket, beside the first process.
+    Zygote(BorrowedFd<'a>),
+    /// A fork of the zygote with this pidfd, as its first process.
+    Fork(BorrowedFd<'a>),
+}
+
+impl<'a> Running<'a> {
+    fn role(self) -> (Role, Option<BorrowedFd<'a>>) {
+        match self {
+            Self::Command => (Role::Command, None),
+            Self::Zygote(control) => (Role::Zygote, Some(control)),
+            Self::Fork(zygote) => (Role::Fork, Some(zygote)),
+        }
+    }
 }
 
 /// The report of a helper at its end.
@@ -83,6 +118,8 @@ enum Report {
     NotFound(String),
     /// The command cannot be executed.
     NotExecutable(String),
+    /// The kernel did not make it a fork of the zygote: the number of its error.
+    NotAdopted(i32),
     /// Another failure.
     Failed(String),
 }
@@ -129,11 +166,11 @@ impl Launcher {
         Self { program: program.into(), state: state.into(), reaper }
     }
 
-    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it; returns
-    /// its first process and its network namespace.
+    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it, as
+    /// `running` says; returns its first process and its network namespace.
     ///
     /// # Errors
-    /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::Container`],
+    /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::NotAdopted`], [`AgentError::Container`],
     /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may remain in the
     /// container's cgroup then, and state here: see [`Launcher::forget`].
     pub fn launch(
@@ -142,6 +179,7 @@ impl Launcher {
         bundle: &Path,
         process: &ProcessSpec,
         credentials: &Credentials,
+        running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
         crate::files::make_directory(&self.state)?;
         let open_network = |helper| {
@@ -149,7 +187,8 @@ impl Launcher {
             let network = format!("/proc/{helper}/ns/net");
             Ok(File::open(&network).map_err(AgentError::path("open", network))?.into())
         };
-        self.start(id, Step::Create { bundle: bundle.into() }, process.stdio, credentials, open_network)
+        let (role, sent) = running.role();
+        self.start(id, Step::Create { bundle: bundle.into(), role }, sent, process.stdio, credentials, open_network)
     }
 
     /// Starts another process in a running container.
@@ -166,18 +205,19 @@ impl Launcher {
             Placement::Base | Placement::Private(_) => None,
         };
         let step = Step::Join { process: file.clone(), policy };
-        let joined = self.start(container, step, process.stdio, credentials, |_| Ok(()));
+        let joined = self.start(container, step, None, process.stdio, credentials, |_| Ok(()));
         if let Err(error) = std::fs::remove_file(&file) {
             tracing::warn!(path = %file.display(), %error, "cannot remove a file");
         }
         joined.map(|(process, ())| process)
     }
 
-    /// Has a helper take `step`. Calls `look` with the helper's number after the step, while the helper still lives.
+    /// Has a helper take `step`, for which it gets the descriptor `sent`. Calls `look` with the helper's number after the step, while the helper still lives.
     fn start<T>(
         &self,
         id: &str,
         step: Step,
+        sent: Option<BorrowedFd<'_>>,
         stdio: StdioSpec,
         credentials: &Credentials,
         look: impl FnOnce(Pid) -> Result<T>,
@@ -205,6 +245,9 @@ impl Launcher {
                 Source::Terminal(ours)
             }
         };
+        if let Some(descriptor) = sent {
+            descriptor::send(&ours, &descriptor).map_err(AgentError::system("sendmsg"))?;
+        }
         let order = serde_json::to_string(&order).map_err(|error| AgentError::Container(error.to_string()))?;
         command.arg(HELPER).arg(order);
         let (helper, helper_exit) = self.reaper.spawn(&mut command).map_err(AgentError::path("run", &self.program))?;
@@ -224,6 +267,7 @@ impl Launcher {
             }
             Some(Report::NotFound(message)) => Err(AgentError::CommandNotFound(message)),
             Some(Report::NotExecutable(message)) => Err(AgentError::CommandNotExecutable(message)),
+            Some(Report::NotAdopted(number)) => Err(AgentError::NotAdopted(io::Error::from_raw_os_error(number))),
             Some(Report::Failed(message)) => Err(AgentError::Container(message)),
             None => {
                 let error = match helper_exit.get() {
@@ -241,7 +285,7 @@ impl Launcher {
     pub fn forget(&self, id: &str) {
         let folder = self.state.join(id);
         match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %folder.display(), %error, "cannot remove container state");
             }
             _ => {}
@@ -257,7 +301,7 @@ enum Source {
 }
 
 impl Source {
-    fn ready(self) -> std::io::Result<Streams> {
+    fn ready(self) -> io::Result<Streams> {
         match self {
             Self::Pipes(streams) => Ok(streams),
             Self::Terminal(socket) => Streams::terminal(descriptor::receive(&socket)?),
@@ -274,7 +318,7 @@ fn read_report(socket: &UnixStream) -> Result<Option<Report>> {
         Ok(_) => serde_json::from_str(&line)
             .map(Some)
             .map_err(|_| AgentError::Malformed { what: "the helper's report".into(), text: line }),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(None),
         Err(error) => Err(AgentError::system("read")(error)),
     }
 }

@@ -26,6 +26,7 @@ fn request() -> Request {
     Request {
         id: "f-1".parse().unwrap(),
         image: "demo".parse().unwrap(),
+        role: Role::Plain,
         process: ProcessSpec {
             arguments: vec!["true".into()],
             environment: Vec::new(),

@@ -6,6 +6,7 @@
 //! | `exec` | starts, signals and removes further processes |
 //! | `wait` | waits for a process, destroys sockets after the last |
 //! | `remove` | takes an instance apart |
+//! | `zygote` | makes an instance one that others are forked from |
 //!
 //! The order of removal makes the partition cheap to give back: kill the cgroup, wait for its last process (which frees
 //! anonymous memory), destroy the sockets that outlive it with their unsent data, unmount overlay and tmpfs (which frees
@@ -18,8 +19,9 @@ mod request;
 mod start;
 mod table;
 mod wait;
+mod zygote;
 
-pub use request::Request;
+pub use request::{Request, Role};
 pub use table::{FOLDER, Instances};
 
 use std::path::PathBuf;
@@ -34,6 +36,7 @@ use crate::error::Result;
 use crate::processes::Others;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
+use crate::zygote::Zygote;
 
 /// An instance that has been started.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct Instance {
     init: Arc<Process>,
     others: Others,
     sockets: Sockets,
+    /// Other instances can be forked from it.
+    zygote: Option<Zygote>,
     oom_killed: OnceLock<Option<OomLimit>>,
 }
 

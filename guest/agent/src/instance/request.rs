@@ -7,6 +7,17 @@ use crate::container::spec::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
 
+/// What an instance is to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing.
+    Plain,
+    /// Others can be forked from it.
+    Zygote,
+    /// It is forked from this one.
+    ForkOf(InstanceId),
+}
+
 /// The request.
 #[derive(Debug)]
 pub struct Request {
@@ -14,7 +25,9 @@ pub struct Request {
     pub id: InstanceId,
     /// Its image.
     pub image: ImageId,
-    /// Its first process.
+    /// What it is to others.
+    pub role: Role,
+    /// Its first process; what a zygote runs.
     pub process: ProcessSpec,
     /// Node of its partition.
     pub node: Node,

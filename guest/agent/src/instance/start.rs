@@ -1,19 +1,22 @@
 //! Starting an instance.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::table::Slot;
-use super::{Instance, Instances, Parts, Request};
+use super::{Instance, Instances, Parts, Request, Role};
+use crate::accounts::Credentials;
 use crate::cgroup::{Hierarchy, Limits};
-use crate::container::Process;
 use crate::container::spec::{Workload, configuration};
+use crate::container::{Process, Running};
 use crate::error::{AgentError, Result};
 use crate::processes::Others;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
 use crate::tmpfs::Capacities;
+use crate::zygote::Zygote;
 use crate::{files, furnish};
 
 impl Instances {
@@ -38,6 +41,10 @@ impl Instances {
     }
 
     fn build(&self, request: &Request) -> std::result::Result<Instance, Failure> {
+        let parent = match &request.role {
+            Role::ForkOf(id) => Some(self.zygote(id, &request.image)?),
+            Role::Plain | Role::Zygote => None,
+        };
         let claim = self.base.claim(request.base_limit, request.node.is_partition())?;
         let limits = self.limits(request, claim.bytes())?;
         let layers = self.images.begin_use(&request.image)?;
@@ -51,12 +58,13 @@ impl Instances {
             folder,
             claim,
         };
-        match self.assemble(request, &layers, &mut parts) {
-            Ok((process, network)) => Ok(Instance {
+        match self.assemble(request, &layers, parent.as_deref(), &mut parts) {
+            Ok(Container { process, network, zygote }) => Ok(Instance {
                 parts,
                 init: Arc::new(process),
                 others: Others::default(),
                 sockets: Sockets::of(network),
+                zygote,
                 oom_killed: OnceLock::new(),
             }),
             Err(error) => {
@@ -70,7 +78,13 @@ impl Instances {
         }
     }
 
-    fn assemble(&self, request: &Request, layers: &[PathBuf], parts: &mut Parts) -> Result<(Process, OwnedFd)> {
+    fn assemble(
+        &self,
+        request: &Request,
+        layers: &[PathBuf],
+        parent: Option<&Instance>,
+        parts: &mut Parts,
+    ) -> Result<Container> {
         let limits = parts.limits;
         let capacities = Capacities::within(limits.placement, limits.memory_max, parts.claim.bytes());
         files::make_directory(&parts.folder)?;
@@ -90,7 +104,42 @@ impl Instances {
         });
         let file = parts.folder.join("config.json");
         std::fs::write(&file, configuration.to_string()).map_err(AgentError::path("write", &file))?;
-        self.launcher.launch(request.id.as_str(), &parts.folder, &request.process, &credentials)
+        self.launch(request, &credentials, parent, parts)
+    }
+
+    /// Starts the first process, and makes it what it is to others.
+    fn launch(
+        &self,
+        request: &Request,
+        credentials: &Credentials,
+        parent: Option<&Instance>,
+        parts: &Parts,
+    ) -> Result<Container> {
+        let launch = |running| {
+            let launched =
+                self.launcher.launch(request.id.as_str(), &parts.folder, &request.process, credentials, running);
+            launched.map(|(process, network)| Container { process, network, zygote: None })
+        };
+        match (&request.role, parent) {
+            (Role::Zygote, _) => {
+                let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
+                let container = launch(Running::Zygote(theirs.as_fd()))?;
+                // Only the zygote has it now: it ends with it.
+                drop(theirs);
+                let zygote = parts.arm(&container.process, &ours, credentials)?;
+                Ok(Container { zygote: Some(zygote), ..container })
+            }
+            (Role::ForkOf(id), Some(parent)) => {
+                let zygote = parent.forked_as(credentials)?;
+                launch(Running::Fork(zygote.process.as_fd())).map_err(|error| match error {
+                    AgentError::NotAdopted(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                        AgentError::Ended(id.to_string())
+                    }
+                    error => error,
+                })
+            }
+            (Role::Plain | Role::ForkOf(_), _) => launch(Running::Command),
+        }
     }
 
     /// The limits of an instance that may have `base` bytes of base memory.
@@ -104,6 +153,13 @@ impl Instances {
         }
         request.limits(base, Some((self.memory.placement(request.node)?, total)))
     }
+}
+
+/// What runs, of an instance.
+struct Container {
+    process: Process,
+    network: OwnedFd,
+    zygote: Option<Zygote>,
 }
 
 /// Why an instance was not started, and the parts that could not be removed.

@@ -20,6 +20,7 @@ use crate::cgroup::Hierarchy;
 use crate::container::spec::{self, Workload, configuration};
 use crate::placement::Placement;
 use crate::tmpfs::{Capacities, INODE_BYTES};
+use crate::zygote;
 
 /// Longest message of an error in bytes: some escaped excerpts in a sentence of ours.
 const MAX_MESSAGE: usize = 3000;
@@ -29,7 +30,7 @@ const PARTITION: u64 = 1 << 30;
 const PAGE: u64 = 4096;
 
 /// Takes `bytes` as the monitor's requests: each a byte for its kind, two for its length, and a message. Some kinds are not
-/// requests, but the image's files of accounts, and the first line of a stream.
+/// requests, but the image's files of accounts, the first line of a stream, and what is read of a zygote.
 ///
 /// # Panics
 /// An invariant is broken: promises exceed base memory, a container's configuration differs from the request, or a refusal is
@@ -123,6 +124,7 @@ impl Guest {
                 self.group = bytes.to_vec();
                 Ok(())
             }
+            13 => zygote::exercise(bytes),
             _ => stream_line(bytes),
         }
     }

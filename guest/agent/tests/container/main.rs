@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod zygote;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
 use bellows_agent::container::spec::{ProcessSpec, Workload, configuration};
-use bellows_agent::container::{Joining, Launcher, Process};
+use bellows_agent::container::{Joining, Launcher, Process, Running};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
@@ -57,6 +59,16 @@ impl Fixture {
     }
 
     fn launch(&self, id: &str, process: &ProcessSpec, placement: Placement) -> Result<(Process, OwnedFd)> {
+        self.launch_as(id, process, placement, Running::Command)
+    }
+
+    fn launch_as(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        placement: Placement,
+        running: Running<'_>,
+    ) -> Result<(Process, OwnedFd)> {
         let bundle = self.bundle(id);
         fs::create_dir_all(&bundle).unwrap();
         let root = self.folder.path().join("root");
@@ -72,7 +84,7 @@ impl Fixture {
             credentials: &credentials,
         });
         fs::write(bundle.join("config.json"), configuration.to_string()).unwrap();
-        let result = self.launcher.launch(id, &bundle, process, &credentials);
+        let result = self.launcher.launch(id, &bundle, process, &credentials, running);
         if result.is_err() {
             self.launcher.forget(id);
         }
@@ -209,6 +221,9 @@ fn inside() {
     what_joins_has_streams_of_its_own(&fixture);
     what_cannot_join_is_reported(&fixture);
     what_a_process_leaves_behind_does_not_hold_its_streams(&fixture);
+    zygote::has_its_socket_and_a_number_of_its_own(&fixture);
+    zygote::ends_as_its_process_does(&fixture);
+    zygote::cannot_be_forked_by_this_kernel(&fixture);
 
     let group = cgroups.join(format!("bellows-test-{}", std::process::id()));
     for entry in fs::read_dir(&group).unwrap().flatten().filter(|entry| entry.path().is_dir()) {

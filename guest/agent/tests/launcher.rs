@@ -1,0 +1,142 @@
+//! The launcher for Python, on this machine's `python3`. No process adopts its memory here: its `fork()` is replaced by one that
+//! really forks, gives the child its start document, and ends after some times.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use bellows_agent::zygote::PYTHON_LAUNCHER;
+use bellows_protocol::stream::read_line;
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+const FORK: &str = r#"
+import os
+real, calls = os.fork, 0
+def fork():
+    global calls
+    calls += 1
+    if calls == 1:
+        return real()
+    if calls > 1 + int(os.environ["FORKS"]):
+        os._exit(0)
+    child = real()
+    if child == 0:
+        document = os.open(os.path.join(os.path.dirname(__file__), "document"), os.O_RDONLY)
+        os.dup2(document, 3)
+        os.close(document)
+    elif code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        os._exit(code)
+    return child
+os.fork = fork
+"#;
+
+/// Has an atfork handler that ends its thread, as OpenBLAS has.
+const THREADED: &str = r#"
+import os, threading
+end = threading.Event()
+thread = threading.Thread(target=end.wait)
+thread.start()
+os.register_at_fork(before=lambda: (end.set(), thread.join()))
+"#;
+
+const TOOL: &str = "import os, sys\nprint(__name__, sys.argv[1:], os.environ.get('A'), flush=True)\nsys.exit(7)\n";
+
+/// A zygote, and its end of the control socket.
+struct Zygote {
+    folder: tempfile::TempDir,
+    process: Child,
+    control: UnixStream,
+}
+
+impl Zygote {
+    fn new(modules: &[&str], forks: usize, document: &Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("sitecustomize.py", FORK), ("threaded.py", THREADED), ("tool.py", TOOL)] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        fs::write(folder.path().join("document"), document.to_string()).unwrap();
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new("python3");
+        command.args(["-c", PYTHON_LAUNCHER]).args(modules).current_dir(&folder).env("PYTHONPATH", folder.path());
+        command.env("BELLOWS_ZYGOTE_FD", "0").env("FORKS", forks.to_string()).env("OWN", "yes");
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { folder, process: command.spawn().unwrap(), control }
+    }
+
+    fn line(&self) -> String {
+        String::from_utf8(read_line(&self.control, 512, LIMIT).unwrap()).unwrap()
+    }
+
+    fn go_on(mut self) -> Output {
+        assert_eq!(self.line(), "ready\n");
+        self.control.write_all(b"fork\n").unwrap();
+        self.process.wait_with_output().unwrap()
+    }
+}
+
+fn run(modules: &[&str], arguments: &[&str]) -> (Option<i32>, String, String) {
+    let document = json!({ "args": arguments, "env": ["A=b=ü", "PATH=/bin"], "cwd": "/" });
+    let output = Zygote::new(modules, 1, &document).go_on();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_fork_runs_code_a_module_or_a_script() {
+    let code = "import os, sys; print(__name__, sys.argv, os.environ['A'], 'OWN' in os.environ, 'json' in sys.modules, 'x'); sys.exit(5)";
+    let (status, stdout, stderr) = run(&["json"], &["python3", "-c", code, "1", "zwö"]);
+    assert_eq!(
+        (status, stdout.as_str(), stderr.as_str()),
+        (Some(5), "__main__ ['-c', '1', 'zwö'] b=ü False True x\n", "")
+    );
+    for arguments in [&["python3", "-m", "tool", "1"][..], &["python3", "tool.py", "1"]] {
+        let (status, stdout, stderr) = run(&[], arguments);
+        assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(7), "__main__ ['1'] b=ü\n", ""), "{arguments:?}");
+    }
+    for arguments in [&["python3"][..], &["python3", "-u", "tool.py"], &["python3", "-c"], &[]] {
+        let (status, _, stderr) = run(&[], arguments);
+        assert!(status == Some(1) && stderr.contains("runs `-c CODE`"), "{arguments:?}: {stderr}");
+    }
+    let (status, _, stderr) = run(&[], &["python3", "-c", "1 / 0"]);
+    assert!(status == Some(1) && stderr.contains("ZeroDivisionError"), "{stderr}");
+}
+
+#[test]
+fn an_import_that_fails_is_reported() {
+    let zygote = Zygote::new(&["json", "no_such_module"], 0, &Value::Null);
+    assert_eq!(zygote.line(), "error ModuleNotFoundError: No module named 'no_such_module'\n");
+    let output = zygote.process.wait_with_output().unwrap();
+    assert!(!output.status.success() && zygote.folder.path().exists());
+}
+
+#[test]
+fn fork_handlers_have_stopped_threads_before_it_is_ready() {
+    let mut zygote = Zygote::new(&["threaded"], 0, &Value::Null);
+    assert_eq!(zygote.line(), "ready\n");
+    let tasks = fs::read_dir(format!("/proc/{}/task", zygote.process.id())).unwrap().count();
+    assert_eq!(tasks, 1);
+    // Without an answer it ends.
+    drop(zygote.control);
+    assert!(!zygote.process.wait().unwrap().success());
+}
+
+#[test]
+fn no_two_forks_have_the_same_random_numbers() {
+    const FORKS: usize = 20;
+    let code = "import os, random, ssl, uuid\n\
+                print(random.random(), uuid.uuid4().hex, ssl.RAND_bytes(16).hex(), os.urandom(16).hex())";
+    let document = json!({ "args": ["python3", "-c", code], "env": [], "cwd": "/" });
+    let output = Zygote::new(&["random", "ssl", "uuid", "secrets"], FORKS, &document).go_on();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!(words.len(), 4 * FORKS, "{text}");
+    assert_eq!(words.iter().collect::<HashSet<_>>().len(), words.len(), "{text}");
+}
