@@ -28,7 +28,7 @@ use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
 use crate::resources::images::Images;
-use crate::resources::instances::{Instance, InstanceSpec, Instances};
+use crate::resources::instances::{Instance, InstanceSpec, Instances, ZygoteSpec};
 use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
@@ -316,6 +316,19 @@ impl Vm {
     /// start it.
     pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
         self.instances.start(&self.session, &self.partitions, spec)
+    }
+
+    /// Starts a zygote: an instance whose process gets ready once, and that [forks](InstanceSpec::forked_from) begin as copies of.
+    /// Needs the guest memory extension. Returns when it is ready.
+    ///
+    /// It is an instance like others, which ends and is removed as they do. Memory that its forks still share with it stays in its
+    /// partition until the last of them has ended; [`Vm::inspect`] names them.
+    ///
+    /// # Errors
+    /// As for [`Vm::start_instance`]; its process did not get ready, or has something that forks cannot have, such as a second
+    /// thread, a shared mapping or an open socket.
+    pub fn start_zygote(&self, spec: &ZygoteSpec) -> Result<Instance, InstanceError> {
+        self.instances.start_zygote(&self.session, &self.partitions, spec)
     }
 
     /// Removes an instance by its name, as [`Instance::remove`] does: for one without a handle, such as one whose start was not

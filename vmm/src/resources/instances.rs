@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_memory::{ByteSize, PartitionId};
-use bellows_protocol::agent::{StartInstanceRequest, StartProcessRequest};
+use bellows_protocol::agent::{self, StartInstanceRequest, StartProcessRequest};
 use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
-use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError};
+use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError, check_command};
 
 use super::error::InstanceError;
 use super::partitions::Partitions;
@@ -36,7 +36,27 @@ impl Instances {
         partitions: &Partitions,
         spec: &InstanceSpec,
     ) -> Result<Instance, InstanceError> {
-        let mut request = spec.request().map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        self.start_request(session, partitions, spec, spec.request())
+    }
+
+    /// Starts a zygote.
+    pub(crate) fn start_zygote(
+        &self,
+        session: &Session,
+        partitions: &Partitions,
+        spec: &ZygoteSpec,
+    ) -> Result<Instance, InstanceError> {
+        self.start_request(session, partitions, &spec.instance, spec.request())
+    }
+
+    fn start_request(
+        &self,
+        session: &Session,
+        partitions: &Partitions,
+        spec: &InstanceSpec,
+        request: Result<StartInstanceRequest, ValueError>,
+    ) -> Result<Instance, InstanceError> {
+        let mut request = request.map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
         let base_limit = spec.base_limit.or(self.base_limit).unwrap_or_default();
         check_base_limit(&spec.id, base_limit, self.memory)?;
         request.base_limit_bytes = base_limit.get();
@@ -78,6 +98,9 @@ pub struct InstanceSpec {
     pub base_limit: Option<ByteSize>,
     /// Most processes and threads; 0 is half of the guest kernel's limit for all instances.
     pub pids_max: u32,
+    /// The zygote that its first process is a fork of ([`Vm::start_zygote`](crate::Vm::start_zygote)). Image and user are the
+    /// zygote's.
+    pub fork_of: Option<InstanceId>,
 }
 
 impl InstanceSpec {
@@ -92,7 +115,15 @@ impl InstanceSpec {
             memory_max: None,
             base_limit: None,
             pids_max: DEFAULT_PIDS_MAX,
+            fork_of: None,
         }
+    }
+
+    /// The same as a fork of `zygote`.
+    #[must_use]
+    pub fn forked_from(mut self, zygote: InstanceId) -> Self {
+        self.fork_of = Some(zygote);
+        self
     }
 
     /// The same with its memory in partition `id`, which must be plugged.
@@ -118,8 +149,68 @@ impl InstanceSpec {
             node: self.partition.map_or(0, |partition| partition.get().into()),
             memory_max_bytes: self.memory_max.unwrap_or_default().get(),
             pids_max: self.pids_max,
+            fork_of: self.fork_of.as_ref().map(ToString::to_string).unwrap_or_default(),
             ..Default::default()
         })
+    }
+}
+
+/// A zygote: an instance whose process gets ready once, and that other instances are forked from.
+#[derive(Clone, Debug)]
+pub struct ZygoteSpec {
+    /// What it runs, and where. Its forks have the same image and user, and partitions of their own.
+    pub instance: InstanceSpec,
+    /// How its process gets ready.
+    pub runtime: ZygoteRuntime,
+}
+
+/// How the process of a zygote gets ready.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum ZygoteRuntime {
+    /// It speaks the protocol of `docs/zygotes.md`.
+    #[default]
+    Own,
+    /// It is a Python interpreter, given by the instance's arguments, with a launcher of the agent's.
+    Python {
+        /// Names of modules to import, in this order.
+        modules: Vec<String>,
+    },
+}
+
+impl ZygoteSpec {
+    /// The image's `python3`, as root in base memory, with these modules imported.
+    #[must_use]
+    pub fn python(id: InstanceId, image: ImageId, modules: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let modules = modules.into_iter().map(Into::into).collect();
+        Self { instance: InstanceSpec::new(id, image, ["python3"]), runtime: ZygoteRuntime::Python { modules } }
+    }
+
+    /// A program that speaks the protocol itself.
+    #[must_use]
+    pub fn new(instance: InstanceSpec) -> Self {
+        Self { instance, runtime: ZygoteRuntime::Own }
+    }
+
+    /// The same with its memory in partition `id`, which must be plugged.
+    #[must_use]
+    pub fn in_partition(mut self, id: PartitionId) -> Self {
+        self.instance.partition = Some(id);
+        self
+    }
+
+    fn request(&self) -> Result<StartInstanceRequest, ValueError> {
+        if let Some(zygote) = &self.instance.fork_of {
+            return Err(ValueError::ForkedZygote(zygote.clone()));
+        }
+        let zygote = match &self.runtime {
+            ZygoteRuntime::Own => agent::Zygote::new(),
+            ZygoteRuntime::Python { modules } => {
+                agent::Zygote { python: true, modules: modules.clone(), ..Default::default() }
+            }
+        };
+        // The launcher takes some room beside them.
+        check_command(&[&self.instance.process.argv[..], &zygote.modules].concat(), &self.instance.process.env)?;
+        Ok(StartInstanceRequest { zygote: Some(zygote).into(), ..self.instance.request()? })
     }
 }
 
@@ -279,6 +370,22 @@ mod tests {
             let error = check(ByteSize::bytes(bad)).unwrap_err().to_string();
             assert!(error.contains(&ByteSize::bytes(bad).to_string()) && error.contains("512"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_zygote_and_its_forks_are_asked_for() {
+        let python = ZygoteSpec::python("z".parse().unwrap(), "image".parse().unwrap(), ["json", "ssl"]);
+        let request = python.clone().in_partition(PartitionId::new(1).unwrap()).request().unwrap();
+        assert_eq!((request.node, &request.process.arguments[..]), (1, &["python3".to_owned()][..]));
+        assert!(request.zygote.python && request.zygote.modules == ["json", "ssl"]);
+        let own = ZygoteSpec::new(spec(&["/runtime"])).request().unwrap();
+        assert!(own.zygote.is_some() && !own.zygote.python);
+        let fork = spec(&["python3"]).forked_from("z".parse().unwrap());
+        let request = fork.request().unwrap();
+        assert_eq!((request.fork_of.as_str(), request.zygote.is_none()), ("z", true));
+        assert_eq!(ZygoteSpec::new(fork).request(), Err(ValueError::ForkedZygote("z".parse().unwrap())));
+        let modules = ZygoteRuntime::Python { modules: vec!["a\0".into()] };
+        assert!(ZygoteSpec { runtime: modules, ..python }.request().is_err());
     }
 
     #[test]

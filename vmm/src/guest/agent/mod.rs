@@ -26,7 +26,7 @@ use bellows_memory::ByteSize;
 use bellows_protocol::agent;
 use bellows_protocol::stream::read_line;
 use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
-use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, START_LIMIT};
+use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, READY_LIMIT, START_LIMIT};
 use connection::{CallError, Connection};
 pub use error::{AgentError, StartFailure};
 use protobuf::{EnumOrUnknown, Message};
@@ -41,7 +41,7 @@ use crate::model::{ExitStatus, GuestInfo, GuestStatistics, OomLimit, PartitionUs
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
-/// Time limit of `StartInstance`: the agent cleans up after a failed start.
+/// Time limit of a start, for a zygote beside the time that it takes to be ready: the agent cleans up after a failed start.
 const START: Duration = START_LIMIT.saturating_add(KILL_LIMIT).saturating_add(SHORT);
 /// Time for the answer to arrive, on top of the agent's own limit.
 const GRACE: Duration = Duration::from_secs(5);
@@ -211,16 +211,17 @@ impl AgentClient {
 
     /// Starts an instance; returns the number of its first process in the guest.
     pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
-        self.start("StartInstance", request)
+        let limit = if request.zygote.is_some() { START.saturating_add(READY_LIMIT) } else { START };
+        self.start("StartInstance", request, limit)
     }
 
     /// Starts another process in an instance; returns its number in the guest.
     pub(crate) fn start_process(&self, request: &agent::StartProcessRequest) -> Result<u32, AgentError> {
-        self.start("StartProcess", request)
+        self.start("StartProcess", request, START)
     }
 
-    fn start(&self, call: &'static str, request: &impl Message) -> Result<u32, AgentError> {
-        let answer = self.connection(call)?.call::<agent::StartResponse>(call, request, Some(START));
+    fn start(&self, call: &'static str, request: &impl Message, limit: Duration) -> Result<u32, AgentError> {
+        let answer = self.connection(call)?.call::<agent::StartResponse>(call, request, Some(limit));
         let answer = answer.map_err(|error| match error {
             CallError::Refused { code, message } => {
                 AgentError::NotStarted { reason: start_failure(code), message: shown(&message) }
