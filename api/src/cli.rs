@@ -332,6 +332,9 @@ pub struct DemoArgs {
     /// Seconds that the second function of each VM keeps its memory after its work
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub hold: u32,
+    /// Fork the functions from a zygote of Python that has imported these modules
+    #[arg(long, value_name = "MODULE,...", value_delimiter = ',')]
+    pub zygote: Vec<String>,
     /// The kind of this host, for the report
     #[arg(long, default_value = "kvm")]
     pub host: Host,

@@ -17,7 +17,7 @@ use bellows_block::Image;
 use bellows_memory::sync::Mutex;
 use bellows_vmm::{
     GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
-    VmBuilder, VmConfig, VmEnd,
+    VmBuilder, VmConfig, VmEnd, ZygoteRuntime, ZygoteSpec,
 };
 
 use self::function::expected_result;
@@ -36,6 +36,9 @@ use crate::store;
 const VMS: usize = 2;
 /// Least data of the function, in MiB: the part that it samples.
 const MIN_MIB: u32 = 8;
+/// Partition and name of a VM's zygote, if it has one.
+const ZYGOTE: u16 = 3;
+const ZYGOTE_ID: &str = "zygote";
 /// Most output of an instance that is checked.
 const MAX_OUTPUT: usize = 64 << 10;
 
@@ -138,7 +141,7 @@ impl Booted {
     fn new(args: &DemoArgs, image: &ImageConfig, number: usize, interrupts: &Interrupts) -> Result<Self, CliError> {
         let mut config: VmConfig = from_guest_args(&args.guest, &Places::of_user())?;
         config.images = vec![image.clone()];
-        config.partitions = vec![args.partition; 2];
+        config.partitions = vec![args.partition; if args.zygote.is_empty() { 2 } else { 3 }];
         if let Some(directory) = &args.serial {
             fs::create_dir_all(directory).map_err(io_error("create", directory))?;
             config.serial = SerialOutput::File(directory.join(format!("vm{number}.log")));
@@ -156,6 +159,7 @@ impl Booted {
         let (first, second) = (partition(1)?, partition(2)?);
         let first_plug = self.vm.plug(first, args.partition, limit)?;
         let second_plug = self.vm.plug(second, args.partition, limit)?;
+        let zygote = self.start_zygote(args, image)?;
         let first_run = self.start(args, image, "first", first, 0)?;
         let second_run = self.start(args, image, "second", second, args.hold)?;
         let ended = &AtomicBool::new(false);
@@ -180,6 +184,10 @@ impl Booted {
                 .unwrap_or_else(|_| Err(CliError::Unexpected("a thread of the demonstration panicked".into())))?;
             reports.instances.push(second_run);
             reports.partitions.push(give_back(&self.vm, second, &second_plug, limit)?);
+            if let Some((zygote, plug)) = zygote {
+                zygote.remove(limit)?;
+                reports.partitions.push(give_back(&self.vm, partition(ZYGOTE)?, &plug, limit)?);
+            }
             Ok(reports)
         })
     }
@@ -209,6 +217,29 @@ impl Booted {
         })
     }
 
+    /// The zygote, if one is wanted, in a partition that is plugged for it.
+    fn start_zygote(&self, args: &DemoArgs, image: &Image) -> Result<Option<(Instance, PlugReport)>, CliError> {
+        if args.zygote.is_empty() {
+            return Ok(None);
+        }
+        let plug = self.vm.plug(partition(ZYGOTE)?, args.partition, args.guest.timeout)?;
+        let interpreter = image.config.argv(&[]).into_iter().take(1);
+        let instance = self.spec(image, ZYGOTE_ID, interpreter)?.in_partition(partition(ZYGOTE)?);
+        let runtime = ZygoteRuntime::Python { modules: args.zygote.clone() };
+        let zygote = self.vm.start_zygote(&ZygoteSpec { instance, runtime })?;
+        zygote.forward(StreamName::Stderr, io::stderr())?;
+        Ok(Some((zygote, plug)))
+    }
+
+    /// A process of the image, with the image's settings.
+    fn spec(&self, image: &Image, id: &str, argv: impl IntoIterator<Item = String>) -> Result<InstanceSpec, CliError> {
+        let mut spec = InstanceSpec::new(id.parse()?, self.image.id.clone(), argv);
+        spec.process.env.clone_from(&image.config.env);
+        spec.process.cwd.clone_from(&image.config.working_dir);
+        spec.process.user = image.config.user.parse()?;
+        Ok(spec)
+    }
+
     fn start(
         &self,
         args: &DemoArgs,
@@ -219,10 +250,10 @@ impl Booted {
     ) -> Result<Running, CliError> {
         let mut argv = image.config.argv(&[]);
         argv.extend([args.mib.to_string(), hold.to_string()]);
-        let mut spec = InstanceSpec::new(id.parse()?, self.image.id.clone(), argv).in_partition(partition);
-        spec.process.env.clone_from(&image.config.env);
-        spec.process.cwd.clone_from(&image.config.working_dir);
-        spec.process.user = image.config.user.parse()?;
+        let mut spec = self.spec(image, id, argv)?.in_partition(partition);
+        if !args.zygote.is_empty() {
+            spec = spec.forked_from(ZYGOTE_ID.parse()?);
+        }
         let start = Instant::now();
         let instance = self.vm.start_instance(&spec)?;
         let output = Captured::default();
