@@ -4,6 +4,7 @@
  * node is in the one and not in the other, and leaves no trace when it goes.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -184,15 +185,15 @@ void test_balance(void)
 	check_most(current("subject/inner"), current("subject"));
 	check_is(write_text("-memory", CGROUP "subject/inner/cgroup.subtree_control"), 0);
 
-	/* Detached, and attached again, with pages of both times. */
+	/* Detached with pages, and attached again without. */
 	check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0);
 	check_is(run("subject/inner", "writer", "0"), 0);
 	check_is(write_text("none", CGROUP "subject/inner/memory.private_node"), 0);
 	check_is(run("subject/inner", "hole", "0"), 0);
-	check_is(write_text(node, CGROUP "subject/inner/memory.private_node"), 0);
-	check(current("subject/inner") >= 32 * (long)MIB);
+	check_is(write_text(node, CGROUP "subject/inner/memory.private_node"), -EBUSY);
 	check_is(umount("/mnt"), 0);
 	check_is(allocated(FIRST), 0);
+	check_is(write_text(node, CGROUP "subject/inner/memory.private_node"), 0);
 	check_most(current("subject/inner"), current("subject"));
 	budgeted_end(FIRST, "subject", 5);
 }
@@ -216,4 +217,38 @@ void test_limit_reclaim(void)
 		check_is(await_exit(lazy, 10), 0);
 	}
 	budgeted_end(FIRST, "subject", 5);
+}
+
+/* Page cache outlives the instances that have read it, and keeps none of their cgroups. */
+void test_cache_to_parent(void)
+{
+	enum { ROUNDS = 500 };
+	char number[16];
+	double end;
+	int round, disk;
+
+	if (!plug(FIRST, 128 * MIB))
+		return;
+	/* Its page cache stays as long as somebody has it open. */
+	disk = open("/dev/vda", O_RDONLY);
+	check_is(cgroup_create("instances", -1), 0);
+	check_is(write_text("+memory", CGROUP "instances/cgroup.subtree_control"), 0);
+	for (round = 0; round < ROUNDS; round++) {
+		check_is(cgroup_create("instances/one", -1), 0);
+		check_is(write_text("1", CGROUP "instances/one/memory.cache_to_parent"), 0);
+		check_is(write_text("+memory", CGROUP "instances/one/cgroup.subtree_control"), 0);
+		check_is(cgroup_create("instances/one/inner", FIRST->node), 0);
+		snprintf(number, sizeof(number), "%d", round);
+		check_is(run("instances/one/inner", "reader", number), 0);
+		check_most(keyed(CGROUP "instances/one/memory.stat", "file"), 0);
+		check_is(cgroup_remove("instances/one/inner"), 0);
+		check_is(cgroup_remove("instances/one"), 0);
+	}
+	check(keyed(CGROUP "instances/memory.stat", "file") >= ROUNDS * 16 * (long)PAGE);
+	for (end = now() + 20; keyed("/sys/fs/cgroup/cgroup.stat", "nr_dying_descendants") > 2 && now() < end;)
+		pause_ms(100);
+	check_most(keyed("/sys/fs/cgroup/cgroup.stat", "nr_dying_descendants"), 2);
+	check(unplug(FIRST, 5));
+	close(disk);
+	check_is(cgroup_remove("instances"), 0);
 }

@@ -42,7 +42,7 @@ void test_hidden(void)
 	snprintf(node, sizeof(node), "%d", FIRST->node);
 	if (!plug(FIRST, 256 * MIB))
 		return;
-	check(strstr(read_text("/sys/devices/system/node/has_memory_private"), node));
+	check(strstr(read_text("/sys/devices/system/node/has_private_memory"), node));
 	check(!strcmp(read_text("/sys/devices/system/node/has_memory"), "0"));
 	check(!strcmp(read_text("/sys/fs/cgroup/cpuset.mems.effective"), "0"));
 

@@ -38,7 +38,7 @@ void test_stock(void)
 	char node[8];
 
 	snprintf(node, sizeof(node), "%d", FIRST->node);
-	check(!*read_text("/sys/devices/system/node/has_memory_private"));
+	check(!*read_text("/sys/devices/system/node/has_private_memory"));
 	if (!plug(FIRST, 256 * MIB))
 		return;
 	check(strstr(read_text("/sys/devices/system/node/has_memory"), node));
@@ -80,7 +80,9 @@ void test_unbind(void)
 /* A host that changes its mind in the middle gets what it asked for last. */
 void test_fickle_host(void)
 {
-	static const unsigned long sizes[] = { 512 * MIB, 0, 256 * MIB, 512 * MIB, 0, 768 * MIB };
+	static const unsigned long sizes[] = {
+		512 * MIB, 0, 256 * MIB, 512 * MIB, 0, 768 * MIB, 130 * MIB, 0, 2 * MIB, 1022 * MIB,
+	};
 	unsigned int seed = 1;
 	double end;
 	int i;
@@ -97,4 +99,29 @@ void test_fickle_host(void)
 	check_is(node_pages(FIRST->node, "MemTotal"), 512 * MIB / PAGE);
 	check(unplug(FIRST, 5));
 	check_is(allocated(FIRST), 0);
+}
+
+/* An unplug that the host has taken back is none that was completed. */
+void test_aborted(void)
+{
+	long last;
+	char node[8];
+	pid_t pid;
+
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!plug(FIRST, 256 * MIB) || !check(unplug(FIRST, 5)) || !instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	pid = spawn("subject", "holder", node);
+	check(await_stop(pid, 10));
+	last = stat_of(FIRST, "last_unplug_ns");
+	request(FIRST, 0);
+	check(await_state(FIRST, "draining", 5));
+	request(FIRST, 256 * MIB);
+	check(await_state(FIRST, "online", 5));
+	check_is(stat_of(FIRST, "plugged_bytes"), 256 * MIB);
+	check_is(node_pages(FIRST->node, "MemTotal"), 256 * MIB / PAGE);
+	check_is(stat_of(FIRST, "last_unplug_ns"), last);
+	resume(pid);
+	check_is(await_exit(pid, 10), 0);
+	instance_end(FIRST, "subject", 5);
 }

@@ -3,6 +3,7 @@
  * A full node is its user's problem.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -117,6 +118,36 @@ void test_full_tmpfs(void)
 		close(fd);
 		check_is(umount("/mnt"), 0);
 	}
+	instance_end(FIRST, "subject", 5);
+}
+
+/* And nobody is killed for what somebody from outside writes. */
+void test_full_from_outside(void)
+{
+	char options[32], buffer[PAGE], node[8];
+	long kills = vmstat("oom_kill");
+	pid_t pid;
+	int fd;
+
+	memset(buffer, 1, sizeof(buffer));
+	snprintf(node, sizeof(node), "%d", FIRST->node);
+	if (!instance_begin(FIRST, "subject", 128 * MIB))
+		return;
+	pid = spawn("subject", "holder", node);
+	check(await_stop(pid, 10));
+	snprintf(options, sizeof(options), "size=512m,private_node=%d", FIRST->node);
+	check_is(mount("subject", "/mnt", "tmpfs", 0, options), 0);
+	fd = open("/mnt/file", O_RDWR | O_CREAT, 0600);
+	while (write(fd, buffer, PAGE) == PAGE)
+		;
+	check_is(errno, ENOMEM);
+	check_is(run("", "hole", "0"), 128 + SIGBUS);
+	check_is(vmstat("oom_kill") - kills, 0);
+	check_is(ftruncate(fd, 0), 0);
+	close(fd);
+	resume(pid);
+	check_is(await_exit(pid, 10), 0);
+	check_is(umount("/mnt"), 0);
 	instance_end(FIRST, "subject", 5);
 }
 

@@ -128,9 +128,13 @@ long mapped_pages(pid_t pid, int node);
 
 /* Runs the subject; its result is the exit code. */
 int subject(const char *what, const char *arg);
-/* Those that use memory of their node, and those that go for base memory; NO_SUBJECT if there is none of that name. */
+/*
+ * Those that use memory of their node, those that go for base memory, and those that are adopted or adopt; NO_SUBJECT if
+ * there is none of that name.
+ */
 int user(const char *what, int node);
 int attacker(const char *what);
+int adopter(const char *what, int argument);
 
 /* Anonymous memory; NULL if there is none. */
 char *map(size_t bytes);
@@ -138,6 +142,8 @@ char *map(size_t bytes);
 bool touch(char *memory, size_t bytes);
 /* Stops until it is told to go on. Returns 0. */
 int hold(void);
+/* An io_uring that has @memory registered, and so pinned; -1 if that fails. */
+int ring_with_buffer(char *memory, size_t bytes);
 
 void stress(int seconds);
 void cycle(int count);

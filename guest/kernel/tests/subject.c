@@ -318,7 +318,7 @@ static int escape(int node)
 }
 
 /* Registers memory with io_uring: pins it for as long as the ring lives. */
-static int ring_with_buffer(char *memory, size_t bytes)
+int ring_with_buffer(char *memory, size_t bytes)
 {
 	struct io_uring_params params = {};
 	struct iovec buffer = { memory, bytes };
@@ -382,5 +382,7 @@ int subject(const char *what, const char *arg)
 		if (!strcmp(subjects[i].name, what))
 			return subjects[i].run(node);
 	status = user(what, node);
+	if (status == NO_SUBJECT)
+		status = adopter(what, node);
 	return status == NO_SUBJECT ? attacker(what) : status;
 }

@@ -32,6 +32,7 @@ void test_bounded(void);
 void test_system_oom(void);
 void test_reclaim(void);
 void test_full_tmpfs(void);
+void test_full_from_outside(void);
 void test_unkillable(void);
 
 /* charges.c */
@@ -39,6 +40,7 @@ void test_whole_partition(void);
 void test_usage(void);
 void test_balance(void);
 void test_limit_reclaim(void);
+void test_cache_to_parent(void);
 
 /* base.c */
 void test_base_bounded(void);
@@ -51,6 +53,9 @@ void test_park(void);
 void test_batches(void);
 void test_parked_blocks(void);
 void test_resize(void);
+void test_resize_time(void);
+void test_live_resize(void);
+void test_beside_first_plug(void);
 void test_lists(void);
 void test_park_time(void);
 
@@ -58,6 +63,10 @@ void test_park_time(void);
 void test_pinned_by_pipe(void);
 void test_holder(void);
 void test_leaked_tmpfs(void);
+void test_offline_block(void);
+void test_patience(void);
+void test_lingerers(void);
+void test_leftover_refused(void);
 void test_remove_parked(void);
 
 /* devices.c */
@@ -65,5 +74,11 @@ void test_content(void);
 void test_stock(void);
 void test_unbind(void);
 void test_fickle_host(void);
+void test_aborted(void);
+
+/* adoption.c */
+void test_adoption(void);
+void test_adoption_refused(void);
+void test_adopted_pins(void);
 
 #endif

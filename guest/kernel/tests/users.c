@@ -4,12 +4,21 @@
  * until they are told to go on.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -133,6 +142,105 @@ static int usage(int node)
 	munmap(more, 16 * MIB);
 	hold();
 	return 0;
+}
+
+/* Reads 16 pages of the disk that no other round has read. */
+static int reader(int round)
+{
+	static char buffer[16 * PAGE];
+	int fd = open("/dev/vda", O_RDONLY);
+
+	/* No more than these: nothing is read ahead. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+	return pread(fd, buffer, sizeof(buffer), round * (off_t)sizeof(buffer)) != sizeof(buffer);
+}
+
+/* Shared memory that its IPC namespace keeps, which a worker cleans up. */
+static int linger_shm(int node)
+{
+	char *memory;
+	int id;
+
+	(void)node;
+	if (unshare(CLONE_NEWIPC))
+		return 1;
+	id = shmget(IPC_PRIVATE, 16 * MIB, IPC_CREAT | 0600);
+	memory = shmat(id, NULL, 0);
+	if (memory == (void *)-1 || !touch(memory, 16 * MIB))
+		return 2;
+	return hold();
+}
+
+/* Pages in a pipe that a child has, too. */
+static int linger_pipe(int node)
+{
+	char *memory = map(16 * PAGE);
+	struct iovec range = { memory, 16 * PAGE };
+	int pipes[2];
+
+	(void)node;
+	if (pipe(pipes) || !touch(memory, 16 * PAGE))
+		return 1;
+	if (vmsplice(pipes[1], &range, 1, SPLICE_F_GIFT) <= 0)
+		return 2;
+	if (!fork())
+		pause();
+	return hold();
+}
+
+/* Memory that io_uring has pinned, which a worker gives back. */
+static int linger_ring(int node)
+{
+	char *memory = map(16 * MIB);
+
+	(void)node;
+	if (!touch(memory, 16 * MIB) || ring_with_buffer(memory, 16 * MIB) < 0)
+		return 1;
+	return hold();
+}
+
+/* A ring of events for asynchronous I/O, and a read that is under way into the node. */
+static int linger_aio(int node)
+{
+	static aio_context_t context;
+	static struct iocb read_disk, *submitted = &read_disk;
+	char *memory = map(MIB);
+	int fd = open("/dev/vda", O_RDONLY | O_DIRECT);
+
+	(void)node;
+	if (!touch(memory, MIB) || syscall(SYS_io_setup, 64, &context))
+		return 1;
+	read_disk.aio_fildes = fd;
+	read_disk.aio_lio_opcode = IOCB_CMD_PREAD;
+	read_disk.aio_buf = (unsigned long)memory;
+	read_disk.aio_nbytes = MIB;
+	if (fd >= 0 && syscall(SYS_io_submit, context, 1, &submitted) != 1)
+		return 2;
+	return hold();
+}
+
+/* A network namespace with a socket that has pages of the node to send. */
+static int linger_network(int node)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof(address);
+	struct ifreq loopback = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	char *memory = map(16 * PAGE);
+	int listener, from, one = 1;
+
+	(void)node;
+	if (unshare(CLONE_NEWNET) || !touch(memory, 16 * PAGE))
+		return 1;
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	if (ioctl(listener, SIOCSIFFLAGS, &loopback) || bind(listener, (struct sockaddr *)&address, length) ||
+	    listen(listener, 1) || getsockname(listener, (struct sockaddr *)&address, &length))
+		return 2;
+	from = socket(AF_INET, SOCK_STREAM, 0);
+	if (connect(from, (struct sockaddr *)&address, length) || setsockopt(from, SOL_SOCKET, SO_ZEROCOPY, &one, sizeof(one)))
+		return 3;
+	if (send(from, memory, 16 * PAGE, MSG_ZEROCOPY | MSG_DONTWAIT) <= 0)
+		return 4;
+	return hold();
 }
 
 /* Leaves a file of 32 MiB in the file system of somebody's node. */
@@ -276,6 +384,8 @@ static const struct {
 	{ "target", target }, { "worker", worker }, { "big_holder", big_holder }, { "lazy", lazy },
 	{ "wanderer", wanderer }, { "hole", hole }, { "mixed_holder", mixed_holder }, { "mapper", mapper },
 	{ "usage", usage }, { "writer", writer }, { "splitter", splitter },
+	{ "reader", reader }, { "linger_shm", linger_shm }, { "linger_pipe", linger_pipe }, { "linger_ring", linger_ring },
+	{ "linger_aio", linger_aio }, { "linger_network", linger_network },
 };
 
 int user(const char *what, int node)
