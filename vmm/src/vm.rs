@@ -259,8 +259,9 @@ impl Vm {
         self.partitions.shrink(&self.session, id, ByteSize::bytes(0), timeout)
     }
 
-    /// Has the guest give back the memory of partition `id` beyond `size`, block by block, for partitions that several
-    /// instances share. Otherwise like [`Vm::unplug`]; the rest is at most `size` unless the time ran out.
+    /// Has the guest give back the memory of partition `id` beyond `size`, while instances use it. Otherwise like
+    /// [`Vm::unplug`]; the rest is at most `size` unless the time ran out. With the guest memory extension, what is free
+    /// goes, and nothing moves; without it, the guest also moves memory out of the way.
     ///
     /// # Errors
     /// As for [`Vm::unplug`], or `size` is invalid, or above the current target.
