@@ -4,7 +4,7 @@
 //! /agent                     cpuset.mems=0: the agent's memory never lies in a partition; memory.min: nor is it reclaimed
 //! /instances                 memory.max, pids.max: the limit of all instances together, so that the agent and the kernel keep
 //!                            what they need
-//! /instances/<id>            memory.max: the instance's base limit
+//! /instances/<id>            memory.max: the instance's base limit; memory.cache_to_parent=1 where its node is private
 //! /instances/<id>/instance   the root that the instance sees: memory.max, memory.oom.group, memory.swap.max, pids.max,
 //!                            and with a partition
 //!                            cpuset.mems=0, memory.private_node=<partition> where the node is private,
@@ -13,6 +13,8 @@
 //!
 //! The limit on base memory is around the cgroup that the instance sees, because programs read `memory.max` to know how much they
 //! can allocate, and that is the partition's size. Memory of a private node is not charged to any `memory.max`: the node is its limit.
+//! Page cache that an instance with a private node brings in is charged to `/instances`: it outlives the instance, others read it
+//! too, and its cgroup would stay as long.
 //!
 //! With a stock kernel all memory is charged to `memory.max`, so one number must bound both: less than the partition's size,
 //! so that this limit is met before the node is full. The part of it in base memory has no bound then. The cpuset holds node 0
@@ -43,6 +45,8 @@ const INSTANCE: &str = "instance";
 const KERNEL: &str = "/proc/sys/kernel";
 /// Tasks reserved for the agent and the kernel's threads, or half of all tasks if that is less.
 const RESERVED_TASKS: u64 = 512;
+/// Why a cgroup cannot be attached to a private node.
+const IN_USE_BY: &str = "another instance, or memory that an earlier one left";
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// Limits of an instance.
@@ -194,10 +198,11 @@ impl Cgroup {
             }
             Placement::Private(node) => {
                 files::write(mems, "0")?;
+                files::write(self.outer.join("memory.cache_to_parent"), "1")?;
                 // A new member of the cgroup inherits the node, so the cgroup must still be empty.
                 match files::write(self.inner.join("memory.private_node"), &node.to_string()) {
                     Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
-                        return Err(AgentError::InUse { what: format!("node {node}"), by: "another instance".into() });
+                        return Err(AgentError::InUse { what: format!("node {node}"), by: IN_USE_BY.into() });
                     }
                     result => result?,
                 }
@@ -445,7 +450,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cgroup = Hierarchy::new(folder.path()).cgroup(&id);
         std::fs::create_dir_all(&cgroup.outer).unwrap();
-        for name in ["memory.max", "cgroup.max.descendants", "cgroup.subtree_control"] {
+        for name in ["memory.max", "memory.cache_to_parent", "cgroup.max.descendants", "cgroup.subtree_control"] {
             std::fs::write(cgroup.outer.join(name), "").unwrap();
         }
         let [.., private] = limits();
@@ -456,6 +461,7 @@ mod tests {
         cgroup.limit(&id, private, 7).unwrap();
         let read = |path: &Path, name| std::fs::read_to_string(path.join(name)).unwrap();
         assert_eq!(read(&cgroup.outer, "memory.max"), "4096");
+        assert_eq!(read(&cgroup.outer, "memory.cache_to_parent"), "1");
         assert_eq!(read(&cgroup.outer, "cgroup.max.descendants"), "1");
         assert_eq!(read(&cgroup.inner, "memory.max"), "8192");
         assert_eq!(read(&cgroup.inner, "memory.private_node"), "3");
