@@ -23,7 +23,7 @@ time.sleep(3600)'"#
     )
 }
 
-fn kill(job: Job) {
+pub fn kill(job: Job) {
     job.instance.signal(9).unwrap();
     let (status, output) = job.finish();
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "{output}");
@@ -37,7 +37,7 @@ fn unplug(guest: &Running, number: u16) -> UnplugReport {
 }
 
 /// The same with the extension: it is parked.
-fn park(guest: &Running, number: u16) {
+pub fn park(guest: &Running, number: u16) {
     let report = unplug(guest, number);
     let driver = report.driver.expect("our kernel's driver reports its state");
     assert_eq!((driver.state, driver.mode, driver.allocated_pages), (GuestState::Parked, PartitionMode::Extension, 0));
@@ -132,12 +132,9 @@ fn debians_kernel_works_in_stock_mode() {
     guest.shutdown();
 }
 
-/// Tries the ways out as root in the container, then takes memory, which must still come from the partition.
-#[test]
-fn a_container_can_not_leave_its_partition() {
-    let guest = Guest::ours().vcpus(2).partition(256).boot();
-    guest.plug(1, 256);
-    let line = r#"exec python3 -c '
+/// Python code that tries the ways out of the partition on `node`, as root in the container.
+pub fn escapes(node: u16) -> String {
+    r#"
 import ctypes, errno, os, time
 libc = ctypes.CDLL(None, use_errno=True)
 nodes = ctypes.c_ulong(1)
@@ -153,18 +150,28 @@ for name in "memory.private_node", "memory.max", "cpuset.mems", "cgroup.procs":
         raise SystemExit(name + " can be written")
     except OSError as error:
         assert error.errno == errno.EROFS, (name, error)
-assert open(root + "memory.private_node").read().strip() == "1"
+assert open(root + "memory.private_node").read().strip() == "NODE"
 try:
     os.mkdir(root + "out")
     raise SystemExit("a cgroup can be made")
 except OSError as error:
     assert error.errno == errno.EROFS, error
+"#
+    .replace("NODE", &node.to_string())
+}
+
+/// Tries the ways out, then takes memory, which must still come from the partition.
+#[test]
+fn a_container_can_not_leave_its_partition() {
+    let guest = Guest::ours().vcpus(2).partition(256).boot();
+    guest.plug(1, 256);
+    let takes = r#"
 if os.fork() == 0:
     os.setsid()
     kept = bytearray(b"x") * (64 << 20)
     print("holds", flush=True)
-time.sleep(3600)'"#;
-    let job = guest.start("prisoner", line, Some(1));
+time.sleep(3600)"#;
+    let job = guest.start("prisoner", &format!("exec python3 -c '{}{takes}'", escapes(1)), Some(1));
     job.wait_for("holds");
     let usage = guest.vm.inspect(partition(1)).unwrap();
     assert!(usage.anonymous_bytes >= 64 * MIB, "{usage:?}");

@@ -9,7 +9,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     BalloonConfig, ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec,
-    PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd,
+    PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -186,7 +186,26 @@ impl Running {
     /// Starts an instance of any specification.
     pub fn start_spec(&self, spec: &InstanceSpec) -> Job {
         let instance = self.vm.start_instance(spec);
-        let instance = instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
+        self.job(instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console())))
+    }
+
+    /// Starts a zygote.
+    pub fn start_zygote(&self, spec: &ZygoteSpec) -> Job {
+        let instance = self.vm.start_zygote(spec);
+        self.job(instance.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console())))
+    }
+
+    /// Starts an instance, which must fail; returns the error.
+    pub fn refused(&self, spec: &InstanceSpec) -> String {
+        format!("{:?}", self.vm.start_instance(spec).err().expect("it is refused"))
+    }
+
+    /// Starts a zygote, which must fail; returns the error.
+    pub fn refused_zygote(&self, spec: &ZygoteSpec) -> String {
+        format!("{:?}", self.vm.start_zygote(spec).err().expect("it is refused"))
+    }
+
+    fn job(&self, instance: Instance) -> Job {
         let output = Transcript::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
         let forwarding = [StreamName::Stdout, StreamName::Stderr].map(forward).into();

@@ -23,6 +23,7 @@ mod sealed;
 mod streams;
 mod stress;
 mod warm;
+mod zygotes;
 
 use bellows_lab::Host;
 

@@ -8,6 +8,7 @@ use bellows_vmm::{ByteSize, DriveConfig};
 use crate::files;
 use crate::fixture::{Guest, Job, PATIENCE, Running, partition};
 use crate::pause::work_under_pauses;
+use crate::zygotes::draw_random_numbers;
 
 const PARTITIONS: u16 = 4;
 const WINDOW: u64 = 128;
@@ -189,6 +190,11 @@ fn guest_kernel_kib(guest: &Running, id: &str) -> u64 {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     kib("SUnreclaim:") + kib("VmallocUsed:")
+}
+
+#[test]
+fn a_thousand_forks_draw_no_number_twice() {
+    draw_random_numbers(1000);
 }
 
 /// As [`crate::pause`], for longer.
