@@ -147,16 +147,3 @@ fn a_run_of_hinting_takes_what_is_free() {
     }
     guest.shutdown();
 }
-
-/// A program gets the memory that the balloon has, where the guest would otherwise kill a process.
-#[test]
-fn a_balloon_deflates_before_the_guest_kills() {
-    let config = BalloonConfig { deflate_on_oom: true, stats_polling_interval_s: 1, ..BalloonConfig::default() };
-    let guest = Guest::ours().vcpus(2).balloon(config).boot();
-    let free = balloon(&guest).statistics().unwrap().memory.free_memory.expect("the driver reports when it binds");
-    resize(&guest, free / MIB - 64);
-    use_memory(&guest, "hungry");
-    let report = balloon(&guest).report();
-    assert!(report.actual < report.target, "{report:?}");
-    guest.shutdown();
-}
