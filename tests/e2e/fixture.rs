@@ -8,8 +8,8 @@ use std::time::Duration;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
-    BalloonConfig, ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec,
-    PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
+    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, PartitionId,
+    PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -96,11 +96,6 @@ impl Guest {
 
     pub fn mode(mut self, mode: PartitionMode) -> Self {
         self.builder = self.builder.partition_mode(mode);
-        self
-    }
-
-    pub fn balloon(mut self, balloon: BalloonConfig) -> Self {
-        self.builder = self.builder.balloon(balloon);
         self
     }
 

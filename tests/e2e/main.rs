@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod archives;
-mod balloon;
 mod base_memory;
 mod boot;
 mod clock;
