@@ -106,6 +106,12 @@ bool instance_begin(struct partition *partition, const char *cgroup, unsigned lo
 bool instance_end(struct partition *partition, const char *cgroup, double seconds);
 /* What an instance in the cgroup "subject" does with its partition. */
 void use_and_leave(struct partition *partition);
+/* An instance of @bytes in the cgroup "subject" that has ended, but for a page of it that waits in a pipe. */
+bool leave_page(struct partition *partition, unsigned long bytes, int pipes[2]);
+/* Reads that page, and closes the pipe. */
+bool take_page(int pipes[2]);
+/* Plugs @partition, and has its memory blocks removed, so that the next plug is a first one. */
+bool remove_blocks(struct partition *partition);
 /*
  * The same with a limit for base memory: @outer has @budget as its memory.max, and "@outer/inner" is attached, and has the
  * size of the partition as its memory.max.

@@ -3,6 +3,7 @@
  * Instances, as an agent makes them: a partition, and a cgroup attached to it.
  */
 #include <stdio.h>
+#include <unistd.h>
 
 #include "harness.h"
 
@@ -59,4 +60,39 @@ void use_and_leave(struct partition *partition)
 	check_is(run("subject", "huge", node), 0);
 	check_is(run("subject", "anon", node), 0);
 	check_is(run("subject", "shared", node), 0);
+}
+
+bool leave_page(struct partition *partition, unsigned long bytes, int pipes[2])
+{
+	int saved = dup(0);
+
+	if (!instance_begin(partition, "subject", bytes) || pipe(pipes))
+		return false;
+	dup2(pipes[1], 0);
+	check_is(run("subject", "splicer", "0"), 0);
+	dup2(saved, 0);
+	close(saved);
+	cgroup_kill("subject");
+	return check_is(cgroup_remove("subject"), 0);
+}
+
+bool take_page(int pipes[2])
+{
+	char buffer[PAGE];
+	bool taken = check_is(read(pipes[0], buffer, PAGE), PAGE) && check_is(buffer[0], 1);
+
+	close(pipes[0]);
+	close(pipes[1]);
+	return taken;
+}
+
+bool remove_blocks(struct partition *partition)
+{
+	static const char seconds[] = "/sys/module/virtio_mem/parameters/remove_parked_secs";
+	bool removed;
+
+	write_text("1", seconds);
+	removed = plug(partition, 256 * MIB) && check(unplug(partition, 20)) && check(await_state(partition, "empty", 60));
+	write_text("0", seconds);
+	return removed;
 }

@@ -15,21 +15,14 @@
 
 void test_pinned_by_pipe(void)
 {
-	int pipes[2], saved = dup(0), blocks;
+	int pipes[2], blocks;
 	long zeroed, requests;
-	char byte;
 
-	if (!instance_begin(FIRST, "subject", 256 * MIB) || pipe(pipes))
+	if (!leave_page(FIRST, 256 * MIB, pipes))
 		return;
 	blocks = memory_blocks(FIRST->node);
-	dup2(pipes[1], 0);
-	check_is(run("subject", "splicer", "0"), 0);
-	dup2(saved, 0);
-	close(saved);
 	zeroed = vmstat("contig_alloc_zeroed");
 	requests = vmstat("pgmigrate_success");
-	cgroup_kill("subject");
-	check_is(cgroup_remove("subject"), 0);
 	check(!unplug(FIRST, 3));
 	check(!strcmp(state_of(FIRST), "draining"));
 	check_is(allocated(FIRST), 1);
@@ -39,10 +32,7 @@ void test_pinned_by_pipe(void)
 	check_is(vmstat("pgmigrate_success") - requests, 0);
 
 	/* The page is still what it was. */
-	check_is(read(pipes[0], &byte, 1), 1);
-	check_is(byte, 1);
-	close(pipes[0]);
-	close(pipes[1]);
+	check(take_page(pipes));
 	check(unplug(FIRST, 5));
 	check_is(allocated(FIRST), 0);
 	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5));
@@ -146,10 +136,7 @@ void test_offline_block(void)
 
 	snprintf(node, sizeof(node), "%d", FIRST->node);
 	/* Blocks stay online if something of the node is withheld: have no more than is plugged. */
-	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5) && await_state(FIRST, "empty", 20));
-	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	if (!instance_begin(FIRST, "subject", 512 * MIB))
+	if (!remove_blocks(FIRST) || !instance_begin(FIRST, "subject", 512 * MIB))
 		return;
 	pid = spawn("subject", "holder", node);
 	check(await_stop(pid, 10));
@@ -194,24 +181,15 @@ void test_patience(void)
 	blocks = memory_blocks(FIRST->node);
 	check(unplug(FIRST, 5));
 	for (i = 0; i < sizeof(holds) / sizeof(holds[0]); i++) {
-		int pipes[2], saved = dup(0);
-		char buffer[PAGE];
+		int pipes[2];
 		double start;
 
-		if (!instance_begin(FIRST, "subject", 2 * GIB) || pipe(pipes))
+		if (!leave_page(FIRST, 2 * GIB, pipes))
 			return;
-		dup2(pipes[1], 0);
-		check_is(run("subject", "splicer", "0"), 0);
-		dup2(saved, 0);
-		close(saved);
-		cgroup_kill("subject");
-		check_is(cgroup_remove("subject"), 0);
 		request(FIRST, 0);
 		pause_ms(holds[i]);
 		start = now();
-		check_is(read(pipes[0], buffer, PAGE), PAGE);
-		close(pipes[0]);
-		close(pipes[1]);
+		check(take_page(pipes));
 		if (!await_parked(FIRST, 10))
 			return;
 		check_is(memory_blocks(FIRST->node), blocks);
@@ -272,26 +250,17 @@ void test_lingerers(void)
 /* Somebody's memory that is left is not lent to the next one. */
 void test_leftover_refused(void)
 {
-	int pipes[2], saved = dup(0);
-	char buffer[PAGE];
+	int pipes[2];
 	double end;
 
-	if (!instance_begin(FIRST, "subject", 256 * MIB) || pipe(pipes))
+	if (!leave_page(FIRST, 256 * MIB, pipes))
 		return;
-	dup2(pipes[1], 0);
-	check_is(run("subject", "splicer", "0"), 0);
-	dup2(saved, 0);
-	close(saved);
-	cgroup_kill("subject");
-	check_is(cgroup_remove("subject"), 0);
 	check(!unplug(FIRST, 1));
 	if (!plug(FIRST, 256 * MIB))
 		return;
 	check_is(allocated(FIRST), 1);
 	check_is(cgroup_create("next", FIRST->node), -EBUSY);
-	check_is(read(pipes[0], buffer, PAGE), PAGE);
-	close(pipes[0]);
-	close(pipes[1]);
+	check(take_page(pipes));
 	for (end = now() + 5; allocated(FIRST) && now() < end;)
 		pause_ms(1);
 	cgroup_remove("next");

@@ -180,10 +180,7 @@ void test_resize_time(void)
 	check(unplug(FIRST, 5));
 
 	/* The same with memory that has not been there before. */
-	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	check(plug(FIRST, 256 * MIB) && unplug(FIRST, 5) && await_state(FIRST, "empty", 20));
-	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	if (!plug(FIRST, 2 * GIB) || !check(unplug(FIRST, 5)))
+	if (!remove_blocks(FIRST) || !plug(FIRST, 2 * GIB) || !check(unplug(FIRST, 5)))
 		return;
 	more = plug_us(FIRST, 2 * GIB + 128 * MIB);
 	online = plug_us(FIRST, 2 * GIB + 256 * MIB);
@@ -309,10 +306,7 @@ void test_beside_first_plug(void)
 	long quiet[2][ROUNDS], busy[2][ROUNDS];
 	int i, n, which;
 
-	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	check(plug(SECOND, 256 * MIB) && unplug(SECOND, 5) && await_state(SECOND, "empty", 20));
-	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	if (!plug(FIRST, 512 * MIB) || !check(unplug(FIRST, 5)))
+	if (!remove_blocks(SECOND) || !plug(FIRST, 512 * MIB) || !check(unplug(FIRST, 5)))
 		return;
 	for (i = 0; i < ROUNDS; i++)
 		if (!cycle_us(FIRST, 512 * MIB, &quiet[0][i], &quiet[1][i]))
@@ -332,9 +326,7 @@ void test_beside_first_plug(void)
 		check_most(busy[which][n / 2], 3 * quiet[which][ROUNDS / 2] + 50);
 	}
 	check(await_state(SECOND, "online", 100) && unplug(SECOND, 20));
-	write_text("1", "/sys/module/virtio_mem/parameters/remove_parked_secs");
-	check(plug(SECOND, 256 * MIB) && unplug(SECOND, 20) && await_state(SECOND, "empty", 60));
-	write_text("0", "/sys/module/virtio_mem/parameters/remove_parked_secs");
+	check(remove_blocks(SECOND));
 }
 
 void test_park_time(void)
