@@ -45,8 +45,6 @@ const INSTANCE: &str = "instance";
 const KERNEL: &str = "/proc/sys/kernel";
 /// Tasks reserved for the agent and the kernel's threads, or half of all tasks if that is less.
 const RESERVED_TASKS: u64 = 512;
-/// Why a cgroup cannot be attached to a private node.
-const IN_USE_BY: &str = "another instance, or memory that an earlier one left";
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// Limits of an instance.
@@ -202,7 +200,8 @@ impl Cgroup {
                 // A new member of the cgroup inherits the node, so the cgroup must still be empty.
                 match files::write(self.inner.join("memory.private_node"), &node.to_string()) {
                     Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
-                        return Err(AgentError::InUse { what: format!("node {node}"), by: IN_USE_BY.into() });
+                        let by = "another instance, or memory that an earlier one left".into();
+                        return Err(AgentError::InUse { what: format!("node {node}"), by });
                     }
                     result => result?,
                 }

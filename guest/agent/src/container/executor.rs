@@ -15,7 +15,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
-use super::{Report, program, terminal, zygote};
+use super::{Report, failed, program, terminal, zygote};
 use crate::{seccomp, sys};
 
 /// What a process becomes.
@@ -55,18 +55,16 @@ impl CommandExecutor {
     }
 
     fn execute(&self, spec: &Spec) -> Result<Infallible, Report> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| Report::Failed(format!("{what}: {error}"));
         // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
-        sys::reset_sigpipe().map_err(|error| failed("SIGPIPE", &error))?;
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
-            .map_err(|error| failed("signal mask", &error))?;
+        sys::reset_sigpipe().map_err(failed("SIGPIPE"))?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("signal mask"))?;
         if let Some(node) = self.policy {
-            bind_memory(node).map_err(|error| failed("memory policy", &error))?;
+            bind_memory(node).map_err(failed("memory policy"))?;
         }
         if let Some((columns, rows)) = self.terminal {
-            terminal::open(TerminalSize { columns, rows }).map_err(|error| failed("terminal", &error))?;
+            terminal::open(TerminalSize { columns, rows }).map_err(failed("terminal"))?;
         }
-        seccomp::install().map_err(|error| failed("system call filter", &error))?;
+        seccomp::install().map_err(failed("system call filter"))?;
 
         match &self.becoming {
             Becoming::Command => execute_command(spec),
@@ -97,8 +95,7 @@ impl Executor for CommandExecutor {
 /// Becomes the command.
 fn execute_command(spec: &Spec) -> Result<Infallible, Report> {
     let path = find_command(spec)?;
-    let failed = |what: &str, error: &dyn std::fmt::Display| Report::Failed(format!("{what}: {error}"));
-    let arguments = strings(command(spec)).map_err(|error| failed("arguments", &error))?;
+    let arguments = strings(command(spec)).map_err(failed("arguments"))?;
     let environment: Vec<CString> = std::env::vars_os()
         .filter_map(|(name, value)| {
             let mut variable = name.into_vec();
@@ -107,7 +104,7 @@ fn execute_command(spec: &Spec) -> Result<Infallible, Report> {
             CString::new(variable).ok()
         })
         .collect();
-    let file = CString::new(path.into_os_string().into_vec()).map_err(|error| failed("command", &error))?;
+    let file = CString::new(path.into_os_string().into_vec()).map_err(failed("command"))?;
     let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
     Err(program::failure(Path::new(OsStr::from_bytes(file.as_bytes())), error))
 }

@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use tracing::Level;
 
 use super::executor::{Becoming, CommandExecutor};
-use super::{Order, Report, Role, Step, descriptor, zygote};
+use super::{Order, Report, Role, Step, descriptor, failed, zygote};
 use crate::{log, sys};
 
 /// Runs the helper, whose one argument is its `Order`. Standard input is the socket to the agent; standard output and error
@@ -139,10 +139,6 @@ fn bring_up_loopback(pid: i32) -> Result<(), Report> {
     let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(failed("network namespace"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(failed("setns"))?;
     crate::settings::bring_up_loopback().map_err(failed("loopback"))
-}
-
-fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Report {
-    move |error| Report::Failed(format!("{what}: {error}"))
 }
 
 /// An error with its causes in one line.

@@ -124,6 +124,11 @@ enum Report {
     Failed(String),
 }
 
+/// The report of a failure at `what`.
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Report {
+    move |error| Report::Failed(format!("{what}: {error}"))
+}
+
 /// A process of a container.
 #[derive(Debug)]
 pub struct Process {

@@ -17,7 +17,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{Report, program};
+use super::{Report, failed, program};
 use crate::sys;
 use crate::zygote::{CONTROL, START};
 
@@ -85,10 +85,6 @@ fn start_document(spec: &Spec) -> io::Result<OwnedFd> {
     io::Seek::rewind(&mut file)?;
     fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
     Ok(file.into())
-}
-
-fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Report {
-    move |error| Report::Failed(format!("{what}: {error}"))
 }
 
 #[cfg(test)]
