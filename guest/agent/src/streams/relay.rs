@@ -72,7 +72,8 @@ impl Relay {
             StreamName::Stdout | StreamName::Stderr => self.carry_output(None)?,
             StreamName::Terminal => self.carry_output(Some(Flow::new()))?,
         };
-        let Self { connection, end, stop, permit: _permit, .. } = self;
+        // The permit is the first here to be the last that is dropped: nobody else connects before this connection is closed.
+        let Self { permit: _permit, connection, end, stop, .. } = self;
         // A process that still writes gets SIGPIPE, one that still reads gets the end of file; a terminal is hung up.
         drop(end);
         if finished {
