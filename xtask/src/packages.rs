@@ -78,11 +78,17 @@ pub const BENCH_IMPORT: &[Package] = &[
     package("erofs-utils", "makes the images that Bellows's are compared with"),
 ];
 
+/// Packages to test the agent's containers.
+pub const CONTAINERS: &[Package] = &[
+    package("busybox-static", "runs in the containers of the agent's tests"),
+    package("runc", "makes the containers that the agent's are compared with"),
+];
+
 /// All packages for the artefacts and the tests on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {
     match host {
-        Host::Kvm => vec![KERNEL, IMAGE],
-        Host::Lab => vec![KERNEL, IMAGE, LAB],
+        Host::Kvm => vec![KERNEL, IMAGE, CONTAINERS],
+        Host::Lab => vec![KERNEL, IMAGE, CONTAINERS, LAB],
     }
 }
 

@@ -24,9 +24,6 @@ use crate::statistics::{Migrations, VmStat};
 use crate::uevent::Uevents;
 use crate::{log, modules, mounts, settings, stream_server, sys, vsock};
 
-/// Where the container library keeps its state.
-const CONTAINERS: &str = "/run/containers";
-
 /// Brings the guest up and serves until the machine stops. A failure of a vital step ends the guest; other failures are logged.
 pub fn run() -> ExitCode {
     let init = vsock::kernel_clock();
@@ -64,7 +61,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
 
     let reaper = Reaper::start().map_err(AgentError::system("clone"))?;
     let images = Arc::new(Images::default());
-    let launcher = Launcher::new("/proc/self/exe", CONTAINERS, Arc::clone(&reaper));
+    let launcher = Launcher::new("/proc/self/exe", Arc::clone(&reaper));
     let base = Arc::new(BaseMemory::new(free));
     let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
     instances.divide_base(0, 0)?;
@@ -78,12 +75,13 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         migrations: LazyLock::new(Migrations::start),
     });
     let server = server::start(Arc::clone(&service)).map_err(|error| AgentError::Container(error.to_string()))?;
-    stream_server::start(instances).map_err(AgentError::system("listening for streams"))?;
+    stream_server::start(Arc::clone(&instances)).map_err(AgentError::system("listening for streams"))?;
     match vsock::signal_ready(init) {
         Ok(()) => tracing::info!("ready"),
         Err(error) => tracing::error!(%error, "cannot tell the host that the guest is ready"),
     }
-    // After readiness, which does not depend on it.
+    // After readiness, which does not depend on these.
+    instances.prepare();
     if !VmStat::read().is_ok_and(|counters| counters.migrated_for_unplug().is_some())
         && let Err(error) = &*service.migrations
     {

@@ -118,11 +118,6 @@ impl Hierarchy {
         self.root.join(INSTANCES).join("pids.max")
     }
 
-    /// The path of an instance's own cgroup within the hierarchy, as a container's configuration has it.
-    pub fn name(id: &InstanceId) -> String {
-        format!("/{INSTANCES}/{id}/{INSTANCE}")
-    }
-
     /// An instance's cgroups, which may not exist.
     pub fn cgroup(&self, id: &InstanceId) -> Cgroup {
         let outer = self.root.join(INSTANCES).join(id.as_str());
@@ -217,6 +212,11 @@ impl Cgroup {
             result => result?,
         }
         files::write(self.inner.join("pids.max"), &pids_max.to_string())
+    }
+
+    /// The folder of the cgroup that the instance sees.
+    pub fn folder(&self) -> &Path {
+        &self.inner
     }
 
     /// The processes in the cgroup that it sees, by their numbers as the agent sees them.
@@ -334,8 +334,7 @@ impl Cgroup {
         self.outer.exists()
     }
 
-    /// Removes them; its processes must be gone. The container library has removed the inner one where it could not create the
-    /// container.
+    /// Removes them, as far as they exist; its processes must be gone.
     ///
     /// # Errors
     /// [`AgentError::Path`].
@@ -445,7 +444,6 @@ mod tests {
     #[test]
     fn the_base_limit_is_around_the_cgroup_that_the_instance_sees() {
         let id: InstanceId = "f-1".parse().unwrap();
-        assert_eq!(Hierarchy::name(&id), "/instances/f-1/instance");
         let folder = tempfile::tempdir().unwrap();
         let cgroup = Hierarchy::new(folder.path()).cgroup(&id);
         std::fs::create_dir_all(&cgroup.outer).unwrap();

@@ -37,8 +37,6 @@ const MOUNTS: &[Mount] = &[
 /// Moves off the initial root: `pivot_root(2)`, which every container does, refuses to leave a root without a parent
 /// mount. A bind mount of the root over itself has a parent, and copies nothing.
 ///
-/// Then makes mounts shared, so that unmounts here also reach the mount namespaces of containers being created.
-///
 /// # Errors
 /// [`AgentError::Path`].
 pub fn leave_initial_root() -> Result<()> {
@@ -49,9 +47,7 @@ pub fn leave_initial_root() -> Result<()> {
     std::env::set_current_dir(NEXT).map_err(AgentError::path("change to", NEXT))?;
     mount(Some("."), "/", NOTHING, MsFlags::MS_MOVE, NOTHING).map_err(AgentError::path("move to / from", NEXT))?;
     std::os::unix::fs::chroot(".").map_err(AgentError::path("change root to", NEXT))?;
-    std::env::set_current_dir("/").map_err(AgentError::path("change to", "/"))?;
-    mount(NOTHING, "/", NOTHING, MsFlags::MS_SHARED | MsFlags::MS_REC, NOTHING)
-        .map_err(AgentError::path("share mounts below", "/"))
+    std::env::set_current_dir("/").map_err(AgentError::path("change to", "/"))
 }
 
 /// Makes the mounts of every Linux system.

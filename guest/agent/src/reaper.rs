@@ -79,6 +79,40 @@ struct State {
     /// Counts children started here.
     spawns: u64,
     watched: HashMap<i32, Arc<Exit>>,
+    /// How many expect a child that they do not know yet.
+    expecting: usize,
+    /// Statuses of children that nobody watched, while somebody expects one. Only direct children are here: orphans of a
+    /// container go to its own first process.
+    unclaimed: HashMap<i32, i32>,
+}
+
+/// The right to a child that another process makes.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    reaper: &'a Reaper,
+}
+
+impl Expected<'_> {
+    /// Watches child `pid`, which was made after [`Reaper::expect`].
+    pub fn watch(&self, pid: Pid) -> Arc<Exit> {
+        let exit = Arc::<Exit>::default();
+        let mut state = self.reaper.state.lock();
+        match state.unclaimed.remove(&pid.as_raw()) {
+            Some(code) => exit.set(code),
+            None => drop(state.watched.insert(pid.as_raw(), Arc::clone(&exit))),
+        }
+        exit
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        let mut state = self.reaper.state.lock();
+        state.expecting -= 1;
+        if state.expecting == 0 {
+            state.unclaimed = HashMap::new();
+        }
+    }
 }
 
 impl Reaper {
@@ -108,11 +142,11 @@ impl Reaper {
         Ok((Pid::from_raw(pid), exit))
     }
 
-    /// Watches a process that will become a child of this one, but is not yet: its parent still lives.
-    pub fn watch(&self, pid: Pid) -> Arc<Exit> {
-        let exit = Arc::default();
-        self.state.lock().watched.insert(pid.as_raw(), Arc::clone(&exit));
-        exit
+    /// Keeps the statuses of children that nobody watches, until this is dropped: one of them will be watched by
+    /// [`Expected::watch`], and may have ended before its number is known here.
+    pub fn expect(&self) -> Expected<'_> {
+        self.state.lock().expecting += 1;
+        Expected { reaper: self }
     }
 
     /// Sends a signal to a watched process; one that has ended ignores it.
@@ -157,6 +191,7 @@ impl Reaper {
         };
         match state.watched.remove(&pid.as_raw()) {
             Some(exit) => exit.set(code),
+            None if state.expecting > 0 => drop(state.unclaimed.insert(pid.as_raw(), code)),
             None => tracing::debug!(%pid, code, "orphan ended"),
         }
     }

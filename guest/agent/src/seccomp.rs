@@ -134,12 +134,12 @@ fn absent_calls() -> BpfProgram {
     program
 }
 
-/// Installs the filter for this thread and all its children; sets `no_new_privs` too.
+/// Installs the filter `program` for this thread and all its children; sets `no_new_privs` too.
 ///
 /// # Errors
-/// The filter does not compile, or the kernel does not take it.
-pub fn install() -> Result<(), seccompiler::Error> {
-    seccompiler::apply_filter(&program()?)
+/// The kernel does not take it.
+pub fn install(program: &BpfProgram) -> Result<(), seccompiler::Error> {
+    seccompiler::apply_filter(program)
 }
 
 #[cfg(test)]

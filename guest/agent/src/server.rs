@@ -25,7 +25,7 @@ use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
 use crate::cgroup;
 use crate::clock::{self, Correction};
-use crate::container::spec::ProcessSpec;
+use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
 use crate::instance::{Instances, Request, Role};

@@ -1,6 +1,7 @@
 //! The agent's settings of the kernel, each with its reason.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -88,11 +89,12 @@ pub fn raise_limits() {
     }
 }
 
-/// Brings up `lo` in this thread's network namespace.
+/// Brings up `lo` in this thread's network namespace; returns a socket of that.
 ///
 /// # Errors
 /// Those of `socket(2)` and `ioctl(2)`.
-pub fn bring_up_loopback() -> io::Result<()> {
+pub fn bring_up_loopback() -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    sys::bring_up(&socket, "lo")
+    sys::bring_up(&socket, "lo")?;
+    Ok(socket)
 }

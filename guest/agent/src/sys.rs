@@ -1,10 +1,14 @@
 //! System calls that no library wraps safely, with their unsafe code. The only other unsafe code is in
 //! `container::descriptor`.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use bellows_protocol::values::TerminalSize;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
@@ -20,6 +24,101 @@ pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
     let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the call has made the descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// A process that [`fork_sibling`] has made.
+#[derive(Debug)]
+pub struct Sibling {
+    /// Its number.
+    pub pid: Pid,
+    /// A descriptor of it.
+    pub pidfd: OwnedFd,
+}
+
+/// Forks this process. The new process is a child of this one's *parent*, in `cgroup` if that is given, and in new namespaces as
+/// `namespaces` says. Returns `None` in the new process.
+///
+/// # Errors
+/// This process has more than one thread: in the new one, what another thread had locked would stay locked. Those of `clone3(2)`.
+pub fn fork_sibling(namespaces: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Sibling>> {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // Changes nothing in a process of one thread, and is refused in another.
+    unshare(CloneFlags::CLONE_THREAD | CloneFlags::CLONE_SIGHAND | CloneFlags::CLONE_VM)?;
+    let mut pidfd: RawFd = -1;
+    let flags = (libc::CLONE_PARENT | libc::CLONE_PIDFD | namespaces.bits()) as u64;
+    // SAFETY: all zero bytes are valid arguments: no flag, and no pointer that is used without its flag.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags | cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
+    arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.cgroup = cgroup.map_or(0, |cgroup| cgroup.as_raw_fd().unsigned_abs().into());
+    // SAFETY: the arguments outlive the call, and name an `int` that does as well. Without CLONE_VM the new process has a copy of
+    // this one's memory and goes on in it as after `fork`, and there is no other thread that could have been in the middle of something.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(None),
+        Ok(pid) if pid > 0 => {
+            // SAFETY: the call has made the descriptor for us alone.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some(Sibling { pid: Pid::from_raw(pid), pidfd }))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process at once, without what is registered for its end: that is for the process that it was forked from.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: the call takes a number and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// A mount of its own of what is at `path`, which is not part of any mount namespace yet.
+///
+/// # Errors
+/// Those of `open_tree(2)`.
+pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is a C string that outlives the call.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let tree = checked(tree as libc::c_int)?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(tree) })
+}
+
+/// Mounts what [`clone_mount`] gave at `path`.
+///
+/// # Errors
+/// Those of `move_mount(2)`.
+pub fn attach_mount(tree: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both paths are C strings that outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    checked(result as libc::c_int).map(drop)
+}
+
+/// The network namespace that `socket` belongs to.
+///
+/// # Errors
+/// Those of SIOCGSKNS: the caller needs `CAP_NET_ADMIN` there.
+pub fn network_of(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    /// linux/sockios.h
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: the request takes no argument.
+    let network = checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS, 0) })?;
+    // SAFETY: the call has made the descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(network) })
 }
 
 /// Whether `number` is an open descriptor.
@@ -65,10 +164,20 @@ pub fn place(descriptor: &impl AsFd, number: RawFd) -> io::Result<()> {
     checked(result).map(drop)
 }
 
-/// Closes all descriptors, in a process that only waits for its children and ends.
-pub fn close_all() {
-    // SAFETY: the call takes numbers, and its caller uses no descriptor any more. It cannot fail with these.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+/// Makes `number`, which is not its own, a copy of `descriptor` that is closed by `execve`, in a process that uses no descriptor of
+/// that number.
+///
+/// # Errors
+/// Those of `dup3(2)`.
+pub fn occupy(descriptor: &impl AsFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes numbers. The caller relies on no descriptor that this closes.
+    checked(unsafe { libc::dup3(descriptor.as_fd().as_raw_fd(), number, libc::O_CLOEXEC) }).map(drop)
+}
+
+/// Closes all descriptors from number `first` on, in a process that uses none of them any more.
+pub fn close_from(first: libc::c_uint) {
+    // SAFETY: the call takes numbers, and its caller uses no descriptor that this closes. It cannot fail with these.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
 }
 
 /// Duplicates a descriptor to a number of at least `least`.
@@ -196,4 +305,15 @@ pub fn poll(entries: &mut [libc::pollfd], timeout: libc::c_int) -> io::Result<()
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_several_threads_is_not_forked() {
+        let error = std::thread::scope(|scope| scope.spawn(|| fork_sibling(CloneFlags::empty(), None)).join());
+        assert_eq!(error.unwrap().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
 }

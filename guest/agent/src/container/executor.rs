@@ -1,140 +1,80 @@
-//! The last steps of a container's first process before it becomes the instance's command.
+//! The last steps of a process before it becomes the instance's command.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bellows_protocol::values::{MAX_NODES, TerminalSize};
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use seccompiler::BpfProgram;
 
+use super::plan::{DEFAULT_PATH, ProcessPlan};
 use super::{Report, failed, program, terminal, zygote};
 use crate::{seccomp, sys};
 
 /// What a process becomes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) enum Becoming {
     /// The command.
     Command,
     /// The parent of the command, which is a zygote with this control socket.
-    Zygote(Arc<OwnedFd>),
+    Zygote(OwnedFd),
     /// A fork of this zygote.
-    Fork(Arc<OwnedFd>),
+    Fork(OwnedFd),
 }
 
-/// Finds the command as a shell would, gives it its terminal, installs the filter of system calls, and becomes the command; or
-/// takes the last step in another way.
-#[derive(Debug, Clone)]
-pub(super) struct CommandExecutor {
-    becoming: Becoming,
-    /// Where a failure is reported; closed by a successful `exec`.
-    failures: Arc<File>,
-    /// Size of its terminal, if it gets one.
-    terminal: Option<(u16, u16)>,
-    /// Node that its memory is bound to: the library does that for a container's first process alone.
-    policy: Option<u32>,
-}
-
-impl CommandExecutor {
-    pub(super) fn new(becoming: Becoming, failures: File, terminal: Option<(u16, u16)>, policy: Option<u32>) -> Self {
-        Self { becoming, failures: Arc::new(failures), terminal, policy }
+/// Gives the process its terminal, installs the filter of system calls, and becomes the command; or takes the last step in another way.
+pub(super) fn execute(process: &ProcessPlan, becoming: &Becoming, filter: &BpfProgram) -> Result<Infallible, Report> {
+    // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
+    sys::reset_sigpipe().map_err(failed("SIGPIPE"))?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("signal mask"))?;
+    if let Some((columns, rows)) = process.terminal {
+        terminal::open(TerminalSize { columns, rows }).map_err(failed("terminal"))?;
     }
-
-    fn report(&self, report: &Report) {
-        if let Ok(text) = serde_json::to_vec(report) {
-            // The helper then reports that the container ended.
-            let _ = (&*self.failures).write_all(&text);
-        }
-    }
-
-    fn execute(&self, spec: &Spec) -> Result<Infallible, Report> {
-        // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
-        sys::reset_sigpipe().map_err(failed("SIGPIPE"))?;
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("signal mask"))?;
-        if let Some(node) = self.policy {
-            bind_memory(node).map_err(failed("memory policy"))?;
-        }
-        if let Some((columns, rows)) = self.terminal {
-            terminal::open(TerminalSize { columns, rows }).map_err(failed("terminal"))?;
-        }
-        seccomp::install().map_err(failed("system call filter"))?;
-
-        match &self.becoming {
-            Becoming::Command => execute_command(spec),
-            Becoming::Zygote(control) => zygote::run(&find_command(spec)?, command(spec), control),
-            Becoming::Fork(zygote) => zygote::adopt(spec, zygote),
-        }
-    }
-}
-
-impl Executor for CommandExecutor {
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        if let Becoming::Fork(_) = self.becoming {
-            return Ok(());
-        }
-        find_command(spec).map(drop).map_err(|report| {
-            self.report(&report);
-            ExecutorValidationError::ArgValidationError("the command cannot be run".into())
-        })
-    }
-
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let Err(report) = self.execute(spec);
-        self.report(&report);
-        Err(ExecutorError::Other("the command cannot be run".into()))
+    seccomp::install(filter).map_err(failed("system call filter"))?;
+    match becoming {
+        Becoming::Command => execute_command(process),
+        Becoming::Zygote(control) => zygote::run(&find_command(process)?, process, control),
+        Becoming::Fork(zygote) => zygote::adopt(process, zygote),
     }
 }
 
 /// Becomes the command.
-fn execute_command(spec: &Spec) -> Result<Infallible, Report> {
-    let path = find_command(spec)?;
-    let arguments = strings(command(spec)).map_err(failed("arguments"))?;
-    let environment: Vec<CString> = std::env::vars_os()
-        .filter_map(|(name, value)| {
-            let mut variable = name.into_vec();
-            variable.push(b'=');
-            variable.extend(value.into_vec());
-            CString::new(variable).ok()
-        })
-        .collect();
+fn execute_command(process: &ProcessPlan) -> Result<Infallible, Report> {
+    let path = find_command(process)?;
+    let arguments = strings(&process.arguments).map_err(failed("arguments"))?;
+    let environment = strings(&process.environment).map_err(failed("environment"))?;
     let file = CString::new(path.into_os_string().into_vec()).map_err(failed("command"))?;
     let Err(error) = nix::unistd::execve(&file, &arguments, &environment);
     Err(program::failure(Path::new(OsStr::from_bytes(file.as_bytes())), error))
 }
 
 /// Binds all memory of this process and its children to `node`.
-fn bind_memory(node: u32) -> io::Result<()> {
+pub(super) fn bind_memory(node: u32) -> io::Result<()> {
     const WORD_BITS: u32 = libc::c_ulong::BITS;
     const MASK_WORDS: usize = MAX_NODES.div_ceil(WORD_BITS) as usize;
     let mut mask: [libc::c_ulong; MASK_WORDS] = [0; MASK_WORDS];
     let word = mask.get_mut((node / WORD_BITS) as usize).ok_or(io::ErrorKind::InvalidInput)?;
     *word |= 1 << (node % WORD_BITS);
+    // Without the flag, an emptied node would turn the policy into one for base memory.
     let mode = libc::MPOL_BIND | libc::MPOL_F_STATIC_NODES;
     sys::set_memory_policy(mode, &mask)
-}
-
-fn command(spec: &Spec) -> &[String] {
-    spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default()
 }
 
 fn strings(texts: &[String]) -> Result<Vec<CString>, std::ffi::NulError> {
     texts.iter().map(|text| CString::new(text.as_str())).collect()
 }
 
-fn find_command(spec: &Spec) -> Result<PathBuf, Report> {
-    let name = command(spec).first().map(String::as_str).unwrap_or_default();
-    let environment = spec.process().as_ref().and_then(|process| process.env().as_deref()).unwrap_or_default();
-    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
-    find(name, path.unwrap_or(super::spec::DEFAULT_PATH))
+/// The command's file, found as a shell would.
+fn find_command(process: &ProcessPlan) -> Result<PathBuf, Report> {
+    let name = process.arguments.first().map(String::as_str).unwrap_or_default();
+    let path = process.environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+    find(name, path.unwrap_or(DEFAULT_PATH))
 }
-
 /// The file of command `name`: `name` itself if it has a slash, else the first executable one in the folders of `path`.
 fn find(name: &str, path: &str) -> Result<PathBuf, Report> {
     if name.contains('/') {

@@ -1,158 +1,206 @@
-//! The helper's side: a process of one thread that creates one container, or one more process in it, and ends.
+//! The helper's side: a process of one thread that makes processes as the agent orders.
+//!
+//! For each order it forks twice. The first process enters the cgroup, so that all that follows is charged there, and makes or joins
+//! the namespaces; a new process-number namespace has room only for a child. That is the second one, which finishes the container and
+//! becomes the command. Both are children of the agent from the start.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::error::LibcontainerError;
-use libcontainer::syscall::syscall::SyscallType;
-use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, setns};
-use tracing::Level;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl;
+use nix::sys::socket::MsgFlags;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, pivot_root, setsid};
+use seccompiler::BpfProgram;
 
-use super::executor::{Becoming, CommandExecutor};
-use super::{Order, Report, Role, Step, descriptor, failed, zygote};
-use crate::{log, sys};
+use super::executor::{self, Becoming};
+use super::plan::{Plan, Role};
+use super::{Order, Report, descriptor, failed, inside, rights, zygote};
+use crate::{log, seccomp, settings, sys};
 
-/// Runs the helper, whose one argument is its `Order`. Standard input is the socket to the agent; standard output and error
-/// are the process's own, or with a terminal standard output is the socket for its master.
-pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
-    log::start(Level::WARN);
-    let order = arguments.next().and_then(|order| serde_json::from_str::<Order>(&order).ok());
-    let (Some(order), Ok(agent)) = (order, std::io::stdin().as_fd().try_clone_to_owned()) else {
-        return ExitCode::from(2);
+/// Namespaces of a container's own, but for that of process numbers, which its first process is born into.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS)
+    .union(CloneFlags::CLONE_NEWCGROUP);
+/// The umask of processes.
+const UMASK: Mode = Mode::from_bits_truncate(0o022);
+/// Where the helper's own root is mounted before it is one.
+const NEXT_ROOT: &str = "/tmp";
+
+/// Runs the helper. Orders come over standard input, until the agent is gone.
+pub fn main() -> ExitCode {
+    let prepared = prepare();
+    log::start(tracing::Level::WARN);
+    let (orders, filter) = match prepared {
+        Ok(prepared) => prepared,
+        Err(report) => {
+            tracing::error!(?report, "no container can be made");
+            return ExitCode::FAILURE;
+        }
     };
-    let agent = UnixStream::from(agent);
-    let report = obey(&order, &agent).map_or_else(|report| report, Report::Pid);
-    if say(&agent, &report).is_err() {
-        return ExitCode::FAILURE;
-    }
-    // The process must not become the agent's child before the agent watches it.
-    let _ = (&agent).read(&mut [0]);
-    if matches!(report, Report::Pid(_)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn say(mut agent: &UnixStream, report: &Report) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(report)?;
-    line.push(b'\n');
-    agent.write_all(&line)
-}
-
-fn obey(order: &Order, agent: &UnixStream) -> Result<i32, Report> {
-    let (failures, failures_end) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
-    let failures_end = out_of_the_way(failures_end)?;
-    match &order.step {
-        Step::Create { bundle, role } => create(builder(order, agent, *role, failures_end, None)?, bundle, failures),
-        Step::Join { process, policy } => {
-            join(builder(order, agent, Role::Command, failures_end, *policy)?, process, failures)
+    loop {
+        match Descriptors::receive(&orders) {
+            Ok(Some(descriptors)) => obey(descriptors, &filter),
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(%error, "an order is lost");
+                return ExitCode::FAILURE;
+            }
         }
     }
 }
 
-/// Creates the container and has its first process go on.
-fn create(builder: ContainerBuilder, bundle: &Path, failures: OwnedFd) -> Result<i32, Report> {
-    // Building drops this process's writing end.
-    let mut container = match builder.as_init(bundle).with_systemd(false).with_detach(true).build() {
-        Ok(container) => container,
-        Err(error) => return Err(first_failure(failures).unwrap_or(Report::Failed(chain(&error)))),
+/// Does once what every process needs; returns the source of orders and the filter of system calls.
+fn prepare() -> Result<(OwnedFd, BpfProgram), Report> {
+    // Its memory, and that of its children until they execute a command, is nobody's to look at, and so are its files.
+    prctl::set_dumpable(false).map_err(failed("prctl"))?;
+    // Nothing that this program was started with gets into a container.
+    sys::close_from(3);
+    let orders = sys::duplicate_above(&std::io::stdin(), zygote::FIRST_OTHER).map_err(failed("descriptor"))?;
+    // Descriptors that come get other numbers than those that a command knows.
+    let null = {
+        // Its number may be one of those; it is closed before they are taken.
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed("/dev/null"))?;
+        sys::duplicate_above(&null, zygote::FIRST_OTHER).map_err(failed("descriptor"))?
     };
-    let pid = container.pid().ok_or_else(|| Report::Failed("the container has no process".into()))?.as_raw();
-    bring_up_loopback(pid)?;
-    let started = container.start().map(|()| pid);
-    outcome(failures, started)
+    for number in 0..zygote::FIRST_OTHER {
+        sys::occupy(&null, number).map_err(failed("descriptor"))?;
+    }
+    leave_mounts().map_err(failed("mount namespace"))?;
+    Ok((orders, seccomp::program().map_err(failed("system call filter"))?))
 }
 
-/// Starts another process in the container.
-fn join(builder: ContainerBuilder, process: &Path, failures: OwnedFd) -> Result<i32, Report> {
-    let joined = builder.as_tenant().with_process(Some(process)).with_detach(true).build();
-    outcome(failures, joined.map(|pid| pid.as_raw()))
+/// Moves to a mount namespace with nothing in it but a place for a container's root: what is copied for each container.
+fn leave_mounts() -> nix::Result<()> {
+    const NOTHING: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), NEXT_ROOT, Some("tmpfs"), flags, Some("mode=0700,size=64k,nr_inodes=16"))?;
+    chdir(NEXT_ROOT)?;
+    let root = Path::new(inside::ROOT).strip_prefix("/").unwrap_or(Path::new(inside::ROOT));
+    nix::unistd::mkdir(root, Mode::S_IRWXU)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")
 }
 
-/// The result of letting a process go on: the pipe ends with a successful exec, or with a report.
-fn outcome(failures: OwnedFd, started: Result<i32, LibcontainerError>) -> Result<i32, Report> {
-    match first_failure(failures) {
-        Some(report) => Err(report),
-        None => started.map_err(|error| Report::Failed(chain(&error))),
+/// What comes with an order.
+struct Descriptors {
+    order: Order,
+    /// To the agent, which hears over it what has come of the order. Closed when the command is executed.
+    channel: UnixStream,
+    cgroup: OwnedFd,
+    /// The mount of the root file system; or the first process of the container to join.
+    target: OwnedFd,
+    streams: [OwnedFd; 3],
+    /// What the role needs.
+    role: Option<OwnedFd>,
+}
+
+impl Descriptors {
+    fn receive(orders: &OwnedFd) -> std::io::Result<Option<Self>> {
+        let mut order = [0];
+        let (count, descriptors) = descriptor::receive(orders, &mut order, MsgFlags::empty())?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "it is malformed");
+        let order = Order::parse(order[0]).ok_or_else(malformed)?;
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or_else(malformed);
+        let (channel, cgroup, target) = (next()?.into(), next()?, next()?);
+        let streams = [next()?, next()?, next()?];
+        Ok(Some(Self { order, channel, cgroup, target, streams, role: descriptors.next() }))
     }
 }
 
-fn builder(
-    order: &Order,
-    agent: &UnixStream,
-    role: Role,
-    failures: OwnedFd,
-    policy: Option<u32>,
-) -> Result<ContainerBuilder, Report> {
-    let stdin = if order.stdin {
-        descriptor::receive(agent).map_err(failed("standard input"))?
-    } else {
-        File::open("/dev/null").map_err(failed("/dev/null"))?.into()
+fn obey(descriptors: Descriptors, filter: &BpfProgram) {
+    match sys::fork_sibling(CloneFlags::empty(), Some(descriptors.cgroup.as_fd())) {
+        Ok(Some(_)) => {}
+        Ok(None) => {
+            let Err(report) = enter(&descriptors, filter);
+            say(&descriptors.channel, &report, &[]);
+            sys::exit(1);
+        }
+        Err(error) => say(&descriptors.channel, &failed("clone3")(error), &[]),
+    }
+}
+
+/// The first process's part.
+fn enter(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infallible, Report> {
+    let (network, namespaces) = match descriptors.order {
+        Order::Create => {
+            unshare(NAMESPACES).map_err(failed("namespaces"))?;
+            let socket = settings::bring_up_loopback().map_err(failed("loopback"))?;
+            let network = sys::network_of(&socket).map_err(failed("network namespace"))?;
+            (Some(network), CloneFlags::CLONE_NEWPID)
+        }
+        Order::Join => {
+            setns(&descriptors.target, NAMESPACES | CloneFlags::CLONE_NEWPID).map_err(failed("namespaces"))?;
+            (None, CloneFlags::empty())
+        }
     };
-    let becoming = match role {
-        Role::Command => Becoming::Command,
-        Role::Zygote => Becoming::Zygote(other(agent)?.into()),
-        Role::Fork => Becoming::Fork(other(agent)?.into()),
+    let process = sys::fork_sibling(namespaces, None).map_err(failed("clone3"))?;
+    let Some(process) = process else {
+        let Err(report) = become_process(descriptors, filter);
+        say(&descriptors.channel, &report, &[]);
+        sys::exit(1);
     };
-    let executor = CommandExecutor::new(becoming, File::from(failures), order.terminal, policy);
-    let build = || {
-        Ok(ContainerBuilder::new(order.id.clone(), SyscallType::default())
-            .with_root_path(&order.state)?
-            .with_executor(executor)
-            .with_stdin(stdin)
-            .with_stdout(duplicate(std::io::stdout())?)
-            .with_stderr(duplicate(std::io::stderr())?))
+    let sent: Vec<BorrowedFd<'_>> =
+        [process.pidfd.as_fd()].into_iter().chain(network.as_ref().map(AsFd::as_fd)).collect();
+    say(&descriptors.channel, &Report::Pid(process.pid.as_raw()), &sent);
+    sys::exit(0);
+}
+
+/// The second process's part.
+fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infallible, Report> {
+    let plan = read_plan(&descriptors.channel)?;
+    setsid().map_err(failed("session"))?;
+    for (stream, number) in descriptors.streams.iter().zip(0..) {
+        sys::place(stream, number).map_err(failed("standard streams"))?;
+    }
+    if let Some(node) = plan.policy {
+        executor::bind_memory(node).map_err(failed("memory policy"))?;
+    }
+    if let Some(container) = &plan.container {
+        inside::make(container, descriptors.target.as_fd())?;
+    }
+    umask(UMASK);
+    let directory = &plan.process.working_directory;
+    chdir(directory.as_str()).map_err(failed("working directory"))?;
+    rights::take(&plan.process)?;
+    let role = || descriptors.role.as_ref().and_then(|role| role.try_clone().ok());
+    let becoming = match plan.role {
+        Role::Command => Some(Becoming::Command),
+        Role::Zygote => role().map(Becoming::Zygote),
+        Role::Fork => role().map(Becoming::Fork),
     };
-    build().map_err(|error: LibcontainerError| Report::Failed(chain(&error)))
+    let becoming = becoming.ok_or_else(|| Report::Failed("no descriptor came for its role".into()))?;
+    executor::execute(&plan.process, &becoming, filter)
 }
 
-/// The descriptor that the agent has sent for the role.
-fn other(agent: &UnixStream) -> Result<OwnedFd, Report> {
-    out_of_the_way(descriptor::receive(agent).map_err(failed("zygote"))?)
-}
-
-/// The descriptor with a number that neither a zygote nor a fork needs for something else.
-fn out_of_the_way(descriptor: OwnedFd) -> Result<OwnedFd, Report> {
-    sys::duplicate_above(&descriptor, zygote::FIRST_OTHER).map_err(failed("descriptor"))
-}
-
-fn duplicate(stream: impl AsFd) -> Result<OwnedFd, LibcontainerError> {
-    stream.as_fd().try_clone_to_owned().map_err(LibcontainerError::OtherIO)
-}
-
-/// The failure that the container's first process reported, once it has ended or become the command.
-fn first_failure(failures: OwnedFd) -> Option<Report> {
+fn read_plan(mut channel: &UnixStream) -> Result<Plan, Report> {
     let mut text = Vec::new();
-    File::from(failures).take(super::MAX_REPORT).read_to_end(&mut text).ok()?;
-    if text.is_empty() {
-        return None;
-    }
-    Some(serde_json::from_slice(&text).unwrap_or_else(|_| Report::Failed(String::from_utf8_lossy(&text).into())))
+    channel.read_to_end(&mut text).map_err(failed("plan"))?;
+    serde_json::from_slice(&text).map_err(failed("plan"))
 }
 
-/// Brings up `lo` in the container's network namespace. This process joins it for that, and
-/// stays in it: the agent finds it here.
-fn bring_up_loopback(pid: i32) -> Result<(), Report> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(failed("network namespace"))?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(failed("setns"))?;
-    crate::settings::bring_up_loopback().map_err(failed("loopback"))
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let error_text = error.to_string();
-        // Transparent errors repeat their cause.
-        if !text.ends_with(&error_text) {
-            text.push_str(": ");
-            text.push_str(&error_text);
-        }
-        cause = error.source();
-    }
-    text
+/// Tells the agent; if it is gone, nobody needs to know.
+fn say(mut channel: &UnixStream, report: &Report, sent: &[BorrowedFd<'_>]) {
+    let Ok(mut line) = serde_json::to_vec(report) else { return };
+    line.push(b'\n');
+    let _ = match sent {
+        [] => channel.write_all(&line),
+        _ => descriptor::send(channel, &line, sent),
+    };
 }

@@ -1,90 +1,74 @@
-//! Creating an instance's container, and starting processes in it.
+//! Making an instance's container, and starting processes in it.
 //!
-//! The container library forks without `exec`, which is only safe in a process with one thread. So the agent, which has
-//! many, runs *itself* as a [`helper`] that has one:
+//! A process that enters namespaces and gives up rights has to be forked, and a fork is only safe in a process with one thread. So
+//! the agent, which has many, runs *itself* as a [`helper`] that has one, and sends it orders:
 //!
 //! ```text
-//! agent ── spawns ──> helper ── clones ──> container's first process (waits)
-//!       <── {"pid": N} over a socket ──    helper has let it go on, and its exec worked
-//!  watches N, closes the socket ──────>    helper ends
-//!       <── the container's first process becomes the agent's child
+//! agent ── order, descriptors ──> helper ── forks ──> first process: enters the cgroup, makes or joins namespaces
+//!   │                                                   └── forks ──> second process: finishes the container,
+//!   │                                                                 executes the command
+//!   ├── plan ───────────────────────────────────────────────────────> reads it
+//!   <── {"pid": N} ──────────────────────────────────── ends
+//!   <── the channel closes: the command is executed; or a report of what failed ──┘
 //! ```
 //!
-//! The helper lives until the agent watches process N, so its exit status cannot be missed. A process that joins an existing
-//! container is started in the same way; it enters the container's namespaces and its cgroup instead of making new ones.
+//! Both processes are the agent's children. A process that joins an existing container is started in the same way; it enters the
+//! container's namespaces and its cgroup instead of making new ones.
 
 mod descriptor;
-#[cfg(feature = "containers")]
 mod executor;
-#[cfg(feature = "containers")]
 pub mod helper;
-#[cfg(feature = "containers")]
+mod inside;
+pub mod plan;
 mod program;
-pub mod spec;
-#[cfg(feature = "containers")]
+mod rights;
 mod terminal;
-#[cfg(feature = "containers")]
 mod zygote;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bellows_protocol::START_LIMIT;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use self::spec::ProcessSpec;
+use self::plan::{ContainerPlan, Plan, ProcessPlan, ProcessSpec, Role};
 use crate::accounts::Credentials;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
 use crate::reaper::{Exit, Reaper};
 use crate::streams::{ChildPipes, StdioSpec, Streams};
+use crate::sync::Mutex;
 use crate::sys;
+use crate::tmpfs::Capacities;
 
 /// The argument that makes the agent's program a helper.
 pub const HELPER: &str = "container";
-/// Longest report of a helper, in bytes.
-const MAX_REPORT: u64 = 16 << 10;
+/// Longest answer to an order, in bytes.
+const MAX_ANSWER: usize = 16 << 10;
 
-/// The order to a helper, as its argument.
-#[derive(Debug, Serialize, Deserialize)]
-struct Order {
-    /// The container.
-    id: String,
-    /// Folder of the container library's state.
-    state: PathBuf,
-    /// Columns and rows of the process's terminal, if it gets one. Its master comes over the helper's standard output then.
-    terminal: Option<(u16, u16)>,
-    /// Standard input has been sent over the socket; otherwise it is `/dev/null`. The descriptor of the role follows.
-    stdin: bool,
-    step: Step,
+/// An order to the helper: the first byte of a message, which brings descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Make a container, and a process in it.
+    Create = b'c' as isize,
+    /// Make another process in a container.
+    Join = b'j' as isize,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Step {
-    /// Create the container that `bundle` describes, and start its first process.
-    Create { bundle: PathBuf, role: Role },
-    /// Start another process in it: the one that the file describes.
-    Join { process: PathBuf, policy: Option<u32> },
-}
-
-/// What a container's first process becomes.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Role {
-    /// The command.
-    Command,
-    /// The parent of the command, which is a zygote. Its end of the control socket has been sent.
-    Zygote,
-    /// A fork of a zygote, whose pidfd has been sent.
-    Fork,
+impl Order {
+    fn parse(byte: u8) -> Option<Self> {
+        [Self::Create, Self::Join].into_iter().find(|order| *order as u8 == byte)
+    }
 }
 
 /// What a container runs.
@@ -108,11 +92,12 @@ impl<'a> Running<'a> {
     }
 }
 
-/// The report of a helper at its end.
+/// What comes back of an order.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Report {
-    /// The process runs; its number as the agent sees it.
+    /// The process has been made; its number as the agent sees it. Its pidfd and, of a new container, the network namespace come
+    /// with it.
     Pid(i32),
     /// The command is not in the root file system.
     NotFound(String),
@@ -142,58 +127,83 @@ pub struct Process {
     pub streams: Streams,
 }
 
+/// What a container is made of.
+#[derive(Debug)]
+pub struct Site<'a> {
+    /// Its host name.
+    pub hostname: &'a str,
+    /// Its root file system.
+    pub root: &'a Path,
+    /// The cgroup that it sees as the root, with its limits set.
+    pub cgroup: &'a Path,
+    /// The source of its memory.
+    pub placement: Placement,
+    /// Capacities of its file systems.
+    pub capacities: Capacities,
+}
+
 /// The container that another process is started in.
 #[derive(Debug)]
 pub struct Joining<'a> {
-    /// The container.
-    pub container: &'a str,
-    /// Folder of its files.
-    pub folder: &'a Path,
-    /// The process's unique name.
-    pub name: &'a str,
-    /// The source of the container's memory.
+    /// Its host name.
+    pub hostname: &'a str,
+    /// Its cgroup.
+    pub cgroup: &'a Path,
+    /// The source of its memory.
     pub placement: Placement,
+    /// Its first process.
+    pub init: &'a Process,
 }
 
-/// Creates containers, and processes in them.
-#[derive(Debug, Clone)]
+/// Makes containers, and processes in them.
+#[derive(Debug)]
 pub struct Launcher {
     /// The agent's program.
     program: PathBuf,
-    /// Where the container library keeps its state.
-    state: PathBuf,
     reaper: Arc<Reaper>,
+    /// Where orders go, once the helper runs.
+    helper: Mutex<Option<OwnedFd>>,
 }
 
 impl Launcher {
-    /// A launcher that runs `program`, an agent, as helper and keeps state below `state`.
-    pub fn new(program: impl Into<PathBuf>, state: impl Into<PathBuf>, reaper: Arc<Reaper>) -> Self {
-        Self { program: program.into(), state: state.into(), reaper }
+    /// A launcher that runs `program`, an agent, as helper.
+    pub fn new(program: impl Into<PathBuf>, reaper: Arc<Reaper>) -> Self {
+        Self { program: program.into(), reaper, helper: Mutex::default() }
     }
 
-    /// Creates and starts the container that `bundle`, a folder with a `config.json`, describes, with `process` in it, as
-    /// `running` says; returns its first process and its network namespace.
+    /// Starts the helper if it does not run, so that a start finds it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::System`].
+    pub fn prepare(&self) -> Result<()> {
+        self.with_helper(|_| Ok(()))
+    }
+
+    /// Makes a container with `process` in it, as `running` says; returns its first process and its network namespace.
     ///
     /// # Errors
     /// [`AgentError::CommandNotFound`], [`AgentError::CommandNotExecutable`], [`AgentError::NotAdopted`], [`AgentError::Container`],
-    /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may remain in the
-    /// container's cgroup then, and state here: see [`Launcher::forget`].
+    /// [`AgentError::TimedOut`], [`AgentError::Path`], [`AgentError::System`]. Processes may remain in the container's cgroup then.
     pub fn launch(
         &self,
-        id: &str,
-        bundle: &Path,
+        site: &Site<'_>,
         process: &ProcessSpec,
         credentials: &Credentials,
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
-        crate::files::make_directory(&self.state)?;
-        let open_network = |helper| {
-            // The helper has joined it and still lives; the container's process may have ended.
-            let network = format!("/proc/{helper}/ns/net");
-            Ok(File::open(&network).map_err(AgentError::path("open", network))?.into())
-        };
+        let root = sys::clone_mount(site.root).map_err(AgentError::path("open", site.root))?;
         let (role, sent) = running.role();
-        self.start(id, Step::Create { bundle: bundle.into(), role }, sent, process.stdio, credentials, open_network)
+        let plan = Plan {
+            container: Some(ContainerPlan::new(site.hostname, site.capacities)),
+            process: ProcessPlan::new(site.hostname, process, credentials),
+            policy: site.placement.policy(),
+            role,
+        };
+        let order =
+            Ordered { order: Order::Create, cgroup: site.cgroup, target: root.as_fd(), sent, stdio: process.stdio };
+        let (process, network) = self.start(site.hostname, &order, &plan)?;
+        let network = network.ok_or_else(|| AgentError::Container("no network namespace came".into()))?;
+        Ok((process, network))
     }
 
     /// Starts another process in a running container.
@@ -201,99 +211,127 @@ impl Launcher {
     /// # Errors
     /// Those of [`Launcher::launch`].
     pub fn join(&self, joining: &Joining<'_>, process: &ProcessSpec, credentials: &Credentials) -> Result<Process> {
-        let Joining { container, folder, name, placement } = *joining;
-        let file = folder.join(format!("process-{name}.json"));
-        let description = spec::process(container, process, credentials).to_string();
-        std::fs::write(&file, description).map_err(AgentError::path("write", &file))?;
-        let policy = match placement {
-            Placement::Policy(node) => Some(node.number()),
-            Placement::Base | Placement::Private(_) => None,
+        let plan = Plan {
+            container: None,
+            process: ProcessPlan::new(joining.hostname, process, credentials),
+            policy: joining.placement.policy(),
+            role: Role::Command,
         };
-        let step = Step::Join { process: file.clone(), policy };
-        let joined = self.start(container, step, None, process.stdio, credentials, |_| Ok(()));
-        if let Err(error) = std::fs::remove_file(&file) {
-            tracing::warn!(path = %file.display(), %error, "cannot remove a file");
-        }
-        joined.map(|(process, ())| process)
+        let target = joining.init.ended.as_fd();
+        let order = Ordered { order: Order::Join, cgroup: joining.cgroup, target, sent: None, stdio: process.stdio };
+        self.start(joining.hostname, &order, &plan).map(|(process, _)| process)
     }
 
-    /// Has a helper take `step`, for which it gets the descriptor `sent`. Calls `look` with the helper's number after the step, while the helper still lives.
-    fn start<T>(
-        &self,
-        id: &str,
-        step: Step,
-        sent: Option<BorrowedFd<'_>>,
-        stdio: StdioSpec,
-        credentials: &Credentials,
-        look: impl FnOnce(Pid) -> Result<T>,
-    ) -> Result<(Process, T)> {
-        let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
-        let mut command = Command::new(&self.program);
-        command.env_clear().current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));
-        let mut order = Order { id: id.into(), state: self.state.clone(), terminal: None, stdin: false, step };
-        let streams = match stdio {
-            StdioSpec::Pipes { stdin } => {
-                let pipes = Streams::pipes(stdin, credentials.uid, credentials.gid);
-                let pipes = pipes.map_err(AgentError::system("pipe"))?;
-                let (streams, ChildPipes { stdin, stdout, stderr }) = pipes;
-                command.stdout(stdout).stderr(stderr);
-                if let Some(stdin) = stdin {
-                    order.stdin = true;
-                    descriptor::send(&ours, &stdin).map_err(AgentError::system("sendmsg"))?;
+    /// Has the helper make a process of `plan` in container `name`.
+    fn start(&self, name: &str, ordered: &Ordered<'_>, plan: &Plan) -> Result<(Process, Option<OwnedFd>)> {
+        let Ordered { order, cgroup, target, sent, stdio } = *ordered;
+        let cgroup = File::open(cgroup).map_err(AgentError::path("open", cgroup))?;
+        let (channel, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
+        let (streams, ends) = Ends::make(stdio, &plan.process)?;
+        let expected = self.reaper.expect();
+        let [stdin, stdout, stderr] = ends.each();
+        let mut descriptors = vec![theirs.as_fd(), cgroup.as_fd(), target, stdin, stdout, stderr];
+        descriptors.extend(sent);
+        self.with_helper(|helper| descriptor::send(helper, &[order as u8], &descriptors))?;
+        drop((theirs, ends));
+
+        let deadline = Instant::now() + START_LIMIT;
+        let text = serde_json::to_string(plan).map_err(|error| AgentError::Container(error.to_string()))?;
+        channel.set_write_timeout(Some(START_LIMIT)).map_err(AgentError::system("setsockopt"))?;
+        // Where the other end is gone, there is a report.
+        let _ = (&channel).write_all(text.as_bytes()).and_then(|()| channel.shutdown(Shutdown::Write));
+        let Answer { pid, descriptors, failure, complete } = Answer::read(&channel, deadline)?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let mut descriptors = descriptors.into_iter();
+        let (Some(pid), Some(ended)) = (pid, descriptors.next()) else {
+            return Err(AgentError::Container("the helper made no process".into()));
+        };
+        let exit = expected.watch(pid);
+        if !complete {
+            // It may hang in the kernel.
+            let _ = self.reaper.signal(pid, Signal::SIGKILL);
+            return Err(AgentError::TimedOut { what: format!("container {name}"), after: START_LIMIT });
+        }
+        let streams = streams.ready().map_err(AgentError::system("terminal"))?;
+        Ok((Process { pid, exit, ended: Arc::new(ended), streams }, descriptors.next()))
+    }
+
+    /// Does something with the way to the helper, and once more with that of a new one if the first has ended.
+    fn with_helper(&self, work: impl Fn(&OwnedFd) -> io::Result<()>) -> Result<()> {
+        let mut helper = self.helper.lock();
+        if let Some(orders) = &*helper {
+            match work(orders) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                    tracing::warn!(%error, "the helper has ended: it is started again");
                 }
-                Source::Pipes(streams)
+                result => return result.map_err(AgentError::system("sendmsg")),
             }
-            StdioSpec::Terminal(size) => {
-                let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
-                command.stdout(OwnedFd::from(theirs)).stderr(Stdio::null());
-                order.terminal = Some((size.columns, size.rows));
-                Source::Terminal(ours)
-            }
-        };
-        if let Some(descriptor) = sent {
-            descriptor::send(&ours, &descriptor).map_err(AgentError::system("sendmsg"))?;
         }
-        let order = serde_json::to_string(&order).map_err(|error| AgentError::Container(error.to_string()))?;
-        command.arg(HELPER).arg(order);
-        let (helper, helper_exit) = self.reaper.spawn(&mut command).map_err(AgentError::path("run", &self.program))?;
-        // The command holds the child's ends of pipes and sockets.
-        drop(command);
+        let orders = helper.insert(self.start_helper()?);
+        work(orders).map_err(AgentError::system("sendmsg"))
+    }
 
-        match read_report(&ours)? {
-            Some(Report::Pid(pid)) => {
-                let pid = Pid::from_raw(pid);
-                let exit = self.reaper.watch(pid);
-                // The process exists even if it has ended: the helper is its parent and does not wait for it.
-                let ended = Arc::new(sys::pidfd(pid).map_err(AgentError::system("pidfd_open"))?);
-                let seen = look(helper)?;
-                let streams = streams.ready().map_err(AgentError::system("terminal"))?;
-                drop(ours);
-                Ok((Process { pid, exit, ended, streams }, seen))
+    fn start_helper(&self) -> Result<OwnedFd> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(AgentError::system("socketpair"))?;
+        let mut command = Command::new(&self.program);
+        command.arg(HELPER).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        self.reaper.spawn(&mut command).map_err(AgentError::path("run", &self.program))?;
+        Ok(ours)
+    }
+}
+
+/// An order, and what comes with it.
+struct Ordered<'a> {
+    order: Order,
+    cgroup: &'a Path,
+    /// The mount of the root file system; or the first process of the container to join.
+    target: BorrowedFd<'a>,
+    /// What the role needs.
+    sent: Option<BorrowedFd<'a>>,
+    stdio: StdioSpec,
+}
+
+/// The process's ends of its streams.
+enum Ends {
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// The terminal's master comes over the socket.
+    Terminal {
+        null: OwnedFd,
+        socket: OwnedFd,
+    },
+}
+
+impl Ends {
+    fn make(stdio: StdioSpec, process: &ProcessPlan) -> Result<(Source, Self)> {
+        let null = || {
+            let null = File::options().read(true).write(true).open("/dev/null");
+            Ok::<_, AgentError>(OwnedFd::from(null.map_err(AgentError::path("open", "/dev/null"))?))
+        };
+        match stdio {
+            StdioSpec::Pipes { stdin } => {
+                let pipes = Streams::pipes(stdin, process.uid, process.gid);
+                let (streams, ChildPipes { stdin, stdout, stderr }) = pipes.map_err(AgentError::system("pipe"))?;
+                let stdin = stdin.map_or_else(null, Ok)?;
+                Ok((Source::Pipes(streams), Self::Pipes { stdin, stdout, stderr }))
             }
-            Some(Report::NotFound(message)) => Err(AgentError::CommandNotFound(message)),
-            Some(Report::NotExecutable(message)) => Err(AgentError::CommandNotExecutable(message)),
-            Some(Report::NotAdopted(number)) => Err(AgentError::NotAdopted(io::Error::from_raw_os_error(number))),
-            Some(Report::Failed(message)) => Err(AgentError::Container(message)),
-            None => {
-                let error = match helper_exit.get() {
-                    Some(code) => AgentError::Container(format!("its helper ended with {code}")),
-                    None => AgentError::TimedOut { what: format!("container {id}"), after: START_LIMIT },
-                };
-                // It may hang in the kernel; all processes that it has started are in the container's cgroup.
-                let _ = self.reaper.signal(helper, Signal::SIGKILL);
-                Err(error)
+            StdioSpec::Terminal(_) => {
+                let (ours, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
+                Ok((Source::Terminal(ours), Self::Terminal { null: null()?, socket: theirs.into() }))
             }
         }
     }
 
-    /// Removes the library's state of a container that is gone.
-    pub fn forget(&self, id: &str) {
-        let folder = self.state.join(id);
-        match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %folder.display(), %error, "cannot remove container state");
-            }
-            _ => {}
+    fn each(&self) -> [BorrowedFd<'_>; 3] {
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            Self::Terminal { null, socket } => [null.as_fd(), socket.as_fd(), null.as_fd()],
         }
     }
 }
@@ -309,21 +347,70 @@ impl Source {
     fn ready(self) -> io::Result<Streams> {
         match self {
             Self::Pipes(streams) => Ok(streams),
-            Self::Terminal(socket) => Streams::terminal(descriptor::receive(&socket)?),
+            Self::Terminal(socket) => Streams::terminal(descriptor::receive_one(&socket)?),
         }
     }
 }
 
-fn read_report(socket: &UnixStream) -> Result<Option<Report>> {
-    use std::io::Read;
-    socket.set_read_timeout(Some(START_LIMIT)).map_err(AgentError::system("setsockopt"))?;
-    let mut line = String::new();
-    match BufReader::new(socket.take(MAX_REPORT)).read_line(&mut line) {
-        Ok(0) => Ok(None),
-        Ok(_) => serde_json::from_str(&line)
-            .map(Some)
-            .map_err(|_| AgentError::Malformed { what: "the helper's report".into(), text: line }),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(None),
-        Err(error) => Err(AgentError::system("read")(error)),
+/// The answer to an order.
+#[derive(Default)]
+struct Answer {
+    pid: Option<Pid>,
+    descriptors: Vec<OwnedFd>,
+    failure: Option<AgentError>,
+    /// The other ends of the channel have been closed.
+    complete: bool,
+}
+
+impl Answer {
+    /// Reads all of it, until `deadline`.
+    fn read(channel: &UnixStream, deadline: Instant) -> Result<Self> {
+        let mut answer = Self::default();
+        let mut text = vec![0; MAX_ANSWER];
+        let mut length = 0;
+        while length < MAX_ANSWER {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            channel.set_read_timeout(Some(left)).map_err(AgentError::system("setsockopt"))?;
+            match descriptor::receive(channel, &mut text[length..], MsgFlags::empty()) {
+                Ok((0, _)) => {
+                    answer.complete = true;
+                    break;
+                }
+                // The plan was not read; all that was said about it has come before.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    answer.complete = true;
+                    break;
+                }
+                Ok((count, descriptors)) => {
+                    length += count;
+                    answer.descriptors.extend(descriptors);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
+                Err(error) => return Err(AgentError::system("recvmsg")(error)),
+            }
+        }
+        for line in text[..length].split_inclusive(|&byte| byte == b'\n') {
+            answer.add(line)?;
+        }
+        Ok(answer)
+    }
+
+    fn add(&mut self, line: &[u8]) -> Result<()> {
+        let malformed = || AgentError::Malformed {
+            what: "the helper's report".into(),
+            text: String::from_utf8_lossy(line).into_owned(),
+        };
+        let failure = match serde_json::from_slice(line).map_err(|_| malformed())? {
+            Report::Pid(pid) => {
+                self.pid = Some(Pid::from_raw(pid));
+                return Ok(());
+            }
+            Report::NotFound(message) => AgentError::CommandNotFound(message),
+            Report::NotExecutable(message) => AgentError::CommandNotExecutable(message),
+            Report::NotAdopted(number) => AgentError::NotAdopted(io::Error::from_raw_os_error(number)),
+            Report::Failed(message) => AgentError::Container(message),
+        };
+        self.failure = Some(failure);
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A process's terminal: opened within the container, by the process itself and hence owned by its user, and handed to the agent.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use bellows_protocol::values::TerminalSize;
 use nix::pty::{OpenptyResult, openpty};
@@ -16,7 +17,7 @@ use crate::sys;
 pub(super) fn open(size: TerminalSize) -> io::Result<()> {
     let OpenptyResult { master, slave } = openpty(None, None)?;
     sys::set_size(&slave, size)?;
-    descriptor::send(&io::stdout(), &master)?;
+    descriptor::send(&io::stdout(), b"d", &[master.as_fd()])?;
     sys::take_terminal(&slave)?;
     nix::unistd::dup2_stdin(&slave)?;
     nix::unistd::dup2_stdout(&slave)?;

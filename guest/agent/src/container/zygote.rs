@@ -9,7 +9,6 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use libcontainer::oci_spec::runtime::Spec;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,6 +16,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use super::plan::ProcessPlan;
 use super::{Report, failed, program};
 use crate::sys;
 use crate::zygote::{CONTROL, START};
@@ -31,7 +31,7 @@ const UNUSED_NUMBERS: usize = 1024;
 
 /// Runs the zygote's program as a child of this process, with `control` as its control socket. This process waits for it, and ends
 /// as it does.
-pub(super) fn run(file: &Path, arguments: &[String], control: &OwnedFd) -> Result<Infallible, Report> {
+pub(super) fn run(file: &Path, process: &ProcessPlan, control: &OwnedFd) -> Result<Infallible, Report> {
     for _ in 0..UNUSED_NUMBERS {
         // A thread has a number of the same kind.
         let thread = thread::Builder::new().stack_size(16 << 10).spawn(|| ()).map_err(failed("thread"))?;
@@ -39,14 +39,17 @@ pub(super) fn run(file: &Path, arguments: &[String], control: &OwnedFd) -> Resul
         let _ = thread.join();
     }
     sys::place(control, CONTROL).map_err(failed("control socket"))?;
-    let name = arguments.first().map(OsStr::new).unwrap_or_default();
-    let child = Command::new(file).arg0(name).args(arguments.iter().skip(1)).spawn();
+    let name = process.arguments.first().map(OsStr::new).unwrap_or_default();
+    let variables = process.environment.iter().filter_map(|variable| variable.split_once('='));
+    let mut command = Command::new(file);
+    command.arg0(name).args(process.arguments.iter().skip(1)).env_clear().envs(variables);
+    let child = command.spawn();
     let child = child.map_err(|error| match error.raw_os_error() {
         Some(number) => program::failure(file, Errno::from_raw(number)),
         None => Report::Failed(format!("command: {error}")),
     })?;
     // The agent waits for the ends of streams, of the control socket and of the pipe for failures.
-    sys::close_all();
+    sys::close_from(0);
     std::process::exit(wait_for(Pid::from_raw(child.id().cast_signed())))
 }
 
@@ -64,20 +67,18 @@ fn wait_for(child: Pid) -> i32 {
 }
 
 /// Goes on as a fork of `zygote`, which then finds its start document.
-pub(super) fn adopt(spec: &Spec, zygote: &OwnedFd) -> Result<Infallible, Report> {
-    let document = start_document(spec).map_err(failed("start document"))?;
+pub(super) fn adopt(process: &ProcessPlan, zygote: &OwnedFd) -> Result<Infallible, Report> {
+    let document = start_document(process).map_err(failed("start document"))?;
     sys::place(&document, START).map_err(failed("start document"))?;
     Err(Report::NotAdopted(sys::adopt(zygote).raw_os_error().unwrap_or_default()))
 }
 
 /// The arguments, environment and working directory of a fork, in a file that nobody can change.
-fn start_document(spec: &Spec) -> io::Result<OwnedFd> {
-    let process = spec.process().as_ref();
-    let strings = |strings: Option<&Option<Vec<String>>>| strings.cloned().flatten().unwrap_or_default();
+fn start_document(process: &ProcessPlan) -> io::Result<OwnedFd> {
     let document = json!({
-        "args": strings(process.map(|process| process.args())),
-        "env": strings(process.map(|process| process.env())),
-        "cwd": process.map(|process| process.cwd()),
+        "args": process.arguments,
+        "env": process.environment,
+        "cwd": process.working_directory,
     });
     let descriptor = memfd_create("start", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = std::fs::File::from(descriptor);
@@ -95,10 +96,16 @@ mod tests {
 
     #[test]
     fn a_fork_reads_what_it_is_to_run() {
-        let process =
-            json!({ "args": ["python3", "-c", "1"], "env": ["A=b=c"], "cwd": "/srv", "user": { "uid": 0, "gid": 0 } });
-        let spec = serde_json::from_value(json!({ "ociVersion": "1.3.0", "process": process })).unwrap();
-        let mut file = std::fs::File::from(start_document(&spec).unwrap());
+        let process = ProcessPlan {
+            arguments: ["python3", "-c", "1"].map(String::from).into(),
+            environment: vec!["A=b=c".into()],
+            working_directory: "/srv".into(),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            terminal: None,
+        };
+        let mut file = std::fs::File::from(start_document(&process).unwrap());
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::{Instances, Parts};
 use crate::container::Joining;
-use crate::container::spec::ProcessSpec;
+use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::furnish;
 
@@ -17,7 +17,7 @@ impl Instances {
     /// Then nothing of it remains, except processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
-        let Parts { id: name, folder, limits, rootfs, .. } = &instance.parts;
+        let Parts { id: name, cgroup, limits, rootfs, .. } = &instance.parts;
         if *id == ProcessId::init() {
             return Err(AgentError::Exists { kind: "process", name: id.to_string() });
         }
@@ -26,7 +26,8 @@ impl Instances {
             return Err(AgentError::Ended(name.to_string()));
         }
         let credentials = furnish::credentials(rootfs.root(), &process.user)?;
-        let joining = Joining { container: name.as_str(), folder, name: id.as_str(), placement: limits.placement };
+        let cgroup = cgroup.as_ref().ok_or_else(|| AgentError::Ended(name.to_string()))?.folder();
+        let joining = Joining { hostname: name.as_str(), cgroup, placement: limits.placement, init: &instance.init };
         let process = self.launcher.join(&joining, process, &credentials)?;
         let pid = process.pid.as_raw().unsigned_abs();
         place.fill(process);

@@ -12,7 +12,7 @@ use super::*;
 use crate::base_memory::BaseMemory;
 use crate::cgroup::Hierarchy;
 use crate::container::Launcher;
-use crate::container::spec::ProcessSpec;
+use crate::container::plan::ProcessSpec;
 use crate::error::AgentError;
 use crate::image::Images;
 use crate::mounts::mount_at;
@@ -46,7 +46,7 @@ fn fixture(folder: &Path) -> (Arc<Images>, Instances) {
     let images = Arc::<Images>::default();
     images.mount(&Sysfs::default(), &Uevents::default(), &request().image, &[]).unwrap();
     let reaper = Arc::<Reaper>::default();
-    let launcher = Launcher::new("/no/such/agent", folder, Arc::clone(&reaper));
+    let launcher = Launcher::new("/no/such/agent", Arc::clone(&reaper));
     let hierarchy = Hierarchy::new(folder.join("cgroup"));
     let base = Arc::new(BaseMemory::new(1 << 30));
     let mut instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);

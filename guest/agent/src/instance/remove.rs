@@ -52,7 +52,7 @@ impl Instances {
     pub(super) fn dismantle(&self, parts: &Parts) -> Result<()> {
         // Unmount first, and stop if that fails: later the folder is removed with everything in it.
         parts.rootfs.unmount()?;
-        // The container library removes the cgroup of a container that it could not create.
+        // A removal that is tried again may have removed it before.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             // In base memory the cache stays for the next instance, and a private node has no cache.
             if matches!(parts.limits.placement, Placement::Policy(_)) {
@@ -64,7 +64,6 @@ impl Instances {
             }
             cgroup.remove()?;
         }
-        self.launcher.forget(parts.id.as_str());
         if let Err(error) = std::fs::remove_dir_all(&parts.folder) {
             tracing::warn!(path = %parts.folder.display(), %error, "cannot remove a folder");
         }

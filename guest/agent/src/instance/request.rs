@@ -3,7 +3,7 @@
 use bellows_protocol::values::{ImageId, InstanceId, Node};
 
 use crate::cgroup::Limits;
-use crate::container::spec::ProcessSpec;
+use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
 

@@ -8,9 +8,8 @@ use std::sync::{Arc, OnceLock};
 use super::table::Slot;
 use super::{Instance, Instances, Parts, Request, Role};
 use crate::accounts::Credentials;
-use crate::cgroup::{Hierarchy, Limits};
-use crate::container::spec::{Workload, configuration};
-use crate::container::{Process, Running};
+use crate::cgroup::{Cgroup, Limits};
+use crate::container::{Process, Running, Site};
 use crate::error::{AgentError, Result};
 use crate::processes::Others;
 use crate::rootfs::RootFs;
@@ -88,36 +87,32 @@ impl Instances {
         let limits = parts.limits;
         let capacities = Capacities::within(limits.placement, limits.memory_max, parts.claim.bytes());
         files::make_directory(&parts.folder)?;
-        parts.cgroup = Some(self.hierarchy.create(&request.id, limits)?);
+        let cgroup = parts.cgroup.insert(self.hierarchy.create(&request.id, limits)?);
         parts.rootfs.mount(layers, limits.placement, capacities.scratch)?;
         let root = parts.rootfs.root();
         let credentials = furnish::credentials(root, &request.process.user)?;
         furnish::furnish(root, request.id.as_str(), &request.process.working_directory)?;
-        let configuration = configuration(&Workload {
+        let site = Site {
             hostname: request.id.as_str(),
             root,
-            cgroup: &Hierarchy::name(&request.id),
+            cgroup: cgroup.folder(),
             placement: limits.placement,
             capacities,
-            process: &request.process,
-            credentials: &credentials,
-        });
-        let file = parts.folder.join("config.json");
-        std::fs::write(&file, configuration.to_string()).map_err(AgentError::path("write", &file))?;
-        self.launch(request, &credentials, parent, parts)
+        };
+        self.launch(request, &site, &credentials, parent, cgroup)
     }
 
     /// Starts the first process, and makes it what it is to others.
     fn launch(
         &self,
         request: &Request,
+        site: &Site<'_>,
         credentials: &Credentials,
         parent: Option<&Instance>,
-        parts: &Parts,
+        cgroup: &Cgroup,
     ) -> Result<Container> {
         let launch = |running| {
-            let launched =
-                self.launcher.launch(request.id.as_str(), &parts.folder, &request.process, credentials, running);
+            let launched = self.launcher.launch(site, &request.process, credentials, running);
             launched.map(|(process, network)| Container { process, network, zygote: None })
         };
         match (&request.role, parent) {
@@ -126,7 +121,7 @@ impl Instances {
                 let container = launch(Running::Zygote(theirs.as_fd()))?;
                 // Only the zygote has it now: it ends with it.
                 drop(theirs);
-                let zygote = parts.arm(&container.process, &ours, credentials)?;
+                let zygote = super::zygote::arm(cgroup, &container.process, &ours, credentials)?;
                 Ok(Container { zygote: Some(zygote), ..container })
             }
             (Role::ForkOf(id), Some(parent)) => {

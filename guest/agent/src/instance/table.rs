@@ -57,6 +57,13 @@ impl Instances {
         Self { table: Mutex::default(), images, hierarchy, launcher, memory, base, reaper, folder, kill_limit }
     }
 
+    /// Does ahead of time what the first start would have to do. If it fails, so does that start.
+    pub fn prepare(&self) {
+        if let Err(error) = self.launcher.prepare() {
+            tracing::warn!(%error, "the helper does not start");
+        }
+    }
+
     /// Divides base memory, given the number of partitions and the sum of their windows; returns the bytes for all
     /// instances.
     ///

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bellows_protocol::READY_LIMIT;
 use bellows_protocol::values::{ImageId, InstanceId};
 
-use super::{Instance, Instances, Parts};
+use super::{Instance, Instances};
 use crate::accounts::Credentials;
+use crate::cgroup::Cgroup;
 use crate::container::Process;
 use crate::error::{AgentError, Result};
 use crate::zygote::{self, Zygote};
@@ -51,16 +52,18 @@ impl Instance {
     }
 }
 
-impl Parts {
-    /// Makes the process of a container that has been started a zygote. `control` is the agent's end of its socket.
-    ///
-    /// # Errors
-    /// Those of [`zygote::arm`].
-    pub(super) fn arm(&self, process: &Process, control: &UnixStream, credentials: &Credentials) -> Result<Zygote> {
-        let cgroup = self.cgroup.as_ref().ok_or_else(|| AgentError::Ended(self.id.to_string()))?;
-        let process = zygote::arm(control, process.pid, cgroup, READY_LIMIT)?;
-        Ok(Zygote { process, user: user(credentials) })
-    }
+/// Makes the process of a container that has been started in `cgroup` a zygote. `control` is the agent's end of its socket.
+///
+/// # Errors
+/// Those of [`zygote::arm`].
+pub(super) fn arm(
+    cgroup: &Cgroup,
+    process: &Process,
+    control: &UnixStream,
+    credentials: &Credentials,
+) -> Result<Zygote> {
+    let process = zygote::arm(control, process.pid, cgroup, READY_LIMIT)?;
+    Ok(Zygote { process, user: user(credentials) })
 }
 
 fn user(credentials: &Credentials) -> (u32, u32) {

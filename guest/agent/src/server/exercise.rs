@@ -4,20 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use bellows_protocol::stream::{MAX_ANSWER_LINE, answer_line, parse_answer_line, parse_request_line, request_line};
 use bellows_protocol::user::MAX_ACCOUNT;
 use bellows_protocol::values::{ImageId, MAX_ARGUMENT_BYTES, MIN_BASE_LIMIT};
 use protobuf::Message;
-use serde_json::{Value, json};
 
 use super::*;
 use crate::accounts::{self, Credentials};
 use crate::base_memory::{BaseMemory, Claim};
-use crate::cgroup::Hierarchy;
-use crate::container::spec::{self, Workload, configuration};
+use crate::container::plan::{ContainerPlan, ProcessPlan};
 use crate::placement::Placement;
 use crate::tmpfs::{Capacities, INODE_BYTES};
 use crate::zygote;
@@ -153,25 +150,15 @@ impl Guest {
         check_capacities(capacities, limits.memory_max, base);
 
         let credentials = self.credentials(&request.process)?;
-        let written = configuration(&Workload {
-            hostname: request.id.as_str(),
-            root: Path::new("/run/i/root"),
-            cgroup: &Hierarchy::name(&request.id),
-            placement: limits.placement,
-            capacities,
-            process: &request.process,
-            credentials: &credentials,
-        });
-        #[cfg(feature = "containers")]
-        let _: libcontainer::oci_spec::runtime::Spec =
-            serde_json::from_value(written.clone()).expect("the library reads it");
-        assert_eq!(written["hostname"], sent.instance_id);
-        let policy = &written["linux"]["memoryPolicy"]["nodes"];
-        assert_eq!(
-            *policy,
-            if let Placement::Policy(node) = limits.placement { json!(node.to_string()) } else { Value::Null }
+        let container = ContainerPlan::new(request.id.as_str(), capacities);
+        assert_eq!(container.hostname, sent.instance_id);
+        let policy = limits.placement.policy();
+        assert_eq!(policy, matches!(limits.placement, Placement::Policy(_)).then_some(sent.node));
+        check_process(
+            &ProcessPlan::new(request.id.as_str(), &request.process, &credentials),
+            &request.process,
+            &credentials,
         );
-        check_process(&written["process"], &request.process, &credentials);
         Ok(())
     }
 
@@ -179,7 +166,7 @@ impl Guest {
         let (instance, _) = process_id(&request.instance_id, &request.process_id)?;
         let process = process_spec(request.process.unwrap_or_default())?;
         let credentials = self.credentials(&process)?;
-        check_process(&spec::process(instance.as_str(), &process, &credentials), &process, &credentials);
+        check_process(&ProcessPlan::new(instance.as_str(), &process, &credentials), &process, &credentials);
         Ok(())
     }
 
@@ -203,16 +190,15 @@ fn check_capacities(capacities: Capacities, memory: u64, base: u64) {
 }
 
 /// The started process is the requested one.
-fn check_process(written: &Value, asked: &ProcessSpec, credentials: &Credentials) {
-    assert_eq!(written["args"], json!(asked.arguments));
-    assert_eq!(written["cwd"], asked.working_directory);
-    assert_eq!((&written["user"]["uid"], &written["user"]["gid"]), (&json!(credentials.uid), &json!(credentials.gid)));
-    assert_eq!(written["capabilities"]["effective"] == json!([]), credentials.uid != 0, "{written}");
-    let variables = written["env"].as_array().expect("there are some").iter().filter_map(Value::as_str);
+fn check_process(plan: &ProcessPlan, asked: &ProcessSpec, credentials: &Credentials) {
+    assert_eq!((&plan.arguments, &plan.working_directory), (&asked.arguments, &asked.working_directory));
+    assert_eq!((plan.uid, plan.gid, &plan.groups), (credentials.uid, credentials.gid, &credentials.groups));
+    assert_eq!(plan.terminal.is_some(), matches!(asked.stdio, StdioSpec::Terminal(_)), "{plan:?}");
+    let variables = plan.environment.iter();
     let names: Vec<_> = variables.filter_map(|variable| variable.split_once('=')).map(|(name, _)| name).collect();
-    assert_eq!(written["env"].as_array().map(Vec::len), Some(names.len()), "{written}");
-    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{written}");
-    assert!(asked.environment.iter().all(|variable| names.contains(&variable.split('=').next().unwrap())), "{written}");
+    assert_eq!(plan.environment.len(), names.len(), "{plan:?}");
+    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{plan:?}");
+    assert!(asked.environment.iter().all(|variable| names.contains(&variable.split('=').next().unwrap())), "{plan:?}");
     let texts = asked.arguments.iter().chain(&asked.environment);
     assert!(texts.map(|text| text.len() + 1).sum::<usize>() <= MAX_ARGUMENT_BYTES);
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod peer;
 mod zygote;
 
 use std::fs;
@@ -13,11 +14,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
-use bellows_agent::container::spec::{ProcessSpec, Workload, configuration};
-use bellows_agent::container::{Joining, Launcher, Process, Running};
+use bellows_agent::container::plan::ProcessSpec;
+use bellows_agent::container::{Joining, Launcher, Process, Running, Site};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
@@ -33,6 +35,7 @@ use nix::mount::{MsFlags, mount};
 struct Fixture {
     folder: tempfile::TempDir,
     launcher: Launcher,
+    reaper: Arc<Reaper>,
 }
 
 impl Fixture {
@@ -41,9 +44,10 @@ impl Fixture {
         let binaries = folder.path().join("root/bin");
         fs::create_dir_all(&binaries).unwrap();
         fs::copy("/bin/busybox", binaries.join("busybox")).expect("busybox-static is installed");
-        for name in
-            ["sh", "cat", "id", "ls", "mount", "unshare", "sleep", "grep", "ip", "mknod", "hostname", "stty", "tty"]
-        {
+        for name in [
+            "sh", "cat", "id", "ls", "mount", "unshare", "sleep", "grep", "ip", "mknod", "hostname", "stty", "tty",
+            "sed", "stat", "sort", "env", "readlink",
+        ] {
             std::os::unix::fs::symlink("busybox", binaries.join(name)).unwrap();
         }
         fs::write(binaries.join("text"), "text").unwrap();
@@ -54,8 +58,8 @@ impl Fixture {
         }
         fs::set_permissions(binaries.join("lost"), fs::Permissions::from_mode(0o755)).unwrap();
         let reaper = Reaper::start().unwrap();
-        let launcher = Launcher::new(env!("CARGO_BIN_EXE_bellows-agent"), folder.path().join("state"), reaper);
-        Self { folder, launcher }
+        let launcher = Launcher::new(env!("CARGO_BIN_EXE_bellows-agent"), Arc::clone(&reaper));
+        Self { folder, launcher, reaper }
     }
 
     fn launch(&self, id: &str, process: &ProcessSpec, placement: Placement) -> Result<(Process, OwnedFd)> {
@@ -69,43 +73,33 @@ impl Fixture {
         placement: Placement,
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
-        let bundle = self.bundle(id);
-        fs::create_dir_all(&bundle).unwrap();
-        let root = self.folder.path().join("root");
-        let cgroup = format!("/bellows-test-{}/{id}", std::process::id());
-        let credentials = credentials(process);
-        let configuration = configuration(&Workload {
+        let cgroup = Self::cgroup(id);
+        fs::create_dir_all(&cgroup).unwrap();
+        let site = Site {
             hostname: id,
-            root: &root,
+            root: &self.folder.path().join("root"),
             cgroup: &cgroup,
             placement,
             capacities: Capacities::within(placement, 64 << 20, 64 << 20),
-            process,
-            credentials: &credentials,
-        });
-        fs::write(bundle.join("config.json"), configuration.to_string()).unwrap();
-        let result = self.launcher.launch(id, &bundle, process, &credentials, running);
-        if result.is_err() {
-            self.launcher.forget(id);
-        }
-        result
+        };
+        self.launcher.launch(&site, process, &credentials(process), running)
     }
 
     fn start(&self, id: &str, process: &ProcessSpec) -> Process {
         self.launch(id, process, Placement::Base).unwrap().0
     }
 
-    fn join(&self, id: &str, name: &str, process: &ProcessSpec) -> Result<Process> {
-        self.join_at(id, name, process, Placement::Base)
+    fn join(&self, id: &str, init: &Process, process: &ProcessSpec) -> Result<Process> {
+        self.join_at(id, init, process, Placement::Base)
     }
 
-    fn join_at(&self, id: &str, name: &str, process: &ProcessSpec, placement: Placement) -> Result<Process> {
-        let joining = Joining { container: id, folder: &self.bundle(id), name, placement };
+    fn join_at(&self, id: &str, init: &Process, process: &ProcessSpec, placement: Placement) -> Result<Process> {
+        let joining = Joining { hostname: id, cgroup: &Self::cgroup(id), placement, init };
         self.launcher.join(&joining, process, &credentials(process))
     }
 
-    fn bundle(&self, id: &str) -> PathBuf {
-        self.folder.path().join(id)
+    fn cgroup(id: &str) -> PathBuf {
+        Path::new("/sys/fs/cgroup").join(format!("bellows-test-{}/{id}", std::process::id()))
     }
 
     fn run(&self, id: &str, script: &str) -> (i32, String, String) {
@@ -221,6 +215,7 @@ fn inside() {
     what_joins_has_streams_of_its_own(&fixture);
     what_cannot_join_is_reported(&fixture);
     what_a_process_leaves_behind_does_not_hold_its_streams(&fixture);
+    peer::a_container_is_what_runc_makes(&fixture);
     zygote::has_its_socket_and_a_number_of_its_own(&fixture);
     zygote::ends_as_its_process_does(&fixture);
     zygote::cannot_be_forked_by_this_kernel(&fixture);
@@ -325,10 +320,10 @@ fn memory_is_bound_to_its_node(fixture: &Fixture) {
     let error = fixture.launch("elsewhere", &shell(":"), partition).unwrap_err();
     let exists = Path::new("/sys/devices/system/node/node1").exists();
     assert!(!exists, "this test expects a machine with one node");
-    assert!(matches!(error, AgentError::Container(_)), "{error:?}");
+    assert!(matches!(&error, AgentError::Container(text) if text.contains("memory policy")), "{error:?}");
 
-    let _init = fixture.start("here", &shell("sleep 60"));
-    let error = fixture.join_at("here", "x", &shell(":"), partition).unwrap_err();
+    let init = fixture.start("here", &shell("sleep 60"));
+    let error = fixture.join_at("here", &init, &shell(":"), partition).unwrap_err();
     assert!(matches!(&error, AgentError::Container(text) if text.contains("memory policy")), "{error:?}");
 }
 
@@ -403,8 +398,8 @@ fn a_terminal_is_hung_up(fixture: &Fixture) {
     assert_eq!(process.exit.wait_for(LIMIT), Some(5));
 
     let spec = ProcessSpec { stdio: TERMINAL, ..command(&["sleep", "60"]) };
-    let _init = fixture.start("hung-up-too", &command(&["sleep", "60"]));
-    let process = fixture.join("hung-up-too", "x", &spec).unwrap();
+    let init = fixture.start("hung-up-too", &command(&["sleep", "60"]));
+    let process = fixture.join("hung-up-too", &init, &spec).unwrap();
     drop(connect(&process, StreamName::Terminal));
     assert_eq!(process.exit.wait_for(LIMIT), Some(128 + 1));
 }
@@ -413,7 +408,7 @@ fn a_process_joins(fixture: &Fixture) {
     let init = fixture.start("joined", &command(&["sleep", "60"]));
     let script = "echo $GREETING; pwd; hostname; id -u; grep ^0: /proc/self/cgroup; \
                   grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; ls -l /proc/self/ns; exit 9";
-    let process = fixture.join("joined", "second", &ProcessSpec { user: user(1000), ..shell(script) }).unwrap();
+    let process = fixture.join("joined", &init, &ProcessSpec { user: user(1000), ..shell(script) }).unwrap();
     let (code, stdout, stderr) = finish(&process);
     assert_eq!((code, stderr.as_str()), (9, ""), "{stdout}");
     let lines: Vec<_> = stdout.lines().collect();
@@ -425,29 +420,28 @@ fn a_process_joins(fixture: &Fixture) {
         assert!(stdout.contains(namespace.to_str().unwrap()), "{kind} {namespace:?} {stdout}");
     }
     // It ends with the container.
-    let process = fixture.join("joined", "third", &command(&["sleep", "60"])).unwrap();
+    let process = fixture.join("joined", &init, &command(&["sleep", "60"])).unwrap();
     nix::sys::signal::kill(init.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(process.exit.wait_for(LIMIT), Some(128 + 9));
-    assert!(!fixture.bundle("joined").join("process-second.json").exists());
 }
 
 fn what_joins_has_streams_of_its_own(fixture: &Fixture) {
-    let _init = fixture.start("streams-of", &shell("sleep 60"));
-    let process = fixture.join("streams-of", "input", &ProcessSpec { stdio: INPUT, ..shell("cat") }).unwrap();
+    let init = fixture.start("streams-of", &shell("sleep 60"));
+    let process = fixture.join("streams-of", &init, &ProcessSpec { stdio: INPUT, ..shell("cat") }).unwrap();
     let mut stdin = connect(&process, StreamName::Stdin);
     stdin.write_all(b"in").unwrap();
     drop(stdin);
     assert_eq!(finish(&process), (0, "in".into(), String::new()));
 
     let spec = ProcessSpec { user: user(1000), stdio: TERMINAL, ..shell("tty; stty size; : >/dev/tty; exit 4") };
-    let process = fixture.join("streams-of", "terminal", &spec).unwrap();
+    let process = fixture.join("streams-of", &init, &spec).unwrap();
     assert_eq!(text(connect(&process, StreamName::Terminal)), "/dev/pts/0\r\n17 91\r\n");
     assert_eq!(process.exit.wait_for(LIMIT), Some(4));
 }
 
 fn what_cannot_join_is_reported(fixture: &Fixture) {
     let init = fixture.start("not-joined", &shell("sleep 60"));
-    let error = |process: &ProcessSpec| fixture.join("not-joined", "x", process).unwrap_err();
+    let error = |process: &ProcessSpec| fixture.join("not-joined", &init, process).unwrap_err();
     let missing = error(&command(&["no-such-command"]));
     assert!(matches!(&missing, AgentError::CommandNotFound(text) if text.contains("no-such-command")), "{missing:?}");
     assert!(matches!(error(&command(&["text"])), AgentError::CommandNotExecutable(_)));
@@ -455,16 +449,17 @@ fn what_cannot_join_is_reported(fixture: &Fixture) {
     assert!(matches!(nowhere, AgentError::Container(_)), "{nowhere:?}");
     nix::sys::signal::kill(init.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     init.exit.wait_for(LIMIT).unwrap();
-    assert!(matches!(error(&shell(":")), AgentError::Container(_)));
+    let gone = error(&shell(":"));
+    assert!(matches!(gone, AgentError::Container(_)), "{gone:?}");
 }
 
 fn what_a_process_leaves_behind_does_not_hold_its_streams(fixture: &Fixture) {
-    let _init = fixture.start("left-behind", &shell("sleep 300"));
-    let silent = fixture.join("left-behind", "silent", &shell("sleep 300 & echo done")).unwrap();
+    let init = fixture.start("left-behind", &shell("sleep 300"));
+    let silent = fixture.join("left-behind", &init, &shell("sleep 300 & echo done")).unwrap();
     assert_eq!(finish(&silent), (0, "done\n".into(), String::new()));
     // One that never stops to write; what was written before is there.
     let script = "(while :; do echo x; done) & echo mine; exit 3";
-    let noisy = fixture.join("left-behind", "noisy", &shell(script)).unwrap();
+    let noisy = fixture.join("left-behind", &init, &shell(script)).unwrap();
     let (code, stdout, _) = finish(&noisy);
     assert_eq!(code, 3);
     assert!(stdout.contains("mine\n"));

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use bellows_agent::container::Running;
-use bellows_agent::container::spec::ProcessSpec;
+use bellows_agent::container::plan::ProcessSpec;
 use bellows_agent::error::AgentError;
 use bellows_agent::placement::Placement;
 use bellows_protocol::stream::read_line;
