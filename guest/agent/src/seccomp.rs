@@ -6,13 +6,8 @@
 //! - Ways around this filter: 32-bit calls end the process, x32 calls and `clone3` (whose flags a filter cannot see) do not
 //!   exist, new user namespaces (whose owner has every capability in them) are refused.
 
-use std::collections::BTreeMap;
-
 use nix::libc;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, sock_filter};
 
 /// Refused with `EPERM`, whatever the arguments.
 const DENIED: &[i64] = &[
@@ -87,51 +82,83 @@ const SYS_SET_MEMPOLICY_HOME_NODE: i64 = 450;
 
 /// Bit of x32 system call numbers on x86-64.
 const X32_BIT: u32 = 0x4000_0000;
+/// How the kernel names this architecture in `struct seccomp_data` (linux/audit.h).
+const ARCHITECTURE: u32 = if cfg!(target_arch = "aarch64") { 0xc000_00b7 } else { 0xc000_003e };
+/// Offsets in `struct seccomp_data`: the call's number, the architecture, the lower half of the first argument.
+const NUMBER: u32 = 0;
+const OF_ARCHITECTURE: u32 = 4;
+const FIRST_ARGUMENT: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
+/// Calls in a block of the filter: about as many as there are blocks.
+const BLOCK: usize = 9;
+
+const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+const ABSENT: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 /// The filter as a BPF program.
 ///
-/// # Errors
-/// The filter does not compile.
-pub fn program() -> Result<BpfProgram, seccompiler::Error> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|&call| (call, Vec::new())).collect();
-    let new_user_namespace = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        SeccompCmpOp::MaskedEq(libc::CLONE_NEWUSER as u64),
-        libc::CLONE_NEWUSER as u64,
-    )
-    .map_err(seccompiler::Error::Backend)?;
-    let rule = SeccompRule::new(vec![new_user_namespace]).map_err(seccompiler::Error::Backend)?;
-    rules.insert(libc::SYS_clone, vec![rule]);
+/// When a filter is installed, the kernel runs it once for each system call that there is, to remember those that are always allowed.
+/// So it takes few steps: the refused calls stand in order in blocks, and blocks before that of a call are skipped.
+pub fn program() -> BpfProgram {
+    let mut calls: Vec<(u32, BpfProgram)> = DENIED.iter().map(|&call| (call as u32, vec![answer(REFUSED)])).collect();
+    // The caller falls back to `clone`, whose flags can be seen.
+    calls.push((libc::SYS_clone3 as u32, vec![answer(ABSENT)]));
+    calls.push((libc::SYS_clone as u32, refuse_if(libc::BPF_JSET, libc::CLONE_NEWUSER as u32)));
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        let vsock = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_VSOCK as u64)
-            .map_err(seccompiler::Error::Backend)?;
-        rules.insert(call, vec![SeccompRule::new(vec![vsock]).map_err(seccompiler::Error::Backend)?]);
+        calls.push((call as u32, refuse_if(libc::BPF_JEQ, libc::AF_VSOCK as u32)));
     }
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(seccompiler::Error::Backend)?;
-    let denied =
-        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)
-            .map_err(seccompiler::Error::Backend)?;
-    let mut program = absent_calls();
-    program.extend(BpfProgram::try_from(denied).map_err(seccompiler::Error::Backend)?);
-    Ok(program)
+    calls.sort_by_key(|(number, _)| *number);
+
+    let mut program = vec![load(OF_ARCHITECTURE)];
+    program.extend(unless_equal(ARCHITECTURE, answer(libc::SECCOMP_RET_KILL_PROCESS)));
+    program.push(load(NUMBER));
+    if cfg!(target_arch = "x86_64") {
+        // As if the kernel had none of these.
+        program.extend([jump(libc::BPF_JGE, X32_BIT, 0, 1), answer(ABSENT)]);
+    }
+    for block in calls.chunks(BLOCK) {
+        let mut body = BpfProgram::new();
+        for (number, verdict) in block {
+            body.push(jump(libc::BPF_JEQ, *number, 0, verdict.len() as u8));
+            body.extend_from_slice(verdict);
+        }
+        body.push(answer(libc::SECCOMP_RET_ALLOW));
+        if let Some((last, _)) = block.last() {
+            program.push(jump(libc::BPF_JGT, *last, body.len() as u8, 0));
+            program.append(&mut body);
+        }
+    }
+    program.push(answer(libc::SECCOMP_RET_ALLOW));
+    program
 }
 
-/// Answers `ENOSYS` for `clone3` and all x32 calls, so that a caller falls back to the older call. A 32-bit call of the
-/// same number gets `ENOSYS` too, or is ended by the next test.
-fn absent_calls() -> BpfProgram {
-    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
-    let jump_if = |condition, jt, jf, k| instruction(libc::BPF_JMP | condition | libc::BPF_K, jt, jf, k);
-    // The first field of `struct seccomp_data` is the call's number.
-    let mut program = vec![instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
-    if cfg!(target_arch = "x86_64") {
-        // Over the next test, to the answer.
-        program.push(jump_if(libc::BPF_JGE, 1, 0, X32_BIT));
-    }
-    // To the answer, or over it.
-    program.push(jump_if(libc::BPF_JEQ, 0, 1, libc::SYS_clone3 as u32));
-    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
-    program
+/// A program that allows everything.
+///
+/// The kernel keeps compiled programs together in large pieces of memory, and makes a piece ready, which takes it millions of
+/// instructions, when there is none. A process that has this filter for good keeps one there.
+pub fn allow_all() -> BpfProgram {
+    vec![answer(libc::SECCOMP_RET_ALLOW)]
+}
+
+/// Refuses the call if its first argument meets the condition, and allows it otherwise.
+fn refuse_if(condition: u32, value: u32) -> BpfProgram {
+    vec![load(FIRST_ARGUMENT), jump(condition, value, 0, 1), answer(REFUSED), answer(libc::SECCOMP_RET_ALLOW)]
+}
+
+fn unless_equal(value: u32, otherwise: sock_filter) -> [sock_filter; 2] {
+    [jump(libc::BPF_JEQ, value, 1, 0), otherwise]
+}
+
+fn load(offset: u32) -> sock_filter {
+    sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset }
+}
+
+/// Skips `taken` instructions if what was loaded meets the condition, and `otherwise` if not.
+fn jump(condition: u32, value: u32, taken: u8, otherwise: u8) -> sock_filter {
+    sock_filter { code: (libc::BPF_JMP | condition | libc::BPF_K) as u16, jt: taken, jf: otherwise, k: value }
+}
+
+fn answer(verdict: u32) -> sock_filter {
+    sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: verdict }
 }
 
 /// Installs the filter `program` for this thread and all its children; sets `no_new_privs` too.
