@@ -39,7 +39,7 @@ fn orphans_are_destroyed() {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         bring_up_loopback().unwrap();
         let network = || OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap());
-        let diagnosis = Diagnosis::of(network()).unwrap();
+        assert!(Diagnosis::of(network()).unwrap().is_none(), "there is no socket");
         for (family, address) in [
             (AddressFamily::Inet, IpAddr::from(Ipv4Addr::LOCALHOST)),
             (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::LOCALHOST)),
@@ -48,6 +48,7 @@ fn orphans_are_destroyed() {
             make_orphan(address);
             // Long enough for sockets that would end by themselves.
             thread::sleep(Duration::from_millis(100));
+            let diagnosis = Diagnosis::of(network()).unwrap().expect("there are sockets");
             assert_eq!(diagnosis.sockets(family).unwrap().len(), 2, "{address}");
             let sockets = Sockets::of(network());
             sockets.destroy().unwrap();
@@ -87,5 +88,19 @@ fn malformed_bytes_are_not_a_message() {
 fn an_error_says_that_the_kernel_cannot_destroy_sockets() {
     for (code, result) in [(0_i32, None), (-libc::EOPNOTSUPP, Some(libc::EOPNOTSUPP))] {
         assert_eq!(status(&code.to_ne_bytes()).err().and_then(|error| error.raw_os_error()), result);
+    }
+}
+
+#[test]
+fn sockets_are_counted_where_the_kernel_counts_them() {
+    let four = "sockets: used 5\nTCP: inuse 0 orphan 2 tw 3 alloc 4 mem 5\nUDP: inuse 7 mem 0\nRAW: inuse 1\n";
+    let six = "TCP6: inuse 0\nUDP6: inuse 3\nRAW6: inuse 0\n";
+    assert!(!counts_any(four) && !counts_any(six));
+    assert!(
+        counts_any(&four.replace("TCP: inuse 0", "TCP: inuse 1"))
+            && counts_any(&six.replace("TCP6: inuse 0", "TCP6: inuse 10"))
+    );
+    for unknown in ["", "UDP: inuse 0\n", "TCP: orphan 0\n", "TCP: inuse\n"] {
+        assert!(counts_any(unknown), "{unknown:?}");
     }
 }
