@@ -16,6 +16,7 @@
 
 mod effects;
 mod plug_state;
+mod prepare;
 mod report;
 mod request;
 mod saved;
@@ -344,6 +345,8 @@ struct Inner {
     charge: Charge,
     /// How many targets were set so far.
     generation: u64,
+    /// `generation` as the last target that only prepares has made it.
+    prepared: u64,
     service: Service,
     /// A trim of the slots is on its way to the discard thread.
     trim_queued: bool,
@@ -379,6 +382,7 @@ impl Inner {
             partition,
             charge,
             generation: 0,
+            prepared: 0,
             service: Service::InUse,
             trim_queued: false,
             not_discarded: Vec::new(),

@@ -21,6 +21,8 @@ pub struct Report {
     pub usable: ByteSize,
     /// What is plugged now.
     pub plugged: ByteSize,
+    /// What is plugged, or is to be, only prepares the partition: no instance can use it, and any target replaces it.
+    pub preparing: bool,
     /// What the guest has given back and the host has not yet freed.
     pub discarding: ByteSize,
     /// Slots there are now.
@@ -66,6 +68,7 @@ impl Inner {
             target: partition.target(),
             usable: partition.usable(),
             plugged: partition.plugged(),
+            preparing: self.is_being_prepared(),
             discarding: partition.discarding(),
             slots: partition.slots().len(),
             unplugged: self.unplugged,

@@ -33,6 +33,7 @@ impl PartitionMemory {
                 id: self.window.id(),
                 plug: inner.partition.save(),
                 generation: inner.generation,
+                prepared: inner.prepared,
                 retired: matches!(inner.service, Service::Retired),
                 unplugged: inner.unplugged,
                 discarded: inner.discarded,
@@ -56,6 +57,7 @@ impl PartitionMemory {
         let mut inner = Inner::new(partition, Charge::new(setup.admission.clone(), id, setup.backing));
         inner.charge.admit(inner.partition.reach(), inner.partition.plugged())?;
         inner.generation = state.generation;
+        inner.prepared = state.prepared;
         inner.unplugged = state.unplugged;
         inner.discarded = state.discarded;
         inner.phases = state.phases;
@@ -85,6 +87,8 @@ pub struct PartitionState {
     pub plug: PlugState,
     /// How many targets were set so far.
     pub generation: u64,
+    /// `generation` as the last target that only prepares has made it.
+    pub prepared: u64,
     /// The partition was given up.
     pub retired: bool,
     /// Blocks the guest has ever given back, in bytes.

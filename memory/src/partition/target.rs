@@ -15,14 +15,15 @@ impl PartitionMemory {
         self.set_if(size, |_| Ok(()))
     }
 
-    /// [`PartitionMemory::set_target`] for growth to `size`: at least one block, what is plugged and the target now.
+    /// [`PartitionMemory::set_target`] for growth to `size`: at least one block, what is plugged and the target now. What is
+    /// plugged for preparing does not count, and ends with it.
     ///
     /// # Errors
     /// As for that, or the size is too small.
     pub fn raise_target(&self, size: ByteSize) -> Result<Target, TargetError> {
         let id = self.window.id();
         self.set_if(size, |inner| {
-            let floor = inner.partition.plugged().max(inner.partition.target()).max(BLOCK);
+            let floor = inner.told_plugged().max(inner.told_target()).max(BLOCK);
             if size < floor { Err(TargetError::NoGrowth { id, size, floor }) } else { Ok(()) }
         })
     }
@@ -34,7 +35,7 @@ impl PartitionMemory {
     pub fn lower_target(&self, size: ByteSize) -> Result<Target, TargetError> {
         let id = self.window.id();
         self.set_if(size, |inner| {
-            let target = inner.partition.target();
+            let target = inner.told_target();
             if size > target { Err(TargetError::NoShrinking { id, size, target }) } else { Ok(()) }
         })
     }
@@ -69,18 +70,18 @@ impl PartitionMemory {
 }
 
 impl Inner {
-    fn set_target(&mut self, id: PartitionId, size: ByteSize) -> Result<Target, TargetError> {
+    pub(super) fn set_target(&mut self, id: PartitionId, size: ByteSize) -> Result<Target, TargetError> {
         match self.service {
             Service::InUse => {}
             Service::Broken(_) => return Err(TargetError::Broken(id)),
             Service::Retired => return Err(TargetError::Retired(id)),
         }
-        let before = self.partition.target();
+        let (before, target) = (self.told_target(), self.partition.target());
         let mut partition = self.partition.clone();
         partition.set_target(size).map_err(|source| TargetError::Size(id, source))?;
         // What is being discarded will be there by the time that it is plugged again.
         let there = partition.plugged().get().saturating_add(partition.discarding().get());
-        let growth = if size > before { size.get().saturating_sub(there) } else { 0 };
+        let growth = if size > target { size.get().saturating_sub(there) } else { 0 };
         self.charge.admit(partition.reach(), ByteSize::bytes(growth))?;
         self.partition = partition;
         self.fault = None;

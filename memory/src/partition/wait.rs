@@ -9,12 +9,12 @@ use crate::host::MapError;
 use crate::layout::PartitionId;
 
 impl PartitionMemory {
-    /// Waits until all of `target` is plugged.
+    /// Waits until all of `target` is plugged, and no more.
     ///
     /// # Errors
     /// It is not after `timeout`, another target is set, the VM ends, or the host could not do its part.
     pub fn wait_plugged(&self, target: Target, timeout: Duration) -> Result<Report, WaitError> {
-        self.wait("plugged", target, timeout, |report| report.plugged >= report.target)
+        self.wait("plugged", target, timeout, |report| report.plugged == report.target)
     }
 
     /// Waits until no more than `target` is plugged.
@@ -23,6 +23,16 @@ impl PartitionMemory {
     /// There still is after `timeout`, another target is set, the VM ends, or the host could not do its part.
     pub fn wait_unplugged(&self, target: Target, timeout: Duration) -> Result<Report, WaitError> {
         self.wait("unplugged", target, timeout, |report| report.plugged <= report.target)
+    }
+
+    /// Waits until no preparation has the guest give memory back: a plug would meet that halfway. Where the guest does not, the
+    /// end of `timeout` ends the wait.
+    pub fn wait_prepared(&self, timeout: Duration) {
+        let check = |inner: &Inner, moment: Moment| {
+            let given_back = !inner.is_being_prepared() || inner.partition.target().get() != 0;
+            (moment.ended || moment.free && given_back).then_some(())
+        };
+        self.turns.wait(timeout, check, |_| ());
     }
 
     /// Waits until everything that was unplugged has gone back to the host. What could not be discarded before is tried again.

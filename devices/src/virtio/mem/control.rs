@@ -36,7 +36,9 @@ impl MemHandle {
     /// The size is refused, or not plugged within `timeout`; then the old target is set again.
     pub fn plug(&self, size: ByteSize, timeout: Duration) -> Result<Plugged, PlugError> {
         let start = Instant::now();
-        self.memory.wait_discarded(timeout)?;
+        // A guest that keeps what was only prepared may still take more.
+        self.memory.wait_prepared(timeout / 2);
+        self.memory.wait_discarded(timeout.saturating_sub(start.elapsed()))?;
         let target = self.tell(self.memory.raise_target(size))?;
         match self.memory.wait_plugged(target, timeout.saturating_sub(start.elapsed())) {
             Ok(report) => Ok(Plugged { report, target }),
@@ -47,6 +49,29 @@ impl MemHandle {
                 Err(PlugError::Incomplete(error))
             }
         }
+    }
+
+    /// Has the guest plug memory up to `size` or, with 0, give all of it back, only so that it has a memory map for it. Whoever
+    /// sets another target ends that. Does not wait.
+    ///
+    /// # Errors
+    /// The size is refused, or the partition has had a target for another purpose.
+    pub fn prepare(&self, size: ByteSize) -> Result<Target, TargetError> {
+        self.tell(self.memory.prepare(size))
+    }
+
+    /// Ends a preparation that is under way, and waits until its memory is discarded.
+    ///
+    /// # Errors
+    /// As for [`MemHandle::unplug`].
+    pub fn end_preparation(&self, timeout: Duration) -> Result<(), UnplugError> {
+        let start = Instant::now();
+        if let Some(target) = self.memory.end_preparation()? {
+            self.driver.config_changed();
+            self.await_unplug(target, timeout)?;
+            self.memory.wait_discarded(timeout.saturating_sub(start.elapsed()))?;
+        }
+        Ok(())
     }
 
     /// Has the guest give back the memory that [`MemHandle::plug`] added.
@@ -139,3 +164,7 @@ pub enum UnplugError {
     #[error("the guest kept memory, and its slots cannot follow")]
     Slots(#[source] Arc<EffectError>),
 }
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod tests;

@@ -10,30 +10,30 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use super::*;
 use crate::virtio::testing::{FakeDriver, FakeGuest, FakeInterrupt, PATIENCE, Part};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const AT_ONCE: Duration = Duration::ZERO;
 
-const PLUG: u16 = 0;
+pub(super) const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
-const UNPLUG_ALL: u16 = 2;
+pub(super) const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
 
-const ACK: u8 = 0;
+pub(super) const ACK: u8 = 0;
 const NACK: u8 = 1;
 const BUSY: u8 = 2;
 const ERROR: u8 = 3;
 
 /// A guest with a memory device whose window is 512 MiB, and its driver.
-struct MemMachine {
+pub(super) struct MemMachine {
     guest: FakeGuest,
-    fixture: Fixture,
-    device: Mem,
-    handle: MemHandle,
-    driver: FakeDriver,
+    pub(super) fixture: Fixture,
+    pub(super) device: Mem,
+    pub(super) handle: MemHandle,
+    pub(super) driver: FakeDriver,
 }
 
 impl MemMachine {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let guest = FakeGuest::new();
         let fixture = Fixture::in_view(guest.view().clone(), ByteSize::mib(512));
         let mut device = Mem::new(fixture.partition.clone());
@@ -43,7 +43,7 @@ impl MemMachine {
     }
 
     /// Sends a request about `blocks` blocks from `offset` bytes into the window on: type and state of the answer.
-    fn ask(&mut self, kind: u16, offset: u64, blocks: u16) -> (u8, u8) {
+    pub(super) fn ask(&mut self, kind: u16, offset: u64, blocks: u16) -> (u8, u8) {
         let request = request(kind, self.fixture.start().wrapping_add(offset), blocks);
         let done = self.driver.queues[0].request(&[&request], &[10]);
         assert_eq!(done.len, 10);
@@ -60,7 +60,7 @@ fn request(kind: u16, address: u64, blocks: u16) -> [u8; size_of::<VirtioMemReq>
 }
 
 /// The 64-bit field at `offset` of the configuration.
-fn field(device: &Mem, offset: u64) -> u64 {
+pub(super) fn field(device: &Mem, offset: u64) -> u64 {
     let mut bytes = [0; 8];
     device.read_config(offset, &mut bytes);
     u64::from_le_bytes(bytes)
@@ -68,7 +68,7 @@ fn field(device: &Mem, offset: u64) -> u64 {
 
 /// Acts as Linux's driver: for the next `changes` of the configuration it follows the requested size, a granule of 128 MiB
 /// at a time.
-fn drive(mut machine: MemMachine, changes: u64) -> JoinHandle<MemMachine> {
+pub(super) fn drive(mut machine: MemMachine, changes: u64) -> JoinHandle<MemMachine> {
     thread::spawn(move || {
         for change in 1..=changes {
             machine.driver.interrupt.wait_config(change);
