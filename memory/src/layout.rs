@@ -24,7 +24,7 @@ const DEVICE_AREA_MIN: u64 = 16 << 30;
 /// Where memory of devices starts: a multiple of the largest page.
 const DEVICE_AREA_ALIGN: u64 = 1 << 30;
 /// Linux's smallest memory block on x86-64 (`MIN_MEMORY_BLOCK_SIZE`).
-const MEMORY_BLOCK_MIN: u64 = 128 << 20;
+pub const MEMORY_BLOCK_MIN: u64 = 128 << 20;
 /// Linux's largest memory block on x86-64 (`MAX_BLOCK_SIZE`).
 const MEMORY_BLOCK_MAX: u64 = 2 << 30;
 /// From this end of boot memory on Linux may choose blocks larger than the smallest (`MEM_SIZE_FOR_LARGE_BLOCK`).

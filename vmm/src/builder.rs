@@ -132,6 +132,14 @@ impl VmBuilder {
         self
     }
 
+    /// Sets how much of each partition is prepared in the background once the guest is ready, at most
+    /// ([`VmConfig::prepare`]).
+    #[must_use]
+    pub fn prepare(mut self, size: ByteSize) -> Self {
+        self.config.prepare = size;
+        self
+    }
+
     /// Sets the most that base memory and all partitions together may have.
     #[must_use]
     pub fn memory_limit(mut self, limit: ByteSize) -> Self {
@@ -249,7 +257,7 @@ impl VmBuilder {
             discards: discarder.queue(),
         };
         let parts = PartitionParts { memory, event_loop: event_loop.handle() };
-        let partitions = Partitions::new(parts, layout.windows(), &bus, &end)?;
+        let partitions = Partitions::new(parts, layout.windows(), config.prepare, &bus, &end)?;
 
         let firmware = Firmware {
             vcpus: config.vcpus.into(),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bellows_memory::sync::{Condvar, Mutex};
@@ -70,6 +70,7 @@ pub(crate) struct EndSignal {
     /// Readable from the end of the VM on.
     event: EventFd,
     paused: AtomicBool,
+    pauses: AtomicU64,
 }
 
 #[derive(Default)]
@@ -81,7 +82,13 @@ struct State {
 impl EndSignal {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), event, paused: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            event,
+            paused: AtomicBool::new(false),
+            pauses: AtomicU64::new(0),
+        }))
     }
 
     /// Records the end and runs the hooks on this thread.
@@ -104,12 +111,31 @@ impl EndSignal {
 
     /// Records whether the VM is paused.
     pub(crate) fn set_paused(&self, paused: bool) {
+        if paused {
+            self.pauses.fetch_add(1, Ordering::SeqCst);
+        }
         self.paused.store(paused, Ordering::SeqCst);
+        // With the lock, so that no thread is between its look and its wait.
+        drop(self.state.lock());
+        self.changed.notify_all();
     }
 
     /// Whether the VM is paused or pausing: then no call to the guest may begin.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
+    }
+
+    /// How often the VM was paused.
+    pub(crate) fn pauses(&self) -> u64 {
+        self.pauses.load(Ordering::SeqCst)
+    }
+
+    /// Waits while the VM is paused, or until it ends.
+    pub(crate) fn await_running(&self) {
+        let mut state = self.state.lock();
+        while state.end.is_none() && self.is_paused() {
+            state = self.changed.wait(state);
+        }
     }
 
     /// The end, if the VM has ended.
@@ -156,6 +182,26 @@ mod tests {
     use std::sync::atomic::AtomicU32;
 
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_paused_vm_goes_on_with_it_or_with_its_end() {
+        for ends in [false, true] {
+            let signal = EndSignal::new().unwrap();
+            signal.await_running();
+            signal.set_paused(true);
+            let waiter = std::thread::spawn({
+                let signal = signal.clone();
+                move || signal.await_running()
+            });
+            if ends {
+                signal.report(VmEnd::Stopped)
+            } else {
+                signal.set_paused(false)
+            }
+            waiter.join().unwrap();
+            assert_eq!(signal.pauses(), 1);
+        }
+    }
 
     #[test]
     fn the_first_end_stands_and_reaches_every_waiter() {

@@ -19,6 +19,7 @@ mod guest;
 mod kind;
 mod kvm;
 mod lifecycle;
+mod memory_map;
 pub mod milliseconds;
 mod model;
 mod parameters;
@@ -56,8 +57,8 @@ pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, GuestDriver, GuestInfo, GuestState, GuestStatistics, GuestTimes,
-    Holder, ImageInfo, OomLimit, PartitionInfo, PartitionReport, PartitionUse, PlugReport, ReadyReport, RunReport,
-    UnplugReport,
+    Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport, PartitionUse, PlugReport,
+    PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
-use bellows_memory::ByteSize;
 use bellows_memory::partition::Report;
+use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::ready::BootTimes;
-use bellows_protocol::values::{ImageId, InstanceId};
+use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{PartitionMode, Shape, Transport, text};
@@ -354,6 +354,73 @@ pub struct PartitionInfo {
     pub attached: bool,
     /// How the guest kept it apart when it was plugged last; `None` before it was.
     pub mode: Option<PartitionMode>,
+    /// How much of it the guest has added, in whole memory blocks, and keeps while it is parked: a plug up to that adds nothing.
+    pub added: ByteSize,
+    /// What the memory map of that takes of base memory.
+    pub memory_map: ByteSize,
+}
+
+/// What has come of the preparation of partitions ([`VmConfig::prepare`](crate::VmConfig::prepare)).
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct PreparationReport {
+    /// Those that were to be prepared, in order; none where the configuration prepares nothing.
+    pub partitions: Vec<PreparedPartition>,
+    /// Base memory for the memory map of all that is prepared.
+    pub memory_map: ByteSize,
+}
+
+impl fmt::Display for PreparationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, part) in self.partitions.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{} of {} of partition {}", part.prepared, part.wanted, part.id)?;
+        }
+        Ok(())
+    }
+}
+
+/// A partition that was to be prepared.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct PreparedPartition {
+    /// Which one.
+    pub id: PartitionId,
+    /// How much of it was to be prepared.
+    pub wanted: ByteSize,
+    /// How much is: the guest has added and parked it.
+    pub prepared: ByteSize,
+    /// Base memory for the memory map of that.
+    pub memory_map: ByteSize,
+    /// Why it is not more; `None` where it is all, or may come to be.
+    #[serde(serialize_with = "text::serialize_option")]
+    pub reason: Option<NotPrepared>,
+}
+
+/// Why a partition is not prepared, or not all of it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NotPrepared {
+    /// The guest would remove the memory map with the memory.
+    #[error(
+        "the guest does not park partitions: expected a kernel with the guest memory extension, and the extension on"
+    )]
+    Stock,
+    /// Memory maps leave base memory too small for instances.
+    #[error("base memory leaves {0} for instances: expected at least {least}", least = ByteSize::bytes(MIN_BASE_LIMIT))]
+    BaseMemory(ByteSize),
+    /// A call set a target of its own, and that one stands.
+    #[error("it was plugged or unplugged before")]
+    Used,
+    /// It has no device.
+    #[error("its device was removed")]
+    NoDevice,
+    /// Its memory was not admitted.
+    #[error("it was not admitted: {0}")]
+    NotAdmitted(String),
+    /// The guest or the host did not do its part.
+    #[error("{0}")]
+    Failed(String),
+    /// The VM has ended.
+    #[error("the VM has ended")]
+    Ended,
 }
 
 /// Where a disk stands with the guest.

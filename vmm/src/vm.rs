@@ -21,7 +21,7 @@ use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
 use crate::model::{
     DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, PartitionInfo, PartitionUse, PlugReport,
-    UnplugReport,
+    PreparationReport, UnplugReport,
 };
 use crate::resident::resident_bytes;
 use crate::resources::balloon::Balloon;
@@ -64,7 +64,9 @@ impl Vm {
     /// # Errors
     /// The agent was not ready in time, the VM ended, or the agent is of another version. The call may be repeated.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
-        self.session.meet(&self.config.partitions, timeout)
+        let guest = self.session.meet(&self.partitions.spans(), timeout)?;
+        self.partitions.prepare(&self.session, &guest);
+        Ok(guest)
     }
 
     /// Waits until the VM ends by itself.
@@ -267,6 +269,16 @@ impl Vm {
     /// As for [`Vm::unplug`], or `size` is invalid, or above the current target.
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.partitions.shrink(&self.session, id, size, timeout)
+    }
+
+    /// Waits until all partitions are prepared as far as they are going to be ([`VmConfig::prepare`]). Preparing begins with
+    /// [`Vm::wait_ready`], goes on in the background, and gives way to all other calls for partitions. The report says what it has
+    /// not done, and why.
+    ///
+    /// # Errors
+    /// It is not done after `timeout`: the error has the report so far. The guest is not ready, or the VM has ended.
+    pub fn await_prepared(&self, timeout: Duration) -> Result<PreparationReport, PartitionError> {
+        self.partitions.await_prepared(&self.session, timeout)
     }
 
     /// Waits until all memory unplugged from partition `id` has gone back to the host. The figures are those of the

@@ -23,7 +23,7 @@ pub mod worker;
 pub use balloon::{Balloon, BalloonHandle};
 pub use blk::Block;
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
-pub use mem::{Mem, MemHandle, PlugError, UnplugError};
+pub use mem::{Mem, MemHandle, PlugError, Plugged, UnplugError};
 pub use pmem::Pmem;
 pub use rng::Rng;
 pub use transport::{TransportError, VirtioPci};

@@ -6,6 +6,7 @@ fn sane() -> VmConfig {
     let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
     config.initramfs = Some("initramfs.cpio".into());
     config.partitions = vec![ByteSize::gib(1), ByteSize::mib(128)];
+    config.prepare = ByteSize::mib(512);
     config.images = vec![image("first", 0..3)];
     config.drives = vec![drive("data.img")];
     config.balloon = Some(BalloonConfig { amount_mib: 64, free_page_reporting: true, ..BalloonConfig::default() });
@@ -68,6 +69,26 @@ fn the_memory_limit_counts_base_memory() {
 }
 
 #[test]
+fn memory_maps_of_prepared_partitions_leave_half_of_base_memory() {
+    let mut config = sane();
+    config.prepare = ByteSize::gib(2);
+    config.partitions = vec![ByteSize::gib(4); 8];
+    config.validate().unwrap();
+    config.partitions.push(ByteSize::mib(2));
+    let error = config.validate().unwrap_err().to_string();
+    let expected = "`prepare` is 2 GiB of 9 partitions, whose memory maps take 258 MiB: expected memory maps of at most 256 MiB, \
+                    half of `memory`";
+    assert_eq!(error, expected, "a memory block for 2 MiB");
+    config.memory = ByteSize::mib(516);
+    config.validate().unwrap();
+    config.partitions = vec![ByteSize::gib(7 << 10); 2];
+    config.prepare = ByteSize::bytes(u64::MAX / BLOCK.get() * BLOCK.get());
+    assert_eq!(config.validate().unwrap_err().field, "prepare");
+    config.prepare = ByteSize::bytes(0);
+    config.validate().unwrap();
+}
+
+#[test]
 fn partition_modes_have_one_name_everywhere() {
     for mode in [PartitionMode::Stock, PartitionMode::Extension] {
         assert_eq!(mode.to_string().parse(), Ok(mode));
@@ -123,6 +144,8 @@ fn an_error_names_a_bad_value_and_its_field() {
         (|c| c.partitions[0] = ByteSize::gib(8 << 10), "partitions[0]", "8 TiB"),
         (|c| c.partitions = vec![ByteSize::gib(7 << 10); 5], "partitions", "together"),
         (|c| c.partitions = vec![ByteSize::mib(128); 256], "partitions", "256 entries"),
+        (|c| c.prepare = ByteSize::mib(3), "prepare", "3 MiB"),
+        (|c| (c.balloon, c.backing) = (None, Backing::Hugetlbfs), "prepare", "512 MiB"),
         (|c| c.extra_command_line = vec!["a b".into()], "extra_command_line[0]", "a b"),
         (|c| c.extra_command_line = vec!["x".into(), "".into()], "extra_command_line[1]", "\"\""),
         (|c| c.extra_command_line = vec!["x".repeat(1600)], "extra_command_line", "1601 bytes"),

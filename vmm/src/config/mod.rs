@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 mod balloon;
 mod image;
+mod prepare;
 pub(crate) mod text;
 
 pub use balloon::BalloonConfig;
@@ -86,6 +87,11 @@ pub struct VmConfig {
     /// Window sizes of the partitions: the most that each can be plugged with.
     #[serde(default)]
     pub partitions: Vec<ByteSize>,
+    /// How much of each partition is prepared once the guest is ready, at most: the guest adds that memory in the background and
+    /// parks it, so that no plug up to that size has to wait for it. Needs the guest memory extension. It costs a 64th of that
+    /// in base memory, which is set aside for partitions in any case, but is not in use before.
+    #[serde(default)]
+    pub prepare: ByteSize,
     /// The most memory that base memory and all partitions together may have at a time: a plug beyond it is refused. `None`
     /// leaves the limit to the windows and the host.
     #[serde(default)]
@@ -226,6 +232,7 @@ impl VmConfig {
             backing: Backing::default(),
             balloon: None,
             partitions: Vec::new(),
+            prepare: ByteSize::bytes(0),
             memory_limit: None,
             partition_mode: PartitionMode::default(),
             images: Vec::new(),
@@ -269,6 +276,7 @@ impl VmConfig {
             let expected = format!("at most {MAX_MEMORY} with `memory` counted in");
             return Err(error("partitions", format!("{} together", ByteSize::bytes(total)), expected));
         }
+        prepare::check(self)?;
         if let Some(limit) = self.memory_limit.filter(|limit| *limit < self.memory) {
             let expected = format!("at least the {} of `memory`, which it counts", self.memory);
             return Err(error("memory_limit", limit, expected));

@@ -57,6 +57,11 @@ impl Session {
         }
     }
 
+    /// The agent, once it has been met: for what goes on by itself, and waits while the VM is paused.
+    pub(crate) fn met(&self) -> Option<&Arc<AgentClient>> {
+        self.rendezvous.client()
+    }
+
     /// The guest's report about itself.
     pub(crate) fn guest(&self) -> Result<&GuestInfo, NotRunning> {
         self.guest.get().ok_or(NotRunning::NotReady)

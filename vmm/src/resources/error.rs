@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::{PlugError, UnplugError};
@@ -20,6 +21,7 @@ use crate::descriptors::TooFewDescriptors;
 use crate::guest::agent::AgentError;
 use crate::guest::error::NotRunning;
 use crate::kind::ErrorKind;
+use crate::model::PreparationReport;
 use crate::virtio_bus::DeviceError;
 
 /// First kernel that finds the layers of a flat image on its one disk.
@@ -261,6 +263,14 @@ pub enum PartitionError {
         #[source]
         source: UnplugError,
     },
+    /// Partitions are still being prepared.
+    #[error("partitions are still being prepared after {limit:?}: {report}")]
+    NotPrepared {
+        /// The time limit.
+        limit: Duration,
+        /// How far it is.
+        report: Box<PreparationReport>,
+    },
     /// Memory has not gone back to the host.
     #[error("partition {id} was not discarded")]
     Discard {
@@ -335,6 +345,7 @@ impl PartitionError {
             | Self::Inspect { source, .. }
             | Self::NotBound { source, .. }
             | Self::NotReleased { source, .. } => source.kind(),
+            Self::NotPrepared { .. } => ErrorKind::Guest,
             Self::Descriptors(error) => error.kind(),
             Self::Device(error) => error.kind(),
         }

@@ -8,5 +8,6 @@ pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod partitions;
 pub(crate) mod pmem;
+mod prepare;
 pub(crate) mod processes;
 mod table;

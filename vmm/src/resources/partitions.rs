@@ -9,16 +9,23 @@ use bellows_devices::virtio::{Mem, MemHandle, UnplugError};
 use bellows_memory::partition::WaitError;
 use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, PartitionId, PartitionMemory, PartitionSetup, Window};
+use bellows_protocol::values::MIN_BASE_LIMIT;
 
 use super::error::PartitionError;
+use super::prepare::{Preparer, Subject};
 use super::table::{Change, Hotplug};
 use crate::config::PartitionMode;
 use crate::deadline::Deadline;
 use crate::descriptors;
 use crate::end::EndSignal;
 use crate::guest::agent::AgentClient;
+use crate::guest::error::NotRunning;
 use crate::guest::session::Session;
-use crate::model::{DiscardReport, GuestDriver, PartitionInfo, PartitionUse, PlugReport, UnplugReport};
+use crate::memory_map::{self, Added};
+use crate::model::{
+    DiscardReport, GuestDriver, GuestInfo, GuestState, NotPrepared, PartitionInfo, PartitionUse, PlugReport,
+    PreparationReport, UnplugReport,
+};
 use crate::virtio_bus::VirtioBus;
 
 /// All partitions of a VM.
@@ -27,6 +34,7 @@ pub(crate) struct Partitions {
     windows: Vec<Window>,
     /// The partitions with a device.
     table: Arc<Table>,
+    preparer: Preparer,
 }
 
 type Table = Hotplug<PartitionId, Entry>;
@@ -44,13 +52,16 @@ struct Entry {
     attached: bool,
     /// Its mode in the guest when it was plugged last.
     mode: Arc<Mutex<Option<PartitionMode>>>,
+    added: Added,
 }
 
 impl Partitions {
-    /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots.
+    /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots. Up to `prepare` of
+    /// each is prepared once it has.
     pub(crate) fn new(
         parts: PartitionParts,
         windows: &[Window],
+        prepare: ByteSize,
         bus: &VirtioBus,
         end: &EndSignal,
     ) -> Result<Self, PartitionError> {
@@ -60,13 +71,51 @@ impl Partitions {
             let Some(table) = weak.upgrade() else { return };
             table.map(|entry| entry.handle.memory().end());
         });
-        let partitions = Self { parts, windows: windows.to_vec(), table };
+        let preparer = Preparer::new(windows, prepare, end);
+        let partitions = Self { parts, windows: windows.to_vec(), table, preparer };
         let change = partitions.table.change();
         for &window in windows {
             partitions.add(&change, window, bus, true)?;
         }
         drop(change);
         Ok(partitions)
+    }
+
+    /// What the guest may have to make a memory map for, by partition: their windows in whole memory blocks.
+    pub(crate) fn spans(&self) -> Vec<ByteSize> {
+        self.windows.iter().map(|window| ByteSize::bytes(window.range().bytes())).collect()
+    }
+
+    /// Begins to prepare partitions in the background; `guest` is ready.
+    pub(crate) fn prepare(&self, session: &Session, guest: &GuestInfo) {
+        if guest.partition_mode == PartitionMode::Stock {
+            return self.preparer.give_up(&NotPrepared::Stock);
+        }
+        // The agent has set memory maps of all partitions aside, so this says that there is room for them.
+        if guest.instances_base.get() < MIN_BASE_LIMIT {
+            return self.preparer.give_up(&NotPrepared::BaseMemory(guest.instances_base));
+        }
+        let Some(agent) = session.met() else { return };
+        let table = self.table.clone();
+        self.preparer.begin(agent, session.end(), move |id| {
+            table.read(&id, |entry| Subject { handle: entry.handle.clone(), added: entry.added.clone() })
+        });
+    }
+
+    /// Waits until all partitions are prepared as far as they are going to be.
+    pub(crate) fn await_prepared(
+        &self,
+        session: &Session,
+        timeout: Duration,
+    ) -> Result<PreparationReport, PartitionError> {
+        if !session.is_met() {
+            return Err(NotRunning::NotReady.into());
+        }
+        let report = self.preparer.wait(timeout);
+        match session.end().ended() {
+            Some(end) => Err(NotRunning::Ended(end).into()),
+            None => report.map_err(|report| PartitionError::NotPrepared { limit: timeout, report: Box::new(report) }),
+        }
     }
 
     /// Plugs partition `id` until it has `size`, and waits until an instance can use it.
@@ -80,7 +129,10 @@ impl Partitions {
         let entry = self.entry(id)?;
         let agent = session.agent()?;
         let (start, deadline) = (Instant::now(), Deadline::after(timeout));
-        let plugged = entry.handle.plug(size, timeout).map_err(|source| PartitionError::Plug { id, size, source })?;
+        let call = self.preparer.call(id);
+        let plugged = call.plug(&entry.handle, size, deadline);
+        entry.added.plugged(entry.window(), entry.handle.memory().report().plugged);
+        let plugged = plugged.map_err(|source| PartitionError::Plug { id, size, source })?;
         let accepted = start.elapsed();
         let address = entry.handle.memory().window().range().start().0;
         // The reserved time is for taking back memory that the guest cannot use.
@@ -112,6 +164,7 @@ impl Partitions {
         let entry = self.entry(id)?;
         let agent = session.agent()?;
         let deadline = Deadline::after(timeout);
+        let _call = self.preparer.call(id);
         // Time for the guest's report, even if the guest keeps memory until time is up.
         let reserve = REPORT_LIMIT.min(timeout / 4);
         let before = Counters::read(agent, reserve);
@@ -125,6 +178,8 @@ impl Partitions {
         };
         let complete = report.plugged <= size;
         let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
+        let keeps = driver.is_some_and(|it| it.mode == PartitionMode::Extension && it.state != GuestState::Empty);
+        entry.added.unplugged(entry.window(), report.plugged, keeps);
         // An agent that did not answer is not called again.
         let counted =
             before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
@@ -154,9 +209,10 @@ impl Partitions {
         session.agent()?.inspect_partition(id.get().into()).map_err(|source| PartitionError::Inspect { id, source })
     }
 
-    /// How much is plugged in partition `id`.
+    /// How much is plugged in partition `id` for instances.
     pub(crate) fn plugged(&self, id: PartitionId) -> Result<ByteSize, PartitionError> {
-        Ok(self.entry(id)?.handle.memory().report().plugged)
+        let report = self.entry(id)?.handle.memory().report();
+        Ok(if report.preparing { ByteSize::bytes(0) } else { report.plugged })
     }
 
     /// The partitions that have a device, in order.
@@ -175,10 +231,13 @@ impl Partitions {
         let agent = session.agent()?;
         let change = self.table.change();
         let entry = self.entry(id)?;
+        let _call = self.preparer.call(id);
+        let deadline = Deadline::after(timeout);
+        entry.handle.end_preparation(timeout).map_err(|source| PartitionError::Unplug { id, source })?;
         entry.handle.retire()?;
         let address = entry.device;
         let kept = |source| PartitionError::NotReleased { id, address, source };
-        agent.detach(&[address], timeout).map_err(kept)?;
+        agent.detach(&[address], deadline.left()).map_err(kept)?;
         bus.remove(&format!("partition {id}"), address)?;
         change.remove(&id);
         Ok(())
@@ -198,6 +257,7 @@ impl Partitions {
         if self.table.contains(&id) {
             return Err(PartitionError::HasDevice(id));
         }
+        let _call = self.preparer.call(id);
         descriptors::check_attach(descriptors::of_partition())?;
         let address = self.add(&change, window, bus, false)?;
         agent.attach(&[address], timeout).map_err(|source| PartitionError::NotBound { id, address, source })?;
@@ -217,7 +277,7 @@ impl Partitions {
         let device = Mem::new(memory);
         let handle = device.handle();
         let device = bus.add(&name, device, self.parts.event_loop.clone())?;
-        let entry = Entry { handle, device, attached, mode: Arc::default() };
+        let entry = Entry { handle, device, attached, mode: Arc::default(), added: Added::default() };
         change.insert(window.id(), entry);
         Ok(device)
     }
@@ -235,13 +295,20 @@ impl Partitions {
 
 impl Entry {
     fn info(&self) -> PartitionInfo {
+        let added = self.added.get();
         PartitionInfo {
             memory: self.handle.memory().report(),
-            address: self.handle.memory().window().range().start().0,
+            address: self.window().range().start().0,
             device: self.device,
             attached: self.attached,
             mode: *self.mode.lock(),
+            added,
+            memory_map: memory_map::of(added),
         }
+    }
+
+    fn window(&self) -> Window {
+        self.handle.memory().window()
     }
 
     fn set_mode(&self, mode: PartitionMode) {

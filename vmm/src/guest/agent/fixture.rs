@@ -20,7 +20,7 @@ use crate::end::EndSignal;
 pub(crate) struct Fixture {
     _directory: tempfile::TempDir,
     pub(super) path: PathBuf,
-    pub(super) end: Arc<EndSignal>,
+    pub(crate) end: Arc<EndSignal>,
     device: Option<JoinHandle<()>>,
 }
 

@@ -1,0 +1,75 @@
+//! The guest's memory map of a partition. It lies in base memory, and stays there while the partition is parked.
+
+use std::sync::Arc;
+
+use bellows_memory::sync::Mutex;
+use bellows_memory::{ByteSize, Window};
+
+/// A memory map takes this fraction of the memory that it describes: 64 bytes for each page of 4 KiB.
+const FRACTION: u64 = 64;
+
+/// The memory map of `added` bytes, which are whole memory blocks.
+pub(crate) fn of(added: ByteSize) -> ByteSize {
+    ByteSize::bytes(added.get() / FRACTION)
+}
+
+/// What a guest with memory blocks of `block` adds for a plug of `size`.
+pub(crate) fn added_for(size: ByteSize, block: u64) -> ByteSize {
+    ByteSize::bytes(size.get().checked_next_multiple_of(block.max(1)).unwrap_or(u64::MAX))
+}
+
+/// How much of a partition the guest has a memory map of, as far as the host can tell.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Added(Arc<Mutex<ByteSize>>);
+
+impl Added {
+    /// The partition was plugged with `size`.
+    pub(crate) fn plugged(&self, window: Window, size: ByteSize) {
+        let mut added = self.0.lock();
+        *added = (*added).max(added_for(size, window.granule()));
+    }
+
+    /// The guest has given memory back, `left` excepted. Its driver `keeps` the memory blocks, or has removed those that are empty.
+    pub(crate) fn unplugged(&self, window: Window, left: ByteSize, keeps: bool) {
+        if !keeps {
+            *self.0.lock() = added_for(left, window.granule());
+        }
+    }
+
+    /// The bytes, in whole memory blocks.
+    pub(crate) fn get(&self) -> ByteSize {
+        *self.0.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_memory::{Layout, LayoutSpec};
+
+    use super::*;
+
+    #[test]
+    fn a_memory_map_is_made_for_whole_memory_blocks() {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![ByteSize::gib(1)], 40)).unwrap();
+        let window = layout.windows()[0];
+        let added = Added::default();
+        assert_eq!(added.get(), ByteSize::bytes(0));
+        for (size, blocks) in [(2, 1), (128, 1), (130, 2), (64, 2), (1024, 8)] {
+            added.plugged(window, ByteSize::mib(size));
+            assert_eq!(added.get(), ByteSize::mib(128 * blocks), "after a plug of {size} MiB");
+        }
+        assert_eq!(of(added.get()), ByteSize::mib(16));
+        added.unplugged(window, ByteSize::bytes(0), true);
+        assert_eq!(added.get(), ByteSize::gib(1), "it is parked");
+        added.unplugged(window, ByteSize::mib(130), false);
+        assert_eq!(added.get(), ByteSize::mib(256), "it is not, and something stays");
+        added.unplugged(window, ByteSize::bytes(0), false);
+        assert_eq!(added.get(), ByteSize::bytes(0));
+    }
+
+    #[test]
+    fn no_size_is_too_large() {
+        assert_eq!(added_for(ByteSize::bytes(u64::MAX), 128 << 20), ByteSize::bytes(u64::MAX));
+        assert_eq!(added_for(ByteSize::mib(1), 0), ByteSize::mib(1));
+    }
+}
