@@ -38,6 +38,9 @@ pub(crate) fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
     if let Some(mode) = args.partition_mode {
         config.partition_mode = mode;
     }
+    if let Some(prepare) = args.prepare {
+        config.prepare = rounded_up(prepare);
+    }
     config.memory = whole_blocks("base memory", config.memory);
     config.images = std::mem::take(&mut config.images).into_iter().map(|image| placed(image, args)).collect();
     if config.extra_command_line.is_empty() {

@@ -92,6 +92,7 @@ fn as_given(args: &RunArgs, mut error: ConfigError) -> ConfigError {
     match error.field.as_str() {
         "memory" if args.guest.base.is_some() => error.field = "--base".into(),
         "partitions[0]" if args.memory.is_some() => error.field = "--memory".into(),
+        "prepare" if args.guest.prepare.is_some() => error.field = "--prepare".into(),
         _ => {}
     }
     error
