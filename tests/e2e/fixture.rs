@@ -94,6 +94,12 @@ impl Guest {
         self
     }
 
+    /// Prepares up to `mib` MiB of each partition.
+    pub fn prepare(mut self, mib: u64) -> Self {
+        self.builder = self.builder.prepare(ByteSize::mib(mib));
+        self
+    }
+
     pub fn mode(mut self, mode: PartitionMode) -> Self {
         self.builder = self.builder.partition_mode(mode);
         self

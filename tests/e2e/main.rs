@@ -17,6 +17,7 @@ mod instances;
 mod layers;
 mod partitions;
 mod pause;
+mod prepared;
 mod programs;
 mod sealed;
 mod streams;
