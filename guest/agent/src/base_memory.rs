@@ -175,6 +175,17 @@ mod tests {
         assert_eq!(for_instances(free, 25 * GIB), 0);
     }
 
+    /// Whether they are in use from the beginning on, as those of prepared partitions, or come with the first plugs.
+    #[test]
+    fn memory_maps_and_all_promises_fit_into_base_memory_together() {
+        for free in [0, MIB, 40 * MIB, 433 * MIB, 3 * GIB, u64::MAX] {
+            for partitions in [0, 128 * MIB, GIB, 20 * GIB, 100 * GIB, u64::MAX] {
+                let (all, maps) = (for_instances(free, partitions), partitions / MAP_FRACTION);
+                assert!(all == 0 || all <= free - maps - reserve(free - maps), "{free} {partitions}");
+            }
+        }
+    }
+
     #[test]
     fn a_single_instance_has_most_of_it() {
         let base = Arc::new(BaseMemory::new(400 * MIB));
