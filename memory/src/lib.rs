@@ -35,7 +35,7 @@ pub use host::{Backing, HostMapping, MapError};
 pub use layout::{Layout, LayoutSpec, PartitionId, Window};
 pub use partition::{EffectError, PartitionMemory, PartitionSetup, PartitionState, ViewError};
 pub use size::ByteSize;
-pub use system_memory::SystemMemory;
+pub use system_memory::{Swap, SystemMemory};
 pub use version::Version;
 pub use view::{GuestMemory, GuestView};
 

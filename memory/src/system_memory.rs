@@ -2,7 +2,8 @@
 //! control groups leaves.
 //!
 //! In a full group the kernel kills processes, perhaps this one, long before the host is full. So the limits of the process's
-//! group and of all groups above it count, as far as they are visible (version 2, and the `memory` controller of version 1).
+//! group and of all groups above it count, as far as they are visible (version 2, and the `memory` controller of version 1). The
+//! same goes for swap, whose limits are version 2's.
 //! Files are read on each call; mounts are looked up once.
 
 use std::io;
@@ -56,19 +57,61 @@ impl SystemMemory {
         Ok(Self { root: root.to_owned(), mounts })
     }
 
-    /// What the process's groups leave; `None` if they have no limit.
-    fn left_by_groups(&self) -> io::Result<Option<u64>> {
+    /// Whether the host can push pages of this process out to its swap.
+    ///
+    /// # Errors
+    /// The host does not say.
+    pub fn swap(&self) -> io::Result<Swap> {
+        let text = match read(&self.root.join("proc/swaps")) {
+            // A kernel that knows no swap.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Swap::Absent),
+            text => text?,
+        };
+        let (all, used) = parse_swaps(&text)?;
+        if all == 0 {
+            return Ok(Swap::Absent);
+        }
+        let mut free = all.saturating_sub(used);
+        if free == 0 {
+            return Ok(Swap::Full(ByteSize::bytes(all)));
+        }
+        for (version, directory) in self.groups()? {
+            let Some((path, text)) = (if version == V2 { self.file(&directory, "memory.swap.max")? } else { None })
+            else {
+                continue;
+            };
+            let Some(limit) = parse_limit(&path, &text)? else { continue };
+            let current = self.file(&directory, "memory.swap.current")?;
+            let used = current.map_or(Ok(0), |(path, text)| parse_number(&path, &text))?;
+            if used >= limit {
+                return Ok(Swap::Limited { group: directory, limit: ByteSize::bytes(limit) });
+            }
+            free = free.min(limit - used);
+        }
+        Ok(Swap::Free(ByteSize::bytes(free)))
+    }
+
+    /// The directories of the process's groups and of those above them.
+    fn groups(&self) -> io::Result<Vec<(Version, PathBuf)>> {
         if self.mounts.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let memberships = read(&self.root.join("proc/self/cgroup"))?;
+        let of = |mount: &Mount| {
+            let group = own_group(&memberships, mount.version);
+            let directories = group.map(|group| directories(mount, &group)).unwrap_or_default();
+            let version = mount.version;
+            directories.into_iter().map(move |directory| (version, directory))
+        };
+        Ok(self.mounts.iter().flat_map(of).collect())
+    }
+
+    /// What the process's groups leave; `None` if they have no limit.
+    fn left_by_groups(&self) -> io::Result<Option<u64>> {
         let mut least = None;
-        for mount in &self.mounts {
-            let Some(group) = own_group(&memberships, mount.version) else { continue };
-            for directory in directories(mount, &group) {
-                let left = self.left_by(&directory, mount.version)?;
-                least = least.into_iter().chain(left).min();
-            }
+        for (version, directory) in self.groups()? {
+            let left = self.left_by(&directory, version)?;
+            least = least.into_iter().chain(left).min();
         }
         Ok(least)
     }
@@ -76,23 +119,43 @@ impl SystemMemory {
     /// What the group in `directory` leaves, if it has a limit. Inactive page cache does not count: the kernel drops it
     /// before it kills a process.
     fn left_by(&self, directory: &Path, version: Version) -> io::Result<Option<u64>> {
-        let file = |name: &str| {
-            // What a mount point's path says holds from the root.
-            let path = self.root.join(directory.strip_prefix("/").unwrap_or(directory)).join(name);
-            match read(&path) {
-                // The root group has no such file, nor one of which the controller is off.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                text => text.map(|text| Some((path, text))),
-            }
-        };
-        let Some((path, text)) = file(version.limit)? else { return Ok(None) };
+        let Some((path, text)) = self.file(directory, version.limit)? else { return Ok(None) };
         let Some(limit) = parse_limit(&path, &text)? else { return Ok(None) };
-        let Some((path, text)) = file(version.usage)? else { return Ok(None) };
+        let Some((path, text)) = self.file(directory, version.usage)? else { return Ok(None) };
         let usage = parse_number(&path, &text)?;
-        let stat = file("memory.stat")?.map(|(_, text)| text).unwrap_or_default();
+        let stat = self.file(directory, "memory.stat")?.map(|(_, text)| text).unwrap_or_default();
         let reclaimable = stat_field(&stat, version.inactive_file);
         Ok(Some(limit.saturating_sub(usage.saturating_sub(reclaimable))))
     }
+
+    /// A file of the group in `directory`, with its path. The root group lacks some, and so does one of which the controller is
+    /// off.
+    fn file(&self, directory: &Path, name: &str) -> io::Result<Option<(PathBuf, String)>> {
+        // What a mount point's path says holds from the root.
+        let path = self.root.join(directory.strip_prefix("/").unwrap_or(directory)).join(name);
+        match read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            text => text.map(|text| Some((path, text))),
+        }
+    }
+}
+
+/// Whether the host can push pages of this process out to its swap.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Swap {
+    /// It has this much left for the process.
+    Free(ByteSize),
+    /// It has none.
+    Absent,
+    /// All of it, this much, is in use.
+    Full(ByteSize),
+    /// A control group of the process allows no more.
+    Limited {
+        /// Its directory.
+        group: PathBuf,
+        /// Its `memory.swap.max`.
+        limit: ByteSize,
+    },
 }
 
 impl HostMemory for SystemMemory {
@@ -168,6 +231,22 @@ fn parse_number(path: &Path, text: &str) -> io::Result<u64> {
         let message = format!("{} holds {:?}: expected a number of bytes", path.display(), text.trim());
         io::Error::new(io::ErrorKind::InvalidData, message)
     })
+}
+
+/// All swap, and what is in use of it, in bytes, from `/proc/swaps` (proc_swaps(5)): a line of titles, then one for each area.
+/// The columns are its name, in which white space is escaped, its type, size and use in KiB, and its priority.
+fn parse_swaps(text: &str) -> io::Result<(u64, u64)> {
+    let (mut all, mut used) = (0_u64, 0_u64);
+    for line in text.lines().skip(1) {
+        let number = |column| line.split_whitespace().nth(column)?.parse::<u64>().ok()?.checked_mul(1024);
+        let (Some(size), Some(use_of_it)) = (number(2), number(3)) else {
+            let message = format!("/proc/swaps holds {line:?}: expected a name, a type, a size and what is used");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        };
+        all = all.saturating_add(size);
+        used = used.saturating_add(use_of_it);
+    }
+    Ok((all, used))
 }
 
 /// A field of `memory.stat`, 0 where it is missing.

@@ -122,6 +122,50 @@ fn huge_pages_are_the_pool_s() {
     assert_eq!(memory.available(Backing::None).unwrap(), ByteSize::bytes(0));
 }
 
+const SWAPS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                     /dev/zram0                              partition\t1048572\t\t1024\t\t100\n\
+                     /swap\\040file                            file\t\t4\t\t4\t\t-2\n";
+
+#[test]
+fn swap_is_there_if_the_host_and_all_groups_leave_some() {
+    let system = System::new(V2_MOUNT, "0::/a.slice/b.service\n");
+    let swap = || SystemMemory::open_at(system.0.path()).unwrap().swap().unwrap();
+    assert_eq!(swap(), Swap::Absent, "the kernel knows none");
+    for none in ["", "Filename\tType\tSize\tUsed\tPriority\n"] {
+        system.write("proc/swaps", none);
+        assert_eq!(swap(), Swap::Absent);
+    }
+    system.write("proc/swaps", SWAPS);
+    assert_eq!(swap(), Swap::Free(ByteSize::kib(1_048_572 - 1024)));
+    let limit = |group: &str, max: &str, current: &str| {
+        system.write(&format!("sys/fs/cgroup{group}/memory.swap.max"), max);
+        system.write(&format!("sys/fs/cgroup{group}/memory.swap.current"), current);
+    };
+    limit("/a.slice/b.service", "max\n", "77\n");
+    limit("/a.slice", "max\n", "77\n");
+    assert_eq!(swap(), Swap::Free(ByteSize::kib(1_048_572 - 1024)));
+    limit("/a.slice", "8192\n", "4096\n");
+    assert_eq!(swap(), Swap::Free(ByteSize::bytes(4096)), "the group above leaves less");
+    limit("/a.slice/b.service", "0\n", "0\n");
+    let group = PathBuf::from("/sys/fs/cgroup/a.slice/b.service");
+    assert_eq!(swap(), Swap::Limited { group, limit: ByteSize::bytes(0) });
+    system.write("proc/swaps", "Filename\n/swap file 4096 4096 -2\n");
+    assert_eq!(swap(), Swap::Full(ByteSize::kib(4096)));
+}
+
+#[test]
+fn swap_that_makes_no_sense_is_an_error_that_names_it() {
+    let system = System::new(V2_MOUNT, "0::/a\n");
+    let swap = || SystemMemory::open_at(system.0.path()).unwrap().swap().unwrap_err().to_string();
+    for bad in ["/dev/sda2 partition 12", "/dev/sda2 partition 12 many -2", "/x file 18446744073709551615 0 0"] {
+        system.write("proc/swaps", &format!("Filename\n{bad}\n"));
+        assert!(swap().contains(bad), "{}", swap());
+    }
+    system.write("proc/swaps", SWAPS);
+    system.write("sys/fs/cgroup/a/memory.swap.max", "lots\n");
+    assert!(swap().contains("memory.swap.max holds \"lots\""), "{}", swap());
+}
+
 #[test]
 fn this_system_has_memory() {
     assert!(SystemMemory::open().unwrap().available(Backing::None).unwrap().get() > 0);

@@ -144,7 +144,24 @@ impl HostMapping {
         Ok(freed)
     }
 
-    /// Checks that [`HostMapping::discard_pages`] is possible.
+    /// Has the host push the pages of `bytes` at `offset` out to its swap, as far as it can at once. Nothing is lost: the next
+    /// access brings a page back.
+    ///
+    /// # Errors
+    /// The kernel refused, the range is invalid, or huge pages are reserved for it, which stay in memory.
+    pub(crate) fn page_out(&self, offset: u64, bytes: u64) -> Result<(), MapError> {
+        self.check_pages_go()?;
+        let range = self.range(offset, bytes)?;
+        for start in range.clone().step_by(STEP) {
+            let step = start..range.end.min(start + STEP);
+            let bytes = ByteSize::bytes(step.len() as u64);
+            let refused = |source| MapError::Advise { what: "MADV_PAGEOUT", bytes, source };
+            self.area.advise(step, libc::MADV_PAGEOUT).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that [`HostMapping::discard_pages`] and [`HostMapping::page_out`] are possible.
     ///
     /// # Errors
     /// Huge pages are reserved for the mapping.
@@ -254,9 +271,9 @@ impl HostMapping {
     }
 }
 
-/// How much [`HostMapping::discard_pages`] frees in one system call: few enough pages that the address space's lock is never
-/// held for long.
-const STEP: usize = 32 << 20;
+/// How much one system call frees or pushes out page by page: few enough pages that the address space's lock is never held for
+/// long.
+pub(crate) const STEP: usize = 32 << 20;
 
 impl Drop for HostMapping {
     fn drop(&mut self) {

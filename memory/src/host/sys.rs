@@ -107,7 +107,8 @@ impl Area {
         Ok(())
     }
 
-    /// Gives the kernel advice about `range`. Of what is given here, only `MADV_DONTNEED` changes contents, to zeros.
+    /// Gives the kernel advice about `range`. Of what is given here, only `MADV_DONTNEED` changes contents, to zeros;
+    /// `MADV_PAGEOUT` keeps them, in swap.
     ///
     /// # Errors
     /// The range is empty or not inside, or the kernel refused.

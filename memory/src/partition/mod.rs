@@ -15,6 +15,7 @@
 //! on the discard thread only.
 
 mod effects;
+mod page_out;
 mod plug_state;
 mod prepare;
 mod report;
@@ -27,6 +28,7 @@ mod wait;
 mod window_view;
 
 pub use effects::EffectError;
+pub use page_out::PagedOut;
 pub use plug_state::{InvalidTarget, PlugState, PlugStateError};
 pub use report::{Phases, Report};
 pub use request::{Answer, BlockState, Request};
@@ -447,6 +449,8 @@ fn blocks(bytes: u64) -> u32 {
 
 #[cfg(test)]
 mod failure_test;
+#[cfg(test)]
+mod page_out_test;
 #[cfg(test)]
 mod partition_test;
 #[cfg(test)]

@@ -222,6 +222,14 @@ impl Partition {
         true
     }
 
+    /// The plugged blocks from block `from` on: the first run of them, or as much of it as `most` blocks.
+    #[must_use]
+    pub fn plugged_from(&self, from: u32, most: u32) -> Option<BlockRange> {
+        let rest = |run: BlockRange| BlockRange::between(run.first().max(from), run.end());
+        let run = self.plugged.runs().find_map(rest)?;
+        BlockRange::new(run.first(), run.count().min(most))
+    }
+
     /// The state as plain data.
     #[must_use]
     pub fn save(&self) -> PlugState {
