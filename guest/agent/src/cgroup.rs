@@ -267,19 +267,51 @@ impl Cgroup {
             Err(AgentError::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result?,
         }
+        self.await_event("populated", 0, limit, "end")
+    }
+
+    /// Stops all its processes where they are, and waits until the last one has stopped. After an error they go on.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`]; [`AgentError::TimedOut`], for example if a process waits for a disk that does not answer.
+    pub fn freeze(&self, limit: Duration) -> Result<()> {
+        self.set_frozen(true)?;
+        let frozen = self.await_event("frozen", 1, limit, "stop");
+        if frozen.is_err()
+            && let Err(error) = self.set_frozen(false)
+        {
+            tracing::error!(cgroup = %self.outer.display(), %error, "processes may stay frozen");
+        }
+        frozen
+    }
+
+    /// Has its processes go on.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        files::write(self.outer.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Waits until `key` is `value` in `cgroup.events`: the `what` of all processes.
+    fn await_event(&self, key: &str, value: u64, limit: Duration, what: &str) -> Result<()> {
         let events = self.outer.join("cgroup.events");
         let mut file = File::open(&events).map_err(AgentError::path("open", &events))?;
         let deadline = Instant::now() + limit;
         loop {
             let mut text = String::new();
             file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(AgentError::path("read", &events))?;
-            if flat_keyed(&text, "populated") == Some(0) {
+            if flat_keyed(&text, key) == Some(value) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(AgentError::TimedOut {
-                    what: format!("end of all processes in {}", self.outer.display()),
+                    what: format!("{what} of all processes in {}", self.outer.display()),
                     after: limit,
                 });
             }
@@ -376,116 +408,5 @@ pub fn flat_keyed(text: &str, key: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flat_keyed_files_are_read_by_whole_keys() {
-        let events = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 1\n";
-        assert_eq!(flat_keyed(events, "oom_kill"), Some(2));
-        assert_eq!(flat_keyed(events, "oom"), Some(1));
-        assert_eq!(flat_keyed(events, "group_kill"), None);
-        assert_eq!(flat_keyed("populated x\n", "populated"), None);
-        assert_eq!(flat_keyed("populated 1\nfrozen 0\n", "populated"), Some(1));
-    }
-
-    #[test]
-    fn a_process_belongs_to_an_instance() {
-        let id = |text| instance_of(text).map(|id| id.to_string());
-        assert_eq!(id("0::/instances/f-1/instance\n").as_deref(), Some("f-1"));
-        assert_eq!(id("1:cpu:/x\n0::/instances/f-2\n").as_deref(), Some("f-2"));
-        for none in
-            ["0::/agent\n", "0::/instances\n", "0::/\n", "0::/instances/A B/instance\n", "", "0::/x/instances/a\n"]
-        {
-            assert_eq!(id(none), None, "{none:?}");
-        }
-    }
-
-    #[test]
-    fn instances_leave_tasks_to_the_agent() {
-        let folder = tempfile::tempdir().unwrap();
-        let hierarchy = Hierarchy::new(folder.path());
-        std::fs::create_dir(folder.path().join(INSTANCES)).unwrap();
-        for (threads, pids, most) in
-            [("3970\n", "4194304\n", "3458"), ("63000\n", "32768\n", "32256"), ("600\n", "4194304\n", "300")]
-        {
-            std::fs::write(folder.path().join("threads-max"), threads).unwrap();
-            std::fs::write(folder.path().join("pid_max"), pids).unwrap();
-            std::fs::write(hierarchy.tasks(), "").unwrap();
-            hierarchy.limit_tasks(folder.path()).unwrap();
-            assert_eq!(std::fs::read_to_string(hierarchy.tasks()).unwrap(), most);
-        }
-    }
-
-    #[test]
-    fn the_agent_does_not_go_on_without_that_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let hierarchy = Hierarchy::new(folder.path());
-        std::fs::create_dir(folder.path().join(AGENT)).unwrap();
-        std::fs::write(folder.path().join(AGENT).join("cgroup.procs"), "").unwrap();
-        let error = hierarchy.confine_agent(4096).unwrap_err();
-        assert!(error.to_string().contains("/instances/pids.max"), "{error}");
-        std::fs::write(hierarchy.tasks(), "").unwrap();
-        hierarchy.confine_agent(4096).unwrap();
-    }
-
-    /// Base memory, the same with less for the instance, a policy and a private node.
-    fn limits() -> [Limits; 4] {
-        let node = bellows_protocol::values::Node::try_from(3).unwrap();
-        let limits = |placement, memory_max, outer_max| Limits { placement, memory_max, outer_max, pids_max: Some(7) };
-        [
-            limits(Placement::Base, 4096, 4096),
-            limits(Placement::Base, 2048, 4096),
-            limits(Placement::Policy(node), 8192, 8192),
-            limits(Placement::Private(node), 8192, 4096),
-        ]
-    }
-
-    #[test]
-    fn the_base_limit_is_around_the_cgroup_that_the_instance_sees() {
-        let id: InstanceId = "f-1".parse().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let cgroup = Hierarchy::new(folder.path()).cgroup(&id);
-        std::fs::create_dir_all(&cgroup.outer).unwrap();
-        for name in ["memory.max", "memory.cache_to_parent", "cgroup.max.descendants", "cgroup.subtree_control"] {
-            std::fs::write(cgroup.outer.join(name), "").unwrap();
-        }
-        let [.., private] = limits();
-        cgroup.bound(private.outer_max).unwrap();
-        for name in ["cpuset.mems", "memory.private_node", "memory.max", "memory.oom.group", "pids.max"] {
-            std::fs::write(cgroup.inner.join(name), "").unwrap();
-        }
-        cgroup.limit(&id, private, 7).unwrap();
-        let read = |path: &Path, name| std::fs::read_to_string(path.join(name)).unwrap();
-        assert_eq!(read(&cgroup.outer, "memory.max"), "4096");
-        assert_eq!(read(&cgroup.outer, "memory.cache_to_parent"), "1");
-        assert_eq!(read(&cgroup.outer, "cgroup.max.descendants"), "1");
-        assert_eq!(read(&cgroup.inner, "memory.max"), "8192");
-        assert_eq!(read(&cgroup.inner, "memory.private_node"), "3");
-        assert_eq!(read(&cgroup.inner, "memory.oom.group"), "1");
-    }
-
-    #[test]
-    fn a_kill_says_which_limit_was_met() {
-        use OomLimit::{Base, Guest, Memory, Partition};
-        let folder = tempfile::tempdir().unwrap();
-        let cgroup = Hierarchy::new(folder.path()).cgroup(&"f-1".parse().unwrap());
-        std::fs::create_dir_all(&cgroup.inner).unwrap();
-        let expected = [
-            ((0, 0), [Guest, Guest, Guest, Partition]),
-            ((1, 0), [Base, Memory, Memory, Base]),
-            ((0, 1), [Base, Base, Memory, Base]),
-            ((1, 1), [Base, Base, Memory, Base]),
-        ];
-        for ((inner, outer), met) in expected {
-            std::fs::write(cgroup.inner.join("memory.events.local"), format!("oom {inner}\n")).unwrap();
-            std::fs::write(cgroup.outer.join("memory.events.local"), format!("oom {outer}\n")).unwrap();
-            for (limits, met) in limits().into_iter().zip(met) {
-                std::fs::write(cgroup.outer.join("memory.events"), "oom 1\noom_kill 2\n").unwrap();
-                assert_eq!(cgroup.oom_killed(limits).unwrap(), Some(met), "{limits:?} {inner} {outer}");
-                std::fs::write(cgroup.outer.join("memory.events"), "oom 1\noom_kill 0\n").unwrap();
-                assert_eq!(cgroup.oom_killed(limits).unwrap(), None);
-            }
-        }
-    }
-}
+#[path = "cgroup_test.rs"]
+mod tests;

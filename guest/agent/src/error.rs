@@ -123,6 +123,9 @@ pub enum AgentError {
     /// The instance's first process has ended, and every other with it.
     #[error("instance {0:?} has ended")]
     Ended(String),
+    /// The instance's processes do not run until it is thawed.
+    #[error("instance {0:?} is frozen: thaw it first")]
+    Frozen(String),
     /// The awaited event did not come in time.
     #[error("no {what} after {} ms", after.as_millis())]
     TimedOut {
@@ -258,6 +261,7 @@ impl AgentError {
             Self::Unknown { .. }
             | Self::InUse { .. }
             | Self::Ended(_)
+            | Self::Frozen(_)
             | Self::NotZygote(_)
             | Self::NoMemory(_)
             | Self::LimitInPartition { .. } => Code::FAILED_PRECONDITION,

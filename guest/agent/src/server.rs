@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitDriverRequest, AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty,
-    ExitStatus, HelloRequest, HelloResponse, Holder, InspectPartitionRequest, InstanceRequest, Layer,
-    MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
-    ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
+    ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse, Holder, InspectPartitionRequest,
+    InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest,
+    ReasonCount, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
     StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
@@ -28,9 +28,10 @@ use crate::clock::{self, Correction};
 use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
-use crate::instance::{Instances, Request, Role};
+use crate::instance::{Frozen, Instances, Request, Role};
 use crate::partition::{self, Driver, MemoryInfo, State};
 use crate::pci::Sysfs;
+use crate::placement::Placement;
 use crate::shutdown;
 use crate::statistics::{self, Migrations, VmStat};
 use crate::streams::StdioSpec;
@@ -188,6 +189,17 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
+    fn freeze_instance(&self, _: &TtrpcContext, request: FreezeInstanceRequest) -> ttrpc::Result<FrozenInstance> {
+        let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
+        Ok(frozen_instance(self.instances.freeze(&id, limit(request.timeout_ms))?))
+    }
+
+    fn thaw_instance(&self, _: &TtrpcContext, request: InstanceRequest) -> ttrpc::Result<Empty> {
+        let id = instance_id(&request.instance_id).map_err(AgentError::Value)?;
+        self.instances.thaw(&id)?;
+        Ok(Empty::new())
+    }
+
     fn clock(&self, _: &TtrpcContext, request: ClockRequest) -> ttrpc::Result<ClockResponse> {
         clock::correct(Correction::new(request.correction_ns, request.step))?;
         Ok(ClockResponse { realtime_ns: clock::now()?, ..Default::default() })
@@ -297,6 +309,20 @@ fn holder(holder: partition::Holder) -> Holder {
         command: holder.command,
         bytes: holder.bytes,
         instance_id: holder.instance.map(|id| id.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn frozen_instance(frozen: Frozen) -> FrozenInstance {
+    let node = match frozen.placement {
+        Placement::Base => 0,
+        Placement::Policy(node) | Placement::Private(node) => node.number(),
+    };
+    FrozenInstance {
+        node,
+        private: matches!(frozen.placement, Placement::Private(_)),
+        neighbours: frozen.neighbours,
+        spare_bytes: frozen.spare,
         ..Default::default()
     }
 }

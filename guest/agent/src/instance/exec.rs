@@ -13,7 +13,8 @@ impl Instances {
     /// Starts another process in an instance; returns its number.
     ///
     /// # Errors
-    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`]; errors of the start.
+    /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`],
+    /// [`AgentError::Frozen`]; errors of the start.
     /// Then nothing of it remains, except processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
@@ -25,6 +26,7 @@ impl Instances {
         if instance.init.exit.get().is_some() {
             return Err(AgentError::Ended(name.to_string()));
         }
+        let _starting = instance.freezer.start(name)?;
         let credentials = furnish::credentials(rootfs.root(), &process.user)?;
         let cgroup = cgroup.as_ref().ok_or_else(|| AgentError::Ended(name.to_string()))?.folder();
         let joining = Joining { hostname: name.as_str(), cgroup, placement: limits.placement, init: &instance.init };

@@ -6,6 +6,7 @@
 //! | `exec` | starts, signals and removes further processes |
 //! | `wait` | waits for a process, destroys sockets after the last |
 //! | `remove` | takes an instance apart |
+//! | `freeze` | stops its processes, and has them go on |
 //! | `zygote` | makes an instance one that others are forked from |
 //!
 //! The order of removal makes the partition cheap to give back: kill the cgroup, wait for its last process (which frees
@@ -14,6 +15,7 @@
 //! the partition holds no page that must be migrated.
 
 mod exec;
+mod freeze;
 mod remove;
 mod request;
 mod start;
@@ -21,6 +23,7 @@ mod table;
 mod wait;
 mod zygote;
 
+pub use freeze::Frozen;
 pub use request::{Request, Role};
 pub use table::{FOLDER, Instances};
 
@@ -29,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 
 use bellows_protocol::values::{ImageId, InstanceId, ProcessId};
 
+use self::freeze::Freezer;
 use crate::base_memory::Claim;
 use crate::cgroup::{Cgroup, Limits, OomLimit};
 use crate::container::Process;
@@ -45,6 +49,7 @@ pub struct Instance {
     init: Arc<Process>,
     others: Others,
     sockets: Sockets,
+    freezer: Freezer,
     /// Other instances can be forked from it.
     zygote: Option<Zygote>,
     oom_killed: OnceLock<Option<OomLimit>>,

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use super::freeze::Freezer;
 use super::table::Slot;
 use super::{Instance, Instances, Parts, Request, Role};
 use crate::accounts::Credentials;
@@ -44,6 +45,7 @@ impl Instances {
             Role::ForkOf(id) => Some(self.zygote(id, &request.image)?),
             Role::Plain | Role::Zygote => None,
         };
+        let _starting = parent.as_ref().map(|parent| parent.freezer.start(&parent.parts.id)).transpose()?;
         let claim = self.base.claim(request.base_limit, request.node.is_partition())?;
         let limits = self.limits(request, claim.bytes())?;
         let layers = self.images.begin_use(&request.image)?;
@@ -63,6 +65,7 @@ impl Instances {
                 init: Arc::new(process),
                 others: Others::default(),
                 sockets: Sockets::of(network),
+                freezer: Freezer::default(),
                 zygote,
                 oom_killed: OnceLock::new(),
             }),

@@ -1,6 +1,7 @@
 //! A partition's memory as the guest's kernel sees it: its size, its node, its zone, and the processes that use it.
 
 mod driver;
+mod free_blocks;
 mod meminfo;
 mod mountinfo;
 mod numa_maps;
@@ -76,6 +77,15 @@ impl MemoryInfo {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What the driver can give back of a private node at once, in bytes.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn spare(&self, node: Node) -> Result<u64> {
+        let (lists, zones) = (files::read(self.proc.join("buddyinfo"))?, files::read(self.proc.join("zoneinfo"))?);
+        Ok(free_blocks::spare(&lists, &zones, node.number()))
     }
 
     /// Whether the kernel has the guest memory extension and it is on.
