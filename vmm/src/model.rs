@@ -340,8 +340,19 @@ impl PartitionReport {
     }
 }
 
+/// An instance that is frozen.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct FrozenInstance {
+    /// Its name.
+    #[serde(serialize_with = "text::serialize")]
+    pub instance: InstanceId,
+    /// What was plugged in its partition before, and will be again when it is thawed.
+    #[serde(rename = "bytes")]
+    pub size: ByteSize,
+}
+
 /// A partition of a VM.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PartitionInfo {
     /// Its memory.
     pub memory: Report,
@@ -358,6 +369,8 @@ pub struct PartitionInfo {
     pub added: ByteSize,
     /// What the memory map of that takes of base memory.
     pub memory_map: ByteSize,
+    /// The instances there that are frozen, by name; more than one only with a stock kernel.
+    pub frozen: Vec<FrozenInstance>,
 }
 
 /// What has come of the preparation of partitions ([`VmConfig::prepare`](crate::VmConfig::prepare)).

@@ -350,7 +350,7 @@ impl Vm {
     /// # Errors
     /// See [`Instance::remove`].
     pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
-        self.instances.remove(&self.session, id, timeout)
+        self.instances.remove(&self.session, &self.partitions, id, timeout)
     }
 }
 

@@ -11,7 +11,8 @@ pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError, check_command};
 
 use super::error::InstanceError;
-use super::partitions::Partitions;
+use super::freeze::{self, FreezeReport, ThawReport};
+use super::partitions::{Home, Partitions};
 use super::processes::{Forwarding, Process, ProcessSpec};
 use crate::guest::agent::{AgentClient, AgentError};
 use crate::guest::session::Session;
@@ -69,12 +70,21 @@ impl Instances {
         let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
         let pid = agent.start_instance(&request).map_err(failed)?;
         tracing::debug!(instance = %spec.id, pid, "started an instance");
-        Ok(Instance::new(spec.id.clone(), pid, agent))
+        let home = spec.partition.map(|partition| partitions.home(partition));
+        Ok(Instance { home, ..Instance::new(spec.id.clone(), pid, agent) })
     }
 
     /// Removes an instance by its name.
-    pub(crate) fn remove(&self, session: &Session, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
-        remove(session.agent()?, id, timeout)
+    pub(crate) fn remove(
+        &self,
+        session: &Session,
+        partitions: &Partitions,
+        id: &InstanceId,
+        timeout: Duration,
+    ) -> Result<(), InstanceError> {
+        remove(session.agent()?, id, timeout)?;
+        partitions.forget_frozen(id);
+        Ok(())
     }
 }
 
@@ -219,13 +229,14 @@ impl ZygoteSpec {
 pub struct Instance {
     id: InstanceId,
     init: Process,
+    home: Option<Home>,
     agent: Arc<AgentClient>,
 }
 
 impl Instance {
     pub(crate) fn new(id: InstanceId, pid: u32, agent: Arc<AgentClient>) -> Self {
         let init = Process::new(id.clone(), ProcessId::init(), pid, agent.clone());
-        Self { id, init, agent }
+        Self { id, init, home: None, agent }
     }
 
     /// Its name.
@@ -293,7 +304,35 @@ impl Instance {
     /// The agent failed, or did not finish within `timeout` and may still be working. Try again then: the instance stays until
     /// it is removed.
     pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
-        remove(&self.agent, &self.id, timeout)
+        remove(&self.agent, &self.id, timeout)?;
+        if let Some(entry) = self.home.as_ref().and_then(|home| home.entry().ok()) {
+            entry.forget_frozen(&self.id);
+        }
+        Ok(())
+    }
+
+    /// Stops all its processes where they are, and gives back what it does not need until [`Instance::thaw`]: of its partition
+    /// what is free goes back to the host, and the rest is pushed out to the host's swap. With a stock kernel nothing is unplugged,
+    /// without swap nothing is pushed out; the report says so.
+    ///
+    /// A frozen instance makes no progress. It can be removed, and its partition unplugged; signals other than 9 wait for the
+    /// thaw. Another process in it and forks of it are refused. To freeze it again tries again to give memory back.
+    ///
+    /// # Errors
+    /// It has ended, a process is being started in it, or its processes did not stop in time: then it goes on. After
+    /// [`InstanceError::Partition`] it is frozen, and memory did not go back. If the agent did not answer it may be frozen.
+    pub fn freeze(&self, timeout: Duration) -> Result<FreezeReport, InstanceError> {
+        freeze::freeze(&self.agent, &self.id, self.home.as_ref(), timeout, freeze::host_swap)
+    }
+
+    /// Plugs what the freeze has unplugged, and has it go on. What was pushed out comes back as it is touched. An instance that
+    /// is not frozen is left as it is.
+    ///
+    /// # Errors
+    /// [`InstanceError::Partition`] if its partition cannot be plugged, for example because the host has too little memory: it stays
+    /// frozen. The agent failed. Try again then.
+    pub fn thaw(&self, timeout: Duration) -> Result<ThawReport, InstanceError> {
+        freeze::thaw(&self.agent, &self.id, self.home.as_ref(), timeout)
     }
 }
 

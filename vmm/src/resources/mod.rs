@@ -4,6 +4,7 @@
 pub(crate) mod balloon;
 pub(crate) mod disks;
 pub(crate) mod error;
+pub(crate) mod freeze;
 pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod partitions;

@@ -1,15 +1,16 @@
 //! Partitions of a VM: plugged for an instance, unplugged and discarded after it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::pci::PciAddress;
-use bellows_devices::virtio::{Mem, MemHandle, UnplugError};
+use bellows_devices::virtio::{Mem, MemHandle, PlugError, Plugged, UnplugError};
 use bellows_memory::partition::WaitError;
 use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, PartitionId, PartitionMemory, PartitionSetup, Window};
-use bellows_protocol::values::MIN_BASE_LIMIT;
+use bellows_protocol::values::{InstanceId, MIN_BASE_LIMIT};
 
 use super::error::PartitionError;
 use super::prepare::{Preparer, Subject};
@@ -23,8 +24,8 @@ use crate::guest::error::NotRunning;
 use crate::guest::session::Session;
 use crate::memory_map::{self, Added};
 use crate::model::{
-    DiscardReport, GuestDriver, GuestInfo, GuestState, NotPrepared, PartitionInfo, PartitionUse, PlugReport,
-    PreparationReport, UnplugReport,
+    DiscardReport, FrozenInstance, GuestDriver, GuestInfo, GuestState, NotPrepared, PartitionInfo, PartitionUse,
+    PlugReport, PreparationReport, UnplugReport,
 };
 use crate::virtio_bus::VirtioBus;
 
@@ -46,13 +47,22 @@ pub(crate) struct PartitionParts {
 }
 
 #[derive(Clone)]
-struct Entry {
-    handle: MemHandle,
+pub(super) struct Entry {
+    pub(super) handle: MemHandle,
     device: PciAddress,
     attached: bool,
     /// Its mode in the guest when it was plugged last.
     mode: Arc<Mutex<Option<PartitionMode>>>,
     added: Added,
+    /// The instances there that are frozen, and what was plugged before each was.
+    frozen: Arc<Mutex<BTreeMap<InstanceId, ByteSize>>>,
+}
+
+/// The partition of an instance. It keeps neither the VM nor its memory.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub(super) id: PartitionId,
+    table: Weak<Table>,
 }
 
 impl Partitions {
@@ -126,31 +136,9 @@ impl Partitions {
         size: ByteSize,
         timeout: Duration,
     ) -> Result<PlugReport, PartitionError> {
-        let entry = self.entry(id)?;
-        let agent = session.agent()?;
-        let (start, deadline) = (Instant::now(), Deadline::after(timeout));
         let call = self.preparer.call(id);
-        let plugged = call.plug(&entry.handle, size, deadline);
-        entry.added.plugged(entry.window(), entry.handle.memory().report().plugged);
-        let plugged = plugged.map_err(|source| PartitionError::Plug { id, size, source })?;
-        let accepted = start.elapsed();
-        let address = entry.handle.memory().window().range().start().0;
-        // The reserved time is for taking back memory that the guest cannot use.
-        let left = deadline.left() / 4 * 3;
-        let usage = match agent.await_partition(id.get().into(), size.get(), address, left) {
-            Ok(usage) => usage,
-            Err(source) => {
-                if let Err(error) = entry.handle.undo(&plugged, deadline.left()) {
-                    tracing::warn!(partition = %id, %error, "memory that the guest cannot use stays plugged");
-                }
-                return Err(PartitionError::NotUsable { id, size, source });
-            }
-        };
-        let usable = start.elapsed();
-        let mode = usage.driver.map_or(PartitionMode::Stock, |driver| driver.mode);
-        tracing::debug!(partition = %id, %size, ?usable, %mode, "plugged");
-        entry.set_mode(mode);
-        Ok(PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver: usage.driver })
+        let raise = |handle: &MemHandle, size, deadline| call.plug(handle, size, deadline);
+        self.entry(id)?.plug_by(raise, session.agent()?, size, timeout)
     }
 
     /// Has the guest give back the memory of partition `id` beyond `size`.
@@ -176,6 +164,8 @@ impl Partitions {
             Err(UnplugError::Incomplete(WaitError::Timeout { report, .. })) => *report,
             Err(source) => return Err(PartitionError::Unplug { id, source }),
         };
+        // A thaw must not plug more than is wanted from now on.
+        entry.frozen.lock().values_mut().for_each(|before| *before = size.min(*before));
         let complete = report.plugged <= size;
         let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
         let keeps = driver.is_some_and(|it| it.mode == PartitionMode::Extension && it.state != GuestState::Empty);
@@ -213,6 +203,16 @@ impl Partitions {
     pub(crate) fn plugged(&self, id: PartitionId) -> Result<ByteSize, PartitionError> {
         let report = self.entry(id)?.handle.memory().report();
         Ok(if report.preparing { ByteSize::bytes(0) } else { report.plugged })
+    }
+
+    /// Partition `id` as an instance's.
+    pub(super) fn home(&self, id: PartitionId) -> Home {
+        Home { id, table: Arc::downgrade(&self.table) }
+    }
+
+    /// An instance is gone: it is frozen no longer.
+    pub(super) fn forget_frozen(&self, instance: &InstanceId) {
+        self.table.map(|entry| entry.forget_frozen(instance));
     }
 
     /// The partitions that have a device, in order.
@@ -277,7 +277,7 @@ impl Partitions {
         let device = Mem::new(memory);
         let handle = device.handle();
         let device = bus.add(&name, device, self.parts.event_loop.clone())?;
-        let entry = Entry { handle, device, attached, mode: Arc::default(), added: Added::default() };
+        let entry = Entry { attached, ..Entry::new(handle, device) };
         change.insert(window.id(), entry);
         Ok(device)
     }
@@ -293,9 +293,81 @@ impl Partitions {
     }
 }
 
+impl Home {
+    /// The partition, if the VM still has it.
+    pub(super) fn entry(&self) -> Result<Entry, PartitionError> {
+        self.table.upgrade().and_then(|table| table.get(&self.id)).ok_or(PartitionError::NoDevice(self.id))
+    }
+}
+
 impl Entry {
-    fn info(&self) -> PartitionInfo {
+    pub(super) fn new(handle: MemHandle, device: PciAddress) -> Self {
+        Self { handle, device, attached: false, mode: Arc::default(), added: Added::default(), frozen: Arc::default() }
+    }
+
+    /// Plugs it, which has been plugged before, until it has `size`, and waits until an instance can use it.
+    pub(super) fn plug(
+        &self,
+        agent: &AgentClient,
+        size: ByteSize,
+        timeout: Duration,
+    ) -> Result<PlugReport, PartitionError> {
+        self.plug_by(|handle, size, deadline| handle.plug(size, deadline.left()), agent, size, timeout)
+    }
+
+    fn plug_by(
+        &self,
+        raise: impl FnOnce(&MemHandle, ByteSize, Deadline) -> Result<Plugged, PlugError>,
+        agent: &AgentClient,
+        size: ByteSize,
+        timeout: Duration,
+    ) -> Result<PlugReport, PartitionError> {
+        let (start, deadline) = (Instant::now(), Deadline::after(timeout));
+        let window = self.handle.memory().window();
+        let id = window.id();
+        let plugged = raise(&self.handle, size, deadline);
+        self.added.plugged(window, self.handle.memory().report().plugged);
+        let plugged = plugged.map_err(|source| PartitionError::Plug { id, size, source })?;
+        let accepted = start.elapsed();
+        // The reserved time is for taking back memory that the guest cannot use.
+        let left = deadline.left() / 4 * 3;
+        let usage = match agent.await_partition(id.get().into(), size.get(), window.range().start().0, left) {
+            Ok(usage) => usage,
+            Err(source) => {
+                if let Err(error) = self.handle.undo(&plugged, deadline.left()) {
+                    tracing::warn!(partition = %id, %error, "memory that the guest cannot use stays plugged");
+                }
+                return Err(PartitionError::NotUsable { id, size, source });
+            }
+        };
+        let usable = start.elapsed();
+        let mode = usage.driver.map_or(PartitionMode::Stock, |driver| driver.mode);
+        tracing::debug!(partition = %id, %size, ?usable, %mode, "plugged");
+        *self.mode.lock() = Some(mode);
+        Ok(PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver: usage.driver })
+    }
+
+    /// Notes that an instance is frozen, and what is plugged; returns whether that is new.
+    pub(super) fn note_frozen(&self, instance: &InstanceId) -> bool {
+        let plugged = self.handle.memory().report().plugged;
+        let mut frozen = self.frozen.lock();
+        let is_new = !frozen.contains_key(instance);
+        frozen.entry(instance.clone()).or_insert(plugged);
+        is_new
+    }
+
+    /// What was plugged before an instance was frozen.
+    pub(super) fn before_freeze(&self, instance: &InstanceId) -> Option<ByteSize> {
+        self.frozen.lock().get(instance).copied()
+    }
+
+    pub(super) fn forget_frozen(&self, instance: &InstanceId) {
+        self.frozen.lock().remove(instance);
+    }
+
+    pub(super) fn info(&self) -> PartitionInfo {
         let added = self.added.get();
+        let frozen = self.frozen.lock().clone().into_iter();
         PartitionInfo {
             memory: self.handle.memory().report(),
             address: self.window().range().start().0,
@@ -304,15 +376,12 @@ impl Entry {
             mode: *self.mode.lock(),
             added,
             memory_map: memory_map::of(added),
+            frozen: frozen.map(|(instance, size)| FrozenInstance { instance, size }).collect(),
         }
     }
 
     fn window(&self) -> Window {
         self.handle.memory().window()
-    }
-
-    fn set_mode(&self, mode: PartitionMode) {
-        *self.mode.lock() = Some(mode);
     }
 }
 

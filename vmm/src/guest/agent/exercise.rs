@@ -38,13 +38,14 @@ pub fn exercise(bytes: &[u8]) {
     let vm = EndSignal::new().expect("a descriptor");
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default(), vm };
     let instance = "a".parse().expect("an identifier");
-    let calls: [&dyn Fn() -> Option<String>; 6] = [
+    let calls: [&dyn Fn() -> Option<String>; 7] = [
         &|| said(client.hello(&[], LIMIT)),
         &|| said(client.inspect_partition(1)),
         &|| said(client.await_driver(1, true, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),
         &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),
+        &|| said(client.freeze_instance(&instance, 1, LIMIT)),
     ];
     for index in 0..=answers.len() / MESSAGE_HEADER_LENGTH {
         if let Some(message) = calls[index % calls.len()]() {

@@ -10,6 +10,7 @@ mod error;
 pub mod exercise;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod freeze;
 mod partition;
 mod stream;
 mod writer;
