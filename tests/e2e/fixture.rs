@@ -265,6 +265,11 @@ impl Job {
         assert!(printed.contains(text), "waited for {text:?}, got {printed:?}");
     }
 
+    /// What it has printed so far.
+    pub fn printed(&self) -> String {
+        self.output.wait_while(|_| false).text()
+    }
+
     /// Sends a signal to its first process.
     pub fn signal(&self, number: u32) {
         let sent = self.instance.signal(number);
@@ -298,8 +303,7 @@ impl Job {
             stream.join().unwrap();
         }
         self.instance.remove(PATIENCE).unwrap();
-        let text = self.output.wait_while(|_| false).text();
-        (status, text)
+        (status, self.output.wait_while(|_| false).text())
     }
 }
 

@@ -13,6 +13,7 @@ mod disks;
 mod extension;
 mod files;
 mod fixture;
+mod freeze;
 mod instances;
 mod layers;
 mod partitions;
@@ -22,6 +23,7 @@ mod programs;
 mod sealed;
 mod streams;
 mod stress;
+mod swap;
 mod warm;
 mod zygotes;
 
