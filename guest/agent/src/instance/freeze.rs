@@ -59,7 +59,11 @@ impl Instances {
         instance.freezer.freeze(id, instance.cgroup()?, limit)?;
         let placement = instance.parts.limits.placement;
         let spare = match placement {
-            Placement::Private(node) => self.memory.spare(node)?,
+            // It is frozen by now, so this is no failure.
+            Placement::Private(node) => self.memory.spare(node).unwrap_or_else(|error| {
+                tracing::warn!(%id, %error, "cannot tell what is free in its partition");
+                0
+            }),
             Placement::Policy(_) | Placement::Base => 0,
         };
         Ok(Frozen { placement, neighbours: self.neighbours(&instance), spare })
