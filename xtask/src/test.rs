@@ -15,7 +15,11 @@ const KILLED_IMPORTS: u32 = 200;
 const CONTRACT_MINUTES: u32 = 2;
 
 /// End-to-end tests that `cargo xtask stress` runs and not every run: they take long.
-const LONG: [&str; 2] = ["stress::", "zygotes::what_cannot_be_forked_is_refused_by_name"];
+const LONG: [&str; 3] = [
+    "stress::",
+    "base_memory::a_hundred_thousand_files_fit_by_default",
+    "zygotes::what_cannot_be_forked_is_refused_by_name",
+];
 
 /// Runs all checks, whatever fails on the way.
 pub fn run(install: bool) -> Result<()> {
