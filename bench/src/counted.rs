@@ -9,6 +9,9 @@ use crate::cost::Cost;
 /// Memory that is plugged and unplugged.
 pub const PARTITION_MIB: u64 = 2048;
 
+/// Memory of the zygote that a fork is made of.
+pub const ZYGOTE_MIB: u64 = 128;
+
 /// The part of it that an instance fills before the unplug.
 pub const FILLED_MIB: u64 = 256;
 
@@ -24,6 +27,8 @@ pub enum Operation {
     Echo,
     /// `python3 -c pass`, in the same way.
     Python,
+    /// The same as a fork of a Python that is ready.
+    Fork,
     /// Unplug of 2 GiB of which an ended instance filled 256 MiB: the whole call, with the agent's counting before and after.
     Unplug,
     /// Of that, from the request until the guest cannot reach them.
@@ -40,11 +45,12 @@ pub enum Operation {
 
 impl Operation {
     /// All, in the order in which they are measured.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Boot,
         Self::FirstPlug,
         Self::Echo,
         Self::Python,
+        Self::Fork,
         Self::Unplug,
         Self::UnplugAlone,
         Self::Discard,
@@ -61,6 +67,7 @@ impl fmt::Display for Operation {
             Self::FirstPlug => "first-plug",
             Self::Echo => "echo",
             Self::Python => "python",
+            Self::Fork => "fork",
             Self::Unplug => "unplug",
             Self::UnplugAlone => "unplug-alone",
             Self::Discard => "discard",

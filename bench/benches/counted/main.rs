@@ -8,12 +8,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bellows_bench::cost::{Cost, Meter};
-use bellows_bench::counted::{FILLED_MIB, Operation, PARTITION_MIB, Sample};
+use bellows_bench::counted::{FILLED_MIB, Operation, PARTITION_MIB, Sample, ZYGOTE_MIB};
 use bellows_bench::print;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
 use bellows_lab::artefact;
-use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, Vm, VmBuilder};
+use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, Vm, VmBuilder, ZygoteSpec};
 
 use crate::common::{Image, PATIENCE, Result, image_id, partition, shutdown};
 
@@ -51,7 +51,8 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     let partition = partition(1)?;
 
     let meter = Meter::start()?;
-    let vm = image.boot(VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE).partition(PARTITION))?;
+    let builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, BASE);
+    let vm = image.boot(builder.partition(PARTITION).partition(ByteSize::mib(ZYGOTE_MIB)))?;
     report(Operation::Boot, meter.stop()?)?;
     image.mount(&vm)?;
 
@@ -63,14 +64,15 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
         [(Operation::Echo, &["/bin/echo", "hello"][..]), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
     {
         // The first run of a program reads its files from the layers.
-        run_to_end(&vm, partition, command)?.remove(PATIENCE)?;
+        run_to_end(&vm, &spec(partition, command)?)?.remove(PATIENCE)?;
         let meter = Meter::start()?;
-        let instance = run_to_end(&vm, partition, command)?;
+        let instance = run_to_end(&vm, &spec(partition, command)?)?;
         report(operation, meter.stop()?)?;
         instance.remove(PATIENCE)?;
     }
+    fork(&vm, partition, report)?;
     let fill = format!("memory = bytearray({FILLED_MIB} << 20); memory[::4096] = b'x' * ({FILLED_MIB} << 8)");
-    run_to_end(&vm, partition, &["/usr/bin/python3", "-c", &fill])?.remove(PATIENCE)?;
+    run_to_end(&vm, &spec(partition, &["/usr/bin/python3", "-c", &fill])?)?.remove(PATIENCE)?;
 
     let meter = Meter::start()?;
     let unplug = vm.unplug(partition, PATIENCE)?;
@@ -91,12 +93,33 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     shutdown(&vm)
 }
 
-fn run_to_end(vm: &Vm, partition: PartitionId, command: &[&str]) -> Result<Instance> {
-    let spec = InstanceSpec::new("counted".parse()?, image_id()?, command.iter().copied());
-    let instance = vm.start_instance(&spec.in_partition(partition))?;
+/// Counts a fork of a Python in a partition of its own.
+fn fork(vm: &Vm, partition: PartitionId, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Result<()> {
+    let its_own = common::partition(2)?;
+    vm.plug(its_own, ByteSize::mib(ZYGOTE_MIB), PATIENCE)?;
+    let zygote = ZygoteSpec::python("zygote".parse()?, image_id()?, ["os"]).in_partition(its_own);
+    let zygote = vm.start_zygote(&zygote)?;
+    let spec = spec(partition, &["/usr/bin/python3", "-c", "pass"])?.forked_from("zygote".parse()?);
+    run_to_end(vm, &spec)?.remove(PATIENCE)?;
+    let meter = Meter::start()?;
+    let instance = run_to_end(vm, &spec)?;
+    report(Operation::Fork, meter.stop()?)?;
+    instance.remove(PATIENCE)?;
+    zygote.remove(PATIENCE)?;
+    vm.unplug(its_own, PATIENCE)?;
+    vm.await_discard(its_own, PATIENCE)?;
+    Ok(())
+}
+
+fn spec(partition: PartitionId, command: &[&str]) -> Result<InstanceSpec> {
+    Ok(InstanceSpec::new("counted".parse()?, image_id()?, command.iter().copied()).in_partition(partition))
+}
+
+fn run_to_end(vm: &Vm, spec: &InstanceSpec) -> Result<Instance> {
+    let instance = vm.start_instance(spec)?;
     match instance.wait()?.code {
         0 => Ok(instance),
-        code => Err(format!("{} ended with exit code {code}: expected 0", command.join(" ")).into()),
+        code => Err(format!("{} ended with exit code {code}: expected 0", spec.process.argv.join(" ")).into()),
     }
 }
 
