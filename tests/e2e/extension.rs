@@ -268,3 +268,21 @@ print(client.send(memoryview(page), MSG_ZEROCOPY))'"#;
     park(&guest, 1);
     guest.shutdown();
 }
+
+/// With several CPUs: much of what the kernel keeps for a node is there once for each. A guest may have four times as many
+/// windows, but an emulated processor takes minutes to find them.
+#[test]
+fn windows_cost_little_base_memory() {
+    const WINDOWS: u64 = 60;
+    let available = |windows| {
+        let guest = (0..windows).fold(Guest::ours().vcpus(4), |guest, _| guest.partition(2)).boot();
+        let text = guest.shell("look", "sed -n 's/^MemAvailable: *//p' /proc/meminfo");
+        guest.shutdown();
+        text.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok()).expect("a number of KiB")
+    };
+    let (without, with) = (available(0), available(WINDOWS));
+    let each = without.saturating_sub(with) / WINDOWS;
+    println!("{without} KiB without windows, {with} KiB with {WINDOWS}: {each} KiB for each");
+    // 66 at last, of the device as well as of the node.
+    assert!(each < 80, "{each} KiB");
+}
