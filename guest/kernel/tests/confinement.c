@@ -6,17 +6,22 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/filter.h>
 #include <linux/mempolicy.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests.h"
@@ -95,6 +100,30 @@ void test_counts(void)
 	check_most(size.f_files, node_pages(0, "MemTotal") / 2);
 	check_is(umount("/mnt"), 0);
 	check(unplug(FIRST, 5));
+}
+
+/* Installs a filter that allows everything; returns by how many KiB the memory of vmalloc() has grown. */
+static long vmalloc_for_filter(void)
+{
+	struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	struct sock_fprog program = { .len = 1, .filter = &allow };
+	long before = keyed("/proc/meminfo", "VmallocUsed:");
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+		return LONG_MAX;
+	return keyed("/proc/meminfo", "VmallocUsed:") - before;
+}
+
+/* What compiled programs lie in is not larger for all the nodes that instances may have. */
+void test_filter_pack(void)
+{
+	pid_t child = fork();
+	int status = -1;
+
+	if (!child)
+		_exit(vmalloc_for_filter() > 3 * 1024);
+	check_is(waitpid(child, &status, 0), child);
+	check_is(status, 0);
 }
 
 #define HUGETLB		"/proc/sys/vm/nr_hugepages"

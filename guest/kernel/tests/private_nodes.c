@@ -23,6 +23,7 @@ static const struct {
 	enum boot boot;
 } tests[] = {
 	{ "hidden", test_hidden, PRIVATE },
+	{ "filter_pack", test_filter_pack, PRIVATE },
 	{ "counts", test_counts, PRIVATE },
 	{ "hugetlb", test_hugetlb, PRIVATE },
 	{ "pressure", test_pressure, PRIVATE },

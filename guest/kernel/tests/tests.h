@@ -17,6 +17,7 @@ bool listed(const char *name, const char *list);
 /* confinement.c */
 void test_hidden(void);
 void test_counts(void);
+void test_filter_pack(void);
 void test_hugetlb(void);
 void test_pressure(void);
 void test_subjects(void);
