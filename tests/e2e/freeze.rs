@@ -6,13 +6,13 @@ use crate::extension::{kill, park};
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id, partition};
 use crate::swap::{self, Zram};
 
-/// Frees 128 MiB, keeps `KEPT` and counts aloud. Ends when it is told to, and says whether it still has what it kept.
+/// Keeps `KEPT`, frees 128 MiB of its own and counts aloud. Ends when it is told to, and says whether it still has what it kept.
 const COUNTS: &str = r#"
 import os, random, signal, sys, time, zlib
-freed = bytearray(b"x") * (128 << 20)
-del freed
 kept = KEPT
 before = zlib.crc32(kept)
+freed = bytearray(b"x") * (128 << 20)
+del freed
 def end(*_):
     print("kept", len(kept) >> 20, zlib.crc32(kept) == before, flush=True)
     sys.exit(0)
