@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
 use bellows_agent::container::plan::ProcessSpec;
-use bellows_agent::container::{Joining, Launcher, Process, Running, Site};
+use bellows_agent::container::{HELPER, Joining, Launcher, Process, Running, Site};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
@@ -215,6 +215,7 @@ fn inside() {
     what_joins_has_streams_of_its_own(&fixture);
     what_cannot_join_is_reported(&fixture);
     what_a_process_leaves_behind_does_not_hold_its_streams(&fixture);
+    a_helper_that_is_gone_is_replaced(&fixture);
     peer::a_container_is_what_runc_makes(&fixture);
     zygote::has_its_socket_and_a_number_of_its_own(&fixture);
     zygote::ends_as_its_process_does(&fixture);
@@ -231,6 +232,30 @@ fn inside() {
         }
     }
     fs::remove_dir(group).unwrap();
+}
+
+fn a_helper_that_is_gone_is_replaced(fixture: &Fixture) {
+    let beside = fixture.start("beside", &command(&["cat"]));
+    let mut ours = Vec::new();
+    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap();
+        ours.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+    }
+    let is_helper = |pid: &i32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|&byte| byte == 0).nth(1) == Some(HELPER.as_bytes())
+    };
+    ours.retain(is_helper);
+    // The process beside executed its command: it is no helper any more.
+    let [helper] = ours[..] else { panic!("one helper: {ours:?}") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let start = Instant::now();
+    while Path::new(&format!("/proc/{helper}")).exists() {
+        assert!(start.elapsed() < LIMIT, "it stays");
+        std::thread::yield_now();
+    }
+    assert_eq!(fixture.run("replaced", "echo again"), (0, "again\n".into(), String::new()));
+    assert_eq!(finish(&beside).0, 0, "what it had made is not its");
 }
 
 fn its_streams_and_exit_code_arrive(fixture: &Fixture) {
