@@ -10,7 +10,7 @@
 //! - Without children the wait would not block; the thread then sleeps until the next [`Reaper::spawn`]. Orphans can only
 //!   come from a living descendant, hence while there is a child.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::process::Command;
 use std::sync::Arc;
@@ -79,17 +79,45 @@ struct State {
     /// Counts children started here.
     spawns: u64,
     watched: HashMap<i32, Arc<Exit>>,
-    /// How many expect a child that they do not know yet.
-    expecting: usize,
-    /// Statuses of children that nobody watched, while somebody expects one. Only direct children are here: orphans of a
-    /// container go to its own first process.
-    unclaimed: HashMap<i32, i32>,
+    /// Number of the last expectation of a child that is not known yet, and all that are still there.
+    last: u64,
+    expecting: BTreeSet<u64>,
+    /// Statuses of children that nobody watched, each with the last expectation at that time. Only direct children are here:
+    /// orphans of a container go to its own first process.
+    unclaimed: HashMap<i32, (i32, u64)>,
+}
+
+impl State {
+    fn expect(&mut self) -> u64 {
+        self.last += 1;
+        self.expecting.insert(self.last);
+        self.last
+    }
+
+    /// Ends an expectation, and drops the statuses that none of the others can be about.
+    fn expect_no_more(&mut self, number: u64) {
+        self.expecting.remove(&number);
+        match self.expecting.first() {
+            Some(&oldest) => self.unclaimed.retain(|_, (_, last)| *last >= oldest),
+            None => self.unclaimed = HashMap::new(),
+        }
+    }
+
+    /// Keeps the status of a child that nobody watches, if it may be an expected one.
+    fn keep(&mut self, pid: Pid, code: i32) {
+        if self.expecting.is_empty() {
+            tracing::debug!(%pid, code, "orphan ended");
+        } else {
+            self.unclaimed.insert(pid.as_raw(), (code, self.last));
+        }
+    }
 }
 
 /// The right to a child that another process makes.
 #[derive(Debug)]
 pub struct Expected<'a> {
     reaper: &'a Reaper,
+    number: u64,
 }
 
 impl Expected<'_> {
@@ -98,7 +126,7 @@ impl Expected<'_> {
         let exit = Arc::<Exit>::default();
         let mut state = self.reaper.state.lock();
         match state.unclaimed.remove(&pid.as_raw()) {
-            Some(code) => exit.set(code),
+            Some((code, _)) => exit.set(code),
             None => drop(state.watched.insert(pid.as_raw(), Arc::clone(&exit))),
         }
         exit
@@ -107,11 +135,7 @@ impl Expected<'_> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        let mut state = self.reaper.state.lock();
-        state.expecting -= 1;
-        if state.expecting == 0 {
-            state.unclaimed = HashMap::new();
-        }
+        self.reaper.state.lock().expect_no_more(self.number);
     }
 }
 
@@ -145,8 +169,8 @@ impl Reaper {
     /// Keeps the statuses of children that nobody watches, until this is dropped: one of them will be watched by
     /// [`Expected::watch`], and may have ended before its number is known here.
     pub fn expect(&self) -> Expected<'_> {
-        self.state.lock().expecting += 1;
-        Expected { reaper: self }
+        let number = self.state.lock().expect();
+        Expected { reaper: self, number }
     }
 
     /// Sends a signal to a watched process; one that has ended ignores it.
@@ -191,8 +215,40 @@ impl Reaper {
         };
         match state.watched.remove(&pid.as_raw()) {
             Some(exit) => exit.set(code),
-            None if state.expecting > 0 => drop(state.unclaimed.insert(pid.as_raw(), code)),
-            None => tracing::debug!(%pid, code, "orphan ended"),
+            None => state.keep(pid, code),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_has_ended_before_it_is_watched_is_not_missed() {
+        let reaper = Reaper::default();
+        let expected = reaper.expect();
+        reaper.state.lock().keep(Pid::from_raw(7), 3);
+        assert_eq!(expected.watch(Pid::from_raw(7)).get(), Some(3));
+        assert_eq!(expected.watch(Pid::from_raw(8)).get(), None);
+        assert!(reaper.state.lock().watched.contains_key(&8));
+    }
+
+    #[test]
+    fn statuses_are_kept_for_those_alone_who_may_want_them() {
+        let mut state = State::default();
+        state.keep(Pid::from_raw(1), 0);
+        assert!(state.unclaimed.is_empty(), "nobody expects one");
+        let first = state.expect();
+        state.keep(Pid::from_raw(2), 0);
+        let second = state.expect();
+        state.keep(Pid::from_raw(3), 0);
+        // Children of the time before the second are of no use to it.
+        state.expect_no_more(first);
+        assert_eq!(state.unclaimed.keys().collect::<Vec<_>>(), [&3]);
+        let third = state.expect();
+        state.expect_no_more(second);
+        assert!(state.unclaimed.is_empty());
+        state.expect_no_more(third);
     }
 }
