@@ -15,6 +15,7 @@ use crate::bench::layers;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::kvm_host::KvmHost;
+use crate::selection::Selection;
 use crate::tally::Tally;
 use crate::{run, workspace};
 
@@ -39,13 +40,13 @@ enum Work<'a> {
     Sharing { program: &'a Path, arguments: Vec<String> },
 }
 
-/// Runs the tests that libtest's `filters` choose, and if wanted looks at what VMs share.
-pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &[&str], sharing: bool, install: bool) {
+/// Runs the tests of a selection; with [`Selection::Others`] also looks at what VMs share.
+pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], selection: Selection<'_>, install: bool) {
     let host = Host::detect();
     let prepared = Cache::open().and_then(|cache| {
         let artefacts = Artefacts::build(&cache, host, install)?;
         let tests = PROGRAMS.into_iter().map(workspace::test_program).collect::<Result<Vec<_>>>()?;
-        let shared = if sharing {
+        let shared = if matches!(selection, Selection::Others) {
             Some((workspace::benchmark("bellows-bench", layers::NAME)?, layers::Inputs::make(&cache, &artefacts)?))
         } else {
             None
@@ -58,10 +59,17 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
         arguments: inputs.arguments(host, SHARING_VMS, 0, &SHARING_WAYS).into(),
     });
     let mut work: VecDeque<Work<'_>> = sharing.collect();
+    let mut known = Vec::new();
     for program in &tests {
-        let Some(names) = tally.add(names(program, filters)) else { return };
-        work.extend(names.into_iter().map(|name| Work::Test { program, name }));
+        let Some(names) = tally.add(names(program)) else { return };
+        known.extend(names.into_iter().map(|name| (program, name)));
     }
+    let missing = selection.missing(&known.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>());
+    if !missing.is_empty() {
+        tally.add::<()>(Err(Error::other(format!("there are no tests {}", missing.join(", ")))));
+    }
+    let wanted = known.into_iter().filter(|(_, name)| selection.has(name));
+    work.extend(wanted.map(|(program, name)| Work::Test { program, name }));
     let is_long =
         |work: &Work<'_>| matches!(work, Work::Test { name, .. } if LONGEST.iter().any(|part| name.contains(part)));
     work.make_contiguous().sort_by_key(|work| !is_long(work));
@@ -107,9 +115,9 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], filters: &
     }
 }
 
-/// The names of a program's tests that `filters` choose.
-fn names(program: &Path, filters: &[&str]) -> Result<Vec<String>> {
-    let list = run::capture(Command::new(program).args(["--list", "--format=terse"]).args(filters))?;
+/// The names of a program's tests.
+fn names(program: &Path) -> Result<Vec<String>> {
+    let list = run::capture(Command::new(program).args(["--list", "--format=terse"]))?;
     Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 

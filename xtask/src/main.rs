@@ -20,6 +20,7 @@ mod packages;
 mod profile;
 mod progress;
 mod run;
+mod selection;
 mod stress;
 mod tally;
 mod test;

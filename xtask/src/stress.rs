@@ -53,6 +53,8 @@ const BOOTS: [(&str, &str, &str); 4] = [
 const IMPORTS: &str = "imports";
 /// Devices that are suspended and resumed while a driver on another thread uses them, without a VM.
 const CONTRACT: &str = "device-contract";
+/// End-to-end tests that are not part of every run.
+const END_TO_END: &str = "end-to-end";
 /// VMs whose partitions, instances and disks come and go.
 const VMS: &str = "vms";
 /// Partitions of one guest that come and go, in the guest kernel's tests.
@@ -63,8 +65,10 @@ const FUZZ: &str = "fuzz-";
 /// Runs all selected parts that are not done yet, even after failures.
 pub fn run(options: &Options, install: bool) -> Result<()> {
     let targets = fuzz::names()?;
-    let parts =
-        [IMPORTS, CONTRACT, VMS, KERNEL_STRESS].into_iter().chain(BOOTS.map(|(name, ..)| name)).map(str::to_owned);
+    let parts = [END_TO_END, IMPORTS, CONTRACT, VMS, KERNEL_STRESS]
+        .into_iter()
+        .chain(BOOTS.map(|(name, ..)| name))
+        .map(str::to_owned);
     let parts: Vec<String> = parts.chain(targets.iter().map(|target| format!("{FUZZ}{target}"))).collect();
     let wanted = |part: &&String| options.only.is_empty() || options.only.iter().any(|only| part.contains(only));
     let wanted: Vec<&String> = parts.iter().filter(wanted).collect();
@@ -105,6 +109,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
 fn part(name: &str, minutes: u32, install: bool) -> Result<()> {
     let seconds = minutes * 60;
     match name {
+        END_TO_END => test::end_to_end(install),
         IMPORTS => test::killed_imports(install),
         CONTRACT => test::device_contract(install),
         VMS => test::stress(minutes, install),

@@ -5,6 +5,7 @@ use std::process::Command;
 use bellows_lab::Host;
 
 use crate::error::{Error, Result};
+use crate::selection::Selection;
 use crate::tally::Tally;
 use crate::{bench, kvm_tests, package, packages, progress, run, tidy, workspace};
 
@@ -13,13 +14,6 @@ const KILLED_IMPORTS: u32 = 200;
 
 /// How long `cargo xtask stress` suspends and resumes each device: ten minutes for all.
 const CONTRACT_MINUTES: u32 = 2;
-
-/// End-to-end tests that `cargo xtask stress` runs and not every run: they take long.
-const LONG: [&str; 3] = [
-    "stress::",
-    "base_memory::a_hundred_thousand_files_fit_by_default",
-    "zygotes::what_cannot_be_forked_is_refused_by_name",
-];
 
 /// Runs all checks, whatever fails on the way.
 pub fn run(install: bool) -> Result<()> {
@@ -52,8 +46,15 @@ pub fn run(install: bool) -> Result<()> {
     );
     tally.add(package::test(install));
     tally.add(bench::counted::check(install));
-    let skipped = LONG.map(|name| format!("--skip={name}"));
-    kvm_tests::run(&mut tally, &[], &skipped.each_ref().map(String::as_str), true, install);
+    kvm_tests::run(&mut tally, &[], Selection::EachRun, install);
+    tally.conclude()
+}
+
+/// Runs the end-to-end tests that are not part of every run.
+pub fn end_to_end(install: bool) -> Result<()> {
+    packages::ensure(&packages::all(Host::detect()), install)?;
+    let mut tally = Tally::default();
+    kvm_tests::run(&mut tally, &[], Selection::Others, install);
     tally.conclude()
 }
 
@@ -90,15 +91,14 @@ pub fn stress(minutes: u32, install: bool) -> Result<()> {
     packages::ensure(&packages::all(Host::detect()), install)?;
     let mut tally = Tally::default();
     let environment = [("BELLOWS_STRESS_MINUTES", minutes.to_string())];
-    kvm_tests::run(&mut tally, &environment, &LONG, false, install);
+    kvm_tests::run(&mut tally, &environment, Selection::ByChance, install);
     tally.conclude()
 }
 
 /// Runs the tests that need KVM whose names contain one of `names`.
 pub fn run_with_kvm(names: &[String], install: bool) -> Result<()> {
     let mut tally = Tally::default();
-    let filters: Vec<&str> = names.iter().map(String::as_str).collect();
-    kvm_tests::run(&mut tally, &[], &filters, false, install);
+    kvm_tests::run(&mut tally, &[], Selection::Named(names), install);
     tally.conclude()
 }
 

@@ -1,0 +1,93 @@
+//! Which of the tests that need KVM run when.
+
+/// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
+/// take an hour, and are for `cargo xtask stress`.
+const EACH_RUN: [&str; 21] = [
+    "base_memory::the_report_names_the_limit",
+    "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
+    "command::a_commands_output_and_exit_code_come_through",
+    "disks::a_disk_comes_and_goes_while_layers_are_read",
+    "extension::a_container_can_not_leave_its_partition",
+    "extension::a_greedy_instance_is_killed_and_its_neighbour_is_not",
+    "extension::an_instances_memory_is_in_its_partition_and_leaves_it_parked",
+    "freeze::a_frozen_instance_is_removed_and_nothing_of_it_stays",
+    "layers::a_container_can_not_change_an_image_in_memory",
+    "layers::a_layer_that_is_cut_short_is_an_io_error_to_the_guest",
+    "layers::images_come_and_go",
+    "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
+    "pause::a_paused_vm_answers_with_a_conflict_and_goes_on",
+    "prepared::the_first_plug_of_a_prepared_partition_is_that_of_a_parked_one",
+    "programs::a_second_interrupt_ends_the_run_at_once",
+    "programs::signals_reach_the_program",
+    "sealed::layers_are_sealed_where_the_file_system_can",
+    "streams::the_command_passes_input_on",
+    "warm::the_command_records_once_and_reads_ahead_then",
+    "zygotes::a_zygote_and_its_forks_cannot_leave_their_partitions",
+    "zygotes::forks_are_instances_in_partitions_of_their_own",
+];
+
+/// Begins the names of tests that last as long as they are told to.
+const BY_CHANCE: &str = "stress::";
+
+/// A selection of tests.
+#[derive(Debug, Clone, Copy)]
+pub enum Selection<'a> {
+    /// Those of every run.
+    EachRun,
+    /// The other end-to-end tests.
+    Others,
+    /// Those that last as long as they are told to.
+    ByChance,
+    /// Those whose names contain one of these.
+    Named(&'a [String]),
+}
+
+impl Selection<'_> {
+    /// Whether it has a test. Tests outside of any module are short, and run each time.
+    pub fn has(self, name: &str) -> bool {
+        let is_each = !name.contains("::") || EACH_RUN.contains(&name);
+        match self {
+            Self::EachRun => is_each,
+            Self::Others => !is_each && !name.starts_with(BY_CHANCE),
+            Self::ByChance => name.starts_with(BY_CHANCE),
+            Self::Named(parts) => parts.iter().any(|part| name.contains(part.as_str())),
+        }
+    }
+
+    /// Tests that it needs and that are not among `names`.
+    pub fn missing(self, names: &[&str]) -> Vec<&'static str> {
+        match self {
+            Self::EachRun => EACH_RUN.into_iter().filter(|wanted| !names.contains(wanted)).collect(),
+            Self::Others | Self::ByChance | Self::Named(_) => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_test_is_in_one_selection() {
+        for name in EACH_RUN.into_iter().chain(["a_guest_stops", "stress::all", "stress::more", "layers::some_other"]) {
+            let selections = [Selection::EachRun, Selection::Others, Selection::ByChance];
+            assert_eq!(selections.into_iter().filter(|selection| selection.has(name)).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn tests_are_named_by_a_part() {
+        let parts = ["layers::".to_owned(), "stress::".to_owned()];
+        let named = Selection::Named(&parts);
+        assert!(named.has("layers::images_come_and_go") && named.has("stress::all") && !named.has("boot::layers"));
+    }
+
+    #[test]
+    fn a_test_that_is_gone_is_missed() {
+        let mut names = EACH_RUN.to_vec();
+        assert!(Selection::EachRun.missing(&names).is_empty());
+        let gone = names.remove(3);
+        assert_eq!(Selection::EachRun.missing(&names), [gone]);
+        assert!(Selection::Others.missing(&[]).is_empty());
+    }
+}
