@@ -2,7 +2,7 @@
 //!
 //! An instance is not made by its zygote. The agent makes its container as it makes any other, and where its first process would
 //! call `execve`, it takes over a copy of the zygote's memory instead (`PIDFD_ADOPT` of our kernel). So a zygote chooses nothing
-//! about its forks. docs/zygotes.md has the protocol of [`control`] and what a fork finds.
+//! about its forks. docs/zygotes.md has the protocol of `control` and what a fork finds.
 
 mod control;
 mod inspect;
