@@ -58,12 +58,6 @@ impl Operation {
         Self::ParkedPlugAlone,
         Self::Import,
     ];
-
-    /// Whether its cost repeats well enough to be held against a bound. The guest's kernel releases the control groups of ended
-    /// instances when it comes to it, which may be during one of the others, and is a large part of these.
-    pub fn is_bounded(self) -> bool {
-        !matches!(self, Self::Echo | Self::Unplug | Self::Discard)
-    }
 }
 
 impl fmt::Display for Operation {
