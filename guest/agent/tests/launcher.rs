@@ -64,7 +64,7 @@ impl Zygote {
         }
         fs::write(folder.path().join("document"), document.to_string()).unwrap();
         let (control, theirs) = UnixStream::pair().unwrap();
-        let mut command = Command::new("python3");
+        let mut command = python();
         command.args(["-c", PYTHON_LAUNCHER]).args(modules).current_dir(&folder).env("PYTHONPATH", folder.path());
         command.env("BELLOWS_ZYGOTE_FD", "0").env("FORKS", forks.to_string()).env("OWN", "yes");
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -80,6 +80,12 @@ impl Zygote {
         self.control.write_all(b"fork\n").unwrap();
         self.process.wait_with_output().unwrap()
     }
+}
+
+fn python() -> Command {
+    let mut command = Command::new("python3");
+    command.env_remove("PYTHONUNBUFFERED");
+    command
 }
 
 fn run(modules: &[&str], arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -107,6 +113,62 @@ fn a_fork_runs_code_a_module_or_a_script() {
     }
     let (status, _, stderr) = run(&[], &["python3", "-c", "1 / 0"]);
     assert!(status == Some(1) && stderr.contains("ZeroDivisionError"), "{stderr}");
+}
+
+/// Leaves work for the end: a thread, exit functions, and files in three kinds of buffers.
+const UNFINISHED: &str = r#"
+import atexit, sys, threading, time, weakref
+class Kept: pass
+kept = Kept()
+weakref.finalize(kept, print, "finalised")
+atexit.register(print, "exit function")
+text, binary, both = open("text", "w"), open("binary", "wb"), open("both", "w+b")
+text.write("a"), binary.write(b"b"), both.write(b"c")
+full = open("/dev/full", "w")
+full.write("d")
+main = threading.main_thread()
+def work():
+    while main.is_alive():
+        time.sleep(0.001)
+    print("thread")
+threading.Thread(target=work).start()
+print("end")
+"#;
+
+#[test]
+fn a_fork_finishes_what_it_has_begun() {
+    let document = json!({ "args": ["python3", "-c", format!("{UNFINISHED}sys.exit(9)")], "env": [], "cwd": "/" });
+    let mut zygote = Zygote::new(&[], 1, &document);
+    assert_eq!(zygote.line(), "ready\n");
+    zygote.control.write_all(b"fork\n").unwrap();
+    let output = zygote.process.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "end\nthread\nexit function\nfinalised\n");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(9), ""));
+    for (name, text) in [("text", "a"), ("binary", "b"), ("both", "c")] {
+        assert_eq!(fs::read_to_string(zygote.folder.path().join(name)).unwrap(), text, "{name}");
+    }
+}
+
+#[test]
+fn a_fork_ends_with_the_status_of_a_python() {
+    for (code, expected, message) in [
+        ("pass", 0, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(True)", 1, ""),
+        ("sys.exit(255)", 255, ""),
+        ("sys.exit(257)", 1, ""),
+        ("sys.exit(-1)", 255, ""),
+        ("sys.exit(0.0)", 1, "0.0"),
+        ("sys.exit('words')", 1, "words"),
+        ("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('lost')", 120, "No space left"),
+        ("sys.stdout = None; sys.stderr = None", 0, ""),
+    ] {
+        let code = format!("import sys; {code}");
+        let python = python().args(["-c", &code]).output().unwrap();
+        let (status, _, stderr) = run(&[], &["python3", "-c", &code]);
+        assert_eq!((status, status), (Some(expected), python.status.code()), "{code}: {stderr}");
+        assert!(stderr.contains(message) && stderr.is_empty() == python.stderr.is_empty(), "{code}: {stderr}");
+    }
 }
 
 #[test]

@@ -3,8 +3,11 @@
 Run by `python3 -c`, with the modules' names as arguments.
 """
 
+import atexit
+import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -87,6 +90,36 @@ def run(arguments):
         sys.exit(f"a fork of a zygote runs `-c CODE`, `-m MODULE` or a script, with arguments: found {arguments}")
 
 
+def end(status):
+    """Ends as processes of `multiprocessing` do: an interpreter that takes itself apart writes to most pages that it shares with the zygote.
+
+    Returns where only the interpreter can say what is wrong.
+    """
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()
+    for kept in gc.get_objects():
+        if isinstance(kept, (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)):
+            with contextlib.suppress(Exception):
+                kept.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            return
+    os._exit(status)
+
+
 prepare(sys.argv[1:])
 reseed()
-start()
+status = 0
+try:
+    start()
+except SystemExit as error:
+    if error.code is not None:
+        # Anything else than a status is for the interpreter to print.
+        if not isinstance(error.code, int) or not 0 <= error.code < 256:
+            raise
+        status = int(error.code)
+end(status)
+sys.exit(status)
