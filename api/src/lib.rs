@@ -24,7 +24,7 @@ mod terminal;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use bellows_vmm::ErrorKind;
+use bellows_vmm::{ErrorKind, catch_faults};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -54,6 +54,10 @@ pub fn main() -> ExitCode {
     // It may have no reader.
     log.log_internal_errors(false).init();
     raise_descriptor_limit();
+    // Then layers are copied from their mappings, rather than read.
+    if let Err(error) = catch_faults() {
+        tracing::warn!(%error, "layers are read with a system call for each request");
+    }
     let run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Run(arguments) => run::run(&arguments),

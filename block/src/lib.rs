@@ -30,6 +30,6 @@ pub use flat::FlatImage;
 pub use host_disk::HostDisk;
 pub use oci::{ImageSource, OciLayout};
 pub use read_set::{Prefetch, ReadSet, Reads, Recorded};
-pub use serve::{FlatDisk, ImageMapping, LayerDisk, MappedLayer};
+pub use serve::{FlatDisk, ImageMapping, LayerDisk};
 pub use store::{Image, ImageName, ImportOptions, NamedImage, Stack, Store, StoreError};
 pub use stored_file::StoredFile;

@@ -213,6 +213,8 @@ fn reads(criterion: &mut Criterion) {
         // Each of them twice, to compare it with itself.
         for turn in 1..=2 {
             group.bench_function(format!("bellows-{turn}"), |bencher| {
+                // As the program does.
+                bellows_memory::host::catch_faults().unwrap();
                 let disk: Arc<dyn Disk> = Arc::new(LayerDisk::open(&layer).unwrap());
                 let mut driver = Driver::new(Box::new(Block::new(disk)), bytes);
                 bencher.iter(|| driver.round());

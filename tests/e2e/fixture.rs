@@ -9,7 +9,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, PartitionId,
-    PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
+    PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec, catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -77,6 +77,8 @@ impl Guest {
     }
 
     fn new(kernel: &str, initramfs: &str) -> Self {
+        // As the program does.
+        catch_faults().unwrap();
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
         // Zeroing of freed or allocated pages is irrelevant here and costs an emulated CPU most of the time.
         let builder = builder.kernel_parameter("init_on_alloc=0");

@@ -73,6 +73,7 @@ pub use vm::Vm;
 pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_devices::virtio::balloon::{Discards, HintingStatus, MemoryStatistics};
+pub use bellows_memory::host::catch_faults;
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::stream::StreamName;

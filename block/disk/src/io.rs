@@ -40,10 +40,11 @@ pub fn write_file(file: &impl AsRawFd, offset: u64, buffers: &[VolatileSlice<'_>
     })
 }
 
-/// Copies from a mapping of this process into guest memory until `buffers` are full.
+/// Copies from a mapping of this process into guest memory until `buffers` are full, as a guest reads it: the kernel looks the pages up.
 ///
 /// # Errors
 /// The mapping lacks a page (`EFAULT`): it is beyond the end of its file, or unreadable.
+#[cfg(any(test, feature = "testing"))]
 pub fn copy_mapping(address: u64, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
     transfer(offset, buffers, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         let bytes = iovecs.iter().map(|iovec| iovec.iov_len).sum();

@@ -1,23 +1,30 @@
-//! A layer served by reading its file.
+//! A layer's file as a disk.
 
 use std::fs::File;
 use std::io;
 
 use bellows_disk::io::read_file;
 use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE, open_shared};
+use bellows_memory::host::faults_are_caught;
 use vm_memory::VolatileSlice;
 
+use super::mapped::Mapped;
 use crate::digest::Digest;
 use crate::read_set::Recorded;
 use crate::stored_file::StoredFile;
 
-/// A read-only layer that is read with `preadv`: one copy, from the host's page cache, which all VMs share, to guest memory.
+/// A read-only layer: one copy, from the host's page cache, which all VMs share, to guest memory.
 ///
-/// The kernel checks the file's size in the call that copies. So a request to a truncated or unreadable file fails with an error,
-/// at any time and even in the middle of a page, and has no other effect. Of the ways to serve a layer that survive truncation it
-/// is the fastest.
+/// It is read with `preadv`. The kernel checks the file's size in the call that copies, so a request to a truncated or unreadable file
+/// fails with an error, at any time and even in the middle of a page, and has no other effect.
+///
+/// A process that catches faults in mappings of files ([`catch_faults`](bellows_memory::host::catch_faults)) copies from a mapping, which
+/// is faster. There a file that was truncated in the middle of a page reads as zeros up to the end of the page, so a look at its size
+/// follows each copy. If a page vanishes that had been there, all later requests to the layer fail.
 #[derive(Debug)]
 pub struct LayerDisk {
+    // Before the file, whose lock it needs.
+    mapped: Option<Mapped>,
     file: File,
     bytes: u64,
     digest: Digest,
@@ -29,7 +36,15 @@ impl LayerDisk {
     /// # Errors
     /// It is missing, not a regular file, or of another size than recorded.
     pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
-        Ok(Self { file: open_shared(&layer.path, layer.bytes)?, bytes: layer.bytes, digest: layer.digest })
+        let file = open_shared(&layer.path, layer.bytes)?;
+        let mapped = faults_are_caught().then(|| Mapped::new(&file, layer.bytes)).flatten();
+        Ok(Self { mapped, file, bytes: layer.bytes, digest: layer.digest })
+    }
+
+    /// Has it read with `preadv`, whatever the process catches.
+    #[must_use]
+    pub fn unmapped(self) -> Self {
+        Self { mapped: None, ..self }
     }
 
     /// Records what is read of it from now on.
@@ -50,6 +65,8 @@ impl Disk for LayerDisk {
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        read_file(&self.file, offset, buffers)
+        let Some(mapped) = &self.mapped else { return read_file(&self.file, offset, buffers) };
+        let end = mapped.read_at(offset, buffers)?;
+        if self.file.metadata()?.len() < end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 }

@@ -1,54 +1,65 @@
-//! A layer served from a mapping of its file.
+//! A layer's file, copied from a mapping of it.
 
+use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use bellows_disk::io::copy_mapping;
-use bellows_disk::{Disk, DiskError, DiskId, SECTOR_SIZE};
+use bellows_memory::host::{Access, Area, WatchedArea};
 use vm_memory::VolatileSlice;
 
-use super::ImageMapping;
-use crate::stored_file::StoredFile;
+use crate::read_set::PAGE_SIZE;
 
-/// A read-only layer that is copied from a mapping of its file.
+/// Pages are brought in by this many bytes, the first time that a request reaches into them: as many as Linux maps around a fault.
+const CHUNK: u64 = 64 << 10;
+
+/// A mapping of a file, to be copied from: without a system call, as fast as memory.
 ///
-/// This process must not touch the mapping itself ([`ImageMapping`]). Populating pages first does not help: the file can shrink
-/// before the copy. So the kernel copies (`process_vm_readv` on this process) and answers EFAULT for a page that does not exist.
-/// It cannot see a file that was truncated in the middle of a page, where a mapping reads zeros, so each copy is followed by a check
-/// of the file's size. On cached data, both together measured slower than the `preadv` of [`crate::LayerDisk`].
+/// A page that is missing is an error, and so is every copy from then on
+/// ([`catch_faults`](bellows_memory::host::catch_faults)).
 #[derive(Debug)]
-pub struct MappedLayer {
-    mapping: ImageMapping,
+pub(super) struct Mapped {
+    area: WatchedArea,
     bytes: u64,
-    id: DiskId,
+    /// A bit for each chunk whose pages have been brought in.
+    present: Vec<AtomicU64>,
 }
 
-impl MappedLayer {
-    /// Maps a layer's file.
-    ///
-    /// # Errors
-    /// It is missing, not a regular file, of another size than recorded, or cannot be mapped.
-    pub fn open(layer: &StoredFile) -> Result<Self, DiskError> {
-        Ok(Self { mapping: ImageMapping::layer(layer)?, bytes: layer.bytes, id: DiskId::from(&layer.digest) })
-    }
-}
-
-impl Disk for MappedLayer {
-    fn sectors(&self) -> u64 {
-        self.bytes / SECTOR_SIZE
-    }
-
-    fn id(&self) -> DiskId {
-        self.id
-    }
-
-    fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+impl Mapped {
+    /// Maps the `bytes` of a file, if this process catches faults and has room for it.
+    pub(super) fn new(file: &File, bytes: u64) -> Option<Self> {
+        let mapped = bytes.checked_next_multiple_of(PAGE_SIZE).and_then(|bytes| usize::try_from(bytes).ok())?;
+        let area = Area::reserve(mapped, Access::Read).ok()?;
+        area.map_file(0..mapped, file).ok()?;
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            area.advise(0..mapped, advice).ok()?;
         }
-        copy_mapping(self.mapping.address(), offset, buffers)?;
-        if self.mapping.cut_short().is_some() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let words = bytes.div_ceil(CHUNK * u64::from(u64::BITS));
+        let present = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Some(Self { area: WatchedArea::new(area).ok()?, bytes, present })
+    }
+
+    /// Fills `buffers`, one after the other, from byte `offset` on; returns up to where. If the file ends before, some of it may be zeros.
+    pub(super) fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<u64> {
+        let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+        let end = offset.checked_add(bytes).filter(|end| *end <= self.bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.populate(offset, end)?;
+        let mut from = offset as usize;
+        for buffer in buffers {
+            self.area.copy_to(from, buffer)?;
+            from += buffer.len();
+        }
+        Ok(end)
+    }
+
+    /// Brings in the pages from `start` to `end`, unless that was done. Later one may be missing again, and then the copy brings it in.
+    fn populate(&self, start: u64, end: u64) -> io::Result<()> {
+        for chunk in start / CHUNK..end.div_ceil(CHUNK) {
+            let (word, bit) = (&self.present[(chunk / 64) as usize], 1 << (chunk % 64));
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                let (first, last) = (chunk * CHUNK, ((chunk + 1) * CHUNK).min(self.bytes.next_multiple_of(PAGE_SIZE)));
+                self.area.populate(first as usize..last as usize)?;
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! Layers and flat images for a guest: as disks, or as memory.
 //!
-//! - [`LayerDisk`] reads one layer's file.
+//! - [`LayerDisk`] serves one layer's file.
 //! - [`FlatDisk`] puts the files of a flat image behind each other.
 //! - [`ImageMapping`] maps either into this process, to be given to the guest as memory (virtio-pmem).
-//! - [`MappedLayer`] serves a layer as a disk from such a mapping.
 
 mod flat;
 mod layer;
@@ -12,7 +11,6 @@ mod mapping;
 
 pub use flat::FlatDisk;
 pub use layer::LayerDisk;
-pub use mapped::MappedLayer;
 pub use mapping::ImageMapping;
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 
 use bellows_disk::Disk;
+use bellows_memory::host::catch_faults;
 use vm_memory::VolatileSlice;
 
 use super::*;
@@ -12,7 +14,20 @@ fn layer(path: PathBuf, bytes: u64) -> StoredFile {
 }
 
 fn messages(layer: &StoredFile) -> [String; 2] {
-    [LayerDisk::open(layer).unwrap_err().to_string(), MappedLayer::open(layer).unwrap_err().to_string()]
+    [LayerDisk::open(layer).unwrap_err().to_string(), ImageMapping::layer(layer).unwrap_err().to_string()]
+}
+
+/// A layer that is read, and one that is copied from its mapping.
+fn disks(layer: &StoredFile) -> [LayerDisk; 2] {
+    catch_faults().unwrap();
+    [LayerDisk::open(layer).unwrap().unmapped(), LayerDisk::open(layer).unwrap()]
+}
+
+fn read(disk: &impl Disk, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut data = vec![0xff; bytes];
+    let (first, second) = data.split_at_mut(bytes / 3);
+    disk.read_at(offset, &[VolatileSlice::from(first), VolatileSlice::from(second)])?;
+    Ok(data)
 }
 
 #[test]
@@ -49,9 +64,7 @@ fn reads_never_reach_beyond_a_mapping() {
     let path = directory.path().join("layer.erofs");
     fs::write(&path, [7; 8192]).unwrap();
     let layer = layer(path, 8192);
-    let disks: [Box<dyn Disk>; 2] =
-        [Box::new(LayerDisk::open(&layer).unwrap()), Box::new(MappedLayer::open(&layer).unwrap())];
-    for disk in disks {
+    for disk in disks(&layer) {
         let mut buffer = [0; 4096];
         let slices = [VolatileSlice::from(&mut buffer[..])];
         assert!(disk.read_at(4096, &slices).is_ok());
@@ -60,4 +73,47 @@ fn reads_never_reach_beyond_a_mapping() {
         }
         assert_eq!(buffer, [7; 4096]);
     }
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_an_error_even_in_the_middle_of_a_page() {
+    const BYTES: u64 = 300 << 10;
+    for left in [0, 4096, 5000, BYTES - 4096] {
+        for had_been_read in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("layer");
+            fs::write(&path, vec![5; BYTES as usize]).unwrap();
+            let layer = layer(path.clone(), BYTES);
+            for disk in disks(&layer) {
+                fs::write(&path, vec![5; BYTES as usize]).unwrap();
+                let whole = if had_been_read { BYTES as usize } else { 512 };
+                assert!(read(&disk, 0, whole).unwrap().iter().all(|byte| *byte == 5));
+                File::options().write(true).open(&path).unwrap().set_len(left).unwrap();
+                // The page with the new end, and some behind it.
+                for offset in [left / 4096 * 4096, left.max(200 << 10), BYTES - 512] {
+                    let result = read(&disk, offset, 4096.min(BYTES - offset) as usize);
+                    assert!(result.is_err(), "{disk:?}: {offset} with {left} bytes left, read {had_been_read}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_that_vanishes_after_it_was_read_loses_its_layer_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| {
+        fs::write(directory.path().join(name), [5; 16384]).unwrap();
+        layer(directory.path().join(name), 16384)
+    });
+    let (first, file) = (disks(&first), File::options().write(true).open(&first.path).unwrap());
+    let second = disks(&second);
+    first.iter().for_each(|disk| assert_eq!(read(disk, 0, 16384).unwrap(), [5; 16384]));
+    file.set_len(4096).unwrap();
+    first.iter().for_each(|disk| assert!(read(disk, 8192, 4096).is_err()));
+    // Longer again, with other contents: for the one that is mapped it is lost.
+    file.set_len(16384).unwrap();
+    let [read_again, mapped] = first.each_ref().map(|disk| read(disk, 0, 512).is_ok());
+    assert!(read_again && !mapped);
+    second.iter().for_each(|disk| assert_eq!(read(disk, 0, 16384).unwrap(), [5; 16384]));
 }

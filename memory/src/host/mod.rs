@@ -1,9 +1,11 @@
 //! Host memory behind guest memory.
 
+mod fault;
 mod mapping;
 mod pieces;
 mod sys;
 
+pub use fault::{WatchedArea, catch_faults, faults_are_caught};
 pub(crate) use mapping::STEP;
 pub use mapping::{Backing, HostMapping, MapError};
 pub use pieces::TooManyPieces;

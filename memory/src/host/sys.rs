@@ -143,7 +143,12 @@ impl Area {
         builder.with_hugetlbfs(huge_pages).build()
     }
 
-    fn at(&self, range: &Range<usize>) -> io::Result<NonNull<u8>> {
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// The first byte of `range`, which has to be inside.
+    pub(super) fn at(&self, range: &Range<usize>) -> io::Result<NonNull<u8>> {
         if range.is_empty() || range.end > self.bytes {
             return Err(io::ErrorKind::InvalidInput.into());
         }

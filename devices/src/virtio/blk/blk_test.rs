@@ -2,7 +2,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
-use bellows_block::{Digest, LayerDisk, MappedLayer, StoredFile};
+use bellows_block::{Digest, LayerDisk, StoredFile};
 use bellows_disk::{DiskId, RawDisk};
 use bellows_memory::ByteSize;
 use bellows_memory::partition::Handled;
@@ -34,7 +34,9 @@ fn layer(directory: &Path, data: &[u8]) -> StoredFile {
 }
 
 fn layer_disks(layer: &StoredFile) -> [(&'static str, Arc<dyn Disk>); 2] {
-    [("pread", Arc::new(LayerDisk::open(layer).unwrap())), ("mapped", Arc::new(MappedLayer::open(layer).unwrap()))]
+    bellows_memory::host::catch_faults().unwrap();
+    let open = || LayerDisk::open(layer).unwrap();
+    [("pread", Arc::new(open().unmapped())), ("mapped", Arc::new(open()))]
 }
 
 fn header(kind: u32, sector: u64) -> [u8; HEADER_SIZE as usize] {
@@ -137,7 +139,11 @@ fn a_truncated_layer_is_an_error_and_the_device_goes_on() {
             assert_eq!(read(queue, bytes / 4096 * 8, 4096), Err(IOERR), "{name} of {bytes} bytes");
         }
         fs::write(&layer.path, &data).unwrap();
-        assert!(read(queue, 120, 4096).unwrap() == data[120 * 512..][..4096], "{name}");
+        match name {
+            // Pages were missing that had been there: it stays lost.
+            "mapped" => assert_eq!(read(queue, 120, 4096), Err(IOERR)),
+            _ => assert!(read(queue, 120, 4096).unwrap() == data[120 * 512..][..4096], "{name}"),
+        }
     }
 }
 
