@@ -64,6 +64,10 @@ pub struct GuestArgs {
     /// Base memory of the VM, such as 512M: for its kernel, and for the kernel's objects of instances [default: 256M]
     #[arg(long, value_name = "SIZE")]
     pub base: Option<ByteSize>,
+    /// Let base memory grow up to SIZE, such as 1G, while instances wait for memory, and shrink afterwards; at most four times the
+    /// base memory [default: it stays as it is]
+    #[arg(long, value_name = "SIZE")]
+    pub base_max: Option<ByteSize>,
     /// Parameter for the end of the kernel command line
     #[arg(long = "kernel-parameter", value_name = "NAME[=VALUE]")]
     pub kernel_parameters: Vec<String>,

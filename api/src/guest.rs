@@ -2,7 +2,7 @@
 
 use bellows_block::{Image, Store, StoreError};
 use bellows_memory::{BLOCK, ByteSize};
-use bellows_vmm::{ImageConfig, ImageId, Shape, VmConfig};
+use bellows_vmm::{ElasticBaseConfig, ImageConfig, ImageId, Shape, VmConfig};
 
 use crate::cli::GuestArgs;
 use crate::error::CliError;
@@ -34,6 +34,9 @@ pub(crate) fn apply_guest_args(config: &mut VmConfig, args: &GuestArgs) {
     }
     if let Some(base) = args.base {
         config.memory = base;
+    }
+    if let Some(max) = args.base_max {
+        config.elastic_base = Some(ElasticBaseConfig::new(rounded_up(max)));
     }
     if let Some(mode) = args.partition_mode {
         config.partition_mode = mode;

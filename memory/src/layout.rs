@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! 0          low limit   hole end                                          2^address bits
-//! | low base | device hole | high base | gap | window 1 | window 2 | ... | device memory  |
+//! | low base | device hole | high base | gap | growth | window 1 | window 2 | ... | device memory  |
 //! ```
+//!
+//! "Growth" is the window by which base memory grows while the VM runs, if it may.
 //!
 //! Pure arithmetic; the caller brings the architecture's numbers.
 
@@ -43,6 +45,9 @@ impl PartitionId {
         if number >= 1 && number as usize <= MAX_PARTITIONS { Some(Self(number)) } else { None }
     }
 
+    /// Base memory, where it stands beside partitions: the window by which it grows.
+    pub const BASE: Self = Self(0);
+
     /// The number, which is also the proximity domain.
     #[must_use]
     pub const fn get(self) -> u16 {
@@ -52,7 +57,7 @@ impl PartitionId {
 
 impl fmt::Display for PartitionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if *self == Self::BASE { f.write_str("0 (base memory)") } else { self.0.fmt(f) }
     }
 }
 
@@ -75,6 +80,8 @@ impl TryFrom<u16> for PartitionId {
 pub struct LayoutSpec {
     /// Memory the VM boots with; a multiple of 2 MiB.
     pub base: ByteSize,
+    /// How much larger base memory may become while the VM runs; a multiple of 2 MiB.
+    pub growth: ByteSize,
     /// Largest size of each partition, in order of their numbers.
     pub windows: Vec<ByteSize>,
     /// Where low RAM has to end (x86-64: 3 GiB); a multiple of 2 MiB.
@@ -89,7 +96,8 @@ impl LayoutSpec {
     /// The numbers of x86-64: RAM below 3 GiB and from 4 GiB on.
     #[must_use]
     pub fn x86_64(base: ByteSize, windows: Vec<ByteSize>, address_bits: u8) -> Self {
-        Self { base, windows, low_limit: GuestAddress(3 << 30), hole_end: GuestAddress(4 << 30), address_bits }
+        let (growth, low_limit, hole_end) = (ByteSize::bytes(0), GuestAddress(3 << 30), GuestAddress(4 << 30));
+        Self { base, growth, windows, low_limit, hole_end, address_bits }
     }
 }
 
@@ -134,6 +142,7 @@ pub struct Layout {
     low: AddressRange,
     high: Option<AddressRange>,
     memory_block: u64,
+    growth: Option<Window>,
     windows: Vec<Window>,
     devices: AddressRange,
 }
@@ -148,7 +157,7 @@ impl Layout {
         let beyond = || LayoutError::BeyondAddressBits {
             base: spec.base,
             partitions: spec.windows.len(),
-            windows: ByteSize::bytes(spec.windows.iter().fold(0, |sum, w| sum.saturating_add(w.get()))),
+            windows: spec.windows.iter().copied().fold(spec.growth, ByteSize::plus),
             limit: ByteSize::bytes(1 << spec.address_bits),
             bits: spec.address_bits,
         };
@@ -163,17 +172,20 @@ impl Layout {
         // base memory there must be a gap rather than a partition.
         let mut next =
             base_end.checked_add(memory_block).and_then(|at| align_up(at, memory_block)).ok_or_else(beyond)?;
-        let mut windows = Vec::with_capacity(spec.windows.len());
-        for (&size, id) in spec.windows.iter().zip((1..).map(PartitionId)) {
+        let mut place = |id, size: ByteSize| -> Result<Window, LayoutError> {
             let bytes = align_up(size.get(), memory_block).ok_or_else(beyond)?;
-            windows.push(Window { id, range: range(next, bytes)?, size, granule: memory_block });
+            let window = Window { id, range: range(next, bytes)?, size, granule: memory_block };
             next = next.checked_add(bytes).ok_or_else(beyond)?;
-        }
+            Ok(window)
+        };
+        let growth = (spec.growth.get() != 0).then(|| place(PartitionId::BASE, spec.growth)).transpose()?;
+        let windows = spec.windows.iter().zip((1..).map(PartitionId)).map(|(&size, id)| place(id, size));
+        let windows = windows.collect::<Result<_, _>>()?;
 
         let limit = 1_u64 << spec.address_bits;
         let start = align_up(next, DEVICE_AREA_ALIGN).ok_or_else(beyond)?;
         let bytes = limit.checked_sub(start).filter(|&bytes| bytes >= DEVICE_AREA_MIN).ok_or_else(beyond)?;
-        Ok(Self { low, high, memory_block, windows, devices: range(start, bytes)? })
+        Ok(Self { low, high, memory_block, growth, windows, devices: range(start, bytes)? })
     }
 
     /// Base memory below the device hole.
@@ -197,6 +209,12 @@ impl Layout {
     #[must_use]
     pub const fn memory_block(&self) -> u64 {
         self.memory_block
+    }
+
+    /// The window by which base memory grows, if it may.
+    #[must_use]
+    pub const fn growth(&self) -> Option<Window> {
+        self.growth
     }
 
     /// The partitions' windows, in order of number and address.
@@ -227,6 +245,9 @@ fn check(spec: &LayoutSpec) -> Result<(), LayoutError> {
     if !spec.base.is_multiple_of(BLOCK) {
         return Err(LayoutError::UnalignedBase(spec.base));
     }
+    if !spec.growth.is_multiple_of(BLOCK) {
+        return Err(LayoutError::UnalignedGrowth(spec.growth));
+    }
     if spec.windows.len() > MAX_PARTITIONS {
         return Err(LayoutError::TooManyPartitions(spec.windows.len()));
     }
@@ -250,6 +271,9 @@ pub enum LayoutError {
     /// Base memory is not made of whole huge pages.
     #[error("base memory is {0}: expected a multiple of {BLOCK}")]
     UnalignedBase(ByteSize),
+    /// Base memory cannot grow by whole huge pages.
+    #[error("base memory grows by {0}: expected a multiple of {BLOCK}")]
+    UnalignedGrowth(ByteSize),
     /// The device hole is invalid.
     #[error("RAM ends at {low_limit:#x} and goes on at {hole_end:#x}: expected multiples of {BLOCK}, in this order")]
     Hole {
@@ -280,7 +304,7 @@ pub enum LayoutError {
     AddressBits(u8),
     /// Too much memory for the addresses there are.
     #[error(
-        "base memory of {base} and {partitions} partition windows of {windows} in all do not fit below {limit}, \
+        "base memory of {base}, its growth and {partitions} partition windows, {windows} together, do not fit below {limit}, \
          what {bits}-bit physical addresses reach, with room for devices"
     )]
     BeyondAddressBits {
@@ -288,7 +312,7 @@ pub enum LayoutError {
         base: ByteSize,
         /// Number of partitions.
         partitions: usize,
-        /// Sum of their windows, as far as it can be counted.
+        /// Sum of their windows and the growth of base memory, as far as it can be counted.
         windows: ByteSize,
         /// End of the address space.
         limit: ByteSize,

@@ -31,6 +31,20 @@ fn large_base_memory_goes_on_behind_the_hole() {
 }
 
 #[test]
+fn base_memory_grows_into_a_window_before_those_of_partitions() {
+    let spec = LayoutSpec::x86_64(ByteSize::mib(512), vec![ByteSize::gib(1)], 46);
+    assert_eq!(Layout::new(&spec).unwrap().growth(), None);
+    let layout = Layout::new(&LayoutSpec { growth: ByteSize::mib(130), ..spec.clone() }).unwrap();
+    let (growth, start) = (layout.growth().unwrap(), 4 * GIB + (128 << 20));
+    assert_eq!((growth.id(), growth.size()), (PartitionId::BASE, ByteSize::mib(130)));
+    assert_eq!((growth.range().start().0, growth.range().bytes()), (start, 256 << 20));
+    assert_eq!(layout.windows()[0].range().start().0, start + (256 << 20));
+    assert_eq!((PartitionId::new(0), PartitionId::BASE.to_string()), (None, "0 (base memory)".into()));
+    let error = Layout::new(&LayoutSpec { growth: ByteSize::kib(4), ..spec }).unwrap_err().to_string();
+    assert_eq!(error, "base memory grows by 4 KiB: expected a multiple of 2 MiB");
+}
+
+#[test]
 fn memory_blocks_grow_with_the_end_of_base_memory() {
     assert_eq!(layout(ByteSize::gib(62), &[]).unwrap().memory_block(), 128 << 20);
     let large = layout(ByteSize::gib(63), &[ByteSize::mib(512)]).unwrap();
@@ -46,7 +60,7 @@ fn errors_name_the_value() {
         (ByteSize::bytes(0), vec![], "base memory is 0 bytes: expected a multiple of 2 MiB"),
         (ByteSize::mib(3), vec![], "base memory is 3 MiB: expected a multiple of 2 MiB"),
         (ByteSize::bytes(!0x1f_ffff), vec![], "do not fit below 64 TiB"),
-        (ByteSize::gib(1 << 20), vec![], "base memory of 1024 TiB and 0 partition windows"),
+        (ByteSize::gib(1 << 20), vec![], "base memory of 1024 TiB, its growth and 0 partition windows"),
         (ByteSize::gib(1), vec![ByteSize::gib(1), ByteSize::bytes(0)], "partition 2 has a window of 0 bytes"),
         (ByteSize::gib(1), vec![ByteSize::kib(4)], "partition 1 has a window of 4 KiB: expected a multiple of 2 MiB"),
         (ByteSize::gib(1), vec![ByteSize::bytes(!0x1f_ffff); 3], "do not fit below"),

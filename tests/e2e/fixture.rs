@@ -8,8 +8,8 @@ use std::time::Duration;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
-    ByteSize, DriveConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec, PartitionId,
-    PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec, catch_faults,
+    ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec,
+    PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec, catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -93,6 +93,12 @@ impl Guest {
     /// Adds a partition with a window of `mib` MiB.
     pub fn partition(mut self, mib: u64) -> Self {
         self.builder = self.builder.partition(ByteSize::mib(mib));
+        self
+    }
+
+    /// Base memory of `mib` MiB at boot, which may grow.
+    pub fn elastic(mut self, mib: u64, elastic: ElasticBaseConfig) -> Self {
+        self.builder = self.builder.memory(ByteSize::mib(mib)).elastic_base(elastic);
         self
     }
 

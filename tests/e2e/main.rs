@@ -10,6 +10,7 @@ mod clock;
 mod command;
 mod console;
 mod disks;
+mod elastic;
 mod extension;
 mod files;
 mod fixture;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bellows_devices::bus::Bus;
 use bellows_devices::legacy::PowerRequest;
 use bellows_devices::virtio::{Rng, Vsock};
+use bellows_memory::layout::LayoutSpec;
 use bellows_memory::slots::SlotTable;
 use bellows_memory::sync::Mutex;
 use bellows_memory::{Admission, BaseMemory, ByteSize, DeviceArea, Discarder, Layout, PartitionSetup, SystemMemory};
@@ -18,7 +19,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
 use crate::config::{
-    Backing, BalloonConfig, DriveConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig, VsockConfig,
+    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig,
+    VsockConfig,
 };
 use crate::console::{Console, standard_output};
 use crate::descriptors;
@@ -30,6 +32,7 @@ use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus};
 use crate::parameters::command_line;
 use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
+use crate::resources::elastic::ElasticBase;
 use crate::resources::images::Images;
 use crate::resources::instances::Instances;
 use crate::resources::partitions::{PartitionParts, Partitions};
@@ -90,6 +93,13 @@ impl VmBuilder {
         VmConfig::new(kernel, memory).into()
     }
 
+    /// Sets base memory.
+    #[must_use]
+    pub fn memory(mut self, memory: ByteSize) -> Self {
+        self.config.memory = memory;
+        self
+    }
+
     /// Sets the initial file system, which holds the agent.
     #[must_use]
     pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
@@ -122,6 +132,13 @@ impl VmBuilder {
     #[must_use]
     pub fn balloon(mut self, balloon: BalloonConfig) -> Self {
         self.config.balloon = Some(balloon);
+        self
+    }
+
+    /// Lets base memory grow while the VM runs, and shrink.
+    #[must_use]
+    pub fn elastic_base(mut self, elastic: ElasticBaseConfig) -> Self {
+        self.config.elastic_base = Some(elastic);
         self
     }
 
@@ -209,7 +226,7 @@ impl VmBuilder {
         let host = Host::open()?;
         let machine = Machine::new(&host)?;
         let spec = layout::spec(config.memory, config.partitions.clone(), host.physical_address_bits());
-        let layout = Layout::new(&spec)?;
+        let layout = Layout::new(&LayoutSpec { growth: config.growth(), ..spec })?;
         let windows = PmemWindows::new(DeviceArea::new(layout.devices()), machine.slots());
         let end = EndSignal::new().map_err(system("end signal"))?;
         let notice = ExitNotice::new(machine.gate(), {
@@ -228,8 +245,8 @@ impl VmBuilder {
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
         legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
         let console = add_serial(&buses, &machine, &config.serial)?;
-        let functions =
-            FIXED_DEVICES + usize::from(config.balloon.is_some()) + config.disks() + config.partitions.len();
+        let options = usize::from(config.balloon.is_some()) + usize::from(config.elastic_base.is_some());
+        let functions = FIXED_DEVICES + options + config.disks() + config.partitions.len();
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;
@@ -256,6 +273,12 @@ impl VmBuilder {
             admission: Admission::new(config.partition_limit(), SystemMemory::open().map_err(system("memory limits"))?),
             discards: discarder.queue(),
         };
+        let elastic_base = match (layout.growth(), config.elastic_base) {
+            (Some(window), Some(elastic)) => {
+                Some(ElasticBase::add(&bus, window, memory.clone(), event_loop.handle(), elastic, &end)?)
+            }
+            _ => None,
+        };
         let parts = PartitionParts { memory, event_loop: event_loop.handle() };
         let partitions = Partitions::new(parts, layout.windows(), config.prepare, &bus, &end)?;
 
@@ -278,6 +301,7 @@ impl VmBuilder {
             _buses: buses,
             bus,
             balloon,
+            elastic_base,
             disks,
             images,
             partitions,

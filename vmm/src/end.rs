@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bellows_memory::sync::{Condvar, Mutex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::error::chain;
 use crate::kvm::ExitReason;
 
 /// How a VM ended.
@@ -37,15 +38,7 @@ impl fmt::Display for VmEnd {
             Self::PoweredOff => f.write_str("the guest switched itself off"),
             Self::Reset => f.write_str("the guest reset itself (its kernel may have panicked)"),
             Self::Stopped => f.write_str("the host stopped it"),
-            Self::Failed(error) => {
-                write!(f, "{error}")?;
-                let mut source = error.source();
-                while let Some(cause) = source {
-                    write!(f, ": {cause}")?;
-                    source = cause.source();
-                }
-                Ok(())
-            }
+            Self::Failed(error) => f.write_str(&chain(&**error)),
         }
     }
 }

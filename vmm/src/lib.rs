@@ -42,8 +42,9 @@ pub mod machine {
 
 pub use builder::VmBuilder;
 pub use config::{
-    Backing, BalloonConfig, ConfigError, DriveConfig, FlatConfig, ImageConfig, LayerConfig, ParsePartitionModeError,
-    ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Transport, VmConfig, VsockConfig,
+    Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, ImageConfig, LayerConfig,
+    ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Transport,
+    VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
@@ -56,12 +57,14 @@ pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
-    DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
-    GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport,
-    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugReport,
+    BaseCycle, DiscardReport, DiskInfo, DiskState, ElasticBaseReport, ExitStatus, FrozenInstance, GuestDriver,
+    GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo,
+    PartitionReport, PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport,
+    UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;
+pub use resources::elastic::ElasticBase;
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};

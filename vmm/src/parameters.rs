@@ -32,6 +32,10 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         // Kernels that do not know it log that and go on.
         line.set("virtio_mem.private_nodes", "1")?;
     }
+    if config.elastic_base.is_some() {
+        // It follows how long instances wait for memory.
+        line.set("psi", "1")?;
+    }
     for parameter in &config.extra_command_line {
         line.text(parameter)?;
     }
@@ -43,6 +47,7 @@ mod tests {
     use bellows_memory::ByteSize;
 
     use super::*;
+    use crate::config::ElasticBaseConfig;
 
     fn rendered(config: &VmConfig) -> String {
         command_line(config).unwrap().render(2047).unwrap()
@@ -69,6 +74,14 @@ mod tests {
         assert!(rendered(&config).contains("virtio_mem.private_nodes=1"));
         config.partition_mode = PartitionMode::Stock;
         assert!(!rendered(&config).contains("private_nodes"));
+    }
+
+    #[test]
+    fn pressure_is_measured_where_base_memory_follows_it() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        assert!(!rendered(&config).contains("psi"));
+        config.elastic_base = Some(ElasticBaseConfig::new(ByteSize::mib(256)));
+        assert!(rendered(&config).contains("psi=1"));
     }
 
     #[test]

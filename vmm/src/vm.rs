@@ -26,6 +26,7 @@ use crate::model::{
 use crate::resident::resident_bytes;
 use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
+use crate::resources::elastic::ElasticBase;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
 use crate::resources::images::Images;
 use crate::resources::instances::{Instance, InstanceSpec, Instances, ZygoteSpec};
@@ -43,6 +44,7 @@ pub struct Vm {
     pub(crate) _buses: Buses,
     pub(crate) bus: VirtioBus,
     pub(crate) balloon: Option<Balloon>,
+    pub(crate) elastic_base: Option<ElasticBase>,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
     pub(crate) partitions: Partitions,
@@ -64,8 +66,12 @@ impl Vm {
     /// # Errors
     /// The agent was not ready in time, the VM ended, or the agent is of another version. The call may be repeated.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
-        let guest = self.session.meet(&self.partitions.spans(), timeout)?;
+        let windows = self.elastic_base.iter().map(ElasticBase::span).fold(self.partitions.span(), ByteSize::plus);
+        let guest = self.session.meet(self.config.partitions.len(), windows, timeout)?;
         self.partitions.prepare(&self.session, &guest);
+        if let Some(elastic) = &self.elastic_base {
+            elastic.begin(&self.session);
+        }
         Ok(guest)
     }
 
@@ -174,6 +180,12 @@ impl Vm {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// The elastic part of base memory, if the configuration has one. It follows the guest from [`Vm::wait_ready`] on.
+    #[must_use]
+    pub fn elastic_base(&self) -> Option<&ElasticBase> {
+        self.elastic_base.as_ref()
     }
 
     /// Adds a raw disk while the VM runs; returns once a driver of the guest has bound.

@@ -2,11 +2,12 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 21] = [
+const EACH_RUN: [&str; 22] = [
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
     "command::a_commands_output_and_exit_code_come_through",
     "disks::a_disk_comes_and_goes_while_layers_are_read",
+    "elastic::page_cache_brings_base_memory_in_and_it_goes_back",
     "extension::a_container_can_not_leave_its_partition",
     "extension::a_greedy_instance_is_killed_and_its_neighbour_is_not",
     "extension::an_instances_memory_is_in_its_partition_and_leaves_it_parked",

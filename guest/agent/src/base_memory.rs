@@ -10,6 +10,9 @@
 //!
 //! Limits are promises: no byte is promised twice, so each instance meets its own limit before all of them together meet
 //! theirs.
+//!
+//! What base memory has grown by since then is promised to nobody: kernel objects cannot lie there. It raises the limit of all
+//! instances together, to which the page cache of images counts.
 
 use std::sync::Arc;
 
@@ -45,6 +48,8 @@ struct Account {
     partitions: u32,
     /// Number of partitions with an instance.
     taken: u32,
+    /// Bytes by which base memory is larger than it was at boot.
+    grown: u64,
 }
 
 impl Account {
@@ -111,7 +116,22 @@ impl BaseMemory {
     /// The limit of all instances together. It adds a quarter of the reserve for the cgroups themselves, so no instance meets
     /// this limit before its own.
     pub fn limit(&self) -> u64 {
-        self.account.lock().all + reserve(self.free) / 4
+        self.limit_with(self.grown())
+    }
+
+    /// The limit if base memory were `grown` bytes larger than at boot.
+    pub fn limit_with(&self, grown: u64) -> u64 {
+        (self.account.lock().all + reserve(self.free) / 4).saturating_add(grown)
+    }
+
+    /// Bytes by which base memory is larger than it was at boot.
+    pub fn grown(&self) -> u64 {
+        self.account.lock().grown
+    }
+
+    /// Base memory is `bytes` larger than it was at boot.
+    pub fn set_grown(&self, bytes: u64) {
+        self.account.lock().grown = bytes;
     }
 
     /// Promises an instance `wanted` bytes, or the default limit.
@@ -206,6 +226,18 @@ mod tests {
         let base = BaseMemory::new(400 * MIB);
         let all = base.divide(2, GIB);
         assert!(base.limit() > all && 400 * MIB - 16 * MIB - base.limit() > reserve(400 * MIB) / 2);
+    }
+
+    #[test]
+    fn growth_raises_the_limit_of_all_and_no_promise() {
+        let base = Arc::new(BaseMemory::new(400 * MIB));
+        let all = base.divide(1, GIB);
+        let limit = base.limit();
+        base.set_grown(GIB);
+        assert_eq!((base.limit(), base.grown(), base.limit_with(0)), (limit + GIB, GIB, limit));
+        assert_eq!(base.divide(1, GIB), all);
+        assert!(base.claim(Some(all + MIB), true).is_err());
+        assert_eq!(base.limit_with(u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tracing::Level;
 use crate::base_memory::{self, BaseMemory};
 use crate::cgroup::{self, Hierarchy};
 use crate::container::Launcher;
+use crate::elastic::ElasticBase;
 use crate::error::{AgentError, Result};
 use crate::image::Images;
 use crate::instance::Instances;
@@ -55,14 +56,21 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         tracing::warn!(%error, "cannot bring up the loopback interface");
     }
     // No partition has memory yet.
-    let free = MemoryInfo::default().node(Node::BASE)?.free_bytes;
+    let found = MemoryInfo::default().node(Node::BASE)?;
     let hierarchy = Hierarchy::new(cgroup::ROOT);
-    hierarchy.confine_agent(base_memory::reserve(free) / 2)?;
+    hierarchy.confine_agent(base_memory::reserve(found.free_bytes) / 2)?;
 
     let reaper = Reaper::start().map_err(AgentError::system("clone"))?;
     let images = Arc::new(Images::default());
     let launcher = Launcher::new("/proc/self/exe", Arc::clone(&reaper));
-    let base = Arc::new(BaseMemory::new(free));
+    let base = Arc::new(BaseMemory::new(found.free_bytes));
+    let elastic = ElasticBase::new(
+        MemoryInfo::default(),
+        hierarchy.clone(),
+        Arc::clone(&base),
+        Arc::clone(&uevents),
+        found.total_bytes,
+    );
     let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
     instances.divide_base(0, 0)?;
     let instances = Arc::new(instances);
@@ -70,6 +78,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         uevents,
         sysfs: Sysfs::default(),
         memory: MemoryInfo::default(),
+        elastic,
         images,
         instances: Arc::clone(&instances),
         migrations: LazyLock::new(Migrations::start),

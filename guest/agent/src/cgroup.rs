@@ -113,6 +113,49 @@ impl Hierarchy {
         files::write(self.root.join(INSTANCES).join("memory.max"), &text)
     }
 
+    /// The limit on the memory of all instances together, if there is one.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn memory_limit(&self) -> Result<Option<u64>> {
+        let path = self.root.join(INSTANCES).join("memory.max");
+        if files::read(&path)? == "max" { Ok(None) } else { number(&path).map(Some) }
+    }
+
+    /// The memory of all instances together that counts for it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn memory_used(&self) -> Result<u64> {
+        number(&self.root.join(INSTANCES).join("memory.current"))
+    }
+
+    /// Frees up to `bytes` of the memory of instances: page cache, which they read again when they need it.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`].
+    pub fn reclaim(&self, bytes: u64) -> Result<()> {
+        reclaim(&self.root.join(INSTANCES), &bytes.to_string())
+    }
+
+    /// A file that is readable by `POLLPRI` when tasks of instances have waited for memory for `stall` within `window`.
+    ///
+    /// # Errors
+    /// [`AgentError::Unsupported`] where the kernel does not say; [`AgentError::Path`].
+    pub fn pressure(&self, stall: Duration, window: Duration) -> Result<File> {
+        use std::io::Write;
+        let path = self.root.join(INSTANCES).join("memory.pressure");
+        let file = File::options().read(true).write(true).open(&path);
+        let trigger = format!("some {} {}", stall.as_micros(), window.as_micros());
+        match file.and_then(|mut file| file.write_all(trigger.as_bytes()).map(|()| file)) {
+            Ok(file) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Err(AgentError::Unsupported("pressure stall information"))
+            }
+            Err(error) => Err(AgentError::path("set a trigger in", path)(error)),
+        }
+    }
+
     /// The file with the limit on tasks of all instances together.
     fn tasks(&self) -> PathBuf {
         self.root.join(INSTANCES).join("pids.max")
@@ -335,18 +378,15 @@ impl Cgroup {
     /// # Errors
     /// [`AgentError::Path`].
     pub fn drop_page_cache(&self) -> Result<()> {
-        let reclaim = self.outer.join("memory.reclaim");
         let bytes: u64 = files::read(self.outer.join("memory.current"))?.parse().unwrap_or(0);
         if bytes == 0 {
             return Ok(());
         }
-        let mut result = files::write(&reclaim, &format!("{bytes} swappiness=0"));
-        if matches!(&result, Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EINVAL)) {
+        match reclaim(&self.outer, &format!("{bytes} swappiness=0")) {
             // Before Linux 6.8 it takes no swappiness; the guest has no swap anyway.
-            result = files::write(&reclaim, &bytes.to_string());
-        }
-        match result {
-            Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                reclaim(&self.outer, &bytes.to_string())
+            }
             result => result,
         }
     }
@@ -378,6 +418,14 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+/// Has the kernel free memory of a cgroup; it may find less than that.
+fn reclaim(cgroup: &Path, what: &str) -> Result<()> {
+    match files::write(cgroup.join("memory.reclaim"), what) {
+        Err(AgentError::Path { source, .. }) if source.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+        result => result,
     }
 }
 

@@ -22,6 +22,7 @@ pub mod boot;
 pub mod cgroup;
 pub mod clock;
 pub mod container;
+pub mod elastic;
 pub mod error;
 pub mod files;
 pub mod furnish;

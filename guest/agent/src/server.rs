@@ -8,11 +8,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitDriverRequest, AwaitPartitionRequest, ClockRequest, ClockResponse, DevicesRequest, DriverState, Empty,
-    ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse, Holder, InspectPartitionRequest,
-    InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest,
-    ReasonCount, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
-    StatisticsResponse, UnmountImageRequest, Zygote,
+    AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
+    DevicesRequest, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse,
+    Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver,
+    PartitionMemory, Process, ProcessRequest, ReasonCount, ResizeBaseRequest, ResizeTerminalRequest,
+    SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse,
+    UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
@@ -26,6 +27,7 @@ use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 use crate::cgroup;
 use crate::clock::{self, Correction};
 use crate::container::plan::ProcessSpec;
+use crate::elastic::{ElasticBase, Use};
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
 use crate::instance::{Frozen, Instances, Request, Role};
@@ -48,6 +50,8 @@ pub struct Service {
     pub sysfs: Sysfs,
     /// Memory.
     pub memory: MemoryInfo,
+    /// Base memory as it grows and shrinks.
+    pub elastic: ElasticBase,
     /// Images.
     pub images: Arc<Images>,
     /// Instances.
@@ -153,6 +157,14 @@ impl Agent for Service {
             tmpfs_mounts: self.memory.tmpfs_mounts(node),
             ..self.partition_memory(node)?
         })
+    }
+
+    fn resize_base(&self, _: &TtrpcContext, request: ResizeBaseRequest) -> ttrpc::Result<BaseMemoryUse> {
+        Ok(base_memory_use(self.elastic.resize(request.grown_bytes, limit(request.timeout_ms))?))
+    }
+
+    fn await_base_pressure(&self, _: &TtrpcContext, request: AwaitBasePressureRequest) -> ttrpc::Result<BaseMemoryUse> {
+        Ok(base_memory_use(self.elastic.await_pressure(limit(request.timeout_ms))?))
     }
 
     fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartResponse> {
@@ -309,6 +321,19 @@ fn holder(holder: partition::Holder) -> Holder {
         command: holder.command,
         bytes: holder.bytes,
         instance_id: holder.instance.map(|id| id.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn base_memory_use(found: Use) -> BaseMemoryUse {
+    BaseMemoryUse {
+        grown_bytes: found.grown,
+        pressure: found.pressure,
+        used_bytes: found.used,
+        limit_bytes: found.limit,
+        total_bytes: found.node.total_bytes,
+        free_bytes: found.node.free_bytes.min(found.node.total_bytes),
+        file_bytes: found.node.file_bytes,
         ..Default::default()
     }
 }

@@ -13,11 +13,13 @@ use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod elastic;
 mod image;
 mod prepare;
 pub(crate) mod text;
 
 pub use balloon::BalloonConfig;
+pub use elastic::ElasticBaseConfig;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
@@ -74,6 +76,9 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Base memory.
     pub memory: ByteSize,
+    /// Whether, and how far, base memory grows while the VM runs.
+    #[serde(default)]
+    pub elastic_base: Option<ElasticBaseConfig>,
     /// The base limit of an instance that names none itself. With `None` the guest's agent divides the base memory for
     /// instances equally among the partitions.
     #[serde(default)]
@@ -228,6 +233,7 @@ impl VmConfig {
             extra_command_line: Vec::new(),
             vcpus: default_vcpus(),
             memory,
+            elastic_base: None,
             base_limit: None,
             backing: Backing::default(),
             balloon: None,
@@ -257,6 +263,9 @@ impl VmConfig {
             return Err(error("vcpus", self.vcpus, format!("{} to {}", VCPUS.start(), VCPUS.end())));
         }
         check_size("memory", self.memory, MIN_MEMORY)?;
+        if let Some(elastic) = &self.elastic_base {
+            elastic.check(self.memory)?;
+        }
         let base_limits = MIN_BASE_LIMIT..=self.memory.get();
         if let Some(limit) = self.base_limit.filter(|limit| !base_limits.contains(&limit.get())) {
             let expected = format!("{} to `memory`, {}", ByteSize::bytes(MIN_BASE_LIMIT), self.memory);
@@ -271,9 +280,10 @@ impl VmConfig {
         for (index, window) in self.partitions.iter().enumerate() {
             check_size(&format!("partitions[{index}]"), *window, BLOCK)?;
         }
-        let total = self.partitions.iter().map(|window| window.get()).sum::<u64>() + self.memory.get();
+        let base = self.memory.plus(self.growth());
+        let total = self.partitions.iter().map(|window| window.get()).sum::<u64>() + base.get();
         if total > MAX_MEMORY.get() {
-            let expected = format!("at most {MAX_MEMORY} with `memory` counted in");
+            let expected = format!("at most {MAX_MEMORY} with base memory counted in");
             return Err(error("partitions", format!("{} together", ByteSize::bytes(total)), expected));
         }
         prepare::check(self)?;
@@ -319,8 +329,9 @@ impl VmConfig {
     fn check_vectors(&self) -> Result<(), ConfigError> {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
+        let elastic = usize::from(self.elastic_base.is_some());
         let balloon = self.balloon.as_ref().map_or(0, BalloonConfig::vectors);
-        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + partitions);
+        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + partitions + elastic);
         if needed <= self.max_vectors() {
             return Ok(());
         }

@@ -31,11 +31,16 @@ impl Session {
         Self { rendezvous: Rendezvous::new(listener), guest: OnceLock::new(), end, uds_path, booted }
     }
 
-    /// Waits until the agent can be called, and tells it of the windows of `partitions`.
-    pub(crate) fn meet(&self, partitions: &[ByteSize], timeout: Duration) -> Result<GuestInfo, ReadyError> {
+    /// Waits until the agent can be called, and tells it how many partitions there are, and the sum of all `windows` of memory.
+    pub(crate) fn meet(
+        &self,
+        partitions: usize,
+        windows: ByteSize,
+        timeout: Duration,
+    ) -> Result<GuestInfo, ReadyError> {
         let deadline = Deadline::after(timeout);
         let agent = self.rendezvous.reach(&self.uds_path, deadline, &self.end)?;
-        let guest = agent.hello(partitions, deadline.left())?;
+        let guest = agent.hello(partitions, windows, deadline.left())?;
         agent.keep_clock();
         tracing::info!(
             after = ?self.booted.elapsed(),

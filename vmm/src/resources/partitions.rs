@@ -91,9 +91,9 @@ impl Partitions {
         Ok(partitions)
     }
 
-    /// What the guest may have to make a memory map for, by partition: their windows in whole memory blocks.
-    pub(crate) fn spans(&self) -> Vec<ByteSize> {
-        self.windows.iter().map(|window| ByteSize::bytes(window.range().bytes())).collect()
+    /// What the guest may have to make memory maps for: all windows in whole memory blocks.
+    pub(crate) fn span(&self) -> ByteSize {
+        ByteSize::bytes(self.windows.iter().map(|window| window.range().bytes()).sum())
     }
 
     /// Begins to prepare partitions in the background; `guest` is ready.

@@ -76,11 +76,12 @@ pub(crate) const MAX_VCPUS: u16 = 255;
 /// Most root buses: one for each of the [`DEVICE_WINDOWS`].
 pub(crate) const MAX_BUSES: u8 = 16;
 
-/// The layout of a guest with `base` memory and partitions of at most `windows`, in `address_bits` of address space.
+/// The layout of a guest with `base` memory, which does not grow, and partitions of at most `windows`, in `address_bits` of
+/// address space.
 #[must_use]
 pub fn spec(base: ByteSize, windows: Vec<ByteSize>, address_bits: u8) -> LayoutSpec {
     let (low_limit, hole_end) = (GuestAddress(LOW_RAM_END), GuestAddress(HIGH_RAM));
-    LayoutSpec { base, windows, low_limit, hole_end, address_bits }
+    LayoutSpec { base, growth: ByteSize::bytes(0), windows, low_limit, hole_end, address_bits }
 }
 
 const PAGE: u64 = 4096;

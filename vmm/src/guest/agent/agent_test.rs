@@ -103,7 +103,7 @@ fn calls_reach_the_agent_and_its_text_is_made_printable() {
     let fake = Arc::new(FakeAgent { version: PROTOCOL_VERSION, ..Default::default() });
     let fixture = Fixture::with_agent(fake.clone());
     let client = fixture.connect().unwrap();
-    let info = client.hello(&[ByteSize::mib(128), ByteSize::gib(1)], SHORT).unwrap();
+    let info = client.hello(2, ByteSize::mib(1152), SHORT).unwrap();
     assert_eq!(info.agent_version, "1.2\\u{1b}[31m");
     assert!(info.kernel_release.starts_with("6.126.12") && info.kernel_release.len() < 400);
     assert_eq!(info.instances_base.get(), 2 + (128 << 20) + (1 << 30), "the agent learns of partitions");
@@ -155,7 +155,7 @@ fn a_start_may_take_as_long_as_the_agent_gives_it() {
 fn an_error_names_what_the_agent_refused_or_got_wrong() {
     let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
     let client = fixture.connect().unwrap();
-    let error = text(client.hello(&[], SHORT));
+    let error = text(client.hello(0, ByteSize::bytes(0), SHORT));
     assert!(error.contains("protocol version 9") && error.contains(&format!("expected {PROTOCOL_VERSION}")), "{error}");
     let error = text(client.attach(&[PciAddress::new(1, 2, 0).unwrap()], Duration::from_secs(9)));
     assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
@@ -199,7 +199,7 @@ fn calls_end_at_their_limit_or_with_the_peer_or_the_vm() {
         ("DetachDevices", client.detach(&[], limit)),
         ("AwaitPartition", client.await_partition(1, 0, 0, limit).map(drop)),
         ("AwaitDriver", client.await_driver(1, true, limit).map(drop)),
-        ("Hello", client.hello(&[], limit).map(drop)),
+        ("Hello", client.hello(0, ByteSize::bytes(0), limit).map(drop)),
         ("Statistics", client.statistics(limit).map(drop)),
     ] {
         let error = result.unwrap_err();
@@ -211,7 +211,7 @@ fn calls_end_at_their_limit_or_with_the_peer_or_the_vm() {
         fixture.end.report(VmEnd::Reset);
         assert!(matches!(waiter.join().unwrap(), Err(AgentError::Lost { .. })));
     });
-    assert!(matches!(client.hello(&[], SHORT), Err(AgentError::Lost { .. })));
+    assert!(matches!(client.hello(0, ByteSize::bytes(0), SHORT), Err(AgentError::Lost { .. })));
     drop(client);
 
     // Stops talking, but goes on reading.
@@ -271,7 +271,7 @@ fn malformed_answers_end_the_call() {
     for (answer, named) in table {
         let fixture = answering(answer);
         let client = fixture.connect().unwrap();
-        let error = text(client.hello(&[], SHORT));
+        let error = text(client.hello(0, ByteSize::bytes(0), SHORT));
         assert!(error.contains(named), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //! The guest is not trusted: its answers are checked, its error texts are shortened and escaped, and every call ends, at
 //! the latest with the VM.
 
+mod base;
 mod clock;
 mod connection;
 mod error;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use base::BaseUse;
 use bellows_devices::pci::PciAddress;
 use bellows_memory::ByteSize;
 use bellows_protocol::agent;
@@ -122,13 +124,13 @@ impl AgentClient {
         self.connection.keep_clock();
     }
 
-    /// Tells the agent of the windows of the partitions, for it to divide base memory.
-    pub(crate) fn hello(&self, partitions: &[ByteSize], limit: Duration) -> Result<GuestInfo, AgentError> {
+    /// Tells the agent of the partitions and of all windows of memory, for it to divide base memory.
+    pub(crate) fn hello(&self, partitions: usize, windows: ByteSize, limit: Duration) -> Result<GuestInfo, AgentError> {
         const CALL: &str = "Hello";
         let request = agent::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
-            partitions: u32::try_from(partitions.len()).unwrap_or(u32::MAX),
-            partition_bytes: partitions.iter().map(|window| window.get()).sum(),
+            partitions: u32::try_from(partitions).unwrap_or(u32::MAX),
+            partition_bytes: windows.get(),
             ..Default::default()
         };
         let answer: agent::HelloResponse = self.call(CALL, Some(limit), &request)?;

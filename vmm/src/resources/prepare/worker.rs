@@ -1,6 +1,5 @@
 //! The thread that carries steps out.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::Shared;
 use super::plan::{Next, Plan, Step};
 use crate::config::PartitionMode;
 use crate::end::EndSignal;
+use crate::error::chain;
 use crate::guest::agent::AgentClient;
 use crate::guest::agent::AgentError;
 use crate::memory_map::Added;
@@ -188,15 +188,4 @@ impl From<AgentError> for Miss {
             error => Self::Never(NotPrepared::Failed(chain(&error))),
         }
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

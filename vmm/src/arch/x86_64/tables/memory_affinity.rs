@@ -5,8 +5,8 @@ use bellows_memory::layout::Layout;
 use bellows_memory::{AddressRange, wire};
 use vm_memory::{ByteValued as _, Le32, Le64};
 
-/// All vCPUs and all base memory in domain 0; each partition window, hot-pluggable, in the domain of its number. The table
-/// must cover base memory to the last byte, or Linux ignores all of it.
+/// All vCPUs and all base memory in domain 0, with the window that it may grow into; each partition window, hot-pluggable, in
+/// the domain of its number. The table must cover base memory to the last byte, or Linux ignores all of it.
 pub(super) fn srat(vcpus: u16, layout: &Layout) -> Vec<u8> {
     let mut body = Srat { table_revision: 1.into(), reserved: [0; 8] }.as_slice().to_vec();
     for id in (0..vcpus).map(|id| id.to_le_bytes()[0]) {
@@ -15,7 +15,7 @@ pub(super) fn srat(vcpus: u16, layout: &Layout) -> Vec<u8> {
     for range in layout.base() {
         body.extend_from_slice(MemoryAffinity::new(0, range, ENABLED).as_slice());
     }
-    for window in layout.windows() {
+    for window in layout.growth().iter().chain(layout.windows()) {
         let domain = window.id().get().into();
         body.extend_from_slice(MemoryAffinity::new(domain, window.range(), ENABLED | HOT_PLUGGABLE).as_slice());
     }

@@ -1,5 +1,5 @@
 use bellows_memory::ByteSize;
-use bellows_memory::layout::Layout;
+use bellows_memory::layout::{Layout, LayoutSpec};
 
 use super::*;
 
@@ -107,6 +107,19 @@ fn memory_is_covered_and_partitions_are_domains() {
     let slit = found.table(b"SLIT");
     assert_eq!(number(slit, 36, 8), 3);
     assert_eq!(slit[44..], [10, 20, 20, 20, 10, 40, 20, 40, 10]);
+}
+
+#[test]
+fn base_memory_grows_in_its_own_domain() {
+    let spec = layout::spec(ByteSize::gib(1), vec![ByteSize::gib(1)], 46);
+    let layout = Layout::new(&LayoutSpec { growth: ByteSize::gib(2), ..spec }).unwrap();
+    let buses = buses(1);
+    let found = found(&firmware(1, &layout, &buses));
+    let growth = &found.table(b"SRAT")[48 + 16 + 40..][..40];
+    let start = layout.growth().unwrap().range().start().0;
+    assert_eq!((number(growth, 2, 4), number(growth, 8, 8), number(growth, 16, 8)), (0, start, 2 << 30));
+    assert_eq!(number(growth, 28, 4), 3, "enabled, hot-pluggable");
+    assert_eq!(number(found.table(b"SLIT"), 36, 8), 2, "no domain of its own");
 }
 
 #[test]
