@@ -8,8 +8,9 @@ use std::time::Duration;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
-    ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance, InstanceSpec,
-    PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec, catch_faults,
+    BalloonConfig, ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance,
+    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
+    catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -99,6 +100,11 @@ impl Guest {
     /// Base memory of `mib` MiB at boot, which may grow.
     pub fn elastic(mut self, mib: u64, elastic: ElasticBaseConfig) -> Self {
         self.builder = self.builder.memory(ByteSize::mib(mib)).elastic_base(elastic);
+        self
+    }
+
+    pub fn balloon(mut self, config: BalloonConfig) -> Self {
+        self.builder = self.builder.balloon(config);
         self
     }
 

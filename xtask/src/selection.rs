@@ -2,7 +2,8 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 22] = [
+const EACH_RUN: [&str; 23] = [
+    "balloon::memory_that_an_instance_has_freed_goes_back_by_itself",
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
     "command::a_commands_output_and_exit_code_come_through",
