@@ -1,4 +1,4 @@
-//! The two ways to configuration space: ECAM, and the ports 0xcf8 and 0xcfc for kernels without it.
+//! The two ways to reach configuration space: ECAM, and the ports 0xcf8 and 0xcfc for kernels without ECAM.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use super::{PciAddress, PciSegment};
 use crate::bus::BusDevice;
 
-/// First port of [`PciSegment::config_ports`].
+/// The first port of [`PciSegment::config_ports`].
 pub const CONFIG_PORTS: u64 = 0xcf8;
-/// Number of those ports.
+/// The number of those ports.
 pub const CONFIG_PORTS_LEN: u64 = 8;
 
 const CONFIG_BYTES: usize = 4096;
-/// Bit of the address port that makes the data port an access to configuration space.
+/// The bit of the address port that opens the data port to configuration space.
 const ENABLE: u32 = 1 << 31;
 
 impl PciSegment {
@@ -28,7 +28,7 @@ impl PciSegment {
         Arc::new(ConfigPorts(self.clone()))
     }
 
-    /// Reads configuration space; where no function is, all ones.
+    /// Reads configuration space. A read without a function at `address` returns all ones.
     pub fn read_config(&self, address: PciAddress, offset: u16, data: &mut [u8]) {
         data.fill(0xff);
         if let Some(slot) = self.slot(address) {
@@ -37,7 +37,7 @@ impl PciSegment {
         }
     }
 
-    /// Writes configuration space; BARs that this moves are answered at their new place when this returns.
+    /// Writes configuration space. A BAR that the write moves is mapped at its new address when this returns.
     pub fn write_config(&self, address: PciAddress, offset: u16, data: &[u8]) {
         if let Some(slot) = self.slot(address) {
             let len = data.len().min(CONFIG_BYTES.saturating_sub(usize::from(offset)));
@@ -66,7 +66,7 @@ impl BusDevice for Ecam {
 struct ConfigPorts(Arc<PciSegment>);
 
 impl ConfigPorts {
-    /// The register that an access of `len` bytes at port `offset` means.
+    /// The register that an access of `len` bytes at port `offset` selects.
     fn target(&self, offset: u64, len: usize) -> Option<(PciAddress, u16)> {
         let within = u16::try_from(offset.checked_sub(4)?).ok()?;
         let address = self.0.config_address.load(Ordering::Relaxed);

@@ -1,13 +1,11 @@
-//! Where a function is.
+//! The address of a function.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Bus, device and function number in segment 0; shown as Linux does, `0000:00:03.0`.
-///
-/// Serialised as it is shown.
+/// Bus, device and function number in segment 0. It is displayed as in Linux, `0000:00:03.0`, and serialised the same way.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct PciAddress {
@@ -17,7 +15,7 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Function `function` (0..=7) of device `device` (0..=31) on bus `bus`; `None` where there is no such number.
+    /// Function `function` (0..=7) of device `device` (0..=31) on bus `bus`; `None` if a number is out of range.
     #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Option<Self> {
         if device < 32 && function < 8 { Some(Self { bus, device, function }) } else { None }
@@ -47,8 +45,8 @@ impl PciAddress {
         (self.bus as u64) << 20 | (self.device as u64) << 15 | (self.function as u64) << 12
     }
 
-    /// The function whose configuration space `offset` of the ECAM window lies in, and the offset in there; `None` beyond
-    /// 256 buses.
+    /// The function that `offset` of the ECAM window belongs to, and the offset in its configuration space; `None` beyond 256
+    /// buses.
     #[must_use]
     pub const fn from_ecam_offset(offset: u64) -> Option<(Self, u16)> {
         if offset >> 28 != 0 {

@@ -1,19 +1,19 @@
-//! Where BARs go when a function is put on its bus.
+//! Allocates addresses for the BARs of a new function.
 
 use std::collections::BTreeMap;
 
 use bellows_memory::AddressRange;
 
-/// Hands out naturally aligned parts of a window, lowest first.
+/// Hands out naturally aligned ranges of a window, lowest first.
 #[derive(Clone, Debug)]
 pub struct BarAllocator {
     window: AddressRange,
-    /// First address and length; disjoint.
+    /// First address and length of each range. The ranges are disjoint.
     taken: BTreeMap<u64, u64>,
 }
 
 impl BarAllocator {
-    /// All of `window` is free.
+    /// An allocator with all of `window` free.
     #[must_use]
     pub const fn new(window: AddressRange) -> Self {
         Self { window, taken: BTreeMap::new() }
@@ -25,14 +25,14 @@ impl BarAllocator {
         self.window
     }
 
-    /// Takes `bytes` (a power of two), aligned to their number; `None` if there is no such room.
+    /// Allocates `bytes` (a power of two), aligned to their size; `None` if the window has no room for them.
     pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
         let mut at = self.window.first().checked_next_multiple_of(bytes)?;
         for (&first, &len) in &self.taken {
             if at.checked_add(bytes)? <= first {
                 break;
             }
-            // Parts were checked to lie in the window, so their end doesn't overflow.
+            // All ranges lie in the window, so their end does not overflow.
             at = at.max((first + len).checked_next_multiple_of(bytes)?);
         }
         let range = AddressRange::new(at, bytes)?;
@@ -43,12 +43,13 @@ impl BarAllocator {
         Some(at)
     }
 
-    /// Takes exactly what [`BarAllocator::allocate`] handed out before; `false` if it is not free or not in the window.
+    /// Takes a range that [`BarAllocator::allocate`] once handed out. Returns `false` if it is not free, not aligned or not in
+    /// the window.
     pub fn take(&mut self, address: u64, bytes: u64) -> bool {
         let Some(range) = AddressRange::new(address, bytes).filter(|range| self.window.contains(*range)) else {
             return false;
         };
-        // Parts don't overlap each other, so only the last one that begins at or below the range's end can overlap it.
+        // Ranges are disjoint, so only the last one that begins at or below the new range's end can overlap it.
         let below = self.taken.range(..=range.last()).next_back();
         let overlaps = below.is_some_and(|(&first, &len)| first + (len - 1) >= range.first());
         if overlaps || !address.is_multiple_of(bytes) {
@@ -58,7 +59,7 @@ impl BarAllocator {
         true
     }
 
-    /// Gives back what [`BarAllocator::allocate`] handed out.
+    /// Frees the range at `address`.
     pub fn free(&mut self, address: u64) {
         self.taken.remove(&address);
     }

@@ -1,4 +1,4 @@
-//! Configuration space of a function (PCI Local Bus 3.0 section 6.1): bytes, and which of their bits a driver may write.
+//! Configuration space of a function (PCI Local Bus 3.0 section 6.1): its bytes, and the bits that a driver may write.
 
 use std::iter::{repeat, repeat_n};
 use std::ops::Range;
@@ -10,7 +10,7 @@ use vm_memory::ByteValued;
 use super::header::{Type0Header, command, register, status};
 use crate::state::{RestoreError, Version, expect};
 
-/// What a function says it is.
+/// The IDs and the class code of a function.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// Vendor ID.
@@ -27,19 +27,19 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
-/// A mistake of a function's author: its configuration space is impossible.
+/// An invalid configuration space: a programming error in a function.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LayoutError {
-    /// No room for a capability.
-    #[error("a capability of {len} bytes does not fit behind {used:#x} bytes of configuration space")]
+    /// The capability does not fit.
+    #[error("a capability of {len} bytes does not fit after the first {used:#x} bytes of configuration space")]
     Capability {
-        /// Bytes of the capability.
+        /// Size of the capability in bytes.
         len: usize,
-        /// Bytes that are taken.
+        /// Bytes in use.
         used: u8,
     },
-    /// A BAR number or size that there is not.
-    #[error("BAR {index} of {bytes:#x} bytes: there are six, of powers of two from 16 bytes on")]
+    /// The number or the size of the BAR is invalid.
+    #[error("BAR {index} of {bytes:#x} bytes: expected a number below 6, and a power of two of at least 16 bytes")]
     Bar {
         /// The BAR.
         index: u8,
@@ -54,9 +54,9 @@ pub struct ConfigSpace {
     registers: Registers,
     /// Bits that the driver may write.
     writable: Registers,
-    /// Where the next capability goes.
+    /// Offset of the next capability.
     end: u8,
-    /// Offset of the byte that leads to the next capability.
+    /// Offset of the byte that links to the next capability.
     link: u8,
 }
 
@@ -70,7 +70,7 @@ pub struct ConfigSpaceState {
 }
 
 impl ConfigSpace {
-    /// A function without BARs and capabilities, memory decoding off, as after reset.
+    /// A function without BARs and capabilities, as after reset: memory decoding is off.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         let [base_class, sub_class, programming_interface] = identity.class;
@@ -100,28 +100,28 @@ impl ConfigSpace {
     /// Adds a 32-bit, non-prefetchable memory BAR of `bytes`.
     ///
     /// # Errors
-    /// There is no such BAR.
+    /// The number or the size of the BAR is invalid.
     pub fn add_memory_bar(&mut self, index: u8, bytes: u32) -> Result<(), LayoutError> {
         let error = LayoutError::Bar { index, bytes };
         let writable = self.writable.header.base_address.get_mut(usize::from(index)).ok_or(error)?;
         if bytes < 16 || !bytes.is_power_of_two() {
             return Err(error);
         }
-        // The bits below the size stay zero: that is how a driver learns it.
+        // The bits below the size stay zero: from them a driver learns the size.
         *writable = (!(bytes - 1)).into();
         Ok(())
     }
 
-    /// Adds a capability, of which the driver may write the bits that are set in `writable`. Its first byte is its ID; its second,
-    /// the link to the next one, is filled in. Returns the capability's offset.
+    /// Adds a capability and returns its offset. The driver may write the bits that are set in `writable`. The first byte of
+    /// `capability` is its ID. This fills in the second byte, the link to the next capability.
     ///
     /// # Errors
-    /// There is no room.
+    /// The capability does not fit.
     pub fn add_capability<C: ByteValued>(&mut self, capability: &C, writable: &C) -> Result<u16, LayoutError> {
         let at = self.end;
         let error = LayoutError::Capability { len: size_of::<C>(), used: at };
         let end = (usize::from(at) + size_of::<C>()).next_multiple_of(4);
-        // The last bytes stay unused so that `end` fits.
+        // The last bytes stay unused, so that `end` fits into a byte.
         self.end = u8::try_from(end).map_err(|_| error)?;
         self.set(u16::from(self.link), &[at]);
         self.link = at + 1;
@@ -133,7 +133,7 @@ impl ConfigSpace {
         Ok(at)
     }
 
-    /// Reads at `offset` of the 4 KiB; what lies outside reads as ones.
+    /// Reads at `offset` of the 4 KiB. Bytes beyond them read as ones.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let space = self.registers.bytes().copied().chain(repeat_n(0, SPACE_BYTES - BYTES)).chain(repeat(0xff));
         for (byte, register) in data.iter_mut().zip(space.skip(offset.into())) {
@@ -141,7 +141,7 @@ impl ConfigSpace {
         }
     }
 
-    /// A driver's write at `offset` of the 4 KiB: changes the bits that may be written, anywhere, at any width.
+    /// Writes at `offset` of the 4 KiB for a driver, at any width. Changes only the bits that a driver may write.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         let registers = self.registers.bytes_mut().zip(self.writable.bytes());
         for ((register, writable), byte) in registers.skip(offset.into()).zip(data) {
@@ -149,7 +149,7 @@ impl ConfigSpace {
         }
     }
 
-    /// The function's own write at `offset`, whatever the driver may do.
+    /// Writes at `offset` for the function itself, which may change all bits.
     pub fn set(&mut self, offset: u16, data: &[u8]) {
         self.registers.set(offset, data);
     }
@@ -178,7 +178,7 @@ impl ConfigSpace {
         value
     }
 
-    /// Where memory BAR `index` is to be answered now: nowhere while memory decoding is off or if there is no such BAR.
+    /// The address of memory BAR `index`; `None` while memory decoding is off, or without such a BAR.
     #[must_use]
     pub fn bar_address(&self, index: u8) -> Option<u32> {
         let bar = |registers: &Registers| registers.header.base_address.get(usize::from(index)).copied();
@@ -187,7 +187,7 @@ impl ConfigSpace {
         if exists && decodes { bar(&self.registers).map(|address| address.to_native() & !0xf) } else { None }
     }
 
-    /// Places BAR `index`, as firmware would; bits below its size are dropped.
+    /// Writes the address of BAR `index`, as firmware would. Drops the bits below its size.
     pub fn place_bar(&mut self, index: u8, address: u32) {
         let index = usize::from(index);
         let bars = &mut self.registers.header.base_address;
@@ -202,10 +202,10 @@ impl ConfigSpace {
         ConfigSpaceState { version: Version, bytes: self.registers.bytes().copied().collect() }
     }
 
-    /// Becomes what a space with the same BARs and capabilities was.
+    /// Restores the state of a space with the same BARs and capabilities.
     ///
     /// # Errors
-    /// It had others; nothing changed.
+    /// Its BARs or capabilities were different. The space is unchanged.
     pub fn restore(&mut self, state: &ConfigSpaceState) -> Result<(), RestoreError> {
         expect("length of configuration space", &state.bytes.len(), &BYTES)?;
         let registers = self.registers.bytes().zip(self.writable.bytes());
@@ -217,7 +217,7 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Whether an access of `len` bytes at `offset` can change where BARs are answered.
+    /// Whether an access of `len` bytes at `offset` can move a BAR or change its decoding.
     #[must_use]
     pub fn touches_decoding(offset: u16, len: usize) -> bool {
         let decoding = [field!(Type0Header, command), field!(Type0Header, base_address)];
@@ -230,9 +230,9 @@ pub(crate) fn touches(offset: u16, len: usize, registers: &Range<u16>) -> bool {
     offset < registers.end && usize::from(offset) + len > usize::from(registers.start)
 }
 
-/// Bytes of a function's configuration space.
+/// Size of a function's configuration space.
 const SPACE_BYTES: usize = 4096;
-/// Bytes of conventional configuration space; the rest reads as zeros, which says that there are no extended capabilities.
+/// Size of conventional configuration space. The rest reads as zeros: the function has no extended capabilities.
 const BYTES: usize = 256;
 const FIRST_CAPABILITY: u8 = size_of::<Type0Header>() as u8;
 

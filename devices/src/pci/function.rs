@@ -1,26 +1,26 @@
-//! What every PCI function is to its bus.
+//! The interface between a PCI function and its bus.
 
 /// A memory BAR.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct BarSize {
-    /// Number of the BAR, below 6.
+    /// Its number, below 6.
     pub index: u8,
     /// Its size in bytes, a power of two.
     pub bytes: u64,
 }
 
-/// One function on a bus. Calls come from several vCPU threads at once.
+/// One function on a bus. Several vCPU threads may call it at once.
 ///
-/// The function keeps its registers; the bus decides where BARs are really answered: it asks [`PciFunction::bar_address`]
-/// after each write that may have moved one, and says what became of it by [`PciFunction::bar_mapped`].
+/// The function keeps its registers, and the bus maps its BARs. After each write that may have moved a BAR, the bus asks
+/// [`PciFunction::bar_address`] for the new address, and reports the result with [`PciFunction::bar_mapped`].
 pub trait PciFunction: Send + Sync {
-    /// Reads configuration space; `offset` is below 4,096 and `data` does not reach past that.
+    /// Reads configuration space. The access lies within its 4,096 bytes.
     fn read_config(&self, offset: u16, data: &mut [u8]);
 
-    /// Writes configuration space, within the same bounds.
+    /// Writes configuration space. The access lies within its 4,096 bytes.
     fn write_config(&self, offset: u16, data: &[u8]);
 
-    /// The BARs; always the same.
+    /// The BARs. They never change.
     fn bars(&self) -> Vec<BarSize> {
         Vec::new()
     }
@@ -28,30 +28,30 @@ pub trait PciFunction: Send + Sync {
     /// Writes the register of BAR `index`, as firmware would.
     fn place_bar(&self, _index: u8, _address: u64) {}
 
-    /// Where the registers say that BAR `index` is to be answered; `None` while decoding is off.
+    /// The address of BAR `index` by its register; `None` while decoding is off.
     fn bar_address(&self, _index: u8) -> Option<u64> {
         None
     }
 
-    /// BAR `index` is answered at this address from now on, or nowhere.
+    /// The bus has mapped BAR `index` at this address, or has unmapped it.
     fn bar_mapped(&self, _index: u8, _address: Option<u64>) {}
 
-    /// Reads BAR `index`; the access lies within it.
+    /// Reads BAR `index`. The access lies within it.
     fn read_bar(&self, _index: u8, _offset: u64, data: &mut [u8]) {
         data.fill(0xff);
     }
 
-    /// Writes BAR `index`; the access lies within it.
+    /// Writes BAR `index`. The access lies within it.
     fn write_bar(&self, _index: u8, _offset: u64, _data: &[u8]) {}
 
-    /// Stops the function's own work: when this returns it touches no guest memory, until it is resumed. Registers go on
-    /// answering. Does nothing to a function that is suspended already.
+    /// Stops the function's own work. When this returns, the function does not touch guest memory until it is resumed. Its
+    /// registers still answer. Does nothing if the function is suspended already.
     fn suspend(&self) {}
 
-    /// Goes on where [`PciFunction::suspend`] stopped. Does nothing to a function that is not suspended.
+    /// Continues after [`PciFunction::suspend`]. Does nothing if the function is not suspended.
     fn resume(&self) {}
 
-    /// The function was taken off its bus for good: it stops, lets go of everything, and ignores accesses that were under
-    /// way.
+    /// The bus has removed the function for good. The function stops, releases its resources, and ignores accesses that are
+    /// still in progress.
     fn removed(&self) {}
 }

@@ -1,10 +1,10 @@
-//! The header that configuration space begins with (PCI Local Bus 3.0 section 6.1), and the numbers in it.
+//! The header at the start of configuration space (PCI Local Bus 3.0 section 6.1), and the numbers in it.
 
 use bellows_memory::wire;
 use vm_memory::{Le16, Le32};
 
 wire! {
-    /// The type 0 header: a function that is not a bridge to another bus.
+    /// The type 0 header, of functions that are not bridges to another bus.
     pub struct Type0Header {
         /// Vendor ID.
         vendor_id: Le16,
@@ -57,11 +57,11 @@ wire! {
 
 /// Bits of the command register.
 pub mod command {
-    /// Memory BARs are answered.
+    /// The function decodes its memory BARs.
     pub const MEMORY: u16 = 1 << 1;
-    /// The function may be a bus master. Kept for the driver, without effect.
+    /// The function may be a bus master. The bit is kept for the driver, and has no effect.
     pub const MASTER: u16 = 1 << 2;
-    /// Pin interrupts are off. No function has them anyway.
+    /// Pin interrupts are off. The bit has no effect: our functions do not use pin interrupts.
     pub const INTX_DISABLE: u16 = 1 << 10;
 }
 
@@ -91,9 +91,9 @@ pub mod register {
     pub const COMMAND: u16 = offset_of!(Type0Header, command) as u16;
     /// Status, 2 bytes.
     pub const STATUS: u16 = offset_of!(Type0Header, status) as u16;
-    /// Revision, 1 byte; the class code's 3 bytes follow.
+    /// Revision, 1 byte. The 3 bytes of the class code follow.
     pub const REVISION: u16 = offset_of!(Type0Header, revision_id) as u16;
-    /// First of the base address registers, 4 bytes each.
+    /// The first of the base address registers, 4 bytes each.
     pub const BAR0: u16 = offset_of!(Type0Header, base_address) as u16;
     /// Subsystem vendor ID and subsystem ID, 2 bytes each.
     pub const SUBSYSTEM: u16 = offset_of!(Type0Header, subsystem_vendor_id) as u16;
@@ -101,7 +101,7 @@ pub mod register {
     pub const CAPABILITIES: u16 = offset_of!(Type0Header, capabilities_pointer) as u16;
 }
 
-/// The specification's figure 6-1.
+/// Figure 6-1 of the specification.
 const _: () = {
     assert!(register::COMMAND == 0x04 && register::STATUS == 0x06 && register::REVISION == 0x08);
     assert!(register::BAR0 == 0x10 && register::SUBSYSTEM == 0x2c && register::CAPABILITIES == 0x34);

@@ -1,4 +1,4 @@
-//! The host bridge: nothing but an identity, on bus 0, by which a kernel without ECAM recognises the segment.
+//! The host bridge on bus 0. It has only an identity, by which a kernel without ECAM recognises the segment.
 
 use super::PciFunction;
 use super::config_space::{ConfigSpace, Identity};
@@ -10,7 +10,7 @@ pub(super) struct HostBridge {
 
 impl HostBridge {
     pub(super) fn new() -> Self {
-        // Red Hat's number for a PCIe host bridge without registers of its own.
+        // Red Hat's IDs for a PCIe host bridge without registers of its own.
         let identity = Identity {
             vendor: 0x1b36,
             device: 0x0008,

@@ -1,7 +1,7 @@
 //! PCI: functions on root buses, their configuration space, BARs and MSI-X.
 //!
-//! A [`PciSegment`] is what the guest enumerates; a [`PciFunction`] is one device in it. [`config_space`] and [`msix`]
-//! are plain data that can be tested and fuzzed alone; [`header`] is the specification's layout.
+//! The guest enumerates a [`PciSegment`]. Each [`PciFunction`] is one device in it. [`config_space`] and [`msix`] are plain
+//! data, which can be tested and fuzzed alone. [`header`] has the layout of the specification.
 
 mod access;
 mod address;

@@ -1,4 +1,4 @@
-//! The MSI-X table (PCI Local Bus 3.0 section 6.8.2): where each vector's message goes, and whether it may.
+//! The MSI-X table (PCI Local Bus 3.0 section 6.8.2): the message of each vector, and its mask.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ wire! {
         cap_id: u8,
         /// Link to the next capability.
         next_ptr: u8,
-        /// Number of vectors less one, and the control bits.
+        /// The number of vectors minus one, and the control bits.
         message_control: Le16,
         /// Offset of the table in a BAR, and the BAR's number.
         table: Le32,
@@ -24,7 +24,7 @@ wire! {
         pending: Le32,
     }
 
-    /// An entry of the table: a vector.
+    /// An entry of the table: one vector.
     struct MsixTableEntry {
         message_address: Le32,
         message_upper_address: Le32,
@@ -41,12 +41,12 @@ pub const CONTROL_MASK_ALL: u16 = 1 << 14;
 const MASKED: u32 = 1;
 
 impl MsixTableEntry {
-    /// As after reset.
+    /// An entry as after reset.
     fn new() -> Self {
         Self { vector_control: MASKED.into(), ..Self::default() }
     }
 
-    /// The bits that a driver may write; all others are zero.
+    /// The bits that a driver may write. All others are zero.
     fn writable() -> Self {
         let all = Le32::from(u32::MAX);
         Self {
@@ -68,23 +68,23 @@ impl MsixTableEntry {
     }
 }
 
-/// What becomes of a vector's interrupts.
+/// The handling of a vector's interrupts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Delivery {
-    /// MSI-X is off: they are dropped.
+    /// MSI-X is off: interrupts are dropped.
     Off,
-    /// They stay pending.
+    /// Interrupts stay pending.
     Masked,
-    /// They are sent.
+    /// Interrupts are sent as this message.
     To(MsiMessage),
 }
 
-/// State of an [`MsixTable`]; the control bits are in configuration space.
+/// State of an [`MsixTable`]. The control bits are in configuration space.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MsixState {
     /// Version of this type.
     pub version: Version<1>,
-    /// Of each vector: address low, address high, data, vector control.
+    /// For each vector: address low, address high, data, vector control.
     pub entries: Vec<[u32; 4]>,
 }
 
@@ -96,7 +96,7 @@ pub struct MsixTable {
 }
 
 impl MsixTable {
-    /// `vectors` vectors, each masked, MSI-X off: the state after reset.
+    /// A table of `vectors` vectors, as after reset: all are masked, and MSI-X is off.
     #[must_use]
     pub fn new(vectors: u16) -> Self {
         Self { entries: vec![MsixTableEntry::new(); usize::from(vectors)].into(), control: 0 }
@@ -108,12 +108,12 @@ impl MsixTable {
         self.entries.len() as u16
     }
 
-    /// Takes a new value of the capability's control word.
+    /// Sets the control word of the capability.
     pub fn set_control(&mut self, control: u16) {
         self.control = control & (CONTROL_ENABLE | CONTROL_MASK_ALL);
     }
 
-    /// Reads the table; unaligned accesses and what lies behind it read as zeros.
+    /// Reads the table. Unaligned accesses, and accesses beyond its end, read as zeros.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some((entry, bytes)) = self.locate(offset, data.len()) {
@@ -121,7 +121,7 @@ impl MsixTable {
         }
     }
 
-    /// Writes the table and says which vector that changed. Unaligned accesses and what lies behind the table are dropped.
+    /// Writes the table and returns the vector that this changed. Drops unaligned accesses, and accesses beyond its end.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<u16> {
         let (entry, bytes) = self.locate(offset, data.len())?;
         let writable = MsixTableEntry::writable();
@@ -132,7 +132,7 @@ impl MsixTable {
         u16::try_from(entry).ok()
     }
 
-    /// What becomes of `vector`'s interrupts now.
+    /// The current handling of `vector`'s interrupts.
     #[must_use]
     pub fn delivery(&self, vector: u16) -> Delivery {
         let entry = self.entries.get(usize::from(vector)).map(MsixTableEntry::words);
@@ -152,10 +152,10 @@ impl MsixTable {
         MsixState { version: Version, entries: self.entries.iter().map(MsixTableEntry::words).collect() }
     }
 
-    /// Becomes what a table with as many vectors was.
+    /// Restores the state of a table with the same number of vectors.
     ///
     /// # Errors
-    /// It had others, or the entries are not what a driver can have written; nothing changed.
+    /// The number is different, or a driver cannot have written these entries. The table is unchanged.
     pub fn restore(&mut self, state: &MsixState) -> Result<(), RestoreError> {
         expect("number of MSI-X vectors", &state.entries.len(), &self.entries.len())?;
         let writable = MsixTableEntry::writable();
@@ -174,7 +174,7 @@ impl MsixTable {
         Ok(())
     }
 
-    /// Entry and bytes of it that an aligned access of one or two words means.
+    /// The entry that an aligned access of one or two words selects, and the bytes in it.
     fn locate(&self, offset: u64, len: usize) -> Option<(usize, Range<usize>)> {
         const ENTRY_BYTES: u64 = size_of::<MsixTableEntry>() as u64;
         if !matches!(len, 4 | 8) || !offset.is_multiple_of(len as u64) {

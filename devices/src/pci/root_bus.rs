@@ -1,4 +1,4 @@
-//! One root bus: its slots, and its part of the MMIO window.
+//! A root bus: its slots, and its part of the MMIO window.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -11,7 +11,7 @@ use super::{PciAddress, PciFunction};
 use crate::bus::{Bus, BusDevice};
 use crate::state::{RestoreError, expect};
 
-/// Device slots of a bus.
+/// Device slots on a bus.
 const SLOTS: u8 = 32;
 
 #[derive(Clone)]
@@ -26,7 +26,7 @@ impl RootBus {
         Self { number, slots: [const { None }; SLOTS as usize], bars: BarAllocator::new(window) }
     }
 
-    /// Puts `function` into the lowest free slot and its BARs into the window, decoding off; `None` if there is no room.
+    /// Puts `function` into the lowest free slot, and places its BARs in the window with decoding off; `None` if the bus is full.
     pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<PciAddress> {
         let (device, _) = (0..SLOTS).zip(&self.slots).find(|(_, slot)| slot.is_none())?;
         let address = PciAddress::new(self.number, device, 0)?;
@@ -45,8 +45,8 @@ impl RootBus {
         Some(address)
     }
 
-    /// Puts `function`, which was restored, where `state` says it was. After an error the bus may lack addresses:
-    /// it is to be thrown away.
+    /// Puts a restored `function` into the slot that `state` names. After an error some addresses may stay allocated: discard
+    /// the bus then.
     pub(super) fn restore(
         &mut self,
         function: &Arc<dyn PciFunction>,
@@ -82,12 +82,12 @@ impl RootBus {
         (address.function() == 0).then(|| self.slots[usize::from(address.device())].as_ref()).flatten()
     }
 
-    /// All slots that are taken.
+    /// All occupied slots.
     pub(super) fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
         self.slots.iter().flatten()
     }
 
-    /// Forgets a slot that was torn down, and frees its addresses.
+    /// Removes a slot that was torn down, and frees its addresses.
     pub(super) fn forget(&mut self, slot: &Slot) {
         self.slots[usize::from(slot.address.device())] = None;
         for bar in &slot.lock().list {
@@ -100,7 +100,7 @@ impl RootBus {
 pub(super) struct Slot {
     pub(super) address: PciAddress,
     pub(super) function: Arc<dyn PciFunction>,
-    /// Where its BARs may be.
+    /// The window that its BARs must lie in.
     window: AddressRange,
     bars: Mutex<Bars>,
 }
@@ -113,18 +113,18 @@ struct Bars {
 struct Bar {
     index: u8,
     bytes: u64,
-    /// The address it was given at first, kept for it for as long as it is there.
+    /// Its first address, which stays reserved for it until the function is removed.
     home: u64,
-    /// Where it is answered now.
+    /// The address at which it is mapped now.
     mapped: Option<u64>,
 }
 
-/// Where a function is.
+/// The place of a function on its bus.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SlotState {
     /// Its address.
     pub address: PciAddress,
-    /// The address that each of its BARs was given at first; where they are answered now, their registers say.
+    /// The first address of each of its BARs. Their registers have the current addresses.
     pub bar_homes: Vec<u64>,
 }
 
@@ -140,15 +140,15 @@ impl Slot {
         }
     }
 
-    /// Lets BARs be answered where the registers say now. A BAR outside its bus's window or on top of something else is
-    /// answered nowhere.
+    /// Maps the BARs at the addresses in their registers. A BAR that leaves its bus's window, or overlaps another device, stays
+    /// unmapped.
     pub(super) fn update_bars(&self, mmio: &Weak<Bus>) {
         let Some(mmio) = mmio.upgrade() else { return };
         let mut bars = self.lock();
         if bars.removed {
             return;
         }
-        // First everything leaves its old place, so that two BARs can change places.
+        // Unmap first, so that two BARs can change places.
         for bar in &mut bars.list {
             if bar.mapped.is_some() && bar.mapped != self.function.bar_address(bar.index) {
                 self.unmap(Some(&mmio), bar);
@@ -179,7 +179,7 @@ impl Slot {
         }
     }
 
-    /// `mmio` is `None` when the whole bus is gone.
+    /// `mmio` is `None` if the whole bus is gone.
     fn unmap(&self, mmio: Option<&Bus>, bar: &mut Bar) {
         if let Some(address) = bar.mapped.take() {
             mmio.and_then(|mmio| mmio.remove(address));
@@ -187,7 +187,7 @@ impl Slot {
         }
     }
 
-    /// Ends all access to the function and stops it; `false` if that was done before.
+    /// Ends all access to the function and stops it. Returns `false` if it was torn down before.
     pub(super) fn tear_down(&self, mmio: &Weak<Bus>) -> bool {
         let mut bars = self.lock();
         if std::mem::replace(&mut bars.removed, true) {
@@ -203,12 +203,12 @@ impl Slot {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Bars> {
-        // Each BAR is consistent at any moment, whoever panicked.
+        // Each BAR is consistent at any moment, even after a panic.
         self.bars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A BAR as the MMIO bus sees it.
+/// A BAR as a device on the MMIO bus.
 struct BarDevice {
     function: Arc<dyn PciFunction>,
     index: u8,

@@ -1,4 +1,4 @@
-//! A PCI segment: several root buses, functions that come and go.
+//! A PCI segment: root buses, and functions that come and go.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,25 +12,25 @@ use super::{PciAddress, PciFunction};
 use crate::bus::Bus;
 use crate::state::{RestoreError, Version, expect};
 
-/// What a segment consists of.
+/// The buses and windows of a segment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SegmentLayout {
-    /// Root buses, numbered from 0 on; at least one.
+    /// Number of root buses, at least one. Their numbers begin at 0.
     pub buses: u8,
-    /// Where the buses' MMIO windows begin, one behind the other.
+    /// Start of the MMIO windows of the buses, which follow each other.
     pub window_base: u64,
-    /// Bytes of each bus's MMIO window.
+    /// Size of each bus's MMIO window in bytes.
     pub window_per_bus: u64,
 }
 
 impl SegmentLayout {
-    /// Bytes of the ECAM window.
+    /// Size of the ECAM window in bytes.
     #[must_use]
     pub const fn ecam_bytes(&self) -> u64 {
         (self.buses as u64) << 20
     }
 
-    /// The MMIO window of `bus`; `None` if there is no such bus or the window is not below 4 GiB.
+    /// The MMIO window of `bus`; `None` if the bus does not exist, or its window does not end below 4 GiB.
     #[must_use]
     pub fn window(&self, bus: u8) -> Option<AddressRange> {
         let base = self.window_base.checked_add(u64::from(bus).checked_mul(self.window_per_bus)?)?;
@@ -39,37 +39,37 @@ impl SegmentLayout {
     }
 }
 
-/// Why a function could not be put on the segment or taken off.
+/// An error while making a segment, or adding or removing a function.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PciError {
-    /// The layout is impossible.
-    #[error("no PCI segment can have {0:x?}: it needs a bus, and windows below 4 GiB")]
+    /// The layout is invalid.
+    #[error("invalid layout of a PCI segment {0:x?}: expected at least one bus, and windows below 4 GiB")]
     Layout(SegmentLayout),
-    /// No bus has a slot and room in its window.
-    #[error("no slot is free on any of {buses} PCI buses")]
+    /// Every bus lacks a free slot, or room in its window.
+    #[error("all {buses} PCI buses are full")]
     Full {
         /// Number of buses.
         buses: u8,
     },
-    /// Nothing removable is there.
+    /// The address has no function that can be removed.
     #[error("there is no removable PCI function at {0}")]
     NotFound(PciAddress),
 }
 
-/// PCI segment 0. Functions are found through [`PciSegment::ecam`] or [`PciSegment::config_ports`]; BARs that the guest
-/// enables are put on the MMIO bus.
+/// PCI segment 0. The guest finds functions through [`PciSegment::ecam`] or [`PciSegment::config_ports`]. BARs that it enables
+/// appear on the MMIO bus.
 ///
-/// Bus 0 has a host bridge in its first slot; all other slots are for functions.
+/// Bus 0 has a host bridge in its first slot. All other slots are for functions.
 pub struct PciSegment {
     layout: SegmentLayout,
-    /// Weak because the bus holds the segment's ECAM window.
+    /// Weak, because the bus holds the segment's ECAM window.
     pub(super) mmio: Weak<Bus>,
     buses: Vec<Mutex<RootBus>>,
     /// The register at port 0xcf8.
     pub(super) config_address: AtomicU32,
 }
 
-/// State of a [`PciSegment`]: which function is where. Their own states are theirs.
+/// State of a [`PciSegment`]: the places of its functions. Each function saves its own state.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SegmentState {
     /// Version of this type.
@@ -84,7 +84,7 @@ impl PciSegment {
     /// A segment whose BARs appear on `mmio`.
     ///
     /// # Errors
-    /// The layout is impossible.
+    /// The layout is invalid.
     pub fn new(layout: SegmentLayout, mmio: &Arc<Bus>) -> Result<Arc<Self>, PciError> {
         let buses: Option<Vec<_>> =
             (0..layout.buses).map(|number| Some(RootBus::new(number, layout.window(number)?))).collect();
@@ -99,50 +99,50 @@ impl PciSegment {
         }))
     }
 
-    /// What the segment consists of.
+    /// The layout.
     #[must_use]
     pub fn layout(&self) -> SegmentLayout {
         self.layout
     }
 
-    /// Puts `function` on the first bus with room. Its BARs get valid addresses, decoding off; the guest finds it at its
+    /// Puts `function` on the first bus with room. Its BARs get valid addresses, with decoding off. The guest finds it at its
     /// next scan.
     ///
     /// # Errors
-    /// No bus has room.
+    /// All buses are full.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<PciAddress, PciError> {
         self.buses.iter().find_map(|bus| lock(bus).add(&function)).ok_or(PciError::Full { buses: self.layout.buses })
     }
 
-    /// Takes the function at `address` away, however the guest uses it. When this returns it has stopped. Not to be called
-    /// on a thread that runs its queues.
+    /// Removes the function at `address`, even while the guest uses it. When this returns, the function has stopped. Do not call
+    /// this on a thread that runs the function's queues.
     ///
     /// # Errors
-    /// Nothing removable is there.
+    /// The address has no function that can be removed.
     pub fn remove(&self, address: PciAddress) -> Result<Arc<dyn PciFunction>, PciError> {
         let not_found = PciError::NotFound(address);
         let slot = self.slot(address).filter(|_| !is_host_bridge(address)).ok_or(not_found)?;
         if !slot.tear_down(&self.mmio) {
             return Err(not_found);
         }
-        // Only now may another function take the slot and the addresses.
+        // From now on another function may take the slot and the addresses.
         let bus = self.buses.get(usize::from(address.bus())).ok_or(not_found)?;
         lock(bus).forget(&slot);
         Ok(slot.function.clone())
     }
 
-    /// Suspends every function: when this returns no device touches guest memory. For when the guest's CPUs have stopped; a
-    /// function that is added later is not suspended.
+    /// Suspends all functions. When this returns, devices do not touch guest memory. Call this after the guest's CPUs have
+    /// stopped. A function that is added later is not suspended.
     pub fn suspend(&self) {
         self.slots().for_each(|slot| slot.function.suspend());
     }
 
-    /// Resumes every function.
+    /// Resumes all functions.
     pub fn resume(&self) {
         self.slots().for_each(|slot| slot.function.resume());
     }
 
-    /// The state. For when every function is suspended.
+    /// The state. Call this while all functions are suspended.
     #[must_use]
     pub fn save(&self) -> SegmentState {
         let functions = self.slots().filter(|slot| !is_host_bridge(slot.address));
@@ -153,11 +153,11 @@ impl PciSegment {
         }
     }
 
-    /// Becomes what a segment of the same layout was. `functions` are those of [`SegmentState::slots`], restored, in the same
-    /// order. The segment is new.
+    /// Restores the state of a segment with the same layout. This segment is new. `functions` are the restored functions of
+    /// [`SegmentState::slots`], in the same order.
     ///
     /// # Errors
-    /// The layout was another, or not all functions are there; nothing changed, and no function was touched.
+    /// The layout is different, or functions are missing. The segment and the functions are unchanged.
     pub fn restore(&self, state: &SegmentState, functions: &[Arc<dyn PciFunction>]) -> Result<(), RestoreError> {
         expect("number of PCI functions", &state.slots.len(), &functions.len())?;
         let mut buses: Vec<_> = self.buses.iter().map(lock).collect();
@@ -170,7 +170,7 @@ impl PciSegment {
             })?;
             slots.push(bus.restore(function, slot)?);
         }
-        // Nothing fails from here on.
+        // All steps from here on succeed.
         buses.iter_mut().zip(restored).for_each(|(bus, restored)| **bus = restored);
         drop(buses);
         slots.iter().for_each(|slot| slot.update_bars(&self.mmio));
@@ -184,7 +184,7 @@ impl PciSegment {
         self.slot(address).map(|slot| slot.function.clone())
     }
 
-    /// All slots that are taken, in order.
+    /// All occupied slots, in order.
     fn slots(&self) -> impl Iterator<Item = Arc<Slot>> {
         self.buses.iter().flat_map(|bus| lock(bus).slots().cloned().collect::<Vec<_>>())
     }
@@ -207,7 +207,7 @@ const fn is_host_bridge(address: PciAddress) -> bool {
 }
 
 fn lock(bus: &Mutex<RootBus>) -> MutexGuard<'_, RootBus> {
-    // Slots are set and cleared in one step each, whoever panicked.
+    // Slots are set and cleared in one step each, so they are consistent even after a panic.
     bus.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

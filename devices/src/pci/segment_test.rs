@@ -144,7 +144,7 @@ fn bars_follow_and_can_change_places() {
     enable(&segment, at_b);
     let (home_a, home_b) = (a.mapped().unwrap(), b.mapped().unwrap());
 
-    // One on top of the other: the first to be there stays.
+    // The two BARs overlap: the first one stays.
     move_bar(&segment, at_a, home_b as u32);
     assert_eq!(a.mapped(), None);
     assert_eq!(b.mapped(), Some(home_b));
@@ -247,7 +247,7 @@ fn ports_reach_configuration_space_too() {
     select(1 << 31 | 1 << 11 | u32::from(register::COMMAND));
     ports.write(4, &[2, 0]);
     assert_eq!(read(4, 1), [2]);
-    // Across the port's end, an odd width, nothing selected, nobody there.
+    // Across the end of the port, with an odd width, with nothing selected, without a function.
     assert_eq!(read(6, 4), [0xff; 4]);
     assert_eq!(read(7, 2), [0xff; 2]);
     ports.write(1, &[0]);

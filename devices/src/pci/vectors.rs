@@ -1,4 +1,4 @@
-//! A function's MSI-X vectors as device threads use them: without a lock.
+//! The MSI-X vectors of a function. Device threads use them without a lock.
 
 use std::io;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::interrupt::{MsiController, MsiVector};
 const OFF: u8 = 1;
 /// Interrupts set [`PENDING`].
 const MASKED: u8 = 2;
-/// An interrupt came while masked and is sent when that ends.
+/// An interrupt came while the vector was masked. It is sent when the mask is lifted.
 const PENDING: u8 = 4;
 
-/// The vectors of one function, all off at first.
+/// The vectors of one function. All are off at first.
 pub struct MsixVectors {
     vectors: Box<[Vector]>,
 }
 
 struct Vector {
-    /// A set of the bits above; zero: interrupts are sent.
+    /// A set of the bits above. If it is zero, interrupts are sent.
     state: AtomicU8,
     vector: Arc<dyn MsiVector>,
 }
@@ -31,17 +31,17 @@ impl MsixVectors {
     /// Takes `count` vectors from `msi`.
     ///
     /// # Errors
-    /// No vectors are left.
+    /// The controller has too few vectors left.
     pub fn new(msi: &dyn MsiController, count: u16) -> io::Result<Self> {
         let vectors = msi.allocate(count)?;
         if vectors.len() != usize::from(count) {
-            return Err(io::Error::other(format!("{} vectors instead of {count}", vectors.len())));
+            return Err(io::Error::other(format!("got {} MSI-X vectors: expected {count}", vectors.len())));
         }
         let vectors = vectors.into_iter().map(|vector| Vector { state: AtomicU8::new(OFF), vector }).collect();
         Ok(Self { vectors })
     }
 
-    /// Sends vector `number`'s message, or remembers to. Does nothing if the vector does not exist.
+    /// Sends the message of vector `number`, or marks it as pending. Does nothing if the vector does not exist.
     pub fn trigger(&self, number: u16) {
         let Some(vector) = self.vectors.get(usize::from(number)) else { return };
         if vector.state.load(Ordering::Acquire) == 0 {
@@ -52,13 +52,13 @@ impl MsixVectors {
             state if state & OFF != 0 => Some(state),
             state => Some(state | PENDING),
         });
-        // It was unmasked between the two looks.
+        // The vector was unmasked between the two checks.
         if held.is_err() {
             vector.send(number);
         }
     }
 
-    /// Lets `delivery` hold for vector `number` from now on. Calls for one vector come one at a time.
+    /// Sets the delivery of vector `number`. Calls for the same vector must not overlap.
     pub fn set_delivery(&self, number: u16, delivery: Delivery) {
         let Some(vector) = self.vectors.get(usize::from(number)) else { return };
         match delivery {
@@ -67,8 +67,8 @@ impl MsixVectors {
                 vector.route(number, None);
             }
             Delivery::Masked => {
-                // The route stays until there is a new one: an interrupt that another thread is just sending must not
-                // get lost.
+                // The route stays until a new one replaces it, so that an interrupt that another thread is sending
+                // does not get lost.
                 let _ = vector
                     .state
                     .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| Some(state & PENDING | MASKED));
@@ -82,12 +82,12 @@ impl MsixVectors {
         }
     }
 
-    /// The vectors whose interrupts came while they were masked.
+    /// The vectors with a pending interrupt.
     pub fn pending(&self) -> impl Iterator<Item = u16> {
         (0..).zip(&self.vectors).filter(|(_, vector)| vector.is_pending()).map(|(number, _)| number)
     }
 
-    /// Reads the pending bit array at `offset`; what lies behind it reads as zeros.
+    /// Reads the pending bit array at `offset`. Bytes beyond its end read as zeros.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in data.iter_mut().enumerate() {
             let first = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(at).saturating_mul(8);

@@ -52,7 +52,7 @@ fn no_interrupt_is_lost_while_the_mask_changes() {
     const ROUNDS: u64 = 20_000;
     let msi = FakeMsi::new();
     let vectors = MsixVectors::new(&msi, 1).unwrap();
-    // Off, it would drop interrupts.
+    // A vector that is off would drop interrupts.
     vectors.set_delivery(0, Delivery::Masked);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
