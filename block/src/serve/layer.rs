@@ -20,7 +20,7 @@ use crate::stored_file::StoredFile;
 ///
 /// A process that catches faults in mappings of files ([`catch_faults`](bellows_memory::host::catch_faults)) copies from a mapping, which
 /// is faster. There a file that was truncated in the middle of a page reads as zeros up to the end of the page, so a look at its size
-/// follows each copy. If a page vanishes that had been there, all later requests to the layer fail.
+/// follows each copy of a page that ends in a zero. If a page vanishes that had been there, all later requests to the layer fail.
 #[derive(Debug)]
 pub struct LayerDisk {
     // Before the file, whose lock it needs.
@@ -66,7 +66,9 @@ impl Disk for LayerDisk {
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
         let Some(mapped) = &self.mapped else { return read_file(&self.file, offset, buffers) };
-        let end = mapped.read_at(offset, buffers)?;
-        if self.file.metadata()?.len() < end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+        match mapped.read_at(offset, buffers)? {
+            Some(end) if self.file.metadata()?.len() < end => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
     }
 }

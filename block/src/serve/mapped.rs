@@ -38,8 +38,9 @@ impl Mapped {
         Some(Self { area: WatchedArea::new(area).ok()?, bytes, present })
     }
 
-    /// Fills `buffers`, one after the other, from byte `offset` on; returns up to where. If the file ends before, some of it may be zeros.
-    pub(super) fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<u64> {
+    /// Fills `buffers`, one after the other, from byte `offset` on; returns up to where the file has to reach for that to be right, as far as
+    /// that is not certain: a page that the file ends in is zeros from there on.
+    pub(super) fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<Option<u64>> {
         let bytes = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
         let end = offset.checked_add(bytes).filter(|end| *end <= self.bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.populate(offset, end)?;
@@ -48,7 +49,18 @@ impl Mapped {
             self.area.copy_to(from, buffer)?;
             from += buffer.len();
         }
-        Ok(end)
+        Ok(if self.ends_in_zero(offset, end)? { Some(end) } else { None })
+    }
+
+    /// Whether a page between `start` and `end` ends in a zero. One does that the file was cut in, and most others do not.
+    fn ends_in_zero(&self, start: u64, end: u64) -> io::Result<bool> {
+        for page in start / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
+            let last = ((page + 1) * PAGE_SIZE).min(self.bytes) - 1;
+            if self.area.byte(last as usize)? == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Brings in the pages from `start` to `end`, unless that was done. Later one may be missing again, and then the copy brings it in.

@@ -77,8 +77,9 @@ fn reads_never_reach_beyond_a_mapping() {
 
 #[test]
 fn a_file_that_is_cut_short_is_an_error_even_in_the_middle_of_a_page() {
-    const BYTES: u64 = 300 << 10;
-    for left in [0, 4096, 5000, BYTES - 4096] {
+    // The last page is not whole.
+    const BYTES: u64 = (300 << 10) + 512;
+    for left in [0, 4096, 5000, 8191, BYTES - 4096, BYTES - 1] {
         for had_been_read in [false, true] {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("layer");
@@ -90,7 +91,7 @@ fn a_file_that_is_cut_short_is_an_error_even_in_the_middle_of_a_page() {
                 assert!(read(&disk, 0, whole).unwrap().iter().all(|byte| *byte == 5));
                 File::options().write(true).open(&path).unwrap().set_len(left).unwrap();
                 // The page with the new end, and some behind it.
-                for offset in [left / 4096 * 4096, left.max(200 << 10), BYTES - 512] {
+                for offset in [left / 4096 * 4096, left.max(200 << 10) / 512 * 512, BYTES - 512] {
                     let result = read(&disk, offset, 4096.min(BYTES - offset) as usize);
                     assert!(result.is_err(), "{disk:?}: {offset} with {left} bytes left, read {had_been_read}");
                 }
@@ -116,4 +117,14 @@ fn a_page_that_vanishes_after_it_was_read_loses_its_layer_and_no_other() {
     let [read_again, mapped] = first.each_ref().map(|disk| read(disk, 0, 512).is_ok());
     assert!(read_again && !mapped);
     second.iter().for_each(|disk| assert_eq!(read(disk, 0, 16384).unwrap(), [5; 16384]));
+}
+
+#[test]
+fn pages_of_zeros_are_read_as_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer");
+    fs::write(&path, [0; 16384]).unwrap();
+    for disk in disks(&layer(path, 16384)) {
+        assert_eq!(read(&disk, 512, 9000).unwrap(), [0; 9000]);
+    }
 }

@@ -78,6 +78,16 @@ impl WatchedArea {
         if self.is_lost() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
+    /// The byte at `offset`.
+    ///
+    /// # Errors
+    /// As for [`WatchedArea::copy_to`].
+    pub fn byte(&self, offset: usize) -> io::Result<u8> {
+        let mut byte = [0];
+        self.copy_to(offset, &VolatileSlice::from(&mut byte[..]))?;
+        Ok(byte[0])
+    }
+
     /// Brings the pages of `range` in, so that no copy waits for them.
     ///
     /// # Errors
@@ -273,6 +283,7 @@ mod tests {
         area.populate(0..BYTES).unwrap();
         assert_eq!(copy(&area, 5..BYTES - 7).unwrap(), pattern[5..BYTES - 7]);
         assert_eq!(copy(&area, BYTES..BYTES + 3).unwrap(), [0; 3], "behind the file is nothing yet");
+        assert_eq!((area.byte(7).unwrap(), area.byte(2 << 20).is_err()), (7, true));
         assert!(copy(&area, (2 << 20) - 1..(2 << 20) + 1).is_err());
         assert!(copy(&area, usize::MAX..usize::MAX).unwrap().is_empty());
         assert!(!area.is_lost());
