@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bellows_memory::sync::{Condvar, Mutex};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::error::chain;
+use crate::causes::chain;
 use crate::kvm::ExitReason;
 
 /// How a VM ended.

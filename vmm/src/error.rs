@@ -1,6 +1,5 @@
 //! Why a VM could not be made.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -19,17 +18,6 @@ use crate::kvm::{HostError, MachineError, VcpuPoolError};
 use crate::resources::balloon::BalloonError;
 use crate::resources::error::{HotplugError, PartitionError};
 use crate::virtio_bus::DeviceError;
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
-}
 
 /// Why a VM could not be made. Nothing of it remains.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@
 
 mod arch;
 mod builder;
+mod causes;
 mod command_line;
 pub mod config;
 mod console;
@@ -57,14 +58,13 @@ pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
-    BaseCycle, DiscardReport, DiskInfo, DiskState, ElasticBaseReport, ExitStatus, FrozenInstance, GuestDriver,
-    GuestInfo, GuestState, GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo,
-    PartitionReport, PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport,
-    UnplugReport,
+    DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
+    GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport,
+    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;
-pub use resources::elastic::ElasticBase;
+pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};

@@ -436,47 +436,6 @@ pub enum NotPrepared {
     Ended,
 }
 
-/// Where elastic base memory stands.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct ElasticBaseReport {
-    /// Most that base memory may grow by.
-    #[serde(rename = "most_bytes")]
-    pub most: ByteSize,
-    /// What it is to have grown by.
-    #[serde(rename = "target_bytes")]
-    pub target: ByteSize,
-    /// What it has grown by.
-    #[serde(rename = "plugged_bytes")]
-    pub plugged: ByteSize,
-    /// What has come since boot, all growths together.
-    #[serde(rename = "grown_bytes")]
-    pub grown: ByteSize,
-    /// What the guest has given back since boot.
-    #[serde(rename = "returned_bytes")]
-    pub returned: ByteSize,
-    /// Of that, what had memory of the host, which is free again.
-    #[serde(rename = "discarded_bytes")]
-    pub discarded: ByteSize,
-    /// The last growth, and what has become of it.
-    pub cycle: BaseCycle,
-    /// Why the last look at the guest, or the last step, has failed.
-    pub fault: Option<String>,
-}
-
-/// A growth of base memory, and the shrinks after it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct BaseCycle {
-    /// What base memory had grown by.
-    #[serde(rename = "peak_bytes")]
-    pub peak: ByteSize,
-    /// What has come back of it.
-    #[serde(rename = "returned_bytes")]
-    pub returned: ByteSize,
-    /// What was to come back by now, and has not.
-    #[serde(rename = "kept_bytes")]
-    pub kept: ByteSize,
-}
-
 /// Where a disk stands with the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

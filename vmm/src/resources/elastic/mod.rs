@@ -3,6 +3,7 @@
 //! [`Plan`] is the policy; [`worker`] looks at guest and host, and carries out what it says; [`ElasticBase`] is what the host sees of it.
 
 mod plan;
+mod report;
 mod worker;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use bellows_memory::sync::{Condvar, Mutex};
 use bellows_memory::{ByteSize, PartitionMemory, PartitionSetup, Window};
 
 use self::plan::Plan;
+pub use self::report::{BaseCycle, ElasticBaseReport};
 use self::worker::Worker;
 use super::error::PartitionError;
 use crate::config::ElasticBaseConfig;
@@ -22,7 +24,6 @@ use crate::deadline::Deadline;
 use crate::end::EndSignal;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
-use crate::model::{BaseCycle, ElasticBaseReport};
 use crate::virtio_bus::VirtioBus;
 
 /// The elastic part of a VM's base memory ([`Vm::elastic_base`](crate::Vm::elastic_base)). All methods may be called from any thread.

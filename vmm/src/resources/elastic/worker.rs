@@ -11,8 +11,8 @@ use bellows_memory::{BLOCK, ByteSize, limited};
 
 use super::Shared;
 use super::plan::{Observed, Plan, STEP, Step};
+use crate::causes::chain;
 use crate::end::EndSignal;
-use crate::error::chain;
 use crate::guest::agent::{AgentClient, AgentError, BaseUse};
 
 /// How long the guest may take for each part of a step.

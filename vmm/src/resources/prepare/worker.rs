@@ -9,9 +9,9 @@ use bellows_memory::{ByteSize, PartitionId};
 
 use super::Shared;
 use super::plan::{Next, Plan, Step};
+use crate::causes::chain;
 use crate::config::PartitionMode;
 use crate::end::EndSignal;
-use crate::error::chain;
 use crate::guest::agent::AgentClient;
 use crate::guest::agent::AgentError;
 use crate::memory_map::Added;
