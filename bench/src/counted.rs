@@ -58,6 +58,12 @@ impl Operation {
         Self::ParkedPlugAlone,
         Self::Import,
     ];
+
+    /// Whether its cost is held against a bound. The time of a part ends when the thread that waits for it runs: on the lab's one processor
+    /// that is before or after what the guest does next, as the scheduler likes.
+    pub fn is_bounded(self) -> bool {
+        !matches!(self, Self::UnplugAlone | Self::ParkedPlugAlone)
+    }
 }
 
 impl fmt::Display for Operation {
