@@ -245,8 +245,8 @@ impl VmBuilder {
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
         legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
         let console = add_serial(&buses, &machine, &config.serial)?;
-        let options = usize::from(config.balloon.is_some()) + usize::from(config.elastic_base.is_some());
-        let functions = FIXED_DEVICES + options + config.disks() + config.partitions.len();
+        let functions =
+            FIXED_DEVICES + usize::from(config.balloon.is_some()) + config.disks() + config.memory_devices();
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;

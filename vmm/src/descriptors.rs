@@ -53,7 +53,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
         + images
         + config.balloon.as_ref().map_or(0, of_balloon)
         + of_drive() * config.drives.len()
-        + of_partition() * (config.partitions.len() + usize::from(config.elastic_base.is_some()))
+        + of_partition() * config.memory_devices()
 }
 
 /// Descriptors of an image in `shape`.

@@ -30,9 +30,7 @@ impl Mapped {
         let mapped = bytes.checked_next_multiple_of(PAGE_SIZE).and_then(|bytes| usize::try_from(bytes).ok())?;
         let area = Area::reserve(mapped, Access::Read).ok()?;
         area.map_file(0..mapped, file).ok()?;
-        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-            area.advise(0..mapped, advice).ok()?;
-        }
+        area.keep_private().ok()?;
         let words = bytes.div_ceil(CHUNK * u64::from(u64::BITS));
         let present = (0..words).map(|_| AtomicU64::new(0)).collect();
         Some(Self { area: WatchedArea::new(area).ok()?, bytes, present })

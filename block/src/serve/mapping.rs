@@ -74,10 +74,7 @@ impl ImageMapping {
             let range = range(*start, stored.bytes).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
             area.map_file(range, file).map_err(failed)?;
         }
-        // Neither child processes nor core dumps have it.
-        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-            area.advise(0..bytes, advice).map_err(reserved)?;
-        }
+        area.keep_private().map_err(reserved)?;
         Ok(Self { area, parts })
     }
 

@@ -23,12 +23,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bellows_protocol::values::InstanceId;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::error::{AgentError, Result};
@@ -358,12 +356,8 @@ impl Cgroup {
                     after: limit,
                 });
             }
-            // The kernel announces a change since the last read with POLLPRI.
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(AgentError::path("poll", &events)(error)),
-            }
+            // The kernel announces a change since the last read.
+            files::await_urgent(&file, left).map_err(AgentError::path("poll", &events))?;
         }
     }
 

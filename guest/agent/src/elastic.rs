@@ -4,17 +4,15 @@
 //! together, and no instance's own ([`BaseMemory`]).
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bellows_protocol::values::Node;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::base_memory::BaseMemory;
 use crate::cgroup::Hierarchy;
 use crate::error::{AgentError, Result};
+use crate::files;
 use crate::partition::{MemoryInfo, NodeMemory};
 use crate::sync::Mutex;
 use crate::uevent::Uevents;
@@ -25,8 +23,6 @@ const STALL: Duration = Duration::from_millis(10);
 const WINDOW: Duration = Duration::from_millis(500);
 /// What stays free on top of what the host takes: its driver moves pages there.
 const MARGIN: u64 = 16 << 20;
-/// Time between two looks at memory that is to come: a memory block that is online already can grow without an announcement.
-const SILENT_GROWTH: Duration = Duration::from_millis(100);
 
 /// The elastic part of base memory.
 #[derive(Debug)]
@@ -101,7 +97,7 @@ impl ElasticBase {
             Some(file) => file,
             none => none.insert(self.hierarchy.pressure(STALL, WINDOW)?),
         };
-        let pressure = is_urgent(file, limit)?;
+        let pressure = files::await_urgent(file, limit).map_err(AgentError::system("poll"))?;
         drop(trigger);
         self.look(pressure)
     }
@@ -110,18 +106,12 @@ impl ElasticBase {
     fn await_memory(&self, grown: u64, limit: Duration) -> Result<()> {
         let wanted = self.boot.saturating_add(grown);
         let what = || format!("{wanted} bytes of base memory");
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let come = self.uevents.wait_until(left.min(SILENT_GROWTH), what, || {
-                Ok((self.memory.node(Node::BASE)?.total_bytes >= wanted).then_some(()))
-            });
-            match come {
-                Err(AgentError::TimedOut { .. }) if left > SILENT_GROWTH => {}
-                Err(AgentError::TimedOut { what, .. }) => return Err(AgentError::TimedOut { what, after: limit }),
-                result => return result,
-            }
-        }
+        // A memory block that is online already can grow without an announcement.
+        self.uevents.watch_until(
+            limit,
+            what,
+            || Ok((self.memory.node(Node::BASE)?.total_bytes >= wanted).then_some(())),
+        )
     }
 
     /// Frees memory until `before - after` bytes can be taken; returns the least that base memory can be larger by, at least
@@ -154,20 +144,6 @@ impl ElasticBase {
             limit: self.hierarchy.memory_limit()?,
             node: self.memory.node(Node::BASE)?,
         })
-    }
-}
-
-/// Waits until the kernel has something urgent to say, for `limit` at most.
-fn is_urgent(file: &File, limit: Duration) -> Result<bool> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
-            Ok(count) => return Ok(count > 0),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(AgentError::system("poll")(error)),
-        }
     }
 }
 

@@ -1,7 +1,12 @@
 //! Reading and writing the kernel's small text files, with errors that name them.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{AgentError, Result};
 
@@ -37,6 +42,22 @@ pub fn write(path: impl AsRef<Path>, text: &str) -> Result<()> {
 pub fn make_directory(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     fs::create_dir_all(path).map_err(AgentError::path("create", path))
+}
+
+/// Waits until the kernel announces a change with `POLLPRI`, for `limit` at most; returns whether it has.
+///
+/// # Errors
+/// The system refused to wait.
+pub fn await_urgent(file: &impl AsFd, limit: Duration) -> nix::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(|count| count > 0),
+        }
+    }
 }
 
 /// Whether a list like `0,3-5` (cpulist format) holds `number`.

@@ -19,6 +19,8 @@ use crate::sync::{Condvar, Mutex};
 
 /// Netlink group of the kernel's own announcements, as opposed to udev's.
 const KERNEL_GROUP: u32 = 1;
+/// Time between two looks at what need not be announced.
+const UNANNOUNCED: Duration = Duration::from_millis(100);
 /// A burst: 256 memory blocks going online are about 40 KiB.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -90,6 +92,27 @@ impl Uevents {
                     return Err(AgentError::TimedOut { what: what(), after: limit });
                 }
                 count = self.announced.wait_timeout(count, left);
+            }
+        }
+    }
+
+    /// The same for what need not be announced: `check` is also called each tenth of a second.
+    ///
+    /// # Errors
+    /// As for [`Uevents::wait_until`].
+    pub fn watch_until<T>(
+        &self,
+        limit: Duration,
+        what: impl Fn() -> String,
+        mut check: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.wait_until(left.min(UNANNOUNCED), &what, &mut check) {
+                Err(AgentError::TimedOut { .. }) if left > UNANNOUNCED => {}
+                Err(AgentError::TimedOut { what, .. }) => return Err(AgentError::TimedOut { what, after: limit }),
+                result => return result,
             }
         }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vm_memory::VolatileSlice;
 
-use super::sys::{Area, PAGE};
+use super::sys::{Access, Area, PAGE, check, map};
 
 /// Most mappings that are watched at a time: what a process may have open in layers of all of its VMs.
 const MOST: usize = 4096;
@@ -202,17 +202,14 @@ fn replace(address: usize) -> bool {
     let Some(place) = watched else { return false };
     place.lost.store(true, Ordering::Release);
     let page = ptr::without_provenance_mut(address & !(PAGE - 1));
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    // SAFETY: the page is one of a mapping that is read as volatile memory only, and whose owner lives: the thread that was interrupted
-    // is reading it.
-    let mapped = unsafe {
-        let errno = libc::__errno_location();
-        let before = *errno;
-        let mapped = libc::mmap(page, PAGE, libc::PROT_READ, flags, -1, 0);
-        *errno = before;
-        mapped
-    };
-    mapped != libc::MAP_FAILED
+    // SAFETY: the kernel's address of this thread's `errno`, which what was interrupted may be about to read.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    let before = *errno;
+    // The page is one of a mapping that is read as volatile memory only, and whose owner lives: the thread that was interrupted is reading
+    // it.
+    let mapped = map(page, PAGE, Access::Read.protection(), libc::MAP_FIXED | libc::MAP_NORESERVE).is_ok();
+    *errno = before;
+    mapped
 }
 
 /// Does what would have been done without this handler.
@@ -238,17 +235,12 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::Write as _;
     use std::process::Command;
 
-    use super::super::sys::Access;
     use super::*;
 
     const BYTES: usize = 16 * PAGE;

@@ -118,6 +118,14 @@ impl Area {
         check(unsafe { libc::madvise(at.as_ptr().cast(), range.len(), advice) })
     }
 
+    /// Keeps the mapping out of child processes and core dumps.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn keep_private(&self) -> io::Result<()> {
+        [libc::MADV_DONTFORK, libc::MADV_DONTDUMP].into_iter().try_for_each(|advice| self.advise(0..self.bytes, advice))
+    }
+
     /// How many bytes of `range` have a page mapped.
     pub(super) fn resident(&self, range: Range<usize>) -> io::Result<u64> {
         const CHUNK: usize = 64 << 20;
@@ -164,7 +172,7 @@ impl Drop for Area {
 }
 
 impl Access {
-    const fn protection(self) -> libc::c_int {
+    pub(super) const fn protection(self) -> libc::c_int {
         match self {
             Self::Write => libc::PROT_READ | libc::PROT_WRITE,
             Self::Read => libc::PROT_READ,
@@ -201,8 +209,8 @@ pub(crate) fn give_way() -> io::Result<()> {
 
 const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
-/// Maps anonymous memory; with `MAP_FIXED` in `flags`, over what is at `at`.
-fn map(at: *mut u8, bytes: usize, protection: libc::c_int, flags: libc::c_int) -> io::Result<NonNull<u8>> {
+/// Maps anonymous memory; with `MAP_FIXED` in `flags`, over what is at `at`. Fit for a signal handler.
+pub(super) fn map(at: *mut u8, bytes: usize, protection: libc::c_int, flags: libc::c_int) -> io::Result<NonNull<u8>> {
     // SAFETY: without MAP_FIXED the kernel chooses unused addresses; with it the callers pass a range of their own mapping,
     // whose memory is accessed through volatile accesses only.
     let address = unsafe { libc::mmap(at.cast(), bytes, protection, ANONYMOUS | flags, -1, 0) };
@@ -222,6 +230,6 @@ fn unmap(at: NonNull<u8>, bytes: usize) {
     }
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

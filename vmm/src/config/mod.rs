@@ -329,9 +329,8 @@ impl VmConfig {
     fn check_vectors(&self) -> Result<(), ConfigError> {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
-        let elastic = usize::from(self.elastic_base.is_some());
         let balloon = self.balloon.as_ref().map_or(0, BalloonConfig::vectors);
-        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + partitions + elastic);
+        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + self.memory_devices());
         if needed <= self.max_vectors() {
             return Ok(());
         }
@@ -341,6 +340,11 @@ impl VmConfig {
             needed.div_ceil(VECTORS_PER_VCPU)
         );
         Err(error("vcpus", value, expected))
+    }
+
+    /// The number of memory devices: one for each partition, and one for base memory that grows.
+    pub(crate) fn memory_devices(&self) -> usize {
+        self.partitions.len() + usize::from(self.elastic_base.is_some())
     }
 
     /// Interrupt vectors for devices in the guest.

@@ -26,8 +26,6 @@ pub use meminfo::NodeMemory;
 const MAX_HOLDERS: usize = 64;
 /// Most processes that are looked at for a report.
 const MAX_PROCESSES: usize = 4096;
-/// Time between two looks: a memory block that is already online can grow without an announcement.
-const SILENT_GROWTH: Duration = Duration::from_millis(100);
 
 /// A process with pages on a partition's node.
 #[derive(Debug, PartialEq, Eq)]
@@ -159,30 +157,21 @@ impl MemoryInfo {
         bytes: u64,
         limit: Duration,
     ) -> Result<NodeMemory> {
-        let deadline = std::time::Instant::now() + limit;
         let block_bytes = self.block_bytes()?;
-        loop {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
-            let what = || format!("{bytes} bytes of memory on node {node}");
-            let memory = uevents.wait_until(left.min(SILENT_GROWTH), what, || {
-                let first = address / block_bytes;
-                if !self.is_online(first) {
-                    return Ok(None);
-                }
-                self.check_node(first, first.saturating_mul(block_bytes), node)?;
-                let memory = self.node(node)?;
-                Ok((memory.total_bytes >= bytes).then_some(memory))
-            });
-            match memory {
-                Ok(memory) => {
-                    self.check_zones(node)?;
-                    return Ok(memory);
-                }
-                Err(AgentError::TimedOut { .. }) if left > SILENT_GROWTH => {}
-                Err(AgentError::TimedOut { what, .. }) => return Err(AgentError::TimedOut { what, after: limit }),
-                Err(error) => return Err(error),
+        let first = address / block_bytes;
+        let start = first.saturating_mul(block_bytes);
+        let what = || format!("{bytes} bytes of memory on node {node}");
+        // A memory block that is online already can grow without an announcement.
+        let memory = uevents.watch_until(limit, what, || {
+            if !self.is_online(first) {
+                return Ok(None);
             }
-        }
+            self.check_node(first, start, node)?;
+            let memory = self.node(node)?;
+            Ok((memory.total_bytes >= bytes).then_some(memory))
+        })?;
+        self.check_zones(node)?;
+        Ok(memory)
     }
 
     fn block_bytes(&self) -> Result<u64> {

@@ -17,6 +17,7 @@ use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Response};
 
 use super::{AgentClient, MAX_TEXT, SERVICE, WRITE_LIMIT};
+use crate::causes::chain;
 use crate::end::EndSignal;
 use crate::guest::agent::connection::Connection;
 
@@ -60,14 +61,7 @@ pub fn exercise(bytes: &[u8]) {
 
 /// An error with all its causes.
 fn said<T, E: Error>(result: Result<T, E>) -> Option<String> {
-    let error = result.err()?;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    Some(text)
+    result.err().map(|error| chain(&error))
 }
 
 /// The bytes on the wire: each piece of `bytes` says whether it is sent as it is, or as an answer to the next call.

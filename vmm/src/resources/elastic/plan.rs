@@ -89,13 +89,13 @@ impl Plan {
             self.next_shrink = now + self.shrink_after * self.patience;
         }
         if observed.host_pressure {
-            return self.shrink_to(if self.grown > 0 { self.less() } else { 0 });
+            return self.shrink();
         }
         if observed.pressure && observed.short && self.grown < self.max && now >= self.next_growth {
             return Step::Grow(ByteSize::bytes(self.more(now)));
         }
-        if !observed.pressure && self.grown > 0 && now >= self.next_shrink {
-            return self.shrink_to(self.less());
+        if !observed.pressure && now >= self.next_shrink {
+            return self.shrink();
         }
         Step::Rest
     }
@@ -125,13 +125,9 @@ impl Plan {
         self.next_shrink = now + if size > wanted { self.shrink_after * self.patience } else { PACE };
     }
 
-    fn shrink_to(&self, size: u64) -> Step {
-        if self.grown > 0 { Step::Shrink(ByteSize::bytes(size)) } else { Step::Rest }
-    }
-
-    /// Half, in whole steps.
-    fn less(&self) -> u64 {
-        self.grown / 2 / STEP * STEP
+    /// To half, in whole steps.
+    fn shrink(&self) -> Step {
+        if self.grown > 0 { Step::Shrink(ByteSize::bytes(self.grown / 2 / STEP * STEP)) } else { Step::Rest }
     }
 
     /// A step more, or twice as much as a moment ago.

@@ -133,7 +133,7 @@ impl Worker {
         let _ = self.handle.memory().wait_discarded(SHRINK_LIMIT);
         let plugged = self.handle.memory().report().plugged;
         tracing::debug!(%before, %wanted, %size, %plugged, "base memory has shrunk");
-        self.plan.has_shrunk(self.now(), wanted, if plugged > size { plugged.min(before) } else { size });
+        self.plan.has_shrunk(self.now(), wanted, plugged.clamp(size, before));
         self.shared.change(|progress| progress.shrank(plugged));
         match shrunk {
             Ok(_) | Err(UnplugError::Incomplete(WaitError::Timeout { .. } | WaitError::Ended(_))) => {}
