@@ -164,6 +164,13 @@ impl<'a> Root<'a> {
     }
 }
 
+/// Where a path leads.
+struct Place {
+    node: NodeId,
+    /// It leads there until a name on the way is replaced; else also a new name may lead it elsewhere.
+    lasts: bool,
+}
+
 /// A layer that is being unpacked.
 struct Applied<'r, 'a> {
     root: &'r mut Root<'a>,
@@ -241,7 +248,7 @@ impl Applied<'_, '_> {
     /// The directory that is meant by a name without an entry of its own.
     fn enter(&mut self, folder: NodeId, name: &[u8]) -> Result<NodeId, UnpackProblem> {
         match self.walk(folder, &[name], true) {
-            Ok(Some(node)) => Ok(node),
+            Ok(Some(place)) => Ok(place.node),
             // Layers without a journal were made when it was the directory that counted.
             Err(UnpackProblem::NotDirectory(_)) | Ok(None) => self.make(folder, name),
             Err(problem) => Err(problem),
@@ -268,8 +275,9 @@ impl Applied<'_, '_> {
             Some((known, node)) if known == path => return Ok(*node),
             _ => {}
         }
-        let node = self.walk(ROOT, &components(path), true)?.unwrap_or(ROOT);
-        self.parent = Some((path.to_owned(), node));
+        let Place { node, lasts } =
+            self.walk(ROOT, &components(path), true)?.unwrap_or(Place { node: ROOT, lasts: false });
+        self.parent = lasts.then(|| (path.to_owned(), node));
         Ok(node)
     }
 
@@ -277,24 +285,27 @@ impl Applied<'_, '_> {
     fn target(&mut self, path: &[u8]) -> Result<Option<NodeId>, UnpackProblem> {
         let names = components(path);
         let Some((name, parents)) = names.split_last() else { return Ok(None) };
-        let folder = match self.walk(ROOT, parents, false) {
+        let place = match self.walk(ROOT, parents, false) {
             Err(UnpackProblem::NotDirectory(_)) => None,
             found => found?,
         };
-        let found = folder.and_then(|folder| self.root.name(folder, name));
+        let found = place.and_then(|place| self.root.name(place.node, name));
         Ok(found.map(|name| name.node).filter(|node| self.root.folder(*node).is_none()))
     }
 
     /// Follows `names` from a directory. `None` if something is missing and is not to be made.
-    fn walk(&mut self, from: NodeId, names: &[&[u8]], make: bool) -> Result<Option<NodeId>, UnpackProblem> {
+    fn walk(&mut self, from: NodeId, names: &[&[u8]], make: bool) -> Result<Option<Place>, UnpackProblem> {
         let mut walk = Walk::new(names);
         let mut at = from;
         // What comes after something that is missing is missing as well.
         let mut missing = Vec::new();
+        let mut lasts = true;
         while let Some(name) = walk.next() {
             if *name == *b".." {
-                if missing.pop().is_none() {
-                    at = self.root.folder(at).map_or(ROOT, |folder| folder.parent);
+                match missing.pop() {
+                    // It is not made. What is put there later may be no directory.
+                    Some(_) => lasts = false,
+                    None => at = self.root.folder(at).map_or(ROOT, |folder| folder.parent),
                 }
                 continue;
             }
@@ -316,7 +327,8 @@ impl Applied<'_, '_> {
         if !make && !missing.is_empty() {
             return Ok(None);
         }
-        missing.iter().try_fold(at, |at, name| self.make(at, name)).map(Some)
+        let node = missing.iter().try_fold(at, |at, name| self.make(at, name))?;
+        Ok(Some(Place { node, lasts }))
     }
 
     /// Makes a directory, in the place of what may be there.

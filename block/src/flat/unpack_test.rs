@@ -123,6 +123,20 @@ fn links_of_the_same_layer_count_from_their_entry_on() {
     assert_eq!(lists([base(), new().file("bin/x", "").directory("bin/")]), ["bin/", "old/", "old/x"]);
 }
 
+/// What `..` leads out of again is not made. A file that comes there is in the way of the next entry.
+#[test]
+fn links_do_not_lead_through_a_file_that_came_later() {
+    let base = || new().symlink("b/a", "b/a/..").symlink("c", "c2/..");
+    let both = || new().file("b/a/a", "").directory("b/a/a/");
+    assert!(lists([base(), new().file("b/a/a", "")]).contains(&"b/b/a".to_owned()));
+    let error = fails([base(), both()]);
+    assert!(error.starts_with("1: entry `b/a/a` lies below"), "{error}");
+    let error = fails([base(), new().file("c/x", "").file("c/c2", "").file("c/y", "")]);
+    assert!(error.starts_with("1: entry `c/y` lies below"), "{error}");
+    let error = fails([base(), new().file("c/x", "").symlink("c2", "c").file("c/y", "")]);
+    assert!(error.contains("more than 40 symbolic links"), "{error}");
+}
+
 #[test]
 fn hard_links_mean_what_was_there() {
     let base =
