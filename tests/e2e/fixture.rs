@@ -114,6 +114,12 @@ impl Guest {
         self
     }
 
+    /// Has the guest remove the memory map of what has been parked for so long.
+    pub fn remove_parked_after_s(mut self, seconds: u32) -> Self {
+        self.builder = self.builder.remove_parked_after_s(seconds);
+        self
+    }
+
     pub fn mode(mut self, mode: PartitionMode) -> Self {
         self.builder = self.builder.partition_mode(mode);
         self

@@ -105,6 +105,33 @@ fn a_vm_that_is_paused_all_the_time_prepares_in_between_and_one_that_ends_stops(
     drop(Guest::ours().partition(512).prepare(512).boot_unmounted());
 }
 
+/// How many bytes of base memory nobody uses, by the guest's account.
+fn free(guest: &Running, id: &str) -> u64 {
+    let line = guest.shell(id, "grep MemFree /proc/meminfo");
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+    kib << 10
+}
+
+#[test]
+fn what_is_parked_for_long_gives_its_memory_map_back() {
+    let guest = Guest::ours().partition(1024).partition(128).remove_parked_after_s(5).boot();
+    guest.plug(1, 1024);
+    park(&guest, 1);
+    assert_eq!(guest.vm.partitions()[0].added, ByteSize::gib(1));
+    let parked = free(&guest, "parked");
+    while driver(&guest, 1).state == GuestState::Parked {}
+    assert_eq!(driver(&guest, 1).state, GuestState::Empty);
+    let removed = free(&guest, "removed");
+    // 16 MiB, less what the shell's program had the guest read.
+    assert!(removed >= parked + (12 << 20), "{parked} bytes were free, and {removed} afterwards");
+    while guest.vm.partitions()[0].added.get() != 0 {}
+    // It can be plugged as before.
+    guest.plug(1, 512);
+    assert_eq!(guest.vm.inspect(partition(1)).unwrap().total_bytes, 512 << 20);
+    assert_eq!(guest.vm.partitions()[0].added, ByteSize::mib(512));
+    guest.shutdown();
+}
+
 #[test]
 fn without_the_extension_nothing_is_prepared() {
     let guest = Guest::ours().mode(PartitionMode::Stock).partition(256).prepare(256).boot_unmounted();

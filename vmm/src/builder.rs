@@ -157,6 +157,14 @@ impl VmBuilder {
         self
     }
 
+    /// Sets after how many seconds the guest removes the memory map of a parked partition
+    /// ([`VmConfig::remove_parked_after_s`]).
+    #[must_use]
+    pub fn remove_parked_after_s(mut self, seconds: u32) -> Self {
+        self.config.remove_parked_after_s = seconds;
+        self
+    }
+
     /// Sets the most that base memory and all partitions together may have.
     #[must_use]
     pub fn memory_limit(mut self, limit: ByteSize) -> Self {
@@ -280,7 +288,7 @@ impl VmBuilder {
             _ => None,
         };
         let parts = PartitionParts { memory, event_loop: event_loop.handle() };
-        let partitions = Partitions::new(parts, layout.windows(), config.prepare, &bus, &end)?;
+        let partitions = Partitions::new(parts, layout.windows(), &config, &bus, &end)?;
 
         let firmware = Firmware {
             vcpus: config.vcpus.into(),

@@ -1,6 +1,7 @@
 //! The guest's memory map of a partition. It lies in base memory, and stays there while the partition is parked.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bellows_memory::sync::Mutex;
 use bellows_memory::{ByteSize, Window};
@@ -20,25 +21,49 @@ pub(crate) fn added_for(size: ByteSize, block: u64) -> ByteSize {
 
 /// How much of a partition the guest has a memory map of, as far as the host can tell.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Added(Arc<Mutex<ByteSize>>);
+pub(crate) struct Added {
+    state: Arc<Mutex<State>>,
+    /// The guest removes the memory map of what has been parked for so long.
+    removed_after: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    bytes: ByteSize,
+    /// When the guest removes all of it, as it is parked.
+    gone_at: Option<Instant>,
+}
 
 impl Added {
+    /// The guest removes what has been parked for `removed_after`, or never.
+    pub(crate) fn new(removed_after: Option<Duration>) -> Self {
+        Self { removed_after, ..Self::default() }
+    }
+
     /// The partition was plugged with `size`.
     pub(crate) fn plugged(&self, window: Window, size: ByteSize) {
-        let mut added = self.0.lock();
-        *added = (*added).max(added_for(size, window.granule()));
+        let present = self.at(Instant::now());
+        *self.state.lock() = State { bytes: present.max(added_for(size, window.granule())), gone_at: None };
     }
 
     /// The guest has given memory back, `left` excepted. Its driver `keeps` the memory blocks, or has removed those that are empty.
     pub(crate) fn unplugged(&self, window: Window, left: ByteSize, keeps: bool) {
+        let mut state = self.state.lock();
         if !keeps {
-            *self.0.lock() = added_for(left, window.granule());
+            *state = State { bytes: added_for(left, window.granule()), gone_at: None };
+        } else if left.get() == 0 {
+            state.gone_at = self.removed_after.map(|after| Instant::now() + after);
         }
     }
 
     /// The bytes, in whole memory blocks.
     pub(crate) fn get(&self) -> ByteSize {
-        *self.0.lock()
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> ByteSize {
+        let State { bytes, gone_at } = *self.state.lock();
+        if gone_at.is_some_and(|gone| gone <= now) { ByteSize::bytes(0) } else { bytes }
     }
 }
 
@@ -65,6 +90,33 @@ mod tests {
         assert_eq!(added.get(), ByteSize::mib(256), "it is not, and something stays");
         added.unplugged(window, ByteSize::bytes(0), false);
         assert_eq!(added.get(), ByteSize::bytes(0));
+    }
+
+    #[test]
+    fn what_is_parked_for_long_is_gone() {
+        let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![ByteSize::gib(1)], 40)).unwrap();
+        let window = layout.windows()[0];
+        let (all, none) = (ByteSize::mib(256), ByteSize::bytes(0));
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        let added = Added::new(Some(Duration::from_secs(600)));
+        added.plugged(window, all);
+        assert_eq!(added.at(later(10_000)), all, "it is in use");
+        added.unplugged(window, ByteSize::mib(2), true);
+        assert_eq!(added.at(later(10_000)), all, "it is not parked");
+        added.unplugged(window, none, true);
+        assert_eq!((added.at(later(500)), added.at(later(700))), (all, none));
+        added.plugged(window, ByteSize::mib(1));
+        assert_eq!(added.at(later(10_000)), all, "it is in use again");
+
+        let kept = Added::new(None);
+        kept.plugged(window, all);
+        kept.unplugged(window, none, true);
+        assert_eq!(kept.at(later(10_000)), all);
+        let short = Added::new(Some(Duration::ZERO));
+        short.plugged(window, all);
+        short.unplugged(window, none, true);
+        short.plugged(window, ByteSize::mib(1));
+        assert_eq!(short.get(), ByteSize::mib(128), "all was added anew");
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         // Kernels that do not know it log that and go on.
         line.set("virtio_mem.private_nodes", "1")?;
     }
+    if let Some(after) = config.removes_parked_after() {
+        line.set("virtio_mem.remove_parked_secs", &after.as_secs().to_string())?;
+    }
     if config.elastic_base.is_some() {
         // It follows how long instances wait for memory.
         line.set("psi", "1")?;
@@ -74,6 +77,24 @@ mod tests {
         assert!(rendered(&config).contains("virtio_mem.private_nodes=1"));
         config.partition_mode = PartitionMode::Stock;
         assert!(!rendered(&config).contains("private_nodes"));
+    }
+
+    #[test]
+    fn what_is_prepared_is_not_removed() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        assert!(rendered(&config).contains("virtio_mem.remove_parked_secs=600"));
+        config.remove_parked_after_s = 7;
+        assert!(rendered(&config).contains("virtio_mem.remove_parked_secs=7"));
+        let changes: [fn(&mut VmConfig); 3] = [
+            |config| config.remove_parked_after_s = 0,
+            |config| config.prepare = ByteSize::mib(2),
+            |config| config.partition_mode = PartitionMode::Stock,
+        ];
+        for change in changes {
+            let mut config = config.clone();
+            change(&mut config);
+            assert!(!rendered(&config).contains("remove_parked"), "{config:?}");
+        }
     }
 
     #[test]

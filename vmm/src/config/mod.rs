@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::kind::ErrorKind;
 pub use bellows_memory::Backing;
@@ -97,6 +98,10 @@ pub struct VmConfig {
     /// in base memory, which is set aside for partitions in any case, but is not in use before.
     #[serde(default)]
     pub prepare: ByteSize,
+    /// After how many seconds a guest with the extension removes the memory map of a parked partition, and so gets its base memory
+    /// back; 0 never. What is prepared stays: with `prepare`, no partition's is removed.
+    #[serde(default = "default_remove_parked_after_s")]
+    pub remove_parked_after_s: u32,
     /// The most memory that base memory and all partitions together may have at a time: a plug beyond it is refused. `None`
     /// leaves the limit to the windows and the host.
     #[serde(default)]
@@ -239,6 +244,7 @@ impl VmConfig {
             balloon: None,
             partitions: Vec::new(),
             prepare: ByteSize::bytes(0),
+            remove_parked_after_s: default_remove_parked_after_s(),
             memory_limit: None,
             partition_mode: PartitionMode::default(),
             images: Vec::new(),
@@ -247,6 +253,13 @@ impl VmConfig {
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
         }
+    }
+
+    /// After what time the guest removes the memory map of a parked partition. `None`: never.
+    pub(crate) fn removes_parked_after(&self) -> Option<Duration> {
+        let removes = self.partition_mode == PartitionMode::Extension && self.prepare.get() == 0;
+        let after = Duration::from_secs(self.remove_parked_after_s.into());
+        (removes && !after.is_zero()).then_some(after)
     }
 
     /// Checks every value, by itself and against the others; touches no file.
@@ -413,6 +426,10 @@ impl Default for VsockConfig {
 
 fn default_vcpus() -> u8 {
     1
+}
+
+fn default_remove_parked_after_s() -> u32 {
+    600
 }
 
 fn default_cid() -> u32 {

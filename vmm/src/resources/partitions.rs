@@ -15,7 +15,7 @@ use bellows_protocol::values::{InstanceId, MIN_BASE_LIMIT};
 use super::error::PartitionError;
 use super::prepare::{Preparer, Subject};
 use super::table::{Change, Hotplug};
-use crate::config::PartitionMode;
+use crate::config::{PartitionMode, VmConfig};
 use crate::deadline::Deadline;
 use crate::descriptors;
 use crate::end::EndSignal;
@@ -36,6 +36,7 @@ pub(crate) struct Partitions {
     /// The partitions with a device.
     table: Arc<Table>,
     preparer: Preparer,
+    removed_after: Option<Duration>,
 }
 
 type Table = Hotplug<PartitionId, Entry>;
@@ -66,12 +67,12 @@ pub(super) struct Home {
 }
 
 impl Partitions {
-    /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots. Up to `prepare` of
-    /// each is prepared once it has.
+    /// Makes one partition for each of `windows` and puts their devices on the bus, before the guest boots. They are prepared, and
+    /// removed, as `config` says.
     pub(crate) fn new(
         parts: PartitionParts,
         windows: &[Window],
-        prepare: ByteSize,
+        config: &VmConfig,
         bus: &VirtioBus,
         end: &EndSignal,
     ) -> Result<Self, PartitionError> {
@@ -81,8 +82,9 @@ impl Partitions {
             let Some(table) = weak.upgrade() else { return };
             table.map(|entry| entry.handle.memory().end());
         });
-        let preparer = Preparer::new(windows, prepare, end);
-        let partitions = Self { parts, windows: windows.to_vec(), table, preparer };
+        let preparer = Preparer::new(windows, config.prepare, end);
+        let removed_after = config.removes_parked_after();
+        let partitions = Self { parts, windows: windows.to_vec(), table, preparer, removed_after };
         let change = partitions.table.change();
         for &window in windows {
             partitions.add(&change, window, bus, true)?;
@@ -277,7 +279,7 @@ impl Partitions {
         let device = Mem::new(memory);
         let handle = device.handle();
         let device = bus.add(&name, device, self.parts.event_loop.clone())?;
-        let entry = Entry { attached, ..Entry::new(handle, device) };
+        let entry = Entry { attached, added: Added::new(self.removed_after), ..Entry::new(handle, device) };
         change.insert(window.id(), entry);
         Ok(device)
     }
