@@ -11,7 +11,7 @@ use bellows_protocol::agent::{
     AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
     DevicesRequest, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse,
     Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver,
-    PartitionMemory, Process, ProcessRequest, ReasonCount, ResizeBaseRequest, ResizeTerminalRequest,
+    PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest,
     SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse,
     UnmountImageRequest, Zygote,
 };
@@ -221,6 +221,12 @@ impl Agent for Service {
         Ok(self.do_statistics()?)
     }
 
+    fn count_reclaim(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ReclaimCounters> {
+        let counters = VmStat::read()?;
+        let migrated_pages = self.migrated_for_unplug(&counters)?;
+        Ok(ReclaimCounters { migrated_pages, zeroed_pages: counters.zeroed, ..Default::default() })
+    }
+
     fn shutdown(&self, context: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         shutdown::begin(context.fd, Arc::clone(&self.instances), Arc::clone(&self.images))
             .map_err(AgentError::system("clone"))?;
@@ -279,15 +285,17 @@ impl Service {
         })
     }
 
+    fn migrated_for_unplug(&self, counters: &VmStat) -> Result<u64> {
+        if let Some(pages) = counters.migrated_for_unplug() {
+            return Ok(pages);
+        }
+        let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
+        self.migrations.as_ref().map_err(unsupported)?.pages()
+    }
+
     fn do_statistics(&self) -> Result<StatisticsResponse> {
         let counters = VmStat::read()?;
-        let migrated_pages = match counters.migrated_for_unplug() {
-            Some(pages) => pages,
-            None => {
-                let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
-                self.migrations.as_ref().map_err(unsupported)?.pages()?
-            }
-        };
+        let migrated_pages = self.migrated_for_unplug(&counters)?;
         let count = |(reason, pages)| ReasonCount { reason, pages, ..Default::default() };
         Ok(StatisticsResponse {
             migrated_pages,

@@ -19,7 +19,7 @@ use crate::config::{PartitionMode, VmConfig};
 use crate::deadline::Deadline;
 use crate::descriptors;
 use crate::end::EndSignal;
-use crate::guest::agent::AgentClient;
+use crate::guest::agent::{AgentClient, ReclaimCost};
 use crate::guest::error::NotRunning;
 use crate::guest::session::Session;
 use crate::memory_map::{self, Added};
@@ -157,7 +157,7 @@ impl Partitions {
         let _call = self.preparer.call(id);
         // Time for the guest's report, even if the guest keeps memory until time is up.
         let reserve = REPORT_LIMIT.min(timeout / 4);
-        let before = Counters::read(agent, reserve);
+        let before = reclaim_cost(agent, reserve);
         let start = Instant::now();
         let result = entry.handle.shrink(size, deadline.left().saturating_sub(reserve));
         let unplug = start.elapsed();
@@ -173,16 +173,16 @@ impl Partitions {
         let keeps = driver.is_some_and(|it| it.mode == PartitionMode::Extension && it.state != GuestState::Empty);
         entry.added.unplugged(entry.window(), report.plugged, keeps);
         // An agent that did not answer is not called again.
-        let counted =
-            before.and_then(|before| Some((before, Counters::read(agent, deadline.left().min(REPORT_LIMIT))?)));
+        let counted = before.and_then(|before| Some((before, reclaim_cost(agent, deadline.left().min(REPORT_LIMIT))?)));
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
         Ok(UnplugReport {
             unplug,
             slots: report.phases.slots,
             drain: report.phases.drain,
             left: report.plugged,
-            migrated_pages: counted.map(|(before, after)| after.migrated.saturating_sub(before.migrated)),
-            zeroed_pages: counted.and_then(|(before, after)| Some(after.zeroed?.saturating_sub(before.zeroed?))),
+            migrated_pages: counted.map(|(before, after)| after.migrated_pages.saturating_sub(before.migrated_pages)),
+            zeroed_pages: counted
+                .and_then(|(before, after)| Some(after.zeroed_pages?.saturating_sub(before.zeroed_pages?))),
             driver,
         })
     }
@@ -392,22 +392,9 @@ impl Entry {
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The guest's work to give memory back, since boot.
-#[derive(Clone, Copy)]
-struct Counters {
-    migrated: u64,
-    zeroed: Option<u64>,
-}
-
-impl Counters {
-    fn read(agent: &AgentClient, limit: Duration) -> Option<Self> {
-        match agent.statistics(limit) {
-            Ok(statistics) => Some(Self { migrated: statistics.migrated_pages, zeroed: statistics.zeroed_pages }),
-            Err(error) => {
-                tracing::debug!(%error, "the guest does not count migrated pages");
-                None
-            }
-        }
-    }
+fn reclaim_cost(agent: &AgentClient, limit: Duration) -> Option<ReclaimCost> {
+    let counted = agent.count_reclaim(limit);
+    counted.inspect_err(|error| tracing::debug!(%error, "the guest does not count migrated pages")).ok()
 }
 
 /// The driver's report: with `wait`, once the driver is done or `limit` is nearly up. A failure is only logged, since the host

@@ -40,13 +40,14 @@ pub fn exercise(bytes: &[u8]) {
     let vm = EndSignal::new().expect("a descriptor");
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default(), vm };
     let instance = "a".parse().expect("an identifier");
-    let calls: [&dyn Fn() -> Option<String>; 9] = [
+    let calls: [&dyn Fn() -> Option<String>; 10] = [
         &|| said(client.hello(0, ByteSize::bytes(0), LIMIT)),
         &|| said(client.inspect_partition(1)),
         &|| said(client.await_driver(1, true, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),
         &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),
+        &|| said(client.count_reclaim(LIMIT)),
         &|| said(client.freeze_instance(&instance, 1, LIMIT)),
         &|| said(client.resize_base(ByteSize::mib(2), ByteSize::mib(1), LIMIT)),
         &|| said(client.await_base_pressure(LIMIT)),

@@ -13,6 +13,7 @@ pub mod exercise;
 pub(crate) mod fixture;
 mod freeze;
 mod partition;
+mod reclaim;
 mod stream;
 mod writer;
 
@@ -33,6 +34,7 @@ use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, REA
 use connection::{CallError, Connection};
 pub use error::{AgentError, StartFailure};
 use protobuf::{EnumOrUnknown, Message};
+pub(crate) use reclaim::ReclaimCost;
 use stream::OpenStreams;
 pub use stream::Stream;
 use ttrpc::Code;
@@ -299,6 +301,12 @@ impl AgentClient {
             zeroed_pages: answer.zeroed_pages,
             cpu: Duration::from_nanos(answer.cpu_ns),
         })
+    }
+
+    /// What it has cost the guest to give memory back, since boot.
+    pub(crate) fn count_reclaim(&self, limit: Duration) -> Result<ReclaimCost, AgentError> {
+        let answer = self.call::<agent::ReclaimCounters>("CountReclaim", Some(limit), &agent::Empty::new())?;
+        Ok(ReclaimCost { migrated_pages: answer.migrated_pages, zeroed_pages: answer.zeroed_pages })
     }
 
     /// Has the guest shut down in good order. It starts when this connection ends, so the call closes the connection.
