@@ -137,9 +137,9 @@ const POLL: Duration = Duration::from_millis(50);
 const QEMU: &str = "qemu-system-x86_64";
 
 /// With AMD-V and nested paging. XSETBV does not exit from the nested guest in this emulation, so guests would see an
-/// inconsistent XSAVE state: they get no XSAVE. Fast string instructions (ERMS, FSRM) are slow here: they are emulated byte by
+/// inconsistent XSAVE state: they get no XSAVE. Fast string instructions (ERMS and its kin) are slow here: they are emulated byte by
 /// byte, and without them kernels copy and clear memory by words.
-const CPU: &str = "max,+svm,+npt,-xsave,-erms,-fsrm";
+const CPU: &str = "max,+svm,+npt,-xsave,-erms,-fsrm,-fzrm,-fsrs,-fsrc";
 
 /// QEMU's threads share one processor (see [`stay_on_one_processor`]), so more threads would only contend.
 const CPUS: &str = "1";
