@@ -31,7 +31,7 @@ pub use base_discard::{BaseDiscard, DiscardError};
 pub use blocks::{BLOCK, BlockRange};
 pub use device_area::{DeviceArea, DeviceMemory};
 pub use discard::Discarder;
-pub use host::{Backing, HostMapping, MapError};
+pub use host::{Backing, HostMapping, MapError, ShownPages};
 pub use layout::{Layout, LayoutSpec, PartitionId, Window};
 pub use partition::{EffectError, PartitionMemory, PartitionSetup, PartitionState, ViewError};
 pub use size::ByteSize;

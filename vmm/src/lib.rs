@@ -11,6 +11,7 @@ mod builder;
 mod causes;
 mod command_line;
 pub mod config;
+mod config_pages;
 mod console;
 mod deadline;
 mod descriptors;

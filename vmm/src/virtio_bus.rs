@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bellows_devices::bus::{BusError, Doorbells};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::interrupt::MsiController;
-use bellows_devices::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, PciAddress, PciError, PciSegment, SegmentLayout};
+use bellows_devices::pci::{PciAddress, PciError, PciSegment, SegmentLayout};
 use bellows_devices::virtio::{TransportError, VirtioDevice, VirtioPci};
-use bellows_memory::GuestView;
 use bellows_memory::sync::Mutex;
+use bellows_memory::{GuestAddress, GuestView};
 
 use crate::arch::legacy::Misplaced;
 use crate::arch::{Buses, RootBus, layout};
+use crate::config_pages::{ConfigPages, ConfigPagesError};
 use crate::kind::ErrorKind;
 use crate::kvm::{ExitNotice, ExitReason, Machine};
 
@@ -72,6 +73,9 @@ pub enum DeviceError {
         #[source]
         source: BusError,
     },
+    /// The guest cannot have configuration space as memory.
+    #[error(transparent)]
+    ConfigPages(#[from] ConfigPagesError),
     /// The system has no thread.
     #[error("cannot start the thread of the {device}")]
     EventLoop {
@@ -92,6 +96,7 @@ impl DeviceError {
             Self::Pci { source: PciError::NotFound(_), .. } => ErrorKind::NotFound,
             Self::Transport { source: TransportError::Vectors { .. }, .. }
             | Self::Line { .. }
+            | Self::ConfigPages(_)
             | Self::EventLoop { .. } => ErrorKind::Host,
             Self::Transport { .. } | Self::Pci { .. } | Self::Bus { .. } => ErrorKind::Internal,
         }
@@ -145,10 +150,8 @@ impl VirtioBus {
             .mmio
             .insert(layout::ECAM.start, segment_layout.ecam_bytes(), segment.ecam())
             .map_err(|source| DeviceError::Bus { device: "PCI configuration space", source })?;
-        buses
-            .ports
-            .insert(CONFIG_PORTS, CONFIG_PORTS_LEN, segment.config_ports())
-            .map_err(|source| DeviceError::Bus { device: "PCI configuration ports", source })?;
+        let pages = ConfigPages::new(GuestAddress(layout::ECAM.start), segment_layout.ecam_bytes(), machine.slots())?;
+        segment.show_in(Arc::new(pages));
         let vectors = Mutex::new(Vectors { limit: vectors, taken: BTreeMap::new() });
         Ok(Self { segment, msi: machine.msi(), doorbells: machine.doorbells(), memory, notice, vectors })
     }

@@ -7,6 +7,7 @@ use bellows_memory::field;
 use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 
+use super::CONVENTIONAL_BYTES;
 use super::header::{Type0Header, command, register, status};
 use crate::state::{RestoreError, Version, expect};
 
@@ -141,6 +142,14 @@ impl ConfigSpace {
         }
     }
 
+    /// All of conventional configuration space.
+    #[must_use]
+    pub fn registers(&self) -> [u8; CONVENTIONAL_BYTES] {
+        let mut registers = [0; CONVENTIONAL_BYTES];
+        self.read(0, &mut registers);
+        registers
+    }
+
     /// Writes at `offset` of the 4 KiB for a driver, at any width. Changes only the bits that a driver may write.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         let registers = self.registers.bytes_mut().zip(self.writable.bytes());
@@ -233,7 +242,7 @@ pub(crate) fn touches(offset: u16, len: usize, registers: &Range<u16>) -> bool {
 /// Size of a function's configuration space.
 const SPACE_BYTES: usize = 4096;
 /// Size of conventional configuration space. The rest reads as zeros: the function has no extended capabilities.
-const BYTES: usize = 256;
+const BYTES: usize = CONVENTIONAL_BYTES;
 const FIRST_CAPABILITY: u8 = size_of::<Type0Header>() as u8;
 
 /// Conventional configuration space.

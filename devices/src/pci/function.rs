@@ -1,5 +1,8 @@
 //! The interface between a PCI function and its bus.
 
+/// Size of conventional configuration space (PCI Local Bus 3.0 section 6.1).
+pub const CONVENTIONAL_BYTES: usize = 256;
+
 /// A memory BAR.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct BarSize {
@@ -19,6 +22,12 @@ pub trait PciFunction: Send + Sync {
 
     /// Writes configuration space. The access lies within its 4,096 bytes.
     fn write_config(&self, offset: u16, data: &[u8]);
+
+    /// What reads of configuration space give until it is written the next time; behind that are zeros. `None` if a read does more
+    /// than that, or if what it gives may change by itself.
+    fn registers(&self) -> Option<[u8; CONVENTIONAL_BYTES]> {
+        None
+    }
 
     /// The BARs. They never change.
     fn bars(&self) -> Vec<BarSize> {

@@ -1,7 +1,7 @@
-//! The host bridge on bus 0. It has only an identity, by which a kernel without ECAM recognises the segment.
+//! The host bridge on bus 0. It has only an identity.
 
-use super::PciFunction;
 use super::config_space::{ConfigSpace, Identity};
+use super::{CONVENTIONAL_BYTES, PciFunction};
 
 /// A generic PCIe host bridge.
 pub(super) struct HostBridge {
@@ -29,4 +29,8 @@ impl PciFunction for HostBridge {
     }
 
     fn write_config(&self, _offset: u16, _data: &[u8]) {}
+
+    fn registers(&self) -> Option<[u8; CONVENTIONAL_BYTES]> {
+        Some(self.space.registers())
+    }
 }

@@ -10,14 +10,15 @@ pub mod config_space;
 mod function;
 pub mod header;
 mod host_bridge;
+mod mirror;
 pub mod msix;
 mod root_bus;
 mod segment;
 mod vectors;
 
-pub use access::{CONFIG_PORTS, CONFIG_PORTS_LEN};
 pub use address::{ParsePciAddressError, PciAddress};
-pub use function::{BarSize, PciFunction};
+pub use function::{BarSize, CONVENTIONAL_BYTES, PciFunction};
+pub use mirror::ConfigMirror;
 pub use root_bus::SlotState;
 pub use segment::{PciError, PciSegment, SegmentLayout, SegmentState};
 pub use vectors::MsixVectors;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bar::BarAllocator;
 use super::config_space::ConfigSpace;
-use super::{PciAddress, PciFunction};
+use super::{ConfigMirror, PciAddress, PciFunction};
 use crate::bus::{Bus, BusDevice};
 use crate::state::{RestoreError, expect};
 
@@ -26,8 +26,8 @@ impl RootBus {
         Self { number, slots: [const { None }; SLOTS as usize], bars: BarAllocator::new(window) }
     }
 
-    /// Puts `function` into the lowest free slot, and places its BARs in the window with decoding off; `None` if the bus is full.
-    pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<PciAddress> {
+    /// Puts `function` into the lowest free slot, which is returned, and places its BARs in the window with decoding off; `None` if the bus is full.
+    pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<Arc<Slot>> {
         let (device, _) = (0..SLOTS).zip(&self.slots).find(|(_, slot)| slot.is_none())?;
         let address = PciAddress::new(self.number, device, 0)?;
         let mut bars = Vec::new();
@@ -41,8 +41,7 @@ impl RootBus {
         for bar in &bars {
             function.place_bar(bar.index, bar.home);
         }
-        self.occupy(address, function.clone(), bars);
-        Some(address)
+        Some(self.occupy(address, function.clone(), bars))
     }
 
     /// Puts a restored `function` into the slot that `state` names. After an error some addresses may stay allocated: discard
@@ -184,6 +183,20 @@ impl Slot {
         if let Some(address) = bar.mapped.take() {
             mmio.and_then(|mmio| mmio.remove(address));
             self.function.bar_mapped(bar.index, None);
+        }
+    }
+
+    /// Has the mirror show what reads of configuration space give, unless the function has been torn down.
+    pub(super) fn show(&self, mirror: Option<&dyn ConfigMirror>) {
+        let Some(mirror) = mirror else { return };
+        // Held until it is shown, so that what two CPUs write is not shown in another order.
+        let bars = self.lock();
+        if bars.removed {
+            return;
+        }
+        match self.function.registers() {
+            Some(registers) => mirror.show(self.address, &registers),
+            None => mirror.end(),
         }
     }
 

@@ -1,14 +1,13 @@
 //! A PCI segment: root buses, and functions that come and go.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bellows_memory::AddressRange;
 use serde::{Deserialize, Serialize};
 
 use super::host_bridge::HostBridge;
 use super::root_bus::{RootBus, Slot, SlotState};
-use super::{PciAddress, PciFunction};
+use super::{ConfigMirror, PciAddress, PciFunction};
 use crate::bus::Bus;
 use crate::state::{RestoreError, Version, expect};
 
@@ -56,8 +55,7 @@ pub enum PciError {
     NotFound(PciAddress),
 }
 
-/// PCI segment 0. The guest finds functions through [`PciSegment::ecam`] or [`PciSegment::config_ports`]. BARs that it enables
-/// appear on the MMIO bus.
+/// PCI segment 0. The guest finds functions through [`PciSegment::ecam`]. BARs that it enables appear on the MMIO bus.
 ///
 /// Bus 0 has a host bridge in its first slot. All other slots are for functions.
 pub struct PciSegment {
@@ -65,17 +63,14 @@ pub struct PciSegment {
     /// Weak, because the bus holds the segment's ECAM window.
     pub(super) mmio: Weak<Bus>,
     buses: Vec<Mutex<RootBus>>,
-    /// The register at port 0xcf8.
-    pub(super) config_address: AtomicU32,
+    mirror: OnceLock<Arc<dyn ConfigMirror>>,
 }
 
 /// State of a [`PciSegment`]: the places of its functions. Each function saves its own state.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SegmentState {
     /// Version of this type.
-    pub version: Version<1>,
-    /// The register at port 0xcf8.
-    pub config_address: u32,
+    pub version: Version<2>,
     /// All functions but the host bridge.
     pub slots: Vec<SlotState>,
 }
@@ -95,8 +90,19 @@ impl PciSegment {
             layout,
             mmio: Arc::downgrade(mmio),
             buses: buses.into_iter().map(Mutex::new).collect(),
-            config_address: AtomicU32::new(0),
+            mirror: OnceLock::new(),
         }))
+    }
+
+    /// Has `mirror` show the guest what reads give, from now on. The first one stands.
+    pub fn show_in(&self, mirror: Arc<dyn ConfigMirror>) {
+        if self.mirror.set(mirror).is_ok() {
+            self.slots().for_each(|slot| slot.show(self.mirror()));
+        }
+    }
+
+    pub(super) fn mirror(&self) -> Option<&dyn ConfigMirror> {
+        self.mirror.get().map(|mirror| &**mirror)
     }
 
     /// The layout.
@@ -111,7 +117,10 @@ impl PciSegment {
     /// # Errors
     /// All buses are full.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<PciAddress, PciError> {
-        self.buses.iter().find_map(|bus| lock(bus).add(&function)).ok_or(PciError::Full { buses: self.layout.buses })
+        let added = self.buses.iter().find_map(|bus| lock(bus).add(&function));
+        let slot = added.ok_or(PciError::Full { buses: self.layout.buses })?;
+        slot.show(self.mirror());
+        Ok(slot.address)
     }
 
     /// Removes the function at `address`, even while the guest uses it. When this returns, the function has stopped. Do not call
@@ -124,6 +133,9 @@ impl PciSegment {
         let slot = self.slot(address).filter(|_| !is_host_bridge(address)).ok_or(not_found)?;
         if !slot.tear_down(&self.mmio) {
             return Err(not_found);
+        }
+        if let Some(mirror) = self.mirror() {
+            mirror.hide(address);
         }
         // From now on another function may take the slot and the addresses.
         let bus = self.buses.get(usize::from(address.bus())).ok_or(not_found)?;
@@ -146,11 +158,7 @@ impl PciSegment {
     #[must_use]
     pub fn save(&self) -> SegmentState {
         let functions = self.slots().filter(|slot| !is_host_bridge(slot.address));
-        SegmentState {
-            version: Version,
-            config_address: self.config_address.load(Ordering::Relaxed),
-            slots: functions.map(|slot| slot.save()).collect(),
-        }
+        SegmentState { version: Version, slots: functions.map(|slot| slot.save()).collect() }
     }
 
     /// Restores the state of a segment with the same layout. This segment is new. `functions` are the restored functions of
@@ -173,8 +181,10 @@ impl PciSegment {
         // All steps from here on succeed.
         buses.iter_mut().zip(restored).for_each(|(bus, restored)| **bus = restored);
         drop(buses);
-        slots.iter().for_each(|slot| slot.update_bars(&self.mmio));
-        self.config_address.store(state.config_address, Ordering::Relaxed);
+        slots.iter().for_each(|slot| {
+            slot.update_bars(&self.mmio);
+            slot.show(self.mirror());
+        });
         Ok(())
     }
 

@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::pci::config_space::{ConfigSpace, Identity};
 use crate::pci::header::register;
-use crate::pci::{BarSize, CONFIG_PORTS_LEN};
+use crate::pci::{BarSize, CONVENTIONAL_BYTES};
 
 /// A function with one BAR of 4 KiB that answers with its number.
 struct Plain {
@@ -41,6 +42,10 @@ impl PciFunction for Plain {
     fn write_config(&self, offset: u16, data: &[u8]) {
         assert!(usize::from(offset) + data.len() <= 4096);
         self.space.lock().unwrap().write(offset, data);
+    }
+
+    fn registers(&self) -> Option<[u8; CONVENTIONAL_BYTES]> {
+        Some(self.space.lock().unwrap().registers())
     }
 
     fn bars(&self) -> Vec<BarSize> {
@@ -229,38 +234,122 @@ fn accesses_across_the_end_of_a_function_are_cut_off() {
     }
 }
 
-#[test]
-fn ports_reach_configuration_space_too() {
-    let (_mmio, segment) = segment();
-    let address = segment.add(Plain::new(7)).unwrap();
-    let ports = segment.config_ports();
-    let select = |value: u32| ports.write(0, &value.to_le_bytes());
-    let read = |offset, len| {
-        let mut data = vec![0; len];
-        ports.read(offset, &mut data);
-        data
-    };
-    select(1 << 31 | (address.ecam_offset() as u32 >> 4));
-    assert_eq!(read(4, 4), [0x34, 0x12, 7, 0]);
-    assert_eq!(read(6, 2), [7, 0]);
-    assert_eq!(read(0, 4), (1u32 << 31 | 1 << 11).to_le_bytes());
-    select(1 << 31 | 1 << 11 | u32::from(register::COMMAND));
-    ports.write(4, &[2, 0]);
-    assert_eq!(read(4, 1), [2]);
-    // Across the end of the port, with an odd width, with nothing selected, without a function.
-    assert_eq!(read(6, 4), [0xff; 4]);
-    assert_eq!(read(7, 2), [0xff; 2]);
-    ports.write(1, &[0]);
-    select(1 << 11);
-    assert_eq!(read(4, 4), [0xff; 4]);
-    select(1 << 31 | 0xff << 16);
-    assert_eq!(read(4, 4), [0xff; 4]);
-    for offset in 0..CONFIG_PORTS_LEN {
-        for len in [1, 2, 4, 8] {
-            ports.write(offset, &vec![0xff; len]);
-            read(offset, len);
+/// What a guest has as a copy.
+#[derive(Default)]
+struct Copy {
+    shown: Mutex<BTreeMap<PciAddress, [u8; CONVENTIONAL_BYTES]>>,
+    ended: AtomicUsize,
+}
+
+impl Copy {
+    fn addresses(&self) -> Vec<PciAddress> {
+        self.shown.lock().unwrap().keys().copied().collect()
+    }
+
+    fn assert_true(&self, segment: &PciSegment) {
+        for (&address, shown) in &*self.shown.lock().unwrap() {
+            let mut read = [0; CONVENTIONAL_BYTES];
+            segment.read_config(address, 0, &mut read);
+            assert_eq!(read, *shown, "{address}");
         }
     }
+}
+
+impl ConfigMirror for Copy {
+    fn show(&self, address: PciAddress, registers: &[u8; CONVENTIONAL_BYTES]) {
+        self.shown.lock().unwrap().insert(address, *registers);
+    }
+
+    fn hide(&self, address: PciAddress) {
+        self.shown.lock().unwrap().remove(&address);
+    }
+
+    fn end(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_mirror_shows_what_reads_give() {
+    let (_mmio, segment) = segment();
+    let first = segment.add(Plain::new(1)).unwrap();
+    let copy = Arc::new(Copy::default());
+    segment.show_in(copy.clone());
+    let second = segment.add(Plain::new(2)).unwrap();
+    let bridge = PciAddress::new(0, 0, 0).unwrap();
+    assert_eq!(copy.addresses(), [bridge, first, second]);
+    copy.assert_true(&segment);
+    enable(&segment, second);
+    move_bar(&segment, first, 0xffff_ffff);
+    copy.assert_true(&segment);
+    let bar = copy.shown.lock().unwrap()[&first][usize::from(BAR2)..][..4].to_vec();
+    assert_eq!(bar, 0xffff_f000_u32.to_le_bytes(), "as a driver learns the size");
+
+    let slot = segment.slot(first).unwrap();
+    segment.remove(first).unwrap();
+    assert_eq!(copy.addresses(), [bridge, second]);
+    slot.show(segment.mirror());
+    assert_eq!(copy.addresses(), [bridge, second], "a write that was under way shows nothing any more");
+    assert_eq!(segment.add(Plain::new(3)), Ok(first));
+    copy.assert_true(&segment);
+    assert_eq!(copy.addresses().len(), 3);
+    assert_eq!(copy.ended.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_restored_segment_shows_what_was_restored() {
+    let (_mmio, segment) = segment();
+    let function = Plain::new(1);
+    let address = segment.add(function.clone()).unwrap();
+    enable(&segment, address);
+    let (_mmio, restored) = self::segment();
+    let copy = Arc::new(Copy::default());
+    restored.show_in(copy.clone());
+    let twin = Plain::new(1);
+    *twin.space.lock().unwrap() = function.space.lock().unwrap().clone();
+    restored.restore(&segment.save(), &[twin]).unwrap();
+    assert!(copy.addresses().contains(&address));
+    copy.assert_true(&restored);
+}
+
+/// A function whose reads do more than read.
+struct Moody;
+
+impl PciFunction for Moody {
+    fn read_config(&self, _offset: u16, data: &mut [u8]) {
+        data.fill(7);
+    }
+
+    fn write_config(&self, _offset: u16, _data: &[u8]) {}
+}
+
+#[test]
+fn a_function_that_is_not_plain_ends_the_mirror() {
+    let (_mmio, segment) = segment();
+    let copy = Arc::new(Copy::default());
+    segment.show_in(copy.clone());
+    let address = segment.add(Arc::new(Moody)).unwrap();
+    assert_eq!(copy.ended.load(Ordering::Relaxed), 1);
+    assert!(!copy.addresses().contains(&address));
+}
+
+#[test]
+fn what_two_cpus_write_is_shown_as_it_stands() {
+    let (_mmio, segment) = segment();
+    let copy = Arc::new(Copy::default());
+    segment.show_in(copy.clone());
+    let address = segment.add(Plain::new(1)).unwrap();
+    std::thread::scope(|scope| {
+        for cpu in 0..2u32 {
+            let segment = &segment;
+            scope.spawn(move || {
+                for step in 0..2000 {
+                    move_bar(segment, address, 0xc000_0000 + (step * 2 + cpu) % 200 * 0x1000);
+                }
+            });
+        }
+    });
+    copy.assert_true(&segment);
 }
 
 #[test]
@@ -308,7 +397,6 @@ fn a_restored_segment_has_its_functions_where_they_were() {
     segment.remove(addresses[5]).unwrap();
     let moved = functions[5].space.lock().unwrap().u32_at(BAR2);
     move_bar(&segment, addresses[7], moved);
-    segment.config_ports().write(0, &0x8000_1234_u32.to_le_bytes());
     let state: SegmentState = serde_json::from_str(&serde_json::to_string(&segment.save()).unwrap()).unwrap();
     assert_eq!(state, segment.save());
 
@@ -329,9 +417,6 @@ fn a_restored_segment_has_its_functions_where_they_were() {
         assert!(mmio.read(function.mapped().unwrap(), &mut data));
         assert_eq!(u16::from(data[0]), function.number);
     }
-    let mut register = [0; 4];
-    restored.config_ports().read(0, &mut register);
-    assert_eq!(u32::from_le_bytes(register), 0x8000_1234);
     assert_eq!(restored.add(Plain::new(99)), Ok(addresses[5]), "what was free is free");
 
     let refused = |change: fn(&mut SegmentState)| {
@@ -377,7 +462,6 @@ fn a_state_that_is_refused_leaves_nothing_on_the_buses() {
     let (before, nothing_mapped) = (segment.save(), format!("{mmio:?}"));
     let refuse = |change: fn(&mut SlotState)| {
         let mut state = state.clone();
-        state.config_address = 0x8000_1234;
         // The last one, on the second bus.
         change(state.slots.last_mut().unwrap());
         segment.restore(&state, &given).unwrap_err();

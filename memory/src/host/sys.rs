@@ -1,9 +1,10 @@
 //! System calls about memory, and the unsafe code that they take.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use vm_memory::MmapRegion;
@@ -73,18 +74,27 @@ impl Area {
         map(at.as_ptr(), range.len(), access.protection(), libc::MAP_NORESERVE | libc::MAP_FIXED).map(drop)
     }
 
-    /// Puts the beginning of `file` in place of `range`, to be read. Its pages are those of all processes that map it; one of a file
-    /// that has become shorter raises SIGBUS where it is touched.
+    /// Puts the beginning of `file` in place of `range`, to be read: [`Area::map_file_at`].
     ///
     /// # Errors
     /// The range is empty or not inside, or the kernel refused.
     pub fn map_file(&self, range: Range<usize>, file: &File) -> io::Result<()> {
+        self.map_file_at(range, file, 0)
+    }
+
+    /// Puts `file` from `offset` on, a multiple of the page size, in place of `range`, to be read. Its pages are those of all processes that map it; one of a file
+    /// that has become shorter raises SIGBUS where it is touched.
+    ///
+    /// # Errors
+    /// The range is empty or not inside, or the kernel refused.
+    pub fn map_file_at(&self, range: Range<usize>, file: &File, offset: u64) -> io::Result<()> {
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         let at = self.at(&range)?;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         // SAFETY: the range, also when rounded up to a page, lies in our mapping, which is made of whole pages and whose memory is
         // accessed through volatile accesses only.
         let mapped =
-            unsafe { libc::mmap(at.as_ptr().cast(), range.len(), libc::PROT_READ, flags, file.as_raw_fd(), 0) };
+            unsafe { libc::mmap(at.as_ptr().cast(), range.len(), libc::PROT_READ, flags, file.as_raw_fd(), offset) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -191,6 +201,20 @@ pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<im
     // SAFETY: the kernel looks the range up and does not touch its memory; `states` has a byte for each page of it.
     check(unsafe { libc::mincore(at.cast(), bytes, states.as_mut_ptr()) })?;
     Ok(states.iter().map(|state| state & 1 != 0))
+}
+
+/// A file in memory, which is closed on exec. It takes memory where it has been written to.
+///
+/// # Errors
+/// The kernel refused.
+pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
+    // SAFETY: `name` ends with a zero byte and outlives the call.
+    let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }.into())
 }
 
 /// Size of a page in bytes.

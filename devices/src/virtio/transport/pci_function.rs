@@ -19,7 +19,7 @@ use crate::event_loop::EventLoopHandle;
 use crate::interrupt::{Interrupt, MsiController};
 use crate::pci::config_space::{ConfigSpace, LayoutError, touches};
 use crate::pci::msix::{Delivery, MsixTable};
-use crate::pci::{BarSize, PciFunction};
+use crate::pci::{BarSize, CONVENTIONAL_BYTES, PciFunction};
 use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
 /// Why a device could not become a PCI function.
@@ -349,6 +349,12 @@ impl PciFunction for VirtioPci {
             drop(space);
             self.write_bar(BAR, window.offset, &value[..window.len]);
         }
+    }
+
+    /// Plain, until the driver points the window of the capability for access by configuration space at the BAR.
+    fn registers(&self) -> Option<[u8; CONVENTIONAL_BYTES]> {
+        let space = lock(&self.space);
+        layout::window(&space, self.capabilities.pci_cfg).is_none().then(|| space.registers())
     }
 
     fn bars(&self) -> Vec<BarSize> {

@@ -336,8 +336,12 @@ fn the_window_in_configuration_space_reaches_the_bar() {
         driver.write_config(window + 8, &offset.to_le_bytes());
         driver.write_config(window + 12, &len.to_le_bytes());
     };
+    let function = machine.segment.function(driver.address).unwrap();
+    let registers = function.registers().expect("before the window is used, a read only reads");
+    assert_eq!(registers, driver.config(0));
     set(0, (driver.common + field::DEVICE_STATUS) as u32, 1);
     assert_eq!(driver.config(window + 16), [15]);
+    assert_eq!(function.registers(), None, "what the window reads like changes by itself");
     // A kick.
     queues[0].add(&[Part::Writable(8)]);
     set(0, driver.notify as u32, 2);

@@ -11,9 +11,6 @@ use super::super::layout;
 use super::{ecam, serialise};
 use crate::arch::{Firmware, RootBus};
 
-/// Ports of PCI's configuration mechanism 1.
-const PCI_CONFIGURATION_PORT: u16 = 0xcf8;
-
 pub(super) fn build(firmware: &Firmware<'_>) -> Vec<u8> {
     let mut devices: Vec<u8> = firmware.buses.iter().flat_map(host_bridge).collect();
     devices.extend(reserved_for_ecam(firmware.buses));
@@ -42,14 +39,10 @@ fn host_bridge(bus: &RootBus) -> Vec<u8> {
     let memory_64 = bus.mmio64.as_ref().map(|range| {
         AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, range.start, range.end - 1, None)
     });
-    let ports = IO::new(PCI_CONFIGURATION_PORT, PCI_CONFIGURATION_PORT, 1, 8);
 
     let mut resources: Vec<&dyn Aml> = vec![&bus_range, &memory_32];
     if let Some(range) = &memory_64 {
         resources.push(range);
-    }
-    if number == 0 {
-        resources.push(&ports);
     }
     let express = EISAName::new("PNP0A08");
     let compatible = EISAName::new("PNP0A03");
