@@ -61,7 +61,22 @@ pub fn mount_all() -> Result<()> {
             result => result?,
         }
     }
-    mount_cgroup2("/sys/fs/cgroup")
+    expedited(|| mount_cgroup2("/sys/fs/cgroup"))
+}
+
+/// Runs `step`, and has the kernel's grace periods, which it waits for, end as soon as all CPUs have been asked instead of some ticks
+/// later. The kernel does that for itself until the first process starts.
+fn expedited<T>(step: impl FnOnce() -> T) -> T {
+    const SWITCH: &str = "/sys/kernel/rcu_expedited";
+    let set = |value| {
+        if let Err(error) = files::write(SWITCH, value) {
+            tracing::debug!(%error, "grace periods take their time");
+        }
+    };
+    set("1");
+    let result = step();
+    set("0");
+    result
 }
 
 /// Mounts the unified cgroup hierarchy, with cheap moves between cgroups (`favordynmods`, Linux 6.0) if the kernel has them.
