@@ -94,7 +94,7 @@ mod tests {
     fn what_cannot_be_shown_is_read_by_exits() {
         let slots = Arc::new(RecordedSlots::default());
         let pages = pages(&slots).unwrap();
-        slots.calls();
+        assert_eq!(slots.calls(), [format!("set {SLOT}")]);
         pages.show(PciAddress::new(2, 0, 0).unwrap(), &[1; CONVENTIONAL_BYTES]);
         assert_eq!(slots.calls(), [format!("delete {SLOT}")]);
     }
