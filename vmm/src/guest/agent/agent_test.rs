@@ -153,10 +153,11 @@ fn a_start_may_take_as_long_as_the_agent_gives_it() {
 
 #[test]
 fn an_error_names_what_the_agent_refused_or_got_wrong() {
-    let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: 9, ..Default::default() }));
+    const OTHER: u32 = PROTOCOL_VERSION + 1;
+    let fixture = Fixture::with_agent(Arc::new(FakeAgent { version: OTHER, ..Default::default() }));
     let client = fixture.connect().unwrap();
     let error = text(client.hello(0, ByteSize::bytes(0), SHORT));
-    assert!(error.contains("protocol version 9") && error.contains(&format!("expected {PROTOCOL_VERSION}")), "{error}");
+    assert!(error.contains(&format!("protocol version {OTHER}: expected {PROTOCOL_VERSION}")), "{error}");
     let error = text(client.attach(&[PciAddress::new(1, 2, 0).unwrap()], Duration::from_secs(9)));
     assert!(error.contains("AttachDevices") && error.contains("0000:01:02.0") && !error.contains('\n'), "{error}");
     let error = text(client.inspect_partition(4));

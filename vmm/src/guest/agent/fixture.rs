@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::stream::{MAX_STREAM_LINE, read_line};
-use bellows_protocol::{AGENT_PORT, STREAM_PORT};
+use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION, STREAM_PORT};
 
 use super::{AgentClient, AgentError, SHORT};
 use crate::deadline::Deadline;
@@ -57,12 +57,12 @@ impl Fixture {
         Self::new(b"OK 1073741824\n", move |stream| serve(&stream, fake))
     }
 
-    /// An agent that only answers a stream: after `line` it calls `serve`.
+    /// An agent that only answers a stream: after `line`, which names it, it calls `serve`.
     pub(super) fn with_stream(line: &'static str, serve: impl FnOnce(UnixStream) + Send + 'static) -> Self {
         let silent = |mut stream: UnixStream| drop(io::copy(&mut stream, &mut io::sink()));
         let serve_stream = move |stream: UnixStream| {
             let asked = read_line(&stream, MAX_STREAM_LINE, Duration::from_secs(30)).unwrap();
-            assert_eq!(String::from_utf8(asked).unwrap(), line);
+            assert_eq!(String::from_utf8(asked).unwrap(), format!("stream {PROTOCOL_VERSION} {line}\n"));
             serve(stream);
         };
         Self::with_connections(vec![

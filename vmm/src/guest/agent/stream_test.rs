@@ -29,9 +29,9 @@ fn with_stream(line: &'static str, serve: impl FnOnce(UnixStream) + Send + 'stat
     (fixture, instance)
 }
 
-const STDIN: &str = "stream 8 f-1 init stdin\n";
-const STDOUT: &str = "stream 8 f-1 init stdout\n";
-const TERMINAL: &str = "stream 8 f-1 init terminal\n";
+const STDIN: &str = "f-1 init stdin";
+const STDOUT: &str = "f-1 init stdout";
+const TERMINAL: &str = "f-1 init terminal";
 
 fn connect(instance: &Instance, stream: StreamName) -> Stream {
     instance.init().connect(stream).unwrap()
