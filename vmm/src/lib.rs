@@ -19,6 +19,10 @@ mod end;
 mod error;
 mod guest;
 mod kind;
+#[cfg_attr(
+    not(any(test, feature = "testing")),
+    expect(dead_code, reason = "so far only tests save and restore the state of a machine")
+)]
 mod kvm;
 mod lifecycle;
 mod memory_map;
