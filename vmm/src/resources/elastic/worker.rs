@@ -167,3 +167,25 @@ fn some_avg10(path: &Path) -> Option<f64> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     some.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_pressure_is_the_share_that_some_task_waited() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let share = |text: &str| {
+            fs::write(file.path(), text).unwrap();
+            some_avg10(file.path())
+        };
+        let full = "full avg10=1.00 avg60=2.00 avg300=3.00 total=4\n";
+        assert_eq!(share(&format!("some avg10=12.34 avg60=56.00 avg300=78.00 total=90\n{full}")), Some(12.34));
+        // CPUs have no line `full`, and nothing else counts.
+        assert_eq!(share("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"), Some(0.0));
+        for text in ["", full, "some avg60=1.00\n", "some avg10=\n", "some avg10=much\n"] {
+            assert_eq!(share(text), None, "{text:?}");
+        }
+        assert_eq!(some_avg10(Path::new("/nowhere/memory")), None);
+    }
+}
