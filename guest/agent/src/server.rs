@@ -147,7 +147,8 @@ impl Agent for Service {
     fn await_driver(&self, _: &TtrpcContext, request: AwaitDriverRequest) -> ttrpc::Result<PartitionMemory> {
         let node = Node::try_from(request.node).map_err(AgentError::Value)?;
         self.memory.await_driver(node, limit(request.timeout_ms))?;
-        Ok(self.partition_memory(node)?)
+        let reclaim = self.reclaim_counters().inspect_err(|error| tracing::debug!(%error, "reclaim is not counted"));
+        Ok(PartitionMemory { reclaim: reclaim.ok().into(), ..self.partition_memory(node)? })
     }
 
     fn inspect_partition(&self, _: &TtrpcContext, request: InspectPartitionRequest) -> ttrpc::Result<PartitionMemory> {
@@ -222,9 +223,7 @@ impl Agent for Service {
     }
 
     fn count_reclaim(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ReclaimCounters> {
-        let counters = VmStat::read()?;
-        let migrated_pages = self.migrated_for_unplug(&counters)?;
-        Ok(ReclaimCounters { migrated_pages, zeroed_pages: counters.zeroed, ..Default::default() })
+        Ok(self.reclaim_counters()?)
     }
 
     fn shutdown(&self, context: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
@@ -291,6 +290,12 @@ impl Service {
         }
         let unsupported = |_| AgentError::Unsupported("tracepoint migrate:mm_migrate_pages");
         self.migrations.as_ref().map_err(unsupported)?.pages()
+    }
+
+    fn reclaim_counters(&self) -> Result<ReclaimCounters> {
+        let counters = VmStat::read()?;
+        let migrated_pages = self.migrated_for_unplug(&counters)?;
+        Ok(ReclaimCounters { migrated_pages, zeroed_pages: counters.zeroed, ..Default::default() })
     }
 
     fn do_statistics(&self) -> Result<StatisticsResponse> {

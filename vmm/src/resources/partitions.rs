@@ -169,11 +169,10 @@ impl Partitions {
         // A thaw must not plug more than is wanted from now on.
         entry.frozen.lock().values_mut().for_each(|before| *before = size.min(*before));
         let complete = report.plugged <= size;
-        let driver = driver_after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
+        let (driver, after) = after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
         let keeps = driver.is_some_and(|it| it.mode == PartitionMode::Extension && it.state != GuestState::Empty);
         entry.added.unplugged(entry.window(), report.plugged, keeps);
-        // An agent that did not answer is not called again.
-        let counted = before.and_then(|before| Some((before, reclaim_cost(agent, deadline.left().min(REPORT_LIMIT))?)));
+        let counted = before.zip(after);
         tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
         Ok(UnplugReport {
             unplug,
@@ -387,24 +386,27 @@ impl Entry {
     }
 }
 
-/// Time limit for each of the agent's parts in an unplug: counting pages before and after, and reporting the driver's
-/// state. Memory does not wait for it.
+/// Time limit for each of the agent's parts in an unplug: counting pages before it, and reporting the driver's state and counting
+/// pages after it. Memory does not wait for the latter.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The guest's work to give memory back, since boot.
+/// What the guest has done to give memory back, since boot.
 fn reclaim_cost(agent: &AgentClient, limit: Duration) -> Option<ReclaimCost> {
     let counted = agent.count_reclaim(limit);
     counted.inspect_err(|error| tracing::debug!(%error, "the guest does not count migrated pages")).ok()
 }
 
-/// The driver's report: with `wait`, once the driver is done or `limit` is nearly up. A failure is only logged, since the host
-/// knows by itself how much is unplugged.
-fn driver_after_unplug(agent: &AgentClient, id: PartitionId, wait: bool, limit: Duration) -> Option<GuestDriver> {
-    match agent.await_driver(id.get().into(), wait, limit) {
-        Ok(usage) => usage.driver,
-        Err(error) => {
-            tracing::warn!(partition = %id, %error, "the guest does not report its part");
-            None
-        }
-    }
+/// The driver's report, and what the guest has done so far: with `wait`, once the driver is done or `limit` is nearly up. A failure is only
+/// logged, since the host knows by itself how much is unplugged.
+fn after_unplug(
+    agent: &AgentClient,
+    id: PartitionId,
+    wait: bool,
+    limit: Duration,
+) -> (Option<GuestDriver>, Option<ReclaimCost>) {
+    let report = agent.await_driver(id.get().into(), wait, limit);
+    report.unwrap_or_else(|error| {
+        tracing::warn!(partition = %id, %error, "the guest does not report its part");
+        (None, None)
+    })
 }

@@ -42,7 +42,7 @@ use ttrpc::Code;
 use crate::config::PartitionMode;
 use crate::deadline::{Deadline, NothingToRead, await_readable};
 use crate::end::EndSignal;
-use crate::model::{ExitStatus, GuestInfo, GuestStatistics, OomLimit, PartitionUse};
+use crate::model::{ExitStatus, GuestDriver, GuestInfo, GuestStatistics, OomLimit, PartitionUse};
 
 /// Time limit of calls that only look something up.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
@@ -198,13 +198,20 @@ impl AgentClient {
         PartitionUse::parse(CALL, node, answer)
     }
 
-    /// The state of the guest's driver for the device of `node`: with `wait`, once the driver is done or time is nearly up.
-    pub(crate) fn await_driver(&self, node: u32, wait: bool, limit: Duration) -> Result<PartitionUse, AgentError> {
+    /// The state of the guest's driver for the device of `node`: with `wait`, once the driver is done or time is nearly up. `None` with
+    /// a stock kernel. And what it has cost the guest to give memory back since boot, if it counts that.
+    pub(crate) fn await_driver(
+        &self,
+        node: u32,
+        wait: bool,
+        limit: Duration,
+    ) -> Result<(Option<GuestDriver>, Option<ReclaimCost>), AgentError> {
         const CALL: &str = "AwaitDriver";
         let timeout_ms = if wait { agents_share(limit) } else { 1 };
         let request = agent::AwaitDriverRequest { node, timeout_ms, ..Default::default() };
-        let answer = self.call(CALL, Some(limit), &request)?;
-        PartitionUse::parse(CALL, node, answer)
+        let answer: agent::PartitionMemory = self.call(CALL, Some(limit), &request)?;
+        let cost = answer.reclaim.as_ref().map(ReclaimCost::from);
+        Ok((PartitionUse::parse(CALL, node, answer)?.driver, cost))
     }
 
     pub(crate) fn inspect_partition(&self, node: u32) -> Result<PartitionUse, AgentError> {
@@ -306,7 +313,7 @@ impl AgentClient {
     /// What it has cost the guest to give memory back, since boot.
     pub(crate) fn count_reclaim(&self, limit: Duration) -> Result<ReclaimCost, AgentError> {
         let answer = self.call::<agent::ReclaimCounters>("CountReclaim", Some(limit), &agent::Empty::new())?;
-        Ok(ReclaimCost { migrated_pages: answer.migrated_pages, zeroed_pages: answer.zeroed_pages })
+        Ok(ReclaimCost::from(&answer))
     }
 
     /// Has the guest shut down in good order. It starts when this connection ends, so the call closes the connection.

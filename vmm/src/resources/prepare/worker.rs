@@ -133,8 +133,8 @@ impl Worker {
     /// The driver, once it is in `state`; `before` is on the way to it.
     fn driver(&self, step: Step, state: GuestState, before: GuestState) -> Result<GuestDriver, NotPrepared> {
         self.patiently(|limit| {
-            let usage = self.agent.await_driver(step.id.get().into(), true, limit)?;
-            let driver = usage.driver.ok_or(Miss::Never(NotPrepared::Stock))?;
+            let (driver, _) = self.agent.await_driver(step.id.get().into(), true, limit)?;
+            let driver = driver.ok_or(Miss::Never(NotPrepared::Stock))?;
             if driver.state == state {
                 return Ok(driver);
             }
