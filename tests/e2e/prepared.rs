@@ -1,5 +1,7 @@
 //! Partitions that are prepared in the background: no plug has to wait until the guest has added memory.
 
+use std::time::Instant;
+
 use bellows_vmm::{ByteSize, GuestDriver, GuestState, NotPrepared, PartitionMode, PreparationReport};
 
 use crate::extension::park;
@@ -16,7 +18,12 @@ fn await_prepared(guest: &Running) -> PreparationReport {
 
 /// Base memory that the guest can still use.
 fn available(guest: &Running, id: &str) -> ByteSize {
-    let line = guest.shell(id, "grep MemAvailable /proc/meminfo");
+    base_memory(guest, id, "MemAvailable")
+}
+
+/// A figure of base memory, by the guest's account.
+fn base_memory(guest: &Running, id: &str, field: &str) -> ByteSize {
+    let line = guest.shell(id, &format!("grep {field} /proc/meminfo"));
     let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok());
     ByteSize::kib(kib.unwrap_or_else(|| panic!("{line}")))
 }
@@ -105,26 +112,27 @@ fn a_vm_that_is_paused_all_the_time_prepares_in_between_and_one_that_ends_stops(
     drop(Guest::ours().partition(512).prepare(512).boot_unmounted());
 }
 
-/// How many bytes of base memory nobody uses, by the guest's account.
-fn free(guest: &Running, id: &str) -> u64 {
-    let line = guest.shell(id, "grep MemFree /proc/meminfo");
-    let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_else(|| panic!("{line}"));
-    kib << 10
+/// Does nothing until `done`.
+fn until(what: &str, guest: &Running, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what}: never\n{}", guest.console());
+    }
 }
 
 #[test]
 fn what_is_parked_for_long_gives_its_memory_map_back() {
-    let guest = Guest::ours().partition(1024).partition(128).remove_parked_after_s(5).boot();
+    let guest = Guest::ours().partition(1024).remove_parked_after_s(5).boot();
     guest.plug(1, 1024);
     park(&guest, 1);
     assert_eq!(guest.vm.partitions()[0].added, ByteSize::gib(1));
-    let parked = free(&guest, "parked");
-    while driver(&guest, 1).state == GuestState::Parked {}
+    let parked = base_memory(&guest, "parked", "MemFree");
+    until("it is removed", &guest, || driver(&guest, 1).state != GuestState::Parked);
     assert_eq!(driver(&guest, 1).state, GuestState::Empty);
-    let removed = free(&guest, "removed");
+    let removed = base_memory(&guest, "removed", "MemFree");
     // 16 MiB, less what the shell's program had the guest read.
-    assert!(removed >= parked + (12 << 20), "{parked} bytes were free, and {removed} afterwards");
-    while guest.vm.partitions()[0].added.get() != 0 {}
+    assert!(removed >= parked.plus(ByteSize::mib(12)), "{parked} were free, and {removed} afterwards");
+    until("the host knows", &guest, || guest.vm.partitions()[0].added.get() == 0);
     // It can be plugged as before.
     guest.plug(1, 512);
     assert_eq!(guest.vm.inspect(partition(1)).unwrap().total_bytes, 512 << 20);

@@ -27,40 +27,45 @@ pub enum ConfigPagesError {
 impl ConfigPages {
     /// Pages for the ECAM window of `bytes` at `guest`.
     pub(crate) fn new(guest: GuestAddress, bytes: u64, slots: Arc<dyn SlotTable>) -> Result<Self, ConfigPagesError> {
-        let pages = ShownPages::new(guest, bytes).map_err(ConfigPagesError::Memory)?;
+        let pages = ShownPages::new(guest, bytes, CONVENTIONAL_BYTES).map_err(ConfigPagesError::Memory)?;
         slots.set(pages.slot()).map_err(ConfigPagesError::Slot)?;
         Ok(Self { pages, slots, has_slot: Mutex::new(true) })
     }
 
-    /// Without the pages all reads exit, and are answered.
-    fn delete_slot(&self) {
+    /// Without the slot all reads exit, and are answered. Returns whether it was there.
+    fn delete_slot(&self) -> bool {
         let mut has_slot = self.has_slot.lock();
-        if std::mem::take(&mut *has_slot)
-            && let Err(error) = self.slots.delete(self.pages.slot())
-        {
+        let had_it = std::mem::take(&mut *has_slot);
+        if had_it && let Err(error) = self.slots.delete(self.pages.slot()) {
             // The guest would go on with what is no longer true.
             self.slots.lost(Box::new(error));
+        }
+        had_it
+    }
+
+    fn change(&self, address: PciAddress, change: impl FnOnce(u64) -> std::io::Result<()>) {
+        if *self.has_slot.lock()
+            && let Err(error) = change(address.ecam_offset())
+            && self.delete_slot()
+        {
+            tracing::warn!(%address, %error, "configuration space is read by exits from now on");
         }
     }
 }
 
 impl ConfigMirror for ConfigPages {
     fn show(&self, address: PciAddress, registers: &[u8; CONVENTIONAL_BYTES]) {
-        if let Err(error) = self.pages.show(address.ecam_offset(), registers) {
-            tracing::warn!(%address, %error, "configuration space is read by exits from now on");
-            self.delete_slot();
-        }
+        self.change(address, |offset| self.pages.show(offset, registers));
     }
 
     fn hide(&self, address: PciAddress) {
-        if let Err(error) = self.pages.hide(address.ecam_offset()) {
-            tracing::warn!(%address, %error, "configuration space is read by exits from now on");
-            self.delete_slot();
-        }
+        self.change(address, |offset| self.pages.hide(offset));
     }
 
     fn end(&self) {
-        self.delete_slot();
+        if self.delete_slot() {
+            tracing::debug!("configuration space is read by exits from now on");
+        }
     }
 }
 

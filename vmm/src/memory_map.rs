@@ -1,4 +1,4 @@
-//! The guest's memory map of a partition. It lies in base memory, and stays there while the partition is parked.
+//! The guest's memory map of a partition. It lies in base memory, and stays there while the partition is parked, for a time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,12 @@ struct State {
     gone_at: Option<Instant>,
 }
 
+impl State {
+    fn at(&self, now: Instant) -> ByteSize {
+        if self.gone_at.is_some_and(|gone| gone <= now) { ByteSize::bytes(0) } else { self.bytes }
+    }
+}
+
 impl Added {
     /// The guest removes what has been parked for `removed_after`, or never.
     pub(crate) fn new(removed_after: Option<Duration>) -> Self {
@@ -42,8 +48,9 @@ impl Added {
 
     /// The partition was plugged with `size`.
     pub(crate) fn plugged(&self, window: Window, size: ByteSize) {
-        let present = self.at(Instant::now());
-        *self.state.lock() = State { bytes: present.max(added_for(size, window.granule())), gone_at: None };
+        let mut state = self.state.lock();
+        let present = state.at(Instant::now());
+        *state = State { bytes: present.max(added_for(size, window.granule())), gone_at: None };
     }
 
     /// The guest has given memory back, `left` excepted. Its driver `keeps` the memory blocks, or has removed those that are empty.
@@ -52,18 +59,14 @@ impl Added {
         if !keeps {
             *state = State { bytes: added_for(left, window.granule()), gone_at: None };
         } else if left.get() == 0 {
-            state.gone_at = self.removed_after.map(|after| Instant::now() + after);
+            // The guest counts from when it was parked first.
+            state.gone_at = state.gone_at.or_else(|| self.removed_after.map(|after| Instant::now() + after));
         }
     }
 
     /// The bytes, in whole memory blocks.
     pub(crate) fn get(&self) -> ByteSize {
-        self.at(Instant::now())
-    }
-
-    fn at(&self, now: Instant) -> ByteSize {
-        let State { bytes, gone_at } = *self.state.lock();
-        if gone_at.is_some_and(|gone| gone <= now) { ByteSize::bytes(0) } else { bytes }
+        self.state.lock().at(Instant::now())
     }
 }
 
@@ -97,21 +100,25 @@ mod tests {
         let layout = Layout::new(&LayoutSpec::x86_64(ByteSize::mib(512), vec![ByteSize::gib(1)], 40)).unwrap();
         let window = layout.windows()[0];
         let (all, none) = (ByteSize::mib(256), ByteSize::bytes(0));
+        let at = |added: &Added, now| added.state.lock().at(now);
         let later = |seconds| Instant::now() + Duration::from_secs(seconds);
         let added = Added::new(Some(Duration::from_secs(600)));
         added.plugged(window, all);
-        assert_eq!(added.at(later(10_000)), all, "it is in use");
+        assert_eq!(at(&added, later(10_000)), all, "it is in use");
         added.unplugged(window, ByteSize::mib(2), true);
-        assert_eq!(added.at(later(10_000)), all, "it is not parked");
+        assert_eq!(at(&added, later(10_000)), all, "it is not parked");
         added.unplugged(window, none, true);
-        assert_eq!((added.at(later(500)), added.at(later(700))), (all, none));
+        assert_eq!((at(&added, later(500)), at(&added, later(700))), (all, none));
+        let gone_at = added.state.lock().gone_at;
+        added.unplugged(window, none, true);
+        assert_eq!(added.state.lock().gone_at, gone_at, "it has been parked all the time");
         added.plugged(window, ByteSize::mib(1));
-        assert_eq!(added.at(later(10_000)), all, "it is in use again");
+        assert_eq!(at(&added, later(10_000)), all, "it is in use again");
 
         let kept = Added::new(None);
         kept.plugged(window, all);
         kept.unplugged(window, none, true);
-        assert_eq!(kept.at(later(10_000)), all);
+        assert_eq!(at(&kept, later(10_000)), all);
         let short = Added::new(Some(Duration::ZERO));
         short.plugged(window, all);
         short.unplugged(window, none, true);

@@ -167,7 +167,7 @@ impl<'a> Root<'a> {
 /// Where a path leads.
 struct Place {
     node: NodeId,
-    /// It leads there until a name on the way is replaced; else also a new name may lead it elsewhere.
+    /// It leads there until a name on the way is replaced. Otherwise a new name may lead it elsewhere, too.
     lasts: bool,
 }
 

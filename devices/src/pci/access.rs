@@ -9,6 +9,7 @@ use super::{PciAddress, PciSegment};
 use crate::bus::BusDevice;
 
 const CONFIG_BYTES: usize = 4096;
+
 impl PciSegment {
     /// The ECAM window, [`ecam_bytes`](super::SegmentLayout::ecam_bytes) long (PCI Express 5.0 section 7.2.2).
     #[must_use]

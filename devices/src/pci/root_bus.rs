@@ -26,7 +26,8 @@ impl RootBus {
         Self { number, slots: [const { None }; SLOTS as usize], bars: BarAllocator::new(window) }
     }
 
-    /// Puts `function` into the lowest free slot, which is returned, and places its BARs in the window with decoding off; `None` if the bus is full.
+    /// Puts `function` into the lowest free slot, which is returned, and places its BARs in the window with decoding off; `None` if the
+    /// bus is full.
     pub(super) fn add(&mut self, function: &Arc<dyn PciFunction>) -> Option<Arc<Slot>> {
         let (device, _) = (0..SLOTS).zip(&self.slots).find(|(_, slot)| slot.is_none())?;
         let address = PciAddress::new(self.number, device, 0)?;
@@ -200,11 +201,14 @@ impl Slot {
         }
     }
 
-    /// Ends all access to the function and stops it. Returns `false` if it was torn down before.
-    pub(super) fn tear_down(&self, mmio: &Weak<Bus>) -> bool {
+    /// Ends all access to the function, hides it from the guest, and stops it. Returns `false` if it was torn down before.
+    pub(super) fn tear_down(&self, mmio: &Weak<Bus>, mirror: Option<&dyn ConfigMirror>) -> bool {
         let mut bars = self.lock();
         if std::mem::replace(&mut bars.removed, true) {
             return false;
+        }
+        if let Some(mirror) = mirror {
+            mirror.hide(self.address);
         }
         let mmio = mmio.upgrade();
         for bar in &mut bars.list {

@@ -131,11 +131,8 @@ impl PciSegment {
     pub fn remove(&self, address: PciAddress) -> Result<Arc<dyn PciFunction>, PciError> {
         let not_found = PciError::NotFound(address);
         let slot = self.slot(address).filter(|_| !is_host_bridge(address)).ok_or(not_found)?;
-        if !slot.tear_down(&self.mmio) {
+        if !slot.tear_down(&self.mmio, self.mirror()) {
             return Err(not_found);
-        }
-        if let Some(mirror) = self.mirror() {
-            mirror.hide(address);
         }
         // From now on another function may take the slot and the addresses.
         let bus = self.buses.get(usize::from(address.bus())).ok_or(not_found)?;
@@ -207,7 +204,7 @@ impl PciSegment {
 impl Drop for PciSegment {
     fn drop(&mut self) {
         for slot in self.slots() {
-            slot.tear_down(&self.mmio);
+            slot.tear_down(&self.mmio, None);
         }
     }
 }

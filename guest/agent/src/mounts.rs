@@ -68,11 +68,16 @@ pub fn mount_all() -> Result<()> {
 /// later. The kernel does that for itself until the first process starts.
 fn expedited<T>(step: impl FnOnce() -> T) -> T {
     const SWITCH: &str = "/sys/kernel/rcu_expedited";
+    // Whoever boots the kernel may want it for good.
+    let was = files::read(SWITCH).unwrap_or_default();
     let set = |value| {
         if let Err(error) = files::write(SWITCH, value) {
             tracing::debug!(%error, "grace periods take their time");
         }
     };
+    if was != "0" {
+        return step();
+    }
     set("1");
     let result = step();
     set("0");

@@ -27,52 +27,55 @@ pub struct ShownPages {
     /// The offsets of the pages that show something.
     mapped: Mutex<BTreeSet<u64>>,
     guest: GuestAddress,
+    /// How much of a page can show something; the rest reads as zeros then.
+    content: usize,
 }
 
 impl ShownPages {
-    /// Pages for `bytes` at `guest`; both are multiples of the page size, and `bytes` is not zero.
+    /// Pages for `bytes` at `guest`; both are multiples of the page size, and `bytes` is not zero. Each shows `content` bytes, whole
+    /// words of 4 bytes.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn new(guest: GuestAddress, bytes: u64) -> io::Result<Self> {
+    pub fn new(guest: GuestAddress, bytes: u64, content: usize) -> io::Result<Self> {
         let length = usize::try_from(bytes).ok().filter(|length| *length != 0 && length.is_multiple_of(PAGE));
-        let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+        let length =
+            length.filter(|_| content <= PAGE && content.is_multiple_of(4)).ok_or(io::ErrorKind::InvalidInput)?;
         let area = Area::reserve(length, Access::Read)?;
-        area.keep_private()?;
         let file = memory_file(c"bellows-shown")?;
         file.set_len(bytes)?;
-        let pages = Self { area, file, mapped: Mutex::default(), guest };
+        let pages = Self { area, file, mapped: Mutex::default(), guest, content };
         for start in (0..length).step_by(ONES) {
             pages.area.map_file(start..length.min(start + ONES), ones()?)?;
         }
         Ok(pages)
     }
 
-    /// The slot for all of it. The pages have to live as long as it is set.
+    /// The slot for all of it. What it gives the guest ends with the pages, at the latest.
     #[must_use]
     pub fn slot(&self) -> Slot {
         Slot { guest: self.guest, host: self.area.address(), bytes: self.area.bytes() as u64, read_only: true }
     }
 
-    /// Shows `content`, whole words of 4 bytes, at the beginning of the page at `offset`; the rest of the page reads as zeros. While the
-    /// page shows something already, each word changes at once.
+    /// Shows `content` at the beginning of the page at `offset`; the rest of the page reads as zeros. Only words that differ are
+    /// written.
     ///
     /// # Errors
-    /// There is no such page, or the kernel refused.
+    /// There is no such page, `content` has another length than all pages have, or the kernel refused.
     pub fn show(&self, offset: u64, content: &[u8]) -> io::Result<()> {
         let page = self.page(offset)?;
-        if content.len() > PAGE || !content.len().is_multiple_of(4) {
+        if content.len() != self.content {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut shown = [0; PAGE];
-        self.file.read_exact_at(&mut shown, offset)?;
+        let shown = &mut shown[..self.content];
+        self.file.read_exact_at(shown, offset)?;
         for (at, (new, old)) in (offset..).step_by(4).zip(content.chunks(4).zip(shown.chunks(4))) {
             if new != old {
                 self.file.write_all_at(new, at)?;
             }
         }
         if self.mapped.lock().insert(offset) {
-            // A page that cannot be mapped here shows nothing, as before.
             self.area.map_file_at(page, &self.file, offset).inspect_err(|_| _ = self.mapped.lock().remove(&offset))?;
         }
         Ok(())
@@ -114,7 +117,7 @@ mod tests {
     const PAGES: u64 = 40;
 
     fn pages() -> ShownPages {
-        ShownPages::new(GuestAddress(0xe000_0000), PAGES * PAGE as u64).unwrap()
+        ShownPages::new(GuestAddress(0xe000_0000), PAGES * PAGE as u64, 8).unwrap()
     }
 
     /// What a guest reads.
@@ -147,28 +150,28 @@ mod tests {
         }
         pages.hide(at).unwrap();
         assert_eq!(read(&pages, at), [0xff; 8]);
-        pages.show(at, &[7; 4]).unwrap();
+        pages.show(at, &[7, 7, 7, 7, 0, 0, 0, 0]).unwrap();
         assert_eq!(read(&pages, at), [7, 7, 7, 7, 0, 0, 0, 0], "nothing is left of what it showed before");
     }
 
     #[test]
     fn other_ranges_show_nothing_of_it() {
         let (one, other) = (pages(), pages());
-        one.show(0, &[1; 4]).unwrap();
+        one.show(0, &[1; 8]).unwrap();
         assert_eq!(read(&other, 0), [0xff; 8]);
     }
 
     #[test]
     fn there_are_only_whole_pages_and_words() {
-        assert!(ShownPages::new(GuestAddress(0), 0).is_err());
-        assert!(ShownPages::new(GuestAddress(0), 100).is_err());
+        for (bytes, content) in [(0, 8), (100, 8), (PAGE as u64, 3), (PAGE as u64, PAGE + 4)] {
+            assert!(ShownPages::new(GuestAddress(0), bytes, content).is_err(), "{bytes}, {content}");
+        }
         let pages = pages();
         let bytes = PAGES * PAGE as u64;
         for offset in [1, bytes, u64::MAX] {
-            assert!(pages.show(offset, &[0; 4]).is_err() && pages.hide(offset).is_err(), "{offset:#x}");
+            assert!(pages.show(offset, &[0; 8]).is_err() && pages.hide(offset).is_err(), "{offset:#x}");
         }
-        assert!(pages.show(0, &[0; 3]).is_err());
-        assert!(pages.show(0, &[0; PAGE + 4]).is_err());
+        assert!(pages.show(0, &[0; 4]).is_err() && pages.show(0, &[0; 12]).is_err());
         assert_eq!(read(&pages, 0), [0xff; 8]);
     }
 }

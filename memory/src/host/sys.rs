@@ -209,7 +209,12 @@ pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<im
 /// The kernel refused.
 pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     // SAFETY: `name` ends with a zero byte and outlives the call.
-    let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let create = |flags| unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    // Hosts may refuse a file that could be executed; before Linux 6.3 there was no other.
+    let descriptor = match create(libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) {
+        -1 if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => create(libc::MFD_CLOEXEC),
+        descriptor => descriptor,
+    };
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -145,6 +145,7 @@ fn an_error_names_a_bad_value_and_its_field() {
         (|c| c.partitions = vec![ByteSize::gib(7 << 10); 5], "partitions", "together"),
         (|c| c.partitions = vec![ByteSize::mib(128); 256], "partitions", "256 entries"),
         (|c| c.prepare = ByteSize::mib(3), "prepare", "3 MiB"),
+        (|c| c.remove_parked_after_s = u32::MAX, "remove_parked_after_s", "4294967295"),
         (|c| (c.balloon, c.backing) = (None, Backing::Hugetlbfs), "prepare", "512 MiB"),
         (|c| c.extra_command_line = vec!["a b".into()], "extra_command_line[0]", "a b"),
         (|c| c.extra_command_line = vec!["x".into(), "".into()], "extra_command_line[1]", "\"\""),

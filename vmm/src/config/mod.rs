@@ -64,7 +64,7 @@ const MAX_EXTRA_COMMAND_LINE: usize = 1536;
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// The guest kernel: an ELF `vmlinux` or a `bzImage`.
+    /// The guest kernel: an ELF `vmlinux` or a `bzImage`. It needs ACPI, and PCI configuration by ECAM (`CONFIG_PCI_MMCONFIG`).
     pub kernel: PathBuf,
     /// The initial file system that holds the agent.
     #[serde(default)]
@@ -300,6 +300,13 @@ impl VmConfig {
             return Err(error("partitions", format!("{} together", ByteSize::bytes(total)), expected));
         }
         prepare::check(self)?;
+        if self.remove_parked_after_s > MAX_PARKED_S {
+            return Err(error(
+                "remove_parked_after_s",
+                self.remove_parked_after_s,
+                format!("at most {MAX_PARKED_S}, which is 30 days"),
+            ));
+        }
         if let Some(limit) = self.memory_limit.filter(|limit| *limit < self.memory) {
             let expected = format!("at least the {} of `memory`, which it counts", self.memory);
             return Err(error("memory_limit", limit, expected));
@@ -427,6 +434,9 @@ impl Default for VsockConfig {
 fn default_vcpus() -> u8 {
     1
 }
+
+/// The guest's driver counts ticks in 32 bits.
+const MAX_PARKED_S: u32 = 30 * 24 * 3600;
 
 fn default_remove_parked_after_s() -> u32 {
     600
