@@ -411,8 +411,9 @@ fn a_terminal_has_a_size(fixture: &Fixture) {
 /// When the monitor is gone. What is typed arrives, and ^C is a signal.
 fn a_terminal_is_hung_up(fixture: &Fixture) {
     // The kernel spares a container's first process what it does not handle.
-    // With `noflsh`, since the kernel otherwise throws away what has been printed by the time that it has sent the signal.
-    let script = "stty noflsh; trap 'echo interrupted' INT; trap 'exit 5' HUP; echo ready; read line; echo got $line; read line; sleep 60 & wait";
+    // With `noflsh`, since the kernel otherwise throws away what has been printed by the time that it has sent the signal. Without an
+    // echo of ^C, which the kernel may put between two bytes of what the shell prints meanwhile.
+    let script = "stty noflsh -echo; trap 'echo interrupted' INT; trap 'exit 5' HUP; echo ready; read line; echo got $line; read line; sleep 60 & wait";
     let process = fixture.start("hung-up", &ProcessSpec { stdio: TERMINAL, ..shell(script) });
     let mut terminal = connect(&process, StreamName::Terminal);
     text_until(&terminal, "ready\r\n");

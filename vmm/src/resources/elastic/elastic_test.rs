@@ -46,6 +46,8 @@ impl World {
         let guest = Arc::<Guest>::default();
         let fixture = AgentFixture::with_agent(guest.clone());
         let (agent, end) = (Arc::new(fixture.connect().unwrap()), fixture.end.clone());
+        // The fixture ends in good order only once it has served.
+        agent.resize_base(ByteSize::bytes(0), ByteSize::bytes(0), PATIENCE).unwrap();
         let config = ElasticBaseConfig { shrink_after_s: 1, ..ElasticBaseConfig::new(ByteSize::gib(4)) };
         let elastic = ElasticBase::new(Mem::new(memory).handle(), config, &end);
         Self { elastic, guest, agent, end, host, _fixture: fixture }
