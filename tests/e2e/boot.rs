@@ -1,5 +1,7 @@
 //! Both kernels, several vCPUs, several VMs.
 
+use std::fs;
+
 use crate::fixture::Guest;
 
 #[test]
@@ -31,4 +33,16 @@ fn two_vms_in_one_process_share_the_layers() {
     for guest in guests {
         guest.shutdown();
     }
+}
+
+#[test]
+fn a_vm_that_has_ended_leaves_nothing_in_kvm() {
+    let open = || {
+        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().contains("kvm-v")).count()
+    };
+    let guest = Guest::ours().partition(256).boot_unmounted();
+    assert!(open() >= 2, "a VM and a vCPU");
+    guest.shutdown();
+    assert_eq!(open(), 0);
 }

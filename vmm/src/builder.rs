@@ -238,8 +238,15 @@ impl VmBuilder {
         let windows = PmemWindows::new(DeviceArea::new(layout.devices()), machine.slots());
         let end = EndSignal::new().map_err(system("end signal"))?;
         let notice = ExitNotice::new(machine.gate(), {
-            let (end, windows) = (end.clone(), windows.clone());
-            move |reason| end.report(VmEnd::from(windows.explain(reason)))
+            // Weak, because the windows hold the slots, and those the notice.
+            let (end, windows) = (end.clone(), Arc::downgrade(&windows));
+            move |reason| {
+                let reason = match windows.upgrade() {
+                    Some(windows) => windows.explain(reason),
+                    None => reason,
+                };
+                end.report(VmEnd::from(reason));
+            }
         });
 
         machine.slots().end_with(notice.clone());
