@@ -251,6 +251,34 @@ pub fn reset_sigpipe() -> nix::Result<()> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
 
+/// Gives signals that this process ignores their default actions again: what is ignored stays so in every program that it becomes.
+/// SIGPIPE stays as it is, which [`reset_sigpipe`] is for, and so do those that the Rust runtime handles, which end with the program.
+///
+/// # Errors
+/// Those of `sigaction(2)`.
+pub fn reset_signals() -> nix::Result<()> {
+    const KEPT: [i32; 5] = [libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE, libc::SIGSEGV, libc::SIGBUS];
+    const SIGNALS: i32 = 64;
+    // The kernel's `struct sigaction` with the default action, which is 0. The C library's call refuses signals that it uses itself.
+    let default = [0_u64; 4];
+    for number in (1..=SIGNALS).filter(|number| !KEPT.contains(number)) {
+        // SAFETY: the kernel reads the structure, and the default action is no handler that could run code here.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                &raw const default,
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
+        if result != 0 {
+            return Err(nix::errno::Errno::last());
+        }
+    }
+    Ok(())
+}
+
 /// Sets this thread's memory policy to `mode` with the nodes in `mask`, as `set_mempolicy(2)` does.
 ///
 /// # Errors

@@ -65,6 +65,7 @@ fn prepare() -> Result<(OwnedFd, BpfProgram), Report> {
     prctl::set_dumpable(false).map_err(failed("prctl"))?;
     // Nothing that this program was started with gets into a container.
     sys::close_from(3);
+    sys::reset_signals().map_err(failed("signals"))?;
     let orders = sys::duplicate_above(&std::io::stdin(), zygote::FIRST_OTHER).map_err(failed("descriptor"))?;
     // Descriptors that come get other numbers than those that a command knows.
     let null = {

@@ -181,8 +181,9 @@ fn containers() {
         return inside();
     }
     assert!(nix::unistd::geteuid().is_root(), "creating containers needs root");
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
+    // What the agent ignores is nothing to a container.
+    let status = Command::new("sh")
+        .args(["-c", "trap '' INT USR1; exec \"$0\" \"$@\"", "unshare", "--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
         .args(["containers", "--exact", "--nocapture"])
         .env(INNER, "1")
@@ -204,6 +205,7 @@ fn inside() {
     it_has_the_rights_of_its_user(&fixture);
     system_calls_are_refused(&fixture);
     signals_are_reported(&fixture);
+    no_signal_is_ignored(&fixture);
     a_missing_command_is_reported(&fixture);
     memory_is_bound_to_its_node(&fixture);
     input_comes_to_its_end(&fixture);
@@ -232,6 +234,13 @@ fn inside() {
         }
     }
     fs::remove_dir(group).unwrap();
+}
+
+fn no_signal_is_ignored(fixture: &Fixture) {
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    assert!(!own.contains("SigIgn:\t0000000000000000"), "the test ignores some: {own}");
+    let process = fixture.start("signals", &command(&["grep", "SigIgn", "/proc/self/status"]));
+    assert_eq!(finish(&process), (0, "SigIgn:\t0000000000000000\n".into(), String::new()));
 }
 
 fn a_helper_that_is_gone_is_replaced(fixture: &Fixture) {
