@@ -181,7 +181,6 @@ fn containers() {
         return inside();
     }
     assert!(nix::unistd::geteuid().is_root(), "creating containers needs root");
-    // What the agent ignores is nothing to a container.
     let status = Command::new("sh")
         .args(["-c", "trap '' INT USR1; exec \"$0\" \"$@\"", "unshare", "--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
@@ -237,9 +236,8 @@ fn inside() {
 }
 
 fn no_signal_is_ignored(fixture: &Fixture) {
-    let own = fs::read_to_string("/proc/self/status").unwrap();
-    assert!(!own.contains("SigIgn:\t0000000000000000"), "the test ignores some: {own}");
-    let process = fixture.start("signals", &command(&["grep", "SigIgn", "/proc/self/status"]));
+    assert!(!fs::read_to_string("/proc/self/status").unwrap().contains("SigIgn:\t0000000000000000"), "the test does");
+    let process = fixture.start("no-signals", &command(&["grep", "SigIgn", "/proc/self/status"]));
     assert_eq!(finish(&process), (0, "SigIgn:\t0000000000000000\n".into(), String::new()));
 }
 
@@ -420,8 +418,7 @@ fn a_terminal_has_a_size(fixture: &Fixture) {
 /// When the monitor is gone. What is typed arrives, and ^C is a signal.
 fn a_terminal_is_hung_up(fixture: &Fixture) {
     // The kernel spares a container's first process what it does not handle.
-    // With `noflsh`, since the kernel otherwise throws away what has been printed by the time that it has sent the signal. Without an
-    // echo of ^C, which the kernel may put between two bytes of what the shell prints meanwhile.
+    // The kernel otherwise throws away what has been printed by the time that it has sent the signal, and puts the echo in between.
     let script = "stty noflsh -echo; trap 'echo interrupted' INT; trap 'exit 5' HUP; echo ready; read line; echo got $line; read line; sleep 60 & wait";
     let process = fixture.start("hung-up", &ProcessSpec { stdio: TERMINAL, ..shell(script) });
     let mut terminal = connect(&process, StreamName::Terminal);
