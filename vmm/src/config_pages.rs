@@ -44,7 +44,9 @@ impl ConfigPages {
     }
 
     fn change(&self, address: PciAddress, change: impl FnOnce(u64) -> std::io::Result<()>) {
-        if *self.has_slot.lock()
+        // Not locked while it is used, since the slot may have to go.
+        let has_slot = *self.has_slot.lock();
+        if has_slot
             && let Err(error) = change(address.ecam_offset())
             && self.delete_slot()
         {

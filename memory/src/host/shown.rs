@@ -88,7 +88,7 @@ impl ShownPages {
     pub fn hide(&self, offset: u64) -> io::Result<()> {
         self.area.map_file(self.page(offset)?, ones()?)?;
         self.mapped.lock().remove(&offset);
-        self.file.write_all_at(&[0; PAGE], offset)
+        Ok(())
     }
 
     fn page(&self, offset: u64) -> io::Result<Range<usize>> {
