@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::host::{HostMapping, MapError, give_way};
+use crate::host::{HostMapping, MapError, STEP, give_way};
 use crate::{ByteSize, limited};
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
@@ -154,14 +154,12 @@ fn run(tasks: &Receiver<Task>, urgent: &Sender<Urgent>) {
     }
 }
 
-/// How much is freed in one system call: few enough pages that the address space's lock is never held for long.
-const STEP: u64 = 256 << 20;
 
 fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
     let mut discarded = Discarded { freed: ByteSize::bytes(0), took: Duration::ZERO, error: None };
     let mut at = 0;
     while at < bytes {
-        let step = STEP.min(bytes - at);
+        let step = (STEP as u64).min(bytes - at);
         let resident = mapping.resident(offset + at, step);
         let start = Instant::now();
         let result = mapping.discard(offset + at, step);

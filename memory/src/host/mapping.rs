@@ -14,6 +14,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::pieces::{CountedPieces, TooManyPieces};
+use super::scan;
 use super::sys::{Access, Area, PAGE};
 use crate::blocks::{BLOCK, BlockRange};
 use crate::sync::Mutex;
@@ -56,6 +57,7 @@ impl HostMapping {
         let area = Area::reserve(length, access(backing)).map_err(|source| MapError::Reserve(size, source))?;
         let blocks = u32::try_from(bytes / BLOCK.get()).unwrap_or(u32::MAX);
         let pieces = (backing == Backing::Hugetlbfs).then(|| Mutex::new(CountedPieces::new(blocks)));
+        scan::prepare();
         let mapping = Self { area: ManuallyDrop::new(area), backing, regions: Mutex::default(), pieces };
         mapping.advise(0, bytes)?;
         Ok(mapping)
@@ -171,9 +173,8 @@ impl HostMapping {
 
     /// How many bytes of `bytes` at `offset` have a page mapped.
     ///
-    /// Asks `mincore`, which walks page tables without a lock that page faults take exclusively: measured at 2 GiB that is
-    /// a fiftieth of the time it takes to free huge pages, and a five-hundredth with small ones. A page of zeros that was
-    /// only ever read counts too.
+    /// Takes no lock that page faults take exclusively, and no more time than there are page tables; before Linux 6.7, a time that
+    /// grows with the range. A page of zeros that was only ever read counts too.
     ///
     /// # Errors
     /// The kernel refused, or the range is invalid.

@@ -3,6 +3,7 @@
 mod fault;
 mod mapping;
 mod pieces;
+mod scan;
 mod shown;
 mod sys;
 

@@ -10,6 +10,7 @@ use std::ptr::{self, NonNull};
 use vm_memory::MmapRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 
+use super::scan;
 use crate::blocks::BLOCK;
 
 /// Addresses of this process in which nothing else is mapped: anonymous, private memory or files, aligned to a block. Unmapped
@@ -140,6 +141,9 @@ impl Area {
     pub(super) fn resident(&self, range: Range<usize>) -> io::Result<u64> {
         const CHUNK: usize = 64 << 20;
         let at = self.at(&range)?.as_ptr() as u64;
+        if let Some(bytes) = scan::present(at, range.len() as u64) {
+            return Ok(bytes);
+        }
         let mut states = [0_u8; CHUNK / PAGE];
         let mut resident = 0;
         for start in (0..range.len()).step_by(CHUNK) {
