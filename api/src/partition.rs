@@ -14,10 +14,10 @@ pub(crate) fn give_back(
     plug: &PlugReport,
     limit: Duration,
 ) -> Result<PartitionReport, CliError> {
-    let unplug = vm.unplug(partition, limit)?;
+    let (unplug, account) = vm.unplug_accounted(partition, limit)?;
     let discard = vm.await_discard(partition, limit)?;
     if unplug.left.get() != 0 {
         say(format_args!("the guest keeps {} of partition {partition}", unplug.left));
     }
-    Ok(PartitionReport::new(plug, &unplug, &discard))
+    Ok(PartitionReport::new(plug, &unplug, &account, &discard))
 }

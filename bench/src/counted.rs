@@ -29,16 +29,16 @@ pub enum Operation {
     Python,
     /// The same as a fork of a Python that is ready.
     Fork,
-    /// Unplug of 2 GiB of which an ended instance filled 256 MiB: the whole call, with the agent's counting before and after.
+    /// 2 GiB of which an ended instance filled 256 MiB, from when the guest is told to unplug them until it cannot reach them.
     Unplug,
-    /// Of that, from the request until the guest cannot reach them.
-    UnplugAlone,
-    /// Until the host has them back.
-    Discard,
-    /// 2 GiB that the guest has parked, until an instance can use them: the whole call, with the agent's checks.
+    /// The same, from the request until the host has them back.
+    Reclaim,
+    /// 2 GiB that the guest has parked, from the request until an instance can use them: the whole call, with the agent's checks.
     ParkedPlug,
-    /// Of that, from the request until the guest has accepted them.
-    ParkedPlugAlone,
+    /// Of that, from when the guest is told until it has accepted them.
+    ParkedPlugAccepted,
+    /// The same with `echo` in a container there, by one call: until its exit code.
+    PlugAndEcho,
     /// An image of one small layer into an empty store in memory.
     Import,
 }
@@ -52,18 +52,12 @@ impl Operation {
         Self::Python,
         Self::Fork,
         Self::Unplug,
-        Self::UnplugAlone,
-        Self::Discard,
+        Self::Reclaim,
         Self::ParkedPlug,
-        Self::ParkedPlugAlone,
+        Self::ParkedPlugAccepted,
+        Self::PlugAndEcho,
         Self::Import,
     ];
-
-    /// Whether its cost is held against a bound. The time of a part ends when the thread that waits for it runs: on the lab's one processor
-    /// that is before or after what the guest does next, as the scheduler likes.
-    pub fn is_bounded(self) -> bool {
-        !matches!(self, Self::UnplugAlone | Self::ParkedPlugAlone)
-    }
 }
 
 impl fmt::Display for Operation {
@@ -75,10 +69,10 @@ impl fmt::Display for Operation {
             Self::Python => "python",
             Self::Fork => "fork",
             Self::Unplug => "unplug",
-            Self::UnplugAlone => "unplug-alone",
-            Self::Discard => "discard",
+            Self::Reclaim => "reclaim",
             Self::ParkedPlug => "parked-plug",
-            Self::ParkedPlugAlone => "parked-plug-alone",
+            Self::ParkedPlugAccepted => "parked-plug-accepted",
+            Self::PlugAndEcho => "plug-and-echo",
             Self::Import => "import",
         })
     }

@@ -1,6 +1,6 @@
 //! The guest memory extension: memory of an instance is in its partition and nowhere else, and goes back as it lies.
 
-use bellows_vmm::{ByteSize, GuestState, PartitionMode, UnplugReport};
+use bellows_vmm::{ByteSize, GuestState, PartitionMode, UnplugAccount, UnplugReport};
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id, partition};
 
@@ -29,19 +29,19 @@ pub fn kill(job: Job) {
     assert_eq!((status.code, status.oom_killed), (128 + 9, false), "{output}");
 }
 
-/// Unplugs an unused partition and returns the report.
-fn unplug(guest: &Running, number: u16) -> UnplugReport {
-    let report = guest.unplug_report(number);
-    assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));
-    report
+/// Unplugs an unused partition and returns the reports.
+fn unplug(guest: &Running, number: u16) -> (UnplugReport, UnplugAccount) {
+    let (report, account) = guest.unplug_report(number);
+    assert_eq!((report.left, account.migrated_pages), (ByteSize::bytes(0), Some(0)));
+    (report, account)
 }
 
 /// The same with the extension: it is parked.
 pub fn park(guest: &Running, number: u16) {
-    let report = unplug(guest, number);
-    let driver = report.driver.expect("our kernel's driver reports its state");
+    let (report, account) = unplug(guest, number);
+    let driver = account.driver.expect("our kernel's driver reports its state");
     assert_eq!((driver.state, driver.mode, driver.allocated_pages), (GuestState::Parked, PartitionMode::Extension, 0));
-    assert_eq!(report.zeroed_pages, Some(0));
+    assert_eq!(account.zeroed_pages, Some(0));
     assert!(driver.last_unplug.total > driver.last_unplug.host, "{driver:?}");
     println!("unplug {:?}, slots {:?}, guest {:?}", report.unplug, report.slots, driver.last_unplug.guest());
 }
@@ -111,7 +111,7 @@ fn our_kernel_works_in_stock_mode() {
     assert!(usage.anonymous_bytes >= 96 * MIB, "{usage:?}");
     assert_eq!(usage.driver.map(|driver| driver.mode), Some(PartitionMode::Stock));
     kill(job);
-    let driver = unplug(&guest, 1).driver.unwrap();
+    let driver = unplug(&guest, 1).1.driver.unwrap();
     assert_eq!((driver.state, driver.mode, driver.parks), (GuestState::Empty, PartitionMode::Stock, 0));
     guest.shutdown();
 }
@@ -125,8 +125,8 @@ fn debians_kernel_works_in_stock_mode() {
     let job = guest.start("holds", &hold(32), Some(1));
     job.wait_for("holds");
     kill(job);
-    let report = unplug(&guest, 1);
-    assert_eq!((report.driver, report.zeroed_pages), (None, None));
+    let (_, account) = unplug(&guest, 1);
+    assert_eq!((account.driver, account.zeroed_pages), (None, None));
     let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
     assert_eq!(info.mode, Some(PartitionMode::Stock));
     guest.shutdown();
@@ -233,11 +233,11 @@ fn a_partition_in_use_stays_and_says_by_whom() {
     guest.plug(1, 128);
     let job = guest.start("stays", &hold(16), Some(1));
     job.wait_for("holds");
-    let report = guest.vm.unplug(partition(1), std::time::Duration::from_secs(10)).unwrap();
+    let (report, account) = guest.vm.unplug_accounted(partition(1), std::time::Duration::from_secs(10)).unwrap();
     assert!(report.left >= ByteSize::mib(48), "{report:?}");
-    let driver = report.driver.unwrap();
-    assert_eq!(driver.state, GuestState::Draining, "{report:?}");
-    assert!(driver.allocated_pages >= 48 * MIB / 4096, "{report:?}");
+    let driver = account.driver.unwrap();
+    assert_eq!(driver.state, GuestState::Draining, "{account:?}");
+    assert!(driver.allocated_pages >= 48 * MIB / 4096, "{account:?}");
     assert!(!guest.vm.inspect(partition(1)).unwrap().holders.is_empty());
     kill(job);
     let report = guest.vm.unplug(partition(1), PATIENCE).unwrap();

@@ -9,7 +9,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     BalloonConfig, ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance,
-    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
+    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
     catch_faults,
 };
 
@@ -182,14 +182,14 @@ impl Running {
 
     /// Unplugs it, waits for the discard and returns the pages migrated for it.
     pub fn unplug(&self, number: u16) -> u64 {
-        let report = self.unplug_report(number);
+        let (report, account) = self.unplug_report(number);
         assert_eq!(report.left, ByteSize::bytes(0));
-        report.migrated_pages.expect("the guest counts migrated pages")
+        account.migrated_pages.expect("the guest counts migrated pages")
     }
 
-    /// Unplugs it, waits for the discard and returns the unplug's report.
-    pub fn unplug_report(&self, number: u16) -> UnplugReport {
-        let report = self.vm.unplug(partition(number), PATIENCE);
+    /// Unplugs it, waits for the discard and returns the unplug's report, and the guest's.
+    pub fn unplug_report(&self, number: u16) -> (UnplugReport, UnplugAccount) {
+        let report = self.vm.unplug_accounted(partition(number), PATIENCE);
         let report = report.unwrap_or_else(|error| panic!("{error:?}\n{}", self.console()));
         self.vm.await_discard(partition(number), PATIENCE).unwrap();
         report
@@ -226,7 +226,8 @@ impl Running {
         format!("{:?}", self.vm.start_zygote(spec).err().expect("it is refused"))
     }
 
-    fn job(&self, instance: Instance) -> Job {
+    /// Collects what an instance prints.
+    pub fn job(&self, instance: Instance) -> Job {
         let output = Transcript::default();
         let forward = |stream| instance.forward(stream, output.clone()).unwrap();
         let forwarding = [StreamName::Stdout, StreamName::Stderr].map(forward).into();

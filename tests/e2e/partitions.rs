@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use bellows_vmm::{ByteSize, PartitionMode};
+use bellows_vmm::{ByteSize, InstanceError, InstanceSpec, PartitionMode};
 
-use crate::fixture::{Guest, PATIENCE, partition};
+use crate::extension::kill;
+use crate::fixture::{Guest, PATIENCE, image_id, partition};
 
 /// Keeps `mib` MiB of memory, with content that cannot be merged, prints a line, and sleeps.
 fn hold(mib: u32) -> String {
@@ -56,6 +57,8 @@ fn an_instance_that_exceeds_its_partition_is_killed_and_its_neighbour_is_not() {
 fn plugs_and_unplugs_100_times_with_data_intact() {
     let guest = Guest::ours().vcpus(2).partition(128).boot();
     let fill = "exec python3 -c 'b = bytes(range(256)) * (32 << 12)\nprint(b == bytes(range(256)) * (32 << 12))'";
+    let migrated = || guest.vm.statistics().unwrap().migrated_pages;
+    let before = migrated();
     for round in 0..100 {
         guest.plug(1, 128);
         if round % 10 == 9 {
@@ -63,8 +66,9 @@ fn plugs_and_unplugs_100_times_with_data_intact() {
             assert_eq!((status.code, output.trim()), (0, "True"), "round {round}");
         }
         let report = guest.vm.unplug(partition(1), PATIENCE).unwrap();
-        assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)), "round {round}");
+        assert_eq!(report.left, ByteSize::bytes(0), "round {round}");
     }
+    assert_eq!(migrated(), before);
     guest.vm.await_discard(partition(1), PATIENCE).unwrap();
     let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
     assert_eq!((info.memory.plugged, info.memory.discarding), (ByteSize::bytes(0), ByteSize::bytes(0)));
@@ -108,4 +112,35 @@ fn who_waits_for_memory_hears_that_the_vm_has_ended() {
         let error = unplug.join().unwrap().expect_err("the memory is still in use");
         assert!(format!("{error:?}").contains("Ended"), "{error:?}");
     });
+}
+
+/// One call to the guest plugs and starts; where the start fails, nothing stays plugged.
+#[test]
+fn an_instance_starts_as_its_partition_is_plugged() {
+    let guest = Guest::ours().vcpus(2).partition(256).boot();
+    let spec = |command: &str| {
+        let spec = InstanceSpec::new("both".parse().unwrap(), image_id(), ["/bin/sh", "-c", command]);
+        spec.in_partition(partition(1))
+    };
+    let size = ByteSize::mib(256);
+    let plugged = || guest.vm.partitions()[0].memory.plugged;
+    for round in 0..2 {
+        let mut missing = spec("true");
+        missing.process.argv[0] = "/bin/none".into();
+        let error = guest.vm.plug_and_start(&missing, size, PATIENCE).map(drop).unwrap_err();
+        assert!(matches!(error, InstanceError::Agent { .. }), "{error:?}");
+        assert_eq!(plugged(), ByteSize::bytes(0), "round {round}");
+        let (instance, report) = guest.vm.plug_and_start(&spec(&hold(16)), size, PATIENCE).unwrap();
+        assert_eq!((report.bytes, report.mode), (size, PartitionMode::Extension));
+        assert!(report.accepted < report.usable && report.driver.is_some(), "{report:?}");
+        let job = guest.job(instance);
+        job.wait_for("holds");
+        let usage = guest.vm.inspect(partition(1)).unwrap();
+        assert!(usage.anonymous_bytes >= 48 << 20, "{usage:?}");
+        kill(job);
+        guest.unplug(1);
+    }
+    let error = guest.vm.plug_and_start(&InstanceSpec { partition: None, ..spec("true") }, size, PATIENCE);
+    assert!(matches!(error.map(drop), Err(InstanceError::NoPartition(_))));
+    guest.shutdown();
 }

@@ -54,8 +54,8 @@ fn end(job: Job) {
 }
 
 fn unplug(guest: &Running, number: u16) {
-    let report = guest.vm.unplug(partition(number), PATIENCE).unwrap();
-    assert_eq!((report.left, report.migrated_pages), (ByteSize::bytes(0), Some(0)));
+    let (report, account) = guest.vm.unplug_accounted(partition(number), PATIENCE).unwrap();
+    assert_eq!((report.left, account.migrated_pages), (ByteSize::bytes(0), Some(0)));
 }
 
 /// Some 3,500 files in each way, read by an emulated processor.

@@ -104,9 +104,9 @@ fn a_zygote_may_end_before_its_forks() {
     kill(zygote);
     let error = guest.refused(&fork("late", "pass", 2));
     assert!(error.contains("zygote"), "{error}");
-    let report = guest.vm.unplug(partition(1), Duration::from_secs(10)).unwrap();
+    let (report, account) = guest.vm.unplug_accounted(partition(1), Duration::from_secs(10)).unwrap();
     assert!(report.left > ByteSize::bytes(0), "{report:?}");
-    assert_eq!(report.driver.unwrap().state, GuestState::Draining, "{report:?}");
+    assert_eq!(account.driver.unwrap().state, GuestState::Draining, "{account:?}");
     let usage = guest.vm.inspect(partition(1)).unwrap();
     let holders: Vec<_> = usage.holders.iter().map(|holder| holder.instance.clone()).collect();
     assert_eq!(holders, [Some("fork".parse().unwrap())], "{usage:?}");

@@ -65,7 +65,7 @@ pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
     GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport,
-    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugReport,
+    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugAccount, UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;

@@ -241,10 +241,11 @@ pub struct GuestStatistics {
 pub struct PlugReport {
     /// The plugged memory.
     pub bytes: ByteSize,
-    /// Until the guest had accepted all of it.
+    /// From when the guest was told until it had accepted all of it.
     #[serde(rename = "accepted_ms", with = "milliseconds")]
     pub accepted: Duration,
-    /// Until the agent had found it online, on the partition's node and in the movable zone.
+    /// From the request until the agent had found it online, on the partition's node and in the movable zone; with
+    /// [`Vm::plug_and_start`](crate::Vm::plug_and_start), until the instance had started there.
     #[serde(rename = "usable_ms", with = "milliseconds")]
     pub usable: Duration,
     /// How the guest keeps the partition apart.
@@ -256,7 +257,7 @@ pub struct PlugReport {
 /// The cost of unplugging a partition.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct UnplugReport {
-    /// Until the guest had given back what it does give back.
+    /// From when the guest was told until it had given back what it does give back, and could not reach it.
     #[serde(rename = "unplug_ms", with = "milliseconds")]
     pub unplug: Duration,
     /// Of that, changing memory slots.
@@ -267,6 +268,11 @@ pub struct UnplugReport {
     pub drain: Duration,
     /// The memory that the guest kept.
     pub left: ByteSize,
+}
+
+/// What a guest says that it has done to give memory back.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct UnplugAccount {
     /// Pages that the whole guest migrated meanwhile because memory was unplugged; `None` where its kernel cannot tell.
     pub migrated_pages: Option<u64>,
     /// Pages that the guest zeroed meanwhile because memory was unplugged; `None` where its kernel cannot tell.
@@ -308,9 +314,9 @@ pub struct PartitionReport {
     /// Time in which memory was freed, on a thread of its own.
     #[serde(rename = "discard_ms", with = "milliseconds")]
     pub discard: Duration,
-    /// As in [`UnplugReport`].
+    /// As in [`UnplugAccount`].
     pub migrated_pages: Option<u64>,
-    /// As in [`UnplugReport`].
+    /// As in [`UnplugAccount`].
     pub zeroed_pages: Option<u64>,
     /// Bytes that had pages and went back to the host.
     #[serde(rename = "discarded_bytes")]
@@ -323,17 +329,22 @@ pub struct PartitionReport {
 impl PartitionReport {
     /// Sums up what three steps have reported.
     #[must_use]
-    pub fn new(plug: &PlugReport, unplug: &UnplugReport, discard: &DiscardReport) -> Self {
+    pub fn new(
+        plug: &PlugReport,
+        unplug: &UnplugReport,
+        account: &UnplugAccount,
+        discard: &DiscardReport,
+    ) -> Self {
         Self {
             bytes: plug.bytes,
             mode: plug.mode,
             plug: plug.usable,
             unplug: unplug.unplug,
-            guest: unplug.driver.map(|driver| driver.last_unplug.guest()),
+            guest: account.driver.map(|driver| driver.last_unplug.guest()),
             slots: unplug.slots,
             discard: discard.discard,
-            migrated_pages: unplug.migrated_pages,
-            zeroed_pages: unplug.zeroed_pages,
+            migrated_pages: account.migrated_pages,
+            zeroed_pages: account.zeroed_pages,
             discarded: discard.discarded,
             left: unplug.left,
         }

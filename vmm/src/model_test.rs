@@ -40,12 +40,10 @@ fn partition() -> PartitionReport {
         slots: Duration::from_micros(250),
         drain: Duration::ZERO,
         left: ByteSize::bytes(4096),
-        migrated_pages: Some(0),
-        zeroed_pages: None,
-        driver: Some(driver),
     };
+    let account = UnplugAccount { migrated_pages: Some(0), zeroed_pages: None, driver: Some(driver) };
     let discard = DiscardReport { discard: Duration::from_secs(20), discarded: ByteSize::bytes(8192) };
-    PartitionReport::new(&plug, &unplug, &discard)
+    PartitionReport::new(&plug, &unplug, &account, &discard)
 }
 
 const PARTITION: &str = r#"{"bytes":2097152,"mode":"extension","plug_ms":12.0,"unplug_ms":1.25,"guest_ms":0.5,"slot_ms":0.25,"discard_ms":20000.0,"migrated_pages":0,"zeroed_pages":null,"discarded_bytes":8192,"left_bytes":4096}"#;

@@ -21,7 +21,7 @@ use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
 use crate::model::{
     DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, PartitionInfo, PartitionUse, PlugReport,
-    PreparationReport, UnplugReport,
+    PreparationReport, UnplugAccount, UnplugReport,
 };
 use crate::resident::resident_bytes;
 use crate::resources::balloon::Balloon;
@@ -273,6 +273,19 @@ impl Vm {
         self.partitions.shrink(&self.session, id, ByteSize::bytes(0), timeout)
     }
 
+    /// [`Vm::unplug`], with two more calls to the guest: it says what it has done to give the memory back. Other partitions' part of that
+    /// counts too.
+    ///
+    /// # Errors
+    /// As for [`Vm::unplug`].
+    pub fn unplug_accounted(
+        &self,
+        id: PartitionId,
+        timeout: Duration,
+    ) -> Result<(UnplugReport, UnplugAccount), PartitionError> {
+        self.partitions.shrink_accounted(&self.session, id, ByteSize::bytes(0), timeout)
+    }
+
     /// Has the guest give back the memory of partition `id` beyond `size`, while instances use it. Otherwise like
     /// [`Vm::unplug`]; the rest is at most `size` unless the time ran out. With the guest memory extension, what is free
     /// goes, and nothing moves; without it, the guest also moves memory out of the way.
@@ -341,6 +354,20 @@ impl Vm {
     /// start it.
     pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
         self.instances.start(&self.session, &self.partitions, spec)
+    }
+
+    /// [`Vm::plug`] of the instance's partition, and [`Vm::start_instance`] there, for the price of one call to the guest. Time for the plug
+    /// is `timeout`.
+    ///
+    /// # Errors
+    /// As for both; the guest is asked to give the added memory back.
+    pub fn plug_and_start(
+        &self,
+        spec: &InstanceSpec,
+        size: ByteSize,
+        timeout: Duration,
+    ) -> Result<(Instance, PlugReport), InstanceError> {
+        self.instances.plug_and_start(&self.session, &self.partitions, spec, size, timeout)
     }
 
     /// Starts a zygote: an instance whose process gets ready once, and that [forks](InstanceSpec::forked_from) begin as copies of.

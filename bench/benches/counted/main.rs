@@ -26,6 +26,8 @@ const BASE: ByteSize = ByteSize::mib(512);
 /// and that would count for whatever comes then.
 const REST: Duration = Duration::from_secs(1);
 
+const ECHO: &[&str] = &["/bin/echo", "hello"];
+
 /// Memory that is plugged and unplugged.
 const PARTITION: ByteSize = ByteSize::mib(PARTITION_MIB);
 
@@ -67,7 +69,7 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     report(Operation::FirstPlug, meter.stop()?)?;
 
     for (operation, command) in
-        [(Operation::Echo, &["/bin/echo", "hello"][..]), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
+        [(Operation::Echo, ECHO), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
     {
         // The first run of a program reads its files from the layers.
         run_to_end(&vm, &spec(partition, command)?)?.remove(PATIENCE)?;
@@ -82,19 +84,24 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
 
     let meter = start_rested()?;
     let unplug = vm.unplug(partition, PATIENCE)?;
-    let cost = meter.stop()?;
-    report(Operation::Unplug, cost)?;
-    report(Operation::UnplugAlone, cost.part(unplug.unplug))?;
-
-    let meter = Meter::start()?;
     vm.await_discard(partition, PATIENCE)?;
-    report(Operation::Discard, meter.stop()?)?;
+    let cost = meter.stop()?;
+    report(Operation::Unplug, cost.part(unplug.unplug))?;
+    report(Operation::Reclaim, cost)?;
 
     let meter = start_rested()?;
     let plug = vm.plug(partition, PARTITION, PATIENCE)?;
     let cost = meter.stop()?;
     report(Operation::ParkedPlug, cost)?;
-    report(Operation::ParkedPlugAlone, cost.part(plug.accepted))?;
+    report(Operation::ParkedPlugAccepted, cost.part(plug.accepted))?;
+    vm.unplug(partition, PATIENCE)?;
+    vm.await_discard(partition, PATIENCE)?;
+
+    let echo = spec(partition, ECHO)?;
+    let meter = start_rested()?;
+    let (instance, _) = vm.plug_and_start(&echo, PARTITION, PATIENCE)?;
+    end_well(&instance, &echo)?;
+    report(Operation::PlugAndEcho, meter.stop()?)?;
 
     shutdown(&vm)
 }
@@ -128,8 +135,13 @@ fn spec(partition: PartitionId, command: &[&str]) -> Result<InstanceSpec> {
 
 fn run_to_end(vm: &Vm, spec: &InstanceSpec) -> Result<Instance> {
     let instance = vm.start_instance(spec)?;
+    end_well(&instance, spec)?;
+    Ok(instance)
+}
+
+fn end_well(instance: &Instance, spec: &InstanceSpec) -> Result<()> {
     match instance.wait()?.code {
-        0 => Ok(instance),
+        0 => Ok(()),
         code => Err(format!("{} ended with exit code {code}: expected 0", spec.process.argv.join(" ")).into()),
     }
 }

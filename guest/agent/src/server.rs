@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
-    DevicesRequest, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse,
+    DevicesRequest, DriverReport, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse,
     Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver,
     PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest,
     SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse,
@@ -137,18 +137,18 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
-    fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<PartitionMemory> {
-        let node = Node::try_from(request.node).map_err(AgentError::Value)?;
-        let limit = limit(request.timeout_ms);
-        self.memory.await_memory(&self.uevents, node, request.address, request.bytes, limit)?;
-        Ok(self.partition_memory(node)?)
+    fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<DriverReport> {
+        let driver = self.await_memory(&request)?;
+        Ok(DriverReport { node: request.node, driver: driver.into(), ..Default::default() })
     }
 
-    fn await_driver(&self, _: &TtrpcContext, request: AwaitDriverRequest) -> ttrpc::Result<PartitionMemory> {
+    fn await_driver(&self, _: &TtrpcContext, request: AwaitDriverRequest) -> ttrpc::Result<DriverReport> {
         let node = Node::try_from(request.node).map_err(AgentError::Value)?;
-        self.memory.await_driver(node, limit(request.timeout_ms))?;
+        let driver = self.memory.await_driver(node, limit(request.timeout_ms))?;
         let reclaim = self.reclaim_counters().inspect_err(|error| tracing::debug!(%error, "reclaim is not counted"));
-        Ok(PartitionMemory { reclaim: reclaim.ok().into(), ..self.partition_memory(node)? })
+        let driver = driver.as_ref().map(partition_driver);
+        let reclaim = reclaim.ok();
+        Ok(DriverReport { node: node.number(), driver: driver.into(), reclaim: reclaim.into(), ..Default::default() })
     }
 
     fn inspect_partition(&self, _: &TtrpcContext, request: InspectPartitionRequest) -> ttrpc::Result<PartitionMemory> {
@@ -169,8 +169,7 @@ impl Agent for Service {
     }
 
     fn start_instance(&self, _: &TtrpcContext, request: StartInstanceRequest) -> ttrpc::Result<StartResponse> {
-        let pid = self.instances.start(&instance_request(request)?)?;
-        Ok(StartResponse { pid, ..Default::default() })
+        Ok(self.do_start_instance(request)?)
     }
 
     fn start_process(&self, _: &TtrpcContext, request: StartProcessRequest) -> ttrpc::Result<StartResponse> {
@@ -241,6 +240,20 @@ impl Service {
     fn do_mount_image(&self, request: &MountImageRequest) -> Result<()> {
         let id = request.image_id.parse().map_err(AgentError::Value)?;
         self.images.mount(&self.sysfs, &self.uevents, &id, &layers(&request.layers)?)
+    }
+
+    fn await_memory(&self, request: &AwaitPartitionRequest) -> Result<Option<PartitionDriver>> {
+        let (node, limit) = (Node::try_from(request.node)?, limit(request.timeout_ms));
+        let driver = self.memory.await_memory(&self.uevents, node, request.address, request.bytes, limit)?;
+        Ok(driver.as_ref().map(partition_driver))
+    }
+
+    fn do_start_instance(&self, mut request: StartInstanceRequest) -> Result<StartResponse> {
+        let plugged = request.partition.take();
+        let request = instance_request(request)?;
+        let driver = plugged.map(|partition| self.await_memory(&partition)).transpose()?.flatten();
+        let pid = self.instances.start(&request)?;
+        Ok(StartResponse { pid, driver: driver.into(), ..Default::default() })
     }
 
     fn do_wait(&self, request: &ProcessRequest) -> Result<ExitStatus> {

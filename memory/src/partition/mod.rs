@@ -360,6 +360,8 @@ struct Inner {
     unplugged: ByteSize,
     discarded: ByteSize,
     phases: Phases,
+    /// When the last target was set.
+    target_set: Instant,
 }
 
 /// Whether a partition can be used.
@@ -393,6 +395,7 @@ impl Inner {
             unplugged: ByteSize::bytes(0),
             discarded: ByteSize::bytes(0),
             phases: Phases::default(),
+            target_set: Instant::now(),
         }
     }
 
@@ -405,6 +408,9 @@ impl Inner {
         }
         self.phases.drain += spent.drain;
         self.phases.slots += spent.slots;
+        if self.phases.reached.is_zero() && self.partition.plugged() == self.partition.target() {
+            self.phases.reached = self.target_set.elapsed();
+        }
         self.lower_charge();
     }
 

@@ -41,6 +41,8 @@ pub struct Report {
 pub struct Phases {
     /// Requests of the guest that were granted.
     pub requests: u32,
+    /// Until as much was plugged as the target says; zero before that.
+    pub reached: Duration,
     /// Taking memory out of the devices' view and waiting for requests in flight.
     pub drain: Duration,
     /// Setting, replacing and deleting slots.

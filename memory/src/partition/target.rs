@@ -1,5 +1,7 @@
 //! How the host says what it wants plugged.
 
+use std::time::Instant;
+
 use super::{Inner, InvalidTarget, PartitionMemory, Phases, Service};
 use crate::ByteSize;
 use crate::admission::AdmissionError;
@@ -86,6 +88,7 @@ impl Inner {
         self.partition = partition;
         self.fault = None;
         self.phases = Phases::default();
+        self.target_set = Instant::now();
         self.generation += 1;
         Ok(Target { generation: self.generation, before })
     }

@@ -375,6 +375,9 @@ pub enum InstanceError {
         /// The partition.
         partition: PartitionId,
     },
+    /// A partition is to be plugged for it, and it names none.
+    #[error("instance {0} names no partition that could be plugged for it")]
+    NoPartition(InstanceId),
     /// Its limit on base memory is invalid.
     #[error(
         "instance {id} cannot have {limit} of base memory: expected {} to {memory}",
@@ -448,7 +451,7 @@ impl InstanceError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Spec { .. } | Self::BaseLimit { .. } => ErrorKind::Invalid,
+            Self::Spec { .. } | Self::BaseLimit { .. } | Self::NoPartition(_) => ErrorKind::Invalid,
             Self::NotPlugged { .. } => ErrorKind::Conflict,
             Self::Partition(error) => error.kind(),
             Self::NotRunning(error) => error.kind(),

@@ -23,6 +23,7 @@ fn every_error_has_the_right_kind() {
         (PartitionError::NotUsable { id, size, source: lost() }.kind(), ErrorKind::Guest),
         (PartitionError::NotUsable { id, size, source: paused() }.kind(), ErrorKind::Conflict),
         (InstanceError::Agent { action: "a", id: instance.clone(), source: lost() }.kind(), ErrorKind::Guest),
+        (InstanceError::NoPartition(instance.clone()).kind(), ErrorKind::Invalid),
         (InstanceError::BaseLimit { id: instance, limit: size, memory: size }.kind(), ErrorKind::Invalid),
     ];
     for (row, (found, expected)) in table.into_iter().enumerate() {

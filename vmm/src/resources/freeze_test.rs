@@ -8,7 +8,7 @@ use bellows_memory::partition::{Handled, Request};
 use bellows_memory::testing::Fixture as Memory;
 use bellows_memory::{BlockRange, PartitionMemory};
 use bellows_protocol::agent::{
-    AwaitPartitionRequest, Empty, FreezeInstanceRequest, FrozenInstance, InstanceRequest, PartitionMemory as Usage,
+    AwaitPartitionRequest, DriverReport, Empty, FreezeInstanceRequest, FrozenInstance, InstanceRequest,
 };
 use bellows_protocol::agent_ttrpc::Agent;
 use ttrpc::{Code, TtrpcContext};
@@ -48,8 +48,8 @@ impl Agent for Fake {
         self.call("thaw", Empty::new())
     }
 
-    fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<Usage> {
-        self.call("await", Usage { node: request.node, total_bytes: request.bytes, ..Default::default() })
+    fn await_partition(&self, _: &TtrpcContext, request: AwaitPartitionRequest) -> ttrpc::Result<DriverReport> {
+        self.call("await", DriverReport { node: request.node, ..Default::default() })
     }
 }
 

@@ -12,11 +12,11 @@ use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, V
 
 use super::error::InstanceError;
 use super::freeze::{self, FreezeReport, ThawReport};
-use super::partitions::{Home, Partitions};
+use super::partitions::{Entry, Home, Partitions};
 use super::processes::{Forwarding, Process, ProcessSpec};
 use crate::guest::agent::{AgentClient, AgentError};
 use crate::guest::session::Session;
-use crate::model::ExitStatus;
+use crate::model::{ExitStatus, PlugReport};
 
 /// Default limit on the processes and threads of an instance.
 pub const DEFAULT_PIDS_MAX: u32 = 1024;
@@ -40,6 +40,28 @@ impl Instances {
         self.start_request(session, partitions, spec, spec.request())
     }
 
+    /// Plugs an instance's partition until it has `size`, and starts the instance there.
+    pub(crate) fn plug_and_start(
+        &self,
+        session: &Session,
+        partitions: &Partitions,
+        spec: &InstanceSpec,
+        size: ByteSize,
+        timeout: Duration,
+    ) -> Result<(Instance, PlugReport), InstanceError> {
+        let id = &spec.id;
+        let request = self.request(spec, spec.request())?;
+        let partition = spec.partition.ok_or_else(|| InstanceError::NoPartition(id.clone()))?;
+        let agent = session.agent()?;
+        let start = |entry: &Entry, left| {
+            let address = entry.window().range().start().0;
+            let started = agent.start_instance_plugged(request, size.get(), address, left);
+            started.map_err(|source| InstanceError::Agent { action: "start", id: id.clone(), source })
+        };
+        let (pid, report) = partitions.plug_for(partition, size, timeout, start)?;
+        Ok((started(agent, partitions, spec, pid), report))
+    }
+
     /// Starts a zygote.
     pub(crate) fn start_zygote(
         &self,
@@ -57,21 +79,29 @@ impl Instances {
         spec: &InstanceSpec,
         request: Result<StartInstanceRequest, ValueError>,
     ) -> Result<Instance, InstanceError> {
-        let mut request = request.map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
-        let base_limit = spec.base_limit.or(self.base_limit).unwrap_or_default();
-        check_base_limit(&spec.id, base_limit, self.memory)?;
-        request.base_limit_bytes = base_limit.get();
+        let request = self.request(spec, request)?;
         if let Some(partition) = spec.partition
             && partitions.plugged(partition)?.get() == 0
         {
             return Err(InstanceError::NotPlugged { id: spec.id.clone(), partition });
         }
-        let agent = session.agent()?.clone();
+        let agent = session.agent()?;
         let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
         let pid = agent.start_instance(&request).map_err(failed)?;
-        tracing::debug!(instance = %spec.id, pid, "started an instance");
-        let home = spec.partition.map(|partition| partitions.home(partition));
-        Ok(Instance { home, ..Instance::new(spec.id.clone(), pid, agent) })
+        Ok(started(agent, partitions, spec, pid))
+    }
+
+    /// The request for an instance of `spec`, with its base limit.
+    fn request(
+        &self,
+        spec: &InstanceSpec,
+        request: Result<StartInstanceRequest, ValueError>,
+    ) -> Result<StartInstanceRequest, InstanceError> {
+        let mut request = request.map_err(|source| InstanceError::Spec { id: spec.id.clone(), source })?;
+        let base_limit = spec.base_limit.or(self.base_limit).unwrap_or_default();
+        check_base_limit(&spec.id, base_limit, self.memory)?;
+        request.base_limit_bytes = base_limit.get();
+        Ok(request)
     }
 
     /// Removes an instance by its name.
@@ -334,6 +364,12 @@ impl Instance {
     pub fn thaw(&self, timeout: Duration) -> Result<ThawReport, InstanceError> {
         freeze::thaw(&self.agent, &self.id, self.home.as_ref(), timeout)
     }
+}
+
+fn started(agent: &Arc<AgentClient>, partitions: &Partitions, spec: &InstanceSpec, pid: u32) -> Instance {
+    tracing::debug!(instance = %spec.id, pid, "started an instance");
+    let home = spec.partition.map(|partition| partitions.home(partition));
+    Instance { home, ..Instance::new(spec.id.clone(), pid, agent.clone()) }
 }
 
 /// 0 means no limit.

@@ -25,7 +25,7 @@ use crate::guest::session::Session;
 use crate::memory_map::{self, Added};
 use crate::model::{
     DiscardReport, FrozenInstance, GuestDriver, GuestInfo, GuestState, NotPrepared, PartitionInfo, PartitionUse,
-    PlugReport, PreparationReport, UnplugReport,
+    PlugReport, PreparationReport, UnplugAccount, UnplugReport,
 };
 use crate::virtio_bus::VirtioBus;
 
@@ -138,9 +138,23 @@ impl Partitions {
         size: ByteSize,
         timeout: Duration,
     ) -> Result<PlugReport, PartitionError> {
+        let agent = session.agent()?;
+        let check = |entry: &Entry, left| entry.check(agent, size, left);
+        self.plug_for(id, size, timeout, check).map(|((), report)| report)
+    }
+
+    /// Plugs partition `id` until it has `size`, which `accept` then has the guest use, or check, within the time that it gets: that
+    /// returns what the guest's driver said. Where it fails, the guest is asked to give the added memory back.
+    pub(super) fn plug_for<T, E: From<PartitionError>>(
+        &self,
+        id: PartitionId,
+        size: ByteSize,
+        timeout: Duration,
+        accept: impl FnOnce(&Entry, Duration) -> Result<(T, Option<GuestDriver>), E>,
+    ) -> Result<(T, PlugReport), E> {
         let call = self.preparer.call(id);
         let raise = |handle: &MemHandle, size, deadline| call.plug(handle, size, deadline);
-        self.entry(id)?.plug_by(raise, session.agent()?, size, timeout)
+        self.entry(id)?.plug_by(raise, size, timeout, accept)
     }
 
     /// Has the guest give back the memory of partition `id` beyond `size`.
@@ -152,38 +166,41 @@ impl Partitions {
         timeout: Duration,
     ) -> Result<UnplugReport, PartitionError> {
         let entry = self.entry(id)?;
+        session.agent()?;
+        let _call = self.preparer.call(id);
+        let report = entry.shrink(size, timeout)?;
+        let keeps = *entry.mode.lock() == Some(PartitionMode::Extension);
+        entry.added.unplugged(entry.window(), report.left, keeps);
+        Ok(report)
+    }
+
+    /// The same, and what the guest says that it has done for it.
+    pub(crate) fn shrink_accounted(
+        &self,
+        session: &Session,
+        id: PartitionId,
+        size: ByteSize,
+        timeout: Duration,
+    ) -> Result<(UnplugReport, UnplugAccount), PartitionError> {
+        let entry = self.entry(id)?;
         let agent = session.agent()?;
         let deadline = Deadline::after(timeout);
         let _call = self.preparer.call(id);
         // Time for the guest's report, even if the guest keeps memory until time is up.
         let reserve = REPORT_LIMIT.min(timeout / 4);
         let before = reclaim_cost(agent, reserve);
-        let start = Instant::now();
-        let result = entry.handle.shrink(size, deadline.left().saturating_sub(reserve));
-        let unplug = start.elapsed();
-        let report = match result {
-            Ok(report) => report,
-            Err(UnplugError::Incomplete(WaitError::Timeout { report, .. })) => *report,
-            Err(source) => return Err(PartitionError::Unplug { id, source }),
-        };
-        // A thaw must not plug more than is wanted from now on.
-        entry.frozen.lock().values_mut().for_each(|before| *before = size.min(*before));
-        let complete = report.plugged <= size;
-        let (driver, after) = after_unplug(agent, id, complete, deadline.left().min(REPORT_LIMIT));
+        let report = entry.shrink(size, deadline.left().saturating_sub(reserve))?;
+        let (driver, after) = after_unplug(agent, id, report.left <= size, deadline.left().min(REPORT_LIMIT));
         let keeps = driver.is_some_and(|it| it.mode == PartitionMode::Extension && it.state != GuestState::Empty);
-        entry.added.unplugged(entry.window(), report.plugged, keeps);
+        entry.added.unplugged(entry.window(), report.left, keeps);
         let counted = before.zip(after);
-        tracing::debug!(partition = %id, left = %report.plugged, ?unplug, ?driver, "unplugged");
-        Ok(UnplugReport {
-            unplug,
-            slots: report.phases.slots,
-            drain: report.phases.drain,
-            left: report.plugged,
+        let account = UnplugAccount {
             migrated_pages: counted.map(|(before, after)| after.migrated_pages.saturating_sub(before.migrated_pages)),
             zeroed_pages: counted
                 .and_then(|(before, after)| Some(after.zeroed_pages?.saturating_sub(before.zeroed_pages?))),
             driver,
-        })
+        };
+        Ok((report, account))
     }
 
     /// Waits until all memory unplugged from partition `id` has gone back to the host.
@@ -313,39 +330,67 @@ impl Entry {
         size: ByteSize,
         timeout: Duration,
     ) -> Result<PlugReport, PartitionError> {
-        self.plug_by(|handle, size, deadline| handle.plug(size, deadline.left()), agent, size, timeout)
+        let raise = |handle: &MemHandle, size, deadline: Deadline| handle.plug(size, deadline.left());
+        let check = |entry: &Self, left| entry.check(agent, size, left);
+        self.plug_by(raise, size, timeout, check).map(|((), report)| report)
     }
 
-    fn plug_by(
+    /// Waits until the guest has found `size` of its memory usable.
+    fn check(
         &self,
-        raise: impl FnOnce(&MemHandle, ByteSize, Deadline) -> Result<Plugged, PlugError>,
         agent: &AgentClient,
         size: ByteSize,
+        left: Duration,
+    ) -> Result<((), Option<GuestDriver>), PartitionError> {
+        let window = self.window();
+        let id = window.id();
+        let driver = agent.await_partition(id.get().into(), size.get(), window.range().start().0, left);
+        Ok(((), driver.map_err(|source| PartitionError::NotUsable { id, size, source })?))
+    }
+
+    fn plug_by<T, E: From<PartitionError>>(
+        &self,
+        raise: impl FnOnce(&MemHandle, ByteSize, Deadline) -> Result<Plugged, PlugError>,
+        size: ByteSize,
         timeout: Duration,
-    ) -> Result<PlugReport, PartitionError> {
+        accept: impl FnOnce(&Self, Duration) -> Result<(T, Option<GuestDriver>), E>,
+    ) -> Result<(T, PlugReport), E> {
         let (start, deadline) = (Instant::now(), Deadline::after(timeout));
         let window = self.handle.memory().window();
         let id = window.id();
         let plugged = raise(&self.handle, size, deadline);
         self.added.plugged(window, self.handle.memory().report().plugged);
         let plugged = plugged.map_err(|source| PartitionError::Plug { id, size, source })?;
-        let accepted = start.elapsed();
+        let accepted = plugged.report.phases.reached;
         // The reserved time is for taking back memory that the guest cannot use.
         let left = deadline.left() / 4 * 3;
-        let usage = match agent.await_partition(id.get().into(), size.get(), window.range().start().0, left) {
-            Ok(usage) => usage,
-            Err(source) => {
-                if let Err(error) = self.handle.undo(&plugged, deadline.left()) {
-                    tracing::warn!(partition = %id, %error, "memory that the guest cannot use stays plugged");
-                }
-                return Err(PartitionError::NotUsable { id, size, source });
+        let (accepted_by, driver) = accept(self, left).inspect_err(|_| {
+            if let Err(error) = self.handle.undo(&plugged, deadline.left()) {
+                tracing::warn!(partition = %id, %error, "memory that the guest does not use stays plugged");
             }
-        };
+        })?;
         let usable = start.elapsed();
-        let mode = usage.driver.map_or(PartitionMode::Stock, |driver| driver.mode);
+        let mode = driver.map_or(PartitionMode::Stock, |driver| driver.mode);
         tracing::debug!(partition = %id, %size, ?usable, %mode, "plugged");
         *self.mode.lock() = Some(mode);
-        Ok(PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver: usage.driver })
+        Ok((accepted_by, PlugReport { bytes: plugged.report.plugged, accepted, usable, mode, driver }))
+    }
+
+    /// Has the guest give back the memory beyond `size`.
+    fn shrink(&self, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
+        let id = self.window().id();
+        let start = Instant::now();
+        let report = match self.handle.shrink(size, timeout) {
+            Ok(report) => report,
+            Err(UnplugError::Incomplete(WaitError::Timeout { report, .. })) => *report,
+            Err(source) => return Err(PartitionError::Unplug { id, source }),
+        };
+        // A thaw must not plug more than is wanted from now on.
+        self.frozen.lock().values_mut().for_each(|before| *before = size.min(*before));
+        let unplug = if report.plugged <= size { report.phases.reached } else { start.elapsed() };
+        tracing::debug!(partition = %id, left = %report.plugged, ?unplug, "unplugged");
+        let (slots, drain) = (report.phases.slots, report.phases.drain);
+        Ok(UnplugReport { unplug, slots, drain, left: report.plugged })
     }
 
     /// Notes that an instance is frozen, and what is plugged; returns whether that is new.
@@ -381,7 +426,7 @@ impl Entry {
         }
     }
 
-    fn window(&self) -> Window {
+    pub(super) fn window(&self) -> Window {
         self.handle.memory().window()
     }
 }

@@ -1,17 +1,23 @@
 //! The report of the guest kernel's virtio-mem driver about a device, in the folder `partition/` that our kernel adds
 //! (`guest/kernel/README.md`). Stock kernels have no such folder.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_protocol::values::Node;
+use nix::fcntl::{OFlag, openat};
+use nix::libc::{O_DIRECTORY, O_PATH};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
 
 use crate::error::{AgentError, Result};
-use crate::files;
+use crate::sync::Mutex;
 
 /// The state of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,21 +70,45 @@ pub struct Times {
     pub host_ns: u64,
 }
 
-/// The `partition/` folder of a virtio-mem device.
+/// The devices that have been found, by node, to be found again without a search.
+#[derive(Debug, Default)]
+pub struct Devices(Mutex<BTreeMap<u32, Device>>);
+
+/// The `partition/` folder of a virtio-mem device, which is kept open: a device that is gone has nothing in it.
 #[derive(Debug, Clone)]
 pub struct Device {
-    folder: PathBuf,
+    path: PathBuf,
+    folder: Arc<File>,
+}
+
+impl Devices {
+    /// The device whose memory is on `node`; `None` if the driver does not report it.
+    pub fn find(&self, sys: &Path, node: Node) -> Option<Device> {
+        let mut known = self.0.lock();
+        if let Some(device) = known.get(&node.number()).filter(|device| device.is_of(node)) {
+            return Some(device.clone());
+        }
+        known.remove(&node.number());
+        let device = Device::find(sys, node)?;
+        known.insert(node.number(), device.clone());
+        Some(device)
+    }
 }
 
 impl Device {
-    /// The device whose memory is on `node`; `None` if the driver does not report it.
-    pub fn find(sys: &Path, node: Node) -> Option<Self> {
+    fn find(sys: &Path, node: Node) -> Option<Self> {
         let devices = fs::read_dir(sys.join("bus/virtio/devices")).ok()?;
         let folders = devices.flatten().map(|entry| entry.path().join("partition"));
-        let is_it = |folder: &PathBuf| {
-            files::read(folder.join("node")).is_ok_and(|text| text.parse::<u32>() == Ok(node.number()))
-        };
-        folders.into_iter().find(is_it).map(|folder| Self { folder })
+        folders.filter_map(|path| Self::open(path).ok()).find(|device| device.is_of(node))
+    }
+
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let folder = File::options().read(true).custom_flags(O_PATH | O_DIRECTORY).open(&path)?;
+        Ok(Self { path, folder: Arc::new(folder) })
+    }
+
+    fn is_of(&self, node: Node) -> bool {
+        self.number("node").is_ok_and(|number| number == u64::from(node.number()))
     }
 
     /// Its report.
@@ -87,7 +117,7 @@ impl Device {
     /// [`AgentError::Path`], [`AgentError::Malformed`].
     pub fn read(&self) -> Result<Driver> {
         Ok(Driver {
-            state: self.parse_state(&files::read(self.folder.join("state"))?)?,
+            state: self.with_text("state", |text| self.parse_state(text))?,
             private: self.number("private")? != 0,
             requested_bytes: self.number("requested_bytes")?,
             plugged_bytes: self.number("plugged_bytes")?,
@@ -115,7 +145,7 @@ impl Device {
     pub fn await_plugged(&self, bytes: u64, limit: Duration) -> Result<()> {
         let plugged = self.await_state(limit, |state| {
             Ok(match state {
-                State::Broken => return Err(AgentError::Broken(self.folder.display().to_string())),
+                State::Broken => return Err(AgentError::Broken(self.path.display().to_string())),
                 State::Online => self.number("plugged_bytes")? == bytes,
                 _ => false,
             })
@@ -135,8 +165,8 @@ impl Device {
 
     /// Calls `check` with the report now and after each change until it is true; returns whether that was in time.
     fn await_state(&self, limit: Duration, check: impl Fn(State) -> Result<bool>) -> Result<bool> {
-        let path = self.folder.join("state");
-        let mut file = File::open(&path).map_err(AgentError::path("open", &path))?;
+        let path = self.path.join("state");
+        let mut file = self.open_file("state").map_err(AgentError::path("open", &path))?;
         let deadline = Instant::now() + limit;
         loop {
             let mut text = String::new();
@@ -177,12 +207,25 @@ impl Device {
     }
 
     fn number(&self, name: &str) -> Result<u64> {
-        let text = files::read(self.folder.join(name))?;
-        text.parse().map_err(|_| self.malformed(name, &text))
+        self.with_text(name, |text| text.parse().map_err(|_| self.malformed(name, text)))
+    }
+
+    /// Has `parse` look at a file's text, without white space at its end.
+    fn with_text<T>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        // The kernel gives all of it at once. Longer text is malformed.
+        let mut text = [0; 64];
+        let read = self.open_file(name).and_then(|mut file| file.read(&mut text));
+        let length = read.map_err(|error| AgentError::path("read", self.path.join(name))(error))?;
+        let text = str::from_utf8(&text[..length]).map_err(|_| self.malformed(name, "?"))?;
+        parse(text.trim_end())
+    }
+
+    fn open_file(&self, name: &str) -> io::Result<File> {
+        Ok(openat(&*self.folder, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     fn malformed(&self, name: &str, text: &str) -> AgentError {
-        AgentError::Malformed { what: self.folder.join(name).display().to_string(), text: text.into() }
+        AgentError::Malformed { what: self.path.join(name).display().to_string(), text: text.into() }
     }
 }
 

@@ -35,7 +35,7 @@ fn fixture(state: &str) -> (tempfile::TempDir, Option<Device>) {
 fn a_device_is_found_by_its_node_and_read() {
     let (sys, device) = fixture("online");
     let device = device.unwrap();
-    assert!(device.folder.ends_with("virtio2/partition"));
+    assert!(device.path.ends_with("virtio2/partition"));
     let driver = device.read().unwrap();
     assert_eq!((driver.state, driver.private, driver.allocated_pages), (State::Online, true, 3));
     assert_eq!((driver.parks, driver.unparks, driver.park_misses), (4, 5, 6));
@@ -49,7 +49,7 @@ fn a_request_that_ends_meanwhile_does_not_take_less_than_its_part() {
     let (_sys, device) = fixture("plugging");
     let device = device.unwrap();
     // In the first one, the part was written before the time was.
-    fs::write(device.folder.join("last_plug_ns"), "0\n").unwrap();
+    fs::write(device.path.join("last_plug_ns"), "0\n").unwrap();
     assert_eq!(device.read().unwrap().last_plug, Times { total_ns: 0, host_ns: 0 });
 }
 
@@ -82,4 +82,34 @@ fn an_unknown_state_is_an_error() {
     let (_sys, device) = fixture("asleep");
     let error = device.unwrap().read().unwrap_err();
     assert!(error.to_string().contains("asleep"), "{error}");
+}
+
+#[test]
+fn a_device_that_is_known_is_found_again_until_it_is_gone() {
+    let (sys, _) = fixture("online");
+    let (devices, node) = (Devices::default(), Node::try_from(1).unwrap());
+    let folder = sys.path().join("bus/virtio/devices");
+    let found = || devices.find(sys.path(), node).map(|device| device.path);
+    assert_eq!(found(), Some(folder.join("virtio1/partition")));
+    fs::rename(folder.join("virtio1"), folder.join("virtio9")).unwrap();
+    assert_eq!(found(), Some(folder.join("virtio1/partition")), "its folder is still open");
+    fs::remove_dir_all(folder.join("virtio9")).unwrap();
+    assert_eq!(found(), None);
+    fs::rename(folder.join("virtio2"), folder.join("virtio3")).unwrap();
+    fs::write(folder.join("virtio3/partition/node"), "1\n").unwrap();
+    assert_eq!(found(), Some(folder.join("virtio3/partition")));
+    fs::write(folder.join("virtio3/partition/node"), "2\n").unwrap();
+    assert_eq!(found(), None, "its node is another one now");
+    assert!(devices.0.lock().is_empty());
+}
+
+#[test]
+fn text_that_is_no_number_is_an_error() {
+    let (_sys, device) = fixture("online");
+    let device = device.unwrap();
+    for text in ["", "-1", "x", &"1".repeat(64), "18446744073709551616"] {
+        fs::write(device.path.join("parks"), text).unwrap();
+        let error = device.read().unwrap_err().to_string();
+        assert!(error.contains("virtio2/partition/parks"), "{text:?}: {error}");
+    }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_protocol::values::{InstanceId, Node};
@@ -19,6 +20,7 @@ use crate::placement::Placement;
 use crate::uevent::Uevents;
 use crate::{cgroup, files};
 
+use driver::{Device, Devices};
 pub use driver::{Driver, State, Times};
 pub use meminfo::NodeMemory;
 
@@ -45,6 +47,7 @@ pub struct Holder {
 pub struct MemoryInfo {
     sys: PathBuf,
     proc: PathBuf,
+    devices: Arc<Devices>,
 }
 
 impl Default for MemoryInfo {
@@ -56,7 +59,7 @@ impl Default for MemoryInfo {
 impl MemoryInfo {
     /// sysfs mounted at `sys`, procfs at `proc`.
     pub fn new(sys: impl Into<PathBuf>, proc: impl Into<PathBuf>) -> Self {
-        Self { sys: sys.into(), proc: proc.into() }
+        Self { sys: sys.into(), proc: proc.into(), devices: Arc::default() }
     }
 
     fn node_folder(&self, node: Node) -> PathBuf {
@@ -97,7 +100,7 @@ impl MemoryInfo {
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
     pub fn driver(&self, node: Node) -> Result<Option<Driver>> {
-        driver::Device::find(&self.sys, node).map(|device| device.read()).transpose()
+        self.device(node).map(|device| device.read()).transpose()
     }
 
     /// The placement of memory in the partition on `node`.
@@ -105,22 +108,29 @@ impl MemoryInfo {
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
     pub fn placement(&self, node: Node) -> Result<Placement> {
-        match driver::Device::find(&self.sys, node) {
+        match self.device(node) {
             Some(device) if device.is_private()? => Ok(Placement::Private(node)),
             _ => Ok(Placement::Policy(node)),
         }
     }
 
-    /// Waits until the driver of the device on `node` has reached the host's target, or `limit` is over.
+    /// Waits until the driver of the device on `node` has reached the host's target, or `limit` is over; what it says then, or `None` with a
+    /// stock kernel.
     ///
     /// # Errors
     /// [`AgentError::Path`], [`AgentError::Malformed`].
-    pub fn await_driver(&self, node: Node, limit: Duration) -> Result<()> {
-        driver::Device::find(&self.sys, node).map_or(Ok(()), |device| device.await_idle(limit))
+    pub fn await_driver(&self, node: Node, limit: Duration) -> Result<Option<Driver>> {
+        let Some(device) = self.device(node) else { return Ok(None) };
+        device.await_idle(limit)?;
+        device.read().map(Some)
+    }
+
+    fn device(&self, node: Node) -> Option<Device> {
+        self.devices.find(&self.sys, node)
     }
 
     /// Waits until `node` has `bytes` of memory, and checks that the memory at `address`, where the partition's window
-    /// starts, is the node's and that all of the node's memory is movable. If the driver has a report, that is used.
+    /// starts, is the node's and that all of the node's memory is movable. If the driver has a report, that is used, and returned.
     ///
     /// # Errors
     /// [`AgentError::TimedOut`]; [`AgentError::Broken`], [`AgentError::WrongNode`] and [`AgentError::WrongZone`], at
@@ -132,20 +142,25 @@ impl MemoryInfo {
         address: u64,
         bytes: u64,
         limit: Duration,
-    ) -> Result<NodeMemory> {
-        let Some(device) = driver::Device::find(&self.sys, node).filter(|device| device.is_private().unwrap_or(false))
-        else {
-            return self.await_blocks(uevents, node, address, bytes, limit);
+    ) -> Result<Option<Driver>> {
+        let Some(device) = self.device(node) else {
+            self.await_blocks(uevents, node, address, bytes, limit)?;
+            return Ok(None);
         };
+        if !device.is_private()? {
+            self.await_blocks(uevents, node, address, bytes, limit)?;
+            return device.read().map(Some);
+        }
         device.await_plugged(bytes, limit)?;
-        let block_bytes = self.block_bytes()?;
-        let first = address / block_bytes;
-        self.check_node(first, first.saturating_mul(block_bytes), node)?;
-        // Memory that was parked is in its old zone.
-        if device.read()?.unparks == 0 {
+        let driver = device.read()?;
+        // Memory that was parked is where it was.
+        if driver.unparks == 0 {
+            let block_bytes = self.block_bytes()?;
+            let first = address / block_bytes;
+            self.check_node(first, first.saturating_mul(block_bytes), node)?;
             self.check_zones(node)?;
         }
-        self.node(node)
+        Ok(Some(driver))
     }
 
     /// For a stock kernel, which announces memory block by block.
@@ -156,22 +171,20 @@ impl MemoryInfo {
         address: u64,
         bytes: u64,
         limit: Duration,
-    ) -> Result<NodeMemory> {
+    ) -> Result<()> {
         let block_bytes = self.block_bytes()?;
         let first = address / block_bytes;
         let start = first.saturating_mul(block_bytes);
         let what = || format!("{bytes} bytes of memory on node {node}");
         // A memory block that is online already can grow without an announcement.
-        let memory = uevents.watch_until(limit, what, || {
+        uevents.watch_until(limit, what, || {
             if !self.is_online(first) {
                 return Ok(None);
             }
             self.check_node(first, start, node)?;
-            let memory = self.node(node)?;
-            Ok((memory.total_bytes >= bytes).then_some(memory))
+            Ok((self.node(node)?.total_bytes >= bytes).then_some(()))
         })?;
-        self.check_zones(node)?;
-        Ok(memory)
+        self.check_zones(node)
     }
 
     fn block_bytes(&self) -> Result<u64> {

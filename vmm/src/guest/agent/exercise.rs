@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_memory::ByteSize;
+use bellows_protocol::agent;
 use bellows_protocol::values::ProcessId;
 use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader, Response};
@@ -40,10 +41,11 @@ pub fn exercise(bytes: &[u8]) {
     let vm = EndSignal::new().expect("a descriptor");
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default(), vm };
     let instance = "a".parse().expect("an identifier");
-    let calls: [&dyn Fn() -> Option<String>; 10] = [
+    let calls: [&dyn Fn() -> Option<String>; 11] = [
         &|| said(client.hello(0, ByteSize::bytes(0), LIMIT)),
         &|| said(client.inspect_partition(1)),
         &|| said(client.await_driver(1, true, LIMIT)),
+        &|| said(client.start_instance_plugged(agent::StartInstanceRequest::new(), 1, 1, LIMIT)),
         &|| said(client.wait_process(&instance, &ProcessId::init())),
         &|| said(client.remove_instance(&instance, LIMIT)),
         &|| said(client.statistics(LIMIT)),

@@ -178,24 +178,19 @@ impl AgentClient {
         self.remove("UnmountImage", image_limit(layers), &request)
     }
 
-    /// Returns once `bytes` of the window at `address` are online on their `node`.
+    /// Returns once `bytes` of the window at `address` are online on their `node`, with what the driver says then: nothing with a stock
+    /// kernel.
     pub(crate) fn await_partition(
         &self,
         node: u32,
         bytes: u64,
         address: u64,
         limit: Duration,
-    ) -> Result<PartitionUse, AgentError> {
+    ) -> Result<Option<GuestDriver>, AgentError> {
         const CALL: &str = "AwaitPartition";
-        let request = agent::AwaitPartitionRequest {
-            node,
-            bytes,
-            address,
-            timeout_ms: agents_share(limit),
-            ..Default::default()
-        };
+        let request = await_partition(node, bytes, address, limit);
         let answer = self.call(CALL, Some(limit), &request)?;
-        PartitionUse::parse(CALL, node, answer)
+        GuestDriver::reported(CALL, node, &answer)
     }
 
     /// The state of the guest's driver for the device of `node`: with `wait`, once the driver is done or time is nearly up. `None` with
@@ -209,9 +204,8 @@ impl AgentClient {
         const CALL: &str = "AwaitDriver";
         let timeout_ms = if wait { agents_share(limit) } else { 1 };
         let request = agent::AwaitDriverRequest { node, timeout_ms, ..Default::default() };
-        let answer: agent::PartitionMemory = self.call(CALL, Some(limit), &request)?;
-        let cost = answer.reclaim.as_ref().map(ReclaimCost::from);
-        Ok((PartitionUse::parse(CALL, node, answer)?.driver, cost))
+        let answer: agent::DriverReport = self.call(CALL, Some(limit), &request)?;
+        Ok((GuestDriver::reported(CALL, node, &answer)?, answer.reclaim.as_ref().map(ReclaimCost::from)))
     }
 
     pub(crate) fn inspect_partition(&self, node: u32) -> Result<PartitionUse, AgentError> {
@@ -223,16 +217,36 @@ impl AgentClient {
 
     /// Starts an instance; returns the number of its first process in the guest.
     pub(crate) fn start_instance(&self, request: &agent::StartInstanceRequest) -> Result<u32, AgentError> {
-        let limit = if request.zygote.is_some() { START.saturating_add(READY_LIMIT) } else { START };
-        self.start("StartInstance", request, limit)
+        Ok(self.start("StartInstance", request, start_limit(request))?.pid)
+    }
+
+    /// The same once `bytes` of the window at `address` are online on the instance's node, for which it waits for `limit` at most. Returns
+    /// what the driver says, too.
+    pub(crate) fn start_instance_plugged(
+        &self,
+        mut request: agent::StartInstanceRequest,
+        bytes: u64,
+        address: u64,
+        limit: Duration,
+    ) -> Result<(u32, Option<GuestDriver>), AgentError> {
+        const CALL: &str = "StartInstance";
+        request.partition = Some(await_partition(request.node, bytes, address, limit)).into();
+        let answer = self.start(CALL, &request, start_limit(&request).saturating_add(limit))?;
+        let driver = answer.driver.as_ref().map(|driver| GuestDriver::parse(CALL, driver)).transpose()?;
+        Ok((answer.pid, driver))
     }
 
     /// Starts another process in an instance; returns its number in the guest.
     pub(crate) fn start_process(&self, request: &agent::StartProcessRequest) -> Result<u32, AgentError> {
-        self.start("StartProcess", request, START)
+        Ok(self.start("StartProcess", request, START)?.pid)
     }
 
-    fn start(&self, call: &'static str, request: &impl Message, limit: Duration) -> Result<u32, AgentError> {
+    fn start(
+        &self,
+        call: &'static str,
+        request: &impl Message,
+        limit: Duration,
+    ) -> Result<agent::StartResponse, AgentError> {
         let answer = self.connection(call)?.call::<agent::StartResponse>(call, request, Some(limit));
         let answer = answer.map_err(|error| match error {
             CallError::Refused { code, message } => {
@@ -243,7 +257,7 @@ impl AgentClient {
         if answer.pid == 0 {
             return Err(answer_error(call, "process number", 0, "a process".into()));
         }
-        Ok(answer.pid)
+        Ok(answer)
     }
 
     /// Waits for the end of a process.
@@ -357,6 +371,14 @@ fn devices(functions: &[PciAddress], limit: Duration) -> agent::DevicesRequest {
         timeout_ms: agents_share(limit),
         ..Default::default()
     }
+}
+
+fn await_partition(node: u32, bytes: u64, address: u64, limit: Duration) -> agent::AwaitPartitionRequest {
+    agent::AwaitPartitionRequest { node, bytes, address, timeout_ms: agents_share(limit), ..Default::default() }
+}
+
+fn start_limit(request: &agent::StartInstanceRequest) -> Duration {
+    if request.zygote.is_some() { START.saturating_add(READY_LIMIT) } else { START }
 }
 
 fn image_limit(layers: usize) -> Duration {

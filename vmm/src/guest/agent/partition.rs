@@ -39,7 +39,17 @@ impl PartitionUse {
 }
 
 impl GuestDriver {
-    fn parse(call: &'static str, answer: &agent::PartitionDriver) -> Result<Self, AgentError> {
+    /// What a driver's report about `node` says of it; `None` if the driver does not say.
+    pub(super) fn reported(
+        call: &'static str,
+        node: u32,
+        answer: &agent::DriverReport,
+    ) -> Result<Option<Self>, AgentError> {
+        expect(call, "node", answer.node, node)?;
+        answer.driver.as_ref().map(|driver| Self::parse(call, driver)).transpose()
+    }
+
+    pub(super) fn parse(call: &'static str, answer: &agent::PartitionDriver) -> Result<Self, AgentError> {
         let state = match answer.state.enum_value() {
             Ok(DriverState::PLUGGING) => GuestState::Plugging,
             Ok(DriverState::ONLINE) => GuestState::Online,
@@ -97,6 +107,10 @@ mod tests {
         let stock = agent::PartitionDriver { private: false, ..parked() };
         let driver = PartitionUse::parse("X", 1, answer(stock)).unwrap().driver.unwrap();
         assert_eq!(driver.mode, PartitionMode::Stock);
+        let report = agent::DriverReport { node: 1, driver: Some(parked()).into(), ..Default::default() };
+        assert_eq!(GuestDriver::reported("X", 1, &report).unwrap().map(|driver| driver.state), Some(GuestState::Parked));
+        let other = GuestDriver::reported("X", 2, &report).unwrap_err().to_string();
+        assert!(other.contains("node 1"), "{other}");
         let silent = agent::PartitionMemory { node: 1, ..Default::default() };
         assert_eq!(PartitionUse::parse("X", 1, silent).unwrap(), PartitionUse::default());
     }

@@ -139,7 +139,7 @@ impl Partition {
 struct Guest(Arc<[Partition; 2]>);
 
 impl Guest {
-    fn answer(&self, node: u32) -> (agent::PartitionMemory, bool) {
+    fn answer(&self, node: u32) -> (agent::DriverReport, bool) {
         let partition = &self.0[node as usize - 1];
         let report = partition.memory.report();
         let private = partition.private.load(Ordering::SeqCst);
@@ -152,10 +152,10 @@ impl Guest {
         };
         let idle = report.plugged == report.target;
         let driver = agent::PartitionDriver { state: state.into(), private, ..Default::default() };
-        (agent::PartitionMemory { node, driver: Some(driver).into(), ..Default::default() }, idle)
+        (agent::DriverReport { node, driver: Some(driver).into(), ..Default::default() }, idle)
     }
 
-    fn wait(&self, node: u32, timeout_ms: u64) -> agent::PartitionMemory {
+    fn wait(&self, node: u32, timeout_ms: u64) -> agent::DriverReport {
         let start = Instant::now();
         loop {
             let (answer, idle) = self.answer(node);
@@ -172,7 +172,7 @@ impl Agent for Guest {
         &self,
         _: &TtrpcContext,
         request: agent::AwaitDriverRequest,
-    ) -> ttrpc::Result<agent::PartitionMemory> {
+    ) -> ttrpc::Result<agent::DriverReport> {
         Ok(self.wait(request.node, request.timeout_ms.into()))
     }
 
@@ -180,7 +180,7 @@ impl Agent for Guest {
         &self,
         _: &TtrpcContext,
         request: agent::AwaitPartitionRequest,
-    ) -> ttrpc::Result<agent::PartitionMemory> {
+    ) -> ttrpc::Result<agent::DriverReport> {
         Ok(self.wait(request.node, request.timeout_ms.into()))
     }
 }

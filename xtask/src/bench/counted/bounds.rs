@@ -57,7 +57,7 @@ pub enum Verdict {
 impl Bounds {
     /// Makes bounds of the medians of several boots of the lab; `None` without a boot.
     pub fn new(versions: BTreeMap<String, String>, rounds: usize, boots: &[BTreeMap<Operation, Cost>]) -> Option<Self> {
-        let operations = boots.first()?.keys().filter(|operation| operation.is_bounded()).map(|operation| {
+        let operations = boots.first()?.keys().map(|operation| {
             let level = |value: fn(&Cost) -> u64| {
                 Level::new(boots.iter().filter_map(|boot| boot.get(operation)).map(|cost| value(cost) as f64).collect())
             };

@@ -41,14 +41,6 @@ fn the_tolerance_is_three_percent_or_three_deviations_whichever_is_more() {
 }
 
 #[test]
-fn what_does_not_repeat_has_no_bound() {
-    let cost = Cost { instructions: 7_000_000, waited_ns: 0, exits: 25 };
-    let boot = BTreeMap::from([(Operation::Unplug, cost), (Operation::UnplugAlone, cost)]);
-    let bounds = Bounds::new(versions("10.0"), 9, &[boot]).unwrap();
-    assert_eq!(bounds.operations.keys().collect::<Vec<_>>(), [&Operation::Unplug]);
-}
-
-#[test]
 fn other_versions_are_named() {
     assert!(bounds().differences(&versions("10.0")).is_empty());
     assert_eq!(bounds().differences(&versions("10.1")), ["qemu: 10.0, now 10.1"]);
