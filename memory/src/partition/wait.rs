@@ -25,6 +25,12 @@ impl PartitionMemory {
         self.wait("unplugged", target, timeout, |report| report.plugged <= report.target)
     }
 
+    /// Whether no other target has been set since `target`.
+    #[must_use]
+    pub fn stands(&self, target: Target) -> bool {
+        self.turns.look(|inner| inner.generation == target.generation)
+    }
+
     /// Waits until no preparation has the guest give memory back: a plug would meet that halfway. Where the guest does not, the
     /// end of `timeout` ends the wait.
     pub fn wait_prepared(&self, timeout: Duration) {

@@ -36,6 +36,8 @@ struct Partition {
     /// Whether its driver parks.
     private: AtomicBool,
     parks: AtomicU64,
+    /// What a call does just before the agent reports that the driver has parked.
+    meanwhile: Mutex<Option<fn(&PartitionMemory)>>,
 }
 
 impl World {
@@ -48,6 +50,7 @@ impl World {
             added: Added::default(),
             private: true.into(),
             parks: 0.into(),
+            meanwhile: Mutex::default(),
         };
         let partitions = Arc::new([partition(&layout.windows()[0]), partition(&layout.windows()[1])]);
         let fixture = AgentFixture::with_agent(Arc::new(Guest(partitions.clone())));
@@ -173,6 +176,12 @@ impl Agent for Guest {
         _: &TtrpcContext,
         request: agent::AwaitDriverRequest,
     ) -> ttrpc::Result<agent::DriverReport> {
+        let partition = &self.0[request.node as usize - 1];
+        if partition.parks.load(Ordering::SeqCst) > 0
+            && let Some(meanwhile) = partition.meanwhile.lock().take()
+        {
+            meanwhile(&partition.memory);
+        }
         Ok(self.wait(request.node, request.timeout_ms.into()))
     }
 
@@ -262,6 +271,21 @@ fn a_plug_takes_over_in_the_middle_and_the_next_partition_follows() {
             assert_eq!((prepared(&report), reasons(&report)), (vec![0, 256], vec![Some(NotPrepared::Used), None]));
         });
     }
+}
+
+/// The guest has given all back, and the host has not yet heard that it is parked.
+#[test]
+fn a_plug_can_take_over_at_the_last_moment() {
+    let world = World::new();
+    *world.partitions[0].meanwhile.lock() = Some(|memory| {
+        let target = memory.raise_target(ByteSize::mib(128)).unwrap();
+        memory.wait_plugged(target, PATIENCE).unwrap();
+    });
+    world.begin();
+    world.with_driver(at_once(), || {
+        let report = world.preparer.wait(PATIENCE).unwrap();
+        assert_eq!(reasons(&report)[0], Some(NotPrepared::Used), "{report:?}");
+    });
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Worker {
         let memory = subject.handle.memory();
         self.patiently(|limit| Ok(memory.wait_plugged(target, limit)?))?;
         subject.added.plugged(memory.window(), step.size);
-        let driver = self.driver(step, GuestState::Online, GuestState::Plugging)?;
+        let driver = self.driver(step, &subject.handle, target, GuestState::Online, GuestState::Plugging)?;
         if driver.mode == PartitionMode::Stock {
             return Err(NotPrepared::Stock);
         }
@@ -119,7 +119,7 @@ impl Worker {
         let target = self.set(subject, ByteSize::bytes(0))?;
         let memory = subject.handle.memory();
         self.patiently(|limit| Ok(memory.wait_unplugged(target, limit)?))?;
-        self.driver(step, GuestState::Parked, GuestState::Draining)?;
+        self.driver(step, &subject.handle, target, GuestState::Parked, GuestState::Draining)?;
         self.patiently(|limit| Ok(memory.wait_discarded(limit)?)).map(drop)
     }
 
@@ -130,13 +130,23 @@ impl Worker {
         target.map_err(NotPrepared::from)
     }
 
-    /// The driver, once it is in `state`; `before` is on the way to it.
-    fn driver(&self, step: Step, state: GuestState, before: GuestState) -> Result<GuestDriver, NotPrepared> {
+    /// The driver, once it is in `state` for `target`; `before` is on the way to it.
+    fn driver(
+        &self,
+        step: Step,
+        handle: &MemHandle,
+        target: Target,
+        state: GuestState,
+        before: GuestState,
+    ) -> Result<GuestDriver, NotPrepared> {
         self.patiently(|limit| {
             let (driver, _) = self.agent.await_driver(step.id.get().into(), true, limit)?;
             let driver = driver.ok_or(Miss::Never(NotPrepared::Stock))?;
             if driver.state == state {
                 return Ok(driver);
+            }
+            if !handle.memory().stands(target) {
+                return Err(Miss::Never(NotPrepared::Used));
             }
             let text = format!("the guest's driver is {:?}: expected {state:?}", driver.state);
             Err(if driver.state == before { Miss::Late(text) } else { Miss::Never(NotPrepared::Failed(text)) })
