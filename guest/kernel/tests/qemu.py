@@ -27,8 +27,7 @@ SOURCES = sorted(TESTS.glob("*.c"))
 TROUBLE = re.compile(
     r"WARNING:|BUG:|BUG at|\bOops\b|Call Trace|INFO: .*(lockdep|deadlock|circular|recursive)|kernel panic|"
     r"possible (circular|recursive|irq)|suspicious RCU|Bad page|leaked out|general protection|"
-    # A partition that is full is no news, and what is in there moves if it can.
-    r"page allocation failure.*__GFP_PRIVATE|ODEBUG|INFO: task .* blocked|list_(add|del) corruption",
+    r"ODEBUG|INFO: task .* blocked|list_(add|del) corruption",
     re.IGNORECASE,
 )
 # Tests that use up all memory are to be told of it: with one call trace each.
