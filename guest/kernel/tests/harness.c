@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -409,15 +410,14 @@ pid_t spawn(const char *cgroup, const char *what, const char *arg)
 
 int await_exit(pid_t pid, double seconds)
 {
-	double end = now() + seconds;
+	struct pollfd exit = { .fd = syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
 	int status;
 
-	do {
-		if (waitpid(pid, &status, WNOHANG) == pid)
-			return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-		pause_ms(1);
-	} while (now() < end);
-	return -1;
+	poll(&exit, 1, seconds * 1000);
+	close(exit.fd);
+	if (waitpid(pid, &status, WNOHANG) != pid)
+		return -1;
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
 bool await_stop(pid_t pid, double seconds)

@@ -41,8 +41,8 @@ EXPECTED_TRACE = re.compile(
 NO_TROUBLE = re.compile(r"rcu.*(stall|detected stalls)|soft lockup|clocksource|workqueue: .* hogged CPU|MP-BIOS bug: 8254")
 
 
-def initramfs(program: bytes) -> bytes:
-    """A cpio archive (newc) with /init and a console."""
+def initramfs(program: bytes, folders: dict[str, dict[str, bytes]]) -> bytes:
+    """A cpio archive (newc) with /init, a console, and folders of programs by name."""
     out = bytearray()
 
     def entry(name: str, mode: int, data: bytes = b"", rdev=(0, 0)):
@@ -54,6 +54,10 @@ def initramfs(program: bytes) -> bytes:
     entry("dev", 0o040755)
     entry("dev/console", 0o020600, rdev=(5, 1))
     entry("init", 0o100755, program)
+    for folder, programs in folders.items():
+        entry(folder, 0o040755)
+        for name, data in programs.items():
+            entry(f"{folder}/{name}", 0o100755, data)
     entry("TRAILER!!!", 0)
     return bytes(out)
 
@@ -90,11 +94,13 @@ def connect(path):
             time.sleep(0.05)
 
 
-def serve(directory):
+def serve(directory, on_report):
     qmp = Qmp(f"{directory}/qmp")
-    for line in connect(f"{directory}/host").makefile("r"):
+    for line in connect(f"{directory}/host").makefile("r", errors="replace", newline="\n"):
         words = line.split()
-        if len(words) == 3 and words[0] == "set":
+        if len(words) != 3 or words[0] != "set":
+            on_report(line.rstrip("\r\n"))
+        else:
             answer = qmp.command(
                 "qom-set", path=f"/machine/peripheral/vm{words[1]}", property="requested-size", value=int(words[2])
             )
@@ -108,9 +114,11 @@ def command_line(options, directory):
     # A node that has neither memory nor a CPU exists for Linux only if the
     # firmware says that a CPU could be plugged there.
     line += ["-smp", f"{options.cpus},sockets={options.cpus + count},maxcpus={options.cpus + count}"]
-    line += ["-m", f"{options.memory}M,slots={count},maxmem={64 + 16 * count}G"]
+    line += ["-m", f"{options.memory + options.far_memory}M,slots={count},maxmem={64 + 16 * count}G"]
     line += ["-object", f"memory-backend-ram,id=base,size={options.memory}M"]
     line += ["-numa", "node,nodeid=0,memdev=base"]
+    if options.far_memory:
+        line += ["-object", f"memory-backend-ram,id=far,size={options.far_memory}M"]
     line += sum([["-numa", f"cpu,node-id=0,socket-id={cpu}"] for cpu in range(options.cpus)], [])
     for number in range(count):
         line += ["-numa", f"node,nodeid={number + 1}"]
@@ -121,6 +129,8 @@ def command_line(options, directory):
             f"virtio-mem-pci,id=vm{number},memdev=ram{number},node={number + 1},block-size=2M,requested-size=0,"
             "unplugged-inaccessible=on",
         ]
+    if options.far_memory:
+        line += ["-numa", f"node,nodeid={count + 1},memdev=far"]
     # A disk of zeros: what is read from there is page cache.
     line += ["-blockdev", "driver=null-co,node-name=disk,size=4294967296,read-zeroes=on", "-device", "virtio-blk-pci,drive=disk"]
     line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
@@ -129,25 +139,30 @@ def command_line(options, directory):
     line += ["-kernel", options.kernel, "-initrd", f"{directory}/initramfs"]
     line += [
         "-append",
-        "console=ttyS0 panic=-1 tsc=reliable swiotlb=noforce memhp_default_state=online_movable "
+        "console=ttyS0 panic=-1 tsc=reliable no_timer_check swiotlb=noforce memhp_default_state=online_movable "
         f"virtio_mem.private_nodes=1 {options.append}",
     ]
     return line
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description, **options):
+    """A parser of what makes the machine."""
+    parser = argparse.ArgumentParser(description=description, **options)
     parser.add_argument("--kernel", required=True)
     parser.add_argument("--qemu", default="qemu-system-x86_64")
     parser.add_argument("--accel", default="-accel tcg,thread=multi -cpu max,-xsave")
     parser.add_argument("--partitions", type=int, default=2)
     parser.add_argument("--window", type=int, default=9216, help="MiB")
     parser.add_argument("--memory", type=int, default=1024, help="MiB")
+    parser.add_argument("--far-memory", type=int, default=0, help="MiB of base memory in a node of its own, the last")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--append", default="")
     parser.add_argument("--timeout", type=int, default=900)
-    options = parser.parse_args()
+    return parser
 
+
+def run(options, folders=None, on_report=lambda line: None):
+    """Whether all tests passed, without trouble.  Lines of the second serial port that are no requests are reports."""
     with tempfile.TemporaryDirectory() as directory:
         program = f"{directory}/init"
         subprocess.run(
@@ -156,13 +171,14 @@ def main():
             + ["-lpthread"],
             check=True,
         )
-        pathlib.Path(f"{directory}/initramfs").write_bytes(initramfs(pathlib.Path(program).read_bytes()))
+        pathlib.Path(f"{directory}/initramfs").write_bytes(initramfs(pathlib.Path(program).read_bytes(), folders or {}))
         machine = subprocess.Popen(
             command_line(options, directory), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
         )
         watchdog = threading.Timer(options.timeout, machine.kill)
         watchdog.start()
-        threading.Thread(target=serve, args=(directory,), daemon=True).start()
+        host = threading.Thread(target=serve, args=(directory, on_report), daemon=True)
+        host.start()
         passed, trouble, excused = False, [], 0
         try:
             for line in machine.stdout:
@@ -177,9 +193,15 @@ def main():
             watchdog.cancel()
             machine.kill()
             machine.wait()
+        # It ends with the machine, after the last report.
+        host.join(20)
     for line in trouble:
         print(f"trouble: {line}")
-    return 0 if passed and not trouble else 1
+    return passed and not trouble
+
+
+def main():
+    return 0 if run(arguments(__doc__.splitlines()[0]).parse_args()) else 1
 
 
 if __name__ == "__main__":
