@@ -141,6 +141,8 @@ int subject(const char *what, const char *arg);
 int user(const char *what, int node);
 int attacker(const char *what);
 int adopter(const char *what, int argument);
+/* One of Linux's selftests; returns only if it cannot be run. */
+int selftest(const char *command);
 
 /* Anonymous memory; NULL if there is none. */
 char *map(size_t bytes);
@@ -153,5 +155,6 @@ int ring_with_buffer(char *memory, size_t bytes);
 
 void stress(int seconds);
 void cycle(int count);
+void selftests(unsigned long partition_bytes);
 
 #endif

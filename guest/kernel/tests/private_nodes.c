@@ -118,10 +118,10 @@ bool listed(const char *name, const char *list)
 	return false;
 }
 
-/* Obeys "only=NAME,NAME", "attack=NAME,NAME", "stress=SECONDS" and "cycles=N" of the kernel's command line. */
+/* Obeys "only=NAME,NAME", "attack=NAME,NAME", "stress=SECONDS", "cycles=N" and "selftests=MIB" of the kernel's command line. */
 int main(int argc, char **argv)
 {
-	char command_line[4096], *only, *seconds, *cycles;
+	char command_line[4096], *only, *seconds, *cycles, *mib;
 	enum boot boot;
 	size_t i;
 
@@ -134,6 +134,7 @@ int main(int argc, char **argv)
 	only = strstr(command_line, "only=");
 	seconds = strstr(command_line, "stress=");
 	cycles = strstr(command_line, "cycles=");
+	mib = strstr(command_line, "selftests=");
 	boot = boot_of(command_line);
 
 	printf("TAP version 13\n");
@@ -142,7 +143,7 @@ int main(int argc, char **argv)
 		for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
 			if (tests[i].boot != boot)
 				continue;
-			if (only ? !listed(tests[i].name, only + strlen("only=")) : seconds || cycles)
+			if (only ? !listed(tests[i].name, only + strlen("only=")) : seconds || cycles || mib)
 				continue;
 			tap_begin(tests[i].name);
 			tests[i].run();
@@ -158,6 +159,8 @@ int main(int argc, char **argv)
 			stress(atoi(seconds + strlen("stress=")));
 			tap_end();
 		}
+		if (mib)
+			selftests(atol(mib + strlen("selftests=")) * MIB);
 	} else {
 		nr_failed++;
 		note("not the partitions that the command line asks for");

@@ -378,6 +378,8 @@ int subject(const char *what, const char *arg)
 	int node = arg ? atoi(arg) : 0, status;
 	size_t i;
 
+	if (!strcmp(what, "selftest"))
+		return selftest(arg);
 	for (i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++)
 		if (!strcmp(subjects[i].name, what))
 			return subjects[i].run(node);
