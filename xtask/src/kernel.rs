@@ -86,6 +86,23 @@ pub fn debug(cache: &Cache) -> Result<PathBuf> {
     DEBUG.make(cache)
 }
 
+/// Builds Linux's selftests of memory management, or finds them in the cache: a folder of programs.
+pub fn selftests(cache: &Cache) -> Result<PathBuf> {
+    let program = directory().join("tests/selftests.py");
+    let Source { version, .. } = source()?;
+    let mut key = Key::default().with("source", &version);
+    for file in [program.clone()].iter().chain(&patches(&directory().join("patches"))?) {
+        key = key.with_file(file)?;
+    }
+    cache.get("mm-selftests", &key, |place| {
+        progress::step("build Linux's selftests of memory management", |step| {
+            let mut command = Command::new("nice");
+            command.arg("python3").arg(&program).arg("build").arg(place).args(["--source", SOURCE]);
+            run::quiet(step, &mut command)
+        })
+    })
+}
+
 impl Kernel {
     fn make(&self, cache: &Cache) -> Result<PathBuf> {
         let patches = patches(&directory().join("patches"))?;

@@ -69,6 +69,13 @@ pub const KERNEL_TESTS: &[Package] = &[
     Package { name: "qemu-system-x86", at_least: Some("1:8.1"), why: "boots the guest kernel's tests" },
 ];
 
+/// Packages to build Linux's selftests of memory management.
+pub const SELFTESTS: &[Package] = &[
+    package("libcap-dev", "a library of the kernel's selftests"),
+    package("libnuma-dev", "a library of the kernel's selftests"),
+    package("liburing-dev", "a library of the kernel's selftests"),
+];
+
 /// The peers that Bellows is compared with.
 pub const BENCH: &[Package] = &[package("qemu-system-x86", "the monitor that Bellows is measured against")];
 

@@ -20,6 +20,8 @@ const PARTITIONS: &str = "8";
 const MEMORY: &str = "2560";
 /// Longest time for one boot of the debug kernel on an emulated processor, beside the time that is asked for.
 const LIMIT_SECONDS: u32 = 3600;
+/// The same for all selftests, of which each has a limit of its own.
+const SELFTESTS_LIMIT_SECONDS: u32 = 4 * LIMIT_SECONDS;
 /// A fuzz target's progress is saved each time after this many seconds.
 const SLICE_SECONDS: u64 = 300;
 
@@ -49,6 +51,10 @@ const BOOTS: [(&str, &str, &str); 4] = [
     ("kernel-init-on-free", "2", "init_on_free=1"),
     ("kernel-page-poison", "2", "page_poison=1"),
 ];
+/// Linux's own selftests of memory management, with a partition and without: name, the kernel that runs them, and MiB of base
+/// memory.
+const SELFTESTS: [(&str, fn(&Cache) -> Result<PathBuf>, &str); 2] =
+    [("mm-selftests", kernel::guest, "1536"), ("mm-selftests-debug", kernel::debug, MEMORY)];
 /// Imports that are killed.
 const IMPORTS: &str = "imports";
 /// Devices that are suspended and resumed while a driver on another thread uses them, without a VM.
@@ -68,6 +74,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     let parts = [END_TO_END, IMPORTS, CONTRACT, VMS, KERNEL_STRESS]
         .into_iter()
         .chain(BOOTS.map(|(name, ..)| name))
+        .chain(SELFTESTS.map(|(name, ..)| name))
         .map(str::to_owned);
     let parts: Vec<String> = parts.chain(targets.iter().map(|target| format!("{FUZZ}{target}"))).collect();
     let wanted = |part: &&String| options.only.is_empty() || options.only.iter().any(|only| part.contains(only));
@@ -114,10 +121,15 @@ fn part(name: &str, minutes: u32, install: bool) -> Result<()> {
         CONTRACT => test::device_contract(install),
         VMS => test::stress(minutes, install),
         KERNEL_STRESS => boot(PARTITIONS, &format!("stress={seconds}"), LIMIT_SECONDS + seconds, install),
-        name => BOOTS
-            .iter()
-            .filter(|(known, ..)| *known == name)
-            .try_for_each(|(_, partitions, append)| boot(partitions, append, LIMIT_SECONDS, install)),
+        name => {
+            for (_, partitions, append) in BOOTS.iter().filter(|(known, ..)| *known == name) {
+                boot(partitions, append, LIMIT_SECONDS, install)?;
+            }
+            for (_, kernel, memory) in SELFTESTS.iter().filter(|(known, ..)| *known == name) {
+                selftests(*kernel, memory, install)?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -142,11 +154,27 @@ fn boot(partitions: &str, append: &str, limit: u32, install: bool) -> Result<()>
     packages::ensure(&[packages::KERNEL, packages::KERNEL_TESTS], install)?;
     let kernel = kernel::debug(&Cache::open()?)?;
     eprintln!("guest kernel's tests, {partitions} partitions {append}");
-    let program = kernel::directory().join("tests/qemu.py");
+    host("qemu.py", limit, |command| {
+        command.arg("--kernel").arg(kernel).args(["--partitions", partitions, "--append", append, "--memory", MEMORY])
+    })
+}
+
+fn selftests(kernel: fn(&Cache) -> Result<PathBuf>, memory: &str, install: bool) -> Result<()> {
+    packages::ensure(&[packages::KERNEL, packages::KERNEL_TESTS, packages::SELFTESTS], install)?;
+    let cache = Cache::open()?;
+    let (programs, kernel) = (kernel::selftests(&cache)?, kernel(&cache)?);
+    eprintln!("Linux's selftests of memory management, {}", kernel.display());
+    host("selftests.py", SELFTESTS_LIMIT_SECONDS, |command| {
+        command.args(["run", "--memory", memory, "--kernel"]).arg(kernel).arg("--programs").arg(programs)
+    })
+}
+
+/// Runs a program that boots the guest kernel's tests, and is their host.
+fn host(program: &str, limit: u32, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
+    let program = kernel::directory().join("tests").join(program);
     let mut command = Command::new("python3");
-    command.arg(&program).arg("--kernel").arg(kernel).args(["--partitions", partitions, "--append", append]);
-    command.args(["--memory", MEMORY]);
-    command.args(["--timeout", &limit.to_string()]);
+    command.arg(&program);
+    arguments(&mut command).args(["--timeout", &limit.to_string()]);
     if Host::detect() == Host::Kvm {
         command.arg("--accel=-accel kvm -cpu host");
     }
