@@ -154,7 +154,6 @@ fn run(tasks: &Receiver<Task>, urgent: &Sender<Urgent>) {
     }
 }
 
-
 fn discard(mapping: &HostMapping, offset: u64, bytes: u64) -> Discarded {
     let mut discarded = Discarded { freed: ByteSize::bytes(0), took: Duration::ZERO, error: None };
     let mut at = 0;

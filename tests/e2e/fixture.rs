@@ -9,8 +9,8 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     BalloonConfig, ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance,
-    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec,
-    catch_faults,
+    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm, VmBuilder,
+    VmEnd, ZygoteSpec, catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.

@@ -64,8 +64,9 @@ pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
-    GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport,
-    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugAccount, UnplugReport,
+    GuestStatistics, GuestTimes, Holder, ImageInfo, InstanceMemory, NotPrepared, OomLimit, PartitionInfo,
+    PartitionReport, PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport,
+    UnplugAccount, UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;

@@ -10,14 +10,14 @@ const PAGE: usize = 4096;
 /// Pages asked about in one system call.
 const PAGES: usize = 64 << 10;
 
-/// Bytes of host memory under everything in `view`: base memory and plugged memory. A snapshot of the view is held for one part
+/// Bytes of host memory under everything in `view` from guest-physical address `at` on: base memory and plugged memory. A snapshot of the view is held for one part
 /// at a time, so that an unplug waits for no more than that.
 ///
 /// # Errors
 /// The kernel cannot tell.
-pub(crate) fn resident_bytes(view: &GuestView) -> io::Result<u64> {
+pub(crate) fn resident_bytes(view: &GuestView, mut at: u64) -> io::Result<u64> {
     let mut states = vec![0_u8; PAGES];
-    let (mut at, mut resident) = (0, 0);
+    let mut resident = 0;
     loop {
         let memory = view.memory();
         // The first region that does not end before `at`.
@@ -46,12 +46,14 @@ mod tests {
     fn counts_the_pages_that_were_touched() {
         let layout = Layout::new(&layout::spec(ByteSize::gib(4), vec![], 40)).unwrap();
         let base = BaseMemory::map(&layout, Backing::None).unwrap();
-        assert_eq!(resident_bytes(base.view()).unwrap(), 0);
+        assert_eq!(resident_bytes(base.view(), 0).unwrap(), 0);
         let memory = base.view().memory();
         for address in [0, 4095, 4096, (300 << 20) + 5, (5 << 30) - 8] {
             memory.write_obj(1_u8, GuestAddress(address)).unwrap();
         }
         drop(memory);
-        assert_eq!(resident_bytes(base.view()).unwrap(), 4 * 4096);
+        assert_eq!(resident_bytes(base.view(), 0).unwrap(), 4 * 4096);
+        assert_eq!(resident_bytes(base.view(), (4 << 30) + 4096).unwrap(), 4096);
+        assert_eq!(resident_bytes(base.view(), 6 << 30).unwrap(), 0);
     }
 }

@@ -20,8 +20,8 @@ use crate::guest::session::Session;
 use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
 use crate::model::{
-    DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, PartitionInfo, PartitionUse, PlugReport,
-    PreparationReport, UnplugAccount, UnplugReport,
+    DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, InstanceMemory, PartitionInfo, PartitionUse,
+    PlugReport, PreparationReport, UnplugAccount, UnplugReport,
 };
 use crate::resident::resident_bytes;
 use crate::resources::balloon::Balloon;
@@ -154,6 +154,15 @@ impl Vm {
         self.session.statistics()
     }
 
+    /// What each instance in the guest has allocated at this moment, with those that are being started or removed. The guest reads
+    /// two numbers for each.
+    ///
+    /// # Errors
+    /// The agent failed, or cannot be asked.
+    pub fn measure_instances(&self) -> Result<Vec<InstanceMemory>, StatisticsError> {
+        self.session.measure_instances()
+    }
+
     /// The exits of each vCPU so far.
     #[must_use]
     pub fn exits(&self) -> Vec<ExitCounts> {
@@ -173,7 +182,15 @@ impl Vm {
     /// # Errors
     /// The host's kernel refused.
     pub fn resident_bytes(&self) -> std::io::Result<u64> {
-        resident_bytes(self.base.view())
+        resident_bytes(self.base.view(), 0)
+    }
+
+    /// Of [`Vm::resident_bytes`], what lies under memory of partitions.
+    ///
+    /// # Errors
+    /// The host's kernel refused.
+    pub fn resident_partition_bytes(&self) -> std::io::Result<u64> {
+        self.partitions.first_address().map_or(Ok(0), |address| resident_bytes(self.base.view(), address))
     }
 
     /// The balloon, if the configuration has one.

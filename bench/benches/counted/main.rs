@@ -68,9 +68,7 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     vm.plug(partition, PARTITION, PATIENCE)?;
     report(Operation::FirstPlug, meter.stop()?)?;
 
-    for (operation, command) in
-        [(Operation::Echo, ECHO), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])]
-    {
+    for (operation, command) in [(Operation::Echo, ECHO), (Operation::Python, &["/usr/bin/python3", "-c", "pass"])] {
         // The first run of a program reads its files from the layers.
         run_to_end(&vm, &spec(partition, command)?)?.remove(PATIENCE)?;
         let meter = start_rested()?;

@@ -65,7 +65,8 @@ pub fn run(guest: &mut Guest, group: Group, watch: bool) -> Result<Sample> {
     neighbour.wait()?;
     neighbour.remove(PATIENCE)?;
 
-    let driver = guest.vm.inspect(partition)?.driver.ok_or("the guest's kernel is not ours: its driver has no report")?;
+    let driver =
+        guest.vm.inspect(partition)?.driver.ok_or("the guest's kernel is not ours: its driver has no report")?;
     if guest.mode == Mode::Extension && driver.state != GuestState::Parked {
         return Err(format!("the partition is not parked but {:?}", driver.state).into());
     }

@@ -200,6 +200,15 @@ pub enum OomLimit {
     Guest,
 }
 
+/// Memory that an instance has, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocated {
+    /// All, wherever it lies.
+    pub bytes: u64,
+    /// What counts for its limits: not memory of a private node.
+    pub limited: u64,
+}
+
 /// One instance's cgroups.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -383,6 +392,24 @@ impl Cgroup {
             }
             result => result,
         }
+    }
+
+    /// Memory charged to it at this moment; `None` if it is gone.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn allocated(&self) -> Result<Option<Allocated>> {
+        // The removal of a cgroup may come between the opening of a file and its reading (ENODEV).
+        let current = |cgroup: &Path| match number(&cgroup.join("memory.current")) {
+            Err(AgentError::Path { source, .. })
+                if source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                Ok(None)
+            }
+            result => result.map(Some),
+        };
+        let (Some(bytes), Some(limited)) = (current(&self.inner)?, current(&self.outer)?) else { return Ok(None) };
+        Ok(Some(Allocated { bytes, limited }))
     }
 
     /// Bytes of files, tmpfs not counted, that are charged to it.

@@ -109,6 +109,20 @@ fn a_kill_says_which_limit_was_met() {
     }
 }
 
+#[test]
+fn memory_of_an_instance_is_what_it_sees_and_what_is_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let cgroup = Hierarchy::new(folder.path()).cgroup(&"f-1".parse().unwrap());
+    assert_eq!(cgroup.allocated().unwrap(), None);
+    std::fs::create_dir_all(&cgroup.inner).unwrap();
+    std::fs::write(cgroup.outer.join("memory.current"), "4096\n").unwrap();
+    assert_eq!(cgroup.allocated().unwrap(), None, "half of it is made");
+    std::fs::write(cgroup.inner.join("memory.current"), "12288\n").unwrap();
+    assert_eq!(cgroup.allocated().unwrap(), Some(Allocated { bytes: 12288, limited: 4096 }));
+    std::fs::write(cgroup.inner.join("memory.current"), "max\n").unwrap();
+    assert!(cgroup.allocated().unwrap_err().to_string().contains("memory.current"));
+}
+
 /// An instance's cgroups as plain files, `events` among them, of which a regular file never announces a change.
 fn freezable(folder: &Path, events: &str) -> Cgroup {
     let cgroup = Hierarchy::new(folder).cgroup(&"f-1".parse().unwrap());

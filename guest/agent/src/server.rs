@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
-    DevicesRequest, DriverReport, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse,
-    Holder, InspectPartitionRequest, InstanceRequest, Layer, MountImageRequest, OomLimit, PartitionDriver,
-    PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest,
-    SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse, StatisticsResponse,
-    UnmountImageRequest, Zygote,
+    DevicesRequest, DriverReport, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest,
+    HelloResponse, Holder, InspectPartitionRequest, InstanceMemory, InstanceRequest, InstancesMemory, Layer,
+    MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
+    ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest,
+    StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
@@ -221,6 +221,11 @@ impl Agent for Service {
         Ok(self.do_statistics()?)
     }
 
+    fn measure_instances(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<InstancesMemory> {
+        let instances = self.instances.measure()?.into_iter().map(instance_memory).collect();
+        Ok(InstancesMemory { instances, ..Default::default() })
+    }
+
     fn count_reclaim(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ReclaimCounters> {
         Ok(self.reclaim_counters()?)
     }
@@ -376,6 +381,11 @@ fn frozen_instance(frozen: Frozen) -> FrozenInstance {
         spare_bytes: frozen.spare,
         ..Default::default()
     }
+}
+
+fn instance_memory((id, allocated): (InstanceId, cgroup::Allocated)) -> InstanceMemory {
+    let cgroup::Allocated { bytes, limited } = allocated;
+    InstanceMemory { instance_id: id.to_string(), bytes, limited_bytes: limited, ..Default::default() }
 }
 
 fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {

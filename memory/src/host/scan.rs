@@ -48,7 +48,9 @@ pub(super) fn prepare() {
 /// everything at once, so that little memory in a large range is found in little time. `None` if it cannot do that (before Linux 6.7,
 /// or without `/proc`).
 pub(super) fn present(address: u64, bytes: u64) -> Option<u64> {
-    present_by(pagemap()?, address, bytes).inspect_err(|error| crate::limited!(debug, %error, "cannot scan memory")).ok()
+    present_by(pagemap()?, address, bytes)
+        .inspect_err(|error| crate::limited!(debug, %error, "cannot scan memory"))
+        .ok()
 }
 
 fn present_by(pagemap: &File, address: u64, bytes: u64) -> io::Result<u64> {

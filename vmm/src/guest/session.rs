@@ -13,7 +13,7 @@ use super::ready::ReadyListener;
 use super::rendezvous::Rendezvous;
 use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
-use crate::model::{GuestInfo, GuestStatistics};
+use crate::model::{GuestInfo, GuestStatistics, InstanceMemory};
 
 /// All code that calls the guest takes this: it tells whether the agent can be called.
 pub(crate) struct Session {
@@ -89,6 +89,10 @@ impl Session {
 
     pub(crate) fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
         Ok(self.agent()?.statistics(SHORT)?)
+    }
+
+    pub(crate) fn measure_instances(&self) -> Result<Vec<InstanceMemory>, StatisticsError> {
+        Ok(self.agent()?.measure_instances(SHORT)?)
     }
 
     /// Looks at the guest's clock soon: after a pause, the guest may have missed that the host's clock was set.

@@ -98,6 +98,11 @@ impl Partitions {
         ByteSize::bytes(self.windows.iter().map(|window| window.range().bytes()).sum())
     }
 
+    /// The guest-physical address where the first window begins, above all base memory; `None` without any.
+    pub(crate) fn first_address(&self) -> Option<u64> {
+        self.windows.iter().map(|window| window.range().first()).min()
+    }
+
     /// Begins to prepare partitions in the background; `guest` is ready.
     pub(crate) fn prepare(&self, session: &Session, guest: &GuestInfo) {
         if guest.partition_mode == PartitionMode::Stock {

@@ -10,7 +10,7 @@ use bellows_protocol::values::InstanceId;
 
 use super::{Instance, Parts};
 use crate::base_memory::BaseMemory;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Allocated, Hierarchy};
 use crate::container::Launcher;
 use crate::error::{AgentError, Result};
 use crate::image::Images;
@@ -115,6 +115,18 @@ impl Instances {
             Some(slot) => table.insert(id.clone(), slot),
             None => table.remove(id),
         };
+    }
+
+    /// What each instance has allocated. One whose start or removal has only half of its cgroups has nothing.
+    ///
+    /// # Errors
+    /// [`AgentError::Path`], [`AgentError::Malformed`].
+    pub fn measure(&self) -> Result<Vec<(InstanceId, Allocated)>> {
+        let measured = |id: InstanceId| {
+            let allocated = self.hierarchy.cgroup(&id).allocated();
+            allocated.map(|allocated| allocated.map(|allocated| (id, allocated))).transpose()
+        };
+        self.ids().into_iter().filter_map(measured).collect()
     }
 
     /// The names of all instances.

@@ -164,14 +164,7 @@ impl MemoryInfo {
     }
 
     /// For a stock kernel, which announces memory block by block.
-    fn await_blocks(
-        &self,
-        uevents: &Uevents,
-        node: Node,
-        address: u64,
-        bytes: u64,
-        limit: Duration,
-    ) -> Result<()> {
+    fn await_blocks(&self, uevents: &Uevents, node: Node, address: u64, bytes: u64, limit: Duration) -> Result<()> {
         let block_bytes = self.block_bytes()?;
         let first = address / block_bytes;
         let start = first.saturating_mul(block_bytes);

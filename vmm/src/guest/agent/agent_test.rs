@@ -203,6 +203,7 @@ fn calls_end_at_their_limit_or_with_the_peer_or_the_vm() {
         ("Hello", client.hello(0, ByteSize::bytes(0), limit).map(drop)),
         ("Statistics", client.statistics(limit).map(drop)),
         ("CountReclaim", client.count_reclaim(limit).map(drop)),
+        ("MeasureInstances", client.measure_instances(limit).map(drop)),
     ] {
         let error = result.unwrap_err();
         assert!(matches!(error, AgentError::Timeout { call: named, .. } if named == call), "{call}: {error}");

@@ -53,6 +53,7 @@ pub fn exercise(bytes: &[u8]) {
         &|| said(client.freeze_instance(&instance, 1, LIMIT)),
         &|| said(client.resize_base(ByteSize::mib(2), ByteSize::mib(1), LIMIT)),
         &|| said(client.await_base_pressure(LIMIT)),
+        &|| said(client.measure_instances(LIMIT)),
     ];
     for index in 0..=answers.len() / MESSAGE_HEADER_LENGTH {
         if let Some(message) = calls[index % calls.len()]() {

@@ -12,6 +12,7 @@ pub mod exercise;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod freeze;
+mod measure;
 mod partition;
 mod reclaim;
 mod stream;

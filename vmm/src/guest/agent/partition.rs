@@ -108,7 +108,10 @@ mod tests {
         let driver = PartitionUse::parse("X", 1, answer(stock)).unwrap().driver.unwrap();
         assert_eq!(driver.mode, PartitionMode::Stock);
         let report = agent::DriverReport { node: 1, driver: Some(parked()).into(), ..Default::default() };
-        assert_eq!(GuestDriver::reported("X", 1, &report).unwrap().map(|driver| driver.state), Some(GuestState::Parked));
+        assert_eq!(
+            GuestDriver::reported("X", 1, &report).unwrap().map(|driver| driver.state),
+            Some(GuestState::Parked)
+        );
         let other = GuestDriver::reported("X", 2, &report).unwrap_err().to_string();
         assert!(other.contains("node 1"), "{other}");
         let silent = agent::PartitionMemory { node: 1, ..Default::default() };

@@ -171,11 +171,7 @@ impl Guest {
 }
 
 impl Agent for Guest {
-    fn await_driver(
-        &self,
-        _: &TtrpcContext,
-        request: agent::AwaitDriverRequest,
-    ) -> ttrpc::Result<agent::DriverReport> {
+    fn await_driver(&self, _: &TtrpcContext, request: agent::AwaitDriverRequest) -> ttrpc::Result<agent::DriverReport> {
         let partition = &self.0[request.node as usize - 1];
         if partition.parks.load(Ordering::SeqCst) > 0
             && let Some(meanwhile) = partition.meanwhile.lock().take()

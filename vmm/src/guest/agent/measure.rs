@@ -1,0 +1,54 @@
+//! What instances have allocated in the guest.
+
+use std::time::Duration;
+
+use bellows_memory::ByteSize;
+use bellows_protocol::agent;
+
+use super::{AgentClient, AgentError, answer_error, shown};
+use crate::model::InstanceMemory;
+
+/// Most instances that an answer may name.
+const MAX_INSTANCES: usize = 4096;
+
+impl AgentClient {
+    /// The memory of each instance at this moment.
+    pub(crate) fn measure_instances(&self, limit: Duration) -> Result<Vec<InstanceMemory>, AgentError> {
+        const CALL: &str = "MeasureInstances";
+        let answer = self.call::<agent::InstancesMemory>(CALL, Some(limit), &agent::Empty::new())?;
+        let count = answer.instances.len();
+        if count > MAX_INSTANCES {
+            return Err(answer_error(CALL, "number of instances", count, format!("at most {MAX_INSTANCES}")));
+        }
+        answer.instances.into_iter().map(|measured| InstanceMemory::parse(CALL, measured)).collect()
+    }
+}
+
+impl InstanceMemory {
+    fn parse(call: &'static str, measured: agent::InstanceMemory) -> Result<Self, AgentError> {
+        let wrong = |_| answer_error(call, "instance", shown(&measured.instance_id), "an instance's name".into());
+        Ok(Self {
+            instance: measured.instance_id.parse().map_err(wrong)?,
+            allocated: ByteSize::bytes(measured.bytes),
+            limited: ByteSize::bytes(measured.limited_bytes),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_understood() {
+        let measured =
+            agent::InstanceMemory { instance_id: "f-1".into(), bytes: 7, limited_bytes: 3, ..Default::default() };
+        let memory = InstanceMemory::parse("X", measured.clone()).unwrap();
+        let bytes = ByteSize::bytes;
+        let expected = InstanceMemory { instance: "f-1".parse().unwrap(), allocated: bytes(7), limited: bytes(3) };
+        assert_eq!(memory, expected);
+        let nameless = agent::InstanceMemory { instance_id: "A\nB".into(), ..measured };
+        let error = InstanceMemory::parse("X", nameless).unwrap_err();
+        assert!(error.to_string().contains(r"instance A\nB: expected an instance's name"), "{error}");
+    }
+}
