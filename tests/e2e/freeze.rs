@@ -81,6 +81,13 @@ fn a_frozen_instance_gives_free_memory_back_and_says_that_there_is_no_swap() {
     let after = guest.vm.resident_bytes().unwrap();
     assert!(after + (96 << 20) <= before, "{before} {after}");
     makes_no_progress(&guest, &job);
+    // What it keeps lies in its partition, whose memory the host has.
+    let [memory] = &guest.vm.measure_instances().unwrap()[..] else { panic!("one instance") };
+    assert_eq!(memory.instance.as_str(), "idle");
+    let apart = memory.allocated.get() - memory.limited.get();
+    assert!(apart >= 32 << 20 && memory.limited < ByteSize::mib(32), "{memory:?}");
+    let held = guest.vm.resident_partition_bytes().unwrap();
+    assert!((apart..after).contains(&held), "{memory:?} {held} {after}");
 
     let [info] = &guest.vm.partitions()[..] else { panic!("one partition") };
     assert_eq!((info.frozen[0].instance.as_str(), info.frozen[0].size), ("idle", ByteSize::mib(256)));
