@@ -1,4 +1,4 @@
-//! `bench load`: functions that come in bursts and need memory for a while.
+//! `bench load` and `bench elastic`: functions that come in bursts and need memory for a while.
 //!
 //! | quantity | distribution | source |
 //! |---|---|---|
@@ -7,6 +7,7 @@
 //! | time between arrivals | Lomax, shape 1.5 (its variance is infinite) | ours: in that paper these times mostly vary more than an exponential's |
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,11 +26,22 @@ pub enum Provision {
     Stock,
     /// On demand, with the guest memory extension.
     Extension,
+    /// As `Extension`, in a guest whose base memory grows on demand, too, and whose functions are forks of one zygote.
+    Elastic,
 }
 
 impl Provision {
-    /// In the order of a run. The baseline comes twice: its two runs show how far the same differs from itself.
-    pub const RUN: [Self; 5] = [Self::Static, Self::Shared, Self::Stock, Self::Extension, Self::Static];
+    /// All.
+    const ALL: [Self; 5] = [Self::Static, Self::Shared, Self::Stock, Self::Extension, Self::Elastic];
+}
+
+impl FromStr for Provision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = Self::ALL.into_iter().find(|provision| provision.to_string() == text);
+        named.ok_or_else(|| format!("{text:?}: expected one of {}", Self::ALL.map(|it| it.to_string()).join(", ")))
+    }
 }
 
 impl fmt::Display for Provision {
@@ -39,6 +51,7 @@ impl fmt::Display for Provision {
             Self::Shared => "shared",
             Self::Stock => "stock",
             Self::Extension => "extension",
+            Self::Elastic => "elastic",
         })
     }
 }
@@ -144,13 +157,30 @@ pub enum Line {
     Cost(Cost),
     /// A function that ran.
     Ran(Ran),
-    /// Host memory under the guest.
-    Held {
-        /// When, from the beginning.
-        at: Duration,
-        /// Bytes.
-        bytes: u64,
+    /// Memory while functions run.
+    Look(Look),
+    /// The cost of some looks at a guest before the first arrival, if time is counted.
+    Looks {
+        /// How many.
+        count: u32,
+        /// Their cost, all together.
+        cost: Cost,
     },
+}
+
+/// Memory at a moment, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// When, from the beginning.
+    pub at: Duration,
+    /// What the host has under the guest.
+    pub held: u64,
+    /// Of that, under memory of partitions.
+    pub partitions: u64,
+    /// What living instances have allocated in the guest, a zygote among them.
+    pub allocated: u64,
+    /// Of that, what counts for their limits: with the extension, what lies in base memory.
+    pub limited: u64,
 }
 
 /// A function that ran.
@@ -185,6 +215,14 @@ mod tests {
         assert_eq!(one, arrivals(7, HOUR, gap));
         assert_ne!(one, arrivals(9, HOUR, gap));
         assert!(one.is_sorted_by_key(|arrival| arrival.at) && one.iter().all(|arrival| arrival.at < HOUR));
+    }
+
+    #[test]
+    fn provisions_are_known_by_their_names() {
+        for provision in Provision::ALL {
+            assert_eq!(provision.to_string().parse(), Ok(provision));
+        }
+        assert!("none".parse::<Provision>().unwrap_err().contains("\"none\": expected one of static, shared"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod blk;
 mod boot;
 mod compare;
 pub mod counted;
+mod elastic;
 mod figure;
 mod import;
 pub mod layers;
@@ -44,6 +45,8 @@ pub enum Benchmark {
     Boot(boot::Options),
     /// Cost of a short set of operations in counted time, held against committed bounds. Always runs in the lab.
     Counted(counted::Options),
+    /// Memory of the host over time while functions come in bursts, in guests that follow them more or less.
+    Elastic(elastic::Options),
     /// Import of a layer into the store: time, memory and size, compared with `tar -x` and `mkfs.erofs`.
     Import(import::Options),
     /// VMs of one image: their disk reads and memory, and the time until a function runs.
@@ -65,6 +68,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         Benchmark::Blk(options) => blk::run(options),
         Benchmark::Boot(options) => boot::run(options, install),
         Benchmark::Counted(options) => counted::run(options, install),
+        Benchmark::Elastic(options) => elastic::run(options, install),
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),
         Benchmark::Load(options) => load::run(options, install),

@@ -34,6 +34,9 @@ for _ in range(rounds): work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 ";
 
+/// The modules that it imports.
+pub const MODULES: [&str; 5] = ["json", "resource", "string", "sys", "zlib"];
+
 /// Runs one to its end. Returns the instance, to be removed, and the most memory that it had, in bytes.
 pub fn run(guest: &Guest, number: usize, arrival: &Arrival, place: &Place<'_>) -> Result<(Instance, u64)> {
     let name = match arrival.function {

@@ -3,16 +3,25 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bellows_bench::load::{Arrival, Function, Provision};
+use bellows_bench::load::{Arrival, Function, Look, Provision};
 use bellows_lab::artefact;
-use bellows_vmm::{ByteSize, InstanceSpec, PartitionId, PartitionMode, Vm, VmBuilder};
+use bellows_vmm::{
+    ByteSize, ElasticBaseConfig, Instance, InstanceMemory, InstanceSpec, PartitionId, PartitionMode, Vm, VmBuilder,
+    ZygoteSpec,
+};
 
-use crate::common::{self, Image, PATIENCE, Result, partition};
-use crate::function;
+use crate::common::{self, Image, PATIENCE, Result, image_id, partition};
+use crate::function::{self, MODULES};
 use crate::pool::{Place, Pool, SIZES_MIB};
 
 /// Holds the kernel, page cache, and the memory map of all partitions.
 const BASE: ByteSize = ByteSize::mib(768);
+
+/// The same at boot where it grows on demand, up to [`BASE`].
+const BASE_AT_BOOT: ByteSize = ByteSize::mib(256);
+
+/// A partition for the zygote.
+const ZYGOTE: ByteSize = ByteSize::mib(128);
 
 /// The base limit of each of several instances in one partition.
 const SHARED_BASE: ByteSize = ByteSize::mib(64);
@@ -23,6 +32,8 @@ pub struct Guest {
     /// Bytes that the host has under it without any instance.
     pub base: u64,
     provision: Provision,
+    /// What functions are forks of.
+    zygote: Option<Instance>,
     /// The plugged size, if all share one device. Changes take turns.
     plugged: Mutex<ByteSize>,
 }
@@ -33,27 +44,29 @@ impl Guest {
         let base = match provision {
             Provision::Static => ByteSize::bytes(BASE.get() + all.get()),
             Provision::Shared | Provision::Stock | Provision::Extension => BASE,
+            Provision::Elastic => BASE_AT_BOOT,
         };
         let builder = VmBuilder::new(artefact("BELLOWS_KERNEL")?, base).partition_mode(match provision {
-            Provision::Extension => PartitionMode::Extension,
+            Provision::Extension | Provision::Elastic => PartitionMode::Extension,
             Provision::Static | Provision::Shared | Provision::Stock => PartitionMode::Stock,
         });
+        let each = |builder| SIZES_MIB.into_iter().map(ByteSize::mib).fold(builder, VmBuilder::partition);
         let builder = match provision {
             Provision::Static => builder,
             Provision::Shared => builder.partition(all),
-            Provision::Stock | Provision::Extension => {
-                SIZES_MIB.into_iter().fold(builder, |builder, size| builder.partition(ByteSize::mib(size)))
-            }
+            Provision::Stock | Provision::Extension => each(builder),
+            Provision::Elastic => each(builder).partition(ZYGOTE).elastic_base(ElasticBaseConfig::new(BASE)),
         };
         let plugged = Mutex::new(ByteSize::bytes(0));
         let vm = image.boot(builder)?;
         image.mount(&vm)?;
-        let mut guest = Self { vm, pool: Pool::default(), base: 0, provision, plugged };
+        let mut guest = Self { vm, pool: Pool::default(), base: 0, provision, zygote: None, plugged };
         guest.warm_up()?;
-        for info in guest.vm.partitions() {
-            guest.vm.await_discard(info.memory.id, PATIENCE)?;
+        guest.settle()?;
+        guest.base = guest.vm.resident_bytes()?;
+        if provision == Provision::Elastic {
+            guest.zygote = Some(guest.start_zygote()?);
         }
-        guest.base = guest.resident()?;
         Ok(guest)
     }
 
@@ -69,23 +82,44 @@ impl Guest {
         Ok(())
     }
 
+    /// Waits until everything that instances have had is back.
+    fn settle(&self) -> Result<()> {
+        for info in self.vm.partitions() {
+            self.vm.await_discard(info.memory.id, PATIENCE)?;
+        }
+        if let Some(elastic) = self.vm.elastic_base() {
+            elastic
+                .wait(PATIENCE, |report| report.plugged.get() == 0)
+                .map_err(|report| format!("base memory has not shrunk: {report:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn start_zygote(&self) -> Result<Instance> {
+        let its_own = partition(SIZES_MIB.len() as u16 + 1)?;
+        self.vm.plug(its_own, ZYGOTE, PATIENCE)?;
+        let spec = ZygoteSpec::python("zygote".parse()?, image_id()?, MODULES).in_partition(its_own);
+        Ok(self.vm.start_zygote(&spec)?)
+    }
+
     /// The partition of an instance in that place; `None` if the guest has all memory from the start.
     fn partition_of(&self, place: &Place<'_>) -> Result<Option<PartitionId>> {
         Ok(match self.provision {
             Provision::Static => None,
             Provision::Shared => Some(partition(1)?),
-            Provision::Stock | Provision::Extension => Some(partition(place.index as u16 + 1)?),
+            Provision::Stock | Provision::Extension | Provision::Elastic => Some(partition(place.index as u16 + 1)?),
         })
     }
 
-    /// An instance in that place. If others share its memory it has a base limit.
+    /// An instance in that place, as a fork of the zygote if there is one. If others share its memory it has a base limit.
     pub fn placed(&self, mut spec: InstanceSpec, place: &Place<'_>) -> Result<InstanceSpec> {
         spec.partition = self.partition_of(place)?;
         spec.base_limit = match self.provision {
             Provision::Static => Some(ByteSize::mib(SIZES_MIB[place.index])),
             Provision::Shared => Some(SHARED_BASE),
-            Provision::Stock | Provision::Extension => None,
+            Provision::Stock | Provision::Extension | Provision::Elastic => None,
         };
+        spec.fork_of = self.zygote.as_ref().map(|zygote| zygote.id().clone());
         Ok(spec)
     }
 
@@ -119,9 +153,17 @@ impl Guest {
         Ok(start.elapsed())
     }
 
-    /// Bytes that the host has under the guest.
-    pub fn resident(&self) -> Result<u64> {
-        Ok(self.vm.resident_bytes()?)
+    /// Memory of the guest, `at` this moment.
+    pub fn look(&self, at: Duration) -> Result<Look> {
+        let instances = self.vm.measure_instances()?;
+        let sum = |bytes: fn(&InstanceMemory) -> ByteSize| instances.iter().map(|memory| bytes(memory).get()).sum();
+        Ok(Look {
+            at,
+            held: self.vm.resident_bytes()?,
+            partitions: self.vm.resident_partition_bytes()?,
+            allocated: sum(|memory| memory.allocated),
+            limited: sum(|memory| memory.limited),
+        })
     }
 
     pub fn shutdown(&self) -> Result<()> {

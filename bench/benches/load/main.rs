@@ -1,5 +1,5 @@
 //! Runs functions that come in bursts, in guests that get their memory in different ways, one guest after the other, and
-//! prints a JSON object a line: see [`bellows_bench::load`]. `cargo xtask bench load` runs it where KVM is.
+//! prints a JSON object a line: see [`bellows_bench::load`]. `cargo xtask bench load` and `bench elastic` run it where KVM is.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,8 +20,10 @@ use crate::common::{Image, Result};
 use crate::guest::Guest;
 use crate::pool::Place;
 
-/// Time between two looks at the host memory under the guest.
-const LOOK: Duration = Duration::from_millis(500);
+/// Time between two looks at memory.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Looks before the first arrival, for their cost.
+const LOOKS: u32 = 20;
 const SEED: u64 = 0x5eed_ba11;
 
 fn main() -> ExitCode {
@@ -36,11 +38,13 @@ fn run() -> Result<()> {
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Duration::from_millis(number))
     };
     let arrivals = arrivals(SEED, milliseconds("a length")?, milliseconds("a gap")?);
+    let provisions = arguments.map(|name| name.parse()).collect::<std::result::Result<Vec<Provision>, _>>()?;
     let image = Image::import()?;
-    for provision in Provision::RUN {
+    for provision in provisions {
         eprintln!("boot a guest: {provision}");
         let guest = Guest::boot(&image, provision)?;
         print(&Line::Guest { provision, base: guest.base })?;
+        count_looks(&guest)?;
         let meter = Meter::start_if_counted()?;
         let result = replay(&guest, &arrivals);
         if let Some(meter) = meter {
@@ -52,15 +56,23 @@ fn run() -> Result<()> {
     Ok(())
 }
 
+/// Tells what a look costs, where time is counted.
+fn count_looks(guest: &Guest) -> Result<()> {
+    let Some(meter) = Meter::start_if_counted()? else { return Ok(()) };
+    for _ in 0..LOOKS {
+        guest.look(Duration::ZERO)?;
+    }
+    Ok(print(&Line::Looks { count: LOOKS, cost: meter.stop()? })?)
+}
+
 /// Runs all of them, each when it arrives.
 fn replay(guest: &Guest, arrivals: &[Arrival]) -> Result<()> {
     let start = Instant::now();
     let (stop, stopped) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let watch = scope.spawn(move || {
-            while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let bytes = guest.resident()?;
-                print(&Line::Held { at: start.elapsed(), bytes })?;
+            while stopped.recv_timeout(PAUSE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                print(&Line::Look(guest.look(start.elapsed())?))?;
             }
             Ok(())
         });
