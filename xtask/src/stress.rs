@@ -51,9 +51,10 @@ const BOOTS: [(&str, &str, &str); 4] = [
     ("kernel-init-on-free", "2", "init_on_free=1"),
     ("kernel-page-poison", "2", "page_poison=1"),
 ];
+type BuildKernel = fn(&Cache) -> Result<PathBuf>;
 /// Linux's own selftests of memory management, with a partition and without: name, the kernel that runs them, and MiB of base
 /// memory.
-const SELFTESTS: [(&str, fn(&Cache) -> Result<PathBuf>, &str); 2] =
+const SELFTESTS: [(&str, BuildKernel, &str); 2] =
     [("mm-selftests", kernel::guest, "1536"), ("mm-selftests-debug", kernel::debug, MEMORY)];
 /// Imports that are killed.
 const IMPORTS: &str = "imports";

@@ -7,8 +7,8 @@
 
 `build` makes the selftests of the kernel's source, with our patches, in FOLDER.  It takes the packages below.
 
-`run` boots them like qemu.py.  As root and with all privileges, each runs from a cgroup that is not attached, whose
-memory.max is the size of the partition, and then from one that is attached.  All its checks must have the same results
+`run` boots them like qemu.py.  As root and with all privileges, each runs from a cgroup that is not attached and then
+from one that is attached, both with the same memory.max.  All its checks must have the same results
 in both, other than what BY_DESIGN says; nothing of the partition may be in use afterwards; and the log may have no
 trace of trouble.  Exits with 0 if all of that is so.
 

@@ -41,7 +41,7 @@ pub fn exercise(bytes: &[u8]) {
     let vm = EndSignal::new().expect("a descriptor");
     let client = AgentClient { connection, uds_path: PathBuf::new(), streams: Arc::default(), vm };
     let instance = "a".parse().expect("an identifier");
-    let calls: [&dyn Fn() -> Option<String>; 11] = [
+    let calls: [&dyn Fn() -> Option<String>; 12] = [
         &|| said(client.hello(0, ByteSize::bytes(0), LIMIT)),
         &|| said(client.inspect_partition(1)),
         &|| said(client.await_driver(1, true, LIMIT)),
