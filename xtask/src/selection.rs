@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 23] = [
+const EACH_RUN: [&str; 24] = [
     "balloon::memory_that_an_instance_has_freed_goes_back_by_itself",
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
@@ -17,6 +17,7 @@ const EACH_RUN: [&str; 23] = [
     "layers::a_layer_that_is_cut_short_is_an_io_error_to_the_guest",
     "layers::images_come_and_go",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
+    "partitions::an_instance_starts_as_its_partition_is_plugged",
     "pause::a_paused_vm_answers_with_a_conflict_and_goes_on",
     "prepared::the_first_plug_of_a_prepared_partition_is_that_of_a_parked_one",
     "programs::a_second_interrupt_ends_the_run_at_once",
