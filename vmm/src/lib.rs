@@ -57,16 +57,16 @@ pub use end::{TripleFault, VmEnd};
 pub use error::BuildError;
 #[cfg(feature = "testing")]
 pub use guest::agent::exercise::exercise as exercise_agent_client;
-pub use guest::agent::{AgentError, StartFailure, Stream};
+pub use guest::agent::{AgentError, InstanceMemory, StartFailure, Stream};
 pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
 pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
-    GuestStatistics, GuestTimes, Holder, ImageInfo, InstanceMemory, NotPrepared, OomLimit, PartitionInfo,
-    PartitionReport, PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport,
-    UnplugAccount, UnplugReport,
+    GuestStatistics, GuestTimes, Holder, ImageInfo, NotPrepared, OomLimit, PartitionInfo, PartitionReport,
+    PartitionUse, PlugReport, PreparationReport, PreparedPartition, ReadyReport, RunReport, UnplugAccount,
+    UnplugReport,
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;

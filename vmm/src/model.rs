@@ -236,18 +236,6 @@ pub struct GuestStatistics {
     pub cpu: Duration,
 }
 
-/// What an instance has allocated in the guest.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct InstanceMemory {
-    /// The instance.
-    #[serde(serialize_with = "text::serialize")]
-    pub instance: InstanceId,
-    /// All, wherever it lies; without the page cache that it has brought in where its node is private.
-    pub allocated: ByteSize,
-    /// Of that, what counts for its limits: with the guest memory extension, what lies in base memory.
-    pub limited: ByteSize,
-}
-
 /// The cost of plugging a partition.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct PlugReport {

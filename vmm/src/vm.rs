@@ -15,13 +15,14 @@ use crate::arch::Buses;
 use crate::config::{DriveConfig, ImageConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
+use crate::guest::agent::InstanceMemory;
 use crate::guest::error::{ReadyError, StatisticsError};
 use crate::guest::session::Session;
 use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
 use crate::model::{
-    DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, InstanceMemory, PartitionInfo, PartitionUse,
-    PlugReport, PreparationReport, UnplugAccount, UnplugReport,
+    DiscardReport, DiskInfo, GuestInfo, GuestStatistics, ImageInfo, PartitionInfo, PartitionUse, PlugReport,
+    PreparationReport, UnplugAccount, UnplugReport,
 };
 use crate::resident::resident_bytes;
 use crate::resources::balloon::Balloon;

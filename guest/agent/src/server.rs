@@ -1,5 +1,6 @@
 //! Answers the monitor's requests. Values are checked here, once; the calls take types that carry the rules.
 
+mod answers;
 #[cfg(any(test, feature = "testing"))]
 pub mod exercise;
 
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
-    DevicesRequest, DriverReport, DriverState, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest,
-    HelloResponse, Holder, InspectPartitionRequest, InstanceMemory, InstanceRequest, InstancesMemory, Layer,
-    MountImageRequest, OomLimit, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
-    ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest,
-    StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
+    DevicesRequest, DriverReport, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest,
+    HelloResponse, InspectPartitionRequest, InstanceRequest, InstancesMemory, Layer, MountImageRequest,
+    PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters, ResizeBaseRequest,
+    ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
+    StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::values::{
@@ -24,16 +25,15 @@ use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
-use crate::cgroup;
+use self::answers::{base_memory_use, frozen_instance, holder, instance_memory, oom_limit, partition_driver};
 use crate::clock::{self, Correction};
 use crate::container::plan::ProcessSpec;
-use crate::elastic::{ElasticBase, Use};
+use crate::elastic::ElasticBase;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
-use crate::instance::{Frozen, Instances, Request, Role};
-use crate::partition::{self, Driver, MemoryInfo, State};
+use crate::instance::{Instances, Request, Role};
+use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
-use crate::placement::Placement;
 use crate::shutdown;
 use crate::statistics::{self, Migrations, VmStat};
 use crate::streams::StdioSpec;
@@ -344,84 +344,6 @@ fn limit(milliseconds: u32) -> Duration {
 
 fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
     (value != T::default()).then_some(value)
-}
-
-fn holder(holder: partition::Holder) -> Holder {
-    Holder {
-        pid: holder.pid,
-        command: holder.command,
-        bytes: holder.bytes,
-        instance_id: holder.instance.map(|id| id.to_string()).unwrap_or_default(),
-        ..Default::default()
-    }
-}
-
-fn base_memory_use(found: Use) -> BaseMemoryUse {
-    BaseMemoryUse {
-        grown_bytes: found.grown,
-        pressure: found.pressure,
-        used_bytes: found.used,
-        limit_bytes: found.limit,
-        total_bytes: found.node.total_bytes,
-        free_bytes: found.node.free_bytes.min(found.node.total_bytes),
-        file_bytes: found.node.file_bytes,
-        ..Default::default()
-    }
-}
-
-fn frozen_instance(frozen: Frozen) -> FrozenInstance {
-    let node = match frozen.placement {
-        Placement::Base => 0,
-        Placement::Policy(node) | Placement::Private(node) => node.number(),
-    };
-    FrozenInstance {
-        node,
-        private: matches!(frozen.placement, Placement::Private(_)),
-        neighbours: frozen.neighbours,
-        spare_bytes: frozen.spare,
-        ..Default::default()
-    }
-}
-
-fn instance_memory((id, allocated): (InstanceId, cgroup::Allocated)) -> InstanceMemory {
-    let cgroup::Allocated { bytes, limited } = allocated;
-    InstanceMemory { instance_id: id.to_string(), bytes, limited_bytes: limited, ..Default::default() }
-}
-
-fn oom_limit(limit: Option<cgroup::OomLimit>) -> OomLimit {
-    match limit {
-        None => OomLimit::NONE,
-        Some(cgroup::OomLimit::Partition) => OomLimit::PARTITION,
-        Some(cgroup::OomLimit::Base) => OomLimit::BASE,
-        Some(cgroup::OomLimit::Memory) => OomLimit::MEMORY,
-        Some(cgroup::OomLimit::Guest) => OomLimit::GUEST,
-    }
-}
-
-fn partition_driver(driver: &Driver) -> PartitionDriver {
-    let state = match driver.state {
-        State::Plugging => DriverState::PLUGGING,
-        State::Online => DriverState::ONLINE,
-        State::Draining => DriverState::DRAINING,
-        State::Parked => DriverState::PARKED,
-        State::Empty => DriverState::EMPTY,
-        State::Broken => DriverState::BROKEN,
-    };
-    PartitionDriver {
-        state: state.into(),
-        private: driver.private,
-        requested_bytes: driver.requested_bytes,
-        plugged_bytes: driver.plugged_bytes,
-        allocated_pages: driver.allocated_pages,
-        parks: driver.parks,
-        unparks: driver.unparks,
-        park_misses: driver.park_misses,
-        last_plug_ns: driver.last_plug.total_ns,
-        last_plug_host_ns: driver.last_plug.host_ns,
-        last_unplug_ns: driver.last_unplug.total_ns,
-        last_unplug_host_ns: driver.last_unplug.host_ns,
-        ..Default::default()
-    }
 }
 
 fn instance_request(request: StartInstanceRequest) -> Result<Request> {

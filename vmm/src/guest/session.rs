@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use bellows_memory::ByteSize;
 use bellows_protocol::ready::BootTimes;
 
-use super::agent::{AgentClient, SHORT};
+use super::agent::{AgentClient, InstanceMemory, SHORT};
 use super::error::{NotRunning, ReadyError, StatisticsError};
 use super::ready::ReadyListener;
 use super::rendezvous::Rendezvous;
 use crate::deadline::Deadline;
 use crate::end::{EndSignal, VmEnd};
-use crate::model::{GuestInfo, GuestStatistics, InstanceMemory};
+use crate::model::{GuestInfo, GuestStatistics};
 
 /// All code that calls the guest takes this: it tells whether the agent can be called.
 pub(crate) struct Session {

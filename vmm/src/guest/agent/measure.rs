@@ -4,12 +4,26 @@ use std::time::Duration;
 
 use bellows_memory::ByteSize;
 use bellows_protocol::agent;
+use bellows_protocol::values::InstanceId;
+use serde::Serialize;
 
 use super::{AgentClient, AgentError, answer_error, shown};
-use crate::model::InstanceMemory;
+use crate::config::text;
 
 /// Most instances that an answer may name.
 const MAX_INSTANCES: usize = 4096;
+
+/// What an instance has allocated in the guest.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct InstanceMemory {
+    /// The instance.
+    #[serde(serialize_with = "text::serialize")]
+    pub instance: InstanceId,
+    /// All, wherever it lies; without the page cache that it has brought in where its node is private.
+    pub allocated: ByteSize,
+    /// Of that, what counts for its limits: with the guest memory extension, what lies in base memory.
+    pub limited: ByteSize,
+}
 
 impl AgentClient {
     /// The memory of each instance at this moment.

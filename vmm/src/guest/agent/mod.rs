@@ -34,6 +34,7 @@ use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, READY_LIMIT, START_LIMIT};
 use connection::{CallError, Connection};
 pub use error::{AgentError, StartFailure};
+pub use measure::InstanceMemory;
 use protobuf::{EnumOrUnknown, Message};
 pub(crate) use reclaim::ReclaimCost;
 use stream::OpenStreams;
