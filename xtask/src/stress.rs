@@ -160,7 +160,7 @@ fn boot(partitions: &str, append: &str, limit: u32, install: bool) -> Result<()>
     })
 }
 
-fn selftests(kernel: fn(&Cache) -> Result<PathBuf>, memory: &str, install: bool) -> Result<()> {
+fn selftests(kernel: BuildKernel, memory: &str, install: bool) -> Result<()> {
     packages::ensure(&[packages::KERNEL, packages::KERNEL_TESTS, packages::SELFTESTS], install)?;
     let cache = Cache::open()?;
     let (programs, kernel) = (kernel::selftests(&cache)?, kernel(&cache)?);
