@@ -3,20 +3,18 @@
 use std::io;
 
 use bellows_memory::GuestView;
-use bellows_memory::host::residency;
+use bellows_memory::host;
 use vm_memory::{Address as _, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
-const PAGE: usize = 4096;
-/// Pages asked about in one system call.
-const PAGES: usize = 64 << 10;
+/// Bytes of a part of memory that is asked about at a time.
+const PART: usize = 256 << 20;
 
-/// Bytes of host memory under everything in `view` from guest-physical address `at` on: base memory and plugged memory. A snapshot of the view is held for one part
-/// at a time, so that an unplug waits for no more than that.
+/// Bytes of host memory under everything in `view` from guest-physical address `at` on: base memory and plugged memory. A snapshot of
+/// the view is held for one part at a time, so that an unplug waits for no more than that.
 ///
 /// # Errors
 /// The kernel cannot tell.
 pub(crate) fn resident_bytes(view: &GuestView, mut at: u64) -> io::Result<u64> {
-    let mut states = vec![0_u8; PAGES];
     let mut resident = 0;
     loop {
         let memory = view.memory();
@@ -25,10 +23,9 @@ pub(crate) fn resident_bytes(view: &GuestView, mut at: u64) -> io::Result<u64> {
             return Ok(resident);
         };
         let offset = at.saturating_sub(region.start_addr().0);
-        let length = usize::try_from(region.len() - offset).map_err(io::Error::other)?.min(PAGES * PAGE);
+        let length = usize::try_from(region.len() - offset).map_err(io::Error::other)?.min(PART);
         let address = region.as_ptr() as u64 + offset;
-        let pages = residency(address, length, &mut states)?.filter(|resident| *resident).count();
-        resident += (pages * PAGE) as u64;
+        resident += host::resident_bytes(address, length)?;
         at = region.start_addr().0 + offset + length as u64;
     }
 }

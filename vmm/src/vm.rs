@@ -178,7 +178,7 @@ impl Vm {
 
     /// Bytes of host memory under guest memory: base memory and plugged memory. The guest kernel's page structures for
     /// images over virtio-pmem lie in base memory and count; the files of the images are the host's page cache and do not.
-    /// The call asks the host's kernel page by page, about 20 ms for 8 GiB in small pages; an unplug may wait that long.
+    /// An unplug may wait for the part of the call that it meets. Before Linux 6.7 the host's kernel is asked page by page.
     ///
     /// # Errors
     /// The host's kernel refused.

@@ -12,5 +12,5 @@ pub(crate) use mapping::STEP;
 pub use mapping::{Backing, HostMapping, MapError};
 pub use pieces::TooManyPieces;
 pub use shown::ShownPages;
-pub use sys::{Access, Area, residency};
+pub use sys::{Access, Area, residency, resident_bytes};
 pub(crate) use sys::{PAGE, give_way};

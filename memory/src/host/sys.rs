@@ -139,18 +139,7 @@ impl Area {
 
     /// How many bytes of `range` have a page mapped.
     pub(super) fn resident(&self, range: Range<usize>) -> io::Result<u64> {
-        const CHUNK: usize = 64 << 20;
-        let at = self.at(&range)?.as_ptr() as u64;
-        if let Some(bytes) = scan::present(at, range.len() as u64) {
-            return Ok(bytes);
-        }
-        let mut states = [0_u8; CHUNK / PAGE];
-        let mut resident = 0;
-        for start in (0..range.len()).step_by(CHUNK) {
-            let length = CHUNK.min(range.len() - start);
-            resident += residency(at + start as u64, length, &mut states)?.filter(|resident| *resident).count();
-        }
-        Ok((resident * PAGE) as u64)
+        resident_bytes(self.at(&range)?.as_ptr() as u64, range.len())
     }
 
     /// `range` for vm-memory.
@@ -205,6 +194,24 @@ pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<im
     // SAFETY: the kernel looks the range up and does not touch its memory; `states` has a byte for each page of it.
     check(unsafe { libc::mincore(at.cast(), bytes, states.as_mut_ptr()) })?;
     Ok(states.iter().map(|state| state & 1 != 0))
+}
+
+/// How many of `bytes` at `address` of this process's own memory, both multiples of the page size, have a page mapped.
+///
+/// # Errors
+/// Not all of the range is mapped, or the kernel cannot tell.
+pub fn resident_bytes(address: u64, bytes: usize) -> io::Result<u64> {
+    const CHUNK: usize = 64 << 20;
+    if let Some(found) = scan::present(address, bytes as u64) {
+        return Ok(found);
+    }
+    let mut states = [0_u8; CHUNK / PAGE];
+    let mut resident = 0;
+    for start in (0..bytes).step_by(CHUNK) {
+        let length = CHUNK.min(bytes - start);
+        resident += residency(address + start as u64, length, &mut states)?.filter(|resident| *resident).count();
+    }
+    Ok((resident * PAGE) as u64)
 }
 
 /// A file in memory, which is closed on exec. It takes memory where it has been written to.
