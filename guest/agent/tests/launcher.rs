@@ -115,6 +115,15 @@ fn a_fork_runs_code_a_module_or_a_script() {
     assert!(status == Some(1) && stderr.contains("ZeroDivisionError"), "{stderr}");
 }
 
+/// What the collector has not been told to leave alone has been made in the fork.
+#[test]
+fn a_fork_makes_none_of_the_types_that_compiling_takes() {
+    let code =
+        "import _ast, gc; print(sum(isinstance(kept, type) and kept.__module__ == 'ast' for kept in gc.get_objects()))";
+    let (status, stdout, stderr) = run(&[], &["python3", "-c", code]);
+    assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), "0\n", ""));
+}
+
 /// Leaves work for the end: a thread, exit functions, and files in three kinds of buffers.
 const UNFINISHED: &str = r#"
 import atexit, sys, threading, time, weakref

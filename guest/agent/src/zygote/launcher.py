@@ -25,6 +25,7 @@ def prepare(modules):
     try:
         for name in modules:
             importlib.import_module(name)
+        rehearse()
         stop_threads()
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -42,6 +43,12 @@ def prepare(modules):
     os.close(control)
     while os.fork() != 0:
         pass
+
+
+def rehearse():
+    """Has the interpreter make, once for all forks, what it first makes when it runs source: hundreds of types, for one."""
+    importlib.import_module("pkgutil")
+    exec(compile("pass", "<string>", "exec"), {})
 
 
 def stop_threads():
