@@ -139,7 +139,7 @@ impl HostMapping {
             let step = start..range.end.min(start + STEP);
             let bytes = ByteSize::bytes(step.len() as u64);
             let refused = |what| move |source| MapError::Advise { what, bytes, source };
-            let resident = self.area.resident(step.clone()).map_err(refused("mincore"))?;
+            let resident = self.area.resident(step.clone()).map_err(refused("residency"))?;
             self.area.advise(step, libc::MADV_DONTNEED).map_err(refused("MADV_DONTNEED"))?;
             freed += resident;
         }
@@ -180,7 +180,7 @@ impl HostMapping {
     /// The kernel refused, or the range is invalid.
     pub fn resident(&self, offset: u64, bytes: u64) -> Result<u64, MapError> {
         let range = self.range(offset, bytes)?;
-        let refused = |source| MapError::Advise { what: "mincore", bytes: ByteSize::bytes(bytes), source };
+        let refused = |source| MapError::Advise { what: "residency", bytes: ByteSize::bytes(bytes), source };
         self.area.resident(range).map_err(refused)
     }
 

@@ -90,7 +90,7 @@ fn pagemap() -> Option<&'static File> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sys::{Access, Area, PAGE};
+    use super::super::sys::{Access, Area, PAGE, resident_by_page};
     use super::*;
 
     /// Memory of small pages in which the pages of `touched` have been written to.
@@ -104,6 +104,7 @@ mod tests {
         area
     }
 
+    /// By a scan, which takes Linux 6.7.
     fn found(area: &Area, from: usize, to: usize) -> u64 {
         let (start, bytes) = (area.address() + (from * PAGE) as u64, ((to - from) * PAGE) as u64);
         present_by(pagemap().unwrap(), start, bytes).unwrap() / PAGE as u64
@@ -116,6 +117,11 @@ mod tests {
         assert_eq!(found(&area, 0, 4096), 1001);
         assert_eq!((found(&area, 0, 1), found(&area, 1, 3), found(&area, 1, 7)), (1, 0, 2));
         assert_eq!((found(&area, 3000, 4095), found(&area, 3000, 4096)), (0, 1));
+        assert_eq!(resident_by_page(area.address(), 4096 * PAGE).unwrap(), 1001 * PAGE as u64);
+        // More than it asks for at once.
+        let pages = (192 << 20) / PAGE;
+        let area = self::area(pages, [0, (64 << 20) / PAGE - 1, (64 << 20) / PAGE, pages - 1]);
+        assert_eq!(resident_by_page(area.address(), pages * PAGE).unwrap(), 4 * PAGE as u64);
         let empty = Area::reserve(1 << 40, Access::Write).unwrap();
         assert_eq!(found(&empty, 0, (1 << 40) / PAGE), 0, "a terabyte of nothing");
     }

@@ -196,15 +196,21 @@ pub fn residency(address: u64, bytes: usize, states: &mut [u8]) -> io::Result<im
     Ok(states.iter().map(|state| state & 1 != 0))
 }
 
-/// How many of `bytes` at `address` of this process's own memory, both multiples of the page size, have a page mapped.
+/// How many of `bytes` at `address` of this process's own memory, both multiples of the page size, have a page mapped. Pages of zeros
+/// that were only read count, too.
 ///
 /// # Errors
-/// Not all of the range is mapped, or the kernel cannot tell.
+/// The kernel cannot tell; before Linux 6.7, not all of the range is mapped.
 pub fn resident_bytes(address: u64, bytes: usize) -> io::Result<u64> {
-    const CHUNK: usize = 64 << 20;
-    if let Some(found) = scan::present(address, bytes as u64) {
-        return Ok(found);
+    match scan::present(address, bytes as u64) {
+        Some(found) => Ok(found),
+        None => resident_by_page(address, bytes),
     }
+}
+
+/// [`resident_bytes`] for a kernel that cannot scan page tables.
+pub(super) fn resident_by_page(address: u64, bytes: usize) -> io::Result<u64> {
+    const CHUNK: usize = 64 << 20;
     let mut states = [0_u8; CHUNK / PAGE];
     let mut resident = 0;
     for start in (0..bytes).step_by(CHUNK) {
