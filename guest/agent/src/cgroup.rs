@@ -203,7 +203,7 @@ pub enum OomLimit {
 /// Memory that an instance has, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocated {
-    /// All, wherever it lies.
+    /// All, wherever it lies; never less than what is limited.
     pub bytes: u64,
     /// What counts for its limits: not memory of a private node.
     pub limited: u64,
@@ -409,7 +409,8 @@ impl Cgroup {
             result => result.map(Some),
         };
         let (Some(bytes), Some(limited)) = (current(&self.inner)?, current(&self.outer)?) else { return Ok(None) };
-        Ok(Some(Allocated { bytes, limited }))
+        // What the kernel keeps for the inner cgroup itself counts for the outer one alone.
+        Ok(Some(Allocated { bytes: bytes.max(limited), limited }))
     }
 
     /// Bytes of files, tmpfs not counted, that are charged to it.

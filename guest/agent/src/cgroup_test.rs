@@ -119,6 +119,8 @@ fn memory_of_an_instance_is_what_it_sees_and_what_is_limited() {
     assert_eq!(cgroup.allocated().unwrap(), None, "half of it is made");
     std::fs::write(cgroup.inner.join("memory.current"), "12288\n").unwrap();
     assert_eq!(cgroup.allocated().unwrap(), Some(Allocated { bytes: 12288, limited: 4096 }));
+    std::fs::write(cgroup.inner.join("memory.current"), "0\n").unwrap();
+    assert_eq!(cgroup.allocated().unwrap(), Some(Allocated { bytes: 4096, limited: 4096 }));
     std::fs::write(cgroup.inner.join("memory.current"), "max\n").unwrap();
     assert!(cgroup.allocated().unwrap_err().to_string().contains("memory.current"));
 }
