@@ -83,6 +83,11 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Those that have a value: JSON has no other numbers, and what could not be measured compares with nothing.
+fn comparable(figures: Vec<Figure>) -> Vec<Figure> {
+    figures.into_iter().filter(|figure| figure.value.is_finite()).collect()
+}
+
 /// Keeps the report of a benchmark, and its figures for [`compare`].
 fn keep(benchmark: &str, report: &impl Serialize, figures: Vec<Figure>) -> Result<()> {
     #[derive(Serialize)]
@@ -93,7 +98,21 @@ fn keep(benchmark: &str, report: &impl Serialize, figures: Vec<Figure>) -> Resul
         figures: Vec<Figure>,
     }
     let path = directory()?.join(format!("{benchmark}.json"));
+    let figures = comparable(figures);
     let json = serde_json::to_string_pretty(&Kept { benchmark, report, figures })
         .map_err(|error| Error::other(format!("{benchmark}: {error}")))?;
     fs::write(&path, json + "\n").map_err(Error::at(&path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::figure::Better;
+
+    #[test]
+    fn what_was_not_measured_is_no_figure() {
+        let figures = [f64::NAN, 1.0].map(|value| Figure::once("held", "MiB", Better::Lower, value));
+        let kept = comparable(figures.into());
+        assert_eq!(kept.iter().map(|figure| figure.value).collect::<Vec<_>>(), [1.0]);
+    }
 }
