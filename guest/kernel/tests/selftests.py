@@ -112,6 +112,7 @@ SELFTESTS = [
     ("seal_elf", "seal_elf", {}),
     ("on-fault-limit", "on-fault-limit", {}),
     ("pagemap_ioctl", "pagemap_ioctl", {}),
+    ("private_nodes", "private_nodes", {}),
     ("pkey_sighandler_tests", "pkey_sighandler_tests_64", {}),
     ("protection_keys", "protection_keys_64", {}),
     ("soft-dirty", "soft-dirty", {}),
@@ -136,8 +137,24 @@ NOT_RUN = {
     "write_to_hugetlbfs": "is a tool of a script",
 }
 
+# Checks of the test of private nodes, which takes one to which no cgroup is attached.
+OF_PRIVATE_NODES = [
+    "attachment",
+    "attachment_in_use",
+    "anonymous_memory",
+    "tmpfs_files",
+    "no_escape",
+    "no_way_in",
+    "written_from_outside",
+    "no_part_of_the_limit",
+    "leftovers",
+]
+
 # Checks that shall not have the same result: (test, check): (without a partition, with it, why).
-BY_DESIGN = {}
+BY_DESIGN = {
+    ("private_nodes", f"private_nodes.{check}"): ("ok", "SKIP", "the cgroup that it runs in is attached to the node")
+    for check in OF_PRIVATE_NODES
+}
 
 # --- Building ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +235,8 @@ def verdict_and_name(match):
     directive = DIRECTIVE.search(name)
     if directive:
         verdict = directive[1].upper() if verdict == "ok" else verdict
-        name = DIRECTIVE.sub("", name)
+        # What comes after it is the reason, unless nothing comes before it.
+        name = name[: directive.start()].strip() or DIRECTIVE.sub("", name)
     return verdict, re.sub(r"0x[0-9a-f]+", "0xN", name).strip(" -#")
 
 
