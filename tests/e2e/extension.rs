@@ -1,5 +1,7 @@
 //! The guest memory extension: memory of an instance is in its partition and nowhere else, and goes back as it lies.
 
+use std::collections::BTreeMap;
+
 use bellows_vmm::{ByteSize, GuestState, PartitionMode, UnplugAccount, UnplugReport};
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id, partition};
@@ -269,20 +271,71 @@ print(client.send(memoryview(page), MSG_ZEROCOPY))'"#;
     guest.shutdown();
 }
 
+/// What the node of base memory has in KiB, by the names of its meminfo; and `Lists`, free pages that the CPUs keep for themselves.
+struct BaseMemory(BTreeMap<String, u64>);
+
+impl BaseMemory {
+    fn of(guest: &Running) -> Self {
+        const LISTS: &str =
+            r#"/^Node/ { node = $2 } $1 == "count:" && node == "0," { pages += $2 } END { print "Lists:", 4 * pages }"#;
+        let look = format!("sed 's/^Node 0 //' /sys/devices/system/node/node0/meminfo; awk '{LISTS}' /proc/zoneinfo");
+        let value = |line: &str| {
+            let (name, value) = line.split_once(':').expect("a name and a value");
+            (name.to_owned(), value.trim().trim_end_matches(" kB").parse().expect("a number"))
+        };
+        Self(guest.shell("look", &look).lines().map(value).collect())
+    }
+
+    /// KiB that each of `count` things has taken since `before`. Prints the parts that the kernel counts.
+    fn taken(&self, before: &Self, count: u64) -> u64 {
+        for name in ["MemTotal", "SUnreclaim", "KernelStack", "PageTables", "AnonPages", "Shmem"] {
+            println!("{name}: {} KiB before, {} KiB now", before.0[name], self.0[name]);
+        }
+        let free = |memory: &Self| {
+            ["MemFree", "Lists", "FilePages", "SReclaimable"].map(|name| memory.0[name]).iter().sum::<u64>()
+        };
+        let each = free(before).saturating_sub(free(self)) / count;
+        println!("{} KiB free or cache before, {} KiB now: {each} KiB for each of {count}", free(before), free(self));
+        each
+    }
+}
+
 /// With several CPUs: much of what the kernel keeps for a node is there once for each. A guest may have four times as many
 /// windows, but an emulated processor takes minutes to find them.
 #[test]
 fn windows_cost_little_base_memory() {
     const WINDOWS: u64 = 60;
-    let available = |windows| {
+    let after_boot = |windows| {
         let guest = (0..windows).fold(Guest::ours().vcpus(4), |guest, _| guest.partition(2)).boot();
-        let text = guest.shell("look", "sed -n 's/^MemAvailable: *//p' /proc/meminfo");
+        let memory = BaseMemory::of(&guest);
         guest.shutdown();
-        text.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok()).expect("a number of KiB")
+        memory
     };
-    let (without, with) = (available(0), available(WINDOWS));
-    let each = without.saturating_sub(with) / WINDOWS;
-    println!("{without} KiB without windows, {with} KiB with {WINDOWS}: {each} KiB for each");
-    // 66 at last, of the device as well as of the node.
-    assert!(each < 80, "{each} KiB");
+    let without = after_boot(0);
+    // Half of it for the node, half for the device.
+    let each = after_boot(WINDOWS).taken(&without, WINDOWS);
+    assert!(each < 64, "{each} KiB");
+}
+
+/// A process that sleeps, in a container of its own, in a partition that was parked.
+#[test]
+fn instances_cost_little_base_memory() {
+    const INSTANCES: u16 = 12;
+    let guest = (0..INSTANCES).fold(Guest::ours().vcpus(4), |guest, _| guest.partition(128)).boot();
+    let plug = || (1..=INSTANCES).for_each(|number| guest.plug(number, 128));
+    let start = || {
+        let start = |number| guest.start(&format!("idle-{number}"), "echo ready; exec sleep 100000", Some(number));
+        let jobs: Vec<Job> = (1..=INSTANCES).map(start).collect();
+        jobs.iter().for_each(|job| job.wait_for("ready"));
+        jobs
+    };
+    // What comes with the first plugs and starts stays: memory maps, files in the page cache.
+    plug();
+    start().into_iter().for_each(kill);
+    let before = BaseMemory::of(&guest);
+    let jobs = start();
+    let each = BaseMemory::of(&guest).taken(&before, INSTANCES.into());
+    jobs.into_iter().for_each(kill);
+    guest.shutdown();
+    assert!(each < 384, "{each} KiB");
 }
