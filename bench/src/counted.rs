@@ -29,6 +29,8 @@ pub enum Operation {
     Python,
     /// The same as a fork of a Python that is ready.
     Fork,
+    /// A fork that prints a line, from the request until the line is there.
+    ForkFirstLine,
     /// 2 GiB of which an ended instance filled 256 MiB, from when the guest is told to unplug them until it cannot reach them.
     Unplug,
     /// The same, from the request until the host has them back.
@@ -45,12 +47,13 @@ pub enum Operation {
 
 impl Operation {
     /// All, in the order in which they are measured.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Boot,
         Self::FirstPlug,
         Self::Echo,
         Self::Python,
         Self::Fork,
+        Self::ForkFirstLine,
         Self::Unplug,
         Self::Reclaim,
         Self::ParkedPlug,
@@ -68,6 +71,7 @@ impl fmt::Display for Operation {
             Self::Echo => "echo",
             Self::Python => "python",
             Self::Fork => "fork",
+            Self::ForkFirstLine => "fork-first-line",
             Self::Unplug => "unplug",
             Self::Reclaim => "reclaim",
             Self::ParkedPlug => "parked-plug",

@@ -4,8 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use bellows_bench::print;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
 use bellows_lab::artefact;
-use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, Vm, VmBuilder, ZygoteSpec};
+use bellows_vmm::{ByteSize, Instance, InstanceSpec, PartitionId, StreamName, Vm, VmBuilder, ZygoteSpec};
 
 use crate::common::{Image, PATIENCE, Result, image_id, partition, shutdown};
 
@@ -25,6 +27,8 @@ const BASE: ByteSize = ByteSize::mib(512);
 /// How long the lab rests before an operation that comes after others: the guest's kernel takes what has ended apart a while later,
 /// and that would count for whatever comes then.
 const REST: Duration = Duration::from_secs(1);
+
+const SIGKILL: u32 = 9;
 
 const ECHO: &[&str] = &["/bin/echo", "hello"];
 
@@ -121,10 +125,44 @@ fn fork(vm: &Vm, partition: PartitionId, report: &dyn Fn(Operation, Cost) -> Res
     let instance = run_to_end(vm, &spec)?;
     report(Operation::Fork, meter.stop()?)?;
     instance.remove(PATIENCE)?;
+    fork_to_first_line(vm, &spec, report)?;
     zygote.remove(PATIENCE)?;
     vm.unplug(its_own, PATIENCE)?;
     vm.await_discard(its_own, PATIENCE)?;
     Ok(())
+}
+
+/// Counts a fork until its first line has come. It then rests, so that nothing of its end counts.
+fn fork_to_first_line(vm: &Vm, spec: &InstanceSpec, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Result<()> {
+    let mut spec = spec.clone();
+    spec.process.argv[2] = "print('ready', flush=True)\nimport signal\nsignal.pause()".into();
+    let meter = start_rested()?;
+    let instance = vm.start_instance(&spec)?;
+    let (sender, lines) = mpsc::channel();
+    instance.forward(StreamName::Stdout, Lines(sender))?;
+    let line = lines.recv().map_err(|_| "a fork that prints a line has ended without")?;
+    report(Operation::ForkFirstLine, meter.stop()?)?;
+    if line != b"ready\n" {
+        return Err(format!("a fork printed {:?}: expected a line \"ready\"", line.escape_ascii().to_string()).into());
+    }
+    instance.signal(SIGKILL)?;
+    instance.wait()?;
+    Ok(instance.remove(PATIENCE)?)
+}
+
+/// Sends what is written.
+struct Lines(mpsc::Sender<Vec<u8>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Who does not wait for a line any more has it all.
+        let _ = self.0.send(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn spec(partition: PartitionId, command: &[&str]) -> Result<InstanceSpec> {
