@@ -138,9 +138,9 @@ impl HostMapping {
         for start in range.clone().step_by(STEP) {
             let step = start..range.end.min(start + STEP);
             let bytes = ByteSize::bytes(step.len() as u64);
-            let refused = |what| move |source| MapError::Advise { what, bytes, source };
-            let resident = self.area.resident(step.clone()).map_err(refused("residency"))?;
-            self.area.advise(step, libc::MADV_DONTNEED).map_err(refused("MADV_DONTNEED"))?;
+            let resident = self.area.resident(step.clone()).map_err(|source| MapError::Resident { bytes, source })?;
+            let refused = |source| MapError::Advise { what: "MADV_DONTNEED", bytes, source };
+            self.area.advise(step, libc::MADV_DONTNEED).map_err(refused)?;
             freed += resident;
         }
         Ok(freed)
@@ -180,7 +180,7 @@ impl HostMapping {
     /// The kernel refused, or the range is invalid.
     pub fn resident(&self, offset: u64, bytes: u64) -> Result<u64, MapError> {
         let range = self.range(offset, bytes)?;
-        let refused = |source| MapError::Advise { what: "residency", bytes: ByteSize::bytes(bytes), source };
+        let refused = |source| MapError::Resident { bytes: ByteSize::bytes(bytes), source };
         self.area.resident(range).map_err(refused)
     }
 
@@ -304,6 +304,15 @@ pub enum MapError {
     Advise {
         /// What was asked for.
         what: &'static str,
+        /// Size of the memory in question.
+        bytes: ByteSize,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not say what is in memory.
+    #[error("cannot count the resident pages of {bytes} of guest memory")]
+    Resident {
         /// Size of the memory in question.
         bytes: ByteSize,
         /// The kernel's error.
