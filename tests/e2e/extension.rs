@@ -317,7 +317,7 @@ fn windows_cost_little_base_memory() {
     assert!(each < 80, "{each} KiB");
 }
 
-/// A process that sleeps, in a container of its own, in a partition that was parked.
+/// A process that sleeps, in a container of its own, in a partition that an instance had before.
 #[test]
 fn instances_cost_little_base_memory() {
     const INSTANCES: u16 = 12;

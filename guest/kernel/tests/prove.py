@@ -118,8 +118,8 @@ def main():
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without sabotage")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    if without_effect():
-        sys.exit(f"sabotage.patch turns nothing off for {', '.join(without_effect())}")
+    if names := without_effect():
+        sys.exit(f"sabotage.patch turns nothing off for {', '.join(names)}")
     proofs = [proof for proof in PROOFS if not options.names or proof[0] in options.names]
 
     def attempt(name, tests, append):
