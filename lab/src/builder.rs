@@ -11,9 +11,20 @@ use super::machine::{Clock, Hardware, Samples};
 use super::modules::ModuleTree;
 use super::{COUNTED, DISK, Error, Lab, program};
 
-/// Modules of the lab's kernel: for KVM, the disk, layers, containers, swap, and other VMMs as peers.
-const MODULES: &[&str] =
-    &["kvm_amd", "virtio_blk", "virtio_rng", "loop", "erofs", "overlay", "zram", "vhost_vsock", "vhost_net", "tun"];
+/// Modules of the lab's kernel: for KVM, the disk, layers, containers, swap, disks with bad sectors, and other VMMs as peers.
+const MODULES: &[&str] = &[
+    "kvm_amd",
+    "virtio_blk",
+    "virtio_rng",
+    "loop",
+    "erofs",
+    "overlay",
+    "zram",
+    "dm_mod",
+    "vhost_vsock",
+    "vhost_net",
+    "tun",
+];
 
 /// Start of the name of a lab's directory; the number of its process and a random part follow.
 const SCRATCH_PREFIX: &str = "bellows-lab-";

@@ -6,6 +6,7 @@ use std::process::Command;
 use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 
 use crate::archives::{above_small, import, scratch, small_archives, tar};
+use crate::bad_disk::BadDisk;
 use crate::files::WAYS;
 use crate::fixture::{Guest, PATIENCE, Running, demo, demo_store};
 
@@ -150,6 +151,40 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
         assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
         guest.shutdown();
     }
+}
+
+/// A sector of the host's disk that cannot be read is an I/O error to each guest that reads it from a disk of its own, and ends that
+/// guest that has it as memory, with an error that names the layer; others of the same process go on.
+#[test]
+fn a_bad_sector_is_the_trouble_of_those_who_read_it() {
+    let directory = scratch();
+    let disk = BadDisk::new(directory.path(), 64);
+    let pages = (0_u32..2048).flat_map(|page| page.to_le_bytes().repeat(1024)).collect::<Vec<u8>>();
+    fs::write(directory.path().join("large"), &pages).unwrap();
+    let imported = import(disk.folder(), &above_small(directory.path(), "large"));
+    let config = imported.config();
+    drop(imported);
+    disk.spoil(pages[1024 * 4096..].first_chunk().unwrap());
+
+    let bystander = Guest::ours().image(demo()).boot();
+    let readers = ["one", "two"].map(|name| (name, Guest::ours().image(config.clone()).boot()));
+    for (name, guest) in &readers {
+        let output = guest.shell("read", "cat /large >/dev/null; echo code $?");
+        assert!(output.contains("error") && output.contains("code 1"), "{name}: {output}");
+        assert_eq!(guest.shell("after", "echo still here").trim(), "still here", "{name}");
+    }
+    let mapped = Guest::ours().image(config.clone().transport(Transport::Pmem)).boot();
+    let _job = mapped.start("read", "cat /large >/dev/null", None);
+    let end = mapped.vm.wait_timeout(PATIENCE).expect("the VM ends");
+    let VmEnd::Failed(error) = &end else { panic!("{end}") };
+    let lost = error.downcast_ref::<LostLayer>().unwrap_or_else(|| panic!("{end}"));
+    assert!(config.layers.iter().any(|layer| (&layer.path, layer.digest) == (&lost.path, lost.digest)), "{lost}");
+    drop(mapped);
+    for (_, guest) in readers {
+        guest.shutdown();
+    }
+    assert_eq!(bystander.shell("after", "cat /usr/bin/python3* >/dev/null; echo still here").trim(), "still here");
+    bystander.shutdown();
 }
 
 /// A layer that is truncated under a guest that has it as memory ends that VM only, with an error that names the layer.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod archives;
+mod bad_disk;
 mod balloon;
 mod base_memory;
 mod boot;

@@ -161,7 +161,9 @@ fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], h
     }
 }
 
-/// The tests compare with what GNU tar does, and make file systems; busybox's tar knows no extended attributes.
+/// The tests compare with what GNU tar does, and make file systems and disks; busybox's tar knows no extended attributes.
 fn furnish(lab: LabBuilder) -> LabBuilder {
-    lab.program("/usr/bin/tar", "/usr/local/bin/tar").program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
+    lab.program("/usr/bin/tar", "/usr/local/bin/tar")
+        .program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
+        .program("/usr/sbin/dmsetup", "/usr/local/bin/dmsetup")
 }

@@ -61,6 +61,7 @@ pub const IMAGE: &[Package] = &[
     package("docker-registry", "a registry on this machine for the tests to import from"),
     package("openssl", "makes that registry's certificate"),
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
+    package("dmsetup", "makes a disk with bad sectors for the tests"),
 ];
 
 /// Packages to run the guest kernel's own tests.

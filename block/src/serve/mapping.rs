@@ -20,6 +20,8 @@ const ENTRY: usize = 8;
 const PRESENT: u64 = 1 << 63;
 /// Entries that are read at once.
 const ENTRIES: u64 = 8192;
+/// Bytes of a file that are read at once.
+const PIECE: usize = 1 << 20;
 
 /// A layer, or the files of a flat image behind each other, as memory for a guest. Gaps and the space behind the end read as
 /// zeros.
@@ -102,6 +104,21 @@ impl ImageMapping {
     pub fn cut_short(&self) -> Option<&StoredFile> {
         let is_short = |part: &&Part| part.file.metadata().map_or(true, |found| found.len() < part.stored.bytes);
         self.parts.iter().find(is_short).map(|part| &part.stored)
+    }
+
+    /// A file whose medium gives not all of it any more. This reads all files, up to that one.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<&StoredFile> {
+        let mut buffer = vec![0; PIECE];
+        let mut fails = |part: &&Part| {
+            let bytes = part.stored.bytes;
+            (0..bytes).step_by(PIECE).any(|start| {
+                // A piece that cannot be read to its end is short, and no error.
+                let piece = &mut buffer[..PIECE.min((bytes - start) as usize)];
+                part.file.read_exact_at(piece, start).is_err()
+            })
+        };
+        self.parts.iter().find(|part| fails(part)).map(|part| &part.stored)
     }
 
     /// The pages of its files that the guest can reach without a fault by now: those that it touched, and neighbours that were in

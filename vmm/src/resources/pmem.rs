@@ -89,17 +89,17 @@ impl PmemWindows {
     }
 
     /// The layer that the guest could not read at `address`. Most hosts do not report the address (Linux 6.12 does not for
-    /// truncated files): then the first truncated layer.
+    /// truncated files, nor for bad sectors): then the first truncated layer, or the first that cannot be read.
     fn lost(&self, address: Option<u64>) -> Option<StoredFile> {
-        let mappings = self.mappings.lock();
-        let found = match address {
-            Some(address) => {
-                let (start, mapping) = mappings.range(..=address).next_back()?;
-                mapping.file_at(address - start)
-            }
-            None => mappings.values().find_map(|mapping| mapping.cut_short()),
-        };
-        found.cloned()
+        if let Some(address) = address {
+            let mappings = self.mappings.lock();
+            let (start, mapping) = mappings.range(..=address).next_back()?;
+            return mapping.file_at(address - start).cloned();
+        }
+        // Reading them takes long, so nobody waits for it.
+        let mappings: Vec<_> = self.mappings.lock().values().cloned().collect();
+        let cut_short = mappings.iter().find_map(|mapping| mapping.cut_short());
+        cut_short.or_else(|| mappings.iter().find_map(|mapping| mapping.unreadable())).cloned()
     }
 }
 
