@@ -314,7 +314,7 @@ fn windows_cost_little_base_memory() {
     let without = after_boot(0);
     // 52 of it are objects of the kernel: of the device, and of each control group for the node and each CPU.
     let each = after_boot(WINDOWS).taken(&without, WINDOWS);
-    assert!(each < 80, "{each} KiB");
+    assert!(each < 64, "{each} KiB");
 }
 
 /// A process that sleeps, in a container of its own, in a partition that an instance had before.
@@ -337,5 +337,5 @@ fn instances_cost_little_base_memory() {
     let each = BaseMemory::of(&guest).taken(&before, INSTANCES.into());
     jobs.into_iter().for_each(kill);
     guest.shutdown();
-    assert!(each < 448, "{each} KiB");
+    assert!(each < 352, "{each} KiB");
 }
