@@ -39,7 +39,9 @@ pub enum Operation {
     ParkedPlug,
     /// Of that, from when the guest is told until it has accepted them.
     ParkedPlugAccepted,
-    /// The same with `echo` in a container there, by one call: until its exit code.
+    /// As `Unplug`, of memory that nobody has touched: without KVM's work to take pages away that the guest had.
+    UnplugUntouched,
+    /// The same as `ParkedPlug` with `echo` in a container there, by one call: until its exit code.
     PlugAndEcho,
     /// An image of one small layer into an empty store in memory.
     Import,
@@ -47,7 +49,7 @@ pub enum Operation {
 
 impl Operation {
     /// All, in the order in which they are measured.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Boot,
         Self::FirstPlug,
         Self::Echo,
@@ -58,6 +60,7 @@ impl Operation {
         Self::Reclaim,
         Self::ParkedPlug,
         Self::ParkedPlugAccepted,
+        Self::UnplugUntouched,
         Self::PlugAndEcho,
         Self::Import,
     ];
@@ -76,6 +79,7 @@ impl fmt::Display for Operation {
             Self::Reclaim => "reclaim",
             Self::ParkedPlug => "parked-plug",
             Self::ParkedPlugAccepted => "parked-plug-accepted",
+            Self::UnplugUntouched => "unplug-untouched",
             Self::PlugAndEcho => "plug-and-echo",
             Self::Import => "import",
         })

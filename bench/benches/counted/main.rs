@@ -4,10 +4,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::io::{self, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -96,7 +95,9 @@ fn in_a_vm(image: &Image, report: &dyn Fn(Operation, Cost) -> Result<()>) -> Res
     let cost = meter.stop()?;
     report(Operation::ParkedPlug, cost)?;
     report(Operation::ParkedPlugAccepted, cost.part(plug.accepted))?;
-    vm.unplug(partition, PATIENCE)?;
+    let meter = start_rested()?;
+    let unplug = vm.unplug(partition, PATIENCE)?;
+    report(Operation::UnplugUntouched, meter.stop()?.part(unplug.unplug))?;
     vm.await_discard(partition, PATIENCE)?;
 
     let echo = spec(partition, ECHO)?;
@@ -138,31 +139,15 @@ fn fork_to_first_line(vm: &Vm, spec: &InstanceSpec, report: &dyn Fn(Operation, C
     spec.process.argv[2] = "print('ready', flush=True)\nimport signal\nsignal.pause()".into();
     let meter = start_rested()?;
     let instance = vm.start_instance(&spec)?;
-    let (sender, lines) = mpsc::channel();
-    instance.forward(StreamName::Stdout, Lines(sender))?;
-    let line = lines.recv().map_err(|_| "a fork that prints a line has ended without")?;
+    let mut line = String::new();
+    BufReader::new(instance.init().connect(StreamName::Stdout)?).read_line(&mut line)?;
     report(Operation::ForkFirstLine, meter.stop()?)?;
-    if line != b"ready\n" {
-        return Err(format!("a fork printed {:?}: expected a line \"ready\"", line.escape_ascii().to_string()).into());
+    if line != "ready\n" {
+        return Err(format!("a fork printed {line:?}: expected a line \"ready\"").into());
     }
     instance.signal(SIGKILL)?;
     instance.wait()?;
     Ok(instance.remove(PATIENCE)?)
-}
-
-/// Sends what is written.
-struct Lines(mpsc::Sender<Vec<u8>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Who does not wait for a line any more has it all.
-        let _ = self.0.send(bytes.to_vec());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn spec(partition: PartitionId, command: &[&str]) -> Result<InstanceSpec> {
