@@ -304,3 +304,28 @@ fn a_kernel_without_adoption_refuses() {
     guest.unplug(1);
     guest.shutdown();
 }
+
+/// Says how much of 32 MiB is in huge pages.
+const HUGE: &str = "
+held = bytearray(32 << 20)
+held[::4096] = b'x' * len(range(0, len(held), 4096))
+with open('/proc/self/smaps_rollup') as file:
+    print(*[int(line.split()[1]) >> 10 for line in file if line.startswith('AnonHugePages')])
+";
+
+/// Linux leaves huge pages off in a guest this small, which is right for base memory and for nothing else.
+#[test]
+fn memory_of_partitions_is_in_huge_pages_and_base_memory_is_not() {
+    let guest = guest(1);
+    let zygote = python(&guest, &["json"]);
+    let python = ["python3", "-c", HUGE];
+    let base = InstanceSpec::new("base".parse().unwrap(), image_id(), python);
+    let own = InstanceSpec::new("own".parse().unwrap(), image_id(), python).in_partition(partition(2));
+    for (spec, least, most) in [(base, 0, 0), (own, 28, 32), (fork("fork", HUGE, 2), 28, 32)] {
+        let (status, output) = guest.start_spec(&spec).finish();
+        let huge: u64 = output.trim().parse().unwrap_or_else(|error| panic!("{error}: {status:?} {output}"));
+        assert!((least..=most).contains(&huge), "{}: {huge} MiB", spec.id);
+    }
+    kill(zygote);
+    guest.shutdown();
+}

@@ -50,6 +50,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
     let uevents = Uevents::start().map_err(AgentError::system("uevent socket"))?;
     // Before the driver that brings a partition's memory: memory that is online already keeps its zone.
     settings::apply_all();
+    settings::allow_huge_pages();
     settings::raise_limits();
     modules::load_listed(Path::new(modules::LIST));
     if let Err(error) = settings::bring_up_loopback() {

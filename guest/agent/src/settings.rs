@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -66,6 +67,39 @@ pub fn apply_all() {
     }
 }
 
+/// Huge pages as the kernel has them in a guest of 512 MiB or more.
+const HUGE_PAGES: [(&str, &str); 3] = [
+    ("/sys/kernel/mm/transparent_hugepage/defrag", "madvise"),
+    ("/sys/kernel/mm/transparent_hugepage/use_zero_page", "1"),
+    (HUGE_PAGES_ENABLED, "always"),
+];
+const HUGE_PAGES_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// Has instances in partitions get huge pages. The kernel leaves them off if the guest boots with less than 512 MiB, because what they
+/// take more would hurt there; partitions come later. So base memory stays without: this process and its children have none, until a
+/// child decides otherwise for itself (`PR_SET_THP_DISABLE`). If the command line says something of huge pages, nothing changes.
+pub fn allow_huge_pages() {
+    let read = |path| files::read(path).unwrap_or_default();
+    if !are_left_off(&read(HUGE_PAGES_ENABLED), &read("/proc/cmdline")) {
+        return;
+    }
+    if let Err(error) = prctl::set_thp_disable(true) {
+        tracing::warn!(%error, "partitions are without huge pages");
+        return;
+    }
+    for (path, value) in HUGE_PAGES {
+        if let Err(error) = files::write(path, value) {
+            tracing::warn!(%error, value, "cannot set a kernel parameter");
+        }
+    }
+}
+
+/// Whether huge pages are off, as `enabled` says, though nobody has asked for that on the `command_line`.
+fn are_left_off(enabled: &str, command_line: &str) -> bool {
+    let says = |word: &str| word.starts_with("transparent_hugepage=");
+    enabled.contains("[never]") && !command_line.split_whitespace().any(says)
+}
+
 /// Soft and hard limit on open files; the hard one is the kernel's `fs.nr_open`. Some programs loop over all numbers up to the
 /// soft limit.
 const OPEN_FILES: (u64, u64) = (1 << 16, 1 << 20);
@@ -97,4 +131,18 @@ pub fn bring_up_loopback() -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     sys::bring_up(&socket, "lo")?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_that_somebody_has_switched_off_stay_off() {
+        assert!(are_left_off("always madvise [never]", "console=ttyS0 quiet"));
+        assert!(!are_left_off("always madvise [never]", "quiet transparent_hugepage=never panic=-1"));
+        assert!(!are_left_off("[always] madvise never", ""));
+        assert!(!are_left_off("always [madvise] never", ""));
+        assert!(!are_left_off("", ""), "a kernel without them");
+    }
 }

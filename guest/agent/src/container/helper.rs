@@ -174,6 +174,9 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     if let Some(node) = plan.policy {
         executor::bind_memory(node).map_err(failed("memory policy"))?;
     }
+    if plan.huge_pages {
+        prctl::set_thp_disable(false).map_err(failed("huge pages"))?;
+    }
     if let Some(container) = &plan.container {
         inside::make(container, descriptors.target.as_fd())?;
     }

@@ -197,6 +197,7 @@ impl Launcher {
             container: Some(ContainerPlan::new(site.hostname, site.capacities)),
             process: ProcessPlan::new(site.hostname, process, credentials),
             policy: site.placement.policy(),
+            huge_pages: site.placement.node().is_some(),
             role,
         };
         let order =
@@ -215,6 +216,7 @@ impl Launcher {
             container: None,
             process: ProcessPlan::new(joining.hostname, process, credentials),
             policy: joining.placement.policy(),
+            huge_pages: joining.placement.node().is_some(),
             role: Role::Command,
         };
         let target = joining.init.ended.as_fd();

@@ -37,6 +37,8 @@ pub struct Plan {
     pub process: ProcessPlan,
     /// The node that its memory is bound to.
     pub policy: Option<u32>,
+    /// Its memory may be in huge pages, if those are on.
+    pub huge_pages: bool,
     /// What it becomes.
     pub role: Role,
 }
@@ -214,10 +216,17 @@ mod tests {
 
     #[test]
     fn it_comes_back_as_it_was() {
-        let plan = Plan { container: None, process: plan(&["A=\"\n"], TERMINAL), policy: Some(3), role: Role::Fork };
+        let plan = Plan {
+            container: None,
+            process: plan(&["A=\"\n"], TERMINAL),
+            policy: Some(3),
+            huge_pages: true,
+            role: Role::Fork,
+        };
         let text = serde_json::to_string(&plan).unwrap();
         let back: Plan = serde_json::from_str(&text).unwrap();
         assert_eq!((back.process.groups, back.policy, back.role), (vec![8, 9], Some(3), Role::Fork));
+        assert!(back.huge_pages);
         assert!(back.container.is_none() && back.process.environment.contains(&"A=\"\n".into()));
     }
 }
