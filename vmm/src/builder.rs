@@ -107,6 +107,13 @@ impl VmBuilder {
         self
     }
 
+    /// Sets the kernel command line, in place of the monitor's own ([`VmConfig::command_line`]).
+    #[must_use]
+    pub fn command_line(mut self, line: impl Into<String>) -> Self {
+        self.config.command_line = Some(line.into());
+        self
+    }
+
     /// Adds a parameter at the end of the kernel command line.
     #[must_use]
     pub fn kernel_parameter(mut self, parameter: impl Into<String>) -> Self {

@@ -4,20 +4,41 @@ use crate::arch;
 use crate::command_line::{CommandLine, CommandLineError};
 use crate::config::{PartitionMode, SerialOutput, VmConfig};
 
+/// A partition holds only movable memory.
+const ONLINE_MOVABLE: (&str, &str) = ("memhp_default_state", "online_movable");
+
 /// Name and value.
 const ALWAYS: &[(&str, &str)] = &[
     // A panic ends the VM at once.
     ("panic", "-1"),
     // A hot-pluggable window above 4 GiB would otherwise cost 64 MiB of base memory for bounce buffers.
     ("swiotlb", "noforce"),
-    // A partition holds only movable memory.
-    ("memhp_default_state", "online_movable"),
+    ONLINE_MOVABLE,
     ("random.trust_cpu", "on"),
 ];
 
 /// The command line of a guest built from `config`; the caller's own parameters come last, so that they win.
 pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLineError> {
     let mut line = CommandLine::new();
+    match &config.command_line {
+        None => add_own(&mut line, config)?,
+        Some(text) => {
+            if config.memory_devices() > 0 {
+                let (name, value) = ONLINE_MOVABLE;
+                line.set(name, value)?;
+            }
+            add_for_memory(&mut line, config)?;
+            line.text(text)?;
+        }
+    }
+    for parameter in &config.extra_command_line {
+        line.text(parameter)?;
+    }
+    Ok(line)
+}
+
+/// What a guest gets unless the caller has a line of its own.
+fn add_own(line: &mut CommandLine, config: &VmConfig) -> Result<(), CommandLineError> {
     for (name, value) in ALWAYS.iter().chain(arch::PARAMETERS) {
         line.set(name, value)?;
     }
@@ -28,21 +49,25 @@ pub(crate) fn command_line(config: &VmConfig) -> Result<CommandLine, CommandLine
         SerialOutput::Off => line.flag("quiet")?,
         SerialOutput::Stdout | SerialOutput::File(_) => line.set("console", arch::CONSOLE)?,
     };
-    if config.partition_mode == PartitionMode::Extension {
+    add_for_memory(line, config)
+}
+
+/// What devices for memory need.
+fn add_for_memory(line: &mut CommandLine, config: &VmConfig) -> Result<(), CommandLineError> {
+    if config.partition_mode == PartitionMode::Extension
+        && (config.command_line.is_none() || config.memory_devices() > 0)
+    {
         // Kernels that do not know it log that and go on.
         line.set("virtio_mem.private_nodes", "1")?;
-    }
-    if let Some(after) = config.removes_parked_after() {
-        line.set("virtio_mem.remove_parked_secs", &after.as_secs().to_string())?;
+        if let Some(after) = config.removes_parked_after() {
+            line.set("virtio_mem.remove_parked_secs", &after.as_secs().to_string())?;
+        }
     }
     if config.elastic_base.is_some() {
         // It follows how long instances wait for memory.
         line.set("psi", "1")?;
     }
-    for parameter in &config.extra_command_line {
-        line.text(parameter)?;
-    }
-    Ok(line)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -69,6 +94,21 @@ mod tests {
         let talking = rendered(&config);
         assert!(talking.contains("swiotlb=noforce") && talking.contains("console=ttyS0"), "{talking}");
         assert!(!talking.contains("quiet"), "{talking}");
+    }
+
+    #[test]
+    fn a_line_of_the_callers_replaces_the_monitors() {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(128));
+        config.command_line = Some("console=ttyS0 reboot=k -- one".into());
+        config.extra_command_line = vec!["root=/dev/vda".into()];
+        assert_eq!(rendered(&config), "console=ttyS0 reboot=k root=/dev/vda -- one");
+        // What a device for memory needs comes first, so that the caller's parameters win.
+        config.partitions = vec![ByteSize::mib(128)];
+        assert_eq!(
+            rendered(&config),
+            "memhp_default_state=online_movable virtio_mem.private_nodes=1 virtio_mem.remove_parked_secs=600 \
+             console=ttyS0 reboot=k root=/dev/vda -- one"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod command_line;
 mod elastic;
 mod image;
 mod prepare;
@@ -47,9 +48,6 @@ const FIXED_VECTORS: usize = 4 + 2;
 pub const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 /// Longest path of a Unix socket on Linux, less the suffix `_<port>` of a listening socket beside it.
 const MAX_SOCKET_PATH: usize = 107 - "_4294967295".len();
-/// Longest command line of a caller: what every kernel takes (`COMMAND_LINE_SIZE`, 2048 less the final zero) less the
-/// monitor's own parameters.
-const MAX_EXTRA_COMMAND_LINE: usize = 1536;
 
 /// The configuration of one VM. Unknown fields are errors.
 ///
@@ -69,6 +67,10 @@ pub struct VmConfig {
     /// The initial file system that holds the agent.
     #[serde(default)]
     pub initramfs: Option<PathBuf>,
+    /// The kernel command line in place of the monitor's own, with ` -- ` before arguments for init. Then the monitor adds only what
+    /// devices for memory need.
+    #[serde(default)]
+    pub command_line: Option<String>,
     /// Parameters added at the end of the kernel command line, each `name` or `name=value`.
     #[serde(default)]
     pub extra_command_line: Vec<String>,
@@ -235,6 +237,7 @@ impl VmConfig {
         Self {
             kernel: kernel.into(),
             initramfs: None,
+            command_line: None,
             extra_command_line: Vec::new(),
             vcpus: default_vcpus(),
             memory,
@@ -271,7 +274,7 @@ impl VmConfig {
         if let Some(path) = &self.initramfs {
             check_path("initramfs", path)?;
         }
-        check_extra_command_line(&self.extra_command_line)?;
+        command_line::check(self)?;
         if !VCPUS.contains(&self.vcpus) {
             return Err(error("vcpus", self.vcpus, format!("{} to {}", VCPUS.start(), VCPUS.end())));
         }
@@ -459,21 +462,6 @@ fn check_path(field: &str, path: &Path) -> Result<(), ConfigError> {
 fn check_size(field: &str, size: ByteSize, min: ByteSize) -> Result<(), ConfigError> {
     if size < min || size > MAX_PIECE || !size.is_multiple_of(BLOCK) {
         return Err(error(field, size, format!("a multiple of {BLOCK}, at least {min} and at most {MAX_PIECE}")));
-    }
-    Ok(())
-}
-
-fn check_extra_command_line(parameters: &[String]) -> Result<(), ConfigError> {
-    for (index, parameter) in parameters.iter().enumerate() {
-        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let expected = "one parameter of printable ASCII without spaces, such as `name=value`";
-            return Err(error(format!("extra_command_line[{index}]"), format!("{parameter:?}"), expected));
-        }
-    }
-    let length: usize = parameters.iter().map(|parameter| parameter.len() + 1).sum();
-    if length > MAX_EXTRA_COMMAND_LINE {
-        let expected = format!("at most {MAX_EXTRA_COMMAND_LINE} bytes");
-        return Err(error("extra_command_line", format!("{length} bytes"), expected));
     }
     Ok(())
 }
