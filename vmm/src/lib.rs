@@ -58,7 +58,7 @@ pub use error::BuildError;
 #[cfg(feature = "testing")]
 pub use guest::agent::exercise::exercise as exercise_agent_client;
 pub use guest::agent::{AgentError, InstanceMemory, StartFailure, Stream};
-pub use guest::error::{NotReady, NotRunning, ReadyError, StatisticsError};
+pub use guest::error::{NotReady, NotRunning, PowerOffError, ReadyError, StatisticsError};
 pub use kind::ErrorKind;
 pub use kvm::ExitCounts;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};

@@ -16,7 +16,7 @@ use crate::config::{DriveConfig, ImageConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
 use crate::guest::agent::InstanceMemory;
-use crate::guest::error::{ReadyError, StatisticsError};
+use crate::guest::error::{PowerOffError, ReadyError, StatisticsError};
 use crate::guest::session::Session;
 use crate::kvm::{ExitCounts, Machine, VcpuPool};
 use crate::lifecycle::{self, Lifecycle, LifecycleError, Pausing, VmStopper};
@@ -121,6 +121,14 @@ impl Vm {
     /// than [`VmEnd::PoweredOff`] or [`VmEnd::Reset`] means it was not orderly. A paused VM is stopped at once.
     pub fn shutdown(&self, timeout: Duration) -> VmEnd {
         lifecycle::shutdown(&self.session, &self.vcpus, self.console.as_ref(), timeout)
+    }
+
+    /// Asks the guest to switch itself off, and does not wait until it has: [`Vm::wait`] does. The agent has `timeout` to answer.
+    ///
+    /// # Errors
+    /// The agent failed, or cannot be asked.
+    pub fn power_off(&self, timeout: Duration) -> Result<(), PowerOffError> {
+        self.session.power_off(timeout)
     }
 
     /// Stops the VM at once, without asking the guest. Returns how it ended, possibly before the call. The reader of the

@@ -119,3 +119,25 @@ impl StatisticsError {
         }
     }
 }
+
+/// Why the guest was not asked to switch itself off.
+#[derive(Debug, thiserror::Error)]
+pub enum PowerOffError {
+    /// The agent cannot be asked.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// The agent failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl PowerOffError {
+    /// The kind of this error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotRunning(error) => error.kind(),
+            Self::Agent(error) => error.kind(),
+        }
+    }
+}

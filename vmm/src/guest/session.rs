@@ -8,7 +8,7 @@ use bellows_memory::ByteSize;
 use bellows_protocol::ready::BootTimes;
 
 use super::agent::{AgentClient, InstanceMemory, SHORT};
-use super::error::{NotRunning, ReadyError, StatisticsError};
+use super::error::{NotRunning, PowerOffError, ReadyError, StatisticsError};
 use super::ready::ReadyListener;
 use super::rendezvous::Rendezvous;
 use crate::deadline::Deadline;
@@ -85,6 +85,11 @@ impl Session {
             return;
         }
         self.end.wait(Some(deadline.left()));
+    }
+
+    /// Asks the guest to switch itself off.
+    pub(crate) fn power_off(&self, timeout: Duration) -> Result<(), PowerOffError> {
+        Ok(self.agent()?.shutdown(timeout)?)
     }
 
     pub(crate) fn statistics(&self) -> Result<GuestStatistics, StatisticsError> {
