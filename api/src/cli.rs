@@ -10,6 +10,8 @@ use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::rest::{ApiArgs, Firecracker};
+
 /// MicroVMs for functions: shared layers, and memory that goes back.
 #[derive(Debug, Parser)]
 #[command(name = "bellows", version, propagate_version = true)]
@@ -24,6 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a VM, run one instance of an image in it, and give its memory back
     Run(Box<RunArgs>),
+    /// Run a VM that programs control through HTTP on a Unix socket, in Firecracker's dialect
+    Api(Box<ApiArgs>),
     /// Images in the layer store
     #[command(subcommand)]
     Image(ImageCommand),
@@ -33,11 +37,14 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Reads the words of a command line, the program's own name first.
+    /// Reads the words of a command line, the program's own name first. Under the name `firecracker` it is Firecracker's.
     ///
     /// # Errors
     /// clap's answer: help, the version, or an error.
     pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        if let Some(args) = Firecracker::read(&words) {
+            return Ok(Self { command: Command::Api(Box::new(args?)) });
+        }
         let mut cli = Self::try_parse_from(&words)?;
         if let Command::Run(run) = &mut cli.command {
             // IMAGE and the command are the last words.

@@ -45,6 +45,8 @@ struct State {
     vms: Vec<VmStopper>,
     /// Ends the import.
     import: Option<Cancel>,
+    /// Ends a server, which has a socket to remove.
+    server: Option<Box<dyn Fn() + Send>>,
     /// A program that gets signals until it has ended and its output is passed on.
     program: Option<Program>,
     received: Option<u8>,
@@ -57,6 +59,9 @@ struct Program {
     /// Whether it was asked to end.
     asked: bool,
 }
+
+/// A server that a signal ends as long as this is kept.
+pub(crate) struct Serving(Interrupts);
 
 /// A program that gets signals as long as this is kept.
 pub(crate) struct PassingOn(Interrupts);
@@ -115,6 +120,12 @@ impl Interrupts {
         result
     }
 
+    /// From here on a signal calls `end`, which must not block, beside stopping VMs.
+    pub(crate) fn serve(&self, end: impl Fn() + Send + 'static) -> Serving {
+        self.state().server = Some(Box::new(end));
+        Serving(self.clone())
+    }
+
     /// From here on a program gets the signals, through `send`, which may block. If a signal has not ended it after
     /// `limit`, SIGKILL follows; a second signal stops the VM at once. Keep the result until the output is passed on.
     pub(crate) fn pass_on(&self, limit: Duration, send: impl Fn(Signal) + Send + Sync + 'static) -> PassingOn {
@@ -147,7 +158,7 @@ impl Interrupts {
             }
         }
         // Nothing to end, or a second signal.
-        let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none();
+        let idle = state.vms.is_empty() && state.booting == 0 && state.import.is_none() && state.server.is_none();
         if idle || state.received.is_some() {
             drop(state);
             return (self.shared.exit)(exit_code(signal));
@@ -173,6 +184,7 @@ impl Interrupts {
     fn stop(&self, mut state: MutexGuard<'_, State>, signal: Signal) {
         state.received = Some(signal as u8);
         state.import.iter().for_each(Cancel::cancel);
+        state.server.iter().for_each(|end| end());
         // Threads that wait for the guest now fail, and stop the VMs.
         state.vms.iter().for_each(VmStopper::stop);
         if state.program.is_some() {
@@ -222,6 +234,14 @@ impl Drop for PassingOn {
     fn drop(&mut self) {
         self.0.state().program = None;
         self.0.shared.ended.notify_all();
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Outside the lock, for the server's VM may go with it.
+        let server = self.0.state().server.take();
+        drop(server);
     }
 }
 

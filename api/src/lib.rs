@@ -7,6 +7,7 @@ pub mod demo;
 pub mod error;
 pub mod exit;
 pub mod image;
+pub mod rest;
 pub mod run;
 
 mod environment;
@@ -21,6 +22,7 @@ mod report;
 mod store;
 mod terminal;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
@@ -29,12 +31,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command};
+use crate::error::CliError;
 use crate::exit::Failure;
 
 /// The whole command: reads arguments, runs the subcommand, prints an error if it fails.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::read(std::env::args_os().collect()) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::read(words.clone()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -42,10 +46,52 @@ pub fn main() -> ExitCode {
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;
             }
-            let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+            if rest::is_firecracker(&words) {
+                return rest::WRONG_ARGUMENTS.into();
+            }
+            let run = words.get(1).is_some_and(|command| command == "run");
             return Failure::Error(ErrorKind::Invalid).exit_code(run).into();
         }
     };
+    let run = matches!(cli.command, Command::Run(_));
+    match command(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            if !error.is_closed_output() {
+                output::say(error.chain());
+            }
+            match error.failure() {
+                Failure::Error(_) if rest::is_firecracker(&words) => ExitCode::FAILURE,
+                failure => failure.exit_code(run).into(),
+            }
+        }
+    }
+}
+
+/// Carries a command out; returns the exit code.
+fn command(command: Command) -> Result<u8, CliError> {
+    let log = match &command {
+        Command::Api(arguments) => Some(rest::install_log(arguments)?),
+        Command::Run(_) | Command::Image(_) | Command::Demo(_) => {
+            install_log();
+            None
+        }
+    };
+    raise_descriptor_limit();
+    // Then layers are copied from their mappings, rather than read.
+    if let Err(error) = catch_faults() {
+        tracing::warn!(%error, "layers are read with a system call for each request");
+    }
+    match command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Api(arguments) => rest::run(&arguments, log.unwrap_or_default()),
+        Command::Image(command) => image::run(&command),
+        Command::Demo(arguments) => demo::run(&arguments),
+    }
+}
+
+/// Has the log go to standard error.
+fn install_log() {
     // `BELLOWS_LOG=debug` shows more; warnings are always shown.
     let wanted = std::env::var("BELLOWS_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = wanted.unwrap_or(LevelFilter::WARN);
@@ -53,26 +99,6 @@ pub fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(colours).with_writer(io::stderr);
     // It may have no reader.
     log.log_internal_errors(false).init();
-    raise_descriptor_limit();
-    // Then layers are copied from their mappings, rather than read.
-    if let Err(error) = catch_faults() {
-        tracing::warn!(%error, "layers are read with a system call for each request");
-    }
-    let run = matches!(cli.command, Command::Run(_));
-    let result = match cli.command {
-        Command::Run(arguments) => run::run(&arguments),
-        Command::Image(command) => image::run(&command),
-        Command::Demo(arguments) => demo::run(&arguments),
-    };
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            if !error.is_closed_output() {
-                output::say(error.chain());
-            }
-            error.failure().exit_code(run).into()
-        }
-    }
 }
 
 /// A VM has some descriptors for each of its devices. The soft limit is low for the sake of programs that use `select`.

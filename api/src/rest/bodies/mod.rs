@@ -1,0 +1,45 @@
+//! The bodies of requests, with Firecracker's names. Unknown properties are errors; what Bellows lacks has only its neutral value.
+
+mod boot;
+mod devices;
+mod drive;
+mod limiter;
+mod machine;
+mod output;
+
+pub(crate) use boot::BootSource;
+pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
+pub(crate) use drive::{Drive, DriveUpdate};
+pub(crate) use machine::{Machine, MachineUpdate};
+pub(crate) use output::{Level, Logger, Metrics, Serial};
+
+use serde::Deserialize;
+
+/// `PUT /actions`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Action {
+    pub(crate) action_type: ActionType,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) enum ActionType {
+    FlushMetrics,
+    InstanceStart,
+    SendCtrlAltDel,
+}
+
+/// `PATCH /vm`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VmUpdate {
+    pub(crate) state: VmState,
+}
+
+/// The state that the VM is to have.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) enum VmState {
+    Paused,
+    Resumed,
+}

@@ -1,0 +1,183 @@
+//! What the VM is made of, before it boots: plain data, which each request changes or leaves as it was.
+
+use bellows_vmm::{ConfigError, VmConfig};
+use serde_json::{Value, json};
+
+use super::bodies::{Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Serial, Vsock};
+use super::fault::Fault;
+use super::request::Change;
+
+/// Names of the library's configuration, and Firecracker's for the same.
+const NAMES: [(&str, &str); 7] = [
+    ("command_line", "boot_args"),
+    ("extra_command_line", "boot_args"),
+    ("kernel", "kernel_image_path"),
+    ("initramfs", "initrd_path"),
+    ("memory", "mem_size_mib"),
+    ("serial", "serial_out_path"),
+    ("vcpus", "vcpu_count"),
+];
+
+/// What requests have said so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Configuration {
+    pub(crate) machine: Machine,
+    pub(crate) balloon: Option<Balloon>,
+    pub(crate) logger: Option<Logger>,
+    pub(crate) metrics: Option<Metrics>,
+    boot_source: Option<BootSource>,
+    /// The root device comes first.
+    drives: Vec<Drive>,
+    vsock: Option<Vsock>,
+    entropy: Option<Entropy>,
+    serial: Serial,
+}
+
+impl Configuration {
+    /// With a change that is made before the VM boots. The rest of the changes leaves it as it is.
+    ///
+    /// # Errors
+    /// The change is wrong, by itself or with what was said before.
+    pub(crate) fn with(&self, change: &Change) -> Result<Self, Fault> {
+        let mut changed = self.clone();
+        match change {
+            Change::BootSource(source) => {
+                source.check()?;
+                changed.boot_source = Some(source.clone());
+            }
+            Change::Machine(machine) => {
+                machine.check()?;
+                changed.machine = *machine;
+            }
+            Change::UpdateMachine(update) => {
+                changed.machine = self.machine.updated(*update)?;
+                changed.machine.check()?;
+            }
+            Change::Drive(drive) => {
+                drive.check()?;
+                changed.insert(drive.clone())?;
+            }
+            Change::Vsock(vsock) => {
+                vsock.check()?;
+                changed.vsock = Some(vsock.clone());
+            }
+            Change::Entropy(entropy) => {
+                entropy.check()?;
+                changed.entropy = Some(*entropy);
+            }
+            Change::Balloon(balloon) => changed.balloon = Some(*balloon),
+            Change::Serial(serial) => {
+                serial.check()?;
+                changed.serial = serial.clone();
+            }
+            _ => {}
+        }
+        changed.library().validate().map_err(|error| named(&error))?;
+        Ok(changed)
+    }
+
+    /// What the library is to boot.
+    ///
+    /// # Errors
+    /// Nothing says what to boot.
+    pub(crate) fn vm(&self) -> Result<VmConfig, Fault> {
+        if self.boot_source.is_none() {
+            return Err(Fault::new("there is nothing to boot: expected `PUT /boot-source` before"));
+        }
+        Ok(self.library())
+    }
+
+    /// All that was said; without a kernel, the path of one that is none.
+    fn library(&self) -> VmConfig {
+        let source = self.boot_source.as_ref();
+        let kernel = source.map_or_else(|| "/".into(), |source| source.kernel_image_path.clone());
+        let mut config = VmConfig::new(kernel, self.machine.memory());
+        config.initramfs = source.and_then(|source| source.initrd_path.clone());
+        config.command_line = source.and_then(BootSource::command_line);
+        config.extra_command_line = self.drives.iter().flat_map(Drive::root_parameters).collect();
+        config.vcpus = self.machine.vcpu_count;
+        config.backing = self.machine.backing();
+        config.balloon = self.balloon.map(Balloon::config);
+        config.drives = self.drives.iter().map(Drive::config).collect();
+        config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
+        config.serial = self.serial.config();
+        config
+    }
+
+    /// Puts a drive in, or in the place of the one with its name.
+    fn insert(&mut self, drive: Drive) -> Result<(), Fault> {
+        let others = || self.drives.iter().filter(|other| other.drive_id != drive.drive_id);
+        if let Some(other) = others().find(|other| drive.is_root_device && other.is_root_device) {
+            let expected = format!("false, for `{}` is the root device", other.drive_id);
+            return Err(Fault::value("is_root_device", true, expected));
+        }
+        match self.drives.iter_mut().find(|other| other.drive_id == drive.drive_id) {
+            Some(other) => *other = drive,
+            None => self.drives.push(drive),
+        }
+        self.drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
+    /// The drive of that name.
+    pub(crate) fn drive(&self, id: &str) -> Result<&Drive, Fault> {
+        self.drives
+            .iter()
+            .find(|drive| drive.drive_id == id)
+            .ok_or_else(|| Fault::new(format!("there is no drive `{id}`")))
+    }
+
+    /// A drive has come while the VM runs.
+    pub(crate) fn has_drive(&mut self, drive: Drive) {
+        self.drives.push(drive);
+    }
+
+    /// A drive has gone while the VM runs.
+    pub(crate) fn has_no_drive(&mut self, id: &str) {
+        self.drives.retain(|drive| drive.drive_id != id);
+    }
+
+    /// Refuses a drive that cannot come while the VM runs.
+    pub(crate) fn check_hotplug(&self, drive: &Drive) -> Result<(), Fault> {
+        if self.drive(&drive.drive_id).is_ok() {
+            let expected = "a name that no drive has while the VM runs";
+            return Err(Fault::value("drive_id", format!("`{}`", drive.drive_id), expected));
+        }
+        if drive.is_root_device {
+            return Err(Fault::value("is_root_device", true, "false, for the VM has booted"));
+        }
+        drive.check()
+    }
+
+    /// The body of `GET /vm/config`.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "balloon": self.balloon,
+            "drives": self.drives,
+            "boot-source": self.boot_source,
+            "cpu-config": null,
+            "logger": self.logger,
+            "machine-config": self.machine,
+            "metrics": self.metrics,
+            "mmds-config": null,
+            "network-interfaces": [],
+            "vsock": self.vsock,
+            "entropy": self.entropy,
+            "pmem": [],
+            "memory-hotplug": null,
+        })
+    }
+}
+
+/// The library's error under Firecracker's names.
+fn named(error: &ConfigError) -> Fault {
+    let name = match error.field.as_str() {
+        drive if drive.starts_with("drives[") => "path_on_host",
+        other => NAMES.iter().find(|(ours, _)| *ours == other).map_or(other, |(_, theirs)| theirs),
+    };
+    Fault::value(name, &error.value, &error.expected)
+}
+
+#[cfg(test)]
+#[path = "configuration_test.rs"]
+mod tests;

@@ -1,0 +1,96 @@
+use bellows_vmm::{Backing, ByteSize};
+
+use super::*;
+use crate::rest::request::{Request, parse};
+
+/// What a request leaves of a configuration.
+fn put(configuration: &Configuration, method: &str, path: &str, body: Value) -> Result<Configuration, String> {
+    match parse(method, path, body.to_string().as_bytes()).map_err(|fault| fault.message)? {
+        Request::Change(change) => configuration.with(&change).map_err(|fault| fault.message),
+        Request::Read(read) => panic!("{read:?}"),
+    }
+}
+
+fn drive(id: &str, file: &str, is_root: bool) -> Value {
+    json!({ "drive_id": id, "path_on_host": file, "is_root_device": is_root, "is_read_only": true })
+}
+
+#[test]
+fn requests_add_up_to_a_vm() {
+    let mut configuration = Configuration::default();
+    assert!(configuration.vm().unwrap_err().message.contains("`PUT /boot-source`"));
+    for (path, body) in [
+        ("/boot-source", json!({ "kernel_image_path": "/proc/version", "boot_args": "console=ttyS0 pci=off" })),
+        ("/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 256 })),
+        ("/drives/data", drive("data", "/proc/cmdline", false)),
+        ("/drives/root", drive("root", "/proc/stat", true)),
+        ("/vsock", json!({ "guest_cid": 5, "uds_path": "/nowhere/v" })),
+        ("/balloon", json!({ "amount_mib": 10, "deflate_on_oom": false })),
+        ("/serial", json!({ "serial_out_path": "c.log" })),
+        ("/entropy", json!({})),
+    ] {
+        configuration = put(&configuration, "PUT", path, body).unwrap();
+    }
+    let vm = configuration.vm().unwrap();
+    vm.validate().unwrap();
+    assert_eq!(vm.command_line.as_deref(), Some("console=ttyS0"));
+    assert_eq!(vm.extra_command_line, ["root=/dev/vda", "ro"]);
+    assert_eq!((vm.vcpus, vm.memory, vm.backing), (2, ByteSize::mib(256), Backing::default()));
+    let paths: Vec<_> = vm.drives.iter().map(|drive| drive.path.to_str().unwrap()).collect();
+    assert_eq!(paths, ["/proc/stat", "/proc/cmdline"], "the root device is the first disk");
+    assert_eq!((vm.vsock.cid, vm.balloon.unwrap().amount_mib), (5, 10));
+    let shown = configuration.json();
+    assert_eq!(shown["boot-source"]["boot_args"], "console=ttyS0 pci=off");
+    assert_eq!((&shown["drives"][0]["drive_id"], &shown["vsock"]["guest_cid"]), (&json!("root"), &json!(5)));
+    assert_eq!((&shown["entropy"], &shown["pmem"]), (&json!({}), &json!([])));
+}
+
+#[test]
+fn without_arguments_the_kernel_gets_bellows_own() {
+    let source = json!({ "kernel_image_path": "/proc/version" });
+    let configuration = put(&Configuration::default(), "PUT", "/boot-source", source).unwrap();
+    assert_eq!(configuration.vm().unwrap().command_line, None);
+}
+
+#[test]
+fn a_drive_takes_the_place_of_the_one_with_its_name() {
+    let one = put(&Configuration::default(), "PUT", "/drives/a", drive("a", "/proc/stat", true)).unwrap();
+    let two = put(&one, "PUT", "/drives/a", drive("a", "/proc/cmdline", false)).unwrap();
+    assert_eq!(two.drives.len(), 1);
+    assert!(put(&two, "PUT", "/drives/b", drive("b", "/proc/stat", true)).is_ok());
+    let message = put(&one, "PUT", "/drives/b", drive("b", "/proc/cmdline", true)).unwrap_err();
+    assert!(message.contains("`is_root_device` is true: expected false, for `a` is the root device"), "{message}");
+}
+
+#[test]
+fn values_that_exclude_each_other_are_refused_under_firecrackers_names() {
+    let balloon = json!({ "amount_mib": 129, "deflate_on_oom": false });
+    let configuration = Configuration::default();
+    let message = put(&configuration, "PUT", "/balloon", balloon).unwrap_err();
+    assert!(message.contains("`balloon.amount_mib` is 129: expected at most the 128"), "{message}");
+    let balloon = json!({ "amount_mib": 128, "deflate_on_oom": false });
+    let configuration = put(&configuration, "PUT", "/balloon", balloon).unwrap();
+    let message = put(&configuration, "PATCH", "/machine-config", json!({ "mem_size_mib": 64 })).unwrap_err();
+    assert!(message.contains("`balloon.amount_mib`"), "{message}");
+    assert_eq!(configuration.machine.mem_size_mib, 128, "a refused change leaves all as it was");
+    let source = json!({ "kernel_image_path": "/proc/version", "boot_args": "a\nb" });
+    let message = put(&configuration, "PUT", "/boot-source", source).unwrap_err();
+    assert!(message.starts_with("`boot_args` is \"a\\nb\""), "{message}");
+    let source = json!({ "kernel_image_path": "/proc/version" });
+    let configuration = put(&configuration, "PUT", "/boot-source", source).unwrap();
+    let message = put(&configuration, "PUT", "/drives/a", drive("a", "/proc/version", false)).unwrap_err();
+    assert!(message.starts_with("`path_on_host` is `/proc/version`: expected another path"), "{message}");
+}
+
+#[test]
+fn a_drive_that_comes_later_needs_a_new_name_and_is_not_the_root() {
+    let drive = |is_root| serde_json::from_value::<Drive>(drive("a", "/proc/stat", is_root)).unwrap();
+    let a = drive(false);
+    let mut configuration = Configuration::default();
+    configuration.check_hotplug(&a).unwrap();
+    assert!(configuration.check_hotplug(&drive(true)).unwrap_err().message.contains("`is_root_device` is true"));
+    configuration.has_drive(a.clone());
+    assert!(configuration.check_hotplug(&a).unwrap_err().message.contains("`drive_id` is `a`"));
+    configuration.has_no_drive("a");
+    assert!(configuration.drive("a").is_err());
+}

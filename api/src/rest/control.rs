@@ -1,0 +1,284 @@
+//! The VM behind the API: before it boots a configuration, then a [`Vm`].
+//!
+//! Reads look at the state under a lock that is never held for long. Changes come one at a time: the server gives each the turn.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bellows_vmm::{Balloon, BuildError, ByteSize, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder};
+use serde_json::{Value, json};
+
+use super::bodies::Drive;
+use super::configuration::Configuration;
+use super::fault::Fault;
+use super::log::Log;
+use super::metrics::Counters;
+use super::request::{Change, Read};
+use super::rules;
+
+/// The version of Firecracker whose API this is.
+pub(crate) const FIRECRACKER: &str = "1.16.1";
+/// Time for the guest to find a disk, or to let go of one.
+const HOTPLUG_LIMIT: Duration = Duration::from_secs(30);
+/// Time for the guest's agent to answer.
+const AGENT_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the guest's agent to begin: a guest without one never does.
+const READY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Boots a VM so that a signal stops it.
+pub(crate) type Boot = Box<dyn Fn(VmBuilder) -> Result<Vm, BuildError> + Send + Sync>;
+
+/// The body of an answer; none for a change.
+pub(crate) type Answer = Result<Option<Value>, Fault>;
+
+/// The one VM of this process.
+pub(crate) struct Control {
+    id: String,
+    boot: Boot,
+    boot_timer: bool,
+    pub(crate) log: Log,
+    pub(crate) counters: Counters,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    configuration: Configuration,
+    vm: Option<Arc<Vm>>,
+    /// Waits for the guest's agent.
+    follower: Option<JoinHandle<()>>,
+    /// No VM will boot any more.
+    closed: bool,
+}
+
+impl Control {
+    pub(crate) fn new(id: String, boot: Boot, boot_timer: bool, log: Log, counters: Counters) -> Self {
+        Self { id, boot, boot_timer, log, counters, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Waits until the VM runs; `None` if it never will.
+    pub(crate) fn await_boot(&self) -> Option<Arc<Vm>> {
+        let waiting = |state: &mut State| state.vm.is_none() && !state.closed;
+        self.changed.wait_while(self.state(), waiting).unwrap_or_else(PoisonError::into_inner).vm.clone()
+    }
+
+    /// Has no VM boot from now on.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the thread that follows the guest. Call it when the VM has ended.
+    pub(crate) fn join(&self) {
+        let follower = self.state().follower.take();
+        if follower.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that waits for the guest's agent panicked");
+        }
+    }
+
+    /// Flushes metrics, if the VM runs.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub(crate) fn flush(&self) -> Result<(), Fault> {
+        let (_, vm) = self.now();
+        vm.map_or(Ok(()), |vm| self.counters.flush(Some(&vm)))
+    }
+
+    /// Answers a question.
+    pub(crate) fn read(&self, read: Read) -> Answer {
+        let (configuration, vm) = self.now();
+        let answer = match read {
+            Read::Instance => json!({
+                "app_name": "Bellows",
+                "id": self.id,
+                "state": state_name(vm.as_deref()),
+                "vmm_version": env!("CARGO_PKG_VERSION"),
+            }),
+            Read::Version => json!({ "firecracker_version": FIRECRACKER }),
+            Read::Machine => json!(configuration.machine),
+            Read::VmConfig => configuration.json(),
+            Read::Balloon => json!(configuration.balloon.ok_or_else(no_balloon)?),
+            Read::BalloonStatistics => {
+                let statistics = balloon(booted(vm.as_deref())?)?.statistics().map_err(|error| Fault::of(&error))?;
+                let mut statistics = json!(statistics);
+                // Strict clients know Firecracker's names only.
+                statistics.as_object_mut().map(|fields| fields.remove("age_ms"));
+                statistics
+            }
+            Read::Hinting => json!(balloon(booted(vm.as_deref())?)?.hinting().map_err(|error| Fault::of(&error))?),
+        };
+        Ok(Some(answer))
+    }
+
+    /// Carries a change out, and may wait for the guest. The caller has the turn.
+    pub(crate) fn change(&self, change: Change) -> Answer {
+        let (configuration, vm) = self.now();
+        rules::check(&change, vm.is_some())?;
+        match vm {
+            None => self.change_before(&configuration, change)?,
+            Some(vm) if vm.lifecycle() == Lifecycle::Ended => return Err(Fault::new("the VM has ended")),
+            Some(vm) => self.change_after(&configuration, &vm, change)?,
+        }
+        Ok(None)
+    }
+
+    fn change_before(&self, configuration: &Configuration, change: Change) -> Result<(), Fault> {
+        let mut changed = configuration.with(&change)?;
+        match change {
+            Change::Start => return self.start(configuration),
+            Change::Logger(logger) => {
+                self.log.change(&logger)?;
+                changed.logger = Some(logger);
+            }
+            Change::Metrics(metrics) => {
+                self.counters.send_to(&metrics.metrics_path)?;
+                changed.metrics = Some(metrics);
+            }
+            _ => {}
+        }
+        self.state().configuration = changed;
+        Ok(())
+    }
+
+    fn start(&self, configuration: &Configuration) -> Result<(), Fault> {
+        let begun = Instant::now();
+        let vm = (self.boot)(configuration.vm()?.into()).map_err(|error| Fault::of(&error))?;
+        let vm = Arc::new(vm);
+        let mut state = self.state();
+        state.follower = self.follow(vm.clone(), begun);
+        state.vm = Some(vm);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for the guest's agent, if there is one: then disks may come and go, and the guest can be asked to switch itself off.
+    fn follow(&self, vm: Arc<Vm>, begun: Instant) -> Option<JoinHandle<()>> {
+        let boot_timer = self.boot_timer;
+        let wait = move || match vm.wait_ready(READY_LIMIT) {
+            Ok(guest) => {
+                tracing::info!(kernel = guest.kernel_release, "the guest's agent is ready");
+                if boot_timer {
+                    tracing::info!("Guest-boot-time = {} us", begun.elapsed().as_micros());
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the guest has no agent that can be called"),
+        };
+        let thread = thread::Builder::new().name("agent".into()).spawn(wait);
+        thread.inspect_err(|error| tracing::warn!(%error, "cannot wait for the guest's agent")).ok()
+    }
+
+    fn change_after(&self, configuration: &Configuration, vm: &Vm, change: Change) -> Result<(), Fault> {
+        match change {
+            Change::Drive(drive) => self.attach(configuration, vm, drive),
+            Change::RemoveDrive(id) => self.detach(configuration, vm, &id),
+            Change::UpdateDrive(update) => {
+                configuration.drive(&update.drive_id)?;
+                update.check()
+            }
+            Change::ResizeBalloon(amount_mib) => {
+                let target = ByteSize::mib(amount_mib.into());
+                balloon(vm)?.set_target(target).map_err(|error| Fault::of(&error))?;
+                self.update_balloon(|balloon| balloon.amount_mib = amount_mib);
+                Ok(())
+            }
+            Change::BalloonInterval(seconds) => {
+                balloon(vm)?.set_polling_interval(seconds).map_err(|error| Fault::of(&error))?;
+                self.update_balloon(|balloon| balloon.stats_polling_interval_s = seconds);
+                Ok(())
+            }
+            Change::StartHinting(acknowledge) => {
+                balloon(vm)?.start_hinting(acknowledge).map_err(|error| Fault::of(&error))
+            }
+            Change::StopHinting => balloon(vm)?.stop_hinting().map_err(|error| Fault::of(&error)),
+            Change::FlushMetrics => self.counters.flush(Some(vm)),
+            Change::SendCtrlAltDel => vm.power_off(AGENT_LIMIT).map_err(|error| {
+                let cause = Fault::of(&error).message;
+                Fault::new(format!("the VM has no keyboard, and its agent cannot be asked to switch it off: {cause}"))
+            }),
+            // Firecracker, too, has nothing against a second pause.
+            Change::Pause => settled(vm.pause()),
+            Change::Resume => settled(vm.resume()),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach(&self, configuration: &Configuration, vm: &Vm, drive: Drive) -> Result<(), Fault> {
+        configuration.check_hotplug(&drive)?;
+        if let Err(error) = vm.attach_drive(&drive.config(), HOTPLUG_LIMIT) {
+            let mut fault = Fault::of(&error);
+            // Nothing is to stay of a request that failed.
+            if let HotplugError::NotBound { serial, .. } = &error
+                && let Err(error) = vm.detach_disk(serial, HOTPLUG_LIMIT)
+            {
+                self.state().configuration.has_drive(drive);
+                fault.message = format!("{}; it cannot be taken away again: {error}", fault.message);
+            }
+            return Err(fault);
+        }
+        self.state().configuration.has_drive(drive);
+        Ok(())
+    }
+
+    fn detach(&self, configuration: &Configuration, vm: &Vm, id: &str) -> Result<(), Fault> {
+        let drive = configuration.drive(id)?;
+        if drive.is_root_device {
+            return Err(Fault::new(format!("`{id}` is the root device: expected another drive")));
+        }
+        let path = drive.config().path;
+        let disk = vm.disks().into_iter().find(|disk| disk.path == path);
+        let disk = disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{id}` any more")))?;
+        vm.detach_disk(&disk.serial, HOTPLUG_LIMIT).map_err(|error| Fault::of(&error))?;
+        self.state().configuration.has_no_drive(id);
+        Ok(())
+    }
+
+    fn update_balloon(&self, update: impl FnOnce(&mut super::bodies::Balloon)) {
+        self.state().configuration.balloon.as_mut().map(update);
+    }
+
+    /// The state at this moment.
+    fn now(&self) -> (Configuration, Option<Arc<Vm>>) {
+        let state = self.state();
+        (state.configuration.clone(), state.vm.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn state_name(vm: Option<&Vm>) -> &'static str {
+    match vm.map(Vm::lifecycle) {
+        None => "Not started",
+        Some(Lifecycle::Paused) => "Paused",
+        // A VM that has ended takes this process with it.
+        Some(Lifecycle::Booting | Lifecycle::Running | Lifecycle::Ended) => "Running",
+    }
+}
+
+fn booted(vm: Option<&Vm>) -> Result<&Vm, Fault> {
+    vm.ok_or_else(|| Fault::new("the VM has not booted: expected this request after `InstanceStart`"))
+}
+
+fn balloon(vm: &Vm) -> Result<&Balloon, Fault> {
+    vm.balloon().ok_or_else(no_balloon)
+}
+
+fn no_balloon() -> Fault {
+    Fault::new("the VM has no balloon: expected `PUT /balloon` before `InstanceStart`")
+}
+
+fn settled(result: Result<(), LifecycleError>) -> Result<(), Fault> {
+    match result {
+        Ok(()) | Err(LifecycleError::Paused | LifecycleError::NotPaused) => Ok(()),
+        Err(error) => Err(Fault::of(&error)),
+    }
+}
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+//! `bellows api`: one VM, which programs control through HTTP on a Unix socket, in Firecracker's dialect.
+//!
+//! A request goes from `server` (HTTP, bounds) through `request` (parsing) to `control` (the VM), which asks `rules` and
+//! `configuration` first.
+
+mod bodies;
+mod config_file;
+mod configuration;
+mod control;
+mod fault;
+mod log;
+mod metrics;
+mod options;
+mod request;
+mod rules;
+mod server;
+mod socket;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bellows_vmm::VmEnd;
+use nix::time::{ClockId, clock_gettime};
+
+use self::bodies::{Logger, Metrics};
+use self::control::Control;
+use self::fault::Fault;
+use self::log::Log;
+use self::metrics::{Counters, Startup};
+pub use self::options::ApiArgs;
+pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, is_firecracker};
+use self::request::Change;
+use self::server::{Limits, Server};
+use self::socket::Socket;
+use crate::error::{CliError, io_error};
+use crate::interrupt::Interrupts;
+
+/// Runs a VM under the control of the API until it ends.
+///
+/// # Errors
+/// See [`CliError`].
+pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
+    if let Some(option) = args.unsupported() {
+        return Err(CliError::Conflict(format!("{option} is not supported yet: expected a command line without it")));
+    }
+    let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
+    let first = first_changes(args)?;
+    // Before all other threads: see there.
+    let bound = if args.no_api {
+        None
+    } else {
+        Some(Socket::bind(&args.api_sock).map_err(io_error("listen on", &args.api_sock))?)
+    };
+    let boot = {
+        let interrupts = interrupts.clone();
+        Box::new(move |builder| interrupts.boot(builder))
+    };
+    let counters = Counters::new(startup(args));
+    let control = Arc::new(Control::new(args.id.clone(), boot, args.boot_timer, log, counters));
+    let _serving = interrupts.serve({
+        let control = control.clone();
+        move || control.close()
+    });
+    for change in first {
+        control.change(change).map_err(|fault| refused(args, fault))?;
+    }
+    let limits = Limits::new(args.http_api_max_payload_size as usize);
+    let server = bound.map(|bound| Server::start(bound, control.clone(), limits)).transpose();
+    let server = server.map_err(io_error("listen on", &args.api_sock))?;
+    let end = control.await_boot().map(|vm| vm.wait());
+    if let Err(error) = control.flush() {
+        tracing::warn!(%error, "the last metrics are lost");
+    }
+    drop(server);
+    control.join();
+    match (end, interrupts.received()) {
+        (_, Some(signal)) => Err(CliError::Interrupted(signal)),
+        // Firecracker's guests end by a reset, too.
+        (None | Some(VmEnd::PoweredOff | VmEnd::Reset), None) => Ok(0),
+        (Some(end), None) => Err(CliError::End(end)),
+    }
+}
+
+/// Takes over the log, as the options say.
+///
+/// # Errors
+/// The file for it cannot be opened.
+pub(crate) fn install_log(args: &ApiArgs) -> Result<Log, CliError> {
+    let log = Log::install(&args.id);
+    let logger = Logger {
+        log_path: args.log_path.clone(),
+        level: args.level,
+        show_level: args.show_level.then_some(true),
+        show_log_origin: args.show_log_origin.then_some(true),
+        module: args.module.clone(),
+    };
+    log.change(&logger).map_err(|fault| CliError::Conflict(fault.message))?;
+    Ok(log)
+}
+
+/// What is to be done before any request: what options and the configuration file say.
+fn first_changes(args: &ApiArgs) -> Result<Vec<Change>, CliError> {
+    let metrics = args.metrics_path.clone().map(|metrics_path| Change::Metrics(Metrics { metrics_path }));
+    let mut changes: Vec<_> = metrics.into_iter().collect();
+    if let Some(path) = &args.config_file {
+        let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+        changes.extend(config_file::changes(&text).map_err(|fault| of_file(path, &fault))?);
+        changes.push(Change::Start);
+    }
+    Ok(changes)
+}
+
+fn refused(args: &ApiArgs, fault: Fault) -> CliError {
+    match &args.config_file {
+        Some(path) => of_file(path, &fault),
+        None => CliError::Conflict(fault.message),
+    }
+}
+
+fn of_file(path: &Path, fault: &Fault) -> CliError {
+    CliError::Conflict(format!("the VM of `{}` is refused: {fault}", path.display()))
+}
+
+/// How long this process took until here, if its parent has said when it began.
+fn startup(args: &ApiArgs) -> Startup {
+    let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map(micros).unwrap_or_default();
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(|time| micros(time.into())).unwrap_or_default();
+    let parent = args.parent_cpu_time_us.unwrap_or(0);
+    Startup {
+        wall: args.start_time_us.map_or(0, |start| wall.saturating_sub(start)),
+        cpu: args.start_time_cpu_us.map_or(0, |start| cpu.saturating_sub(start).saturating_add(parent)),
+    }
+}

@@ -1,0 +1,179 @@
+//! From a method, a path and a body to what is to be done: parsing alone, without a socket or a VM.
+
+use serde::de::DeserializeOwned;
+
+use super::bodies::{
+    Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
+    Entropy, Logger, Machine, MachineUpdate, Metrics, Serial, StartHinting, VmState, VmUpdate, Vsock,
+};
+use super::fault::Fault;
+
+/// Longest name of a resource.
+const MAX_ID: usize = 64;
+
+/// A request that makes sense.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Request {
+    /// Changes nothing, and waits for nothing.
+    Read(Read),
+    /// One at a time.
+    Change(Change),
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Read {
+    Instance,
+    Version,
+    Machine,
+    VmConfig,
+    Balloon,
+    BalloonStatistics,
+    Hinting,
+}
+
+/// What is to change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Change {
+    BootSource(BootSource),
+    Machine(Machine),
+    UpdateMachine(MachineUpdate),
+    Drive(Drive),
+    UpdateDrive(DriveUpdate),
+    RemoveDrive(String),
+    Vsock(Vsock),
+    Entropy(Entropy),
+    Balloon(Balloon),
+    ResizeBalloon(u32),
+    BalloonInterval(u16),
+    StartHinting(bool),
+    StopHinting,
+    Serial(Serial),
+    Logger(Logger),
+    Metrics(Metrics),
+    Start,
+    FlushMetrics,
+    SendCtrlAltDel,
+    Pause,
+    Resume,
+}
+
+/// Parts of the API that Bellows does not have yet, by the first part of their paths.
+const MISSING: [(&str, &str); 6] = [
+    ("cpu-config", "custom CPU templates"),
+    ("hotplug", "memory that is plugged by request"),
+    ("mmds", "the metadata service"),
+    ("network-interfaces", "network devices"),
+    ("pmem", "pmem devices of the caller's"),
+    ("snapshot", "snapshots"),
+];
+
+/// Reads a request. The method is in capitals; the path may have a query, which means nothing.
+///
+/// # Errors
+/// The request does not exist, is not supported yet, or its body is wrong.
+pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fault> {
+    let path = path.split_once('?').map_or(path, |(path, _)| path);
+    let parts: Vec<&str> = path.trim_start_matches('/').split_terminator('/').collect();
+    if let Some((_, what)) = MISSING.iter().find(|(first, _)| parts.first() == Some(first))
+        && matches!(method, "GET" | "PUT" | "PATCH" | "DELETE")
+    {
+        return Err(Fault::new(format!("`{method} {path}` is not supported yet: Bellows does not have {what}")));
+    }
+    match (method, parts.as_slice()) {
+        ("GET" | "DELETE", _) if !body.is_empty() => {
+            Err(Fault::new(format!("`{method} {path}` has a body: expected none")))
+        }
+        ("GET", []) => Ok(Request::Read(Read::Instance)),
+        ("GET", ["version"]) => Ok(Request::Read(Read::Version)),
+        ("GET", ["machine-config"]) => Ok(Request::Read(Read::Machine)),
+        ("GET", ["vm", "config"]) => Ok(Request::Read(Read::VmConfig)),
+        ("GET", ["balloon"]) => Ok(Request::Read(Read::Balloon)),
+        ("GET", ["balloon", "statistics"]) => Ok(Request::Read(Read::BalloonStatistics)),
+        ("GET", ["balloon", "hinting", "status"]) => Ok(Request::Read(Read::Hinting)),
+        ("PATCH", ["balloon", "hinting", "stop"]) => Ok(Request::Change(Change::StopHinting)),
+        ("PATCH", ["balloon", "hinting", "start"]) => {
+            let start = if body.is_empty() { StartHinting::default() } else { json(body)? };
+            Ok(Request::Change(Change::StartHinting(start.acknowledge_on_stop)))
+        }
+        ("PUT" | "PATCH", _) => change(method, path, &parts, body).map(Request::Change),
+        ("DELETE", ["drives", id]) => Ok(Request::Change(Change::RemoveDrive(checked_id(id)?.to_owned()))),
+        _ => Err(unknown(method, path)),
+    }
+}
+
+fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Change, Fault> {
+    let change = match (method, parts) {
+        ("PUT", ["actions"]) => json::<ActionBody>(body).map(|body| match body.action_type {
+            ActionType::FlushMetrics => Change::FlushMetrics,
+            ActionType::InstanceStart => Change::Start,
+            ActionType::SendCtrlAltDel => Change::SendCtrlAltDel,
+        }),
+        ("PUT", ["boot-source"]) => json(body).map(Change::BootSource),
+        ("PUT", ["machine-config"]) => json(body).map(Change::Machine),
+        ("PATCH", ["machine-config"]) => json(body).map(Change::UpdateMachine),
+        ("PUT", ["drives", id]) => {
+            let drive: Drive = json_of(id, body)?;
+            same_id(id, &drive.drive_id)?;
+            Ok(Change::Drive(drive))
+        }
+        ("PATCH", ["drives", id]) => {
+            let update: DriveUpdate = json_of(id, body)?;
+            same_id(id, &update.drive_id)?;
+            Ok(Change::UpdateDrive(update))
+        }
+        ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
+        ("PUT", ["entropy"]) => json(body).map(Change::Entropy),
+        ("PUT", ["balloon"]) => json(body).map(Change::Balloon),
+        ("PATCH", ["balloon"]) => json::<BalloonUpdate>(body).map(|update| Change::ResizeBalloon(update.amount_mib)),
+        ("PATCH", ["balloon", "statistics"]) => {
+            json::<BalloonStatisticsUpdate>(body).map(|update| Change::BalloonInterval(update.stats_polling_interval_s))
+        }
+        ("PUT", ["serial"]) => json(body).map(Change::Serial),
+        ("PUT", ["logger"]) => json(body).map(Change::Logger),
+        ("PUT", ["metrics"]) => json(body).map(Change::Metrics),
+        ("PATCH", ["vm"]) => json::<VmUpdate>(body).map(|update| match update.state {
+            VmState::Paused => Change::Pause,
+            VmState::Resumed => Change::Resume,
+        }),
+        _ => return Err(unknown(method, path)),
+    };
+    if body.is_empty() {
+        return Err(Fault::new(format!("`{method} {path}` has no body: expected JSON")));
+    }
+    change
+}
+
+fn unknown(method: &str, path: &str) -> Fault {
+    Fault::new(format!("`{method} {path}` is not a request of this API"))
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(|error| Fault::new(format!("cannot understand the body: {error}")))
+}
+
+fn json_of<T: DeserializeOwned>(id: &str, body: &[u8]) -> Result<T, Fault> {
+    checked_id(id)?;
+    json(body)
+}
+
+/// The name of a resource: letters, digits and underscores.
+fn checked_id(id: &str) -> Result<&str, Fault> {
+    let is_word = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if id.is_empty() || id.len() > MAX_ID || !is_word {
+        let expected = format!("1 to {MAX_ID} letters, digits and underscores");
+        return Err(Fault::value("drive_id", format!("`{}`", id.escape_debug()), expected));
+    }
+    Ok(id)
+}
+
+fn same_id(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    Err(Fault::value("drive_id", format!("`{}`", body.escape_debug()), format!("`{path}`, as in the path")))
+}
+
+#[cfg(test)]
+#[path = "request_test.rs"]
+mod tests;

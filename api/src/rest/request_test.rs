@@ -1,0 +1,98 @@
+use super::*;
+
+fn refused(method: &str, path: &str, body: &[u8]) -> String {
+    match parse(method, path, body) {
+        Err(fault) => {
+            assert_eq!(fault.status, 400, "{fault}");
+            fault.message
+        }
+        Ok(request) => panic!("{request:?}"),
+    }
+}
+
+#[test]
+fn each_path_has_its_verbs() {
+    let machine = br#"{"vcpu_count": 1, "mem_size_mib": 128}"#;
+    for (method, path, body, expected) in [
+        ("GET", "/", &b""[..], Request::Read(Read::Instance)),
+        ("GET", "/version", b"", Request::Read(Read::Version)),
+        ("GET", "/machine-config", b"", Request::Read(Read::Machine)),
+        ("GET", "/vm/config", b"", Request::Read(Read::VmConfig)),
+        ("GET", "/balloon/statistics", b"", Request::Read(Read::BalloonStatistics)),
+        ("GET", "/balloon/hinting/status?x=y", b"", Request::Read(Read::Hinting)),
+        ("PUT", "/machine-config", machine, Request::Change(Change::Machine(json(machine).unwrap()))),
+        ("PATCH", "/vm", br#"{"state": "Paused"}"#, Request::Change(Change::Pause)),
+        ("PATCH", "/vm", br#"{"state": "Resumed"}"#, Request::Change(Change::Resume)),
+        ("PUT", "/actions", br#"{"action_type": "InstanceStart"}"#, Request::Change(Change::Start)),
+        ("PUT", "/actions", br#"{"action_type": "FlushMetrics"}"#, Request::Change(Change::FlushMetrics)),
+        ("PATCH", "/balloon", br#"{"amount_mib": 3}"#, Request::Change(Change::ResizeBalloon(3))),
+        ("PATCH", "/balloon/hinting/start", b"", Request::Change(Change::StartHinting(true))),
+        ("DELETE", "/drives/data_1", b"", Request::Change(Change::RemoveDrive("data_1".into()))),
+    ] {
+        assert_eq!(parse(method, path, body), Ok(expected), "{method} {path}");
+    }
+}
+
+#[test]
+fn what_is_no_request_is_refused() {
+    for (method, path, body, part) in [
+        ("GET", "/nothing", "", "`GET /nothing` is not a request of this API"),
+        ("POST", "/actions", "{}", "`POST /actions`"),
+        ("GET", "/vm", "", "`GET /vm`"),
+        ("GET", "/version/1", "", "`GET /version/1`"),
+        ("DELETE", "/drives", "", "`DELETE /drives`"),
+        ("PUT", "/drives", "{}", "`PUT /drives`"),
+        ("GET", "/", "{}", "has a body: expected none"),
+        ("PUT", "/actions", "", "has no body: expected JSON"),
+        ("PUT", "/actions", r#"{"action_type": "Dance"}"#, "unknown variant `Dance`"),
+        ("PUT", "/actions", r#"{"action_type": "InstanceStart", "when": "now"}"#, "unknown field `when`"),
+        ("PUT", "/actions", "{", "cannot understand the body: EOF"),
+        ("PATCH", "/vm", r#"{"state": "Running"}"#, "unknown variant `Running`"),
+    ] {
+        let message = refused(method, path, body.as_bytes());
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(refused("PUT", "/vsock", b"{\"uds_path\": \"\xff\"}").contains("cannot understand the body"));
+}
+
+#[test]
+fn what_is_missing_is_refused_as_such() {
+    for (method, path) in [
+        ("PUT", "/cpu-config"),
+        ("GET", "/hotplug/memory"),
+        ("GET", "/mmds"),
+        ("PUT", "/mmds/config"),
+        ("PUT", "/network-interfaces/eth0"),
+        ("PUT", "/pmem/p"),
+        ("PUT", "/snapshot/create"),
+        ("PUT", "/snapshot/load"),
+    ] {
+        let message = refused(method, path, b"{}");
+        assert!(message.contains("not supported yet: Bellows does not have"), "{message}");
+    }
+}
+
+#[test]
+fn a_drive_has_one_name_of_plain_letters() {
+    let body = br#"{"drive_id": "a", "is_root_device": false}"#;
+    assert!(matches!(parse("PUT", "/drives/a", body), Ok(Request::Change(Change::Drive(_)))));
+    assert!(refused("PUT", "/drives/b", body).contains("`drive_id` is `a`: expected `b`, as in the path"));
+    assert!(refused("PATCH", "/drives/b", br#"{"drive_id": "a"}"#).contains("expected `b`"));
+    for id in ["a-b", "a%20b", &"a".repeat(MAX_ID + 1)] {
+        assert!(refused("PUT", &format!("/drives/{id}"), body).contains("letters, digits and underscores"), "{id}");
+    }
+}
+
+/// Whatever a client sends is an answer, not a panic.
+mod never_panics {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn on_any_request(method in "(GET|PUT|PATCH|DELETE|.{0,5})", path in ".{0,40}", body in any::<Vec<u8>>()) {
+            let _ = parse(&method, &path, &body);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! HTTP on the Unix socket: one thread of its own with an asynchronous runtime, and bounds on all that a client can take.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener as Listener, UnixStream};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+
+use super::control::{Answer, Control};
+use super::fault::Fault;
+use super::request::{Request, parse};
+use super::socket::Socket;
+
+/// What clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of a body.
+    pub(crate) body: usize,
+    /// Bytes of a request's head.
+    pub(crate) head: usize,
+    /// Connections; further ones wait.
+    pub(crate) connections: usize,
+    /// Time for a head, for a body, and for a client to take an answer. An idle connection ends after it, too.
+    pub(crate) patience: Duration,
+    /// Time for answers to leave when the server ends.
+    pub(crate) farewell: Duration,
+    /// Time between two flushes of metrics.
+    pub(crate) flush: Duration,
+}
+
+impl Limits {
+    /// Those of Firecracker, where it has them.
+    pub(crate) fn new(body: usize) -> Self {
+        Self {
+            body,
+            head: 16 << 10,
+            connections: 64,
+            patience: Duration::from_secs(10),
+            farewell: Duration::from_secs(1),
+            flush: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Most fields of a head.
+const MAX_FIELDS: usize = 64;
+
+/// The server. Dropping it ends it, and removes the socket.
+pub(crate) struct Server {
+    thread: Option<JoinHandle<()>>,
+    stop: Option<oneshot::Sender<()>>,
+    _socket: Socket,
+}
+
+impl Server {
+    /// Begins to answer on `listener`.
+    ///
+    /// # Errors
+    /// The system refused the thread, or what it needs.
+    pub(crate) fn start(
+        (socket, listener): (Socket, UnixListener),
+        control: Arc<Control>,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        // Only changes leave the thread, and they come one at a time.
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_io().enable_time().max_blocking_threads(2).thread_name("api-change").build()?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            if let Err(error) = runtime.block_on(serve(listener, control, limits, stopped)) {
+                tracing::error!(%error, "the API cannot listen");
+            }
+            // A change that waits for the guest goes on until the VM has ended.
+            runtime.shutdown_timeout(limits.farewell);
+        };
+        let thread = thread::Builder::new().name("api".into()).spawn(serve)?;
+        Ok(Self { thread: Some(thread), stop: Some(stop), _socket: socket })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Without a receiver, the thread has ended already.
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread of the API panicked");
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    control: Arc<Control>,
+    limits: Limits,
+    /// The turn to change the VM.
+    turn: Arc<Mutex<()>>,
+}
+
+async fn serve(
+    listener: UnixListener,
+    control: Arc<Control>,
+    limits: Limits,
+    mut stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let listener = Listener::from_std(listener)?;
+    let shared = Arc::new(Shared { control, limits, turn: Arc::default() });
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let (end, ended) = watch::channel(());
+    tokio::spawn(flush(shared.clone()));
+    loop {
+        let (stream, permit) = tokio::select! {
+            _ = &mut stopped => break,
+            next = accept(&listener, &permits) => next,
+        };
+        tokio::spawn(connection(stream, permit, shared.clone(), ended.clone()));
+    }
+    drop(listener);
+    let _ = end.send(());
+    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
+    // Whoever does not take an answer by then has none.
+    let _ = timeout(limits.farewell, permits.acquire_many(all)).await;
+    Ok(())
+}
+
+/// Waits for the next client that may be served.
+async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> (UnixStream, Option<OwnedSemaphorePermit>) {
+    // The semaphore is never closed.
+    let permit = permits.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, permit),
+            Err(error) => {
+                tracing::warn!(%error, "the API cannot take a connection");
+                // Descriptors may be short for a while.
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves one client until it leaves, is too slow, or the server ends.
+async fn connection(
+    stream: UnixStream,
+    _permit: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
+    mut ended: watch::Receiver<()>,
+) {
+    let limits = shared.limits;
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.patience));
+    let service = service_fn(move |request| answer(request, shared.clone()));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.patience);
+    http.max_buf_size(limits.head).max_headers(MAX_FIELDS);
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        _ = ended.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection of the API ended early");
+    }
+}
+
+/// Answers a request. Its future ends with the client; a change that has begun goes on.
+async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
+    let read = read_body(body, shared.limits).await;
+    let is_complete = read.is_ok();
+    let answer = match read.and_then(|body| parse(&method, &path, &body)) {
+        Err(fault) => Err(fault),
+        Ok(Request::Read(read)) => shared.control.read(read),
+        Ok(Request::Change(change)) => {
+            let turn = shared.turn.clone().lock_owned().await;
+            let control = shared.control.clone();
+            let changed = tokio::task::spawn_blocking(move || {
+                let answer = control.change(change);
+                drop(turn);
+                answer
+            });
+            changed.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a request panicked");
+                Err(Fault { status: 500, message: "a fault of Bellows: see its log".into() })
+            })
+        }
+    };
+    shared.control.counters.count(&method, &path, answer.is_err());
+    match &answer {
+        Ok(_) => tracing::info!(method, path, "a request was carried out"),
+        Err(fault) => tracing::error!(method, path, status = fault.status, "a request was refused: {fault}"),
+    }
+    let mut response = response(answer);
+    if !is_complete {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+async fn read_body(body: Incoming, limits: Limits) -> Result<Bytes, Fault> {
+    if body.size_hint().lower() > limits.body as u64 {
+        return Err(Fault::too_large(limits.body));
+    }
+    match timeout(limits.patience, Limited::new(body, limits.body).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Fault::too_large(limits.body)),
+        Ok(Err(error)) => Err(Fault::new(format!("cannot read the body: {error}"))),
+        Err(_) => {
+            let message = format!("the body was not there after {:?}", limits.patience);
+            Err(Fault { status: 408, message })
+        }
+    }
+}
+
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let (status, body) = match answer {
+        Ok(None) => (StatusCode::NO_CONTENT, Vec::new()),
+        Ok(Some(value)) => (StatusCode::OK, value.to_string().into_bytes()),
+        Err(fault) => (StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST), fault.body()),
+    };
+    let has_body = !body.is_empty();
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(SERVER, HeaderValue::from_static("Bellows API"));
+    if has_body {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    response
+}
+
+/// Flushes metrics now and then, once the VM runs.
+async fn flush(shared: Arc<Shared>) {
+    loop {
+        sleep(shared.limits.flush).await;
+        if let Err(error) = shared.control.flush() {
+            tracing::warn!(%error, "the metrics are not flushed");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;
