@@ -3,6 +3,7 @@
 // An error in a fixture must fail the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod api;
 mod archives;
 mod bad_disk;
 mod balloon;

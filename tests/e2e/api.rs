@@ -1,0 +1,101 @@
+//! A VM under the control of the API, from its configuration to its end.
+
+#[path = "../../api/tests/client/mod.rs"]
+mod client;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use self::client::Api;
+use crate::fixture::{PATIENCE, artefact};
+
+/// Asks again until the answer is as wanted.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn state(api: &Api) -> Value {
+    api.get("/")["state"].clone()
+}
+
+fn drive_ids(api: &Api) -> Vec<Value> {
+    api.get("/vm/config")["drives"].as_array().unwrap().iter().map(|drive| drive["drive_id"].clone()).collect()
+}
+
+#[test]
+fn a_vm_lives_under_firecrackers_name_and_requests() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("firecracker");
+    symlink(artefact("BELLOWS_BINARY"), &program).unwrap();
+    let mut api = Api::start(&program, &["--id", "lambda-1", "--level", "Debug", "--boot-timer"]);
+    let disk = |name: &str| api.file(name, &vec![0; 8 << 20]);
+    let drive = |name: &str| json!({ "drive_id": name, "path_on_host": disk(name), "is_root_device": false });
+    api.put("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 256 }));
+    let source = json!({
+        "kernel_image_path": artefact("BELLOWS_KERNEL"),
+        "initrd_path": artefact("BELLOWS_INITRAMFS"),
+        "boot_args": "console=ttyS0 reboot=k panic=1 pci=off",
+    });
+    api.put("/boot-source", source);
+    api.put("/drives/data", drive("data"));
+    api.put("/balloon", json!({ "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1 }));
+    api.put("/vsock", json!({ "guest_cid": 3, "uds_path": api.path("vsock") }));
+    api.put("/serial", json!({ "serial_out_path": api.path("console") }));
+    api.put("/metrics", json!({ "metrics_path": api.path("metrics") }));
+    assert_eq!(state(&api), "Not started");
+
+    api.put("/actions", json!({ "action_type": "InstanceStart" }));
+    assert_eq!(state(&api), "Running");
+    let late = api.refused("PUT", "/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 256}"#);
+    assert!(late.contains("before `InstanceStart`"), "{late}");
+    wait_for("statistics of the guest", || api.get("/balloon/statistics")["free_memory"].is_u64());
+    let console = fs::read_to_string(api.path("console")).unwrap();
+    assert!(console.contains("Command line: console=ttyS0 reboot=k panic=1\r\n"), "{console}");
+    let sees_drive = || fs::read_to_string(api.path("console")).unwrap().contains("[vda] 16384 512-byte");
+    wait_for("the guest sees the drive", sees_drive);
+
+    api.patch("/vm", json!({ "state": "Paused" }));
+    assert_eq!(state(&api), "Paused");
+    api.patch("/vm", json!({ "state": "Paused" }));
+    let paused = api.refused("PUT", "/drives/more", &drive("more").to_string());
+    assert!(paused.contains("the VM is paused"), "{paused}");
+    assert_eq!(api.get("/machine-config")["mem_size_mib"], 256);
+    api.patch("/vm", json!({ "state": "Resumed" }));
+    assert_eq!(state(&api), "Running");
+
+    api.patch("/balloon", json!({ "amount_mib": 32 }));
+    wait_for("a balloon of 32 MiB", || api.get("/balloon/statistics")["actual_mib"] == 32);
+    assert_eq!(api.get("/balloon")["amount_mib"], 32);
+    let impossible = api.refused("PATCH", "/balloon", r#"{"amount_mib": 257}"#);
+    assert!(impossible.contains("257 MiB"), "{impossible}");
+
+    // The guest's agent finds a disk that comes while the VM runs.
+    let more = drive("more").to_string();
+    wait_for("the guest's agent", || api.send("PUT", "/drives/more", &more).status == 204);
+    assert_eq!(drive_ids(&api), ["data", "more"]);
+    let again = api.refused("PUT", "/drives/more", &more);
+    assert!(again.contains("`drive_id` is `more`"), "{again}");
+    assert_eq!(api.send("DELETE", "/drives/more", "").status, 204);
+    assert_eq!(drive_ids(&api), ["data"]);
+    assert!(api.refused("DELETE", "/drives/more", "").contains("no drive `more`"));
+
+    api.put("/actions", json!({ "action_type": "FlushMetrics" }));
+    let metrics = fs::read_to_string(api.path("metrics")).unwrap();
+    let metrics: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    assert_eq!(metrics["patch_api_requests"]["balloon_fails"], 1, "{metrics}");
+    assert!(metrics["bellows"]["resident_bytes"].as_u64().unwrap() > 1 << 20, "{metrics}");
+
+    api.put("/actions", json!({ "action_type": "SendCtrlAltDel" }));
+    assert_eq!(api.wait(PATIENCE), Some(0), "a guest that switches itself off ends the process in good order");
+    assert_eq!(api.files(), ["console", "data", "metrics", "more", "stderr"], "no socket stays");
+    let log = fs::read_to_string(api.path("stderr")).unwrap();
+    assert!(log.contains("[lambda-1:") && log.contains("Guest-boot-time = "), "{log}");
+}
