@@ -20,6 +20,8 @@ use super::chain::Chain;
 use super::{ActivateError, Activation, ActiveQueue};
 use crate::interrupt::Interrupt;
 
+pub mod group;
+
 /// One snapshot of guest memory.
 pub type Snapshot = GuestMemoryLoadGuard<GuestMemory>;
 
