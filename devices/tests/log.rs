@@ -6,8 +6,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
+use bellows_devices::virtio::net::{MacAddress, NetSettings, RateLimits, fake_link};
 use bellows_devices::virtio::testing::{FakeGuest, Part, PciDriver, PciMachine};
-use bellows_devices::virtio::{Block, Mem, Rng, VirtioDevice, Vsock};
+use bellows_devices::virtio::{Block, Mem, Net, Rng, VirtioDevice, Vsock};
 use bellows_disk::{Disk, DiskId};
 use bellows_memory::ByteSize;
 use bellows_memory::testing::Fixture;
@@ -144,6 +145,10 @@ fn a_guest_writes_a_bounded_log() {
         let fixture = Fixture::new(ByteSize::mib(128));
         let mut memory = Mem::new(fixture.partition.clone());
         let mut disk = Block::new(Arc::new(Broken) as Arc<dyn Disk>);
+        let (link, _host) = fake_link::pair();
+        let mac = MacAddress::derived("tap0", "eth0");
+        let mut net = Net::new(link, &NetSettings { mac, mtu: None, limits: RateLimits::default() }).unwrap();
+        broken_queues(&mut net, 1);
         broken_queues(&mut Rng::new(), 0);
         broken_queues(&mut disk, 0);
         broken_queues(&mut memory, 0);
@@ -169,6 +174,11 @@ fn a_guest_writes_a_bounded_log() {
                 &[Part::Readable(&header[..24]), Part::Writable(10)],
                 &[Part::Readable(&[0; 24]), Part::WritableAt(nowhere, 10)],
             ],
+        );
+        nonsense(
+            &mut net,
+            1,
+            &[&[Part::Readable(&header)], &[Part::Readable(&header[..12])], &[Part::ReadableAt(nowhere, 100)]],
         );
         let mut packet = [0; 44];
         packet[0] = 42;

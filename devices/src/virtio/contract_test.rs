@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bellows_memory::GuestMemory;
 use vm_memory::GuestAddress;
 
-use self::subjects::{BalloonSubject, BlkSubject, MemSubject, PmemSubject, RngSubject, VsockSubject};
+use self::subjects::{BalloonSubject, BlkSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject};
 use super::testing::{Completion, DriverQueue, FakeGuest, FakeInterrupt, PciDriver, PciMachine, Pending};
 use super::transport::common_config::status;
 use super::transport::{VirtioPci, VirtioPciState};
@@ -355,4 +355,6 @@ contract! {
     balloon_inflate: BalloonSubject::new(0),
     balloon_hints: BalloonSubject::new(3),
     balloon_reports: BalloonSubject::new(4),
+    net_receive: NetSubject::new(0),
+    net_transmit: NetSubject::new(1),
 }

@@ -1,5 +1,6 @@
 //! The interface between every virtio device and the transport.
 
+use std::io;
 use std::sync::Arc;
 
 use bellows_memory::GuestView;
@@ -105,6 +106,15 @@ pub enum ActivateError {
     /// The driver did not accept a feature that the device needs.
     #[error("the driver did not accept {0}")]
     MissingFeature(&'static str),
+    /// The host's end of the device refused what the driver accepted.
+    #[error("cannot set {what} for the features that the driver accepted")]
+    Host {
+        /// What was to be set.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// The event loop did not take the handler.
     #[error("the event loop did not take the device's queues")]
     EventLoop(#[source] event_manager::Error),

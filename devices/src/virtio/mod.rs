@@ -10,6 +10,7 @@ mod driver;
 #[cfg(test)]
 mod handover_test;
 pub mod mem;
+pub mod net;
 mod pmem;
 pub mod queue;
 mod rng;
@@ -24,6 +25,7 @@ pub use balloon::{Balloon, BalloonHandle};
 pub use blk::Block;
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 pub use mem::{Mem, MemHandle, PlugError, Plugged, UnplugError};
+pub use net::{Net, NetHandle};
 pub use pmem::Pmem;
 pub use rng::Rng;
 pub use transport::{TransportError, VirtioPci};

@@ -16,6 +16,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// State of a [`Mem`](super::Mem).
     Mem(MemState),
+    /// State of a [`Net`](super::Net).
+    Net(NetState),
     /// State of a [`Pmem`](super::Pmem).
     Pmem(PmemState),
     /// State of a [`Vsock`](super::Vsock).
@@ -75,6 +77,20 @@ pub struct MemState {
     pub addr: u64,
     /// Bytes of the region.
     pub region_size: u64,
+}
+
+/// State of a [`Net`](super::Net): what a driver knows of its interface. A packet that waits for room in the guest's buffers, and how
+/// much of a rate limit is used up, are not part of it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NetState {
+    /// Version of this type.
+    pub version: Version<1>,
+    /// Feature bits offered.
+    pub features: u64,
+    /// The hardware address.
+    pub mac: [u8; 6],
+    /// The largest packet without its link header, where the driver is told.
+    pub mtu: Option<u16>,
 }
 
 /// State of a [`Pmem`](super::Pmem): where its memory is, which a driver has mapped.

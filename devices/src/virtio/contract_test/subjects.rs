@@ -13,9 +13,12 @@ use super::Subject;
 use crate::virtio::balloon::BalloonSettings;
 use crate::virtio::blk::request::VirtioBlkReqHeader;
 use crate::virtio::mem::request::VirtioMemReq;
+use crate::virtio::net::fake_link::{self, FakeHost, FakeLink};
+use crate::virtio::net::wire::HEADER_BYTES;
+use crate::virtio::net::{MacAddress, NetSettings, RateLimits};
 use crate::virtio::testing::Completion;
 use crate::virtio::vsock::packet::{HOST_CID, Header, Op, TYPE_STREAM};
-use crate::virtio::{Balloon, Block, Mem, Pmem, Rng, VirtioDevice, Vsock};
+use crate::virtio::{Balloon, Block, Mem, Net, Pmem, Rng, VirtioDevice, Vsock};
 
 pub(super) struct RngSubject;
 
@@ -196,5 +199,53 @@ impl Subject for BalloonSubject {
 
     fn check(&self, done: &Completion) {
         assert_eq!(done.len, 0);
+    }
+}
+
+/// An interface whose driver sends packets, or receives them. All its devices have one link.
+pub(super) struct NetSubject {
+    link: FakeLink,
+    host: FakeHost,
+    queue: usize,
+}
+
+impl NetSubject {
+    const FRAME: [u8; 60] = [0x5a; 60];
+
+    pub(super) fn new(queue: usize) -> Self {
+        let (link, host) = fake_link::pair();
+        Self { link, host, queue }
+    }
+}
+
+impl Subject for NetSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+        let settings = NetSettings { mac, mtu: Some(1500), limits: RateLimits::default() };
+        Box::new(Net::new(self.link.again(), &settings).unwrap())
+    }
+
+    fn queue(&self) -> usize {
+        self.queue
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        if self.queue == 0 {
+            // Each buffer is for one packet.
+            self.host.send_frame(&Self::FRAME);
+            return (Vec::new(), vec![HEADER_BYTES as u32 + 30, 100]);
+        }
+        ([&[0; HEADER_BYTES][..], &Self::FRAME].concat(), Vec::new())
+    }
+
+    fn check(&self, done: &Completion) {
+        if self.queue == 0 {
+            assert_eq!(done.len as usize, HEADER_BYTES + Self::FRAME.len());
+            assert_eq!(done.written[0][HEADER_BYTES..], Self::FRAME[..30]);
+            assert_eq!(done.written[1][..30], Self::FRAME[30..]);
+            return;
+        }
+        assert_eq!(done.len, 0);
+        assert_eq!(self.host.receive().1, Self::FRAME);
     }
 }

@@ -1,0 +1,147 @@
+//! A stand-in for a TAP, for tests and fuzzing: a pair of sockets, whose other end is the host.
+
+// An error in here must fail the test that uses it.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use bellows_memory::sync::Mutex;
+use vm_memory::ByteValued as _;
+
+use super::link::{Link, Offloads};
+use super::pieces::{Room, Source};
+use super::wire::{HEADER_BYTES, MAX_FRAME, VirtioNetHdr};
+use crate::virtio::testing::PATIENCE;
+
+/// The end that a device has.
+pub struct FakeLink {
+    socket: UnixDatagram,
+    state: Arc<State>,
+}
+
+/// The end that the host has. Cheap to clone, as a second process with the same TAP would be.
+pub struct FakeHost {
+    socket: UnixDatagram,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    offloads: Mutex<Option<Offloads>>,
+    /// Every call fails with this, unless it is 0.
+    error: AtomicI32,
+    /// Calls so far.
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+/// A link, and the host behind it.
+#[must_use]
+pub fn pair() -> (FakeLink, FakeHost) {
+    let (device, host) = UnixDatagram::pair().unwrap();
+    device.set_nonblocking(true).unwrap();
+    host.set_read_timeout(Some(PATIENCE)).unwrap();
+    let state = Arc::<State>::default();
+    (FakeLink { socket: device, state: state.clone() }, FakeHost { socket: host, state })
+}
+
+impl FakeLink {
+    /// The same end once more, for another device.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { socket: self.socket.try_clone().unwrap(), state: self.state.clone() }
+    }
+}
+
+impl State {
+    fn check(&self) -> io::Result<()> {
+        match self.error.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+impl Link for FakeLink {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.state.check()?;
+        *self.state.offloads.lock() = Some(offloads);
+        Ok(())
+    }
+
+    fn read(&self, room: &mut Room<'_>) -> io::Result<usize> {
+        self.state.reads.fetch_add(1, Ordering::SeqCst);
+        self.state.check()?;
+        room.read_from(self.descriptor())
+    }
+
+    fn write(&self, packet: &Source<'_>) -> io::Result<usize> {
+        self.state.writes.fetch_add(1, Ordering::SeqCst);
+        self.state.check()?;
+        packet.write_to(self.descriptor())
+    }
+}
+
+impl FakeHost {
+    /// Sends a packet to the guest.
+    pub fn send(&self, header: VirtioNetHdr, frame: &[u8]) {
+        self.send_raw(&[header.as_slice(), frame].concat());
+    }
+
+    /// Sends a packet that is not to be segmented and has its checksum.
+    pub fn send_frame(&self, frame: &[u8]) {
+        self.send(VirtioNetHdr::default(), frame);
+    }
+
+    /// Sends header and packet of any shape.
+    pub fn send_raw(&self, bytes: &[u8]) {
+        assert_eq!(self.socket.send(bytes).unwrap(), bytes.len());
+    }
+
+    /// Waits for a packet of the guest.
+    #[must_use]
+    pub fn receive(&self) -> (VirtioNetHdr, Vec<u8>) {
+        let mut bytes = vec![0; HEADER_BYTES + MAX_FRAME + 1];
+        let received = self.socket.recv(&mut bytes).unwrap();
+        bytes.truncate(received);
+        let frame = bytes.split_off(HEADER_BYTES);
+        let mut header = VirtioNetHdr::default();
+        header.as_mut_slice().copy_from_slice(&bytes);
+        (header, frame)
+    }
+
+    /// Whether there is a packet of the guest; takes it.
+    #[must_use]
+    pub fn has_packet(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let mut byte = [0];
+        let received = self.socket.recv(&mut byte);
+        self.socket.set_nonblocking(false).unwrap();
+        received.is_ok()
+    }
+
+    /// What the device has set last.
+    #[must_use]
+    pub fn offloads(&self) -> Option<Offloads> {
+        *self.state.offloads.lock()
+    }
+
+    /// Has every call of the device fail from now on, or succeed again with 0.
+    pub fn fail(&self, error: i32) {
+        self.state.error.store(error, Ordering::SeqCst);
+    }
+
+    /// How often the device has tried to read and to write.
+    #[must_use]
+    pub fn calls(&self) -> (u64, u64) {
+        (self.state.reads.load(Ordering::SeqCst), self.state.writes.load(Ordering::SeqCst))
+    }
+}

@@ -1,0 +1,189 @@
+//! The device on its event loop: it serves the queues on kicks of the driver and events of the link.
+//!
+//! The link is watched edge-triggered: that it can be read or written is remembered until a call says otherwise. So a driver that
+//! leaves no buffers stops the reading, and costs nothing meanwhile but one event for each packet that the link still takes in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bellows_memory::limited;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use virtio_queue::QueueState;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::link::Link;
+use super::receive::{Receiver, Waiting};
+use super::shared::Shared;
+use super::transmit::Transmitter;
+use super::{QUEUE_SIZES, RX, TX};
+use crate::interrupt::Interrupt;
+use crate::virtio::queue::DeviceQueue;
+use crate::virtio::queue::group::GroupQueue;
+use crate::virtio::{ActivateError, Activation};
+
+/// Data of events other than kicks, which have the queue's number.
+const LINK: u32 = 16;
+const TIMER: u32 = 17;
+const LIMITS: u32 = 18;
+
+/// The handler of an active device.
+pub(super) struct Handler {
+    link: Arc<dyn Link>,
+    shared: Arc<Shared>,
+    interrupt: Arc<dyn Interrupt>,
+    rx: GroupQueue,
+    tx: DeviceQueue,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    /// Expires when a packet need no longer wait for its limit.
+    timer: TimerFd,
+    /// Whether the link is on the loop.
+    watched: bool,
+}
+
+impl Handler {
+    /// Takes the queues out of `activation`.
+    ///
+    /// # Errors
+    /// The driver did not enable a queue, or the system has no timer.
+    pub(super) fn new(
+        activation: &mut Activation,
+        link: &Arc<dyn Link>,
+        shared: &Arc<Shared>,
+        features: u64,
+        mtu: Option<u16>,
+    ) -> Result<Self, ActivateError> {
+        let (rx, tx) = (GroupQueue::take(activation, RX)?, DeviceQueue::take(activation, TX)?);
+        let timer = TimerFd::new()
+            .map_err(|error| ActivateError::Host { what: "the timer of its limits", source: error.into() })?;
+        Ok(Self {
+            link: link.clone(),
+            shared: shared.clone(),
+            interrupt: activation.interrupt.clone(),
+            rx,
+            tx,
+            receiver: Receiver::new(link.clone(), shared.clone(), features, mtu),
+            transmitter: Transmitter::new(link.clone(), shared.clone(), features),
+            timer,
+            watched: false,
+        })
+    }
+
+    /// Goes on with a packet that waited for room.
+    pub(super) fn wait_again(&mut self, waiting: Waiting) {
+        self.receiver.wait_again(waiting);
+    }
+
+    /// How far the queues were served, by number, and a packet that waits for room in the guest's buffers.
+    pub(super) fn into_parts(self) -> (Vec<Option<QueueState>>, Option<Waiting>) {
+        let mut queues = vec![None; QUEUE_SIZES.len()];
+        queues[usize::from(RX)] = Some(self.rx.state());
+        queues[usize::from(TX)] = Some(self.tx.state());
+        (queues, self.receiver.into_waiting())
+    }
+
+    fn link_event(&mut self, events: EventSet) {
+        // An error shows itself to the next call.
+        let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
+        if failed || events.contains(EventSet::IN) {
+            self.receiver.readable = true;
+        }
+        if failed || events.contains(EventSet::OUT) {
+            self.transmitter.writable = true;
+        }
+    }
+
+    fn set_limits(&mut self) {
+        let (limits, now) = (self.shared.limits(), Instant::now());
+        self.receiver.limiter.set(limits.receive, now);
+        self.transmitter.limiter.set(limits.transmit, now);
+    }
+
+    /// Has the timer expire when the first packet may pass that waits now.
+    fn arm(&mut self) {
+        let waits = [self.receiver.limiter.wait(), self.transmitter.limiter.wait()];
+        let Some(wait) = waits.into_iter().flatten().min() else { return };
+        // Zero would turn it off.
+        let wait = wait.max(std::time::Duration::from_nanos(1));
+        if let Err(error) = self.timer.reset(wait, None) {
+            limited!(error, %error, "packets wait for their rate limit until others come");
+        }
+    }
+
+    /// Stops the traffic for good.
+    fn link_is_gone(&mut self, ops: &mut EventOps) {
+        self.receiver.gone = true;
+        self.transmitter.gone = true;
+        self.unwatch(ops);
+        if self.shared.link_down() {
+            limited!(warn, "the host's end of a network interface is gone: the VM goes on without it");
+            self.interrupt.config();
+        }
+        // What waits is dropped.
+        self.tx.serve(&mut self.transmitter);
+    }
+
+    fn link_events(&self) -> Events {
+        Events::with_data_raw(
+            std::os::fd::AsRawFd::as_raw_fd(&self.link.descriptor()),
+            LINK,
+            EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED,
+        )
+    }
+
+    fn unwatch(&mut self, ops: &mut EventOps) {
+        if std::mem::take(&mut self.watched) {
+            // If it fails, the descriptor is no longer there to be watched.
+            let _ = ops.remove(self.link_events());
+        }
+    }
+}
+
+impl MutEventSubscriber for Handler {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            kick if kick == u32::from(RX) => self.rx.kicked(&mut self.receiver),
+            kick if kick == u32::from(TX) => self.tx.kicked(&mut self.transmitter),
+            LINK => {
+                self.link_event(events.event_set());
+                self.rx.serve(&mut self.receiver);
+                self.tx.serve(&mut self.transmitter);
+            }
+            other => {
+                if other == LIMITS {
+                    let _ = self.shared.changed().read();
+                    self.set_limits();
+                } else {
+                    let _ = self.timer.wait();
+                }
+                self.rx.serve(&mut self.receiver);
+                self.tx.serve(&mut self.transmitter);
+            }
+        }
+        if self.watched && (self.receiver.gone || self.transmitter.gone) {
+            self.link_is_gone(ops);
+        }
+        self.arm();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        self.set_limits();
+        self.rx.listen(RX.into(), ops);
+        self.tx.listen(TX.into(), ops);
+        let limits = ops.add(Events::with_data(self.shared.changed(), LIMITS, EventSet::IN));
+        let timer = ops.add(Events::with_data(&self.timer, TIMER, EventSet::IN));
+        if limits.is_err() || timer.is_err() {
+            limited!(error, ?limits, ?timer, "rate limits of a network interface do not work");
+        }
+        if self.receiver.gone {
+            return;
+        }
+        match ops.add(self.link_events()) {
+            Ok(()) => self.watched = true,
+            Err(error) => {
+                limited!(error, %error, "cannot listen to a network interface's end on the host");
+                self.interrupt.needs_reset();
+            }
+        }
+    }
+}

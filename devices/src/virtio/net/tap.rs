@@ -1,0 +1,230 @@
+//! A TAP of the host: an Ethernet interface whose other end is a descriptor.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use super::link::{Link, Offloads};
+use super::wire::HEADER_BYTES;
+
+const DEVICE: &str = "/dev/net/tun";
+/// Longest name of an interface, and the zero behind it.
+const NAME_BYTES: usize = libc::IFNAMSIZ;
+/// What a TAP must be: without the protocol number before each packet, with the header of virtio-net.
+const NEEDED: i16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+/// The flags among those that a TAP has, that make a difference.
+const COMPARED: i16 = NEEDED | libc::IFF_TUN as i16;
+
+/// A TAP.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    name: String,
+}
+
+/// Why a TAP cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No interface can have that name.
+    #[error("{0:?} is not the name of an interface: expected 1 to {most} bytes without `/`, `:`, `%`, white space", most = NAME_BYTES - 1)]
+    Name(String),
+    /// No interface has that name.
+    #[error("no interface is called `{0}`: expected a TAP that exists")]
+    Missing(String),
+    /// The system has no TAPs, or the process may not use them.
+    #[error("cannot open {DEVICE} for the TAP `{name}`")]
+    Open {
+        /// The interface.
+        name: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The interface is not a TAP, is in use, has several queues, or the process may not use it.
+    #[error("cannot attach to `{name}`: expected a TAP with one queue that this process may use and no other does")]
+    Attach {
+        /// The interface.
+        name: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The descriptor is not open.
+    #[error("descriptor {fd} cannot be used")]
+    Descriptor {
+        /// The descriptor.
+        fd: RawFd,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The descriptor is something else.
+    #[error("descriptor {fd} is not a TAP: expected /dev/net/tun attached to an interface")]
+    NotTap {
+        /// The descriptor.
+        fd: RawFd,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The TAP was opened in another way.
+    #[error(
+        "`{name}` of descriptor {fd} has flags {found:#06x}: expected {expected:#06x} among them (IFF_TAP, IFF_NO_PI, \
+         IFF_VNET_HDR), and not IFF_TUN"
+    )]
+    Flags {
+        /// The interface.
+        name: String,
+        /// The descriptor.
+        fd: RawFd,
+        /// Its flags.
+        found: i16,
+        /// The flags that it needs.
+        expected: i16,
+    },
+    /// The system refused to set the TAP up.
+    #[error("cannot set {what} of the TAP `{name}`")]
+    SetUp {
+        /// The interface.
+        name: String,
+        /// What was to be set.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Tap {
+    /// Attaches to the TAP called `name`, which exists. No other process may have it.
+    ///
+    /// # Errors
+    /// There is no such TAP, or it cannot be used.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        if !is_name(name) {
+            return Err(TapError::Name(name.to_owned()));
+        }
+        let mut request = request(name, NEEDED);
+        // The system would make one that nothing is connected to.
+        // SAFETY: the name ends with a zero, as it is shorter than its place.
+        if unsafe { libc::if_nametoindex(request.ifr_name.as_ptr()) } == 0 {
+            return Err(TapError::Missing(name.to_owned()));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let opened = options.open(DEVICE);
+        let file = opened.map_err(|source| TapError::Open { name: name.to_owned(), source })?;
+        attach(&file, &mut request).map_err(|source| TapError::Attach { name: name.to_owned(), source })?;
+        Self { file, name: name.to_owned() }.set_up()
+    }
+
+    /// The TAP behind descriptor `fd` of this process, which stays open. The TAP is one descriptor with two numbers afterwards: it does
+    /// not block any more under either.
+    ///
+    /// # Errors
+    /// It is not a TAP, or was opened in another way than is needed.
+    pub fn from_descriptor(fd: RawFd) -> Result<Self, TapError> {
+        // SAFETY: no pointers are passed.
+        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        checked(copy).map_err(|source| TapError::Descriptor { fd, source })?;
+        // SAFETY: the descriptor was just made; nothing else owns it.
+        let file = unsafe { File::from_raw_fd(copy) };
+        let mut request = request("", 0);
+        // SAFETY: the kernel writes one `ifreq`, which lives through the call.
+        let asked = unsafe { libc::ioctl(copy, libc::TUNGETIFF as _, &raw mut request) };
+        checked(asked).map_err(|source| TapError::NotTap { fd, source })?;
+        let name = name_of(&request);
+        // SAFETY: the kernel has set the flags.
+        let found = unsafe { request.ifr_ifru.ifru_flags };
+        if found & COMPARED != NEEDED {
+            return Err(TapError::Flags { name, fd, found, expected: NEEDED });
+        }
+        let tap = Self { file, name };
+        // SAFETY: no pointers are passed.
+        let flags = unsafe { libc::fcntl(copy, libc::F_GETFL) };
+        // SAFETY: no pointers are passed.
+        let set = checked(flags)
+            .and_then(|()| checked(unsafe { libc::fcntl(copy, libc::F_SETFL, flags | libc::O_NONBLOCK) }));
+        set.map_err(|source| tap.failed("O_NONBLOCK", source))?;
+        tap.set_up()
+    }
+
+    /// Name of the interface when it was opened.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn set_up(self) -> Result<Self, TapError> {
+        self.set(libc::TUNSETVNETHDRSZ, HEADER_BYTES as libc::c_int)
+            .map_err(|source| self.failed("the size of packet headers", source))?;
+        self.set(libc::TUNSETVNETLE, 1)
+            .map_err(|source| self.failed("the order of bytes in packet headers", source))?;
+        // A driver says what it can do.
+        self.set_offloads(Offloads::default()).map_err(|source| self.failed("offloads", source))?;
+        Ok(self)
+    }
+
+    fn failed(&self, what: &'static str, source: io::Error) -> TapError {
+        TapError::SetUp { name: self.name.clone(), what, source }
+    }
+
+    /// Sets a number by a request that takes a pointer to it.
+    fn set(&self, request: libc::Ioctl, value: libc::c_int) -> io::Result<()> {
+        // SAFETY: the kernel reads one `int`, which lives through the call.
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, &raw const value) })
+    }
+}
+
+impl Link for Tap {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let flag = |set: bool, flag: libc::c_uint| if set { flag } else { 0 };
+        let flags = flag(offloads.checksum, libc::TUN_F_CSUM)
+            | flag(offloads.tcp4, libc::TUN_F_TSO4)
+            | flag(offloads.tcp6, libc::TUN_F_TSO6);
+        // SAFETY: the request takes a number, not a pointer.
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) })
+    }
+}
+
+/// Makes `file` the other end of the interface that `request` names, with its flags.
+fn attach(file: &File, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes one `ifreq`, which lives through the call.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut *request) })
+}
+
+/// Whether an interface can be called `name`, by the kernel's rules, and none would be made up for it.
+fn is_name(name: &str) -> bool {
+    let valid = |byte: u8| !matches!(byte, b'/' | b':' | b'%' | 0 | 0x0b) && !byte.is_ascii_whitespace();
+    (1..NAME_BYTES).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(valid)
+}
+
+/// A request about the interface `name`, which is shorter than its place.
+fn request(name: &str, flags: i16) -> libc::ifreq {
+    // SAFETY: an all-zero `ifreq` is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name[..NAME_BYTES - 1].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags;
+    request
+}
+
+fn name_of(request: &libc::ifreq) -> String {
+    let bytes = request.ifr_name.map(|byte| byte as u8);
+    CStr::from_bytes_until_nul(&bytes).unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+#[path = "tap_test.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Packets of the guest: from its buffers to the link (VIRTIO 1.2, section 5.1.6.2).
+
+use std::io;
+use std::sync::Arc;
+
+use bellows_memory::{GuestMemory, limited};
+use vm_memory::ByteValued as _;
+
+use super::header::{self, Rejection};
+use super::limits::Limiter;
+use super::link::{Link, is_gone};
+use super::pieces::Source;
+use super::shared::Shared;
+use super::wire::{HEADER_BYTES, MAX_FRAME, MIN_FRAME, VirtioNetHdr};
+use crate::virtio::chain::{Chain, Defect};
+use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
+
+/// The way of packets from the guest.
+pub(super) struct Transmitter {
+    link: Arc<dyn Link>,
+    shared: Arc<Shared>,
+    pub(super) limiter: Limiter,
+    features: u64,
+    /// Whether the link may take a packet.
+    pub(super) writable: bool,
+    /// Whether the link is gone.
+    pub(super) gone: bool,
+    /// Room for a packet in more pieces than one call takes.
+    host: Box<[u8]>,
+}
+
+/// Why a chain is not a packet.
+#[derive(Debug, thiserror::Error)]
+enum Malformed {
+    #[error(transparent)]
+    Chain(#[from] Defect),
+    #[error("{0} of its bytes are for the device to write")]
+    Direction(u64),
+    #[error("it has {0} bytes behind a header of {HEADER_BYTES}: expected {MIN_FRAME} to {MAX_FRAME}")]
+    Size(u64),
+    #[error("it is not all in guest memory")]
+    OutsideMemory,
+    #[error(transparent)]
+    Header(#[from] Rejection),
+}
+
+impl Transmitter {
+    pub(super) fn new(link: Arc<dyn Link>, shared: Arc<Shared>, features: u64) -> Self {
+        Self {
+            gone: !shared.is_up(),
+            link,
+            shared,
+            limiter: Limiter::default(),
+            features,
+            writable: true,
+            host: vec![0; MAX_FRAME].into_boxed_slice(),
+        }
+    }
+
+    /// The header of the packet in `chain`, and the bytes behind it.
+    fn parse(&self, chain: &Chain, memory: &GuestMemory) -> Result<(VirtioNetHdr, usize), Malformed> {
+        if let Some(defect) = chain.defect() {
+            return Err(defect.into());
+        }
+        if chain.writable.bytes() > 0 {
+            return Err(Malformed::Direction(chain.writable.bytes()));
+        }
+        let frame = chain.readable.bytes().saturating_sub(HEADER_BYTES as u64);
+        if !(MIN_FRAME as u64..=MAX_FRAME as u64).contains(&frame) {
+            return Err(Malformed::Size(frame));
+        }
+        if !chain.readable.are_in(memory) {
+            return Err(Malformed::OutsideMemory);
+        }
+        let header = chain.readable.read_obj(memory).ok_or(Malformed::OutsideMemory)?;
+        Ok((header::to_host(&header, frame, self.features)?, frame as usize))
+    }
+
+    /// Writes a packet of `frame` bytes.
+    fn write(&mut self, chain: &Chain, memory: &GuestMemory, header: &VirtioNetHdr, frame: usize) -> io::Result<usize> {
+        let slices = || chain.readable.slices(memory, HEADER_BYTES as u64, frame as u64);
+        let mut packet = Source::empty();
+        if packet.push(header.as_slice()) && slices().all(|slice| packet.push_guest(&slice)) {
+            return self.link.write(&packet);
+        }
+        let mut done = 0;
+        for slice in slices() {
+            done += slice.copy_to(&mut self.host[done..frame]);
+        }
+        let mut packet = Source::empty();
+        let fits = packet.push(header.as_slice()) && packet.push(&self.host[..frame]);
+        debug_assert!(fits);
+        self.link.write(&packet)
+    }
+}
+
+impl QueueHandler for Transmitter {
+    fn is_ready(&mut self) -> bool {
+        // With the link gone, packets are dropped.
+        self.gone || self.writable && self.limiter.is_ready()
+    }
+
+    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
+        if self.gone {
+            self.shared.transmitted.dropped();
+            return Outcome::Used(0);
+        }
+        let (header, frame) = match self.parse(chain, &memory) {
+            Ok(parsed) => parsed,
+            Err(malformed) => {
+                limited!(debug, head = chain.head(), %malformed, "a packet of the guest was dropped");
+                self.shared.transmitted.malformed();
+                return Outcome::Used(0);
+            }
+        };
+        match self.write(chain, &memory, &header, frame) {
+            Ok(_) => {
+                self.limiter.passed(frame as u64);
+                self.shared.transmitted.delivered(frame as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.writable = false;
+                return Outcome::NotYet;
+            }
+            Err(error) => {
+                self.gone = is_gone(&error);
+                if !self.gone {
+                    limited!(debug, %error, "the host did not take a packet of the guest");
+                }
+                self.shared.transmitted.dropped();
+            }
+        }
+        Outcome::Used(0)
+    }
+}
