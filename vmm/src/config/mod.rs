@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::kind::ErrorKind;
@@ -17,6 +16,7 @@ mod balloon;
 mod command_line;
 mod elastic;
 mod image;
+mod partition_mode;
 mod prepare;
 pub(crate) mod text;
 
@@ -25,6 +25,7 @@ pub use elastic::ElasticBaseConfig;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
+pub use partition_mode::{ParsePartitionModeError, PartitionMode};
 
 /// Fewest and most vCPUs of a VM.
 pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
@@ -126,51 +127,6 @@ pub struct VmConfig {
     /// Where the guest's serial console goes.
     #[serde(default)]
     pub serial: SerialOutput,
-}
-
-/// How partitions are kept apart in the guest.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PartitionMode {
-    /// With the means of stock kernels: cpusets and memory policies.
-    Stock,
-    /// With the guest memory extension if the guest's kernel has it, else as `Stock`.
-    #[default]
-    Extension,
-}
-
-impl fmt::Display for PartitionMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stock => "stock",
-            Self::Extension => "extension",
-        })
-    }
-}
-
-/// A text that does not name a partition mode.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is not a partition mode: expected `stock` or `extension`")]
-pub struct ParsePartitionModeError(String);
-
-impl ParsePartitionModeError {
-    /// The kind of this error.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Invalid
-    }
-}
-
-impl FromStr for PartitionMode {
-    type Err = ParsePartitionModeError;
-
-    fn from_str(text: &str) -> Result<Self, ParsePartitionModeError> {
-        match text {
-            "stock" => Ok(Self::Stock),
-            "extension" => Ok(Self::Extension),
-            _ => Err(ParsePartitionModeError(text.to_owned())),
-        }
-    }
 }
 
 /// A raw disk.
