@@ -19,8 +19,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
 use crate::config::{
-    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, PartitionMode, SerialOutput, VmConfig,
-    VsockConfig,
+    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, NetConfig, PartitionMode, SerialOutput,
+    VmConfig, VsockConfig,
 };
 use crate::console::{Console, standard_output};
 use crate::descriptors;
@@ -35,6 +35,7 @@ use crate::resources::disks::Disks;
 use crate::resources::elastic::ElasticBase;
 use crate::resources::images::Images;
 use crate::resources::instances::Instances;
+use crate::resources::networks::Networks;
 use crate::resources::partitions::{PartitionParts, Partitions};
 use crate::resources::pmem::PmemWindows;
 use crate::virtio_bus::{DeviceError, VirtioBus};
@@ -214,6 +215,13 @@ impl VmBuilder {
         self
     }
 
+    /// Adds a network interface.
+    #[must_use]
+    pub fn network_interface(mut self, interface: NetConfig) -> Self {
+        self.config.network_interfaces.push(interface);
+        self
+    }
+
     /// Sets the vsock device.
     #[must_use]
     pub fn vsock(mut self, vsock: VsockConfig) -> Self {
@@ -267,8 +275,11 @@ impl VmBuilder {
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
         legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
         let console = add_serial(&buses, &machine, &config.serial)?;
-        let functions =
-            FIXED_DEVICES + usize::from(config.balloon.is_some()) + config.disks() + config.memory_devices();
+        let functions = FIXED_DEVICES
+            + usize::from(config.balloon.is_some())
+            + config.disks()
+            + config.network_interfaces.len()
+            + config.memory_devices();
         let vectors = config.max_vectors();
         let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
         let event_loop = bus.event_loop("devices")?;
@@ -287,6 +298,10 @@ impl VmBuilder {
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
             disks.add_drive(&bus, drive)?;
+        }
+        let mut networks = Networks::default();
+        for interface in &config.network_interfaces {
+            networks.add(&bus, interface)?;
         }
         let memory = PartitionSetup {
             backing: config.backing,
@@ -326,6 +341,7 @@ impl VmBuilder {
             elastic_base,
             disks,
             images,
+            networks,
             partitions,
             instances: Instances { base_limit: config.base_limit, memory: config.memory },
             _event_loop: event_loop,

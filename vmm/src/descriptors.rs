@@ -18,6 +18,8 @@ const PER_FUNCTION: usize = 3;
 const PER_LOOP: usize = 2;
 /// For a balloon, beside those of its queues and its thread: the interrupt vector of its configuration and its timer.
 const PER_BALLOON: usize = 2;
+/// For a network interface: three interrupt vectors, two queues, its TAP, its timer and the event of changed limits.
+const PER_NETWORK: usize = 8;
 /// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;
 /// Descriptors to keep free when a disk or partition is attached to a running VM.
@@ -53,6 +55,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
         + images
         + config.balloon.as_ref().map_or(0, of_balloon)
         + of_drive() * config.drives.len()
+        + (PER_NETWORK + PER_LOOP) * config.network_interfaces.len()
         + of_partition() * config.memory_devices()
 }
 
@@ -123,7 +126,7 @@ mod tests {
     use bellows_memory::ByteSize;
 
     use super::*;
-    use crate::config::DriveConfig;
+    use crate::config::{DriveConfig, NetConfig, Tap};
 
     #[test]
     fn a_refusal_gives_all_figures() {
@@ -157,6 +160,8 @@ mod tests {
         grows(&config, 6);
         config.partitions.push(ByteSize::gib(1));
         grows(&config, 4);
+        config.network_interfaces.push(NetConfig::new("eth0", Tap::Fd(7)));
+        grows(&config, 10);
         config.vcpus += 2;
         grows(&config, 2);
         config.balloon = Some(BalloonConfig { stats_polling_interval_s: 1, ..BalloonConfig::default() });

@@ -17,6 +17,7 @@ use crate::kind::ErrorKind;
 use crate::kvm::{HostError, MachineError, VcpuPoolError};
 use crate::resources::balloon::BalloonError;
 use crate::resources::error::{HotplugError, PartitionError};
+use crate::resources::networks::NetworkError;
 use crate::virtio_bus::DeviceError;
 
 /// Why a VM could not be made. Nothing of it remains.
@@ -49,6 +50,9 @@ pub enum BuildError {
     /// The balloon could not be made.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
+    /// A network interface could not be made.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A partition could not be made.
     #[error(transparent)]
     Partition(#[from] PartitionError),
@@ -101,6 +105,7 @@ impl BuildError {
             Self::Layout(_) | Self::CommandLine(_) | Self::Vsock(VsockError::ReservedCid(_)) => ErrorKind::Invalid,
             Self::Disk(error) => error.kind(),
             Self::Balloon(error) => error.kind(),
+            Self::Network(error) => error.kind(),
             Self::Partition(error) => error.kind(),
             Self::Vsock(VsockError::Listen(_)) => ErrorKind::Host,
             Self::Device(error) => error.kind(),

@@ -49,8 +49,8 @@ pub mod machine {
 pub use builder::VmBuilder;
 pub use config::{
     Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, ImageConfig, LayerConfig,
-    ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Transport,
-    VmConfig, VsockConfig,
+    NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Tap,
+    Transport, VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
@@ -74,6 +74,7 @@ pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};
+pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
 pub use virtio_bus::DeviceError;
@@ -82,6 +83,9 @@ pub use vm::Vm;
 pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_devices::virtio::balloon::{Discards, HintingStatus, MemoryStatistics};
+pub use bellows_devices::virtio::net::{
+    MacAddress, NetError, NetStatistics, ParseMacError, Rate, RateLimit, RateLimits, TapError, Traffic,
+};
 pub use bellows_memory::host::catch_faults;
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::ready::BootTimes;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
+use bellows_devices::virtio::net::{NetStatistics, RateLimits};
 use bellows_memory::sync::Mutex;
 use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
 use bellows_protocol::ready::BootTimes;
@@ -31,6 +32,7 @@ use crate::resources::elastic::ElasticBase;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
 use crate::resources::images::Images;
 use crate::resources::instances::{Instance, InstanceSpec, Instances, ZygoteSpec};
+use crate::resources::networks::{NetworkError, NetworkInfo, Networks};
 use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
@@ -48,6 +50,7 @@ pub struct Vm {
     pub(crate) elastic_base: Option<ElasticBase>,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
+    pub(crate) networks: Networks,
     pub(crate) partitions: Partitions,
     pub(crate) instances: Instances,
     pub(crate) _event_loop: EventLoop,
@@ -141,6 +144,28 @@ impl Vm {
     #[must_use]
     pub fn stopper(&self) -> VmStopper {
         VmStopper::new(self.session.end().clone(), self.machine.gate())
+    }
+
+    /// The network interfaces, in the order of the configuration, with their traffic so far.
+    #[must_use]
+    pub fn network_interfaces(&self) -> Vec<NetworkInfo> {
+        self.networks.infos()
+    }
+
+    /// The traffic of the network interface `id` so far.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn network_statistics(&self, id: &str) -> Result<NetStatistics, NetworkError> {
+        self.networks.statistics(id)
+    }
+
+    /// Changes the rate limits of the network interface `id`.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn set_network_limits(&self, id: &str, limits: RateLimits) -> Result<(), NetworkError> {
+        self.networks.set_limits(id, limits)
     }
 
     /// The configuration of the VM.

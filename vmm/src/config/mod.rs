@@ -16,6 +16,7 @@ mod balloon;
 mod command_line;
 mod elastic;
 mod image;
+mod network;
 mod partition_mode;
 mod prepare;
 pub(crate) mod text;
@@ -25,6 +26,7 @@ pub use elastic::ElasticBaseConfig;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
+pub use network::{MAX_NETWORK_INTERFACES, NetConfig, Tap};
 pub use partition_mode::{ParsePartitionModeError, PartitionMode};
 
 /// Fewest and most vCPUs of a VM.
@@ -75,7 +77,8 @@ pub struct VmConfig {
     /// Parameters added at the end of the kernel command line, each `name` or `name=value`.
     #[serde(default)]
     pub extra_command_line: Vec<String>,
-    /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two.
+    /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two, and a network
+    /// interface three.
     #[serde(default = "default_vcpus")]
     pub vcpus: u8,
     /// Base memory.
@@ -121,6 +124,9 @@ pub struct VmConfig {
     /// Raw disks.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
+    /// Network interfaces; each has a name of its own. The guest finds them in this order.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetConfig>,
     /// The connection between guest and host.
     #[serde(default)]
     pub vsock: VsockConfig,
@@ -209,6 +215,7 @@ impl VmConfig {
             images: Vec::new(),
             record_reads: false,
             drives: Vec::new(),
+            network_interfaces: Vec::new(),
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
         }
@@ -271,6 +278,7 @@ impl VmConfig {
             return Err(error("memory_limit", limit, expected));
         }
         self.check_disks()?;
+        network::check(&self.network_interfaces)?;
         self.check_vectors()?;
         self.vsock.check()?;
         if let SerialOutput::File(path) = &self.serial {
@@ -309,7 +317,8 @@ impl VmConfig {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
         let balloon = self.balloon.as_ref().map_or(0, BalloonConfig::vectors);
-        let needed = FIXED_VECTORS + balloon + VECTORS_PER_FUNCTION * (disks + self.memory_devices());
+        let networks = network::VECTORS * self.network_interfaces.len();
+        let needed = FIXED_VECTORS + balloon + networks + VECTORS_PER_FUNCTION * (disks + self.memory_devices());
         if needed <= self.max_vectors() {
             return Ok(());
         }

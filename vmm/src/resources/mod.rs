@@ -1,5 +1,5 @@
 //! The parts of a VM that come and go: disks, images, partitions, instances and their processes. And
-//! the balloon, which stays.
+//! the balloon and network interfaces, which stay.
 
 pub(crate) mod balloon;
 pub(crate) mod disks;
@@ -8,6 +8,7 @@ pub(crate) mod error;
 pub(crate) mod freeze;
 pub(crate) mod images;
 pub(crate) mod instances;
+pub(crate) mod networks;
 pub(crate) mod partitions;
 pub(crate) mod pmem;
 mod prepare;

@@ -1,0 +1,140 @@
+//! Network interfaces in a configuration.
+
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+
+use bellows_devices::virtio::net::{MTUS, MacAddress, RateLimits};
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, count, error};
+
+/// Most network interfaces of a VM.
+pub const MAX_NETWORK_INTERFACES: usize = 16;
+/// Interrupt vectors of an interface: one for each direction, and one for its configuration.
+pub(crate) const VECTORS: usize = 3;
+/// Longest name of an interface.
+const MAX_ID: usize = 64;
+
+/// A network interface: of the guest's at one end, a TAP of the host's at the other.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Its name on the host: 1 to 64 letters, digits, `-` and `_`.
+    pub id: String,
+    /// The host's end.
+    pub tap: Tap,
+    /// The guest's hardware address; left out, one that follows from the TAP's name and `id`. Name it where several hosts share a
+    /// network, or a snapshot is to be restored at another TAP.
+    #[serde(default)]
+    pub mac: Option<MacAddress>,
+    /// Bytes of the largest packet, without its link header, that the guest is told: 68 to 65535. It should be the TAP's.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Rate limits at first.
+    #[serde(default)]
+    pub limits: RateLimits,
+}
+
+/// A TAP of the host.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tap {
+    /// The name of one that exists, with one queue, which no process uses.
+    Name(String),
+    /// A descriptor of this process, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. The VM uses a copy.
+    Fd(RawFd),
+}
+
+impl NetConfig {
+    /// An interface called `id` at `tap`, with the default of everything else.
+    #[must_use]
+    pub fn new(id: impl Into<String>, tap: Tap) -> Self {
+        Self { id: id.into(), tap, mac: None, mtu: None, limits: RateLimits::default() }
+    }
+}
+
+/// Checks every interface, by itself and against the others.
+pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
+    if interfaces.len() > MAX_NETWORK_INTERFACES {
+        let expected = format!("at most {MAX_NETWORK_INTERFACES}");
+        return Err(error("network_interfaces", count(interfaces.len()), expected));
+    }
+    let (mut ids, mut taps, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
+    for (index, interface) in interfaces.iter().enumerate() {
+        let field = |name: &str| format!("network_interfaces[{index}].{name}");
+        let NetConfig { id, tap, mac, mtu, .. } = interface;
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
+            return Err(error(field("id"), format!("{id:?}"), format!("1 to {MAX_ID} letters, digits, `-`, `_`")));
+        }
+        if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
+            return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
+        }
+        let another = |name: &str, other: usize| format!("another than that of `network_interfaces[{other}].{name}`");
+        if let Some(other) = ids.insert(id, index) {
+            return Err(error(field("id"), format!("`{id}`"), another("id", other)));
+        }
+        if let Some(other) = taps.insert(tap, index) {
+            return Err(error(field("tap"), format!("{tap:?}"), another("tap", other)));
+        }
+        if let Some((mac, other)) = mac.and_then(|mac| Some((mac, macs.insert(mac, index)?))) {
+            return Err(error(field("mac"), mac, another("mac", other)));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bellows_memory::ByteSize;
+
+    use super::*;
+    use crate::config::VmConfig;
+
+    fn refused(interfaces: Vec<NetConfig>) -> String {
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+        config.network_interfaces = interfaces;
+        config.validate().unwrap_err().to_string()
+    }
+
+    fn interface(id: &str, tap: &str) -> NetConfig {
+        NetConfig::new(id, Tap::Name(tap.into()))
+    }
+
+    #[test]
+    fn interfaces_are_read_as_they_are_written() {
+        let text = r#"{ "kernel": "vmlinux", "memory": "512M", "network_interfaces": [
+            { "id": "eth0", "tap": { "name": "tap0" }, "mac": "02:00:00:00:00:01", "mtu": 1400,
+              "limits": { "transmit": { "bandwidth": { "per_second": 1000000, "burst": 65536 } } } },
+            { "id": "eth1", "tap": { "fd": 7 } }
+        ] }"#;
+        let config: VmConfig = serde_json::from_str(text).unwrap();
+        config.validate().unwrap();
+        let [first, second] = &config.network_interfaces[..] else { panic!("{config:?}") };
+        assert_eq!((first.mtu, first.mac.unwrap().bytes()), (Some(1400), [2, 0, 0, 0, 0, 1]));
+        assert_eq!(first.limits.transmit.bandwidth.unwrap().burst.get(), 65536);
+        assert_eq!(*second, NetConfig::new("eth1", Tap::Fd(7)));
+        let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn what_is_invalid_or_there_twice_is_named() {
+        for id in ["", "a b", "\u{e9}", &"a".repeat(65)] {
+            let text = refused(vec![interface("x", "tap0"), interface(id, "tap1")]);
+            assert!(text.contains("network_interfaces[1].id") && text.contains("1 to 64 letters"), "{text}");
+        }
+        let text = refused(vec![NetConfig { mtu: Some(67), ..interface("a", "tap0") }]);
+        assert!(text.contains("`network_interfaces[0].mtu` is 67: expected 68 to 65535"), "{text}");
+        let text = refused(vec![interface("a", "tap0"), interface("a", "tap1")]);
+        assert!(text.contains("`network_interfaces[1].id` is `a`") && text.contains("interfaces[0].id"), "{text}");
+        let text = refused(vec![interface("a", "tap0"), interface("b", "tap0")]);
+        assert!(text.contains("`network_interfaces[1].tap` is Name(\"tap0\")"), "{text}");
+        let mac = "02:00:00:00:00:01".parse().ok();
+        let with_mac = |id, tap| NetConfig { mac, ..interface(id, tap) };
+        let text = refused(vec![with_mac("a", "tap0"), with_mac("b", "tap1")]);
+        assert!(text.contains("`network_interfaces[1].mac` is 02:00:00:00:00:01"), "{text}");
+        let many = (0..17).map(|n| interface(&format!("i{n}"), &format!("tap{n}"))).collect();
+        assert!(refused(many).contains("17 entries: expected at most 16"));
+    }
+}
