@@ -72,7 +72,7 @@ fn a_wrong_request_is_refused_with_a_reason() {
         ("PUT", "/boot-source", r#"{"kernel_image_path": "/nowhere/vmlinux"}"#, "/nowhere/vmlinux"),
         ("PUT", "/drives/a", r#"{"drive_id": "b", "is_root_device": false}"#, "as in the path"),
         ("PUT", "/snapshot/create", "{}", "not supported yet"),
-        ("PUT", "/network-interfaces/eth0", "{}", "not supported yet"),
+        ("PUT", "/network-interfaces/eth0", "{}", "missing field `iface_id`"),
         ("GET", "/mmds", "", "not supported yet"),
         ("PUT", "/cpu-config", "{}", "not supported yet"),
         ("PATCH", "/vm", r#"{"state": "Paused"}"#, "has not booted"),

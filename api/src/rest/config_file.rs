@@ -102,7 +102,7 @@ mod tests {
             (r#"{"drives": [{"is_root_device": true}]}"#, "`drives[0]`"),
             (
                 r#"{"network-interfaces": [{"iface_id": "eth0"}]}"#,
-                "`network-interfaces[0]`: `PUT /network-interfaces/eth0` is not",
+                "`network-interfaces[0]`: cannot understand the body: missing field `host_dev_name`",
             ),
             (r#"{"mmds-config": {}}"#, "`mmds-config`: `PUT /mmds/config` is not supported yet"),
         ] {

@@ -3,9 +3,14 @@
 use bellows_vmm::{ConfigError, VmConfig};
 use serde_json::{Value, json};
 
-use super::bodies::{Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Serial, Vsock};
+use super::bodies::{
+    Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Serial, Vsock,
+};
 use super::fault::Fault;
 use super::request::Change;
+
+/// Names of a network interface in the library's configuration, and Firecracker's.
+const OF_NETWORKS: [(&str, &str); 3] = [("id", "iface_id"), ("tap", "host_dev_name"), ("mac", "guest_mac")];
 
 /// Names of the library's configuration, and Firecracker's for the same.
 const NAMES: [(&str, &str); 7] = [
@@ -28,6 +33,7 @@ pub(crate) struct Configuration {
     boot_source: Option<BootSource>,
     /// The root device comes first.
     drives: Vec<Drive>,
+    networks: Vec<Network>,
     vsock: Option<Vsock>,
     entropy: Option<Entropy>,
     serial: Serial,
@@ -57,6 +63,10 @@ impl Configuration {
                 drive.check()?;
                 changed.insert(drive.clone())?;
             }
+            Change::Network(network) => {
+                changed.networks.retain(|other| other.iface_id != network.iface_id);
+                changed.networks.push(network.clone());
+            }
             Change::Vsock(vsock) => {
                 vsock.check()?;
                 changed.vsock = Some(vsock.clone());
@@ -72,7 +82,7 @@ impl Configuration {
             }
             _ => {}
         }
-        changed.library().validate().map_err(|error| named(&error))?;
+        changed.library()?.validate().map_err(|error| named(&error))?;
         Ok(changed)
     }
 
@@ -84,11 +94,11 @@ impl Configuration {
         if self.boot_source.is_none() {
             return Err(Fault::new("there is nothing to boot: expected `PUT /boot-source` before"));
         }
-        Ok(self.library())
+        self.library()
     }
 
     /// All that was said; without a kernel, the path of one that is none.
-    fn library(&self) -> VmConfig {
+    fn library(&self) -> Result<VmConfig, Fault> {
         let source = self.boot_source.as_ref();
         let kernel = source.map_or_else(|| "/".into(), |source| source.kernel_image_path.clone());
         let mut config = VmConfig::new(kernel, self.machine.memory());
@@ -101,7 +111,8 @@ impl Configuration {
         config.drives = self.drives.iter().map(Drive::config).collect();
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
         config.serial = self.serial.config();
-        config
+        config.network_interfaces = self.networks.iter().map(Network::config).collect::<Result<_, _>>()?;
+        Ok(config)
     }
 
     /// Puts a drive in, or in the place of the one with its name.
@@ -137,6 +148,13 @@ impl Configuration {
         self.drives.retain(|drive| drive.drive_id != id);
     }
 
+    /// A network interface has changed while the VM runs.
+    pub(crate) fn update_network(&mut self, update: &NetworkUpdate) {
+        if let Some(network) = self.networks.iter_mut().find(|network| network.iface_id == update.iface_id) {
+            network.update(update);
+        }
+    }
+
     /// Refuses a drive that cannot come while the VM runs.
     pub(crate) fn check_hotplug(&self, drive: &Drive) -> Result<(), Fault> {
         if self.drive(&drive.drive_id).is_ok() {
@@ -160,7 +178,7 @@ impl Configuration {
             "machine-config": self.machine,
             "metrics": self.metrics,
             "mmds-config": null,
-            "network-interfaces": [],
+            "network-interfaces": self.networks,
             "vsock": self.vsock,
             "entropy": self.entropy,
             "pmem": [],
@@ -171,9 +189,15 @@ impl Configuration {
 
 /// The library's error under Firecracker's names.
 fn named(error: &ConfigError) -> Fault {
-    let name = match error.field.as_str() {
-        drive if drive.starts_with("drives[") => "path_on_host",
-        other => NAMES.iter().find(|(ours, _)| *ours == other).map_or(other, |(_, theirs)| theirs),
+    let known = |names: &[(&'static str, &'static str)], name: &str| {
+        names.iter().find(|(ours, _)| *ours == name).map(|(_, theirs)| *theirs)
+    };
+    let field = error.field.as_str();
+    let name = match field.split_once("].") {
+        Some((list, _)) if list.starts_with("drives[") => "path_on_host",
+        Some((list, part)) if list.starts_with("network_interfaces[") => known(&OF_NETWORKS, part).unwrap_or(part),
+        _ if field.starts_with("drives[") => "path_on_host",
+        _ => known(&NAMES, field).unwrap_or(field),
     };
     Fault::value(name, &error.value, &error.expected)
 }

@@ -28,6 +28,8 @@ fn requests_add_up_to_a_vm() {
         ("/balloon", json!({ "amount_mib": 10, "deflate_on_oom": false })),
         ("/serial", json!({ "serial_out_path": "c.log" })),
         ("/entropy", json!({})),
+        ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "host_dev_name": "other" })),
+        ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "host_dev_name": "tap0", "mtu": 1400 })),
     ] {
         configuration = put(&configuration, "PUT", path, body).unwrap();
     }
@@ -39,7 +41,10 @@ fn requests_add_up_to_a_vm() {
     let paths: Vec<_> = vm.drives.iter().map(|drive| drive.path.to_str().unwrap()).collect();
     assert_eq!(paths, ["/proc/stat", "/proc/cmdline"], "the root device is the first disk");
     assert_eq!((vm.vsock.cid, vm.balloon.unwrap().amount_mib), (5, 10));
+    let [network] = &vm.network_interfaces[..] else { panic!("{vm:?}") };
+    assert_eq!((&*network.id, network.mtu), ("eth0", Some(1400)));
     let shown = configuration.json();
+    assert_eq!(shown["network-interfaces"][0]["host_dev_name"], "tap0");
     assert_eq!(shown["boot-source"]["boot_args"], "console=ttyS0 pci=off");
     assert_eq!((&shown["drives"][0]["drive_id"], &shown["vsock"]["guest_cid"]), (&json!("root"), &json!(5)));
     assert_eq!((&shown["entropy"], &shown["pmem"]), (&json!({}), &json!([])));
@@ -73,6 +78,13 @@ fn values_that_exclude_each_other_are_refused_under_firecrackers_names() {
     let message = put(&configuration, "PATCH", "/machine-config", json!({ "mem_size_mib": 64 })).unwrap_err();
     assert!(message.contains("`balloon.amount_mib`"), "{message}");
     assert_eq!(configuration.machine.mem_size_mib, 128, "a refused change leaves all as it was");
+    let network = |id: &str, tap: &str| json!({ "iface_id": id, "host_dev_name": tap, "mtu": 68 });
+    let with_tap = put(&configuration, "PUT", "/network-interfaces/a", network("a", "tap0")).unwrap();
+    let message = put(&with_tap, "PUT", "/network-interfaces/b", network("b", "tap0")).unwrap_err();
+    assert!(message.starts_with("`host_dev_name` is"), "{message}");
+    let small = json!({ "iface_id": "a", "host_dev_name": "tap0", "mtu": 67 });
+    let message = put(&configuration, "PUT", "/network-interfaces/a", small).unwrap_err();
+    assert!(message.starts_with("`mtu` is 67: expected 68"), "{message}");
     let source = json!({ "kernel_image_path": "/proc/version", "boot_args": "a\nb" });
     let message = put(&configuration, "PUT", "/boot-source", source).unwrap_err();
     assert!(message.starts_with("`boot_args` is \"a\\nb\""), "{message}");

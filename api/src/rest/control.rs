@@ -179,6 +179,14 @@ impl Control {
                 configuration.drive(&update.drive_id)?;
                 update.check()
             }
+            Change::UpdateNetwork(update) => {
+                let interface = vm.network_interfaces().into_iter().find(|interface| interface.id == update.iface_id);
+                let missing = || Fault::new(format!("there is no network interface `{}`", update.iface_id));
+                let limits = update.applied_to(interface.ok_or_else(missing)?.limits)?;
+                vm.set_network_limits(&update.iface_id, limits).map_err(|error| Fault::of(&error))?;
+                self.state().configuration.update_network(&update);
+                Ok(())
+            }
             Change::ResizeBalloon(amount_mib) => {
                 let target = ByteSize::mib(amount_mib.into());
                 balloon(vm)?.set_target(target).map_err(|error| Fault::of(&error))?;

@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 
 use super::bodies::{
     Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
-    Entropy, Logger, Machine, MachineUpdate, Metrics, Serial, StartHinting, VmState, VmUpdate, Vsock,
+    Entropy, Logger, Machine, MachineUpdate, Metrics, Network, NetworkUpdate, Serial, StartHinting, VmState, VmUpdate,
+    Vsock,
 };
 use super::fault::Fault;
 
@@ -41,6 +42,8 @@ pub(crate) enum Change {
     Drive(Drive),
     UpdateDrive(DriveUpdate),
     RemoveDrive(String),
+    Network(Network),
+    UpdateNetwork(NetworkUpdate),
     Vsock(Vsock),
     Entropy(Entropy),
     Balloon(Balloon),
@@ -59,11 +62,10 @@ pub(crate) enum Change {
 }
 
 /// Parts of the API that Bellows does not have yet, by the first part of their paths.
-const MISSING: [(&str, &str); 6] = [
+const MISSING: [(&str, &str); 5] = [
     ("cpu-config", "custom CPU templates"),
     ("hotplug", "memory that is plugged by request"),
     ("mmds", "the metadata service"),
-    ("network-interfaces", "network devices"),
     ("pmem", "pmem devices of the caller's"),
     ("snapshot", "snapshots"),
 ];
@@ -97,7 +99,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
             Ok(Request::Change(Change::StartHinting(start.acknowledge_on_stop)))
         }
         ("PUT" | "PATCH", _) => change(method, path, &parts, body).map(Request::Change),
-        ("DELETE", ["drives", id]) => Ok(Request::Change(Change::RemoveDrive(checked_id(id)?.to_owned()))),
+        ("DELETE", ["drives", id]) => Ok(Request::Change(Change::RemoveDrive(checked_id("drive_id", id)?.to_owned()))),
         _ => Err(unknown(method, path)),
     }
 }
@@ -113,14 +115,24 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
         ("PUT", ["machine-config"]) => json(body).map(Change::Machine),
         ("PATCH", ["machine-config"]) => json(body).map(Change::UpdateMachine),
         ("PUT", ["drives", id]) => {
-            let drive: Drive = json_of(id, body)?;
-            same_id(id, &drive.drive_id)?;
+            let drive: Drive = json_of("drive_id", id, body)?;
+            same_id("drive_id", id, &drive.drive_id)?;
             Ok(Change::Drive(drive))
         }
         ("PATCH", ["drives", id]) => {
-            let update: DriveUpdate = json_of(id, body)?;
-            same_id(id, &update.drive_id)?;
+            let update: DriveUpdate = json_of("drive_id", id, body)?;
+            same_id("drive_id", id, &update.drive_id)?;
             Ok(Change::UpdateDrive(update))
+        }
+        ("PUT", ["network-interfaces", id]) => {
+            let network: Network = json_of("iface_id", id, body)?;
+            same_id("iface_id", id, &network.iface_id)?;
+            Ok(Change::Network(network))
+        }
+        ("PATCH", ["network-interfaces", id]) => {
+            let update: NetworkUpdate = json_of("iface_id", id, body)?;
+            same_id("iface_id", id, &update.iface_id)?;
+            Ok(Change::UpdateNetwork(update))
         }
         ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
         ("PUT", ["entropy"]) => json(body).map(Change::Entropy),
@@ -152,26 +164,26 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(|error| Fault::new(format!("cannot understand the body: {error}")))
 }
 
-fn json_of<T: DeserializeOwned>(id: &str, body: &[u8]) -> Result<T, Fault> {
-    checked_id(id)?;
+fn json_of<T: DeserializeOwned>(field: &str, id: &str, body: &[u8]) -> Result<T, Fault> {
+    checked_id(field, id)?;
     json(body)
 }
 
 /// The name of a resource: letters, digits and underscores.
-fn checked_id(id: &str) -> Result<&str, Fault> {
+fn checked_id<'a>(field: &str, id: &'a str) -> Result<&'a str, Fault> {
     let is_word = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if id.is_empty() || id.len() > MAX_ID || !is_word {
         let expected = format!("1 to {MAX_ID} letters, digits and underscores");
-        return Err(Fault::value("drive_id", format!("`{}`", id.escape_debug()), expected));
+        return Err(Fault::value(field, format!("`{}`", id.escape_debug()), expected));
     }
     Ok(id)
 }
 
-fn same_id(path: &str, body: &str) -> Result<(), Fault> {
+fn same_id(field: &str, path: &str, body: &str) -> Result<(), Fault> {
     if path == body {
         return Ok(());
     }
-    Err(Fault::value("drive_id", format!("`{}`", body.escape_debug()), format!("`{path}`, as in the path")))
+    Err(Fault::value(field, format!("`{}`", body.escape_debug()), format!("`{path}`, as in the path")))
 }
 
 #[cfg(test)]

@@ -62,7 +62,6 @@ fn what_is_missing_is_refused_as_such() {
         ("GET", "/hotplug/memory"),
         ("GET", "/mmds"),
         ("PUT", "/mmds/config"),
-        ("PUT", "/network-interfaces/eth0"),
         ("PUT", "/pmem/p"),
         ("PUT", "/snapshot/create"),
         ("PUT", "/snapshot/load"),
@@ -81,6 +80,18 @@ fn a_drive_has_one_name_of_plain_letters() {
     for id in ["a-b", "a%20b", &"a".repeat(MAX_ID + 1)] {
         assert!(refused("PUT", &format!("/drives/{id}"), body).contains("letters, digits and underscores"), "{id}");
     }
+}
+
+#[test]
+fn a_network_interface_has_one_name_too() {
+    let body = br#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#;
+    assert!(matches!(parse("PUT", "/network-interfaces/eth0", body), Ok(Request::Change(Change::Network(_)))));
+    assert!(refused("PUT", "/network-interfaces/eth1", body).contains("`iface_id` is `eth0`: expected `eth1`"));
+    let update = br#"{"iface_id": "eth0"}"#;
+    let parsed = parse("PATCH", "/network-interfaces/eth0", update);
+    assert!(matches!(parsed, Ok(Request::Change(Change::UpdateNetwork(_)))), "{parsed:?}");
+    assert!(refused("PATCH", "/network-interfaces/a-b", update).contains("`iface_id` is `a-b`"));
+    assert!(refused("DELETE", "/network-interfaces/eth0", b"").contains("is not a request of this API"));
 }
 
 /// Whatever a client sends is an answer, not a panic.

@@ -25,6 +25,7 @@ fn when(change: &Change) -> When {
         Change::BootSource(_)
         | Change::Machine(_)
         | Change::UpdateMachine(_)
+        | Change::Network(_)
         | Change::Vsock(_)
         | Change::Entropy(_)
         | Change::Balloon(_)
@@ -33,6 +34,7 @@ fn when(change: &Change) -> When {
         | Change::Metrics(_)
         | Change::Start => When::Before,
         Change::UpdateDrive(_)
+        | Change::UpdateNetwork(_)
         | Change::RemoveDrive(_)
         | Change::ResizeBalloon(_)
         | Change::BalloonInterval(_)
@@ -63,6 +65,8 @@ mod tests {
             ("PUT", "/drives/a", r#"{"drive_id": "a", "is_root_device": false}"#, true, true),
             ("PATCH", "/drives/a", r#"{"drive_id": "a"}"#, false, true),
             ("DELETE", "/drives/a", "", false, true),
+            ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, false),
+            ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#, false, true),
             ("PATCH", "/balloon", r#"{"amount_mib": 1}"#, false, true),
             ("PATCH", "/vm", r#"{"state": "Paused"}"#, false, true),
             ("PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#, false, true),

@@ -1,11 +1,14 @@
-//! Rate limiters, which Bellows does not have: only those that limit nothing are taken.
+//! Rate limiters. Network interfaces have them; elsewhere, only those that limit nothing are taken.
 
-use serde::Deserialize;
+use std::num::NonZeroU64;
+
+use bellows_vmm::{Rate, RateLimit};
+use serde::{Deserialize, Serialize};
 
 use crate::rest::fault::Fault;
 
 /// Limits on bytes and on requests.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limiter {
     bandwidth: Option<Bucket>,
@@ -13,12 +16,13 @@ pub(crate) struct Limiter {
 }
 
 /// A token bucket. Without a size, or without a time to fill up again, it limits nothing.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bucket {
+    /// Bytes or requests.
     size: u64,
-    #[serde(rename = "one_time_burst")]
-    _one_time_burst: Option<u64>,
+    one_time_burst: Option<u64>,
+    /// Milliseconds until an empty bucket is full.
     refill_time: u64,
 }
 
@@ -26,6 +30,36 @@ impl Bucket {
     fn limits(self) -> bool {
         self.size > 0 && self.refill_time > 0
     }
+
+    /// The rate that it limits to; none if it limits nothing. Less than one a second counts as one.
+    fn rate(self) -> Result<Option<Rate>, Fault> {
+        if let Some(burst) = self.one_time_burst.filter(|&burst| burst > 0) {
+            return Err(Fault::unsupported("one_time_burst", burst, "null or 0"));
+        }
+        let Some(burst) = NonZeroU64::new(self.size).filter(|_| self.limits()) else { return Ok(None) };
+        let per_second = u128::from(self.size) * 1000 / u128::from(self.refill_time);
+        let per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
+        Ok(Some(Rate { per_second: NonZeroU64::new(per_second).unwrap_or(NonZeroU64::MIN), burst }))
+    }
+}
+
+impl Limiter {
+    /// With what `update` says; what it leaves out stays.
+    pub(super) fn updated(before: Option<Self>, update: Option<Self>) -> Option<Self> {
+        let (Some(before), Some(update)) = (before, update) else { return update.or(before) };
+        Some(Self { bandwidth: update.bandwidth.or(before.bandwidth), ops: update.ops.or(before.ops) })
+    }
+}
+
+/// Changes `limit` to what `limiter` says: what it leaves out stays.
+pub(super) fn apply(limiter: Option<Limiter>, limit: &mut RateLimit) -> Result<(), Fault> {
+    let Some(Limiter { bandwidth, ops }) = limiter else { return Ok(()) };
+    for (bucket, rate) in [(bandwidth, &mut limit.bandwidth), (ops, &mut limit.packets)] {
+        if let Some(bucket) = bucket {
+            *rate = bucket.rate()?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a limiter that limits something.
@@ -66,5 +100,25 @@ mod tests {
         let fault = check(limiting).unwrap_err();
         assert!(fault.message.contains("`rate_limiter`") && fault.message.contains("expected null"), "{fault}");
         assert!(serde_json::from_str::<Limiter>(r#"{"bits": null}"#).is_err());
+    }
+
+    #[test]
+    fn a_bucket_is_a_rate_and_what_is_left_out_stays() {
+        let mut limit = RateLimit::default();
+        let mut apply = |json: &str| {
+            apply(serde_json::from_str(json).unwrap(), &mut limit)?;
+            let figures = |rate: Option<Rate>| rate.map(|rate| (rate.per_second.get(), rate.burst.get()));
+            Ok::<_, Fault>((figures(limit.bandwidth), figures(limit.packets)))
+        };
+        assert_eq!(apply("null"), Ok((None, None)));
+        let bytes = r#"{"bandwidth": {"size": 5000, "refill_time": 100}}"#;
+        assert_eq!(apply(bytes), Ok((Some((50_000, 5000)), None)));
+        let packets = r#"{"ops": {"size": 1, "refill_time": 5000, "one_time_burst": 0}}"#;
+        assert_eq!(apply(packets), Ok((Some((50_000, 5000)), Some((1, 1)))));
+        let huge = r#"{"ops": {"size": 18446744073709551615, "refill_time": 1}}"#;
+        assert_eq!(apply(huge).unwrap().1, Some((u64::MAX, u64::MAX)));
+        assert_eq!(apply(r#"{"bandwidth": {"size": 0, "refill_time": 9}, "ops": null}"#).unwrap().0, None);
+        let burst = r#"{"ops": {"size": 1, "refill_time": 1, "one_time_burst": 7}}"#;
+        assert!(apply(burst).unwrap_err().message.contains("`one_time_burst` is 7"));
     }
 }

@@ -5,12 +5,14 @@ mod devices;
 mod drive;
 mod limiter;
 mod machine;
+mod network;
 mod output;
 
 pub(crate) use boot::BootSource;
 pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
 pub(crate) use drive::{Drive, DriveUpdate};
 pub(crate) use machine::{Machine, MachineUpdate};
+pub(crate) use network::{Network, NetworkUpdate};
 pub(crate) use output::{Level, Logger, Metrics, Serial};
 
 use serde::Deserialize;
