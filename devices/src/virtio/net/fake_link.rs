@@ -26,6 +26,7 @@ pub struct FakeLink {
 /// The end that the host has. Cheap to clone, as a second process with the same TAP would be.
 pub struct FakeHost {
     socket: UnixDatagram,
+    device: UnixDatagram,
     state: Arc<State>,
 }
 
@@ -46,7 +47,8 @@ pub fn pair() -> (FakeLink, FakeHost) {
     device.set_nonblocking(true).unwrap();
     host.set_read_timeout(Some(PATIENCE)).unwrap();
     let state = Arc::<State>::default();
-    (FakeLink { socket: device, state: state.clone() }, FakeHost { socket: host, state })
+    let host = FakeHost { socket: host, device: device.try_clone().unwrap(), state: state.clone() };
+    (FakeLink { socket: device, state }, host)
 }
 
 impl FakeLink {
@@ -137,6 +139,11 @@ impl FakeHost {
     /// Has every call of the device fail from now on, or succeed again with 0.
     pub fn fail(&self, error: i32) {
         self.state.error.store(error, Ordering::SeqCst);
+    }
+
+    /// Hangs up, of which the device hears by an event.
+    pub fn hang_up(&self) {
+        self.device.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     /// How often the device has tried to read and to write.

@@ -83,12 +83,14 @@ impl Handler {
     }
 
     fn link_event(&mut self, events: EventSet) {
-        // An error shows itself to the next call.
-        let failed = events.intersects(EventSet::ERROR | EventSet::HANG_UP);
-        if failed || events.contains(EventSet::IN) {
+        // A TAP says so when its interface is deleted. Without buffers of the driver, no call would find out.
+        if events.intersects(EventSet::ERROR | EventSet::HANG_UP) {
+            self.receiver.gone = true;
+        }
+        if events.contains(EventSet::IN) {
             self.receiver.readable = true;
         }
-        if failed || events.contains(EventSet::OUT) {
+        if events.contains(EventSet::OUT) {
             self.transmitter.writable = true;
         }
     }

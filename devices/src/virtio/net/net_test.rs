@@ -327,6 +327,17 @@ fn a_link_that_goes_away_leaves_the_guest_running() {
     }
 }
 
+/// A guest whose interface is down gives the device no buffers, and sends nothing.
+#[test]
+fn a_link_that_goes_away_is_missed_without_traffic() {
+    let machine = Machine::new();
+    machine.guest.drain();
+    machine.host.hang_up();
+    machine.driver.interrupt.wait_config(1);
+    assert!(!machine.handle.is_up());
+    assert_eq!(machine.driver.interrupt.needs_reset_count(), 0);
+}
+
 #[test]
 fn an_error_of_the_moment_costs_a_packet() {
     let mut machine = Machine::new();
