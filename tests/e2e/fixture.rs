@@ -9,8 +9,8 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     BalloonConfig, ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance,
-    InstanceSpec, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm, VmBuilder,
-    VmEnd, ZygoteSpec, catch_faults,
+    InstanceSpec, NetConfig, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm,
+    VmBuilder, VmEnd, ZygoteSpec, catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -140,6 +140,18 @@ impl Guest {
     pub fn drive(mut self, drive: DriveConfig) -> Self {
         self.builder = self.builder.drive(drive);
         self
+    }
+
+    pub fn network(mut self, interface: NetConfig) -> Self {
+        self.builder = self.builder.network_interface(interface);
+        self
+    }
+
+    /// Has it not boot; returns why, with all causes.
+    pub fn refused(self) -> String {
+        let error = self.builder.image(self.image).boot().map(drop).expect_err("it does not boot");
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     /// Records the pages of images that the guest reads.

@@ -20,6 +20,7 @@ mod fixture;
 mod freeze;
 mod instances;
 mod layers;
+mod network;
 mod partitions;
 mod pause;
 mod prepared;

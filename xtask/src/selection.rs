@@ -2,7 +2,8 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 24] = [
+const EACH_RUN: [&str; 27] = [
+    "api::a_vm_lives_under_firecrackers_name_and_requests",
     "balloon::memory_that_an_instance_has_freed_goes_back_by_itself",
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
@@ -16,6 +17,7 @@ const EACH_RUN: [&str; 24] = [
     "layers::a_container_can_not_change_an_image_in_memory",
     "layers::a_layer_that_is_cut_short_is_an_io_error_to_the_guest",
     "layers::images_come_and_go",
+    "network::a_guest_has_interfaces_for_as_long_as_their_taps_are_there",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
     "partitions::an_instance_starts_as_its_partition_is_plugged",
     "pause::a_paused_vm_answers_with_a_conflict_and_goes_on",
@@ -26,6 +28,7 @@ const EACH_RUN: [&str; 24] = [
     "streams::the_command_passes_input_on",
     "warm::the_command_records_once_and_reads_ahead_then",
     "zygotes::a_zygote_and_its_forks_cannot_leave_their_partitions",
+    "zygotes::memory_of_partitions_is_in_huge_pages_and_base_memory_is_not",
     "zygotes::forks_are_instances_in_partitions_of_their_own",
 ];
 
