@@ -10,5 +10,6 @@ pub mod event_loop;
 pub mod interrupt;
 pub mod legacy;
 pub mod pci;
+mod retry;
 pub mod state;
 pub mod virtio;

@@ -141,18 +141,23 @@ fn useless_receive_buffers_are_given_back() {
     machine.assert_works();
 }
 
-#[test]
-fn a_malformed_buffer_among_those_of_a_large_packet_costs_the_packet() {
-    let mut machine = Machine::new();
-    machine.guest.drain();
-    let large = VirtioNetHdr {
+/// The header of a packet to be segmented.
+fn large() -> VirtioNetHdr {
+    VirtioNetHdr {
         flags: 1,
         gso_type: 1,
         gso_size: 1460.into(),
         csum_start: 34.into(),
         csum_offset: 16.into(),
         ..VirtioNetHdr::default()
-    };
+    }
+}
+
+#[test]
+fn a_malformed_buffer_among_those_of_a_large_packet_costs_the_packet() {
+    let mut machine = Machine::new();
+    machine.guest.drain();
+    let large = large();
     let queue = &mut machine.driver.queues[0];
     let sound = queue.add(&[Part::Writable(1000)]);
     let malformed = queue.add(&[Part::Writable(3)]);
@@ -172,14 +177,7 @@ fn a_malformed_buffer_among_those_of_a_large_packet_costs_the_packet() {
 #[test]
 fn a_packet_larger_than_all_buffers_together_is_dropped() {
     let mut machine = Machine::new();
-    let large = VirtioNetHdr {
-        flags: 1,
-        gso_type: 1,
-        gso_size: 1460.into(),
-        csum_start: 34.into(),
-        csum_offset: 16.into(),
-        ..VirtioNetHdr::default()
-    };
+    let large = large();
     machine.host.send(large, &[1; 60_000]);
     machine.host.send_frame(&[2; 60]);
     // Every descriptor of the queue, with two pieces for each call to fill.

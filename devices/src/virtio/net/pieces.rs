@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
+use crate::retry::retry;
+
 /// Most pieces of one call.
 pub const MAX_PIECES: usize = 64;
 
@@ -110,17 +112,5 @@ impl<'a> Room<'a> {
         // SAFETY: the first `used` entries are memory that is mapped for `'a`: of the host's, borrowed exclusively, or the guest's, to
         // which no reference exists, because all accesses are volatile or by the kernel.
         retry(|| unsafe { libc::readv(from.as_raw_fd(), entries.as_ptr(), *used as libc::c_int) })
-    }
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(call()) {
-            Ok(bytes) => return Ok(bytes),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
-        }
     }
 }
