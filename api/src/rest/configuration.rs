@@ -9,11 +9,8 @@ use super::bodies::{
 use super::fault::Fault;
 use super::request::Change;
 
-/// Names of a network interface in the library's configuration, and Firecracker's.
-const OF_NETWORKS: [(&str, &str); 3] = [("id", "iface_id"), ("tap", "host_dev_name"), ("mac", "guest_mac")];
-
-/// Names of the library's configuration, and Firecracker's for the same.
-const NAMES: [(&str, &str); 7] = [
+/// Names of the library's configuration, and Firecracker's for the same. Those in lists are of drives and network interfaces.
+const NAMES: [(&str, &str); 11] = [
     ("command_line", "boot_args"),
     ("extra_command_line", "boot_args"),
     ("kernel", "kernel_image_path"),
@@ -21,6 +18,10 @@ const NAMES: [(&str, &str); 7] = [
     ("memory", "mem_size_mib"),
     ("serial", "serial_out_path"),
     ("vcpus", "vcpu_count"),
+    ("path", "path_on_host"),
+    ("id", "iface_id"),
+    ("tap", "host_dev_name"),
+    ("mac", "guest_mac"),
 ];
 
 /// What requests have said so far.
@@ -189,16 +190,8 @@ impl Configuration {
 
 /// The library's error under Firecracker's names.
 fn named(error: &ConfigError) -> Fault {
-    let known = |names: &[(&'static str, &'static str)], name: &str| {
-        names.iter().find(|(ours, _)| *ours == name).map(|(_, theirs)| *theirs)
-    };
-    let field = error.field.as_str();
-    let name = match field.split_once("].") {
-        Some((list, _)) if list.starts_with("drives[") => "path_on_host",
-        Some((list, part)) if list.starts_with("network_interfaces[") => known(&OF_NETWORKS, part).unwrap_or(part),
-        _ if field.starts_with("drives[") => "path_on_host",
-        _ => known(&NAMES, field).unwrap_or(field),
-    };
+    let field = error.field.split_once("].").map_or(error.field.as_str(), |(_, field)| field);
+    let name = NAMES.iter().find(|(ours, _)| *ours == field).map_or(field, |(_, theirs)| theirs);
     Fault::value(name, &error.value, &error.expected)
 }
 
