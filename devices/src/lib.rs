@@ -11,5 +11,6 @@ pub mod interrupt;
 pub mod legacy;
 pub mod pci;
 mod retry;
+mod socket;
 pub mod state;
 pub mod virtio;

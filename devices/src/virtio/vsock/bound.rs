@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bellows_memory::limited;
 
-use super::socket;
+use crate::socket;
 
 /// A listening socket that does not block; its file is removed when this is dropped.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use super::connect_line::ConnectLine;
 use super::connection::HostDuty;
 use super::listener::HostListener;
 use super::muxer::ConnectionId;
-use super::socket;
+use crate::socket;
 
 /// Most clients between `connect` and the end of their `CONNECT` line; a further one replaces the oldest.
 const MAX_CLIENTS: usize = 64;

@@ -38,7 +38,6 @@ mod listener;
 pub mod muxer;
 pub mod packet;
 mod packet_buffer;
-mod socket;
 mod streams;
 
 pub use self::bound::BoundSocket;

@@ -8,7 +8,7 @@ use bellows_memory::GuestMemory;
 use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
 
 use super::packet::{HEADER_BYTES, Header, VirtioVsockHdr};
-use super::socket;
+use crate::socket;
 use crate::virtio::chain::{Chain, Defect, Segments};
 
 /// Pieces for one system call.

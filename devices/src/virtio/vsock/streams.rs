@@ -16,7 +16,7 @@ use super::listener::HostListener;
 use super::muxer::{Closing, ConnectionId, Event, Muxer, Outgoing};
 use super::packet::HEADER_BYTES;
 use super::packet_buffer::PacketBuffer;
-use super::socket;
+use crate::socket;
 
 /// Clients that are taken in one turn.
 const ACCEPT_BUDGET: usize = 16;

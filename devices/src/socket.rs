@@ -15,7 +15,7 @@ const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 ///
 /// # Errors
 /// Nothing listens there, or its backlog is full.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: an all-zero `sockaddr_un` is a valid value.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -45,7 +45,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] if the socket is full; [`io::ErrorKind::BrokenPipe`] if its reader is gone.
-pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are of one borrowed slice, which the kernel only reads.
     retry(|| unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
 }
@@ -54,7 +54,7 @@ pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] if no data has arrived.
-pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, bytes, 0)
 }
 
@@ -62,7 +62,7 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// As [`receive`].
-pub fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn peek(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, bytes, libc::MSG_PEEK)
 }
 
@@ -79,7 +79,7 @@ fn receive_with(stream: &UnixStream, bytes: &mut [u8], flags: libc::c_int) -> io
 ///
 /// # Safety
 /// Every entry of `iovecs` is memory that may be read.
-pub unsafe fn send_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+pub(crate) unsafe fn send_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
     let message = message(iovecs);
     // SAFETY: the message has no address and no control data; the caller guarantees its entries.
     retry(|| unsafe { libc::sendmsg(fd, &raw const message, SEND_FLAGS) })
@@ -92,7 +92,7 @@ pub unsafe fn send_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result
 ///
 /// # Safety
 /// Every entry of `iovecs` is memory that may be written and that no reference points to.
-pub unsafe fn receive_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+pub(crate) unsafe fn receive_vectored(fd: RawFd, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
     let mut message = message(iovecs);
     // SAFETY: the message has no address and no control data; its entries are the caller's promise.
     retry(|| unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) })
