@@ -105,3 +105,35 @@ fn message(iovecs: &mut [libc::iovec]) -> libc::msghdr {
     message.msg_iovlen = iovecs.len() as _;
     message
 }
+
+/// Another number of the descriptor `fd` of this process.
+///
+/// # Errors
+/// It is not open, or the process has no descriptor left.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Family and type of a socket.
+///
+/// # Errors
+/// It is not a socket.
+pub(crate) fn kind(socket: &OwnedFd) -> io::Result<(libc::c_int, libc::c_int)> {
+    let option = |name| {
+        let mut value: libc::c_int = 0;
+        let mut len = mem::size_of_val(&value) as libc::socklen_t;
+        let (to, size) = ((&raw mut value).cast(), &raw mut len);
+        // SAFETY: the kernel writes at most `len` bytes to `value`, and to `len`; both live through the call.
+        match unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, to, size) } {
+            0 => Ok(value),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    Ok((option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?))
+}

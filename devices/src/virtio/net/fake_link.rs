@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use bellows_memory::sync::Mutex;
 use vm_memory::ByteValued as _;
 
-use super::link::{Link, Offloads};
+use super::link::{Link, Offloads, Written, read_whole, write_whole};
 use super::pieces::{Room, Source};
-use super::wire::{HEADER_BYTES, MAX_FRAME, VirtioNetHdr};
+use super::wire::{HEADER_BYTES, MAX_FRAME, VirtioNetHdr, feature};
 use crate::virtio::testing::PATIENCE;
 
 /// The end that a device has.
@@ -73,22 +73,26 @@ impl Link for FakeLink {
         self.socket.as_fd()
     }
 
+    fn offloads(&self) -> u64 {
+        feature::OFFLOADS
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.state.check()?;
         *self.state.offloads.lock() = Some(offloads);
         Ok(())
     }
 
-    fn read(&self, room: &mut Room<'_>) -> io::Result<usize> {
+    fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize> {
         self.state.reads.fetch_add(1, Ordering::SeqCst);
         self.state.check()?;
-        room.read_from(self.descriptor())
+        read_whole(self.descriptor(), header, room)
     }
 
-    fn write(&self, packet: &Source<'_>) -> io::Result<usize> {
+    fn write(&self, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written> {
         self.state.writes.fetch_add(1, Ordering::SeqCst);
         self.state.check()?;
-        packet.write_to(self.descriptor())
+        write_whole(self.descriptor(), header, frame)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The device on its event loop: it serves the queues on kicks of the driver and events of the link.
 //!
 //! The link is watched edge-triggered: that it can be read or written is remembered until a call says otherwise. So a driver that
-//! leaves no buffers stops the reading, and costs nothing meanwhile but one event for each packet that the link still takes in.
+//! leaves no buffers stops the reading, and costs nothing meanwhile but one event for each packet that the link still takes in. That
+//! it can be written to again is of interest only while something waits for that.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,8 +38,8 @@ pub(super) struct Handler {
     transmitter: Transmitter,
     /// Expires when a packet need no longer wait for its limit.
     timer: TimerFd,
-    /// Whether the link is on the loop.
-    watched: bool,
+    /// What of the link is watched, if it is on the loop.
+    watched: Option<EventSet>,
 }
 
 impl Handler {
@@ -65,7 +66,7 @@ impl Handler {
             receiver: Receiver::new(link.clone(), shared.clone(), features, mtu),
             transmitter: Transmitter::new(link.clone(), shared.clone(), features),
             timer,
-            watched: false,
+            watched: None,
         })
     }
 
@@ -91,7 +92,7 @@ impl Handler {
             self.receiver.readable = true;
         }
         if events.contains(EventSet::OUT) {
-            self.transmitter.writable = true;
+            self.transmitter.flush();
         }
     }
 
@@ -118,25 +119,56 @@ impl Handler {
         self.transmitter.gone = true;
         self.unwatch(ops);
         if self.shared.link_down() {
-            limited!(warn, "the host's end of a network interface is gone: the VM goes on without it");
+            let reason = self.receiver.reason.take().or_else(|| self.transmitter.reason.take());
+            let reason = reason.map_or_else(|| "it has hung up".into(), |error| error.to_string());
+            let mac = self.shared.mac();
+            limited!(warn, %mac, %reason, "the host's end of a network interface is gone: the VM goes on without it");
             self.interrupt.config();
         }
         // What waits is dropped.
         self.tx.serve(&mut self.transmitter);
     }
 
-    fn link_events(&self) -> Events {
-        Events::with_data_raw(
-            std::os::fd::AsRawFd::as_raw_fd(&self.link.descriptor()),
-            LINK,
-            EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED,
-        )
+    /// The events of the link to listen to.
+    fn wanted(&self) -> EventSet {
+        let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        if self.transmitter.writable { set } else { set | EventSet::OUT }
+    }
+
+    /// Listens to the link for what is wanted now. An event that has come already is not missed.
+    fn watch(&mut self, ops: &mut EventOps) {
+        let wanted = self.wanted();
+        if self.watched == Some(wanted) {
+            return;
+        }
+        let events = self.link_events(wanted);
+        let done = if self.watched.is_some() { ops.modify(events) } else { ops.add(events) };
+        match done {
+            Ok(()) => self.watched = Some(wanted),
+            Err(error) => {
+                limited!(error, %error, "cannot listen to a network interface's end on the host");
+                self.interrupt.needs_reset();
+            }
+        }
     }
 
     fn unwatch(&mut self, ops: &mut EventOps) {
-        if std::mem::take(&mut self.watched) {
+        if let Some(set) = self.watched.take() {
             // If it fails, the descriptor is no longer there to be watched.
-            let _ = ops.remove(self.link_events());
+            let _ = ops.remove(self.link_events(set));
+        }
+    }
+
+    fn link_events(&self, set: EventSet) -> Events {
+        Events::with_data_raw(std::os::fd::AsRawFd::as_raw_fd(&self.link.descriptor()), LINK, set)
+    }
+
+    /// Stops the traffic if a call has found the link gone, and listens to it otherwise.
+    fn follow_link(&mut self, ops: &mut EventOps) {
+        if self.receiver.gone || self.transmitter.gone {
+            self.link_is_gone(ops);
+        } else {
+            self.watch(ops);
         }
     }
 }
@@ -162,8 +194,8 @@ impl MutEventSubscriber for Handler {
                 self.tx.serve(&mut self.transmitter);
             }
         }
-        if self.watched && (self.receiver.gone || self.transmitter.gone) {
-            self.link_is_gone(ops);
+        if self.watched.is_some() {
+            self.follow_link(ops);
         }
         self.arm();
     }
@@ -180,12 +212,8 @@ impl MutEventSubscriber for Handler {
         if self.receiver.gone {
             return;
         }
-        match ops.add(self.link_events()) {
-            Ok(()) => self.watched = true,
-            Err(error) => {
-                limited!(error, %error, "cannot listen to a network interface's end on the host");
-                self.interrupt.needs_reset();
-            }
-        }
+        // An earlier handler may have begun a packet.
+        self.transmitter.flush();
+        self.follow_link(ops);
     }
 }

@@ -4,35 +4,51 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::pieces::{Room, Source};
-use super::wire::feature;
+use super::wire::{VirtioNetHdr, feature};
 
-/// A descriptor that takes and gives one packet with each call, behind a [`VirtioNetHdr`](super::wire::VirtioNetHdr) of 12 bytes, and
-/// never blocks: a [`Tap`](super::Tap), or what stands for it in tests.
+/// What takes and gives packets, and never blocks: a [`Tap`](super::Tap), a [`StreamLink`](super::StreamLink), or what stands for them
+/// in tests. It belongs to one device, whose thread makes all calls but the first.
 pub trait Link: Send + Sync {
     /// The descriptor, which tells when packets can be read and written.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// Sets what the link may leave to the guest.
+    /// Feature bits of the offloads that it knows: of [`feature::OFFLOADS`]. What is not among them is complete in every packet.
+    fn offloads(&self) -> u64;
+
+    /// Sets what the link may leave to the guest, of what it knows.
     ///
     /// # Errors
     /// The system's.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
 
-    /// Reads one packet with its header. What `room` has no place for is lost.
+    /// Reads one packet: its bytes and those of a header, which is as large as [`VirtioNetHdr`]. What `room` has no place for is lost.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if there is none.
-    fn read(&self, room: &mut Room<'_>) -> io::Result<usize> {
-        room.read_from(self.descriptor())
-    }
+    /// [`io::ErrorKind::WouldBlock`] if there is none; [`is_gone`] tells whether there will never be one.
+    fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize>;
 
-    /// Writes one packet with its header.
+    /// Writes one packet, all of it or, with an error, nothing.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if the link takes none now.
-    fn write(&self, packet: &Source<'_>) -> io::Result<usize> {
-        packet.write_to(self.descriptor())
+    /// [`io::ErrorKind::WouldBlock`] if the link takes none now; [`is_gone`] tells whether it never will.
+    fn write(&self, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written>;
+
+    /// Goes on with what was [`Written::Partly`], now that the descriptor may be written to.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if some is still left; [`is_gone`] tells whether it always will be.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
+}
+
+/// What became of a packet that a link has taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Written {
+    /// The other side has it.
+    Wholly,
+    /// The link keeps the rest, and takes nothing else until [`Link::flush`] has written that.
+    Partly,
 }
 
 /// What the guest does itself with packets that it receives.
@@ -59,8 +75,32 @@ impl Offloads {
     }
 }
 
-/// Whether `error` means that the link is gone for good: its interface was deleted. A TAP whose interface is merely down answers a
-/// write with `EIO`.
+/// Whether `error` means that the link is gone for good: its interface was deleted, or its other side has hung up or lost its way. A
+/// TAP whose interface is merely down answers a write with `EIO`.
 pub(super) fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, UnexpectedEof};
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENXIO | libc::ENODEV))
+        || matches!(error.kind(), BrokenPipe | ConnectionReset | InvalidData | UnexpectedEof)
+}
+
+/// Reads a packet from a descriptor that gives one with each call, behind its header.
+///
+/// # Errors
+/// As [`Link::read`].
+pub(super) fn read_whole(from: BorrowedFd<'_>, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize> {
+    use vm_memory::ByteValued as _;
+    match room.read_from(header.as_mut_slice(), from)? {
+        // Something like a closed socket.
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Writes a packet to a descriptor that takes one with each call, behind its header.
+///
+/// # Errors
+/// As [`Link::write`].
+pub(super) fn write_whole(to: BorrowedFd<'_>, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written> {
+    use vm_memory::ByteValued as _;
+    frame.write_to(header.as_slice(), to).map(|_| Written::Wholly)
 }

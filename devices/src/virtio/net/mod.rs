@@ -1,8 +1,8 @@
-//! virtio-net, VIRTIO 1.2 section 5.1: a network interface of the guest, whose other end is a TAP of the host.
+//! virtio-net, VIRTIO 1.2 section 5.1: a network interface of the guest, whose other end is a TAP of the host or a stream socket.
 //!
-//! From the inside out: [`wire`], [`header`], [`mac`] and [`token_bucket`] are plain data; [`pieces`] are lists of memory for one
-//! system call, [`link`] the host's end in general and `tap` the usual one; `receive` and `transmit` are the two directions, which
-//! share nothing but the link; `handler` serves the queues with them on the event loop.
+//! From the inside out: [`wire`], [`header`], [`mac`], [`framing`] and [`token_bucket`] are plain data; [`pieces`] are lists of memory
+//! for one system call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the
+//! two directions, which share nothing but the link; `handler` serves the queues with them on the event loop.
 
 use std::io;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use crate::state::Version;
 mod counters;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_link;
+pub mod framing;
 mod handler;
 pub mod header;
 mod limits;
@@ -33,6 +34,7 @@ pub mod mac;
 pub mod pieces;
 mod receive;
 mod shared;
+mod stream;
 mod tap;
 pub mod token_bucket;
 mod transmit;
@@ -42,6 +44,7 @@ pub use self::counters::{NetStatistics, Traffic};
 pub use self::limits::{RateLimit, RateLimits};
 pub use self::mac::{MacAddress, ParseMacError};
 pub use self::shared::NetHandle;
+pub use self::stream::{StreamError, StreamLink};
 pub use self::tap::{Tap, TapError};
 pub use self::token_bucket::Rate;
 
@@ -79,7 +82,6 @@ pub enum NetError {
 /// A network device with one pair of queues.
 pub struct Net {
     link: Arc<dyn Link>,
-    mac: MacAddress,
     mtu: Option<u16>,
     shared: Arc<Shared>,
     active: Option<OnLoop<Handler>>,
@@ -97,8 +99,8 @@ impl Net {
         if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
             return Err(NetError::Mtu(mtu));
         }
-        let shared = Arc::new(Shared::new(limits).map_err(NetError::Event)?);
-        Ok(Self { link: Arc::new(link), mac, mtu, shared, active: None, waiting: None })
+        let shared = Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?);
+        Ok(Self { link: Arc::new(link), mtu, shared, active: None, waiting: None })
     }
 
     /// The host's side of the device.
@@ -118,13 +120,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::CSUM
-            | feature::GUEST_CSUM
+        self.link.offloads() & feature::OFFLOADS
             | feature::MAC
-            | feature::GUEST_TSO4
-            | feature::GUEST_TSO6
-            | feature::HOST_TSO4
-            | feature::HOST_TSO6
             | feature::MRG_RXBUF
             | feature::STATUS
             | if self.mtu.is_some() { feature::MTU } else { 0 }
@@ -136,7 +133,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = VirtioNetConfig {
-            mac: self.mac.bytes(),
+            mac: self.shared.mac().bytes(),
             status: self.shared.status().into(),
             max_virtqueue_pairs: 1.into(),
             mtu: self.mtu.unwrap_or_default().into(),
@@ -151,7 +148,7 @@ impl VirtioDevice for Net {
             Ok(()) => {}
             // The handler finds out by itself.
             Err(error) if is_gone(&error) => {}
-            Err(source) => return Err(ActivateError::Host { what: "the offloads of its TAP", source }),
+            Err(source) => return Err(ActivateError::Host { what: "the offloads of the host's end", source }),
         }
         if let Some(waiting) = self.waiting.take() {
             handler.wait_again(waiting);
@@ -176,7 +173,12 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Net(NetState { version: Version, features: self.features(), mac: self.mac.bytes(), mtu: self.mtu })
+        DeviceState::Net(NetState {
+            version: Version,
+            features: self.features(),
+            mac: self.shared.mac().bytes(),
+            mtu: self.mtu,
+        })
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Receiver {
     pub(super) readable: bool,
     /// Whether the link is gone.
     pub(super) gone: bool,
+    /// What said that it is.
+    pub(super) reason: Option<io::Error>,
     /// Room for one packet, header and all, and a byte more, which shows that one was longer.
     host: Box<[u8]>,
     packet: Option<Packet>,
@@ -65,6 +67,7 @@ impl Receiver {
             features,
             max_frame: mtu.map_or(MAX_FRAME, |mtu| usize::from(mtu) + MAX_LINK_HEADER),
             readable: true,
+            reason: None,
             host: vec![0; MAX_PACKET + 1].into_boxed_slice(),
             packet: None,
             last: 0,
@@ -91,28 +94,26 @@ impl Receiver {
         let (head, rest) = self.host.split_at_mut(HEADER_BYTES);
         let mut room = Room::empty();
         let mut spilled = HEADER_BYTES;
-        let fits = room.push(head);
-        debug_assert!(fits);
         // One place is for the rest.
         let slices = group.segments().slices(memory, HEADER_BYTES as u64, MAX_FRAME as u64);
-        for slice in slices.take(MAX_PIECES - 2) {
+        for slice in slices.take(MAX_PIECES - 1) {
             spilled += slice.len();
             let fits = room.push_guest(&slice);
             debug_assert!(fits);
         }
         let fits = room.push(&mut rest[spilled - HEADER_BYTES..]);
         debug_assert!(fits);
-        match self.link.read(&mut room) {
-            // Something like a closed socket.
-            Ok(0) => {
-                self.gone = true;
-                Err(Filled::NotYet)
+        let mut header = VirtioNetHdr::default();
+        match self.link.read(&mut header, &mut room) {
+            Ok(bytes) => {
+                head.copy_from_slice(header.as_slice());
+                self.check(Packet { bytes, spilled: spilled.min(bytes) })
             }
-            Ok(bytes) => self.check(Packet { bytes, spilled: spilled.min(bytes) }),
             Err(error) => {
                 self.readable = false;
                 if is_gone(&error) {
                     self.gone = true;
+                    self.reason = Some(error);
                 } else if error.kind() != io::ErrorKind::WouldBlock {
                     limited!(warn, %error, "cannot read a packet for the guest");
                     self.shared.received.dropped();

@@ -9,9 +9,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::counters::{Counters, NetStatistics};
 use super::limits::RateLimits;
+use super::mac::MacAddress;
 use super::wire::S_LINK_UP;
 
 pub(super) struct Shared {
+    /// The hardware address, by which messages name the interface.
+    mac: MacAddress,
     pub(super) received: Counters,
     pub(super) transmitted: Counters,
     /// The configuration's `status`: the link is up until it is gone for good.
@@ -24,8 +27,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(limits: RateLimits) -> io::Result<Self> {
+    pub(super) fn new(mac: MacAddress, limits: RateLimits) -> io::Result<Self> {
         Ok(Self {
+            mac,
             received: Counters::default(),
             transmitted: Counters::default(),
             status: AtomicU16::new(S_LINK_UP),
@@ -33,6 +37,10 @@ impl Shared {
             limits: Mutex::new(limits),
             changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
+    }
+
+    pub(super) const fn mac(&self) -> MacAddress {
+        self.mac
     }
 
     pub(super) fn status(&self) -> u16 {

@@ -3,11 +3,13 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use super::link::{Link, Offloads};
-use super::wire::HEADER_BYTES;
+use super::link::{Link, Offloads, Written, read_whole, write_whole};
+use super::pieces::{Room, Source};
+use super::wire::{HEADER_BYTES, VirtioNetHdr, feature};
+use crate::socket::duplicate;
 
 const DEVICE: &str = "/dev/net/tun";
 /// Longest name of an interface, and the zero behind it.
@@ -126,11 +128,8 @@ impl Tap {
     /// # Errors
     /// It is not a TAP, or was opened in another way than is needed.
     pub fn from_descriptor(fd: RawFd) -> Result<Self, TapError> {
-        // SAFETY: no pointers are passed.
-        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-        checked(copy).map_err(|source| TapError::Descriptor { fd, source })?;
-        // SAFETY: the descriptor was just made; nothing else owns it.
-        let file = unsafe { File::from_raw_fd(copy) };
+        let file: File = duplicate(fd).map_err(|source| TapError::Descriptor { fd, source })?.into();
+        let copy = file.as_raw_fd();
         let mut request = request("", 0);
         // SAFETY: the kernel writes one `ifreq`, which lives through the call.
         let asked = unsafe { libc::ioctl(copy, libc::TUNGETIFF as _, &raw mut request) };
@@ -183,6 +182,10 @@ impl Link for Tap {
         self.file.as_fd()
     }
 
+    fn offloads(&self) -> u64 {
+        feature::OFFLOADS
+    }
+
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let flag = |set: bool, flag: libc::c_uint| if set { flag } else { 0 };
         let flags = flag(offloads.checksum, libc::TUN_F_CSUM)
@@ -190,6 +193,14 @@ impl Link for Tap {
             | flag(offloads.tcp6, libc::TUN_F_TSO6);
         // SAFETY: the request takes a number, not a pointer.
         checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) })
+    }
+
+    fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize> {
+        read_whole(self.descriptor(), header, room)
+    }
+
+    fn write(&self, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written> {
+        write_whole(self.descriptor(), header, frame)
     }
 }
 

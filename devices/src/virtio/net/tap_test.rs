@@ -48,7 +48,7 @@ fn a_tap_is_taken_only_as_it_has_to_be() {
     let mut room = crate::virtio::net::pieces::Room::empty();
     let mut bytes = [0; 64];
     assert!(room.push(&mut bytes));
-    assert_eq!(tap.read(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(tap.read(&mut VirtioNetHdr::default(), &mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]

@@ -4,11 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use bellows_memory::{GuestMemory, limited};
-use vm_memory::ByteValued as _;
 
 use super::header::{self, Rejection};
 use super::limits::Limiter;
-use super::link::{Link, is_gone};
+use super::link::{Link, Written, is_gone};
 use super::pieces::Source;
 use super::shared::Shared;
 use super::wire::{HEADER_BYTES, MAX_FRAME, MIN_FRAME, VirtioNetHdr};
@@ -25,6 +24,8 @@ pub(super) struct Transmitter {
     pub(super) writable: bool,
     /// Whether the link is gone.
     pub(super) gone: bool,
+    /// What said that it is.
+    pub(super) reason: Option<io::Error>,
     /// Room for a packet in more pieces than one call takes.
     host: Box<[u8]>,
 }
@@ -53,6 +54,7 @@ impl Transmitter {
             limiter: Limiter::default(),
             features,
             writable: true,
+            reason: None,
             host: vec![0; MAX_FRAME].into_boxed_slice(),
         }
     }
@@ -77,20 +79,40 @@ impl Transmitter {
     }
 
     /// Writes a packet of `frame` bytes.
-    fn write(&mut self, chain: &Chain, memory: &GuestMemory, header: &VirtioNetHdr, frame: usize) -> io::Result<usize> {
+    fn write(
+        &mut self,
+        chain: &Chain,
+        memory: &GuestMemory,
+        header: &VirtioNetHdr,
+        frame: usize,
+    ) -> io::Result<Written> {
         let slices = || chain.readable.slices(memory, HEADER_BYTES as u64, frame as u64);
         let mut packet = Source::empty();
-        if packet.push(header.as_slice()) && slices().all(|slice| packet.push_guest(&slice)) {
-            return self.link.write(&packet);
+        if slices().all(|slice| packet.push_guest(&slice)) {
+            return self.link.write(header, &mut packet);
         }
         let mut done = 0;
         for slice in slices() {
             done += slice.copy_to(&mut self.host[done..frame]);
         }
         let mut packet = Source::empty();
-        let fits = packet.push(header.as_slice()) && packet.push(&self.host[..frame]);
+        let fits = packet.push(&self.host[..frame]);
         debug_assert!(fits);
-        self.link.write(&packet)
+        self.link.write(header, &mut packet)
+    }
+}
+
+impl Transmitter {
+    /// The link can be written to, or the last packet may not be with it yet: goes on with that.
+    pub(super) fn flush(&mut self) {
+        match self.link.flush() {
+            Ok(()) => self.writable = true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+            Err(error) => {
+                self.gone = true;
+                self.reason = Some(error);
+            }
+        }
     }
 }
 
@@ -114,7 +136,8 @@ impl QueueHandler for Transmitter {
             }
         };
         match self.write(chain, &memory, &header, frame) {
-            Ok(_) => {
+            Ok(written) => {
+                self.writable = written == Written::Wholly;
                 self.limiter.passed(frame as u64);
                 self.shared.transmitted.delivered(frame as u64);
             }
@@ -123,8 +146,10 @@ impl QueueHandler for Transmitter {
                 return Outcome::NotYet;
             }
             Err(error) => {
-                self.gone = is_gone(&error);
-                if !self.gone {
+                if is_gone(&error) {
+                    self.gone = true;
+                    self.reason = Some(error);
+                } else {
                     limited!(debug, %error, "the host did not take a packet of the guest");
                 }
                 self.shared.transmitted.dropped();

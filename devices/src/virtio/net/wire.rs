@@ -83,6 +83,9 @@ pub mod feature {
     /// The device tells whether the link is up.
     pub const STATUS: u64 = 1 << 16;
 
+    /// Features that leave packets unfinished for the other side.
+    pub const OFFLOADS: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6;
+
     /// The features of `accepted` that count: those that need another (section 5.1.3.1) only with that.
     #[must_use]
     pub const fn effective(accepted: u64) -> u64 {
