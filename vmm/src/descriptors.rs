@@ -18,7 +18,7 @@ const PER_FUNCTION: usize = 3;
 const PER_LOOP: usize = 2;
 /// For a balloon, beside those of its queues and its thread: the interrupt vector of its configuration and its timer.
 const PER_BALLOON: usize = 2;
-/// For a network interface: three interrupt vectors, two queues, its TAP, its timer and the event of changed limits.
+/// For a network interface: three interrupt vectors, two queues, its TAP or socket, its timer and the event of changed limits.
 const PER_NETWORK: usize = 8;
 /// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;

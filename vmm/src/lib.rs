@@ -48,9 +48,9 @@ pub mod machine {
 
 pub use builder::VmBuilder;
 pub use config::{
-    Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, ImageConfig, LayerConfig,
-    NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape, Tap,
-    Transport, VmConfig, VsockConfig,
+    Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, HostEnd, ImageConfig, LayerConfig,
+    NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape,
+    StreamSocket, Tap, Transport, VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};

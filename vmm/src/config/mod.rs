@@ -26,7 +26,7 @@ pub use elastic::ElasticBaseConfig;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
-pub use network::{MAX_NETWORK_INTERFACES, NetConfig, Tap};
+pub use network::{HostEnd, MAX_NETWORK_INTERFACES, NetConfig, StreamSocket, Tap};
 pub use partition_mode::{ParsePartitionModeError, PartitionMode};
 
 /// Fewest and most vCPUs of a VM.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use bellows_devices::virtio::net::{MTUS, MacAddress, RateLimits};
 use serde::{Deserialize, Serialize};
@@ -15,16 +16,17 @@ pub(crate) const VECTORS: usize = 3;
 /// Longest name of an interface.
 const MAX_ID: usize = 64;
 
-/// A network interface: of the guest's at one end, a TAP of the host's at the other.
+/// A network interface: of the guest's at one end, a TAP or a stream socket of the host's at the other.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// Its name on the host: 1 to 64 letters, digits, `-` and `_`.
     pub id: String,
-    /// The host's end.
-    pub tap: Tap,
-    /// The guest's hardware address; left out, one that follows from the TAP's name and `id`. Name it where several hosts share a
-    /// network, or a snapshot is to be restored at another TAP.
+    /// The host's end, as `tap` or `stream`.
+    #[serde(flatten)]
+    pub host: HostEnd,
+    /// The guest's hardware address; left out, one that follows from `id` and the TAP's name or the socket's path. Name it where several
+    /// hosts share a network, or a snapshot is to be restored at another end.
     #[serde(default)]
     pub mac: Option<MacAddress>,
     /// Bytes of the largest packet, without its link header, that the guest is told: 68 to 65535. It should be the TAP's.
@@ -33,6 +35,16 @@ pub struct NetConfig {
     /// Rate limits at first.
     #[serde(default)]
     pub limits: RateLimits,
+}
+
+/// The host's end of a network interface.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostEnd {
+    /// A TAP.
+    Tap(Tap),
+    /// A stream socket.
+    Stream(StreamSocket),
 }
 
 /// A TAP of the host.
@@ -45,11 +57,51 @@ pub enum Tap {
     Fd(RawFd),
 }
 
+/// A Unix stream socket that a program such as passt is at: each packet stands behind its length of 32 bits, big-endian, as QEMU's
+/// `-netdev stream` has them. Checksums are complete in both directions, and nothing is to be segmented.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamSocket {
+    /// Where the program listens.
+    Path(PathBuf),
+    /// A descriptor of this process, which is connected. The VM uses a copy.
+    Fd(RawFd),
+}
+
+impl HostEnd {
+    /// Its name in a configuration.
+    const fn field(&self) -> &'static str {
+        match self {
+            Self::Tap(_) => "tap",
+            Self::Stream(_) => "stream",
+        }
+    }
+
+    fn value(&self) -> String {
+        match self {
+            Self::Tap(tap) => format!("{tap:?}"),
+            Self::Stream(stream) => format!("{stream:?}"),
+        }
+    }
+}
+
+impl From<Tap> for HostEnd {
+    fn from(tap: Tap) -> Self {
+        Self::Tap(tap)
+    }
+}
+
+impl From<StreamSocket> for HostEnd {
+    fn from(stream: StreamSocket) -> Self {
+        Self::Stream(stream)
+    }
+}
+
 impl NetConfig {
-    /// An interface called `id` at `tap`, with the default of everything else.
+    /// An interface called `id` at a host's end, with the default of everything else.
     #[must_use]
-    pub fn new(id: impl Into<String>, tap: Tap) -> Self {
-        Self { id: id.into(), tap, mac: None, mtu: None, limits: RateLimits::default() }
+    pub fn new(id: impl Into<String>, host: impl Into<HostEnd>) -> Self {
+        Self { id: id.into(), host: host.into(), mac: None, mtu: None, limits: RateLimits::default() }
     }
 }
 
@@ -59,10 +111,10 @@ pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
         let expected = format!("at most {MAX_NETWORK_INTERFACES}");
         return Err(error("network_interfaces", count(interfaces.len()), expected));
     }
-    let (mut ids, mut taps, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut ids, mut ends, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (index, interface) in interfaces.iter().enumerate() {
         let field = |name: &str| format!("network_interfaces[{index}].{name}");
-        let NetConfig { id, tap, mac, mtu, .. } = interface;
+        let NetConfig { id, host, mac, mtu, .. } = interface;
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
             return Err(error(field("id"), format!("{id:?}"), format!("1 to {MAX_ID} letters, digits, `-`, `_`")));
@@ -74,8 +126,9 @@ pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
         if let Some(other) = ids.insert(id, index) {
             return Err(error(field("id"), format!("`{id}`"), another("id", other)));
         }
-        if let Some(other) = taps.insert(tap, index) {
-            return Err(error(field("tap"), format!("{tap:?}"), another("tap", other)));
+        if let Some(other) = ends.insert(host, index) {
+            let (name, value) = (host.field(), host.value());
+            return Err(error(field(name), value, another(name, other)));
         }
         if let Some((mac, other)) = mac.and_then(|mac| Some((mac, macs.insert(mac, index)?))) {
             return Err(error(field("mac"), mac, another("mac", other)));
@@ -106,16 +159,35 @@ mod tests {
         let text = r#"{ "kernel": "vmlinux", "memory": "512M", "network_interfaces": [
             { "id": "eth0", "tap": { "name": "tap0" }, "mac": "02:00:00:00:00:01", "mtu": 1400,
               "limits": { "transmit": { "bandwidth": { "per_second": 1000000, "burst": 65536 } } } },
-            { "id": "eth1", "tap": { "fd": 7 } }
+            { "id": "eth1", "tap": { "fd": 7 } },
+            { "id": "eth2", "stream": { "fd": 7 } },
+            { "id": "eth3", "stream": { "path": "/run/passt.socket" }, "mtu": 65520 }
         ] }"#;
         let config: VmConfig = serde_json::from_str(text).unwrap();
         config.validate().unwrap();
-        let [first, second] = &config.network_interfaces[..] else { panic!("{config:?}") };
+        let [first, second, third, fourth] = &config.network_interfaces[..] else { panic!("{config:?}") };
         assert_eq!((first.mtu, first.mac.unwrap().bytes()), (Some(1400), [2, 0, 0, 0, 0, 1]));
         assert_eq!(first.limits.transmit.bandwidth.unwrap().burst.get(), 65536);
         assert_eq!(*second, NetConfig::new("eth1", Tap::Fd(7)));
+        assert_eq!(*third, NetConfig::new("eth2", StreamSocket::Fd(7)));
+        let path = NetConfig::new("eth3", StreamSocket::Path("/run/passt.socket".into()));
+        assert_eq!(*fourth, NetConfig { mtu: Some(65520), ..path });
         let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn an_interface_has_one_end_on_the_host() {
+        for (text, expected) in [
+            (r#"{ "id": "eth0" }"#, "HostEnd"),
+            (r#"{ "id": "eth0", "tap": { "name": "tap0" }, "stream": { "fd": 7 } }"#, "`stream`"),
+            (r#"{ "id": "eth0", "stream": { "name": "tap0" } }"#, "`path`"),
+            (r#"{ "id": "eth0", "tap": { "fd": 7 }, "mtus": 1400 }"#, "`mtus`"),
+            (r#"{ "id": "eth0", "vhost": { "fd": 7 } }"#, "HostEnd"),
+        ] {
+            let error = serde_json::from_str::<NetConfig>(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -130,6 +202,9 @@ mod tests {
         assert!(text.contains("`network_interfaces[1].id` is `a`") && text.contains("interfaces[0].id"), "{text}");
         let text = refused(vec![interface("a", "tap0"), interface("b", "tap0")]);
         assert!(text.contains("`network_interfaces[1].tap` is Name(\"tap0\")"), "{text}");
+        let at = |id, path: &str| NetConfig::new(id, StreamSocket::Path(path.into()));
+        let text = refused(vec![at("a", "/run/a"), at("b", "/run/a")]);
+        assert!(text.contains("`network_interfaces[1].stream` is Path(\"/run/a\")"), "{text}");
         let mac = "02:00:00:00:00:01".parse().ok();
         let with_mac = |id, tap| NetConfig { mac, ..interface(id, tap) };
         let text = refused(vec![with_mac("a", "tap0"), with_mac("b", "tap1")]);

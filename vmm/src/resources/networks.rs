@@ -2,13 +2,14 @@
 
 use bellows_devices::event_loop::EventLoop;
 use bellows_devices::pci::PciAddress;
+use bellows_devices::virtio::net::link::Link;
 use bellows_devices::virtio::net::{
-    MacAddress, NetError, NetSettings, NetStatistics, RateLimits, Tap as Device, TapError,
+    MacAddress, NetError, NetSettings, NetStatistics, RateLimits, StreamError, StreamLink, Tap as Device, TapError,
 };
 use bellows_devices::virtio::{Net, NetHandle};
 use serde::Serialize;
 
-use crate::config::{NetConfig, Tap};
+use crate::config::{HostEnd, NetConfig, StreamSocket, Tap};
 use crate::kind::ErrorKind;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 
@@ -20,7 +21,7 @@ pub(crate) struct Networks {
 
 struct Interface {
     id: String,
-    tap: String,
+    host: String,
     mac: MacAddress,
     mtu: Option<u16>,
     address: PciAddress,
@@ -34,8 +35,8 @@ struct Interface {
 pub struct NetworkInfo {
     /// Its name on the host.
     pub id: String,
-    /// The TAP's name when it was opened.
-    pub tap: String,
+    /// The host's end: the TAP's name when it was opened, or the stream socket's path or descriptor.
+    pub host: String,
     /// The guest's hardware address.
     pub mac: MacAddress,
     /// Bytes of the largest packet that the guest was told.
@@ -43,7 +44,7 @@ pub struct NetworkInfo {
     /// Where it is on the guest's bus.
     #[serde(serialize_with = "as_text")]
     pub address: PciAddress,
-    /// Whether the TAP is there. Once gone, it does not come back, and all packets are dropped.
+    /// Whether the host's end is there. Once gone, it does not come back, and all packets are dropped.
     pub up: bool,
     /// Its rate limits.
     pub limits: RateLimits,
@@ -66,6 +67,15 @@ pub enum NetworkError {
         /// The cause.
         #[source]
         source: TapError,
+    },
+    /// Its stream socket cannot be used.
+    #[error("cannot use the stream socket of the network interface `{id}`")]
+    Stream {
+        /// The interface.
+        id: String,
+        /// The cause.
+        #[source]
+        source: StreamError,
     },
     /// The device could not be made.
     #[error("cannot make the network interface `{id}`")]
@@ -102,6 +112,10 @@ impl NetworkError {
             Self::Tap { source: TapError::Name(_), .. } => ErrorKind::Invalid,
             Self::Tap { source: TapError::Flags { .. } | TapError::NotTap { .. }, .. } => ErrorKind::Invalid,
             Self::Tap { source: TapError::Descriptor { .. }, .. } => ErrorKind::Invalid,
+            Self::Stream { source: StreamError::Descriptor { .. } | StreamError::NotStream { .. }, .. } => {
+                ErrorKind::Invalid
+            }
+            Self::Stream { source: StreamError::Connect { .. }, .. } => ErrorKind::NotFound,
             Self::Tap { source: TapError::Missing(_), .. } | Self::NotFound(_) => ErrorKind::NotFound,
             Self::Tap { .. } | Self::Net { source: NetError::Event(_), .. } => ErrorKind::Host,
             Self::Net { source: NetError::Mtu(_), .. } => ErrorKind::Invalid,
@@ -114,24 +128,47 @@ impl NetworkError {
 impl Networks {
     /// Puts an interface on the bus before the guest boots.
     pub(crate) fn add(&mut self, bus: &VirtioBus, config: &NetConfig) -> Result<(), NetworkError> {
-        let NetConfig { id, tap, mac, mtu, limits } = config;
-        let opened = match tap {
-            Tap::Name(name) => Device::open(name),
-            Tap::Fd(fd) => Device::from_descriptor(*fd),
-        };
-        let tap = opened.map_err(|source| NetworkError::Tap { id: id.clone(), source })?;
-        let name = tap.name().to_owned();
-        let mac = mac.unwrap_or_else(|| MacAddress::derived(&name, id));
+        let id = || config.id.clone();
+        match &config.host {
+            HostEnd::Tap(tap) => {
+                let opened = match tap {
+                    Tap::Name(name) => Device::open(name),
+                    Tap::Fd(fd) => Device::from_descriptor(*fd),
+                };
+                let tap = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
+                let name = tap.name().to_owned();
+                self.add_link(bus, config, tap, name)
+            }
+            HostEnd::Stream(stream) => {
+                let (opened, name) = match stream {
+                    StreamSocket::Path(path) => (StreamLink::connect(path), path.display().to_string()),
+                    StreamSocket::Fd(fd) => (StreamLink::from_descriptor(*fd), format!("descriptor {fd}")),
+                };
+                let link = opened.map_err(|source| NetworkError::Stream { id: id(), source })?;
+                self.add_link(bus, config, link, name)
+            }
+        }
+    }
+
+    fn add_link(
+        &mut self,
+        bus: &VirtioBus,
+        config: &NetConfig,
+        link: impl Link + 'static,
+        host: String,
+    ) -> Result<(), NetworkError> {
+        let NetConfig { id, mac, mtu, limits, .. } = config;
+        let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
         if let Some(other) = self.interfaces.iter().find(|other| other.mac == mac) {
             return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other: other.id.clone() });
         }
-        let device = Net::new(tap, &NetSettings { mac, mtu: *mtu, limits: *limits })
+        let device = Net::new(link, &NetSettings { mac, mtu: *mtu, limits: *limits })
             .map_err(|source| NetworkError::Net { id: id.clone(), source })?;
         let handle = device.handle();
         let event_loop = bus.event_loop("net")?;
         let address = bus.add(&format!("network interface `{id}`"), device, event_loop.handle())?;
         let id = id.clone();
-        self.interfaces.push(Interface { id, tap: name, mac, mtu: *mtu, address, handle, _event_loop: event_loop });
+        self.interfaces.push(Interface { id, host, mac, mtu: *mtu, address, handle, _event_loop: event_loop });
         Ok(())
     }
 
@@ -161,7 +198,7 @@ impl Interface {
     fn info(&self) -> NetworkInfo {
         NetworkInfo {
             id: self.id.clone(),
-            tap: self.tap.clone(),
+            host: self.host.clone(),
             mac: self.mac,
             mtu: self.mtu,
             address: self.address,
@@ -180,10 +217,13 @@ mod tests {
     fn an_error_says_whose_fault_it_is() {
         let id = || "eth0".to_owned();
         let tap = |source| NetworkError::Tap { id: id(), source };
+        let stream = |source| NetworkError::Stream { id: id(), source };
         for (error, kind) in [
             (tap(Device::open("a/b").unwrap_err()), ErrorKind::Invalid),
             (tap(Device::open("bellows-no-tap").unwrap_err()), ErrorKind::NotFound),
             (tap(Device::from_descriptor(-1).unwrap_err()), ErrorKind::Invalid),
+            (stream(StreamLink::from_descriptor(-1).unwrap_err()), ErrorKind::Invalid),
+            (stream(StreamLink::connect("/nowhere".as_ref()).unwrap_err()), ErrorKind::NotFound),
             (NetworkError::Net { id: id(), source: NetError::Mtu(1) }, ErrorKind::Invalid),
             (Networks::default().statistics("eth0").unwrap_err(), ErrorKind::NotFound),
         ] {

@@ -74,7 +74,7 @@ mod tests {
         let rest = r#", "guest_mac": "06:00:AC:10:00:02", "mtu": 1400,
             "tx_rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 10}}"#;
         let config = network(rest).unwrap().config().unwrap();
-        assert_eq!((&*config.id, config.tap, config.mtu), ("eth0", Tap::Name("tap0".into()), Some(1400)));
+        assert_eq!((&*config.id, config.host, config.mtu), ("eth0", Tap::Name("tap0".into()).into(), Some(1400)));
         assert_eq!(config.mac.unwrap().bytes(), [6, 0, 0xac, 0x10, 0, 2]);
         assert_eq!(config.limits.transmit.bandwidth.unwrap().per_second.get(), 100_000);
         assert_eq!((config.limits.receive, config.limits.transmit.packets), (Default::default(), None));
