@@ -10,6 +10,7 @@ use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::network::ports::Published;
 use crate::rest::{ApiArgs, Firecracker};
 
 /// MicroVMs for functions: shared layers, and memory that goes back.
@@ -147,6 +148,17 @@ pub struct RunArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// Network of the command: passt (without rights, by the program of that name; the default with --net or --publish) or none (the
+    /// default without them). A mode follows after `=`
+    #[arg(long, alias = "network", value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "passt")]
+    pub net: Option<NetMode>,
+    /// Pass a port of this host on to one of the command's; may be given several times. ADDR is the host's address that it is open at
+    /// [default: all]
+    #[arg(short, long, value_name = "[ADDR:]HOST:GUEST[/tcp|/udp]")]
+    pub publish: Vec<Published>,
+    /// Let the command reach what listens on this host's loopback, at its gateway's address
+    #[arg(long)]
+    pub host_loopback: bool,
     /// User of the command, `user` or `user:group`, each by name or number, instead of the image's
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
@@ -202,6 +214,24 @@ impl FormerArgs {
     #[must_use]
     pub fn is_used(&self) -> bool {
         self.image.is_some() || !self.partition.is_empty() || self.escape
+    }
+}
+
+/// The network of a run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum NetMode {
+    /// No network
+    None,
+    /// By passt, which needs no rights
+    Passt,
+}
+
+impl RunArgs {
+    /// The network to make, if any.
+    #[must_use]
+    pub fn network(&self) -> NetMode {
+        let publishes = !self.publish.is_empty() || self.host_loopback;
+        self.net.unwrap_or(if publishes { NetMode::Passt } else { NetMode::None })
     }
 }
 

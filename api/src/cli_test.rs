@@ -123,3 +123,26 @@ fn a_profile_is_recorded_on_request_or_if_missing() {
         assert_eq!((what.uses(), what.records(false), what.records(true)), (uses, records, replaces), "{what:?}");
     }
 }
+
+#[test]
+fn a_network_is_asked_for_in_one_word_or_by_a_port() {
+    for (line, mode, image) in [
+        ("busybox", NetMode::None, "busybox"),
+        ("--net busybox", NetMode::Passt, "busybox"),
+        ("--network busybox", NetMode::Passt, "busybox"),
+        ("--net=passt busybox", NetMode::Passt, "busybox"),
+        ("--net=none busybox", NetMode::None, "busybox"),
+        ("--network=none busybox --net=passt", NetMode::None, "busybox"),
+        ("-p 8080:80 busybox", NetMode::Passt, "busybox"),
+        ("--host-loopback busybox", NetMode::Passt, "busybox"),
+    ] {
+        let arguments = run(line);
+        assert_eq!((arguments.network(), arguments.image()), (mode, Some(image)), "{line}");
+    }
+    let arguments = run("-p 8080:80 --publish=127.0.0.1:53:5353/udp busybox");
+    let ports: Vec<_> = arguments.publish.iter().map(ToString::to_string).collect();
+    assert_eq!(ports, ["8080:80/tcp", "127.0.0.1:53:5353/udp"]);
+    let error = parse("run -p 80 busybox").unwrap_err().to_string();
+    assert!(error.contains("`80`: there is no port of the guest") && error.contains("8080:80"), "{error}");
+    assert!(parse("run --net=bridge busybox").unwrap_err().to_string().contains("passt"));
+}

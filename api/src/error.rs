@@ -54,6 +54,16 @@ pub enum CliError {
         /// The variable that names it.
         variable: &'static str,
     },
+    /// The program that makes networks.
+    #[error(
+        "`passt` is missing, which a VM's network needs: install the Debian package `passt`, or run without `--net` and `-p`"
+    )]
+    NoPasst,
+    /// A network that leads nowhere.
+    #[error(
+        "this host has no default route, neither for IPv4 nor for IPv6, and passt needs one: run without `--net` and `-p`"
+    )]
+    NoRoute,
     /// Two arguments that exclude each other.
     #[error("{0}")]
     Conflict(String),
@@ -197,6 +207,8 @@ impl CliError {
             Self::End(VmEnd::PoweredOff | VmEnd::Reset) => ErrorKind::Guest,
             Self::End(VmEnd::Stopped | VmEnd::Failed(_))
             | Self::Environment(EnvironmentError::Read { .. })
+            | Self::NoPasst
+            | Self::NoRoute
             | Self::Oci(_)
             | Self::Io { .. }
             | Self::Output(_)

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod error;
 pub mod exit;
 pub mod image;
+pub mod network;
 pub mod rest;
 pub mod run;
 

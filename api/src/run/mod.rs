@@ -11,10 +11,11 @@ use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEn
 
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
-use crate::cli::{ProfileUse, RunArgs};
+use crate::cli::{NetMode, ProfileUse, RunArgs};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
 use crate::interrupt::Interrupts;
+use crate::network::{self, Passt};
 use crate::output::say;
 use crate::partition::give_back;
 use crate::places::Places;
@@ -43,6 +44,8 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     check(args)?;
     let mut config = configuration(args, &Places::of_user())?;
     let function = prepare(args, &mut config, interrupts)?;
+    // It ends after the VM.
+    let _network = network(args, &mut config)?;
     config.validate().map_err(|error| as_given(args, error))?;
     in_vm(args, config, function, interrupts, resizes)
 }
@@ -51,6 +54,14 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
 fn check(args: &RunArgs) -> Result<(), CliError> {
     if args.former.is_used() {
         return Err(CliError::Former);
+    }
+    let asked = !args.publish.is_empty() || args.host_loopback;
+    if args.net == Some(NetMode::None) && asked {
+        let message = "--publish and --host-loopback need a network: leave --net=none out".to_owned();
+        return Err(CliError::Conflict(message));
+    }
+    if let (Some(_), Some(mode @ ("none" | "passt"))) = (args.net, args.image()) {
+        return Err(CliError::Conflict(format!("`{mode}` after --net would be IMAGE: write --net={mode}")));
     }
     if args.image().is_some() {
         return Ok(());
@@ -64,6 +75,18 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
         true if args.layers.is_empty() => Ok(()),
         true => Err(CliError::Missing("the image below --layer", "IMAGE, or `scratch` for an empty one")),
         false => Err(CliError::Missing("what to run", "IMAGE, or --kernel or --config for a VM alone")),
+    }
+}
+
+/// Starts the network, and gives the VM an interface at it.
+fn network(args: &RunArgs, config: &mut VmConfig) -> Result<Option<Passt>, CliError> {
+    match args.network() {
+        NetMode::None => Ok(None),
+        NetMode::Passt => {
+            let (passt, interface) = network::start(&args.publish, args.host_loopback, args.guest.timeout)?;
+            config.network_interfaces.push(interface);
+            Ok(Some(passt))
+        }
     }
 }
 

@@ -214,3 +214,17 @@ fn input_and_terminals_are_given_on_request() {
         assert!(error.to_string().contains("-t") && error.failure().exit_code(false) == 2, "{error}");
     }
 }
+
+#[test]
+fn networks_that_contradict_themselves_are_refused() {
+    for (line, words) in [
+        ("--net=none -p 8080:80 busybox", "--publish"),
+        ("--net=none --host-loopback busybox", "--host-loopback"),
+        ("--net none busybox", "write --net=none"),
+        ("--net passt busybox", "write --net=passt"),
+    ] {
+        let error = planned(line).map(drop).unwrap_err();
+        assert!(error.chain().contains(words), "{line}: {}", error.chain());
+        assert_eq!(error.failure().exit_code(true), 125);
+    }
+}
