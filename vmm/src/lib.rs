@@ -83,8 +83,9 @@ pub use vm::Vm;
 pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_devices::virtio::balloon::{Discards, HintingStatus, MemoryStatistics};
+pub use bellows_devices::virtio::limits::{Rate, RateLimit};
 pub use bellows_devices::virtio::net::{
-    MacAddress, NetError, NetStatistics, ParseMacError, Rate, RateLimit, RateLimits, TapError, Traffic,
+    MacAddress, NetError, NetStatistics, ParseMacError, RateLimits, TapError, Traffic,
 };
 pub use bellows_memory::host::catch_faults;
 pub use bellows_memory::{ByteSize, PartitionId};

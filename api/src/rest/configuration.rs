@@ -83,7 +83,7 @@ impl Configuration {
             }
             _ => {}
         }
-        changed.library()?.validate().map_err(|error| named(&error))?;
+        changed.library().validate().map_err(|error| named(&error))?;
         Ok(changed)
     }
 
@@ -95,11 +95,11 @@ impl Configuration {
         if self.boot_source.is_none() {
             return Err(Fault::new("there is nothing to boot: expected `PUT /boot-source` before"));
         }
-        self.library()
+        Ok(self.library())
     }
 
     /// All that was said; without a kernel, the path of one that is none.
-    fn library(&self) -> Result<VmConfig, Fault> {
+    fn library(&self) -> VmConfig {
         let source = self.boot_source.as_ref();
         let kernel = source.map_or_else(|| "/".into(), |source| source.kernel_image_path.clone());
         let mut config = VmConfig::new(kernel, self.machine.memory());
@@ -112,8 +112,8 @@ impl Configuration {
         config.drives = self.drives.iter().map(Drive::config).collect();
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
         config.serial = self.serial.config();
-        config.network_interfaces = self.networks.iter().map(Network::config).collect::<Result<_, _>>()?;
-        Ok(config)
+        config.network_interfaces = self.networks.iter().map(Network::config).collect();
+        config
     }
 
     /// Puts a drive in, or in the place of the one with its name.

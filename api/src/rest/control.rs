@@ -182,7 +182,7 @@ impl Control {
             Change::UpdateNetwork(update) => {
                 let interface = vm.network_interfaces().into_iter().find(|interface| interface.id == update.iface_id);
                 let missing = || Fault::new(format!("there is no network interface `{}`", update.iface_id));
-                let limits = update.applied_to(interface.ok_or_else(missing)?.limits)?;
+                let limits = update.applied_to(interface.ok_or_else(missing)?.limits);
                 vm.set_network_limits(&update.iface_id, limits).map_err(|error| Fault::of(&error))?;
                 self.state().configuration.update_network(&update);
                 Ok(())

@@ -9,6 +9,7 @@ mod device;
 mod driver;
 #[cfg(test)]
 mod handover_test;
+pub mod limits;
 pub mod mem;
 pub mod net;
 mod pmem;

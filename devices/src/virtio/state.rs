@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::net::LimitersState;
 use crate::state::Version;
 
 /// State of a device, beside its queues.
@@ -79,8 +80,8 @@ pub struct MemState {
     pub region_size: u64,
 }
 
-/// State of a [`Net`](super::Net): what a driver knows of its interface. A packet that waits for room in the guest's buffers, and how
-/// much of a rate limit is used up, are not part of it.
+/// State of a [`Net`](super::Net): what a driver knows of its interface, and what its rate limits have left. A packet that waits for
+/// room in the guest's buffers is not part of it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NetState {
     /// Version of this type.
@@ -91,6 +92,8 @@ pub struct NetState {
     pub mac: [u8; 6],
     /// The largest packet without its link header, where the driver is told.
     pub mtu: Option<u16>,
+    /// The rate limits, and what they have left.
+    pub limiters: LimitersState,
 }
 
 /// State of a [`Pmem`](super::Pmem): where its memory is, which a driver has mapped.

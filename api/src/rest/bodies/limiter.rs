@@ -32,14 +32,12 @@ impl Bucket {
     }
 
     /// The rate that it limits to; none if it limits nothing. Less than one a second counts as one.
-    fn rate(self) -> Result<Option<Rate>, Fault> {
-        if let Some(burst) = self.one_time_burst.filter(|&burst| burst > 0) {
-            return Err(Fault::unsupported("one_time_burst", burst, "null or 0"));
-        }
-        let Some(burst) = NonZeroU64::new(self.size).filter(|_| self.limits()) else { return Ok(None) };
+    fn rate(self) -> Option<Rate> {
+        let burst = NonZeroU64::new(self.size).filter(|_| self.limits())?;
         let per_second = u128::from(self.size) * 1000 / u128::from(self.refill_time);
         let per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
-        Ok(Some(Rate { per_second: NonZeroU64::new(per_second).unwrap_or(NonZeroU64::MIN), burst }))
+        let per_second = NonZeroU64::new(per_second).unwrap_or(NonZeroU64::MIN);
+        Some(Rate { per_second, burst, one_time_burst: self.one_time_burst.unwrap_or(0) })
     }
 }
 
@@ -52,14 +50,13 @@ impl Limiter {
 }
 
 /// Changes `limit` to what `limiter` says: what it leaves out stays.
-pub(super) fn apply(limiter: Option<Limiter>, limit: &mut RateLimit) -> Result<(), Fault> {
-    let Some(Limiter { bandwidth, ops }) = limiter else { return Ok(()) };
-    for (bucket, rate) in [(bandwidth, &mut limit.bandwidth), (ops, &mut limit.packets)] {
+pub(super) fn apply(limiter: Option<Limiter>, limit: &mut RateLimit) {
+    let Some(Limiter { bandwidth, ops }) = limiter else { return };
+    for (bucket, rate) in [(bandwidth, &mut limit.bandwidth), (ops, &mut limit.operations)] {
         if let Some(bucket) = bucket {
-            *rate = bucket.rate()?;
+            *rate = bucket.rate();
         }
     }
-    Ok(())
 }
 
 /// Refuses a limiter that limits something.
@@ -106,19 +103,18 @@ mod tests {
     fn a_bucket_is_a_rate_and_what_is_left_out_stays() {
         let mut limit = RateLimit::default();
         let mut apply = |json: &str| {
-            apply(serde_json::from_str(json).unwrap(), &mut limit)?;
-            let figures = |rate: Option<Rate>| rate.map(|rate| (rate.per_second.get(), rate.burst.get()));
-            Ok::<_, Fault>((figures(limit.bandwidth), figures(limit.packets)))
+            apply(serde_json::from_str(json).unwrap(), &mut limit);
+            let figures =
+                |rate: Option<Rate>| rate.map(|rate| (rate.per_second.get(), rate.burst.get(), rate.one_time_burst));
+            (figures(limit.bandwidth), figures(limit.operations))
         };
-        assert_eq!(apply("null"), Ok((None, None)));
+        assert_eq!(apply("null"), (None, None));
         let bytes = r#"{"bandwidth": {"size": 5000, "refill_time": 100}}"#;
-        assert_eq!(apply(bytes), Ok((Some((50_000, 5000)), None)));
-        let packets = r#"{"ops": {"size": 1, "refill_time": 5000, "one_time_burst": 0}}"#;
-        assert_eq!(apply(packets), Ok((Some((50_000, 5000)), Some((1, 1)))));
+        assert_eq!(apply(bytes), (Some((50_000, 5000, 0)), None));
+        let packets = r#"{"ops": {"size": 1, "refill_time": 5000, "one_time_burst": 9}}"#;
+        assert_eq!(apply(packets), (Some((50_000, 5000, 0)), Some((1, 1, 9))));
         let huge = r#"{"ops": {"size": 18446744073709551615, "refill_time": 1}}"#;
-        assert_eq!(apply(huge).unwrap().1, Some((u64::MAX, u64::MAX)));
-        assert_eq!(apply(r#"{"bandwidth": {"size": 0, "refill_time": 9}, "ops": null}"#).unwrap().0, None);
-        let burst = r#"{"ops": {"size": 1, "refill_time": 1, "one_time_burst": 7}}"#;
-        assert!(apply(burst).unwrap_err().message.contains("`one_time_burst` is 7"));
+        assert_eq!(apply(huge).1, Some((u64::MAX, u64::MAX, 0)));
+        assert_eq!(apply(r#"{"bandwidth": {"size": 0, "refill_time": 9}, "ops": null}"#).0, None);
     }
 }

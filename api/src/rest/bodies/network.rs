@@ -5,7 +5,6 @@ use bellows_vmm::{MacAddress, RateLimits};
 use serde::{Deserialize, Serialize};
 
 use super::limiter::{self, Limiter};
-use crate::rest::fault::Fault;
 
 /// A network interface.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -30,15 +29,12 @@ pub(crate) struct NetworkUpdate {
 
 impl Network {
     /// The interface as the library takes it.
-    ///
-    /// # Errors
-    /// Its rate limiters ask for what Bellows does not have.
-    pub(crate) fn config(&self) -> Result<NetConfig, Fault> {
+    pub(crate) fn config(&self) -> NetConfig {
         let mut config = NetConfig::new(&self.iface_id, Tap::Name(self.host_dev_name.clone()));
         (config.mac, config.mtu) = (self.guest_mac, self.mtu);
-        limiter::apply(self.rx_rate_limiter, &mut config.limits.receive)?;
-        limiter::apply(self.tx_rate_limiter, &mut config.limits.transmit)?;
-        Ok(config)
+        limiter::apply(self.rx_rate_limiter, &mut config.limits.receive);
+        limiter::apply(self.tx_rate_limiter, &mut config.limits.transmit);
+        config
     }
 
     /// Takes over what an update has changed.
@@ -50,13 +46,10 @@ impl Network {
 
 impl NetworkUpdate {
     /// `limits` with what is to change.
-    ///
-    /// # Errors
-    /// As for [`Network::config`].
-    pub(crate) fn applied_to(&self, mut limits: RateLimits) -> Result<RateLimits, Fault> {
-        limiter::apply(self.rx_rate_limiter, &mut limits.receive)?;
-        limiter::apply(self.tx_rate_limiter, &mut limits.transmit)?;
-        Ok(limits)
+    pub(crate) fn applied_to(&self, mut limits: RateLimits) -> RateLimits {
+        limiter::apply(self.rx_rate_limiter, &mut limits.receive);
+        limiter::apply(self.tx_rate_limiter, &mut limits.transmit);
+        limits
     }
 }
 
@@ -73,12 +66,12 @@ mod tests {
     fn an_interface_has_firecrackers_names() {
         let rest = r#", "guest_mac": "06:00:AC:10:00:02", "mtu": 1400,
             "tx_rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 10}}"#;
-        let config = network(rest).unwrap().config().unwrap();
+        let config = network(rest).unwrap().config();
         assert_eq!((&*config.id, config.host, config.mtu), ("eth0", Tap::Name("tap0".into()).into(), Some(1400)));
         assert_eq!(config.mac.unwrap().bytes(), [6, 0, 0xac, 0x10, 0, 2]);
         assert_eq!(config.limits.transmit.bandwidth.unwrap().per_second.get(), 100_000);
-        assert_eq!((config.limits.receive, config.limits.transmit.packets), (Default::default(), None));
-        assert_eq!(network("").unwrap().config().unwrap(), NetConfig::new("eth0", Tap::Name("tap0".into())));
+        assert_eq!((config.limits.receive, config.limits.transmit.operations), (Default::default(), None));
+        assert_eq!(network("").unwrap().config(), NetConfig::new("eth0", Tap::Name("tap0".into())));
     }
 
     #[test]
@@ -91,8 +84,6 @@ mod tests {
             let message = network(rest).unwrap_err();
             assert!(message.contains(part), "{message}");
         }
-        let burst = r#", "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 1, "one_time_burst": 1}}"#;
-        assert!(network(burst).unwrap().config().unwrap_err().message.contains("`one_time_burst`"));
     }
 
     #[test]
@@ -100,10 +91,10 @@ mod tests {
         let update = r#"{"iface_id": "a", "rx_rate_limiter": {"ops": {"size": 2, "refill_time": 1000}}}"#;
         let update: NetworkUpdate = serde_json::from_str(update).unwrap();
         let mut before = network(r#", "tx_rate_limiter": {"ops": {"size": 5, "refill_time": 1000}}"#).unwrap();
-        let limits = update.applied_to(before.config().unwrap().limits).unwrap();
-        let packets = |limit: bellows_vmm::RateLimit| limit.packets.unwrap().per_second.get();
+        let limits = update.applied_to(before.config().limits);
+        let packets = |limit: bellows_vmm::RateLimit| limit.operations.unwrap().per_second.get();
         assert_eq!((packets(limits.receive), packets(limits.transmit)), (2, 5));
         before.update(&update);
-        assert_eq!(before.config().unwrap().limits, limits, "it is shown as it is");
+        assert_eq!(before.config().limits, limits, "it is shown as it is");
     }
 }

@@ -4,14 +4,15 @@
 //! leaves no buffers stops the reading, and costs nothing meanwhile but one event for each packet that the link still takes in. That
 //! it can be written to again is of interest only while something waits for that.
 
+use std::mem;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bellows_memory::limited;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_queue::QueueState;
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::limits::Limiters;
 use super::link::Link;
 use super::receive::{Receiver, Waiting};
 use super::shared::Shared;
@@ -75,12 +76,21 @@ impl Handler {
         self.receiver.wait_again(waiting);
     }
 
-    /// How far the queues were served, by number, and a packet that waits for room in the guest's buffers.
-    pub(super) fn into_parts(self) -> (Vec<Option<QueueState>>, Option<Waiting>) {
+    /// Goes on with these limiters.
+    pub(super) fn set_limiters(&mut self, limiters: Limiters) {
+        (self.receiver.limiter, self.transmitter.limiter) = (limiters.receive, limiters.transmit);
+    }
+
+    /// How far the queues were served, by number, a packet that waits for room in the guest's buffers, and the limiters.
+    pub(super) fn into_parts(mut self) -> (Vec<Option<QueueState>>, Option<Waiting>, Limiters) {
         let mut queues = vec![None; QUEUE_SIZES.len()];
         queues[usize::from(RX)] = Some(self.rx.state());
         queues[usize::from(TX)] = Some(self.tx.state());
-        (queues, self.receiver.into_waiting())
+        let limiters = Limiters {
+            receive: mem::take(&mut self.receiver.limiter),
+            transmit: mem::take(&mut self.transmitter.limiter),
+        };
+        (queues, self.receiver.into_waiting(), limiters)
     }
 
     fn link_event(&mut self, events: EventSet) {
@@ -97,9 +107,9 @@ impl Handler {
     }
 
     fn set_limits(&mut self) {
-        let (limits, now) = (self.shared.limits(), Instant::now());
-        self.receiver.limiter.set(limits.receive, now);
-        self.transmitter.limiter.set(limits.transmit, now);
+        let limits = self.shared.limits();
+        self.receiver.limiter.set(limits.receive);
+        self.transmitter.limiter.set(limits.transmit);
     }
 
     /// Has the timer expire when the first packet may pass that waits now.

@@ -1,10 +1,9 @@
 //! Rate limits of an interface.
 
-use std::time::{Duration, Instant};
-
 use serde::{Deserialize, Serialize};
 
-use super::token_bucket::{Rate, TokenBucket};
+use crate::state::RestoreError;
+use crate::virtio::limits::{Limiter, LimiterState, RateLimit};
 
 /// Rate limits of both directions, as the guest sees them.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -16,68 +15,45 @@ pub struct RateLimits {
     pub transmit: RateLimit,
 }
 
-/// The rate limit of one direction.
+/// What the limiters of both directions have left.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RateLimit {
-    /// Limits bytes, link headers counted in.
-    pub bandwidth: Option<Rate>,
-    /// Limits packets. One that is to be segmented counts once.
-    pub packets: Option<Rate>,
+#[serde(deny_unknown_fields)]
+pub struct LimitersState {
+    /// From the host to the guest.
+    pub receive: LimiterState,
+    /// From the guest to the host.
+    pub transmit: LimiterState,
 }
 
-/// What a limit lets through in one direction.
+impl LimitersState {
+    /// The limits.
+    pub(super) fn limits(&self) -> RateLimits {
+        RateLimits { receive: self.receive.limit(), transmit: self.transmit.limit() }
+    }
+}
+
+/// The limiters of both directions.
 #[derive(Debug, Default)]
-pub(super) struct Limiter {
-    bandwidth: Option<TokenBucket>,
-    packets: Option<TokenBucket>,
-    /// Whether something waits for tokens.
-    waits: bool,
+pub(super) struct Limiters {
+    pub(super) receive: Limiter,
+    pub(super) transmit: Limiter,
 }
 
-impl Limiter {
-    /// Changes the limits. A bucket that was there keeps its level.
-    pub(super) fn set(&mut self, limit: RateLimit, now: Instant) {
-        set(&mut self.bandwidth, limit.bandwidth, now);
-        set(&mut self.packets, limit.packets, now);
+impl Limiters {
+    pub(super) fn new(limits: RateLimits) -> Self {
+        Self { receive: Limiter::new(limits.receive), transmit: Limiter::new(limits.transmit) }
     }
 
-    /// Whether a packet may pass. If not, [`Limiter::wait`] tells how long it has to wait.
-    pub(super) fn is_ready(&mut self) -> bool {
-        if self.bandwidth.is_none() && self.packets.is_none() {
-            self.waits = false;
-            return true;
-        }
-        let now = Instant::now();
-        let ready = [&mut self.bandwidth, &mut self.packets]
-            .into_iter()
-            .flatten()
-            .all(|bucket: &mut TokenBucket| bucket.is_ready(now));
-        self.waits = !ready;
-        ready
+    /// What is left under `limits`.
+    pub(super) fn save(&self, limits: RateLimits) -> LimitersState {
+        LimitersState { receive: self.receive.save(limits.receive), transmit: self.transmit.save(limits.transmit) }
     }
 
-    /// A packet of `bytes` bytes has passed.
-    pub(super) fn passed(&mut self, bytes: u64) {
-        if let Some(bucket) = &mut self.bandwidth {
-            bucket.take(bytes);
-        }
-        if let Some(bucket) = &mut self.packets {
-            bucket.take(1);
-        }
-    }
-
-    /// How long what waits for tokens still has to; `None` if nothing does.
-    pub(super) fn wait(&self) -> Option<Duration> {
-        let buckets = self.bandwidth.iter().chain(&self.packets);
-        self.waits.then(|| buckets.map(TokenBucket::wait).max()).flatten()
-    }
-}
-
-fn set(bucket: &mut Option<TokenBucket>, rate: Option<Rate>, now: Instant) {
-    match (bucket.as_mut(), rate) {
-        (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
-        (None, Some(rate)) => *bucket = Some(TokenBucket::new(rate, now)),
-        (_, None) => *bucket = None,
+    /// Limiters that go on from `state`.
+    ///
+    /// # Errors
+    /// No limiters can have that state.
+    pub(super) fn restore(state: &LimitersState) -> Result<Self, RestoreError> {
+        Ok(Self { receive: Limiter::restore(&state.receive)?, transmit: Limiter::restore(&state.transmit)? })
     }
 }

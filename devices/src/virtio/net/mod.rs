@@ -1,17 +1,18 @@
 //! virtio-net, VIRTIO 1.2 section 5.1: a network interface of the guest, whose other end is a TAP of the host or a stream socket.
 //!
-//! From the inside out: [`wire`], [`header`], [`mac`], [`framing`] and [`token_bucket`] are plain data; [`pieces`] are lists of memory
-//! for one system call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the
-//! two directions, which share nothing but the link; `handler` serves the queues with them on the event loop.
+//! From the inside out: [`wire`], [`header`], [`mac`] and [`framing`] are plain data; [`pieces`] are lists of memory for one system
+//! call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the two
+//! directions, which share nothing but the link; `handler` serves the queues with them on the event loop.
 
-use std::io;
 use std::sync::Arc;
+use std::{io, mem};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
 use vm_memory::ByteValued as _;
 
 use self::handler::Handler;
+use self::limits::Limiters;
 use self::link::{Link, Offloads, is_gone};
 use self::receive::Waiting;
 use self::shared::Shared;
@@ -20,7 +21,7 @@ use super::device::read_bytes;
 use super::state::{DeviceState, NetState};
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::event_loop::OnLoop;
-use crate::state::Version;
+use crate::state::{RestoreError, Version, expect};
 
 mod counters;
 #[cfg(any(test, feature = "testing"))]
@@ -36,17 +37,15 @@ mod receive;
 mod shared;
 mod stream;
 mod tap;
-pub mod token_bucket;
 mod transmit;
 pub mod wire;
 
 pub use self::counters::{NetStatistics, Traffic};
-pub use self::limits::{RateLimit, RateLimits};
+pub use self::limits::{LimitersState, RateLimits};
 pub use self::mac::{MacAddress, ParseMacError};
 pub use self::shared::NetHandle;
 pub use self::stream::{StreamError, StreamLink};
 pub use self::tap::{Tap, TapError};
-pub use self::token_bucket::Rate;
 
 /// Packets to the guest.
 const RX: u16 = 0;
@@ -87,6 +86,8 @@ pub struct Net {
     active: Option<OnLoop<Handler>>,
     /// A packet of a device that is suspended, for which the guest had no room.
     waiting: Option<Waiting>,
+    /// The limiters of a device that is not active.
+    limiters: Limiters,
 }
 
 impl Net {
@@ -100,7 +101,14 @@ impl Net {
             return Err(NetError::Mtu(mtu));
         }
         let shared = Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?);
-        Ok(Self { link: Arc::new(link), mtu, shared, active: None, waiting: None })
+        Ok(Self {
+            link: Arc::new(link),
+            mtu,
+            shared,
+            active: None,
+            waiting: None,
+            limiters: Limiters::new(limits),
+        })
     }
 
     /// The host's side of the device.
@@ -153,6 +161,7 @@ impl VirtioDevice for Net {
         if let Some(waiting) = self.waiting.take() {
             handler.wait_again(waiting);
         }
+        handler.set_limiters(mem::take(&mut self.limiters));
         self.active = Some(activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?);
         Ok(())
     }
@@ -162,13 +171,13 @@ impl VirtioDevice for Net {
         let Some(handler) = self.active.take().and_then(OnLoop::take_back) else {
             return vec![None; QUEUE_SIZES.len()];
         };
-        let (queues, waiting) = handler.into_parts();
-        self.waiting = waiting;
+        let (queues, waiting, limiters) = handler.into_parts();
+        (self.waiting, self.limiters) = (waiting, limiters);
         queues
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        let _ = self.suspend();
         self.waiting = None;
     }
 
@@ -178,7 +187,20 @@ impl VirtioDevice for Net {
             features: self.features(),
             mac: self.shared.mac().bytes(),
             mtu: self.mtu,
+            limiters: self.limiters.save(self.shared.limits()),
         })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let mut own = self.save();
+        let (DeviceState::Net(own_net), DeviceState::Net(net)) = (&mut own, state) else {
+            return expect("device state", state, &own);
+        };
+        own_net.limiters = net.limiters;
+        expect("device state", state, &own)?;
+        self.limiters = Limiters::restore(&net.limiters)?;
+        *self.shared.limits.lock() = net.limiters.limits();
+        Ok(())
     }
 }
 

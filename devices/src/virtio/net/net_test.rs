@@ -5,6 +5,7 @@ use vm_memory::{ByteValued as _, GuestAddress};
 use super::fake_link::{self, FakeHost};
 use super::wire::{GSO_TCPV4, HDR_F_NEEDS_CSUM, HEADER_BYTES, S_LINK_UP, VirtioNetHdr};
 use super::*;
+use crate::virtio::limits::{Rate, RateLimit};
 use crate::virtio::testing::{FakeDriver, FakeGuest, PATIENCE, Part, Used};
 
 /// A device with a driver, and the host behind it.
@@ -370,10 +371,10 @@ fn an_offload_that_is_refused_stops_the_start() {
 #[test]
 fn limits_slow_both_directions_down_and_can_be_lifted() {
     let rate = |per_second: u64, burst: u64| {
-        Some(Rate { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
+        Some(Rate { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap(), one_time_burst: 0 })
     };
-    let slow = RateLimit { bandwidth: rate(1_000_000, 1), packets: None };
-    let few = RateLimit { bandwidth: None, packets: rate(100, 2) };
+    let slow = RateLimit { bandwidth: rate(1_000_000, 1), operations: None };
+    let few = RateLimit { bandwidth: None, operations: rate(100, 2) };
     for (receive, transmit, least) in [
         (RateLimit::default(), few, Duration::from_millis(20)),
         (few, RateLimit::default(), Duration::from_millis(20)),
@@ -403,7 +404,7 @@ fn limits_slow_both_directions_down_and_can_be_lifted() {
         assert!(begin.elapsed() < PATIENCE);
     }
 
-    let stopped = RateLimit { bandwidth: None, packets: rate(1, 1) };
+    let stopped = RateLimit { bandwidth: None, operations: rate(1, 1) };
     let mut machine = Machine::with(
         EVERYTHING,
         &NetSettings { limits: RateLimits { receive: stopped, transmit: stopped }, ..settings() },
@@ -418,6 +419,44 @@ fn limits_slow_both_directions_down_and_can_be_lifted() {
         let _ = machine.host.receive();
     }
     assert!(begin.elapsed() < Duration::from_secs(5), "the limits were lifted: {:?}", begin.elapsed());
+}
+
+/// Neither a suspension nor a reset brings a new burst, and a device that goes on from the state has what the first one had left.
+#[test]
+fn what_a_limit_has_left_outlives_the_driver() {
+    let slow = Rate { per_second: 1.try_into().unwrap(), burst: 1000.try_into().unwrap(), one_time_burst: 2 };
+    let transmit = RateLimit { bandwidth: None, operations: Some(slow) };
+    let settings = NetSettings { limits: RateLimits { transmit, ..RateLimits::default() }, ..settings() };
+    let (link, host) = fake_link::pair();
+    let guest = FakeGuest::new();
+    let mut device = Net::new(link.again(), &settings).unwrap();
+    let left = |device: &Net| {
+        let DeviceState::Net(state) = device.save() else { panic!("the state of another device") };
+        let bucket = state.limiters.transmit.operations.unwrap();
+        assert_eq!((bucket.rate, state.limiters.receive), (slow, Default::default()));
+        (bucket.tokens, bucket.one_time_burst)
+    };
+    assert_eq!(left(&device), (1000, 2));
+    let packet = [&[0; HEADER_BYTES][..], &frame(60)].concat();
+    for (sent, expected) in [(1, (1000, 1)), (3, (998, 0))] {
+        let mut driver = guest.activate(&mut device);
+        for _ in 0..sent {
+            assert_eq!(driver.queues[1].request(&[&packet], &[]).len, 0);
+            let _ = host.receive();
+        }
+        device.reset();
+        assert_eq!(left(&device), expected);
+    }
+    let mut other = Net::new(link.again(), &NetSettings { limits: RateLimits::default(), ..settings }).unwrap();
+    other.restore(&device.save()).unwrap();
+    assert_eq!((other.save(), other.handle().limits()), (device.save(), settings.limits));
+    let mut wrong = device.save();
+    let DeviceState::Net(state) = &mut wrong else { panic!("{wrong:?}") };
+    state.limiters.transmit.operations.as_mut().unwrap().tokens = 1001;
+    assert!(other.restore(&wrong).unwrap_err().to_string().contains("at most 1000"));
+    other.handle().set_limits(RateLimits::default());
+    let DeviceState::Net(lifted) = other.save() else { panic!("the state of another device") };
+    assert_eq!(lifted.limiters, LimitersState::default(), "a change counts from when it was made");
 }
 
 #[test]

@@ -11,12 +11,12 @@ use bellows_memory::{GuestMemory, limited};
 use vm_memory::ByteValued as _;
 
 use super::header;
-use super::limits::Limiter;
 use super::link::{Link, is_gone};
 use super::pieces::{MAX_PIECES, Room};
 use super::shared::Shared;
 use super::wire::{GSO_NONE, HEADER_BYTES, MAX_FRAME, MAX_LINK_HEADER, MIN_FRAME, VirtioNetHdr, feature};
 use crate::virtio::chain::Chain;
+use crate::virtio::limits::Limiter;
 use crate::virtio::queue::group::{Filled, Group, GroupHandler};
 
 /// Most bytes of a packet and its header.

@@ -21,7 +21,7 @@ pub(super) struct Shared {
     status: AtomicU16,
     /// Changes with the configuration.
     generation: AtomicU8,
-    limits: Mutex<RateLimits>,
+    pub(super) limits: Mutex<RateLimits>,
     /// Signalled when `limits` have changed.
     changed: EventFd,
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use bellows_memory::{GuestMemory, limited};
 
 use super::header::{self, Rejection};
-use super::limits::Limiter;
 use super::link::{Link, Written, is_gone};
 use super::pieces::Source;
 use super::shared::Shared;
 use super::wire::{HEADER_BYTES, MAX_FRAME, MIN_FRAME, VirtioNetHdr};
 use crate::virtio::chain::{Chain, Defect};
+use crate::virtio::limits::Limiter;
 use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
 
 /// The way of packets from the guest.

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn rate(per_second: u64, burst: u64) -> Rate {
-    Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst: NonZeroU64::new(burst).unwrap() }
+    Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst: NonZeroU64::new(burst).unwrap(), one_time_burst: 0 }
 }
 
 #[test]
@@ -53,6 +53,64 @@ fn a_change_keeps_what_is_due() {
     bucket.take(5);
     assert_eq!(bucket.wait(), Duration::from_secs(1));
     assert_eq!(bucket.rate(), rate(1, 1000));
+}
+
+#[test]
+fn a_one_time_burst_passes_first_and_never_again() {
+    let start = Instant::now();
+    let limit = Rate { one_time_burst: 7, ..rate(1000, 10) };
+    let mut bucket = TokenBucket::new(limit, start);
+    bucket.take(5);
+    assert!(bucket.is_ready(start));
+    // Two tokens of the one-time burst, and all of the other.
+    bucket.take(12);
+    assert!(!bucket.is_ready(start));
+    assert_eq!(bucket.wait(), Duration::from_millis(1));
+    let later = start + Duration::from_secs(3600);
+    assert!(bucket.is_ready(later));
+    bucket.take(10);
+    assert!(!bucket.is_ready(later), "an hour brings the burst back, and no more");
+    // The same limit once more is no new limit; another one is.
+    bucket.set_rate(limit, later);
+    assert!(!bucket.is_ready(later));
+    bucket.set_rate(Rate { one_time_burst: 8, ..limit }, later);
+    assert!(bucket.is_ready(later));
+    assert_eq!(bucket.wait(), Duration::ZERO);
+    // It passes even while the other is in debt.
+    bucket.take(7);
+    assert!(bucket.is_ready(later));
+    bucket.take(1);
+    assert!(!bucket.is_ready(later));
+}
+
+#[test]
+fn a_bucket_goes_on_from_its_state() {
+    let start = Instant::now();
+    let limit = Rate { one_time_burst: 7, ..rate(1000, 10) };
+    let mut bucket = TokenBucket::new(limit, start);
+    bucket.take(2);
+    let state = bucket.save();
+    assert_eq!(state, BucketState { rate: limit, tokens: 10, one_time_burst: 5 });
+    bucket.take(20);
+    let state = BucketState { tokens: -5, one_time_burst: 0, ..state };
+    assert_eq!(bucket.save(), state);
+    let later = start + Duration::from_secs(9);
+    let mut restored = TokenBucket::restore(state, later).unwrap();
+    assert_eq!(restored.save(), state);
+    assert!(!restored.is_ready(later + Duration::from_millis(5)), "time before the restore brings nothing");
+    assert!(restored.is_ready(later + Duration::from_millis(6)));
+    for (wrong, part) in [
+        (BucketState { tokens: 11, ..state }, "tokens of a rate limit is 11: expected at most 10"),
+        (BucketState { one_time_burst: 8, ..state }, "is 8: expected at most 7"),
+    ] {
+        let message = TokenBucket::restore(wrong, start).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    // What no integer holds is as much as one does.
+    let mut huge = TokenBucket::new(rate(1, u64::MAX), start);
+    assert_eq!(huge.save().tokens, i64::MAX);
+    (0..3).for_each(|_| huge.take(u64::MAX));
+    assert_eq!(huge.save().tokens, i64::MIN);
 }
 
 #[test]
