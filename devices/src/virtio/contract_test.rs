@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use bellows_memory::GuestMemory;
 use vm_memory::GuestAddress;
 
-use self::subjects::{BalloonSubject, BlkSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject};
+use self::subjects::{
+    BalloonSubject, BlkSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject, low_limit,
+};
+use super::limits::RateLimit;
 use super::testing::{Completion, DriverQueue, FakeGuest, FakeInterrupt, PciDriver, PciMachine, Pending};
 use super::transport::common_config::status;
 use super::transport::{VirtioPci, VirtioPciState};
@@ -348,13 +351,16 @@ macro_rules! contract {
 
 contract! {
     rng: RngSubject,
-    blk: BlkSubject,
+    blk: BlkSubject(None),
+    blk_limited: BlkSubject(Some(low_limit())),
     mem: MemSubject::new(),
     pmem: PmemSubject,
     vsock: VsockSubject::new(),
     balloon_inflate: BalloonSubject::new(0),
     balloon_hints: BalloonSubject::new(3),
     balloon_reports: BalloonSubject::new(4),
-    net_receive: NetSubject::new(0),
-    net_transmit: NetSubject::new(1),
+    net_receive: NetSubject::new(0, RateLimit::default()),
+    net_receive_limited: NetSubject::new(0, low_limit()),
+    net_transmit: NetSubject::new(1, RateLimit::default()),
+    net_transmit_limited: NetSubject::new(1, low_limit()),
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::LimiterState;
 use super::net::LimitersState;
 use crate::state::Version;
 
@@ -54,7 +55,7 @@ pub struct HintingState {
     pub acknowledge_on_stop: bool,
 }
 
-/// State of a [`Block`](super::Block): what a driver knows of its disk.
+/// State of a [`Block`](super::Block): what a driver knows of its disk, and what its rate limit has left.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct BlockState {
     /// Version of this type.
@@ -65,6 +66,10 @@ pub struct BlockState {
     pub read_only: bool,
     /// What the disk says it is.
     pub id: String,
+    /// The rate limit, and what it has left.
+    pub limiter: LimiterState,
+    /// Whether the driver has yet to be told that the disk was exchanged.
+    pub news: bool,
 }
 
 /// State of a [`Mem`](super::Mem): what a driver knows of its region. What is plugged is the partition's state.

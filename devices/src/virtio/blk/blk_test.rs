@@ -9,10 +9,12 @@ use bellows_memory::partition::Handled;
 use bellows_memory::partition::{Answer, Request};
 use bellows_memory::testing::Fixture;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
 };
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, VolatileSlice};
 
+use super::request::HEADER_SIZE;
 use super::*;
 use crate::virtio::Pmem;
 use crate::virtio::testing::{Completion, DriverQueue, FakeGuest, PATIENCE, Part};

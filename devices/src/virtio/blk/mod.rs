@@ -1,40 +1,51 @@
 //! virtio-blk, VIRTIO 1.2 section 5.2: a [`Disk`] for the guest.
 
-use std::io;
 use std::sync::Arc;
+use std::{io, mem};
 
 use bellows_disk::{Disk, SECTOR_SIZE};
-use bellows_memory::view::Pinned;
-use bellows_memory::{GuestMemory, GuestView, limited, wire};
+use bellows_memory::wire;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_F_TOPOLOGY,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
-use vm_memory::{ByteValued as _, GuestAddressSpace, Le16, Le32, Le64, VolatileSlice};
+use vm_memory::{ByteValued as _, Le16, Le32, Le64};
 
-use self::request::{HEADER_SIZE, ID_SIZE, Limits, Request, VirtioBlkReqHeader};
-use super::chain::{Chain, Segment};
+use self::control::Shared;
+use self::handler::{Handler, Stop};
 use super::device::read_bytes;
-use super::queue::{Outcome, QueueHandler, Snapshot};
+use super::limits::{Limiter, RateLimit};
 use super::state::{BlockState, DeviceState};
-use super::worker::QueueWorker;
 use super::{ActivateError, Activation, VirtioDevice};
-use crate::state::Version;
+use crate::event_loop::OnLoop;
+use crate::state::{RestoreError, Version, expect};
 
+mod control;
+mod handler;
 pub mod request;
+mod requests;
+
+pub use self::control::{BlockHandle, ReplaceError};
 
 const QUEUE_SIZE: u16 = 256;
 /// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
-/// A block device. Each of its queues blocks the event loop while a request runs, so it needs a loop of its own.
+/// A block device. Its queues block the event loop while a request runs, so it needs a loop of its own.
 pub struct Block {
-    disk: Arc<dyn Disk>,
+    shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
-    /// By queue number; `None` if the driver did not enable the queue.
-    workers: Vec<Option<QueueWorker<Requests>>>,
+    active: Option<Active>,
+    /// The limiter of a device that is not active.
+    limiter: Limiter,
+}
+
+struct Active {
+    /// Before the handler, which is waited for.
+    stop: Stop,
+    handler: OnLoop<Handler>,
 }
 
 wire! {
@@ -88,13 +99,33 @@ impl Block {
     /// A device with `queues` queues; a driver need not use more than the first.
     #[must_use]
     pub fn with_queues(disk: impl Into<Arc<dyn Disk>>, queues: u16) -> Self {
-        Self { disk: disk.into(), queue_sizes: vec![QUEUE_SIZE; usize::from(queues.max(1))], workers: Vec::new() }
+        Self::made(Shared::new(disk.into(), RateLimit::default(), None), queues)
+    }
+
+    /// A device with one queue, whose disk and rate limit the host may change: its [`Block::handle`] does something.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub fn controlled(disk: impl Into<Arc<dyn Disk>>, limit: RateLimit) -> io::Result<Self> {
+        Ok(Self::made(Shared::new(disk.into(), limit, Some(Shared::event()?)), 1))
+    }
+
+    fn made(shared: Shared, queues: u16) -> Self {
+        let limiter = Limiter::new(shared.limit());
+        let queue_sizes = vec![QUEUE_SIZE; usize::from(queues.max(1))];
+        Self { shared: Arc::new(shared), queue_sizes, active: None, limiter }
+    }
+
+    /// The host's side of the device.
+    #[must_use]
+    pub fn handle(&self) -> BlockHandle {
+        BlockHandle { shared: self.shared.clone() }
     }
 
     /// The configuration. Logical blocks have 512 bytes; the preferred size is 4 KiB.
     fn config(&self) -> VirtioBlkConfig {
         VirtioBlkConfig {
-            capacity: self.disk.sectors().into(),
+            capacity: self.shared.disk().sectors().into(),
             seg_max: SEG_MAX.into(),
             blk_size: (SECTOR_SIZE as u32).into(),
             topology: VirtioBlkTopology { physical_block_exp: 3, min_io_size: 8.into(), ..Default::default() },
@@ -114,12 +145,16 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let writable = if self.disk.read_only() { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
+        let writable = if self.shared.disk().read_only() { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
         let queues = (self.queue_sizes.len() > 1).then_some(VIRTIO_BLK_F_MQ);
         [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY, writable]
             .into_iter()
             .chain(queues)
             .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn config_generation(&self) -> u8 {
+        self.shared.generation()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -129,169 +164,64 @@ impl VirtioDevice for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         // Without FLUSH the driver relies on completed writes being durable (section 5.2.6.2).
         let write_through = activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        let mut workers = Vec::with_capacity(self.queue_sizes.len());
-        for (index, _) in (0..).zip(&self.queue_sizes) {
-            let enabled = activation.queues.get(usize::from(index)).is_some_and(Option::is_some);
-            let worker = (enabled || index == 0).then(|| {
-                let handler = Requests::new(self.disk.clone(), activation.memory.clone(), write_through);
-                QueueWorker::start(&mut activation, index, handler)
-            });
-            workers.push(worker.transpose()?);
-        }
-        self.workers = workers;
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
+        let mut handler = Handler::new(&mut activation, queues, &self.shared, write_through)?;
+        handler.set_limiter(mem::take(&mut self.limiter));
+        let stop = handler.stop();
+        let handler = activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?;
+        self.active = Some(Active { stop, handler });
         Ok(())
     }
 
     fn suspend(&mut self) -> Vec<Option<QueueState>> {
-        let mut queues: Vec<_> = self.workers.drain(..).map(|worker| worker.and_then(QueueWorker::stop)).collect();
-        queues.resize(self.queue_sizes.len(), None);
+        let handler = self.active.take().and_then(|Active { stop, handler }| {
+            drop(stop);
+            handler.take_back()
+        });
+        self.shared.taken(None);
+        let Some(handler) = handler else { return vec![None; self.queue_sizes.len()] };
+        let (queues, limiter) = handler.into_parts();
+        self.limiter = limiter;
         queues
     }
 
+    fn reset(&mut self) {
+        let _ = self.suspend();
+        // A driver that begins reads the configuration.
+        self.shared.forget_news();
+    }
+
     fn save(&self) -> DeviceState {
+        let disk = self.shared.disk();
         DeviceState::Block(BlockState {
             version: Version,
-            sectors: self.disk.sectors(),
-            read_only: self.disk.read_only(),
-            id: String::from_utf8_lossy(self.disk.id().as_bytes()).trim_end_matches('\0').to_owned(),
+            sectors: disk.sectors(),
+            read_only: disk.read_only(),
+            id: String::from_utf8_lossy(disk.id().as_bytes()).trim_end_matches('\0').to_owned(),
+            limiter: self.limiter.save(self.shared.limit()),
+            news: self.shared.has_news(),
         })
     }
-}
 
-/// Serves one queue.
-struct Requests {
-    disk: Arc<dyn Disk>,
-    memory: GuestView,
-    limits: Limits,
-    write_through: bool,
-}
-
-impl Requests {
-    fn new(disk: Arc<dyn Disk>, memory: GuestView, write_through: bool) -> Self {
-        let limits = Limits { sectors: disk.sectors(), read_only: disk.read_only() };
-        Self { disk, memory, limits, write_through }
-    }
-
-    /// Carries a request out. Returns the bytes of data that it wrote to guest memory. The disk may take long: meanwhile only
-    /// the memory that it reads or writes is held.
-    fn serve(&self, chain: &Chain, memory: Snapshot, writable: u64) -> Result<u64, Failure> {
-        let short = Failure::Header(chain.readable.bytes());
-        let header: VirtioBlkReqHeader = chain.readable.read_obj(&memory).ok_or(short)?;
-        let readable = chain.readable.bytes() - HEADER_SIZE;
-        match Request::parse(&header, readable, writable, self.limits)? {
-            Request::Read { offset, bytes } => {
-                let data = self.pin(&memory, chain.writable.part(0, bytes))?;
-                drop(memory);
-                transfer(&data, offset, |offset, slices| self.disk.read_at(offset, slices))?;
-                Ok(bytes)
-            }
-            Request::Write { offset, bytes } => {
-                let data = self.pin(&memory, chain.readable.part(HEADER_SIZE, bytes))?;
-                drop(memory);
-                transfer(&data, offset, |offset, slices| self.disk.write_at(offset, slices))?;
-                drop(data);
-                if self.write_through {
-                    self.disk.flush()?;
-                }
-                Ok(0)
-            }
-            Request::Flush => {
-                drop(memory);
-                self.disk.flush()?;
-                Ok(0)
-            }
-            Request::GetId => {
-                let id = self.disk.id();
-                match chain.writable.write(&memory, 0, &id.as_bytes()[..]) as u64 {
-                    ID_SIZE => Ok(ID_SIZE),
-                    written => Err(Failure::Id(written)),
-                }
-            }
-        }
-    }
-
-    fn pin(&self, memory: &GuestMemory, segments: impl Iterator<Item = Segment>) -> Result<Pinned, Failure> {
-        let pieces = segments.map(|segment| (segment.address, segment.bytes as usize));
-        Ok(self.memory.pin(memory, pieces)?)
-    }
-}
-
-impl QueueHandler for Requests {
-    fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
-        let head = chain.head();
-        if let Some(defect) = chain.defect() {
-            limited!(debug, head, %defect, "dropped a malformed descriptor chain");
-            return Outcome::Used(0);
-        }
-        // The status is the last writable byte; without one the driver cannot get an answer.
-        let Some(writable) = chain.writable.bytes().checked_sub(1) else {
-            limited!(debug, head, "dropped a request without a status byte");
-            return Outcome::Used(0);
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let mut own = self.save();
+        let (DeviceState::Block(own_block), DeviceState::Block(block)) = (&mut own, state) else {
+            return expect("device state", state, &own);
         };
-        let (status, bytes) = match self.serve(chain, memory, writable) {
-            Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
-            Err(failure) => {
-                limited!(debug, %failure, "a block request failed");
-                (failure.status(), 0)
-            }
-        };
-        match chain.writable.write(&self.memory.memory(), writable, &[status]) {
-            0 => Outcome::Used(0),
-            _ => Outcome::Used(u32::try_from(bytes + 1).unwrap_or(u32::MAX)),
+        (own_block.limiter, own_block.news) = (block.limiter, block.news);
+        expect("device state", state, &own)?;
+        self.limiter = Limiter::restore(&block.limiter)?;
+        self.shared.set_limit(block.limiter.limit());
+        if block.news && !self.shared.has_news() {
+            self.shared.set_news();
         }
+        Ok(())
     }
 }
 
-/// Pieces of guest memory given to the disk at once.
-const BATCH: usize = 64;
-
-/// Calls `transfer` with `data` and the position on the disk, batch by batch.
-fn transfer(
-    data: &Pinned,
-    mut offset: u64,
-    transfer: impl Fn(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut batch = [VolatileSlice::from(&mut [][..]); BATCH];
-    let mut slices = data.slices();
-    loop {
-        let mut filled = 0;
-        // Most requests are one piece.
-        for (place, slice) in batch.iter_mut().zip(&mut slices) {
-            *place = slice;
-            filled += 1;
-        }
-        if filled == 0 {
-            return Ok(());
-        }
-        transfer(offset, &batch[..filled])?;
-        offset += batch[..filled].iter().map(|slice| slice.len() as u64).sum::<u64>();
-    }
-}
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("its header is not in memory, or not among its {0} readable bytes")]
-    Header(u64),
-    #[error("its buffer for the identifier has {0} bytes in memory")]
-    Id(u64),
-    #[error(transparent)]
-    Rejected(#[from] request::Rejection),
-    #[error("it names memory that does not exist: {0}")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-    #[error("the disk failed: {0}")]
-    Disk(#[from] io::Error),
-}
-
-impl Failure {
-    fn status(&self) -> u8 {
-        match self {
-            Self::Rejected(rejection) => rejection.status(),
-            Self::Header(_) | Self::Id(_) | Self::Memory(_) | Self::Disk(_) => VIRTIO_BLK_S_IOERR as u8,
-        }
-    }
-}
-
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod control_tests;
 #[cfg(test)]
 #[path = "blk_test.rs"]
 mod tests;

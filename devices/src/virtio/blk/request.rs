@@ -94,6 +94,15 @@ impl Rejection {
 }
 
 impl Request {
+    /// Bytes of data that it moves from or to the disk.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        match *self {
+            Self::Read { bytes, .. } | Self::Write { bytes, .. } => bytes,
+            Self::Flush | Self::GetId => 0,
+        }
+    }
+
     /// Checks a request: its header, the bytes of readable data behind that, and of writable data before the status byte.
     ///
     /// # Errors

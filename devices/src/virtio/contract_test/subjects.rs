@@ -12,6 +12,7 @@ use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
 use super::Subject;
 use crate::virtio::balloon::BalloonSettings;
 use crate::virtio::blk::request::VirtioBlkReqHeader;
+use crate::virtio::limits::{Rate, RateLimit};
 use crate::virtio::mem::request::VirtioMemReq;
 use crate::virtio::net::fake_link::{self, FakeHost, FakeLink};
 use crate::virtio::net::wire::HEADER_BYTES;
@@ -37,7 +38,16 @@ impl Subject for RngSubject {
     }
 }
 
-pub(super) struct BlkSubject;
+/// A disk, and its rate limit if it has one.
+pub(super) struct BlkSubject(pub(super) Option<RateLimit>);
+
+/// So low that requests wait, and so high that the tests do not take long.
+pub(super) fn low_limit() -> RateLimit {
+    let rate = |per_second: u64| {
+        Some(Rate { per_second: per_second.try_into().unwrap(), burst: 1.try_into().unwrap(), one_time_burst: 2 })
+    };
+    RateLimit { bandwidth: rate(8 << 20), operations: rate(10_000) }
+}
 
 /// A disk on which every byte is 7.
 struct Sevens;
@@ -59,11 +69,15 @@ impl Disk for Sevens {
 
 impl Subject for BlkSubject {
     fn device(&self) -> Box<dyn VirtioDevice> {
-        Box::new(Block::with_queues(Arc::new(Sevens) as Arc<dyn Disk>, 2))
+        let sevens: Arc<dyn Disk> = Arc::new(Sevens);
+        match self.0 {
+            None => Box::new(Block::with_queues(sevens, 2)),
+            Some(limit) => Box::new(Block::controlled(sevens, limit).unwrap()),
+        }
     }
 
     fn queue(&self) -> usize {
-        1
+        usize::from(self.0.is_none())
     }
 
     fn request(&self) -> (Vec<u8>, Vec<u32>) {
@@ -207,21 +221,23 @@ pub(super) struct NetSubject {
     link: FakeLink,
     host: FakeHost,
     queue: usize,
+    limit: RateLimit,
 }
 
 impl NetSubject {
     const FRAME: [u8; 60] = [0x5a; 60];
 
-    pub(super) fn new(queue: usize) -> Self {
+    pub(super) fn new(queue: usize, limit: RateLimit) -> Self {
         let (link, host) = fake_link::pair();
-        Self { link, host, queue }
+        Self { link, host, queue, limit }
     }
 }
 
 impl Subject for NetSubject {
     fn device(&self) -> Box<dyn VirtioDevice> {
         let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
-        let settings = NetSettings { mac, mtu: Some(1500), limits: RateLimits::default() };
+        let settings =
+            NetSettings { mac, mtu: Some(1500), limits: RateLimits { receive: self.limit, transmit: self.limit } };
         Box::new(Net::new(self.link.again(), &settings).unwrap())
     }
 
