@@ -44,16 +44,19 @@ struct Mount {
 }
 
 impl SystemMemory {
-    /// The system's memory, with the control groups that are mounted now.
+    /// The system's memory, with the control groups that are mounted now. A process in a jail sees no `/proc/self`, and no groups.
     ///
     /// # Errors
-    /// `/proc/self/mountinfo` cannot be read.
+    /// `/proc/self/mountinfo` is there and cannot be read.
     pub fn open() -> io::Result<Self> {
         Self::open_at(Path::new("/"))
     }
 
     fn open_at(root: &Path) -> io::Result<Self> {
-        let mounts = parse_mounts(&read(&root.join("proc/self/mountinfo"))?);
+        let mounts = match read(&root.join("proc/self/mountinfo")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            text => parse_mounts(&text?),
+        };
         Ok(Self { root: root.to_owned(), mounts })
     }
 

@@ -109,8 +109,18 @@ fn what_makes_no_sense_is_an_error_that_names_it() {
     assert_eq!(system.available().unwrap_err().to_string(), "/proc/meminfo has no MemAvailable");
     fs::remove_file(system.0.path().join("proc/meminfo")).unwrap();
     assert!(system.available().unwrap_err().to_string().contains("proc/meminfo"));
-    let empty = tempfile::tempdir().unwrap();
-    assert!(SystemMemory::open_at(empty.path()).unwrap_err().to_string().contains("proc/self/mountinfo"));
+    let broken = tempfile::tempdir().unwrap();
+    fs::create_dir_all(broken.path().join("proc/self/mountinfo")).unwrap();
+    assert!(SystemMemory::open_at(broken.path()).unwrap_err().to_string().contains("proc/self/mountinfo"));
+}
+
+#[test]
+fn a_jail_shows_the_hosts_memory_alone() {
+    let jail = tempfile::tempdir().unwrap();
+    fs::create_dir(jail.path().join("proc")).unwrap();
+    fs::write(jail.path().join("proc/meminfo"), "MemTotal: 2 kB\nMemAvailable: 1 kB\n").unwrap();
+    let memory = SystemMemory::open_at(jail.path()).unwrap();
+    assert_eq!(memory.available(Backing::Thp).unwrap().get(), 1024);
 }
 
 #[test]
