@@ -10,6 +10,7 @@ use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::jail::{JailArgs, Jailer};
 use crate::network::ports::Published;
 use crate::rest::{ApiArgs, Firecracker};
 
@@ -29,6 +30,11 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Run a VM that programs control through HTTP on a Unix socket, in Firecracker's dialect
     Api(Box<ApiArgs>),
+    /// Run a monitor in a directory of its own, as a user of its own, with nothing else of this host; for the superuser
+    #[command(
+        override_usage = "bellows jail [OPTION]... --id ID --exec-file FILE --uid UID --gid GID -- [api] [ARG]..."
+    )]
+    Jail(Box<JailArgs>),
     /// Images in the layer store
     #[command(subcommand)]
     Image(ImageCommand),
@@ -38,13 +44,17 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Reads the words of a command line, the program's own name first. Under the name `firecracker` it is Firecracker's.
+    /// Reads the words of a command line, the program's own name first. Under the names `firecracker` and
+    /// `jailer` it is that of Firecracker's programs.
     ///
     /// # Errors
     /// clap's answer: help, the version, or an error.
     pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
         if let Some(args) = Firecracker::read(&words) {
             return Ok(Self { command: Command::Api(Box::new(args?)) });
+        }
+        if let Some(args) = Jailer::read(&words) {
+            return Ok(Self { command: Command::Jail(Box::new(args?)) });
         }
         let mut cli = Self::try_parse_from(&words)?;
         if let Command::Run(run) = &mut cli.command {

@@ -13,6 +13,7 @@ use bellows_vmm::{
 
 use crate::environment::EnvironmentError;
 use crate::exit::Failure;
+use crate::jail::JailError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +104,9 @@ pub enum CliError {
     /// The layer store failed.
     #[error(transparent)]
     Store(Box<StoreError>),
+    /// There is no jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The VM could not be made.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -194,6 +198,7 @@ impl CliError {
             | Self::Value(_)
             | Self::PartitionNumber(_) => ErrorKind::Invalid,
             Self::Config(error) => error.kind(),
+            Self::Jail(error) => error.kind(),
             Self::Build(error) => error.kind(),
             Self::Ready(error) => error.kind(),
             Self::Partition(error) => error.kind(),

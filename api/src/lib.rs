@@ -7,6 +7,7 @@ pub mod demo;
 pub mod error;
 pub mod exit;
 pub mod image;
+pub mod jail;
 pub mod network;
 pub mod rest;
 pub mod run;
@@ -50,6 +51,9 @@ pub fn main() -> ExitCode {
             if rest::is_firecracker(&words) {
                 return rest::WRONG_ARGUMENTS.into();
             }
+            if jail::is_jailer(&words) {
+                return ExitCode::FAILURE;
+            }
             let run = words.get(1).is_some_and(|command| command == "run");
             return Failure::Error(ErrorKind::Invalid).exit_code(run).into();
         }
@@ -62,7 +66,7 @@ pub fn main() -> ExitCode {
                 output::say(error.chain());
             }
             match error.failure() {
-                Failure::Error(_) if rest::is_firecracker(&words) => ExitCode::FAILURE,
+                Failure::Error(_) if rest::is_firecracker(&words) || jail::is_jailer(&words) => ExitCode::FAILURE,
                 failure => failure.exit_code(run).into(),
             }
         }
@@ -77,17 +81,27 @@ fn command(command: Command) -> Result<u8, CliError> {
             install_log();
             None
         }
+        // It becomes another program, which does all this itself.
+        Command::Jail(_) => None,
     };
-    raise_descriptor_limit();
-    // Then layers are copied from their mappings, rather than read.
-    if let Err(error) = catch_faults() {
-        tracing::warn!(%error, "layers are read with a system call for each request");
+    if !matches!(command, Command::Jail(_)) {
+        prepare();
     }
     match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Api(arguments) => rest::run(&arguments, log.unwrap_or_default()),
+        Command::Jail(arguments) => Ok(jail::run(&arguments)?),
         Command::Image(command) => image::run(&command),
         Command::Demo(arguments) => demo::run(&arguments),
+    }
+}
+
+/// What every command that may read layers wants.
+fn prepare() {
+    raise_descriptor_limit();
+    // Then layers are copied from their mappings, rather than read.
+    if let Err(error) = catch_faults() {
+        tracing::warn!(%error, "layers are read with a system call for each request");
     }
 }
 

@@ -19,18 +19,19 @@ mod socket;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bellows_vmm::VmEnd;
 use nix::time::{ClockId, clock_gettime};
 
 use self::bodies::{Logger, Metrics};
 use self::control::Control;
+pub(crate) use self::control::FIRECRACKER;
 use self::fault::Fault;
 use self::log::Log;
 use self::metrics::{Counters, Startup};
 pub use self::options::ApiArgs;
-pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, is_firecracker};
+
+pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, id, is_firecracker};
 use self::request::Change;
 use self::server::{Limits, Server};
 use self::socket::Socket;
@@ -126,8 +127,8 @@ fn of_file(path: &Path, fault: &Fault) -> CliError {
 /// How long this process took until here, if its parent has said when it began.
 fn startup(args: &ApiArgs) -> Startup {
     let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map(micros).unwrap_or_default();
-    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(|time| micros(time.into())).unwrap_or_default();
+    let now = |clock| clock_gettime(clock).map(|time| micros(time.into())).unwrap_or_default();
+    let (wall, cpu) = (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_PROCESS_CPUTIME_ID));
     let parent = args.parent_cpu_time_us.unwrap_or(0);
     Startup {
         wall: args.start_time_us.map_or(0, |start| wall.saturating_sub(start)),

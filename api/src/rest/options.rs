@@ -52,7 +52,7 @@ pub struct ApiArgs {
     /// Log how long the guest's agent took to be ready
     #[arg(long)]
     pub(crate) boot_timer: bool,
-    /// When the process began, in microseconds since 1970, for metrics
+    /// When the process began, in microseconds of the monotonic clock, for metrics
     #[arg(long, value_name = "US")]
     pub(crate) start_time_us: Option<u64>,
     /// CPU time of the process when it began, in microseconds, for metrics
@@ -123,7 +123,7 @@ pub(crate) fn is_firecracker(words: &[OsString]) -> bool {
     words.first().and_then(|word| Path::new(word).file_name()).is_some_and(|name| name == NAME)
 }
 
-fn id(text: &str) -> Result<String, String> {
+pub(crate) fn id(text: &str) -> Result<String, String> {
     let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if (1..=64).contains(&text.len()) && is_word {
         Ok(text.into())

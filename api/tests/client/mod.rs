@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Api {
     process: Child,
     directory: TempDir,
+    socket: PathBuf,
 }
 
 /// What the server has answered.
@@ -35,11 +36,16 @@ impl Api {
     pub fn start(program: &Path, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("api.sock");
-        let log = fs::File::create(directory.path().join("stderr")).unwrap();
         let mut command = Command::new(program);
-        command.args(options).arg("--api-sock").arg(&socket).stdin(Stdio::null()).stderr(log);
-        let process = command.spawn().unwrap();
-        let api = Self { process, directory };
+        command.args(options).arg("--api-sock").arg(&socket);
+        Self::start_by(command, directory, socket)
+    }
+
+    /// Starts a process by `command`, with its log in `directory`, and waits until it listens on `socket`.
+    pub fn start_by(mut command: Command, directory: TempDir, socket: PathBuf) -> Self {
+        let log = fs::File::create(directory.path().join("stderr")).unwrap();
+        let process = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let api = Self { process, directory, socket };
         let begun = Instant::now();
         while UnixStream::connect(api.socket()).is_err() {
             assert!(begun.elapsed() < PATIENCE, "no socket");
@@ -53,7 +59,11 @@ impl Api {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.path("api.sock")
+        self.socket.clone()
+    }
+
+    pub fn process(&self) -> u32 {
+        self.process.id()
     }
 
     pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
