@@ -66,18 +66,27 @@ pub(crate) fn whole_blocks(what: &str, wanted: ByteSize) -> ByteSize {
     rounded
 }
 
-/// An image of the store as an image of a VM.
+/// An image of the store as an image of a VM, named by its digest.
 pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Result<ImageConfig, CliError> {
     let id: ImageId = image.digest.hex().parse()?;
+    Ok(placed(of_store(store, image, id, args.shape)?, args))
+}
+
+/// An image of the store as the image `id` of a VM. Without a shape it is flat where that is possible.
+pub(crate) fn of_store(
+    store: &Store,
+    image: &Image,
+    id: ImageId,
+    shape: Option<Shape>,
+) -> Result<ImageConfig, CliError> {
     let stack = store.stack(image)?;
     // A stack needs no metadata, so none is made.
-    let flat = if args.shape == Some(Shape::Layers) { None } else { Some(store.flat(image)) };
-    let config = match flat {
+    let flat = if shape == Some(Shape::Layers) { None } else { Some(store.flat(image)) };
+    Ok(match flat {
         None => ImageConfig::stacked(id, &stack),
-        Some(Err(StoreError::NotFlat { .. })) if args.shape.is_none() => ImageConfig::stacked(id, &stack),
+        Some(Err(StoreError::NotFlat { .. })) if shape.is_none() => ImageConfig::stacked(id, &stack),
         Some(flat) => ImageConfig::flat(id, &flat?).fixup(stack.fixup.as_ref()),
-    };
-    Ok(placed(config, args))
+    })
 }
 
 /// An image in the shape and over the transport of the arguments.

@@ -1,7 +1,7 @@
 //! A VM under the control of the API, from its configuration to its end.
 
 #[path = "../../api/tests/client/mod.rs"]
-mod client;
+pub mod client;
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -166,4 +166,5 @@ fn furnish(lab: LabBuilder) -> LabBuilder {
     lab.program("/usr/bin/tar", "/usr/local/bin/tar")
         .program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
         .program("/usr/sbin/dmsetup", "/usr/local/bin/dmsetup")
+        .on_disk("/usr/bin/promtool", "promtool")
 }

@@ -62,6 +62,7 @@ pub const IMAGE: &[Package] = &[
     package("openssl", "makes that registry's certificate"),
     package("e2fsprogs", "makes the disks that shared layers are compared with"),
     package("dmsetup", "makes a disk with bad sectors for the tests"),
+    package("prometheus", "has promtool, which checks the figures of VMs"),
 ];
 
 /// Packages to run the guest kernel's own tests.

@@ -6,7 +6,7 @@ use super::fault::Fault;
 use super::request::{Change, Request, parse};
 
 /// Keys of the file and the paths of their requests, in the order in which they are carried out. A list is a request for each.
-const KEYS: [(&str, &str, Kind); 13] = [
+const KEYS: [(&str, &str, Kind); 14] = [
     ("logger", "/logger", Kind::One),
     ("metrics", "/metrics", Kind::One),
     ("machine-config", "/machine-config", Kind::One),
@@ -14,6 +14,7 @@ const KEYS: [(&str, &str, Kind); 13] = [
     ("boot-source", "/boot-source", Kind::One),
     ("drives", "/drives", Kind::Many("drive_id")),
     ("network-interfaces", "/network-interfaces", Kind::Many("iface_id")),
+    ("partitions", "/partitions", Kind::Numbered),
     ("vsock", "/vsock", Kind::One),
     ("balloon", "/balloon", Kind::One),
     ("mmds-config", "/mmds/config", Kind::One),
@@ -28,6 +29,8 @@ enum Kind {
     One,
     /// A list of objects, which have their names here.
     Many(&'static str),
+    /// A list, whose elements are numbered from 1.
+    Numbered,
 }
 
 /// The changes that a file asks for.
@@ -51,7 +54,12 @@ pub(crate) fn changes(text: &str) -> Result<Vec<Change>, Fault> {
                     changes.push(change(&format!("{key}[{index}]"), &format!("{path}/{id}"), body)?);
                 }
             }
-            (Kind::Many(_), Some(other)) => return Err(Fault::value(key, other, "a list")),
+            (Kind::Numbered, Some(Value::Array(bodies))) => {
+                for (index, body) in bodies.iter().enumerate() {
+                    changes.push(change(&format!("{key}[{index}]"), &format!("{path}/{}", index + 1), body)?);
+                }
+            }
+            (Kind::Many(_) | Kind::Numbered, Some(other)) => return Err(Fault::value(key, other, "a list")),
         }
     }
     Ok(changes)
@@ -60,7 +68,7 @@ pub(crate) fn changes(text: &str) -> Result<Vec<Change>, Fault> {
 fn change(key: &str, path: &str, body: &Value) -> Result<Change, Fault> {
     match parse("PUT", path, body.to_string().as_bytes()) {
         Ok(Request::Change(change)) => Ok(change),
-        Ok(Request::Read(_)) => Err(Fault::new(format!("`{key}` changes nothing"))),
+        Ok(Request::Read(_) | Request::Own(_)) => Err(Fault::new(format!("`{key}` changes nothing"))),
         Err(fault) => Err(Fault { message: format!("`{key}`: {fault}"), ..fault }),
     }
 }

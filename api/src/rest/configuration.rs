@@ -4,7 +4,7 @@ use bellows_vmm::{ConfigError, VmConfig};
 use serde_json::{Value, json};
 
 use super::bodies::{
-    Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Serial, Vsock,
+    Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Partition, Serial, Vsock,
 };
 use super::fault::Fault;
 use super::request::Change;
@@ -35,6 +35,8 @@ pub(crate) struct Configuration {
     /// The root device comes first.
     drives: Vec<Drive>,
     networks: Vec<Network>,
+    /// The first is partition 1.
+    partitions: Vec<Partition>,
     vsock: Option<Vsock>,
     entropy: Option<Entropy>,
     serial: Serial,
@@ -68,6 +70,7 @@ impl Configuration {
                 changed.networks.retain(|other| other.iface_id != network.iface_id);
                 changed.networks.push(network.clone());
             }
+            Change::Partition(number, partition) => changed.has_partition(*number, *partition)?,
             Change::Vsock(vsock) => {
                 vsock.check()?;
                 changed.vsock = Some(vsock.clone());
@@ -113,6 +116,7 @@ impl Configuration {
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
         config.serial = self.serial.config();
         config.network_interfaces = self.networks.iter().map(Network::config).collect();
+        config.partitions = self.partitions.iter().map(|partition| partition.window()).collect();
         config
     }
 
@@ -128,6 +132,20 @@ impl Configuration {
             None => self.drives.push(drive),
         }
         self.drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
+    /// Puts a partition in, or in the place of the one with its number.
+    fn has_partition(&mut self, number: u16, partition: Partition) -> Result<(), Fault> {
+        let (index, count) = (usize::from(number) - 1, self.partitions.len());
+        match self.partitions.get_mut(index) {
+            Some(other) => *other = partition,
+            None if index == count => self.partitions.push(partition),
+            None => {
+                let expected = format!("1 to {}: partitions are numbered without gaps", count + 1);
+                return Err(Fault::value("partition", number, expected));
+            }
+        }
         Ok(())
     }
 
@@ -170,7 +188,7 @@ impl Configuration {
 
     /// The body of `GET /vm/config`.
     pub(crate) fn json(&self) -> Value {
-        json!({
+        let mut said = json!({
             "balloon": self.balloon,
             "drives": self.drives,
             "boot-source": self.boot_source,
@@ -184,7 +202,12 @@ impl Configuration {
             "entropy": self.entropy,
             "pmem": [],
             "memory-hotplug": null,
-        })
+        });
+        // Strict clients know Firecracker's names only.
+        if !self.partitions.is_empty() {
+            said["partitions"] = json!(self.partitions);
+        }
+        said
     }
 }
 

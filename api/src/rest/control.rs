@@ -6,14 +6,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bellows_vmm::{Balloon, BuildError, ByteSize, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder};
+use bellows_vmm::{Balloon, BuildError, ByteSize, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder, VmConfig};
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::bodies::Drive;
 use super::configuration::Configuration;
 use super::fault::Fault;
 use super::log::Log;
 use super::metrics::Counters;
+use super::openapi;
 use super::request::{Change, Read};
 use super::rules;
 
@@ -41,6 +44,8 @@ pub(crate) struct Control {
     pub(crate) counters: Counters,
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether the guest's agent can be called.
+    ready: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Default)]
@@ -55,13 +60,46 @@ struct State {
 
 impl Control {
     pub(crate) fn new(id: String, boot: Boot, boot_timer: bool, log: Log, counters: Counters) -> Self {
-        Self { id, boot, boot_timer, log, counters, state: Mutex::default(), changed: Condvar::new() }
+        let ready = Arc::new(watch::Sender::new(false));
+        Self { id, boot, boot_timer, log, counters, state: Mutex::default(), changed: Condvar::new(), ready }
     }
 
     /// Waits until the VM runs; `None` if it never will.
     pub(crate) fn await_boot(&self) -> Option<Arc<Vm>> {
         let waiting = |state: &mut State| state.vm.is_none() && !state.closed;
         self.changed.wait_while(self.state(), waiting).unwrap_or_else(PoisonError::into_inner).vm.clone()
+    }
+
+    /// The name of the VM.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The VM, which need not be ready.
+    ///
+    /// # Errors
+    /// It has not booted.
+    pub(crate) fn booted(&self) -> Result<Arc<Vm>, Fault> {
+        let (_, vm) = self.now();
+        booted(vm.as_deref())?;
+        vm.ok_or_else(|| Fault::new("the VM has not booted"))
+    }
+
+    /// The VM, once its agent can be called.
+    ///
+    /// # Errors
+    /// It has not booted, has ended, or its agent is not ready after `limit`.
+    pub(crate) async fn ready(&self, limit: Duration) -> Result<Arc<Vm>, Fault> {
+        let vm = self.booted()?;
+        let mut ready = self.ready.subscribe();
+        let is_ready = timeout(limit, ready.wait_for(|is_ready| *is_ready)).await;
+        let late = |_| Fault { status: 502, message: format!("the guest's agent is not ready after {limit:?}") };
+        // The sender is this one's.
+        drop(is_ready.map_err(late)?);
+        match vm.lifecycle() {
+            Lifecycle::Ended => Err(Fault::conflict("the VM has ended")),
+            Lifecycle::Booting | Lifecycle::Running | Lifecycle::Paused => Ok(vm),
+        }
     }
 
     /// Has no VM boot from now on.
@@ -98,6 +136,7 @@ impl Control {
                 "vmm_version": env!("CARGO_PKG_VERSION"),
             }),
             Read::Version => json!({ "firecracker_version": FIRECRACKER }),
+            Read::Document => openapi::document(),
             Read::Machine => json!(configuration.machine),
             Read::VmConfig => configuration.json(),
             Read::Balloon => json!(configuration.balloon.ok_or_else(no_balloon)?),
@@ -144,8 +183,13 @@ impl Control {
     }
 
     fn start(&self, configuration: &Configuration) -> Result<(), Fault> {
+        self.boot_as(configuration.vm()?)
+    }
+
+    /// Boots a VM of the library's configuration. Before there are requests, or in their turn.
+    pub(crate) fn boot_as(&self, config: VmConfig) -> Result<(), Fault> {
         let begun = Instant::now();
-        let vm = (self.boot)(configuration.vm()?.into()).map_err(|error| Fault::of(&error))?;
+        let vm = (self.boot)(config.into()).map_err(|error| Fault::of(&error))?;
         let vm = Arc::new(vm);
         let mut state = self.state();
         state.follower = self.follow(vm.clone(), begun);
@@ -157,10 +201,11 @@ impl Control {
 
     /// Waits for the guest's agent, if there is one: then disks may come and go, and the guest can be asked to switch itself off.
     fn follow(&self, vm: Arc<Vm>, begun: Instant) -> Option<JoinHandle<()>> {
-        let boot_timer = self.boot_timer;
+        let (boot_timer, ready) = (self.boot_timer, self.ready.clone());
         let wait = move || match vm.wait_ready(READY_LIMIT) {
             Ok(guest) => {
                 tracing::info!(kernel = guest.kernel_release, "the guest's agent is ready");
+                ready.send_replace(true);
                 if boot_timer {
                     tracing::info!("Guest-boot-time = {} us", begun.elapsed().as_micros());
                 }

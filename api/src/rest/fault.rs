@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use bellows_vmm::ErrorKind;
+
 use crate::error::with_causes;
 
 /// A refused request. Its body is `{"fault_message": "..."}`.
@@ -16,6 +18,29 @@ impl Fault {
     /// The request is wrong, or the VM's state excludes it: 400, as all of Firecracker's.
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { status: 400, message: message.into() }
+    }
+
+    /// Bellows' own resources: there is none of that name.
+    pub(crate) fn missing(message: impl Into<String>) -> Self {
+        Self { status: 404, message: message.into() }
+    }
+
+    /// Bellows' own resources: the request and what there is exclude each other.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self { status: 409, message: message.into() }
+    }
+
+    /// Bellows' own resources: a status for each kind of error.
+    pub(crate) fn of_kind(kind: ErrorKind, error: &dyn Error) -> Self {
+        let status = match kind {
+            ErrorKind::Invalid => 400,
+            ErrorKind::NotFound => 404,
+            ErrorKind::Conflict => 409,
+            ErrorKind::Guest => 502,
+            ErrorKind::Host => 503,
+            ErrorKind::Internal => 500,
+        };
+        Self { status, message: with_causes(error) }
     }
 
     /// The same with the causes of an error.

@@ -10,7 +10,9 @@ mod control;
 mod fault;
 mod log;
 mod metrics;
+mod openapi;
 mod options;
+mod own;
 mod request;
 mod rules;
 mod server;
@@ -34,7 +36,7 @@ pub use self::options::ApiArgs;
 pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, id, is_firecracker};
 use self::request::Change;
 use self::server::{Limits, Server};
-use self::socket::Socket;
+pub(crate) use self::socket::Socket;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 
@@ -51,6 +53,8 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
     // Before all other threads: see there.
     let bound = if args.no_api {
         None
+    } else if args.listener_is_stdin {
+        Some(Socket::of_stdin(&args.api_sock).map_err(io_error("listen on", &args.api_sock))?)
     } else {
         Some(Socket::bind(&args.api_sock).map_err(io_error("listen on", &args.api_sock))?)
     };
@@ -67,8 +71,13 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
     for change in first {
         control.change(change).map_err(|fault| refused(args, fault))?;
     }
+    if let Some(path) = &args.vm {
+        let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+        let config = serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.clone(), source })?;
+        control.boot_as(config).map_err(|fault| of_file(path, &fault))?;
+    }
     let limits = Limits::new(args.http_api_max_payload_size as usize);
-    let server = bound.map(|bound| Server::start(bound, control.clone(), limits)).transpose();
+    let server = bound.map(|bound| Server::start(bound, control.clone(), args.store.clone(), limits)).transpose();
     let server = server.map_err(io_error("listen on", &args.api_sock))?;
     let end = control.await_boot().map(|vm| vm.wait());
     if let Err(error) = control.flush() {

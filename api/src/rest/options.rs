@@ -49,6 +49,15 @@ pub struct ApiArgs {
     /// File or pipe for metrics
     #[arg(long, value_name = "PATH")]
     pub(crate) metrics_path: Option<PathBuf>,
+    /// Configuration of the VM in JSON, with Bellows' names, as for `bellows run --config`; it boots at once
+    #[arg(long, value_name = "FILE", conflicts_with = "config_file")]
+    pub(crate) vm: Option<PathBuf>,
+    /// What listens at --api-sock is standard input
+    #[arg(long, hide = true)]
+    pub(crate) listener_is_stdin: bool,
+    /// Layer store that images of instances come from [default: $XDG_DATA_HOME/bellows/store]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
     /// Log how long the guest's agent took to be ready
     #[arg(long)]
     pub(crate) boot_timer: bool,

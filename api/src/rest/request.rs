@@ -4,10 +4,11 @@ use serde::de::DeserializeOwned;
 
 use super::bodies::{
     Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
-    Entropy, Logger, Machine, MachineUpdate, Metrics, Network, NetworkUpdate, Serial, StartHinting, VmState, VmUpdate,
-    Vsock,
+    Entropy, Logger, Machine, MachineUpdate, Metrics, Network, NetworkUpdate, Partition, Serial, StartHinting, VmState,
+    VmUpdate, Vsock,
 };
 use super::fault::Fault;
+use super::own::{self, Own};
 
 /// Longest name of a resource.
 const MAX_ID: usize = 64;
@@ -19,6 +20,8 @@ pub(crate) enum Request {
     Read(Read),
     /// One at a time.
     Change(Change),
+    /// Bellows' own: see there.
+    Own(Own),
 }
 
 /// What is asked.
@@ -31,6 +34,7 @@ pub(crate) enum Read {
     Balloon,
     BalloonStatistics,
     Hinting,
+    Document,
 }
 
 /// What is to change.
@@ -55,6 +59,8 @@ pub(crate) enum Change {
     Logger(Logger),
     Metrics(Metrics),
     Start,
+    /// A partition's number, and its window.
+    Partition(u16, Partition),
     FlushMetrics,
     SendCtrlAltDel,
     Pause,
@@ -75,6 +81,9 @@ const MISSING: [(&str, &str); 5] = [
 /// # Errors
 /// The request does not exist, is not supported yet, or its body is wrong.
 pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fault> {
+    if let Some(own) = own::parse(method, path, body) {
+        return own.map(Request::Own);
+    }
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     let parts: Vec<&str> = path.trim_start_matches('/').split_terminator('/').collect();
     if let Some((_, what)) = MISSING.iter().find(|(first, _)| parts.first() == Some(first))
@@ -87,6 +96,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
             Err(Fault::new(format!("`{method} {path}` has a body: expected none")))
         }
         ("GET", []) => Ok(Request::Read(Read::Instance)),
+        ("GET", ["openapi.json"]) => Ok(Request::Read(Read::Document)),
         ("GET", ["version"]) => Ok(Request::Read(Read::Version)),
         ("GET", ["machine-config"]) => Ok(Request::Read(Read::Machine)),
         ("GET", ["vm", "config"]) => Ok(Request::Read(Read::VmConfig)),
@@ -134,6 +144,10 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
             same_id("iface_id", id, &update.iface_id)?;
             Ok(Change::UpdateNetwork(update))
         }
+        ("PUT", ["partitions", id]) => {
+            let number = own::partition(id)?.get();
+            json(body).map(|partition| Change::Partition(number, partition))
+        }
         ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
         ("PUT", ["entropy"]) => json(body).map(Change::Entropy),
         ("PUT", ["balloon"]) => json(body).map(Change::Balloon),
@@ -156,11 +170,11 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
     change
 }
 
-fn unknown(method: &str, path: &str) -> Fault {
+pub(super) fn unknown(method: &str, path: &str) -> Fault {
     Fault::new(format!("`{method} {path}` is not a request of this API"))
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(|error| Fault::new(format!("cannot understand the body: {error}")))
 }
 

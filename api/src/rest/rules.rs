@@ -26,6 +26,7 @@ fn when(change: &Change) -> When {
         | Change::Machine(_)
         | Change::UpdateMachine(_)
         | Change::Network(_)
+        | Change::Partition(..)
         | Change::Vsock(_)
         | Change::Entropy(_)
         | Change::Balloon(_)

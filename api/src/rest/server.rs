@@ -3,23 +3,26 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
 use tokio::net::{UnixListener as Listener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
-use super::control::{Answer, Control};
+use super::control::Control;
 use super::fault::Fault;
+use super::own::{Feed, OwnApi, Reply, panicked};
 use super::request::{Request, parse};
 use super::socket::Socket;
 
@@ -72,15 +75,22 @@ impl Server {
     pub(crate) fn start(
         (socket, listener): (Socket, UnixListener),
         control: Arc<Control>,
+        store: Option<PathBuf>,
         limits: Limits,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        // Only changes leave the thread, and they come one at a time.
+        let own = Arc::new(OwnApi::new(control.clone(), store));
+        // What waits for the guest leaves the thread: a change at a time, and what is asked of instances.
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_io().enable_time().max_blocking_threads(2).thread_name("api-change").build()?;
+        let runtime = builder
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(limits.connections + 2)
+            .thread_name("api-change")
+            .build()?;
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
-            if let Err(error) = runtime.block_on(serve(listener, control, limits, stopped)) {
+            if let Err(error) = runtime.block_on(serve(listener, (control, own), limits, stopped)) {
                 tracing::error!(%error, "the API cannot listen");
             }
             // A change that waits for the guest goes on until the VM has ended.
@@ -104,6 +114,7 @@ impl Drop for Server {
 /// What all connections share.
 struct Shared {
     control: Arc<Control>,
+    own: Arc<OwnApi>,
     limits: Limits,
     /// The turn to change the VM.
     turn: Arc<Mutex<()>>,
@@ -111,12 +122,12 @@ struct Shared {
 
 async fn serve(
     listener: UnixListener,
-    control: Arc<Control>,
+    (control, own): (Arc<Control>, Arc<OwnApi>),
     limits: Limits,
     mut stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = Listener::from_std(listener)?;
-    let shared = Arc::new(Shared { control, limits, turn: Arc::default() });
+    let shared = Arc::new(Shared { control, own, limits, turn: Arc::default() });
     let permits = Arc::new(Semaphore::new(limits.connections));
     let (end, ended) = watch::channel(());
     tokio::spawn(flush(shared.clone()));
@@ -179,14 +190,15 @@ async fn connection(
 }
 
 /// Answers a request. Its future ends with the client; a change that has begun goes on.
-async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Response<AnswerBody>, Infallible> {
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
+    let target = head.uri.path_and_query().map_or(&*path, |target| target.as_str());
     let read = read_body(body, shared.limits).await;
     let is_complete = read.is_ok();
-    let answer = match read.and_then(|body| parse(&method, &path, &body)) {
+    let answer = match read.and_then(|body| parse(&method, target, &body)) {
         Err(fault) => Err(fault),
-        Ok(Request::Read(read)) => shared.control.read(read),
+        Ok(Request::Read(read)) => shared.control.read(read).map(reply),
         Ok(Request::Change(change)) => {
             let turn = shared.turn.clone().lock_owned().await;
             let control = shared.control.clone();
@@ -195,11 +207,9 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
                 drop(turn);
                 answer
             });
-            changed.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a request panicked");
-                Err(Fault { status: 500, message: "a fault of Bellows: see its log".into() })
-            })
+            changed.await.unwrap_or_else(|error| Err(panicked(&error))).map(reply)
         }
+        Ok(Request::Own(own)) => shared.own.answer(own).await,
     };
     shared.control.counters.count(&method, &path, answer.is_err());
     match &answer {
@@ -211,6 +221,10 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+fn reply(body: Option<Value>) -> Reply {
+    body.map_or(Reply::Nothing, Reply::Json)
 }
 
 async fn read_body(body: Incoming, limits: Limits) -> Result<Bytes, Fault> {
@@ -228,18 +242,27 @@ async fn read_body(body: Incoming, limits: Limits) -> Result<Bytes, Fault> {
     }
 }
 
-fn response(answer: Answer) -> Response<Full<Bytes>> {
-    let (status, body) = match answer {
-        Ok(None) => (StatusCode::NO_CONTENT, Vec::new()),
-        Ok(Some(value)) => (StatusCode::OK, value.to_string().into_bytes()),
-        Err(fault) => (StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST), fault.body()),
+/// A body, whole or in parts.
+type AnswerBody = Either<Full<Bytes>, Feed>;
+
+fn response(answer: Result<Reply, Fault>) -> Response<AnswerBody> {
+    const JSON: &str = "application/json";
+    let whole = |bytes: Vec<u8>| Either::Left(Full::new(Bytes::from(bytes)));
+    let (status, kind, body) = match answer {
+        Ok(Reply::Nothing) => (StatusCode::NO_CONTENT, None, whole(Vec::new())),
+        Ok(Reply::Json(value)) => (StatusCode::OK, Some(JSON), whole(value.to_string().into_bytes())),
+        Ok(Reply::Text { kind, text }) => (StatusCode::OK, Some(kind), whole(text.into_bytes())),
+        Ok(Reply::Stream { kind, feed }) => (StatusCode::OK, Some(kind), Either::Right(feed)),
+        Err(fault) => {
+            let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
+            (status, Some(JSON), whole(fault.body()))
+        }
     };
-    let has_body = !body.is_empty();
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(SERVER, HeaderValue::from_static("Bellows API"));
-    if has_body {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(kind) = kind {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     }
     response
 }

@@ -33,7 +33,7 @@ impl Lab {
         };
         let control = Control::new("test".into(), Box::new(boot), false, Log::default(), Counters::default());
         let bound = Socket::bind(&directory.path().join("api")).unwrap();
-        let server = Server::start(bound, Arc::new(control), limits).unwrap();
+        let server = Server::start(bound, Arc::new(control), None, limits).unwrap();
         Self { server: Some(server), directory, booting, go_on }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,28 @@ impl Socket {
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = listener?;
+        Ok((Self::at(path)?, listener))
+    }
+}
+
+impl Socket {
+    /// Takes over what listens at `path` and is this process's standard input.
+    ///
+    /// # Errors
+    /// The system refused, or nothing is at `path`.
+    pub(crate) fn of_stdin(path: &Path) -> io::Result<(Self, UnixListener)> {
+        let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+        Ok((Self::at(path)?, listener))
+    }
+
+    /// Leaves the file to another process, which has the listener.
+    pub(crate) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+
+    fn at(path: &Path) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
-        Ok((Self { path: path.to_owned(), file: (metadata.dev(), metadata.ino()) }, listener))
+        Ok(Self { path: path.to_owned(), file: (metadata.dev(), metadata.ino()) })
     }
 }
 

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use bellows_vmm::config::GUEST_CIDS;
 use bellows_vmm::{BalloonConfig, VsockConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limiter::{self, Limiter};
 use crate::rest::fault::Fault;
 
 /// The connection between guest and host.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Vsock {
     /// Firecracker takes it still, and gives it no meaning.
@@ -39,7 +40,7 @@ impl Vsock {
 }
 
 /// The source of entropy, which every VM has.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entropy {
     #[serde(skip_serializing)]
@@ -53,7 +54,7 @@ impl Entropy {
 }
 
 /// The balloon.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Balloon {
     pub(crate) amount_mib: u32,
@@ -75,21 +76,21 @@ impl Balloon {
 }
 
 /// `PATCH /balloon`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BalloonUpdate {
     pub(crate) amount_mib: u32,
 }
 
 /// `PATCH /balloon/statistics`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BalloonStatisticsUpdate {
     pub(crate) stats_polling_interval_s: u16,
 }
 
 /// `PATCH /balloon/hinting/start`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StartHinting {
     #[serde(default = "yes")]

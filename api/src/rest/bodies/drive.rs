@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use bellows_vmm::DriveConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limiter::{self, Limiter};
@@ -10,7 +11,7 @@ use super::output::openable;
 use crate::rest::fault::Fault;
 
 /// A disk.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Drive {
     pub(crate) drive_id: String,
@@ -29,21 +30,21 @@ pub(crate) struct Drive {
 }
 
 /// What a flush of the guest does. Bellows always carries it out, which either kind allows.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 enum CacheType {
     #[default]
     Unsafe,
     Writeback,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 enum IoEngine {
     Sync,
     Async,
 }
 
 /// `PATCH /drives`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DriveUpdate {
     pub(crate) drive_id: String,

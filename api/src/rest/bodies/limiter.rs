@@ -3,12 +3,13 @@
 use std::num::NonZeroU64;
 
 use bellows_vmm::{Rate, RateLimit};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rest::fault::Fault;
 
 /// Limits on bytes and on requests.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limiter {
     bandwidth: Option<Bucket>,
@@ -16,7 +17,7 @@ pub(crate) struct Limiter {
 }
 
 /// A token bucket. Without a size, or without a time to fill up again, it limits nothing.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bucket {
     /// Bytes or requests.

@@ -2,12 +2,13 @@
 
 use bellows_vmm::config::{MIN_MEMORY, VCPUS};
 use bellows_vmm::{Backing, ByteSize};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rest::fault::Fault;
 
 /// CPUs and memory of the VM.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Machine {
     pub(crate) vcpu_count: u8,
@@ -23,7 +24,7 @@ pub(crate) struct Machine {
 }
 
 /// A change of it: what is missing stays.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MachineUpdate {
     vcpu_count: Option<u8>,
@@ -35,7 +36,7 @@ pub(crate) struct MachineUpdate {
 }
 
 /// The host's pages under guest memory.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub(crate) enum HugePages {
     /// What the host gives: transparent huge pages where it has them.
     #[default]
@@ -46,7 +47,7 @@ pub(crate) enum HugePages {
 }
 
 /// Firecracker's templates: what the guest sees of the CPU.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 enum CpuTemplate {
     C3,
     T2,

@@ -7,6 +7,7 @@ mod limiter;
 mod machine;
 mod network;
 mod output;
+mod partition;
 
 pub(crate) use boot::BootSource;
 pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
@@ -14,18 +15,20 @@ pub(crate) use drive::{Drive, DriveUpdate};
 pub(crate) use machine::{Machine, MachineUpdate};
 pub(crate) use network::{Network, NetworkUpdate};
 pub(crate) use output::{Level, Logger, Metrics, Serial};
+pub(crate) use partition::Partition;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// `PUT /actions`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Action {
     pub(crate) action_type: ActionType,
 }
 
 /// What to do.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 pub(crate) enum ActionType {
     FlushMetrics,
     InstanceStart,
@@ -33,14 +36,14 @@ pub(crate) enum ActionType {
 }
 
 /// `PATCH /vm`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VmUpdate {
     pub(crate) state: VmState,
 }
 
 /// The state that the VM is to have.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 pub(crate) enum VmState {
     Paused,
     Resumed,

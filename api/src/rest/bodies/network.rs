@@ -2,16 +2,18 @@
 
 use bellows_vmm::config::{NetConfig, Tap};
 use bellows_vmm::{MacAddress, RateLimits};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limiter::{self, Limiter};
 
 /// A network interface.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Network {
     pub(crate) iface_id: String,
     host_dev_name: String,
+    #[schemars(with = "Option<String>")]
     guest_mac: Option<MacAddress>,
     mtu: Option<u16>,
     rx_rate_limiter: Option<Limiter>,
@@ -19,7 +21,7 @@ pub(crate) struct Network {
 }
 
 /// `PATCH /network-interfaces`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NetworkUpdate {
     pub(crate) iface_id: String,

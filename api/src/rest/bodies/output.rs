@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bellows_vmm::SerialOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limiter::{self, Bucket};
 use crate::rest::fault::Fault;
 
 /// The serial console.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Serial {
     serial_out_path: Option<PathBuf>,
@@ -31,7 +32,7 @@ impl Serial {
 }
 
 /// The log of the monitor.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Logger {
     pub(crate) log_path: Option<PathBuf>,
@@ -42,7 +43,7 @@ pub(crate) struct Logger {
 }
 
 /// How much is logged.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, JsonSchema, PartialEq, Serialize)]
 pub(crate) enum Level {
     Off,
     Error,
@@ -75,7 +76,7 @@ impl<'de> Deserialize<'de> for Level {
 }
 
 /// Where metrics go.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metrics {
     pub(crate) metrics_path: PathBuf,

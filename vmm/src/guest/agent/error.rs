@@ -107,7 +107,7 @@ pub(super) fn reason(code: EnumOrUnknown<Code>) -> ErrorKind {
     match code.enum_value() {
         Ok(Code::INVALID_ARGUMENT) => ErrorKind::Invalid,
         Ok(Code::NOT_FOUND) => ErrorKind::NotFound,
-        Ok(Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION) => ErrorKind::Conflict,
+        Ok(Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION | Code::RESOURCE_EXHAUSTED) => ErrorKind::Conflict,
         _ => ErrorKind::Guest,
     }
 }

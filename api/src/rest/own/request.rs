@@ -1,0 +1,180 @@
+//! From a method, a path and a body to what is to be done with images, partitions and instances: parsing alone.
+
+use std::str::FromStr;
+
+use bellows_vmm::{ImageId, InstanceId, PartitionId};
+
+use super::bodies::{Exec, InstanceUpdate, NewImage, NewInstance, Resize, Signal, Stop};
+use crate::rest::fault::Fault;
+use crate::rest::request::{json, unknown};
+
+/// A request of Bellows' own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Own {
+    Images,
+    AttachImage(ImageId, NewImage),
+    DetachImage(ImageId),
+    Partitions,
+    Partition(PartitionId),
+    Resize(PartitionId, Resize),
+    Unplug(PartitionId),
+    Instances,
+    Instance(InstanceId),
+    Start(InstanceId, Box<NewInstance>),
+    Update(InstanceId, InstanceUpdate),
+    Remove(InstanceId),
+    Signal(InstanceId, Signal),
+    Stop(InstanceId, Stop),
+    Exec(InstanceId, Box<Exec>),
+    Wait(InstanceId),
+    Logs(InstanceId, LogQuery),
+    Events,
+    Prometheus,
+}
+
+/// What of an instance's output is wanted.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct LogQuery {
+    /// The answer goes on until the instance has ended.
+    pub(crate) follow: bool,
+    /// One of the two; without it both, as they came.
+    pub(crate) stream: Option<Output>,
+}
+
+/// A stream of output.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Output {
+    Stdout,
+    Stderr,
+}
+
+/// Reads a request; `None` if the path is not one of Bellows' own, or belongs to the configuration.
+pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Option<Result<Own, Fault>> {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let parts: Vec<&str> = path.trim_start_matches('/').split_terminator('/').collect();
+    let own = match parts.as_slice() {
+        ["images" | "instances" | "events", ..] | ["metrics", "prometheus"] => true,
+        // A window is configured before the VM boots.
+        ["partitions", ..] => method != "PUT",
+        _ => false,
+    };
+    own.then(|| read(method, path, &parts, query, body))
+}
+
+fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> Result<Own, Fault> {
+    if matches!(method, "GET" | "DELETE") && !body.is_empty() {
+        return Err(Fault::new(format!("`{method} {path}` has a body: expected none")));
+    }
+    if !query.is_empty() && !matches!(parts, ["instances", _, "logs"]) {
+        return Err(Fault::new(format!("`{method} {path}` has the query `{}`: expected none", query.escape_debug())));
+    }
+    match (method, parts) {
+        ("GET", ["images"]) => Ok(Own::Images),
+        ("PUT", ["images", id]) => Ok(Own::AttachImage(named("image", id)?, json(body)?)),
+        ("DELETE", ["images", id]) => named("image", id).map(Own::DetachImage),
+        ("GET", ["partitions"]) => Ok(Own::Partitions),
+        ("GET", ["partitions", id]) => partition(id).map(Own::Partition),
+        ("PATCH", ["partitions", id]) => Ok(Own::Resize(partition(id)?, json(body)?)),
+        ("DELETE", ["partitions", id]) => partition(id).map(Own::Unplug),
+        ("GET", ["instances"]) => Ok(Own::Instances),
+        ("GET", ["instances", id]) => named("instance", id).map(Own::Instance),
+        ("PUT", ["instances", id]) => Ok(Own::Start(named("instance", id)?, Box::new(json(body)?))),
+        ("PATCH", ["instances", id]) => Ok(Own::Update(named("instance", id)?, json(body)?)),
+        ("DELETE", ["instances", id]) => named("instance", id).map(Own::Remove),
+        ("PUT", ["instances", id, "signal"]) => Ok(Own::Signal(named("instance", id)?, json(body)?)),
+        ("POST", ["instances", id, "stop"]) => {
+            let stop = if body.is_empty() { b"{}" } else { body };
+            Ok(Own::Stop(named("instance", id)?, json(stop)?))
+        }
+        ("POST", ["instances", id, "exec"]) => Ok(Own::Exec(named("instance", id)?, Box::new(json(body)?))),
+        ("GET", ["instances", id, "wait"]) => named("instance", id).map(Own::Wait),
+        ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
+        ("GET", ["events"]) => Ok(Own::Events),
+        ("GET", ["metrics", "prometheus"]) => Ok(Own::Prometheus),
+        _ => Err(unknown(method, path)),
+    }
+}
+
+fn named<T: FromStr>(what: &str, text: &str) -> Result<T, Fault> {
+    let wrong = |_| {
+        let value = format!("`{}`", text.escape_debug());
+        Fault::value(what, value, "1 to 64 of a-z, 0-9 and `-`, not starting with `-`")
+    };
+    text.parse().map_err(wrong)
+}
+
+/// Reads a partition's number.
+pub(crate) fn partition(text: &str) -> Result<PartitionId, Fault> {
+    let number = text.parse().ok().filter(|number: &u16| number.to_string() == text).and_then(PartitionId::new);
+    number.ok_or_else(|| Fault::value("partition", format!("`{}`", text.escape_debug()), "a number from 1"))
+}
+
+fn log_query(query: &str) -> Result<LogQuery, Fault> {
+    let mut wanted = LogQuery::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair {
+            "follow=true" => wanted.follow = true,
+            "follow=false" => wanted.follow = false,
+            "stream=stdout" => wanted.stream = Some(Output::Stdout),
+            "stream=stderr" => wanted.stream = Some(Output::Stderr),
+            _ => {
+                let expected = "`follow=true`, `follow=false`, `stream=stdout`, `stream=stderr`";
+                return Err(Fault::value("query", format!("`{}`", pair.escape_debug()), expected));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(method: &str, path: &str, body: &str) -> String {
+        parse(method, path, body.as_bytes()).unwrap().unwrap_err().message
+    }
+
+    fn own(method: &str, path: &str, body: &str) -> Own {
+        parse(method, path, body.as_bytes()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn names_and_numbers_are_read_from_the_path() {
+        let a: InstanceId = "a-1".parse().unwrap();
+        assert_eq!(own("GET", "/instances/a-1", ""), Own::Instance(a.clone()));
+        assert_eq!(own("DELETE", "/partitions/3", ""), Own::Unplug(PartitionId::new(3).unwrap()));
+        let both = LogQuery { follow: true, stream: Some(Output::Stderr) };
+        assert_eq!(own("GET", "/instances/a-1/logs?follow=true&stream=stderr", ""), Own::Logs(a.clone(), both));
+        assert_eq!(own("GET", "/instances/a-1/logs", ""), Own::Logs(a, LogQuery::default()));
+        assert_eq!(own("GET", "/metrics/prometheus", ""), Own::Prometheus);
+    }
+
+    #[test]
+    fn what_belongs_to_firecracker_or_the_configuration_is_not_read_here() {
+        for (method, path) in [("PUT", "/metrics"), ("GET", "/"), ("PUT", "/partitions/1"), ("GET", "/machine-config")]
+        {
+            assert!(parse(method, path, b"{}").is_none(), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (method, path, body, part) in [
+            ("GET", "/instances/A", "", "`A`"),
+            ("GET", "/instances/-a", "", "`-a`"),
+            ("GET", "/partitions/0", "", "`0`"),
+            ("GET", "/partitions/01", "", "`01`"),
+            ("GET", "/partitions/+1", "", "`+1`"),
+            ("GET", "/partitions/70000", "", "`70000`"),
+            ("GET", "/instances/a/logs?follow=yes", "", "`follow=yes`"),
+            ("GET", "/instances?x=1", "", "`x=1`"),
+            ("GET", "/instances", "{}", "has a body"),
+            ("POST", "/instances/a", "{}", "not a request"),
+            ("PATCH", "/partitions/1", r#"{"size_mib": -1}"#, "-1"),
+            ("PATCH", "/partitions/1", r#"{"size": 1}"#, "unknown field `size`"),
+        ] {
+            let message = message(method, path, body);
+            assert!(message.contains(part), "{method} {path}: {message}");
+        }
+    }
+}
