@@ -68,6 +68,22 @@ pub enum CliError {
     /// Two arguments that exclude each other.
     #[error("{0}")]
     Conflict(String),
+    /// A VM's API refused.
+    #[error("VM `{vm}`: {message}")]
+    Refused {
+        /// Its name.
+        vm: String,
+        /// Of the answer.
+        status: u16,
+        /// Its text.
+        message: String,
+    },
+    /// A name that is in use, or a state that excludes the command.
+    #[error("{0}")]
+    Taken(String),
+    /// Nothing has the name.
+    #[error("{0}")]
+    NotThere(String),
     /// Neither a file with an image nor the name of an image.
     #[error("`{image}` is neither a path of an image (which begins with / or .) nor the name of one")]
     NoImage {
@@ -197,6 +213,16 @@ impl CliError {
             | Self::Environment(EnvironmentError::Variable(_) | EnvironmentError::Line(_))
             | Self::Value(_)
             | Self::PartitionNumber(_) => ErrorKind::Invalid,
+            Self::Refused { status, .. } => match status {
+                400..=403 | 405..=408 | 413 => ErrorKind::Invalid,
+                404 => ErrorKind::NotFound,
+                409 => ErrorKind::Conflict,
+                502 => ErrorKind::Guest,
+                503 => ErrorKind::Host,
+                _ => ErrorKind::Internal,
+            },
+            Self::Taken(_) => ErrorKind::Conflict,
+            Self::NotThere(_) => ErrorKind::NotFound,
             Self::Config(error) => error.kind(),
             Self::Jail(error) => error.kind(),
             Self::Build(error) => error.kind(),

@@ -12,6 +12,7 @@ pub mod network;
 pub mod rest;
 pub mod run;
 
+mod detached;
 mod environment;
 mod guest;
 mod interrupt;
@@ -54,11 +55,11 @@ pub fn main() -> ExitCode {
             if jail::is_jailer(&words) {
                 return ExitCode::FAILURE;
             }
-            let run = words.get(1).is_some_and(|command| command == "run");
+            let run = words.get(1).is_some_and(|command| command == "run" || command == "exec");
             return Failure::Error(ErrorKind::Invalid).exit_code(run).into();
         }
     };
-    let run = matches!(cli.command, Command::Run(_));
+    let run = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     match command(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -77,12 +78,11 @@ pub fn main() -> ExitCode {
 fn command(command: Command) -> Result<u8, CliError> {
     let log = match &command {
         Command::Api(arguments) => Some(rest::install_log(arguments)?),
-        Command::Run(_) | Command::Image(_) | Command::Demo(_) => {
+        Command::Jail(_) => None,
+        _ => {
             install_log();
             None
-        }
-        // It becomes another program, which does all this itself.
-        Command::Jail(_) => None,
+        } // It becomes another program, which does all this itself.
     };
     if !matches!(command, Command::Jail(_)) {
         prepare();
@@ -92,6 +92,11 @@ fn command(command: Command) -> Result<u8, CliError> {
         Command::Api(arguments) => rest::run(&arguments, log.unwrap_or_default()),
         Command::Jail(arguments) => Ok(jail::run(&arguments)?),
         Command::Image(command) => image::run(&command),
+        Command::Ps(arguments) => detached::ps(&arguments),
+        Command::Exec(arguments) => detached::exec(&arguments),
+        Command::Logs(arguments) => detached::logs(&arguments),
+        Command::Stop(arguments) => detached::stop(&arguments),
+        Command::Rm(arguments) => detached::rm(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

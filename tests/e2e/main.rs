@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+mod api_instances;
 mod archives;
 mod bad_disk;
 mod balloon;
@@ -12,6 +13,7 @@ mod boot;
 mod clock;
 mod command;
 mod console;
+mod detached;
 mod disks;
 mod elastic;
 mod extension;

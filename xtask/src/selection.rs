@@ -2,12 +2,16 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 27] = [
+const EACH_RUN: [&str; 31] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
+    "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
+    "api_instances::instances_that_come_and_go_at_once_leave_nothing",
     "balloon::memory_that_an_instance_has_freed_goes_back_by_itself",
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
     "command::a_commands_output_and_exit_code_come_through",
+    "detached::a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise",
+    "detached::a_vm_in_the_background_is_listed_talked_to_and_stopped",
     "disks::a_disk_comes_and_goes_while_layers_are_read",
     "elastic::page_cache_brings_base_memory_in_and_it_goes_back",
     "extension::a_container_can_not_leave_its_partition",

@@ -12,6 +12,7 @@ use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEn
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
 use crate::cli::{NetMode, ProfileUse, RunArgs};
+use crate::detached::{self, Job};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
 use crate::interrupt::Interrupts;
@@ -44,6 +45,10 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     check(args)?;
     let mut config = configuration(args, &Places::of_user())?;
     let function = prepare(args, &mut config, interrupts)?;
+    if args.detached.detach {
+        config.validate().map_err(|error| as_given(args, error))?;
+        return in_background(args, config, function);
+    }
     // It ends after the VM.
     let _network = network(args, &mut config)?;
     config.validate().map_err(|error| as_given(args, error))?;
@@ -54,6 +59,17 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
 fn check(args: &RunArgs) -> Result<(), CliError> {
     if args.former.is_used() {
         return Err(CliError::Former);
+    }
+    if args.detached.detach {
+        let foreground = [
+            ("--interactive", args.interactive),
+            ("--tty", args.tty),
+            ("--json", args.json),
+            ("--net", args.net.is_some()),
+        ];
+        if let Some((option, _)) = foreground.iter().find(|(_, given)| *given) {
+            return Err(CliError::Conflict(format!("--detach and {option} exclude each other")));
+        }
     }
     let asked = !args.publish.is_empty() || args.host_loopback;
     if args.net == Some(NetMode::None) && asked {
@@ -119,6 +135,14 @@ fn as_given(args: &RunArgs, mut error: ConfigError) -> ConfigError {
         _ => {}
     }
     error
+}
+
+/// Hands the run over to a process of its own.
+fn in_background(args: &RunArgs, mut config: VmConfig, function: Option<Function>) -> Result<u8, CliError> {
+    let Function { spec, memory, .. } = function.ok_or(CliError::Missing("what to run", "IMAGE"))?;
+    // Nobody collects it.
+    config.record_reads = false;
+    detached::start(args, &Job { config, spec, memory })
 }
 
 fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {

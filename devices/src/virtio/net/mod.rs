@@ -101,14 +101,7 @@ impl Net {
             return Err(NetError::Mtu(mtu));
         }
         let shared = Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?);
-        Ok(Self {
-            link: Arc::new(link),
-            mtu,
-            shared,
-            active: None,
-            waiting: None,
-            limiters: Limiters::new(limits),
-        })
+        Ok(Self { link: Arc::new(link), mtu, shared, active: None, waiting: None, limiters: Limiters::new(limits) })
     }
 
     /// The host's side of the device.

@@ -1,0 +1,90 @@
+//! A client of a VM's API.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::error::{CliError, io_error};
+
+/// A client of one VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    vm: String,
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn new(vm: String, socket: PathBuf) -> Self {
+        Self { vm, socket }
+    }
+
+    /// Sends a request; returns the body of the answer, or null.
+    ///
+    /// # Errors
+    /// The VM refused, or is gone.
+    pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, CliError> {
+        self.run(async {
+            let answer = self.send(method, path, body).await?.into_body().collect().await;
+            let answer = answer.map_err(|error| self.gone(io::Error::other(error)))?.to_bytes();
+            if answer.is_empty() {
+                return Ok(Value::Null);
+            }
+            serde_json::from_slice(&answer).map_err(|error| self.gone(error.into()))
+        })
+    }
+
+    /// Passes an answer on as it comes.
+    ///
+    /// # Errors
+    /// As for [`Client::call`]; or `sink` fails.
+    pub(crate) fn stream(&self, path: &str, sink: &mut impl Write) -> Result<(), CliError> {
+        self.run(async {
+            let mut answer = self.send("GET", path, None).await?.into_body();
+            while let Some(part) = answer.frame().await {
+                let part = part.map_err(|error| self.gone(io::Error::other(error)))?;
+                if let Some(bytes) = part.data_ref() {
+                    sink.write_all(bytes).and_then(|()| sink.flush()).map_err(CliError::Output)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends a request; returns the answer if it is a good one.
+    async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Response<Incoming>, CliError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.gone(error))?;
+        let other = |error: hyper::Error| self.gone(io::Error::other(error));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
+        tokio::spawn(connection);
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let request = Request::builder().method(method).uri(path).header("Host", "localhost");
+        let request = request.body(Full::new(Bytes::from(body)));
+        let request = request.map_err(|error| self.gone(io::Error::other(error)))?;
+        let answer = sender.send_request(request).await.map_err(other)?;
+        let status = answer.status().as_u16();
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let body = answer.into_body().collect().await.map_err(other)?.to_bytes();
+        let said = serde_json::from_slice::<Value>(&body).ok();
+        let said = said.as_ref().and_then(|said| said["fault_message"].as_str());
+        let message = said.map_or_else(|| format!("it answered with status {status}"), str::to_owned);
+        Err(CliError::Refused { vm: self.vm.clone(), status, message })
+    }
+
+    fn run<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        runtime.map_err(|error| self.gone(error))?.block_on(work)
+    }
+
+    fn gone(&self, error: io::Error) -> CliError {
+        io_error("talk to the VM at", &self.socket)(error)
+    }
+}

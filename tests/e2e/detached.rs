@@ -1,0 +1,121 @@
+//! VMs in the background, and the commands that handle them.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use crate::command::{bellows_run, image};
+use crate::fixture::{PATIENCE, artefact};
+
+/// A user's session, whose VMs end with it.
+struct Session(tempfile::TempDir);
+
+impl Session {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn output(&self, mut command: Command) -> Output {
+        command.env("XDG_RUNTIME_DIR", self.path()).output().unwrap()
+    }
+
+    fn bellows(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(artefact("BELLOWS_BINARY"));
+        command.args(words);
+        self.output(command)
+    }
+
+    /// What a command prints that succeeds.
+    fn said(&self, words: &[&str]) -> String {
+        text(self.bellows(words))
+    }
+
+    /// Starts a VM in the background.
+    fn run(&self, options: &[&str], line: &str) -> Output {
+        let mut command = bellows_run();
+        command.args(["--detach", "--memory=128M"]).args(options).arg(image()).args(["/bin/sh", "-c", line]);
+        self.output(command)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for vm in self.0.path().join("bellows").read_dir().into_iter().flatten().flatten() {
+            if std::thread::panicking() {
+                eprintln!("{}", std::fs::read_to_string(vm.path().join("log")).unwrap_or_default());
+            }
+            self.bellows(&["rm", "--force", vm.file_name().to_str().unwrap()]);
+        }
+    }
+}
+
+fn text(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_vm_in_the_background_is_listed_talked_to_and_stopped() {
+    let session = Session::new();
+    let line = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 1; done";
+    assert_eq!(text(session.run(&["--name", "web", "--env", "A=b"], line)), "web\n");
+    let again = session.run(&["--name", "web"], "true");
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(125) && error.contains("a VM is called `web`"), "{error}");
+
+    let listed = session.said(&["ps"]);
+    let row = listed.lines().nth(1).unwrap();
+    assert!(row.starts_with("web ") && row.contains("Running") && row.ends_with("128M"), "{listed}");
+    let json: serde_json::Value = serde_json::from_str(session.said(&["ps", "--json"]).trim()).unwrap();
+    assert_eq!((&json["vm"], &json["partition"]), (&"web".into(), &1.into()), "{json}");
+    let done = session.bellows(&["exec", "web", "/bin/sh", "-c", "echo $A; echo no >&2; exit 3"]);
+    assert_eq!((done.status.code(), &done.stdout[..], &done.stderr[..]), (Some(3), &b"b\n"[..], &b"no\n"[..]));
+    assert_eq!(session.bellows(&["rm", "web"]).status.code(), Some(1), "it runs");
+
+    // Output as it comes, until the end.
+    let following = {
+        let mut command = Command::new(artefact("BELLOWS_BINARY"));
+        command.args(["logs", "--follow", "web"]).env("XDG_RUNTIME_DIR", session.path());
+        std::thread::spawn(move || command.output().unwrap())
+    };
+    let begun = Instant::now();
+    assert_eq!(session.said(&["stop", "web"]), "web\n");
+    assert!(begun.elapsed() < PATIENCE);
+    assert_eq!(text(following.join().unwrap()), "ready\nbye\n");
+    assert_eq!(session.said(&["ps", "--all"]).lines().count(), 1);
+    assert_eq!(session.path().join("bellows").read_dir().unwrap().count(), 0, "nothing stays");
+    let gone = session.bellows(&["logs", "web"]);
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("no instance is called `web`"));
+}
+
+#[test]
+fn a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise() {
+    let session = Session::new();
+    let name = text(session.run(&[], "echo out; exit 7"));
+    let name = name.trim();
+    assert_eq!(session.said(&["logs", "--follow", name]), "out\n");
+    let begun = Instant::now();
+    while !session.said(&["ps", "--all"]).contains("Exited (7)") {
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    assert_eq!(session.said(&["ps"]).lines().count(), 1, "it does not run");
+    assert_eq!(session.said(&["rm", name]), format!("{name}\n"));
+    assert_eq!(session.said(&["ps", "--all"]).lines().count(), 1);
+
+    // A command that is not there: as in the foreground, and nothing stays.
+    let mut command = bellows_run();
+    command.args(["--detach", "--memory=128M"]).arg(image()).arg("/nowhere");
+    let wrong = session.output(command);
+    assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stderr).contains("/nowhere"));
+    assert_eq!(session.said(&["ps", "--all"]).lines().count(), 1);
+
+    text(session.run(&["--rm", "--name", "brief"], "exit 0"));
+    let begun = Instant::now();
+    while session.said(&["ps", "--all"]).contains("brief") {
+        assert!(begun.elapsed() < PATIENCE, "it ends with its command");
+    }
+}
