@@ -31,6 +31,7 @@ pub mod instance;
 pub mod log;
 pub mod modules;
 pub mod mounts;
+pub mod netlink;
 pub mod partition;
 pub mod pci;
 pub mod placement;

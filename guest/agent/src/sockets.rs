@@ -5,13 +5,16 @@
 //! built with `INET_DIAG_DESTROY`.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{AddressFamily, SockProtocol};
 
+use crate::netlink::{self, Socket};
 use crate::sync::Mutex;
 
 /// Most looks for sockets before the rest is left alone.
@@ -27,22 +30,35 @@ const STATES: u32 = !(1 << TCP_TIME_WAIT);
 /// net/tcp_states.h
 const TCP_TIME_WAIT: u32 = 6;
 
-/// Bytes of a `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// A `struct inet_diag_sockid`; in a `struct inet_diag_msg` it comes after four bytes.
 type SocketId = [u8; 48];
 const ID_OFFSET: usize = 4;
-/// Most bytes of one answer of the kernel.
-const BUFFER: usize = 32 << 10;
+/// Bytes of a `struct inet_diag_msg`, before its attributes.
+const MESSAGE: usize = 72;
+/// `INET_DIAG_CGROUP_ID` in linux/inet_diag.h
+const CGROUP_ID: u16 = 21;
 
-/// The sockets of a network namespace, which is kept until they are destroyed.
+/// The sockets of a network namespace, which is kept until they are destroyed, or those of them that a cgroup's tasks have made.
 #[derive(Debug)]
-pub struct Sockets(Mutex<Option<OwnedFd>>);
+pub struct Sockets {
+    network: Mutex<Option<OwnedFd>>,
+    /// The number of the cgroup.
+    owner: Option<u64>,
+}
 
 impl Sockets {
-    /// Those of `network`.
+    /// All of `network`.
     pub fn of(network: OwnedFd) -> Self {
-        Self(Mutex::new(Some(network)))
+        Self { network: Mutex::new(Some(network)), owner: None }
+    }
+
+    /// Those of `network` that tasks of the cgroup with this folder have made.
+    ///
+    /// # Errors
+    /// Those of `stat(2)`.
+    pub fn of_cgroup(network: OwnedFd, cgroup: &Path) -> io::Result<Self> {
+        // A cgroup's number is that of its inode.
+        Ok(Self { owner: Some(std::fs::metadata(cgroup)?.ino()), ..Self::of(network) })
     }
 
     /// Destroys the TCP sockets, whose processes have ended, and drops the namespace. After an error another call tries again.
@@ -51,16 +67,16 @@ impl Sockets {
     /// [`io::ErrorKind::Unsupported`] where the kernel cannot; [`io::ErrorKind::TimedOut`] if sockets stay nevertheless; those
     /// of `setns(2)`, `socket(2)` and the calls on the socket.
     pub fn destroy(&self) -> io::Result<()> {
-        let mut network = self.0.lock();
-        network.as_ref().map_or(Ok(()), destroy_all)?;
+        let mut network = self.network.lock();
+        network.as_ref().map_or(Ok(()), |network| destroy_all(network, self.owner))?;
         *network = None;
         Ok(())
     }
 }
 
-fn destroy_all(network: &OwnedFd) -> io::Result<()> {
+fn destroy_all(network: &OwnedFd, owner: Option<u64>) -> io::Result<()> {
     let Some(diagnosis) = Diagnosis::of(network)? else { return Ok(()) };
-    destroy_all_of(&diagnosis).map_err(|error| match error.raw_os_error() {
+    destroy_all_of(&diagnosis, owner).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => io::ErrorKind::Unsupported.into(),
         _ => error,
     })
@@ -77,11 +93,11 @@ fn counts_any(text: &str) -> bool {
     !matches!((words.next(), words.next()), (Some("0"), None))
 }
 
-fn destroy_all_of(diagnosis: &Diagnosis) -> io::Result<()> {
+fn destroy_all_of(diagnosis: &Diagnosis, owner: Option<u64>) -> io::Result<()> {
     for _ in 0..ROUNDS {
         let mut any = false;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for id in diagnosis.sockets(family)? {
+            for id in diagnosis.sockets(family, owner)? {
                 diagnosis.destroy(family, &id)?;
                 any = true;
             }
@@ -95,7 +111,7 @@ fn destroy_all_of(diagnosis: &Diagnosis) -> io::Result<()> {
 }
 
 /// A netlink socket in a network namespace.
-struct Diagnosis(OwnedFd);
+struct Diagnosis(Socket);
 
 impl Diagnosis {
     /// A socket belongs to the namespace of the thread that makes it. `None` if that namespace has no TCP socket: the kernel
@@ -108,8 +124,7 @@ impl Diagnosis {
             if ["sockstat", "sockstat6"].into_iter().all(|name| read(name).is_ok_and(|text| !counts_any(&text))) {
                 return Ok(None);
             }
-            let protocol = SockProtocol::NetlinkSockDiag;
-            socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol).map(Some)
+            Socket::open(SockProtocol::NetlinkSockDiag).map(Some)
         };
         let made = thread::scope(|scope| {
             let maker = thread::Builder::new().name("setns".into()).spawn_scoped(scope, make)?;
@@ -118,18 +133,20 @@ impl Diagnosis {
         Ok(made?.map(Self))
     }
 
-    fn sockets(&self, family: AddressFamily) -> io::Result<Vec<SocketId>> {
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-        self.send(&request(SOCK_DIAG_BY_FAMILY, flags, family, &[0; size_of::<SocketId>()]))?;
+    fn sockets(&self, family: AddressFamily, owner: Option<u64>) -> io::Result<Vec<SocketId>> {
         let mut ids = Vec::new();
-        let end = self.receive(|answer| ids.extend(answer.get(ID_OFFSET..).and_then(<[u8]>::first_chunk)));
+        let request = request(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, family, &[0; size_of::<SocketId>()]);
+        let end = self.0.ask(&request, |answer| {
+            if owner.is_none_or(|owner| cgroup_of(answer) == Some(owner)) {
+                ids.extend(answer.get(ID_OFFSET..).and_then(<[u8]>::first_chunk));
+            }
+        });
         end.map(|()| ids)
     }
 
     /// A socket that is gone already, or closing, counts as destroyed.
     fn destroy(&self, family: AddressFamily, id: &SocketId) -> io::Result<()> {
-        self.send(&request(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, family, id))?;
-        match self.receive(|_| {}) {
+        match self.0.ask(&request(SOCK_DESTROY, libc::NLM_F_ACK, family, id), |_| {}) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(error),
             Err(error) => {
                 tracing::debug!(%error, "socket not destroyed");
@@ -138,53 +155,18 @@ impl Diagnosis {
             Ok(()) => Ok(()),
         }
     }
-
-    fn send(&self, request: &[u8]) -> io::Result<()> {
-        send(self.0.as_raw_fd(), request, MsgFlags::empty())?;
-        Ok(())
-    }
-
-    /// Passes each answer to `see`, up to the final status.
-    fn receive(&self, mut see: impl FnMut(&[u8])) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let count = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut messages = &buffer[..count];
-            while let Some((kind, answer, rest)) = first_message(messages) {
-                match i32::from(kind) {
-                    libc::NLMSG_DONE | libc::NLMSG_ERROR => return status(answer),
-                    _ => see(answer),
-                }
-                messages = rest;
-            }
-        }
-    }
 }
 
-/// A `struct nlmsghdr` with a `struct inet_diag_req_v2`.
+/// A request with a `struct inet_diag_req_v2`.
 fn request(kind: u16, flags: i32, family: AddressFamily, id: &SocketId) -> Vec<u8> {
-    let body = [&[family as u8, libc::IPPROTO_TCP as u8, 0, 0][..], &STATES.to_ne_bytes(), id].concat();
-    let length = (HEADER + body.len()) as u32;
-    // Sequence and port stay zero: there is one request at a time.
-    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags as u16).to_ne_bytes(), &[0; 8], &body].concat()
+    netlink::request(kind, flags, &[&[family as u8, libc::IPPROTO_TCP as u8, 0, 0], &STATES.to_ne_bytes(), id])
 }
 
-/// Kind and content of the first of some netlink messages, and those that follow.
-fn first_message(messages: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(*messages.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes(*messages.get(4..)?.first_chunk()?);
-    let content = messages.get(HEADER..length)?;
-    // Each message starts at a multiple of four.
-    let rest = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, content, rest))
-}
-
-/// The status in the last of some answers: zero, or a negated error number.
-fn status(answer: &[u8]) -> io::Result<()> {
-    match answer.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
-        Some(code) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
-        _ => Ok(()),
-    }
+/// The cgroup of a socket that a `struct inet_diag_msg` with its attributes is about; a kernel that does not account sockets to
+/// cgroups says none.
+fn cgroup_of(answer: &[u8]) -> Option<u64> {
+    let (_, id) = netlink::attributes(answer.get(MESSAGE..)?).find(|(kind, _)| *kind == CGROUP_ID)?;
+    id.first_chunk().map(|id| u64::from_ne_bytes(*id))
 }
 
 #[cfg(test)]

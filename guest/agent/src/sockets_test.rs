@@ -6,13 +6,7 @@ use nix::sched::unshare;
 
 use super::*;
 use crate::settings::bring_up_loopback;
-
-fn set_option(socket: &TcpStream, level: i32, name: i32, value: i32) {
-    let length = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the kernel reads `length` bytes at the address of `value`, which lives, and keeps no reference.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
+use crate::sys;
 
 /// Makes a socket that no process holds and that waits, with data sent, for an answer that never arrives: its hop limit is
 /// too small.
@@ -21,10 +15,10 @@ fn make_orphan(address: IpAddr) {
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, _) = listener.accept().unwrap();
     match address {
-        IpAddr::V4(_) => set_option(&client, libc::IPPROTO_IP, libc::IP_MINTTL, 255),
-        IpAddr::V6(_) => set_option(&client, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, 255),
+        IpAddr::V4(_) => sys::set_option(&client, libc::IPPROTO_IP, libc::IP_MINTTL, 255).unwrap(),
+        IpAddr::V6(_) => sys::set_option(&client, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, 255).unwrap(),
     }
-    set_option(&client, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, i32::MAX);
+    sys::set_option(&client, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, i32::MAX).unwrap();
     client.write_all(b"data").unwrap();
     drop((client, server, listener));
 }
@@ -49,13 +43,32 @@ fn orphans_are_destroyed() {
             // Long enough for sockets that would end by themselves.
             thread::sleep(Duration::from_millis(100));
             let diagnosis = Diagnosis::of(network()).unwrap().expect("there are sockets");
-            assert_eq!(diagnosis.sockets(family).unwrap().len(), 2, "{address}");
+            assert_eq!(diagnosis.sockets(family, None).unwrap().len(), 2, "{address}");
             let sockets = Sockets::of(network());
             sockets.destroy().unwrap();
-            assert_eq!(diagnosis.sockets(family).unwrap().len(), 0, "{address}");
-            assert!(sockets.0.lock().is_none(), "the namespace is dropped");
+            assert_eq!(diagnosis.sockets(family, None).unwrap().len(), 0, "{address}");
+            assert!(sockets.network.lock().is_none(), "the namespace is dropped");
             sockets.destroy().unwrap();
         }
+    };
+    thread::spawn(test).join().unwrap();
+}
+
+/// Of a namespace that others use, too.
+#[test]
+fn another_cgroups_sockets_stay() {
+    let test = || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        bring_up_loopback().unwrap();
+        let network = || OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap());
+        make_orphan(Ipv4Addr::LOCALHOST.into());
+        let diagnosis = Diagnosis::of(network()).unwrap().expect("there are sockets");
+        let count = |owner| diagnosis.sockets(AddressFamily::Inet, owner).unwrap().len();
+        let all = count(None);
+        let folder = tempfile::tempdir().unwrap();
+        let other = Sockets::of_cgroup(network(), folder.path()).unwrap();
+        other.destroy().unwrap();
+        assert_eq!((count(None), count(other.owner)), (all, 0));
     };
     thread::spawn(test).join().unwrap();
 }
@@ -71,24 +84,17 @@ fn a_namespace_is_kept_for_another_try() {
 #[test]
 fn a_request_is_laid_out_as_the_kernel_reads_it() {
     let id = std::array::from_fn(|index| index as u8);
-    let message = request(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, AddressFamily::Inet6, &id);
-    let (kind, body, rest) = first_message(&message).unwrap();
-    assert_eq!((message.len(), kind, rest), (72, 21, &[][..]));
-    assert_eq!((body[..4].to_vec(), &body[8..]), (vec![10, 6, 0, 0], &id[..]));
+    let message = request(SOCK_DESTROY, libc::NLM_F_ACK, AddressFamily::Inet6, &id);
+    assert_eq!((message.len(), &message[4..6]), (72, &[21, 0][..]));
+    assert_eq!((message[16..20].to_vec(), &message[24..]), (vec![10, 6, 0, 0], &id[..]));
 }
 
 #[test]
-fn malformed_bytes_are_not_a_message() {
-    for nonsense in [&[][..], &[16, 0, 0, 0], &[0; 16], &[15; 16], &[255; 64]] {
-        assert!(first_message(nonsense).is_none(), "{nonsense:?}");
-    }
-}
-
-#[test]
-fn an_error_says_that_the_kernel_cannot_destroy_sockets() {
-    for (code, result) in [(0_i32, None), (-libc::EOPNOTSUPP, Some(libc::EOPNOTSUPP))] {
-        assert_eq!(status(&code.to_ne_bytes()).err().and_then(|error| error.raw_os_error()), result);
-    }
+fn the_kernel_says_whose_a_socket_is() {
+    let [other, cgroup] = [netlink::attribute(8, &[0]), netlink::attribute(CGROUP_ID, &77_u64.to_ne_bytes())];
+    assert_eq!(cgroup_of(&[&[0; MESSAGE][..], &other, &cgroup].concat()), Some(77));
+    assert_eq!(cgroup_of(&[&[0; MESSAGE][..], &other].concat()), None);
+    assert_eq!(cgroup_of(&[0; MESSAGE - 1]), None);
 }
 
 #[test]

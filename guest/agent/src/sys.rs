@@ -227,6 +227,17 @@ pub fn adjust_clock(mut request: libc::timex) -> io::Result<()> {
     checked(unsafe { libc::adjtimex(&raw mut request) }).map(drop)
 }
 
+/// Sets an option of a socket that is an `int`.
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub fn set_option(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = size_of_val(&value) as libc::socklen_t;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `length` bytes at the address of `value`, which lives, and keeps no reference.
+    checked(unsafe { libc::setsockopt(socket, level, name, (&raw const value).cast(), length) }).map(drop)
+}
+
 /// Brings up the network interface `name`, which is shorter than 16 bytes, through `socket`.
 ///
 /// # Errors
