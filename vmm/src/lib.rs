@@ -48,9 +48,9 @@ pub mod machine {
 
 pub use builder::VmBuilder;
 pub use config::{
-    Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, HostEnd, ImageConfig, LayerConfig,
-    NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode, SerialOutput, Shape,
-    StreamSocket, Tap, Transport, VmConfig, VsockConfig,
+    Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, GuestNetwork, HostEnd,
+    ImageConfig, LayerConfig, NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode,
+    SerialOutput, Shape, StreamSocket, Tap, Transport, VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
@@ -73,6 +73,7 @@ pub use resources::disks::serial_of;
 pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
+pub use resources::instance_network::InstanceNetwork;
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;
@@ -89,6 +90,7 @@ pub use bellows_devices::virtio::net::{
 };
 pub use bellows_memory::host::catch_faults;
 pub use bellows_memory::{ByteSize, PartitionId};
+pub use bellows_protocol::network::InterfaceAddress;
 pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::stream::StreamName;
-pub use bellows_protocol::values::{ImageId, InstanceId, ProcessId, TerminalSize, ValueError};
+pub use bellows_protocol::values::{ImageId, InstanceId, ProcessId, SearchDomain, TerminalSize, ValueError};

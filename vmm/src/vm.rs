@@ -65,13 +65,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Waits until the guest's agent can be called. All calls to the guest come after this.
+    /// Waits until the guest's agent can be called, and has it set the VM's network up. All calls to the guest come after this.
     ///
     /// # Errors
-    /// The agent was not ready in time, the VM ended, or the agent is of another version. The call may be repeated.
+    /// The agent was not ready in time, the VM ended, the agent is of another version, or a network interface cannot be set up. The
+    /// call may be repeated.
     pub fn wait_ready(&self, timeout: Duration) -> Result<GuestInfo, ReadyError> {
         let windows = self.elastic_base.iter().map(ElasticBase::span).fold(self.partitions.span(), ByteSize::plus);
-        let guest = self.session.meet(self.config.partitions.len(), windows, timeout)?;
+        let network = self.networks.setups();
+        let guest = self.session.meet(self.config.partitions.len(), windows, &network, timeout)?;
         self.partitions.prepare(&self.session, &guest);
         if let Some(elastic) = &self.elastic_base {
             elastic.begin(&self.session);

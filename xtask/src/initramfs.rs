@@ -17,6 +17,7 @@ use crate::{progress, run};
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
+    "virtio_net",
     "virtio_mem",
     "virtio_balloon",
     "vmw_vsock_virtio_transport",

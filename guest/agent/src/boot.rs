@@ -17,6 +17,7 @@ use crate::elastic::ElasticBase;
 use crate::error::{AgentError, Result};
 use crate::image::Images;
 use crate::instance::Instances;
+use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
 use crate::reaper::Reaper;
@@ -72,7 +73,16 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         Arc::clone(&uevents),
         found.total_bytes,
     );
-    let instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
+    let network = Arc::new(Network::of_this_process()?);
+    let instances = Instances::new(
+        Arc::clone(&images),
+        hierarchy,
+        launcher,
+        Arc::clone(&network),
+        MemoryInfo::default(),
+        base,
+        reaper,
+    );
     instances.divide_base(0, 0)?;
     let instances = Arc::new(instances);
     let service = Arc::new(Service {
@@ -81,6 +91,7 @@ fn bring_up(init: Duration) -> Result<ttrpc::Server> {
         memory: MemoryInfo::default(),
         elastic,
         images,
+        network,
         instances: Arc::clone(&instances),
         migrations: LazyLock::new(Migrations::start),
     });

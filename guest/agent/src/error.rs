@@ -53,6 +53,16 @@ pub enum AgentError {
         /// The cause.
         source: io::Error,
     },
+    /// A network interface could not be set up.
+    #[error("network interface {name:?}: cannot {action}: {source}")]
+    Interface {
+        /// Its name, or its hardware address.
+        name: String,
+        /// The step.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The name is unknown.
     #[error("no {kind} {name:?}")]
     Unknown {
@@ -270,6 +280,7 @@ impl AgentError {
             | Self::NotAdopted(_)
             | Self::Path { .. }
             | Self::System { .. }
+            | Self::Interface { .. }
             | Self::WrongNode { .. }
             | Self::WrongZone { .. }
             | Self::Broken(_)

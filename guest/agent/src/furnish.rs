@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
@@ -12,19 +13,21 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::accounts::{self, Credentials};
 use crate::error::{AgentError, Result};
+use crate::network::Resolver;
 
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
 /// Bytes of a file that are read to tell whether it has content.
 const MAX_LOOK: u64 = 64 << 10;
 
-/// Adds missing files and the working directory to the root file system at `root`.
+/// Adds missing files and the working directory to the root file system at `root`. With a `resolver`, the instance shares the VM's
+/// network, and the image's own idea of a network goes.
 ///
 /// # Errors
 /// [`AgentError::Path`] for the working directory, [`AgentError::System`].
-pub fn furnish(root: &Path, hostname: &str, working_directory: &str) -> Result<()> {
+pub fn furnish(root: &Path, hostname: &str, working_directory: &str, resolver: Option<&Resolver>) -> Result<()> {
     within(root, || {
-        for (path, given, own) in files(hostname) {
+        for (path, given, own) in files(hostname, resolver) {
             // Most programs work without it.
             if let Err(error) = give(Path::new(path), &given, own) {
                 tracing::warn!(path, %error, "cannot add a file to the instance");
@@ -76,24 +79,33 @@ enum Own<'a> {
     Goes,
 }
 
-/// The files, their content, and what to do with the image's own. The only network of the instance is its loopback. So its own
-/// name is the loopback, and no name server answers: the address is the resolvers' default, spelt out for programs that read
-/// the file.
-fn files(hostname: &str) -> [(&'static str, String, Own<'_>); 3] {
-    let hosts = format!(
+/// The files, their content, and what to do with the image's own.
+///
+/// If the only network of the instance is its loopback, its own name is the loopback, and no name server answers: the address is the
+/// resolvers' default, spelt out for programs that read the file. Otherwise its own name is the VM's address.
+fn files<'a>(hostname: &'a str, resolver: Option<&Resolver>) -> [(&'static str, String, Own<'a>); 3] {
+    let mut hosts = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::\tip6-localnet\n\
          ff00::\tip6-mcastprefix\n\
          ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n\
-         127.0.0.1\t{hostname}\n"
+         ff02::2\tip6-allrouters\n",
     );
-    let resolv = "# No network: no server answers.\nnameserver 127.0.0.1\n".to_owned();
+    let addresses = resolver.map(Resolver::own_addresses).filter(|addresses| !addresses.is_empty());
+    for address in addresses.unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into()]) {
+        hosts.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    let without = "# No name server is known: none answers.\nnameserver 127.0.0.1\n";
+    let resolv = match resolver.and_then(Resolver::resolv_conf) {
+        Some(text) => (text, Own::Goes),
+        None => (without.to_owned(), Own::Stays),
+    };
+    let own_hosts = if resolver.is_some() { Own::Goes } else { Own::StaysWith(["localhost", hostname]) };
     [
-        ("/etc/hosts", hosts, Own::StaysWith(["localhost", hostname])),
+        ("/etc/hosts", hosts, own_hosts),
         ("/etc/hostname", format!("{hostname}\n"), Own::Goes),
-        ("/etc/resolv.conf", resolv, Own::Stays),
+        ("/etc/resolv.conf", resolv.0, resolv.1),
     ]
 }
 

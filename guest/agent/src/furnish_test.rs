@@ -3,6 +3,8 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
+use bellows_protocol::network::InterfaceSetup;
+
 use super::*;
 
 const NAME: &str = "f-1";
@@ -45,7 +47,7 @@ impl Image {
     }
 
     fn furnish_at(&self, working_directory: &str) -> Result<()> {
-        furnish(&self.root, NAME, working_directory)
+        furnish(&self.root, NAME, working_directory, None)
     }
 
     fn look_up(&self, user: &str) -> Result<Credentials> {
@@ -67,6 +69,33 @@ fn an_image_without_files_is_given_them() {
     assert_eq!(fs::read_link(image.root.join("etc/mtab")).unwrap(), Path::new("/proc/mounts"));
     let metadata = fs::metadata(image.root.join("etc/hosts")).unwrap();
     assert_eq!((metadata.uid(), metadata.permissions().mode() & 0o7777), (0, 0o644));
+}
+
+/// Of an instance that shares the VM's network.
+#[test]
+fn an_images_own_network_goes() {
+    let image = Image::new();
+    image.write("etc/hosts", "10.0.0.1\tdb f-1\n").link("etc/resolv.conf", "/run/systemd/resolv");
+    image.write("run/systemd/resolv", "nameserver 10.9.9.9\n");
+    let setup = |servers: &[&str]| InterfaceSetup {
+        hardware_address: [2, 0, 0, 0, 0, 1],
+        name: None,
+        addresses: vec!["172.16.0.2/30".parse().unwrap()],
+        gateways: Vec::new(),
+        name_servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
+        search_domains: Vec::new(),
+    };
+    furnish(&image.root, NAME, "/", Some(&Resolver::of(&[setup(&["172.16.0.1"])]))).unwrap();
+    assert_eq!(image.read("etc/resolv.conf"), "nameserver 172.16.0.1\n");
+    assert_eq!(image.read("run/systemd/resolv"), "nameserver 10.9.9.9\n");
+    let hosts = image.read("etc/hosts");
+    assert!(hosts.contains("127.0.0.1\tlocalhost\n") && hosts.ends_with("\n172.16.0.2\tf-1\n"), "{hosts}");
+
+    // Without a name server the image's own stay.
+    image.write("etc/resolv.conf", "nameserver 10.9.9.9\n");
+    furnish(&image.root, NAME, "/", Some(&Resolver::of(&[setup(&[])]))).unwrap();
+    assert_eq!(image.read("etc/resolv.conf"), "nameserver 10.9.9.9\n");
+    assert!(image.read("etc/hosts").ends_with("\n172.16.0.2\tf-1\n"));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! | limits | [`base_memory`]: base limits; [`tmpfs`]: capacities of file systems in memory |
 //! | input and output | [`stream_server`] lets the monitor connect to [`streams`]: one connection for each stream of a process |
 //! | exit codes | [`reaper`], the only place that waits for processes |
+//! | network interfaces | [`network`]: names, addresses, routes, and what instances are told of them |
 //! | counters | [`statistics`] |
 //! | the time | [`clock`] |
 //! | the end | [`shutdown`] |
@@ -32,6 +33,7 @@ pub mod log;
 pub mod modules;
 pub mod mounts;
 pub mod netlink;
+pub mod network;
 pub mod partition;
 pub mod pci;
 pub mod placement;

@@ -9,14 +9,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bellows_protocol::agent::{
-    AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest, ClockResponse,
-    DevicesRequest, DriverReport, Empty, ExitStatus, FreezeInstanceRequest, FrozenInstance, HelloRequest,
-    HelloResponse, InspectPartitionRequest, InstanceRequest, InstancesMemory, Layer, MountImageRequest,
-    PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters, ResizeBaseRequest,
-    ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest, StartResponse,
-    StatisticsResponse, UnmountImageRequest, Zygote,
+    self, AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest,
+    ClockResponse, ConfigureNetworkRequest, DevicesRequest, DriverReport, Empty, ExitStatus, FreezeInstanceRequest,
+    FrozenInstance, HelloRequest, HelloResponse, InspectPartitionRequest, InstanceRequest, InstancesMemory, Layer,
+    MountImageRequest, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters,
+    ResizeBaseRequest, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest,
+    StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
+use bellows_protocol::network::parse_interfaces;
 use bellows_protocol::values::{
     InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ProcessId, TerminalSize, ValueError, check_command,
     check_working_directory, parse_all,
@@ -31,7 +32,8 @@ use crate::container::plan::ProcessSpec;
 use crate::elastic::ElasticBase;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
-use crate::instance::{Instances, Request, Role};
+use crate::instance::{InstanceNetwork, Instances, Request, Role};
+use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
 use crate::shutdown;
@@ -54,6 +56,8 @@ pub struct Service {
     pub elastic: ElasticBase,
     /// Images.
     pub images: Arc<Images>,
+    /// The VM's network.
+    pub network: Arc<Network>,
     /// Instances.
     pub instances: Arc<Instances>,
     /// Counter of migrations, started by the first request for it.
@@ -112,6 +116,11 @@ impl Agent for Service {
             base_bytes,
             ..Default::default()
         })
+    }
+
+    fn configure_network(&self, _: &TtrpcContext, request: ConfigureNetworkRequest) -> ttrpc::Result<Empty> {
+        self.network.configure(&parse_interfaces(&request.interfaces).map_err(AgentError::Value)?)?;
+        Ok(Empty::new())
     }
 
     fn attach_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> ttrpc::Result<Empty> {
@@ -347,6 +356,7 @@ fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
 }
 
 fn instance_request(request: StartInstanceRequest) -> Result<Request> {
+    let network = instance_network(&request)?;
     let mut process = request.process.unwrap_or_default();
     let role = match (request.zygote.into_option(), request.fork_of) {
         (Some(_), zygote) if !zygote.is_empty() => return Err(ValueError::ForkedZygote(zygote.parse()?).into()),
@@ -366,7 +376,16 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
         memory_max: none_if_zero(request.memory_max_bytes),
         base_limit: none_if_zero(request.base_limit_bytes),
         pids_max: none_if_zero(request.pids_max),
+        network,
     })
+}
+
+fn instance_network(request: &StartInstanceRequest) -> Result<InstanceNetwork> {
+    match request.network.enum_value() {
+        Ok(agent::InstanceNetwork::UNCONNECTED) => Ok(InstanceNetwork::Unconnected),
+        Ok(agent::InstanceNetwork::SHARED) => Ok(InstanceNetwork::Shared),
+        Err(number) => Err(AgentError::Unknown { kind: "network", name: number.to_string() }),
+    }
 }
 
 /// Adds what the process of a zygote has beside its own.

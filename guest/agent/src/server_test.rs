@@ -43,6 +43,7 @@ fn zero_means_no_limit() {
     let parsed = instance_request(request()).unwrap();
     assert_eq!((parsed.memory_max, parsed.base_limit, parsed.pids_max), (None, None, None));
     assert_eq!(parsed.process.working_directory, "/");
+    assert_eq!(parsed.network, InstanceNetwork::Unconnected);
     let limited = StartInstanceRequest { memory_max_bytes: 5, base_limit_bytes: 7, pids_max: 6, ..request() };
     let parsed = instance_request(limited).unwrap();
     assert_eq!((parsed.memory_max, parsed.base_limit, parsed.pids_max), (Some(5), Some(7), Some(6)));

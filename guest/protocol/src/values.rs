@@ -1,6 +1,7 @@
 //! Values that cross the wire as strings and numbers: each becomes a type of its own once, where it arrives.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -20,6 +21,10 @@ pub const MAX_NODES: u32 = 1024;
 pub const MAX_PROCESSES: usize = 256;
 /// Most PCI functions in one request.
 pub const MAX_DEVICES: usize = 1024;
+/// Longest name of an interface: `IFNAMSIZ` without its NUL.
+pub const MAX_INTERFACE_NAME: usize = 15;
+/// Longest name of a domain (RFC 1035, section 2.3.4).
+pub const MAX_DOMAIN: usize = 253;
 /// Most bytes in an instance's arguments and environment together.
 pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
 
@@ -81,6 +86,34 @@ pub enum ValueError {
     /// The number of a user or group is out of range.
     #[error("no user or group has the number {0}: expected 0 to {MAX_ACCOUNT}")]
     AccountNumber(String),
+    /// Not `ADDRESS/BITS`, or no interface can have it.
+    #[error("{0:?} is not the address of an interface: expected one like 172.16.0.2/30 or fd00::2/64")]
+    InterfaceAddress(String),
+    /// Not an IP address.
+    #[error("{0:?} is not an IP address")]
+    IpAddress(String),
+    /// An interface could not send to it.
+    #[error("the gateway {0} is in no network of the interface's addresses")]
+    Gateway(IpAddr),
+    /// Not the address of a name server.
+    #[error("{0:?} is not the address of a name server: expected one of a host, not a link-local one")]
+    NameServer(String),
+    /// Not `[A-Za-z0-9_-]{1,15}`, or the kernel uses it otherwise.
+    #[error(
+        "{0:?} is not the name of an interface: expected 1 to {MAX_INTERFACE_NAME} of A-Z, a-z, 0-9, _ and -, not lo, all or default"
+    )]
+    InterfaceName(String),
+    /// Not a domain's name.
+    #[error(
+        "{0:?} is not a domain: expected labels of A-Z, a-z, 0-9, _ and - with dots between them, at most {MAX_DOMAIN}"
+    )]
+    SearchDomain(String),
+    /// A hardware address has six bytes.
+    #[error("a hardware address of {0} bytes: expected 6")]
+    HardwareAddress(usize),
+    /// Two interfaces have one hardware address, or are to have one name.
+    #[error("the network interface {0:?} is there twice")]
+    SameInterface(String),
     /// Not a size that a terminal can have.
     #[error("a terminal cannot have {columns} columns and {rows} rows: {} at most", u16::MAX)]
     TerminalSize {
@@ -94,6 +127,23 @@ pub enum ValueError {
 /// How an offending value appears in a message: not whole when it is long.
 pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(80).collect()
+}
+
+fn is_interface_name(text: &str) -> bool {
+    (1..=MAX_INTERFACE_NAME).contains(&text.len())
+        // The others are folders of all interfaces' settings, in /proc/sys/net.
+        && !["lo", "all", "default"].contains(&text)
+        && text.bytes().all(is_name_byte)
+}
+
+fn is_domain(text: &str) -> bool {
+    let labels = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_name_byte);
+    text.len() <= MAX_DOMAIN && labels.split('.').all(is_label)
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
 }
 
 macro_rules! text_value {
@@ -157,6 +207,15 @@ text_value!(
 text_value!(
     /// Names a process within an instance, under the same rule.
     ProcessId, Identifier, is_identifier
+);
+
+text_value!(
+    /// Names a network interface in the guest: `[A-Za-z0-9_-]{1,15}`, and none of the names that the kernel has a use for.
+    InterfaceName, InterfaceName, is_interface_name
+);
+text_value!(
+    /// A domain that names are looked for in.
+    SearchDomain, SearchDomain, is_domain
 );
 
 impl ProcessId {

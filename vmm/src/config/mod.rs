@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 mod balloon;
 mod command_line;
 mod elastic;
+mod guest_network;
 mod image;
 mod network;
 mod partition_mode;
@@ -23,6 +24,7 @@ pub(crate) mod text;
 
 pub use balloon::BalloonConfig;
 pub use elastic::ElasticBaseConfig;
+pub use guest_network::GuestNetwork;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use bellows_devices::virtio::net::{MTUS, MacAddress, RateLimits};
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, count, error};
+use super::{ConfigError, GuestNetwork, count, error};
 
 /// Most network interfaces of a VM.
 pub const MAX_NETWORK_INTERFACES: usize = 16;
@@ -35,6 +35,9 @@ pub struct NetConfig {
     /// Rate limits at first.
     #[serde(default)]
     pub limits: RateLimits,
+    /// What the guest's agent sets up on it; left out, it is left to the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestNetwork>,
 }
 
 /// The host's end of a network interface.
@@ -101,7 +104,7 @@ impl NetConfig {
     /// An interface called `id` at a host's end, with the default of everything else.
     #[must_use]
     pub fn new(id: impl Into<String>, host: impl Into<HostEnd>) -> Self {
-        Self { id: id.into(), host: host.into(), mac: None, mtu: None, limits: RateLimits::default() }
+        Self { id: id.into(), host: host.into(), mac: None, mtu: None, limits: RateLimits::default(), guest: None }
     }
 }
 
@@ -114,13 +117,16 @@ pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
     let (mut ids, mut ends, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (index, interface) in interfaces.iter().enumerate() {
         let field = |name: &str| format!("network_interfaces[{index}].{name}");
-        let NetConfig { id, host, mac, mtu, .. } = interface;
+        let NetConfig { id, host, mac, mtu, guest, .. } = interface;
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
             return Err(error(field("id"), format!("{id:?}"), format!("1 to {MAX_ID} letters, digits, `-`, `_`")));
         }
         if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
             return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
+        }
+        if let Some(guest) = guest {
+            guest.check(&field("guest"))?;
         }
         let another = |name: &str, other: usize| format!("another than that of `network_interfaces[{other}].{name}`");
         if let Some(other) = ids.insert(id, index) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bellows_memory::ByteSize;
+use bellows_protocol::network::InterfaceSetup;
 use bellows_protocol::ready::BootTimes;
 
 use super::agent::{AgentClient, InstanceMemory, SHORT};
@@ -31,16 +32,21 @@ impl Session {
         Self { rendezvous: Rendezvous::new(listener), guest: OnceLock::new(), end, uds_path, booted }
     }
 
-    /// Waits until the agent can be called, and tells it how many partitions there are, and the sum of all `windows` of memory.
+    /// Waits until the agent can be called, and tells it how many partitions there are, and the sum of all `windows` of memory; and
+    /// has it set `network` up.
     pub(crate) fn meet(
         &self,
         partitions: usize,
         windows: ByteSize,
+        network: &[InterfaceSetup],
         timeout: Duration,
     ) -> Result<GuestInfo, ReadyError> {
         let deadline = Deadline::after(timeout);
         let agent = self.rendezvous.reach(&self.uds_path, deadline, &self.end)?;
         let guest = agent.hello(partitions, windows, deadline.left())?;
+        if !network.is_empty() {
+            agent.configure_network(network, deadline.left())?;
+        }
         agent.keep_clock();
         tracing::info!(
             after = ?self.booted.elapsed(),
@@ -57,8 +63,7 @@ impl Session {
         match (self.end.ended(), self.rendezvous.client()) {
             (Some(end), _) => Err(NotRunning::Ended(end)),
             (None, _) if self.end.is_paused() => Err(NotRunning::Paused),
-            (None, None) => Err(NotRunning::NotReady),
-            (None, Some(agent)) => Ok(agent),
+            (None, agent) => agent.filter(|_| self.is_met()).ok_or(NotRunning::NotReady),
         }
     }
 

@@ -12,6 +12,7 @@ use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, V
 
 use super::error::InstanceError;
 use super::freeze::{self, FreezeReport, ThawReport};
+use super::instance_network::InstanceNetwork;
 use super::partitions::{Entry, Home, Partitions};
 use super::processes::{Forwarding, Process, ProcessSpec};
 use crate::guest::agent::{AgentClient, AgentError};
@@ -136,6 +137,8 @@ pub struct InstanceSpec {
     /// Its base limit. Base memory holds page tables, inodes, page cache, sockets and pipes, and without a partition all else.
     /// `None` is the VM's ([`crate::VmConfig::base_limit`]), or an equal share.
     pub base_limit: Option<ByteSize>,
+    /// What it is connected to.
+    pub network: InstanceNetwork,
     /// Most processes and threads; 0 is half of the guest kernel's limit for all instances.
     pub pids_max: u32,
     /// The zygote that its first process is a fork of ([`Vm::start_zygote`](crate::Vm::start_zygote)). Image and user are the
@@ -154,6 +157,7 @@ impl InstanceSpec {
             partition: None,
             memory_max: None,
             base_limit: None,
+            network: InstanceNetwork::None,
             pids_max: DEFAULT_PIDS_MAX,
             fork_of: None,
         }
@@ -173,6 +177,13 @@ impl InstanceSpec {
         self
     }
 
+    /// The same connected to `network`.
+    #[must_use]
+    pub fn on_network(mut self, network: InstanceNetwork) -> Self {
+        self.network = network;
+        self
+    }
+
     /// Checks everything that the guest would refuse without looking at the image.
     ///
     /// # Errors
@@ -189,6 +200,7 @@ impl InstanceSpec {
             node: self.partition.map_or(0, |partition| partition.get().into()),
             memory_max_bytes: self.memory_max.unwrap_or_default().get(),
             pids_max: self.pids_max,
+            network: self.network.wire().into(),
             fork_of: self.fork_of.as_ref().map(ToString::to_string).unwrap_or_default(),
             ..Default::default()
         })
@@ -467,6 +479,9 @@ mod tests {
     fn specifications_that_the_guest_would_refuse_are_refused() {
         let request = spec(&["sh"]).in_partition(PartitionId::new(3).unwrap()).request().unwrap();
         assert_eq!((request.node, request.process.working_directory.as_str(), request.memory_max_bytes), (3, "/", 0));
+        assert_eq!(request.network, agent::InstanceNetwork::UNCONNECTED.into());
+        let shared = spec(&["sh"]).on_network(InstanceNetwork::Vm).request().unwrap();
+        assert_eq!(shared.network, agent::InstanceNetwork::SHARED.into());
         assert!(spec(&[]).request().is_err());
         let refused = |change: fn(&mut ProcessSpec)| {
             let mut spec = spec(&["sh"]);

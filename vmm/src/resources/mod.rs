@@ -7,6 +7,7 @@ pub(crate) mod elastic;
 pub(crate) mod error;
 pub(crate) mod freeze;
 pub(crate) mod images;
+pub(crate) mod instance_network;
 pub(crate) mod instances;
 pub(crate) mod networks;
 pub(crate) mod partitions;

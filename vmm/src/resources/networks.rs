@@ -7,9 +7,10 @@ use bellows_devices::virtio::net::{
     MacAddress, NetError, NetSettings, NetStatistics, RateLimits, StreamError, StreamLink, Tap as Device, TapError,
 };
 use bellows_devices::virtio::{Net, NetHandle};
+use bellows_protocol::network::InterfaceSetup;
 use serde::Serialize;
 
-use crate::config::{HostEnd, NetConfig, StreamSocket, Tap};
+use crate::config::{GuestNetwork, HostEnd, NetConfig, StreamSocket, Tap};
 use crate::kind::ErrorKind;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 
@@ -26,6 +27,7 @@ struct Interface {
     mtu: Option<u16>,
     address: PciAddress,
     handle: NetHandle,
+    guest: Option<GuestNetwork>,
     /// A flood of packets stalls no other device.
     _event_loop: EventLoop,
 }
@@ -157,7 +159,7 @@ impl Networks {
         link: impl Link + 'static,
         host: String,
     ) -> Result<(), NetworkError> {
-        let NetConfig { id, mac, mtu, limits, .. } = config;
+        let NetConfig { id, mac, mtu, limits, guest, .. } = config;
         let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
         if let Some(other) = self.interfaces.iter().find(|other| other.mac == mac) {
             return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other: other.id.clone() });
@@ -167,9 +169,16 @@ impl Networks {
         let handle = device.handle();
         let event_loop = bus.event_loop("net")?;
         let address = bus.add(&format!("network interface `{id}`"), device, event_loop.handle())?;
-        let id = id.clone();
-        self.interfaces.push(Interface { id, host, mac, mtu: *mtu, address, handle, _event_loop: event_loop });
+        let (id, guest) = (id.clone(), guest.clone());
+        let interface = Interface { id, host, mac, mtu: *mtu, address, handle, guest, _event_loop: event_loop };
+        self.interfaces.push(interface);
         Ok(())
+    }
+
+    /// What the guest's agent is to set up.
+    pub(crate) fn setups(&self) -> Vec<InterfaceSetup> {
+        let setup = |interface: &Interface| Some(interface.guest.as_ref()?.setup(&interface.id, interface.mac.bytes()));
+        self.interfaces.iter().filter_map(setup).collect()
     }
 
     /// All interfaces, in order.

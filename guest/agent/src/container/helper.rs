@@ -25,9 +25,9 @@ use super::plan::{Plan, Role};
 use super::{Order, Report, descriptor, failed, inside, rights, zygote};
 use crate::{log, seccomp, settings, sys};
 
-/// Namespaces of a container's own, but for that of process numbers, which its first process is born into.
+/// Namespaces of a container's own, but for that of process numbers, which its first process is born into, and that of its network,
+/// which others may have as well.
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
-    .union(CloneFlags::CLONE_NEWNET)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWCGROUP);
@@ -105,6 +105,8 @@ struct Descriptors {
     /// The mount of the root file system; or the first process of the container to join.
     target: OwnedFd,
     streams: [OwnedFd; 3],
+    /// The network namespace to enter.
+    network: Option<OwnedFd>,
     /// What the role needs.
     role: Option<OwnedFd>,
 }
@@ -122,7 +124,8 @@ impl Descriptors {
         let mut next = || descriptors.next().ok_or_else(malformed);
         let (channel, cgroup, target) = (next()?.into(), next()?, next()?);
         let streams = [next()?, next()?, next()?];
-        Ok(Some(Self { order, channel, cgroup, target, streams, role: descriptors.next() }))
+        let network = if order == Order::CreateIn { Some(next()?) } else { None };
+        Ok(Some(Self { order, channel, cgroup, target, streams, network, role: descriptors.next() }))
     }
 }
 
@@ -141,14 +144,22 @@ fn obey(descriptors: Descriptors, filter: &BpfProgram) {
 /// The first process's part.
 fn enter(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infallible, Report> {
     let (network, namespaces) = match descriptors.order {
-        Order::Create => {
+        Order::CreateIn => {
             unshare(NAMESPACES).map_err(failed("namespaces"))?;
+            let missing = || Report::Failed("no network namespace came with the order".into());
+            let network = descriptors.network.as_ref().ok_or_else(missing)?;
+            setns(network, CloneFlags::CLONE_NEWNET).map_err(failed("network namespace"))?;
+            (None, CloneFlags::CLONE_NEWPID)
+        }
+        Order::Create => {
+            unshare(NAMESPACES | CloneFlags::CLONE_NEWNET).map_err(failed("namespaces"))?;
             let socket = settings::bring_up_loopback().map_err(failed("loopback"))?;
             let network = sys::network_of(&socket).map_err(failed("network namespace"))?;
             (Some(network), CloneFlags::CLONE_NEWPID)
         }
         Order::Join => {
-            setns(&descriptors.target, NAMESPACES | CloneFlags::CLONE_NEWPID).map_err(failed("namespaces"))?;
+            let all = NAMESPACES | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
+            setns(&descriptors.target, all).map_err(failed("namespaces"))?;
             (None, CloneFlags::empty())
         }
     };
@@ -183,7 +194,7 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     umask(UMASK);
     let directory = &plan.process.working_directory;
     chdir(directory.as_str()).map_err(failed("working directory"))?;
-    rights::take(&plan.process)?;
+    rights::take(&plan.process, plan.shares_network)?;
     let role = || descriptors.role.as_ref().and_then(|role| role.try_clone().ok());
     let becoming = match plan.role {
         Role::Command => Some(Becoming::Command),

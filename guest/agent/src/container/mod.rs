@@ -61,13 +61,15 @@ const MAX_ANSWER: usize = 16 << 10;
 enum Order {
     /// Make a container, and a process in it.
     Create = b'c' as isize,
+    /// The same in the network namespace that comes with it.
+    CreateIn = b'n' as isize,
     /// Make another process in a container.
     Join = b'j' as isize,
 }
 
 impl Order {
     fn parse(byte: u8) -> Option<Self> {
-        [Self::Create, Self::Join].into_iter().find(|order| *order as u8 == byte)
+        [Self::Create, Self::CreateIn, Self::Join].into_iter().find(|order| *order as u8 == byte)
     }
 }
 
@@ -88,6 +90,25 @@ impl<'a> Running<'a> {
             Self::Command => (Role::Command, None),
             Self::Zygote(control) => (Role::Zygote, Some(control)),
             Self::Fork(zygote) => (Role::Fork, Some(zygote)),
+        }
+    }
+}
+
+/// The network namespace of a container.
+#[derive(Debug, Clone, Copy)]
+pub enum Network<'a> {
+    /// A new one, with nothing but a loopback.
+    Unconnected,
+    /// This one, which others have as well.
+    Shared(BorrowedFd<'a>),
+}
+
+impl<'a> Network<'a> {
+    /// One that exists.
+    fn existing(self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Self::Unconnected => None,
+            Self::Shared(namespace) => Some(namespace),
         }
     }
 }
@@ -140,6 +161,8 @@ pub struct Site<'a> {
     pub placement: Placement,
     /// Capacities of its file systems.
     pub capacities: Capacities,
+    /// Its network namespace.
+    pub network: Network<'a>,
 }
 
 /// The container that another process is started in.
@@ -153,6 +176,8 @@ pub struct Joining<'a> {
     pub placement: Placement,
     /// Its first process.
     pub init: &'a Process,
+    /// Its network namespace is not its own.
+    pub shares_network: bool,
 }
 
 /// Makes containers, and processes in them.
@@ -198,11 +223,23 @@ impl Launcher {
             process: ProcessPlan::new(site.hostname, process, credentials),
             policy: site.placement.policy(),
             huge_pages: site.placement.node().is_some(),
+            shares_network: matches!(site.network, Network::Shared(_)),
             role,
         };
-        let order =
-            Ordered { order: Order::Create, cgroup: site.cgroup, target: root.as_fd(), sent, stdio: process.stdio };
-        let (process, network) = self.start(site.hostname, &order, &plan)?;
+        let network = site.network.existing();
+        let order = Ordered {
+            order: if network.is_some() { Order::CreateIn } else { Order::Create },
+            cgroup: site.cgroup,
+            target: root.as_fd(),
+            network,
+            sent,
+            stdio: process.stdio,
+        };
+        let (process, made) = self.start(site.hostname, &order, &plan)?;
+        let network = match network {
+            Some(network) => Some(network.try_clone_to_owned().map_err(AgentError::system("dup"))?),
+            None => made,
+        };
         let network = network.ok_or_else(|| AgentError::Container("no network namespace came".into()))?;
         Ok((process, network))
     }
@@ -217,23 +254,30 @@ impl Launcher {
             process: ProcessPlan::new(joining.hostname, process, credentials),
             policy: joining.placement.policy(),
             huge_pages: joining.placement.node().is_some(),
+            shares_network: joining.shares_network,
             role: Role::Command,
         };
-        let target = joining.init.ended.as_fd();
-        let order = Ordered { order: Order::Join, cgroup: joining.cgroup, target, sent: None, stdio: process.stdio };
+        let order = Ordered {
+            order: Order::Join,
+            cgroup: joining.cgroup,
+            target: joining.init.ended.as_fd(),
+            network: None,
+            sent: None,
+            stdio: process.stdio,
+        };
         self.start(joining.hostname, &order, &plan).map(|(process, _)| process)
     }
 
     /// Has the helper make a process of `plan` in container `name`.
     fn start(&self, name: &str, ordered: &Ordered<'_>, plan: &Plan) -> Result<(Process, Option<OwnedFd>)> {
-        let Ordered { order, cgroup, target, sent, stdio } = *ordered;
+        let Ordered { order, cgroup, target, network, sent, stdio } = *ordered;
         let cgroup = File::open(cgroup).map_err(AgentError::path("open", cgroup))?;
         let (channel, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
         let (streams, ends) = Ends::make(stdio, &plan.process)?;
         let expected = self.reaper.expect();
         let [stdin, stdout, stderr] = ends.each();
         let mut descriptors = vec![theirs.as_fd(), cgroup.as_fd(), target, stdin, stdout, stderr];
-        descriptors.extend(sent);
+        descriptors.extend(network.into_iter().chain(sent));
         self.with_helper(|helper| descriptor::send(helper, &[order as u8], &descriptors))?;
         drop((theirs, ends));
 
@@ -291,6 +335,8 @@ struct Ordered<'a> {
     cgroup: &'a Path,
     /// The mount of the root file system; or the first process of the container to join.
     target: BorrowedFd<'a>,
+    /// The network namespace to enter.
+    network: Option<BorrowedFd<'a>>,
     /// What the role needs.
     sent: Option<BorrowedFd<'a>>,
     stdio: StdioSpec,

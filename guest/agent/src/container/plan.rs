@@ -39,6 +39,8 @@ pub struct Plan {
     pub policy: Option<u32>,
     /// Its memory may be in huge pages, if those are on.
     pub huge_pages: bool,
+    /// Its network namespace is not its container's own.
+    pub shares_network: bool,
     /// What it becomes.
     pub role: Role,
 }
@@ -221,12 +223,13 @@ mod tests {
             process: plan(&["A=\"\n"], TERMINAL),
             policy: Some(3),
             huge_pages: true,
+            shares_network: true,
             role: Role::Fork,
         };
         let text = serde_json::to_string(&plan).unwrap();
         let back: Plan = serde_json::from_str(&text).unwrap();
         assert_eq!((back.process.groups, back.policy, back.role), (vec![8, 9], Some(3), Role::Fork));
-        assert!(back.huge_pages);
+        assert!(back.huge_pages && back.shares_network);
         assert!(back.container.is_none() && back.process.environment.contains(&"A=\"\n".into()));
     }
 }

@@ -24,11 +24,17 @@ const CAPABILITIES: [Capability; 13] = [
     Capability::CAP_SYS_CHROOT,
 ];
 
+/// What a process could do to others in its network namespace if it had this: read and forge their packets.
+const IN_OWN_NETWORK: Capability = Capability::CAP_NET_RAW;
+
 /// Gives up every right of this process that a container's does not have, and becomes its user.
 ///
 /// Root keeps the capabilities; another user can only ever get them back by a set-user-ID program, which `no_new_privs` rules out.
-pub(super) fn take(process: &ProcessPlan) -> Result<(), Report> {
-    let kept = CapsHashSet::from(CAPABILITIES);
+pub(super) fn take(process: &ProcessPlan, shares_network: bool) -> Result<(), Report> {
+    let mut kept = CapsHashSet::from(CAPABILITIES);
+    if shares_network {
+        kept.remove(&IN_OWN_NETWORK);
+    }
     for capability in caps::all().difference(&kept) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(failed("capabilities"))?;
     }

@@ -3,7 +3,7 @@
 use bellows_protocol::values::{InstanceId, ProcessId};
 use nix::sys::signal::Signal;
 
-use super::{Instances, Parts};
+use super::{InstanceNetwork, Instances, Parts};
 use crate::container::Joining;
 use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
@@ -18,7 +18,7 @@ impl Instances {
     /// Then nothing of it remains, except processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
-        let Parts { id: name, cgroup, limits, rootfs, .. } = &instance.parts;
+        let Parts { id: name, cgroup, limits, rootfs, network, .. } = &instance.parts;
         if *id == ProcessId::init() {
             return Err(AgentError::Exists { kind: "process", name: id.to_string() });
         }
@@ -29,7 +29,13 @@ impl Instances {
         let _starting = instance.freezer.start(name)?;
         let credentials = furnish::credentials(rootfs.root(), &process.user)?;
         let cgroup = cgroup.as_ref().ok_or_else(|| AgentError::Ended(name.to_string()))?.folder();
-        let joining = Joining { hostname: name.as_str(), cgroup, placement: limits.placement, init: &instance.init };
+        let joining = Joining {
+            hostname: name.as_str(),
+            cgroup,
+            placement: limits.placement,
+            init: &instance.init,
+            shares_network: *network == InstanceNetwork::Shared,
+        };
         let process = self.launcher.join(&joining, process, &credentials)?;
         let pid = process.pid.as_raw().unsigned_abs();
         place.fill(process);

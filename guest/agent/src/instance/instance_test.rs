@@ -16,6 +16,7 @@ use crate::container::plan::ProcessSpec;
 use crate::error::AgentError;
 use crate::image::Images;
 use crate::mounts::mount_at;
+use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
 use crate::reaper::Reaper;
@@ -38,6 +39,7 @@ fn request() -> Request {
         memory_max: None,
         base_limit: None,
         pids_max: None,
+        network: InstanceNetwork::Unconnected,
     }
 }
 
@@ -49,7 +51,9 @@ fn fixture(folder: &Path) -> (Arc<Images>, Instances) {
     let launcher = Launcher::new("/no/such/agent", Arc::clone(&reaper));
     let hierarchy = Hierarchy::new(folder.join("cgroup"));
     let base = Arc::new(BaseMemory::new(1 << 30));
-    let mut instances = Instances::new(Arc::clone(&images), hierarchy, launcher, MemoryInfo::default(), base, reaper);
+    let network = Arc::new(Network::of_this_process().unwrap());
+    let (images_too, memory) = (Arc::clone(&images), MemoryInfo::default());
+    let mut instances = Instances::new(images_too, hierarchy, launcher, network, memory, base, reaper);
     instances.folder = folder.join("i");
     (images, instances)
 }
@@ -115,6 +119,7 @@ fn remains_with_processes_stay_until_these_have_ended() {
         limits: instances.limits(&request(), 1 << 20).unwrap(),
         cgroup: Some(instances.hierarchy.cgroup(&id)),
         rootfs: RootFs::below(&own),
+        network: InstanceNetwork::Unconnected,
         folder: own.clone(),
         claim: instances.base.claim(None, false).unwrap(),
     };

@@ -24,7 +24,7 @@ mod wait;
 mod zygote;
 
 pub use freeze::Frozen;
-pub use request::{Request, Role};
+pub use request::{InstanceNetwork, Request, Role};
 pub use table::{FOLDER, Instances};
 
 use std::path::PathBuf;
@@ -74,6 +74,7 @@ struct Parts {
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: RootFs,
+    network: InstanceNetwork,
     /// Its part of base memory, until all of this is gone.
     claim: Claim,
 }

@@ -18,6 +18,15 @@ pub enum Role {
     ForkOf(InstanceId),
 }
 
+/// What an instance is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstanceNetwork {
+    /// Nothing: it has a network namespace with a loopback only.
+    Unconnected,
+    /// It shares the VM's network namespace.
+    Shared,
+}
+
 /// The request.
 #[derive(Debug)]
 pub struct Request {
@@ -37,6 +46,8 @@ pub struct Request {
     pub base_limit: Option<u64>,
     /// Limit on processes and threads.
     pub pids_max: Option<u32>,
+    /// What it is connected to.
+    pub network: InstanceNetwork,
 }
 
 impl Request {

@@ -1,16 +1,16 @@
 //! Starting an instance.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::freeze::Freezer;
 use super::table::Slot;
-use super::{Instance, Instances, Parts, Request, Role};
+use super::{Instance, InstanceNetwork, Instances, Parts, Request, Role};
 use crate::accounts::Credentials;
 use crate::cgroup::{Cgroup, Limits};
-use crate::container::{Process, Running, Site};
+use crate::container::{Network, Process, Running, Site};
 use crate::error::{AgentError, Result};
 use crate::processes::Others;
 use crate::rootfs::RootFs;
@@ -56,15 +56,16 @@ impl Instances {
             limits,
             cgroup: None,
             rootfs: RootFs::below(&folder),
+            network: request.network,
             folder,
             claim,
         };
         match self.assemble(request, &layers, parent.as_deref(), &mut parts) {
-            Ok(Container { process, network, zygote }) => Ok(Instance {
+            Ok(Container { process, sockets, zygote }) => Ok(Instance {
                 parts,
                 init: Arc::new(process),
                 others: Others::default(),
-                sockets: Sockets::of(network),
+                sockets,
                 freezer: Freezer::default(),
                 zygote,
                 oom_killed: OnceLock::new(),
@@ -94,13 +95,18 @@ impl Instances {
         parts.rootfs.mount(layers, limits.placement, capacities.scratch)?;
         let root = parts.rootfs.root();
         let credentials = furnish::credentials(root, &request.process.user)?;
-        furnish::furnish(root, request.id.as_str(), &request.process.working_directory)?;
+        let (network, resolver) = match request.network {
+            InstanceNetwork::Unconnected => (Network::Unconnected, None),
+            InstanceNetwork::Shared => (Network::Shared(self.network.namespace()), Some(self.network.resolver())),
+        };
+        furnish::furnish(root, request.id.as_str(), &request.process.working_directory, resolver.as_ref())?;
         let site = Site {
             hostname: request.id.as_str(),
             root,
             cgroup: cgroup.folder(),
             placement: limits.placement,
             capacities,
+            network,
         };
         self.launch(request, &site, &credentials, parent, cgroup)
     }
@@ -116,7 +122,15 @@ impl Instances {
     ) -> Result<Container> {
         let launch = |running| {
             let launched = self.launcher.launch(site, &request.process, credentials, running);
-            launched.map(|(process, network)| Container { process, network, zygote: None })
+            let (process, network) = launched?;
+            let sockets = match site.network {
+                Network::Unconnected => Sockets::of(network),
+                // The others there belong to other instances.
+                Network::Shared(_) => {
+                    Sockets::of_cgroup(network, site.cgroup).map_err(AgentError::path("look at", site.cgroup))?
+                }
+            };
+            Ok(Container { process, sockets, zygote: None })
         };
         match (&request.role, parent) {
             (Role::Zygote, _) => {
@@ -156,7 +170,7 @@ impl Instances {
 /// What runs, of an instance.
 struct Container {
     process: Process,
-    network: OwnedFd,
+    sockets: Sockets,
     zygote: Option<Zygote>,
 }
 

@@ -14,6 +14,7 @@ use crate::cgroup::{Allocated, Hierarchy};
 use crate::container::Launcher;
 use crate::error::{AgentError, Result};
 use crate::image::Images;
+use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::reaper::Reaper;
 use crate::sync::Mutex;
@@ -27,6 +28,7 @@ pub struct Instances {
     pub(super) images: Arc<Images>,
     pub(super) hierarchy: Hierarchy,
     pub(super) launcher: Launcher,
+    pub(super) network: Arc<Network>,
     pub(super) memory: MemoryInfo,
     pub(super) base: Arc<BaseMemory>,
     pub(super) reaper: Arc<Reaper>,
@@ -49,12 +51,13 @@ impl Instances {
         images: Arc<Images>,
         hierarchy: Hierarchy,
         launcher: Launcher,
+        network: Arc<Network>,
         memory: MemoryInfo,
         base: Arc<BaseMemory>,
         reaper: Arc<Reaper>,
     ) -> Self {
         let (folder, kill_limit) = (FOLDER.into(), KILL_LIMIT);
-        Self { table: Mutex::default(), images, hierarchy, launcher, memory, base, reaper, folder, kill_limit }
+        Self { table: Mutex::default(), images, hierarchy, launcher, network, memory, base, reaper, folder, kill_limit }
     }
 
     /// Does ahead of time what the first start would have to do. If it fails, so does that start.

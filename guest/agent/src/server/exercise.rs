@@ -6,15 +6,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use bellows_protocol::network::{MAX_INTERFACES, MAX_NAME_SERVERS, MAX_SEARCH_DOMAINS};
 use bellows_protocol::stream::{MAX_ANSWER_LINE, answer_line, parse_answer_line, parse_request_line, request_line};
 use bellows_protocol::user::MAX_ACCOUNT;
-use bellows_protocol::values::{ImageId, MAX_ARGUMENT_BYTES, MIN_BASE_LIMIT};
+use bellows_protocol::values::{ImageId, MAX_ARGUMENT_BYTES, MAX_DOMAIN, MIN_BASE_LIMIT};
 use protobuf::Message;
 
 use super::*;
 use crate::accounts::{self, Credentials};
 use crate::base_memory::{BaseMemory, Claim};
 use crate::container::plan::{ContainerPlan, ProcessPlan};
+use crate::network::Resolver;
 use crate::placement::Placement;
 use crate::tmpfs::{Capacities, INODE_BYTES};
 use crate::zygote;
@@ -25,6 +27,8 @@ const MAX_MESSAGE: usize = 3000;
 const FREE: u64 = 430 << 20;
 const PARTITION: u64 = 1 << 30;
 const PAGE: u64 = 4096;
+/// Longest `/etc/resolv.conf`.
+const MAX_RESOLV_CONF: usize = MAX_NAME_SERVERS * 60 + 10 + MAX_SEARCH_DOMAINS * (MAX_DOMAIN + 1);
 
 /// Takes `bytes` as the monitor's requests: each a byte for its kind, two for its length, and a message. Some kinds are not
 /// requests, but the image's files of accounts, the first line of a stream, and what is read of a zygote.
@@ -122,6 +126,13 @@ impl Guest {
                 Ok(())
             }
             13 => zygote::exercise(bytes),
+            14 => decoded(bytes).map_or(Ok(()), |request: ConfigureNetworkRequest| {
+                let setups = parse_interfaces(&request.interfaces)?;
+                assert!(setups.len() <= MAX_INTERFACES);
+                let resolver = Resolver::of(&setups);
+                assert!(resolver.resolv_conf().is_none_or(|text| text.len() <= MAX_RESOLV_CONF));
+                Ok(())
+            }),
             _ => stream_line(bytes),
         }
     }

@@ -19,12 +19,11 @@ use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
 use bellows_agent::container::plan::ProcessSpec;
-use bellows_agent::container::{HELPER, Joining, Launcher, Process, Running, Site};
+use bellows_agent::container::{HELPER, Joining, Launcher, Network, Process, Running, Site};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
-use bellows_agent::streams::Permits;
-use bellows_agent::streams::StdioSpec;
+use bellows_agent::streams::{Permits, StdioSpec};
 use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
 use bellows_protocol::user::{Account, User};
@@ -81,6 +80,7 @@ impl Fixture {
             cgroup: &cgroup,
             placement,
             capacities: Capacities::within(placement, 64 << 20, 64 << 20),
+            network: Network::Unconnected,
         };
         self.launcher.launch(&site, process, &credentials(process), running)
     }
@@ -94,7 +94,7 @@ impl Fixture {
     }
 
     fn join_at(&self, id: &str, init: &Process, process: &ProcessSpec, placement: Placement) -> Result<Process> {
-        let joining = Joining { hostname: id, cgroup: &Self::cgroup(id), placement, init };
+        let joining = Joining { hostname: id, cgroup: &Self::cgroup(id), placement, init, shares_network: false };
         self.launcher.join(&joining, process, &credentials(process))
     }
 

@@ -10,6 +10,7 @@ use ttrpc::TtrpcContext;
 use ttrpc::proto::{MessageHeader, Request, Response, Status};
 
 use super::*;
+use crate::config::GuestNetwork;
 use crate::end::VmEnd;
 use crate::kind::ErrorKind;
 use bellows_protocol::stream::{StreamName, StreamRequest};
@@ -58,6 +59,19 @@ impl Agent for FakeAgent {
         Ok(agent::Empty::new())
     }
 
+    fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<agent::Empty> {
+        let names: Vec<_> = request.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        if names == ["eth0"] {
+            return Ok(agent::Empty::new());
+        }
+        let message = format!("network interface {names:?}: cannot set it up\n");
+        Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, message)))
+    }
+
     fn attach_devices(&self, _: &TtrpcContext, request: agent::DevicesRequest) -> ttrpc::Result<agent::Empty> {
         let message = format!("no driver for {:?}\n", request.pci_addresses);
         Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, message)))
@@ -96,6 +110,16 @@ fn text(result: Result<impl Sized, AgentError>) -> String {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
+}
+
+#[test]
+fn a_network_that_cannot_be_set_up_is_named() {
+    let fixture = Fixture::with_agent(Arc::new(FakeAgent::default()));
+    let client = fixture.connect().unwrap();
+    let setup = |name: &str| GuestNetwork::default().setup(name, [2, 0, 0, 0, 0, 1]);
+    client.configure_network(&[setup("eth0")], SHORT).unwrap();
+    let error = text(client.configure_network(&[setup("eth0"), setup("eth1")], SHORT));
+    assert!(error.contains("ConfigureNetwork") && error.contains("eth1") && error.contains("set it up\\n"), "{error}");
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub(crate) use base::BaseUse;
 use bellows_devices::pci::PciAddress;
 use bellows_memory::ByteSize;
 use bellows_protocol::agent;
+use bellows_protocol::network::InterfaceSetup;
 use bellows_protocol::stream::read_line;
 use bellows_protocol::values::{InstanceId, ProcessId, TerminalSize};
 use bellows_protocol::{AGENT_PORT, DISK_LIMIT, KILL_LIMIT, PROTOCOL_VERSION, READY_LIMIT, START_LIMIT};
@@ -145,6 +146,14 @@ impl AgentClient {
             partition_mode: if answer.private_nodes { PartitionMode::Extension } else { PartitionMode::Stock },
             instances_base: ByteSize::bytes(answer.base_bytes),
         })
+    }
+
+    /// Returns once the guest's network interfaces are set up. Their gateways and name servers may not answer.
+    pub(crate) fn configure_network(&self, setups: &[InterfaceSetup], limit: Duration) -> Result<(), AgentError> {
+        let interfaces = setups.iter().map(InterfaceSetup::message).collect();
+        let request = agent::ConfigureNetworkRequest { interfaces, ..Default::default() };
+        self.call::<agent::Empty>("ConfigureNetwork", Some(limit), &request)?;
+        Ok(())
     }
 
     /// Returns once a driver has bound all of `functions`.
