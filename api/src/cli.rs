@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
-use bellows_vmm::{InstanceId, PartitionMode, SerialOutput, Shape, Transport};
+use bellows_vmm::{InstanceId, InstanceNetwork, PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -162,6 +162,9 @@ pub struct RunArgs {
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
+    /// What the command is connected to: none (the default) or vm (the network interfaces of the VM, which it has from --config)
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
+    pub network: Option<InstanceNetwork>,
     /// Pass standard input on to the command, which otherwise reads /dev/null
     #[arg(short, long)]
     pub interactive: bool,
@@ -522,6 +525,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
         _ => Err("expected a whole number of seconds, at least 1".into()),
+    }
+}
+
+fn network(text: &str) -> Result<InstanceNetwork, &'static str> {
+    match text {
+        "none" => Ok(InstanceNetwork::None),
+        "vm" => Ok(InstanceNetwork::Vm),
+        _ => Err("expected none or vm"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bellows_block::{Digest, Image, Store, oci};
 use bellows_memory::ByteSize;
-use bellows_vmm::{ImageConfig, ImageId, InstanceSpec, LayerConfig, PartitionId, Vm, VmConfig};
+use bellows_vmm::{ImageConfig, ImageId, InstanceNetwork, InstanceSpec, LayerConfig, PartitionId, Vm, VmConfig};
 use sha2::{Digest as _, Sha256};
 
 use crate::cli::RunArgs;
@@ -78,6 +78,7 @@ pub(super) fn prepare(
     spec.process.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
     spec.process.stdio = terminal::stdio(args.interactive, args.tty)?;
     spec.base_limit = args.base_limit;
+    spec.network = network(args.network, config)?;
     let memory = memory(args.memory, config)?;
     if memory != IN_BASE {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
@@ -114,6 +115,16 @@ fn find(name: &str, args: &RunArgs, config: &mut VmConfig, interrupts: &Interrup
     let image = ImageConfig { profile: known, ..configured(&store, &found, &args.guest)? };
     let defaults = found.config.clone();
     Ok(Found { image, defaults, profile: records.then_some(ProfilePlace { store, image: found }) })
+}
+
+fn network(wanted: Option<InstanceNetwork>, config: &VmConfig) -> Result<InstanceNetwork, CliError> {
+    match wanted.unwrap_or_default() {
+        InstanceNetwork::Vm if config.network_interfaces.is_empty() => Err(CliError::Missing(
+            "a network interface of the VM for --network vm",
+            "`network_interfaces` in the file of --config",
+        )),
+        network => Ok(network),
+    }
 }
 
 /// The part of the first partition's window that the instance gets.

@@ -2,7 +2,7 @@ use std::io;
 
 use bellows_block::Digest;
 use bellows_memory::ByteSize;
-use bellows_vmm::{PartitionId, PartitionMode, Stdio};
+use bellows_vmm::{InstanceNetwork, PartitionId, PartitionMode, Stdio};
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -54,6 +54,24 @@ fn the_former_command_line_is_refused_with_the_new_one() {
         }
         assert_eq!([true, false].map(|run| error.failure().exit_code(run)), [125, 2]);
     }
+}
+
+/// Only a configuration gives the VM interfaces.
+#[test]
+fn the_vms_network_is_there_before_it_is_shared() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = |options: &str| format!("{options} --layer {} scratch sh", layer(directory.path()));
+    let network = |options: &str| planned(&line(options)).map(|(_, function)| function.unwrap().spec.network);
+    assert_eq!(network("").unwrap(), InstanceNetwork::None);
+    assert_eq!(network("--network none").unwrap(), InstanceNetwork::None);
+    let error = network("--network vm").unwrap_err();
+    assert!(error.chain().contains("network_interfaces"), "{}", error.chain());
+    let config = directory.path().join("vm.json");
+    let text =
+        r#"{ "kernel": "k", "memory": "256M", "network_interfaces": [{ "id": "eth0", "tap": { "name": "tap0" } }] }"#;
+    std::fs::write(&config, text).unwrap();
+    let options = format!("--config {} --network vm", config.display());
+    assert_eq!(network(&options).unwrap(), InstanceNetwork::Vm);
 }
 
 /// A configuration's partition may be larger than the instance.
