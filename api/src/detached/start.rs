@@ -93,6 +93,7 @@ fn request(args: &RunArgs, job: &Job) -> Value {
         "user": spec.process.user.to_string(),
         "memory_mib": memory.get() >> 20,
         "base_limit_mib": spec.base_limit.map(|limit| limit.get() >> 20),
+        "network": spec.network,
         "shutdown_at_exit": args.detached.rm,
         "labels": { "image": args.image() },
     })

@@ -1,7 +1,7 @@
 //! `/network-interfaces`.
 
 use bellows_vmm::config::{NetConfig, Tap};
-use bellows_vmm::{MacAddress, RateLimits};
+use bellows_vmm::{GuestNetwork, MacAddress, RateLimits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,21 @@ pub(crate) struct Network {
     mtu: Option<u16>,
     rx_rate_limiter: Option<Limiter>,
     tx_rate_limiter: Option<Limiter>,
+    /// Bellows' own: what the guest's agent sets up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Guest>")]
+    guest: Option<GuestNetwork>,
+}
+
+/// The guest's part, for the API's document: addresses with the length of their prefix.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "the library has the type that is read")]
+struct Guest {
+    addresses: Option<Vec<String>>,
+    gateways: Option<Vec<String>>,
+    name_servers: Option<Vec<String>>,
+    search_domains: Option<Vec<String>>,
 }
 
 /// `PATCH /network-interfaces`.
@@ -33,7 +48,7 @@ impl Network {
     /// The interface as the library takes it.
     pub(crate) fn config(&self) -> NetConfig {
         let mut config = NetConfig::new(&self.iface_id, Tap::Name(self.host_dev_name.clone()));
-        (config.mac, config.mtu) = (self.guest_mac, self.mtu);
+        (config.mac, config.mtu, config.guest) = (self.guest_mac, self.mtu, self.guest.clone());
         limiter::apply(self.rx_rate_limiter, &mut config.limits.receive);
         limiter::apply(self.tx_rate_limiter, &mut config.limits.transmit);
         config
@@ -62,6 +77,16 @@ mod tests {
     fn network(rest: &str) -> Result<Network, String> {
         let text = format!(r#"{{"iface_id": "eth0", "host_dev_name": "tap0"{rest}}}"#);
         serde_json::from_str(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_guests_part_is_checked_with_the_rest() {
+        let guest = r#", "guest": {"addresses": ["172.16.0.2/30"], "gateways": ["172.16.0.1"]}"#;
+        let config = network(guest).unwrap().config();
+        assert_eq!(config.guest.unwrap().gateways, ["172.16.0.1".parse::<std::net::IpAddr>().unwrap()]);
+        for wrong in [r#", "guest": {"addresses": ["172.16.0.2"]}"#, r#", "guest": {"mtu": 1}"#] {
+            network(wrong).unwrap_err();
+        }
     }
 
     #[test]

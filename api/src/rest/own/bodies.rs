@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bellows_vmm::{ByteSize, ExitStatus, LayerConfig, Shape, Transport};
+use bellows_vmm::{ByteSize, ExitStatus, InstanceNetwork, LayerConfig, Shape, Transport};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,10 @@ pub(crate) struct NewInstance {
     pub(crate) pids_max: Option<u32>,
     /// The zygote that it is a fork of.
     pub(crate) fork_of: Option<String>,
+    /// What it is connected to: `none`, or `vm`, the VM's network interfaces.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub(crate) network: InstanceNetwork,
     /// The VM is switched off when it has ended.
     #[serde(default)]
     pub(crate) shutdown_at_exit: bool,
