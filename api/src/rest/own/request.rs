@@ -91,7 +91,18 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
         ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
         ("GET", ["events"]) => Ok(Own::Events),
         ("GET", ["metrics", "prometheus"]) => Ok(Own::Prometheus),
-        _ => Err(unknown(method, path)),
+        _ => Err(Fault { status: status_of_unknown(parts), ..unknown(method, path) }),
+    }
+}
+
+/// 405 where the path has other methods, else 404.
+fn status_of_unknown(parts: &[&str]) -> u16 {
+    match parts {
+        ["images" | "instances" | "partitions" | "events"]
+        | ["images" | "instances" | "partitions", _]
+        | ["instances", _, "signal" | "stop" | "exec" | "wait" | "logs"]
+        | ["metrics", "prometheus"] => 405,
+        _ => 404,
     }
 }
 
@@ -154,6 +165,21 @@ mod tests {
         for (method, path) in [("PUT", "/metrics"), ("GET", "/"), ("PUT", "/partitions/1"), ("GET", "/machine-config")]
         {
             assert!(parse(method, path, b"{}").is_none(), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_method_that_is_not_there_differs_from_a_path_that_is_not() {
+        for (method, path, status) in [
+            ("POST", "/instances/a", 405),
+            ("PUT", "/events", 405),
+            ("POST", "/metrics/prometheus", 405),
+            ("GET", "/instances/a/exec", 405),
+            ("GET", "/instances/a/b", 404),
+            ("GET", "/images/a/b/c", 404),
+        ] {
+            let fault = parse(method, path, b"").unwrap().unwrap_err();
+            assert_eq!(fault.status, status, "{method} {path}: {fault}");
         }
     }
 
