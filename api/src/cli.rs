@@ -188,6 +188,9 @@ pub struct RunArgs {
     /// VM configuration in JSON; other arguments override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Do not filter the system calls of the process
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// Print a report in JSON, when the command has ended or, without an image, when the guest is ready; the command's own output
     /// goes to standard error then
     #[arg(long)]

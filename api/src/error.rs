@@ -14,6 +14,7 @@ use bellows_vmm::{
 use crate::environment::EnvironmentError;
 use crate::exit::Failure;
 use crate::jail::JailError;
+use crate::seccomp::SeccompError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +121,9 @@ pub enum CliError {
     /// The layer store failed.
     #[error(transparent)]
     Store(Box<StoreError>),
+    /// The system calls are not filtered.
+    #[error("the monitor cannot be confined; with --no-seccomp it runs all the same")]
+    Seccomp(#[from] SeccompError),
     /// There is no jail.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -245,6 +249,7 @@ impl CliError {
             | Self::Output(_)
             | Self::Program { .. }
             | Self::Interrupted(_)
+            | Self::Seccomp(_)
             | Self::Damaged { .. } => ErrorKind::Host,
             Self::Unexpected(_) | Self::Report(_) => ErrorKind::Internal,
         }

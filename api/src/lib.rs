@@ -11,6 +11,7 @@ pub mod jail;
 pub mod network;
 pub mod rest;
 pub mod run;
+pub mod seccomp;
 
 mod detached;
 mod environment;
@@ -24,6 +25,7 @@ mod registry;
 mod report;
 mod store;
 mod terminal;
+mod vm_id;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};

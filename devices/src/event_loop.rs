@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use bellows_memory::limited;
+use bellows_memory::threads::{self, ThreadRole};
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
 /// A handler on a loop: for example the part of a device that serves its queues.
@@ -62,7 +63,7 @@ impl EventLoop {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = EventLoopHandle { endpoint: manager.remote_endpoint(), stop: stop.clone() };
         let owned = name.to_owned();
-        let thread = thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(move || {
+        let thread = threads::spawn(ThreadRole::Device, name, Some(256 << 10), move || {
             let run = catch_unwind(AssertUnwindSafe(|| {
                 while !stop.load(Ordering::Acquire) {
                     manager.run()?;

@@ -5,10 +5,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::host::{HostMapping, MapError, STEP, give_way};
+use crate::threads::{self, ThreadRole};
 use crate::{ByteSize, limited};
 
 /// A worker thread that discards ranges in the order they were submitted. Dropping it finishes what is queued and joins.
@@ -28,10 +29,11 @@ impl Discarder {
     pub fn spawn() -> io::Result<Self> {
         let (queue, receiver) = channel();
         let (sender, tasks) = mpsc::channel::<Urgent>();
-        let builder = |name: &str| thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
+        let stack = Some(256 << 10);
         // Ends when the other has.
-        let urgent = builder("trim-slots").spawn(move || tasks.into_iter().for_each(Urgent::run))?;
-        let discard = builder("discard").spawn(move || run(&receiver, &sender))?;
+        let work = move || tasks.into_iter().for_each(Urgent::run);
+        let urgent = threads::spawn(ThreadRole::Discard, "trim-slots", stack, work)?;
+        let discard = threads::spawn(ThreadRole::Discard, "discard", stack, move || run(&receiver, &sender))?;
         Ok(Self { queue, threads: vec![discard, urgent] })
     }
 

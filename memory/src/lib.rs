@@ -20,6 +20,7 @@ pub mod sync;
 pub mod system_memory;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod threads;
 mod version;
 pub mod view;
 pub mod wire;

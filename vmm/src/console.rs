@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
+use bellows_memory::threads::{self, ThreadRole};
 use nix::poll::PollFlags;
 
 use crate::poll::poll;
@@ -63,7 +63,7 @@ impl Console {
         let shared = Arc::new(Shared::default());
         let mut output = Output { file: output, left };
         let thread = shared.clone();
-        thread::Builder::new().name("console".into()).stack_size(256 << 10).spawn(move || {
+        threads::spawn(ThreadRole::Console, "console", Some(256 << 10), move || {
             let ended = EndOnDrop(thread);
             if let Err(error) = ended.0.forward(&mut output) {
                 tracing::warn!(%error, "cannot write the serial console any more");

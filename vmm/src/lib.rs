@@ -89,6 +89,7 @@ pub use bellows_devices::virtio::net::{
     MacAddress, NetError, NetStatistics, ParseMacError, RateLimits, TapError, Traffic,
 };
 pub use bellows_memory::host::catch_faults;
+pub use bellows_memory::threads::{ThreadRole, on_thread_start};
 pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::network::InterfaceAddress;
 pub use bellows_protocol::ready::BootTimes;

@@ -33,7 +33,7 @@ pub(crate) struct Job {
 pub(crate) fn start(args: &RunArgs, job: &Job) -> Result<u8, CliError> {
     let name = args.detached.name.clone().map_or_else(random_name, Ok)?;
     let seat = Place::of_user()?.take(&name)?;
-    let result = serve(&seat, &job.config).and_then(|process| begin(args, &seat, job, process));
+    let result = serve(args, &seat, &job.config).and_then(|process| begin(args, &seat, job, process));
     if result.is_err() {
         seat.clear();
     }
@@ -43,7 +43,7 @@ pub(crate) fn start(args: &RunArgs, job: &Job) -> Result<u8, CliError> {
 }
 
 /// Starts the process of the VM.
-fn serve(seat: &Seat, config: &VmConfig) -> Result<Child, CliError> {
+fn serve(args: &RunArgs, seat: &Seat, config: &VmConfig) -> Result<Child, CliError> {
     let path = seat.configuration();
     let text = serde_json::to_vec(config).map_err(|error| io_error("write", &path)(error.into()))?;
     fs::write(&path, text).map_err(io_error("write", &path))?;
@@ -59,6 +59,9 @@ fn serve(seat: &Seat, config: &VmConfig) -> Result<Child, CliError> {
     let mut command = Command::new(own);
     command.arg("api").arg("--listener-is-stdin").arg("--api-sock").arg(&socket).args(["--id", &seat.name]);
     command.arg("--vm").arg(&path).args(["--level", "Warn"]);
+    if args.no_seccomp {
+        command.arg("--no-seccomp");
+    }
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(output).stderr(errors);
     // A Ctrl-C in this terminal is not for it.
     command.process_group(0);

@@ -71,6 +71,14 @@ pub enum JailError {
 }
 
 impl JailError {
+    /// The text, with the system's answer.
+    pub(super) fn with_cause(&self) -> String {
+        match self {
+            Self::System { source, .. } => format!("{self}: {source}"),
+            _ => self.to_string(),
+        }
+    }
+
     /// What sort of error it is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &JailArgs) -> Result<u8, JailError> {
     umask(Mode::from_bits_truncate(0o077));
     let program = Program::open(&plan.exec_file)?;
     let network = plan.network.as_ref().map(|path| File::open(path).map_err(system("open", path))).transpose()?;
-    let null = plan.daemonize.then(|| start::open_null()).transpose()?;
+    let null = plan.daemonize.then(start::open_null).transpose()?;
 
     let mut made = Made::default();
     let root = root(&plan, &mut made)?;

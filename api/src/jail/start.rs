@@ -23,7 +23,6 @@ use super::plan::{Plan, Times};
 use super::sys;
 use super::tree::Directory;
 use super::undo::Made;
-use crate::error::with_causes;
 
 const NULL: &str = "/dev/null";
 
@@ -83,7 +82,7 @@ fn in_new_namespace(plan: &Plan, root: &Directory, times: Times, mut made: Made)
             };
             // Nothing of it is this process's to remove.
             made.keep();
-            let _ = File::from(writer).write_all(with_causes(&error).as_bytes());
+            let _ = File::from(writer).write_all(error.with_cause().as_bytes());
             exit(1)
         }
         ForkResult::Parent { child } => {

@@ -77,6 +77,11 @@ impl Passt {
         self.stream.as_raw_fd()
     }
 
+    /// The number of its process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process().child.id()
+    }
+
     /// Why it did not answer.
     fn refusal(mut self, error: io::Error) -> CliError {
         let timed_out = error.kind() == io::ErrorKind::WouldBlock;

@@ -27,18 +27,18 @@ use nix::time::{ClockId, clock_gettime};
 
 use self::bodies::{Logger, Metrics};
 use self::control::Control;
-pub(crate) use self::control::FIRECRACKER;
 use self::fault::Fault;
 use self::log::Log;
 use self::metrics::{Counters, Startup};
 pub use self::options::ApiArgs;
 
-pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, id, is_firecracker};
+pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, is_firecracker};
 use self::request::Change;
 use self::server::{Limits, Server};
 pub(crate) use self::socket::Socket;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
+use crate::seccomp::confine;
 
 /// Runs a VM under the control of the API until it ends.
 ///
@@ -62,6 +62,9 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         let interrupts = interrupts.clone();
         Box::new(move |builder| interrupts.boot(builder))
     };
+    if !args.no_seccomp {
+        confine(&[])?;
+    }
     let counters = Counters::new(startup(args));
     let control = Arc::new(Control::new(args.id.clone(), boot, args.boot_timer, log, counters));
     let _serving = interrupts.serve({

@@ -7,6 +7,7 @@ use clap::{Args, Parser};
 
 use super::bodies::Level;
 use super::control::FIRECRACKER;
+use crate::vm_id;
 
 /// The name under which the program takes Firecracker's command line.
 const NAME: &str = "firecracker";
@@ -20,7 +21,7 @@ pub struct ApiArgs {
     #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
     pub(crate) api_sock: PathBuf,
     /// Name of the VM: letters, digits and `-`
-    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = id)]
+    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = vm_id::parse)]
     pub(crate) id: String,
     /// Configuration of the VM in JSON, with Firecracker's names; it boots at once
     #[arg(long, value_name = "FILE")]
@@ -73,9 +74,9 @@ pub struct ApiArgs {
     /// Taken, and without a meaning: all devices are on a PCI bus
     #[arg(long)]
     _enable_pci: bool,
-    /// Taken, and without a meaning: there is no system call filter yet
+    /// Do not filter the system calls of the process
     #[arg(long)]
-    _no_seccomp: bool,
+    pub(crate) no_seccomp: bool,
     /// Not supported yet
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) seccomp_filter: Option<PathBuf>,
@@ -130,15 +131,6 @@ impl Firecracker {
 /// Whether the first of `words` is the name under which the program takes Firecracker's command line.
 pub(crate) fn is_firecracker(words: &[OsString]) -> bool {
     words.first().and_then(|word| Path::new(word).file_name()).is_some_and(|name| name == NAME)
-}
-
-pub(crate) fn id(text: &str) -> Result<String, String> {
-    let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if (1..=64).contains(&text.len()) && is_word {
-        Ok(text.into())
-    } else {
-        Err("expected 1 to 64 letters, digits and `-`".into())
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::output::say;
 use crate::partition::give_back;
 use crate::places::Places;
 use crate::report::print_json_line;
+use crate::seccomp::confine;
 use crate::terminal::Resizes;
 
 /// Memory of an instance without an argument.
@@ -50,8 +51,12 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
         return in_background(args, config, function);
     }
     // It ends after the VM.
-    let _network = network(args, &mut config)?;
+    let network = network(args, &mut config)?;
     config.validate().map_err(|error| as_given(args, error))?;
+    // Images are imported, and programs that help have been started.
+    if !args.no_seccomp {
+        confine(network.as_ref().map(Passt::process_id).as_slice())?;
+    }
     in_vm(args, config, function, interrupts, resizes)
 }
 

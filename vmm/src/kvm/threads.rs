@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
+use bellows_memory::threads::{self, ThreadRole};
+
 /// The threads that run.
 #[derive(Clone, Default)]
 pub(crate) struct Threads(Arc<Running>);
@@ -24,7 +26,7 @@ impl Threads {
         let running = self.0.clone();
         // Held until the thread is listed, so that it does not end before.
         let mut ids = self.0.ids();
-        let thread = thread::Builder::new().name(name).stack_size(512 << 10).spawn(move || {
+        let thread = threads::spawn(ThreadRole::Vcpu, name, Some(512 << 10), move || {
             let _listed = Listed(running);
             work();
         })?;

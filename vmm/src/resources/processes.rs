@@ -2,9 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bellows_memory::threads::{self, ThreadRole};
 use bellows_protocol::agent;
 use bellows_protocol::stream::{StreamName, StreamRequest};
 use bellows_protocol::user::User;
@@ -219,8 +220,8 @@ impl Stream {
         &self,
         pass_on: impl FnOnce() -> Result<u64, InstanceError> + Send + 'static,
     ) -> Result<Forwarding, InstanceError> {
-        let thread = thread::Builder::new().name("stream".into()).stack_size(256 << 10);
-        let thread = thread.spawn(pass_on).map_err(not_passed_on(self.request()))?;
+        let thread = threads::spawn(ThreadRole::Control, "stream", Some(256 << 10), pass_on)
+            .map_err(not_passed_on(self.request()))?;
         Ok(Forwarding { request: self.request().clone(), thread })
     }
 }

@@ -12,10 +12,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bellows_memory::sync::Mutex;
+use bellows_memory::threads::{self, ThreadRole};
 use nix::poll::PollFlags;
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{
@@ -85,7 +86,7 @@ impl Connection {
         let shared = Arc::new(Shared { state: Mutex::default(), writer: Writer::new(stream), service });
         let clock = Arc::new(Timer::new()?);
         let mut own = OwnCalls { keeper: ClockKeeper::new(clock.clone()), pending: None };
-        let reader = thread::Builder::new().name("agent".into()).stack_size(256 << 10).spawn({
+        let reader = threads::spawn(ThreadRole::Agent, "agent", Some(256 << 10), {
             let shared = shared.clone();
             move || {
                 let error = read_answers(&mut input, &shared, &mut own);

@@ -7,12 +7,13 @@ mod report;
 mod worker;
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::virtio::{Mem, MemHandle};
 use bellows_memory::sync::{Condvar, Mutex};
+use bellows_memory::threads::{self, ThreadRole};
 use bellows_memory::{ByteSize, PartitionMemory, PartitionSetup, Window};
 
 use self::plan::Plan;
@@ -101,7 +102,7 @@ impl ElasticBase {
         let plan = Plan::new(&self.config, self.handle.memory().window().size());
         let limit = self.config.host_pressure_percent;
         let worker = Worker::new(self.handle.clone(), self.shared.clone(), plan, agent.clone(), end.clone(), limit);
-        match thread::Builder::new().name("elastic".into()).spawn(move || worker.run()) {
+        match threads::spawn(ThreadRole::Control, "elastic", None, move || worker.run()) {
             Ok(handle) => *thread = Some(handle),
             Err(error) => {
                 self.shared.change(|progress| progress.fault = Some(format!("the host starts no thread: {error}")));

@@ -7,12 +7,13 @@ mod plan;
 mod worker;
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bellows_devices::virtio::{MemHandle, PlugError, Plugged};
 use bellows_memory::partition::TargetError;
 use bellows_memory::sync::{Condvar, Mutex};
+use bellows_memory::threads::{self, ThreadRole};
 use bellows_memory::{AdmissionError, ByteSize, PartitionId, Window};
 
 use self::plan::Plan;
@@ -68,7 +69,7 @@ impl Preparer {
             return;
         }
         let worker = Worker::new(self.shared.clone(), agent.clone(), end.clone(), Box::new(find));
-        match thread::Builder::new().name("prepare".into()).spawn(move || worker.run()) {
+        match threads::spawn(ThreadRole::Control, "prepare", None, move || worker.run()) {
             Ok(handle) => *thread = Some(handle),
             Err(error) => self.give_up(&NotPrepared::Failed(format!("the host starts no thread: {error}"))),
         }

@@ -1,0 +1,94 @@
+//! Filters of system calls: what a program that a guest has taken over may still ask the kernel for.
+//!
+//! [`confine`] comes late: the arguments are read, images are imported and helper programs run. From then on the whole process has the list
+//! of [`lists::process`], and threads of the library get a shorter one as they begin. Filters never become wider again.
+
+mod allocator;
+mod lists;
+mod names;
+mod violation;
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::panic;
+use std::process::abort;
+use std::sync::OnceLock;
+
+use bellows_vmm::{ThreadRole, on_thread_start};
+use seccompiler::{BackendError, BpfProgram, SeccompAction, apply_filter, apply_filter_all_threads};
+
+/// The variable that has violations logged by the kernel, and otherwise allowed. It is for finding out what the lists lack.
+const LOG_ONLY: &str = "BELLOWS_SECCOMP";
+
+/// The roles of the library's threads.
+const ROLES: [ThreadRole; 6] = [
+    ThreadRole::Vcpu,
+    ThreadRole::Device,
+    ThreadRole::Discard,
+    ThreadRole::Agent,
+    ThreadRole::Console,
+    ThreadRole::Control,
+];
+
+/// The filters of threads that begin.
+static FILTERS: OnceLock<HashMap<ThreadRole, BpfProgram>> = OnceLock::new();
+
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    /// The list cannot be made into a filter.
+    #[error("cannot make the filter of system calls")]
+    Compile(#[from] BackendError),
+    /// The kernel refused.
+    #[error("cannot install the filter of system calls")]
+    Install(#[from] seccompiler::Error),
+    /// The handler of violations.
+    #[error("cannot install the handler of SIGSYS")]
+    Handler(#[source] io::Error),
+}
+
+/// Filters the system calls of this process from now on, in all its threads. It may still end its `children`.
+///
+/// # Errors
+/// The kernel has no such filters, or refused this one.
+pub fn confine(children: &[u32]) -> Result<(), SeccompError> {
+    let log_only = std::env::var_os(LOG_ONLY).is_some_and(|value| value == "log");
+    let otherwise = if log_only { SeccompAction::Log } else { SeccompAction::Trap };
+    let id = std::process::id();
+    let mut filters = HashMap::new();
+    for role in ROLES {
+        if let Some(filter) = lists::of_role(role, otherwise.clone(), id)? {
+            filters.insert(role, filter);
+        }
+    }
+    let process = lists::process(otherwise, id, children)?;
+    allocator::settle();
+    violation::install().map_err(SeccompError::Handler)?;
+    // The standard one may look for symbols in files, which few threads may open.
+    panic::set_hook(Box::new(|info| say(format_args!("internal error: {info}"))));
+    if FILTERS.set(filters).is_ok() {
+        on_thread_start(begin);
+    }
+    apply_filter_all_threads(&lists::no_clone3()?)?;
+    apply_filter_all_threads(&process)?;
+    Ok(())
+}
+
+/// Gives a thread that begins its own filter.
+fn begin(role: ThreadRole) {
+    let Some(filter) = FILTERS.get().and_then(|filters| filters.get(&role)) else { return };
+    if let Err(error) = apply_filter(filter) {
+        // A thread that does a guest's work without a filter must not be.
+        say(format_args!("cannot install the filter of system calls of a thread: {error}"));
+        abort();
+    }
+}
+
+/// Prints a message on standard error, which may have no reader.
+fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "bellows: {text}");
+}
+
+#[cfg(test)]
+#[path = "seccomp_test.rs"]
+mod tests;
