@@ -10,6 +10,7 @@ use bellows_vmm::{InstanceId, InstanceNetwork, PartitionMode, SerialOutput, Shap
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::doctor::DoctorArgs;
 use crate::jail::{JailArgs, Jailer};
 use crate::network::ports::Published;
 use crate::rest::{ApiArgs, Firecracker};
@@ -45,6 +46,8 @@ pub enum Command {
     Stop(StopArgs),
     /// Remove instances that have ended, and VMs that have no other
     Rm(RmArgs),
+    /// Print what this host lacks, and how to get it
+    Doctor(DoctorArgs),
     /// Images in the layer store
     #[command(subcommand)]
     Image(ImageCommand),

@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod exit;
 pub mod image;
@@ -80,11 +81,12 @@ pub fn main() -> ExitCode {
 fn command(command: Command) -> Result<u8, CliError> {
     let log = match &command {
         Command::Api(arguments) => Some(rest::install_log(arguments)?),
+        // It becomes another program, which does all this itself.
         Command::Jail(_) => None,
         _ => {
             install_log();
             None
-        } // It becomes another program, which does all this itself.
+        }
     };
     if !matches!(command, Command::Jail(_)) {
         prepare();
@@ -93,6 +95,7 @@ fn command(command: Command) -> Result<u8, CliError> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Api(arguments) => rest::run(&arguments, log.unwrap_or_default()),
         Command::Jail(arguments) => Ok(jail::run(&arguments)?),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Image(command) => image::run(&command),
         Command::Ps(arguments) => detached::ps(&arguments),
         Command::Exec(arguments) => detached::exec(&arguments),

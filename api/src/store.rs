@@ -16,13 +16,17 @@ use crate::registry;
 
 /// Opens the store at `path`, or the user's own.
 pub(crate) fn open(path: Option<&Path>) -> Result<Store, CliError> {
-    let path = match path {
-        Some(path) => path.to_owned(),
-        None => data_home(|name| env::var_os(name).map(PathBuf::from))
+    Ok(Store::open(self::path(path)?)?)
+}
+
+/// The place of the store: `path`, or the user's own.
+pub(crate) fn path(path: Option<&Path>) -> Result<PathBuf, CliError> {
+    match path {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(data_home(|name| env::var_os(name).map(PathBuf::from))
             .ok_or(CliError::Missing("a place for the layer store", "--store, or set HOME"))?
-            .join("bellows/store"),
-    };
-    Ok(Store::open(path)?)
+            .join("bellows/store")),
+    }
 }
 
 /// The choice among a source's images.

@@ -18,6 +18,7 @@ mod descriptors;
 mod end;
 mod error;
 mod guest;
+mod host_report;
 mod kind;
 #[cfg_attr(
     not(any(test, feature = "testing")),
@@ -59,8 +60,9 @@ pub use error::BuildError;
 pub use guest::agent::exercise::exercise as exercise_agent_client;
 pub use guest::agent::{AgentError, InstanceMemory, StartFailure, Stream};
 pub use guest::error::{NotReady, NotRunning, PowerOffError, ReadyError, StatisticsError};
+pub use host_report::HostReport;
 pub use kind::ErrorKind;
-pub use kvm::ExitCounts;
+pub use kvm::{ExitCounts, HostError};
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,

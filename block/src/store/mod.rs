@@ -49,6 +49,7 @@ pub use import::{ImportOptions, Progress, ProgressKind};
 use record::LayerRecord;
 pub use record::{Image, ImageName, ParseImageNameError};
 pub use stack::Stack;
+pub use verity::can_seal;
 
 const FORMAT: &str = "bellows layer store 1\n";
 

@@ -2,8 +2,11 @@
 //! changed since, and lets nobody write to it.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use crate::digest::Digest;
 
@@ -58,6 +61,17 @@ pub(super) fn enable(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Whether files in a directory can be made unchangeable. It is tried, with a file that goes again.
+///
+/// # Errors
+/// The directory cannot be written to, or the file system failed.
+pub fn can_seal(directory: &Path) -> io::Result<bool> {
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(b"x")?;
+    let path = file.into_temp_path();
+    enable(&File::open(&path)?)
+}
+
 /// The digest that the file system holds a file to; `None` if it does not.
 pub(super) fn measure(file: &File) -> io::Result<Option<Digest>> {
     let mut measured = MeasuredDigest { algorithm: 0, size: 32, digest: [0; 32] };
@@ -99,5 +113,7 @@ mod tests {
         let enabled = enable(&file).unwrap();
         assert_eq!(measure(&file).unwrap().is_some(), enabled);
         assert_eq!(File::options().write(true).open(&path).is_err(), enabled);
+        assert_eq!(can_seal(directory.path()).unwrap(), enabled);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "the file that was tried is gone");
     }
 }

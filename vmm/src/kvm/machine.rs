@@ -71,6 +71,12 @@ impl Host {
         self.cpu.address_bits()
     }
 
+    /// Whether a memory slot goes without the page tables of all others.
+    #[must_use]
+    pub fn removes_slots_alone(&self) -> bool {
+        arch::vm::keeps_page_tables_of_other_slots(&self.kvm)
+    }
+
     /// The CPU features that the host offers to guests.
     pub(crate) fn cpu(&self) -> &HostCpu {
         &self.cpu

@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_clock_data, kvm_enable_cap,
     kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::kvm_error;
@@ -36,6 +36,12 @@ pub(crate) fn set_up(vm: &VmFd) -> Result<(), (&'static str, kvm_ioctls::Error)>
     vm.create_pit2(pit).map_err(failed("make the timer"))?;
     keep_page_tables_of_other_slots(vm).map_err(failed("turn off a quirk"))?;
     turn_off_performance_counters(vm).map_err(failed("turn off the performance counters"))
+}
+
+/// Whether hosts of this KVM let [`keep_page_tables_of_other_slots`].
+pub(crate) fn keeps_page_tables_of_other_slots(kvm: &Kvm) -> bool {
+    let offered = u32::try_from(kvm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())).unwrap_or(0);
+    offered & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0
 }
 
 /// Deleting a slot drops the page tables of the whole VM unless this quirk is off (newer hosts offer that).
