@@ -84,6 +84,27 @@ fn a_vm_lives_under_firecrackers_name_and_requests() {
     let again = api.refused("PUT", "/drives/more", &more);
     assert!(again.contains("`drive_id` is `more`"), "{again}");
     assert_eq!(api.send("DELETE", "/drives/more", "").status, 204);
+    // A drive with a rate limit, which is lifted while the guest has it.
+    let mut limited = drive("more");
+    limited["rate_limiter"] = json!({ "ops": { "size": 1, "refill_time": 1000, "one_time_burst": 2 } });
+    api.put("/drives/more", limited);
+    assert_eq!(api.get("/vm/config")["drives"][1]["rate_limiter"]["ops"]["one_time_burst"], 2);
+    let lifted = json!({ "ops": { "size": 0, "refill_time": 0 } });
+    api.patch("/drives/more", json!({ "drive_id": "more", "rate_limiter": lifted }));
+    assert_eq!(api.get("/vm/config")["drives"][1]["rate_limiter"]["ops"]["size"], 0);
+    assert_eq!(api.send("DELETE", "/drives/more", "").status, 204);
+    // The guest hears of a drive's other file, and of the same file when it has grown.
+    let other = api.file("other", &vec![0; 16 << 20]);
+    api.patch("/drives/data", json!({ "drive_id": "data", "path_on_host": other }));
+    let console = || fs::read_to_string(api.path("console")).unwrap();
+    wait_for("the guest sees 16 MiB", || console().contains("capacity change from 16384 to 32768"));
+    fs::OpenOptions::new().write(true).open(&other).unwrap().set_len(24 << 20).unwrap();
+    api.patch("/drives/data", json!({ "drive_id": "data", "path_on_host": other }));
+    wait_for("the guest sees 24 MiB", || console().contains("capacity change from 32768 to 49152"));
+    let missing = api.refused("PATCH", "/drives/data", r#"{"drive_id": "data", "path_on_host": "/none"}"#);
+    assert!(missing.contains("/none"), "{missing}");
+    assert_eq!(api.get("/vm/config")["drives"][0]["path_on_host"], json!(other));
+    fs::remove_file(&other).unwrap();
     assert_eq!(drive_ids(&api), ["data"]);
     assert!(api.refused("DELETE", "/drives/more", "").contains("no drive `more`"));
 

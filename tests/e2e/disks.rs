@@ -18,7 +18,7 @@ fn a_disk_comes_and_goes_while_layers_are_read() {
     let reader = guest.start("reader", "echo reads; cat /usr/bin/* /usr/lib/python3*/*.py | md5sum; echo done", None);
     reader.wait_for("reads");
     for _ in 0..3 {
-        let drive = DriveConfig { path: path.clone(), read_only: true };
+        let drive = DriveConfig::new(&path, true);
         let disk = guest.vm.attach_drive(&drive, PATIENCE).unwrap();
         guest.vm.detach_disk(&disk.serial, PATIENCE).unwrap();
     }
@@ -35,7 +35,7 @@ fn layers_and_64_more_disks_attach() {
     for number in 0..64 {
         let path = directory.path().join(format!("disk-{number}"));
         fs::write(&path, vec![number; 4096]).unwrap();
-        guest = guest.drive(DriveConfig { path, read_only: true });
+        guest = guest.drive(DriveConfig::new(path, true));
     }
     let guest = guest.boot();
     let count = guest.shell("count", "ls /sys/block | grep -c ^vd");

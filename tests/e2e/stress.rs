@@ -89,7 +89,7 @@ fn partitions_instances_and_disks_come_and_go_by_chance() {
         if chance.below(10) == 0 {
             disk = match disk {
                 None => {
-                    let drive = DriveConfig { path: path.clone(), read_only: true };
+                    let drive = DriveConfig::new(&path, true);
                     Some(guest.vm.attach_drive(&drive, PATIENCE).unwrap().serial)
                 }
                 Some(serial) => {

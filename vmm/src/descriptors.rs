@@ -20,6 +20,8 @@ const PER_LOOP: usize = 2;
 const PER_BALLOON: usize = 2;
 /// For a network interface: three interrupt vectors, two queues, its TAP or socket, its timer and the event of changed limits.
 const PER_NETWORK: usize = 8;
+/// For a drive, beside those of a disk: its file, its timer and the event of changes.
+const PER_DRIVE: usize = 3;
 /// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;
 /// Descriptors to keep free when a disk or partition is attached to a running VM.
@@ -71,7 +73,7 @@ pub(crate) fn of_image(image: &ImageConfig, shape: Shape) -> usize {
 
 /// Descriptors of a drive.
 pub(crate) fn of_drive() -> usize {
-    1 + of_disk(Transport::Blk)
+    PER_DRIVE + of_disk(Transport::Blk)
 }
 
 /// Descriptors of a balloon: two for each queue.
@@ -156,8 +158,8 @@ mod tests {
             assert_eq!(of_vm(config), last + by);
             last += by;
         };
-        config.drives.push(DriveConfig { path: "disk".into(), read_only: true });
-        grows(&config, 6);
+        config.drives.push(DriveConfig::new("disk", true));
+        grows(&config, 8);
         config.partitions.push(ByteSize::gib(1));
         grows(&config, 4);
         config.network_interfaces.push(NetConfig::new("eth0", Tap::Fd(7)));

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
+use bellows_devices::virtio::limits::RateLimit;
 use bellows_memory::partition::Report;
 use bellows_memory::{ByteSize, PartitionId};
 use bellows_protocol::ready::BootTimes;
@@ -468,6 +469,8 @@ pub struct DiskInfo {
     pub address: PciAddress,
     /// Where it stands with the guest.
     pub state: DiskState,
+    /// Its rate limits; disks of images have none.
+    pub limits: RateLimit,
 }
 
 /// An image of a VM.

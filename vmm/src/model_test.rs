@@ -11,6 +11,7 @@ fn durations_are_milliseconds_and_addresses_are_text() {
         transport: Transport::Blk,
         address: PciAddress::new(0, 3, 0).unwrap(),
         state: DiskState::Unbound,
+        limits: RateLimit::default(),
     };
     let json = serde_json::to_value(&disk).unwrap();
     assert_eq!((&json["address"], &json["state"]), (&"0000:00:03.0".into(), &"unbound".into()));

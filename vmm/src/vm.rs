@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
+use bellows_devices::virtio::limits::RateLimit;
 use bellows_devices::virtio::net::{NetStatistics, RateLimits};
 use bellows_memory::sync::Mutex;
 use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
@@ -255,6 +256,24 @@ impl Vm {
     /// See [`HotplugError`]; the disk is still there.
     pub fn detach_disk(&self, serial: &str, timeout: Duration) -> Result<(), HotplugError> {
         self.disks.detach(&self.disks.change(), &self.session, &self.bus, serial, timeout)
+    }
+
+    /// Changes the rate limits of a drive, by its serial number. What a limit had saved up stays, as far as the new one allows.
+    ///
+    /// # Errors
+    /// There is no such drive.
+    pub fn set_disk_limits(&self, serial: &str, limits: RateLimit) -> Result<(), HotplugError> {
+        self.disks.set_limits(serial, limits)
+    }
+
+    /// Puts the file at `path` in the place of a drive's, whatever uses the drive in the guest. It may be the same file, with
+    /// another size. The guest's driver is told of the size; the serial number becomes the new file's. A request that is in progress
+    /// finishes on the old file, which is closed then: this waits for it up to `timeout`, and no longer.
+    ///
+    /// # Errors
+    /// There is no such drive, or the file cannot be one in its place; nothing has changed.
+    pub fn replace_disk(&self, serial: &str, path: &Path, timeout: Duration) -> Result<DiskInfo, HotplugError> {
+        self.disks.replace(serial, path, timeout)
     }
 
     /// The disks that the VM has now, by serial number.

@@ -4,7 +4,8 @@ use bellows_vmm::{ConfigError, VmConfig};
 use serde_json::{Value, json};
 
 use super::bodies::{
-    Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Partition, Serial, Vsock,
+    Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Partition,
+    Serial, Vsock,
 };
 use super::fault::Fault;
 use super::request::Change;
@@ -165,6 +166,13 @@ impl Configuration {
     /// A drive has gone while the VM runs.
     pub(crate) fn has_no_drive(&mut self, id: &str) {
         self.drives.retain(|drive| drive.drive_id != id);
+    }
+
+    /// A drive has changed while the VM runs.
+    pub(crate) fn update_drive(&mut self, update: &DriveUpdate) {
+        if let Some(drive) = self.drives.iter_mut().find(|drive| drive.drive_id == update.drive_id) {
+            drive.update(update);
+        }
     }
 
     /// A network interface has changed while the VM runs.

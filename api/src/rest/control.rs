@@ -6,12 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bellows_vmm::{Balloon, BuildError, ByteSize, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder, VmConfig};
+use bellows_vmm::{
+    Balloon, BuildError, ByteSize, DiskInfo, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder, VmConfig,
+};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::bodies::Drive;
+use super::bodies::{Drive, DriveUpdate};
 use super::configuration::Configuration;
 use super::fault::Fault;
 use super::log::Log;
@@ -24,6 +26,8 @@ use super::rules;
 pub(crate) const FIRECRACKER: &str = "1.16.1";
 /// Time for the guest to find a disk, or to let go of one.
 const HOTPLUG_LIMIT: Duration = Duration::from_secs(30);
+/// Time for a request on a drive's old file to finish before an exchange is answered.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// Time for the guest's agent to answer.
 const AGENT_LIMIT: Duration = Duration::from_secs(10);
 /// Time for the guest's agent to begin: a guest without one never does.
@@ -220,10 +224,7 @@ impl Control {
         match change {
             Change::Drive(drive) => self.attach(configuration, vm, drive),
             Change::RemoveDrive(id) => self.detach(configuration, vm, &id),
-            Change::UpdateDrive(update) => {
-                configuration.drive(&update.drive_id)?;
-                update.check()
-            }
+            Change::UpdateDrive(update) => self.update_drive(configuration, vm, &update),
             Change::UpdateNetwork(update) => {
                 let interface = vm.network_interfaces().into_iter().find(|interface| interface.id == update.iface_id);
                 let missing = || Fault::new(format!("there is no network interface `{}`", update.iface_id));
@@ -281,11 +282,22 @@ impl Control {
         if drive.is_root_device {
             return Err(Fault::new(format!("`{id}` is the root device: expected another drive")));
         }
-        let path = drive.config().path;
-        let disk = vm.disks().into_iter().find(|disk| disk.path == path);
-        let disk = disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{id}` any more")))?;
+        let disk = disk_of(drive, vm)?;
         vm.detach_disk(&disk.serial, HOTPLUG_LIMIT).map_err(|error| Fault::of(&error))?;
         self.state().configuration.has_no_drive(id);
+        Ok(())
+    }
+
+    /// The file first, for that can fail.
+    fn update_drive(&self, configuration: &Configuration, vm: &Vm, update: &DriveUpdate) -> Result<(), Fault> {
+        let mut disk = disk_of(configuration.drive(&update.drive_id)?, vm)?;
+        if let Some(path) = &update.path_on_host {
+            disk = vm.replace_disk(&disk.serial, path, EXCHANGE_LIMIT).map_err(|error| Fault::of(&error))?;
+        }
+        if let Some(limits) = update.applied_to(disk.limits) {
+            vm.set_disk_limits(&disk.serial, limits).map_err(|error| Fault::of(&error))?;
+        }
+        self.state().configuration.update_drive(update);
         Ok(())
     }
 
@@ -311,6 +323,13 @@ fn state_name(vm: Option<&Vm>) -> &'static str {
         // A VM that has ended takes this process with it.
         Some(Lifecycle::Booting | Lifecycle::Running | Lifecycle::Ended) => "Running",
     }
+}
+
+/// The VM's disk for `drive`.
+fn disk_of(drive: &Drive, vm: &Vm) -> Result<DiskInfo, Fault> {
+    let path = drive.config().path;
+    let disk = vm.disks().into_iter().find(|disk| disk.path == path);
+    disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{}` any more", drive.drive_id)))
 }
 
 fn booted(vm: Option<&Vm>) -> Result<&Vm, Fault> {

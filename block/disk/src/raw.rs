@@ -1,8 +1,8 @@
 //! A disk that may be writable, in a plain file or on a block device.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use vm_memory::VolatileSlice;
@@ -40,6 +40,24 @@ impl RawDisk {
             Err(TryLockError::WouldBlock) => Err(DiskError::Busy { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
+    }
+}
+
+impl RawDisk {
+    /// This disk once more, with the size that its file has now and the serial number `id`, if the file is the one at `path`. Both have
+    /// the lock. `None` if `path` leads to another file.
+    ///
+    /// # Errors
+    /// There is no file, or it can be no disk any more.
+    pub fn again(&self, path: &Path, id: DiskId) -> Result<Option<Self>, DiskError> {
+        let failed = |source| DiskError::Open { path: path.to_owned(), source };
+        let (mine, found) = (self.file.metadata().map_err(failed)?, fs::metadata(path).map_err(failed)?);
+        if (mine.dev(), mine.ino()) != (found.dev(), found.ino()) {
+            return Ok(None);
+        }
+        let mut file = self.file.try_clone().map_err(failed)?;
+        let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(failed)?)?;
+        Ok(Some(Self { file, bytes, read_only: self.read_only, id }))
     }
 }
 

@@ -49,3 +49,25 @@ fn two_virtual_machines_never_write_one_disk() {
     assert!(matches!(open(&path, false), Err(DiskError::Busy { .. })));
     assert!(readers[0].write_at(0, &[]).is_err());
 }
+
+#[test]
+fn a_file_that_has_grown_is_the_same_disk_with_another_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("disk"), [7; 4096]).unwrap();
+    fs::write(path("other"), [8; 4096]).unwrap();
+    let disk = open(&path("disk"), false).unwrap();
+    fs::write(path("disk"), [9; 8192]).unwrap();
+    let again = disk.again(&path("disk"), DiskId::new("again")).unwrap().unwrap();
+    assert_eq!((disk.sectors(), again.sectors(), again.read_only()), (8, 16, false));
+    assert_eq!(again.id(), DiskId::new("again"));
+    drop(disk);
+    assert!(matches!(open(&path("disk"), false), Err(DiskError::Busy { .. })), "it has the lock, too");
+    assert!(again.again(&path("other"), again.id()).unwrap().is_none());
+    fs::write(path("disk"), [0; 100]).unwrap();
+    let message = again.again(&path("disk"), again.id()).unwrap_err().to_string();
+    assert!(message.contains("has 100 bytes"), "{message}");
+    assert!(again.again(&path("missing"), again.id()).is_err());
+    drop(again);
+    open(&path("other"), false).unwrap();
+}

@@ -22,7 +22,7 @@ fn image(id: &str, layers: std::ops::Range<u32>) -> ImageConfig {
 }
 
 fn drive(path: &str) -> DriveConfig {
-    DriveConfig { path: path.into(), read_only: false }
+    DriveConfig::new(path, false)
 }
 
 #[test]

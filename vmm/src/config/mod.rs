@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::kind::ErrorKind;
+use bellows_devices::virtio::limits::RateLimit;
 pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
 use bellows_memory::{BLOCK, ByteSize};
@@ -146,6 +147,17 @@ pub struct DriveConfig {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Rate limits at first: of bytes, and of requests.
+    #[serde(default)]
+    pub limits: RateLimit,
+}
+
+impl DriveConfig {
+    /// The file or block device at `path`, without rate limits.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>, read_only: bool) -> Self {
+        Self { path: path.into(), read_only, limits: RateLimit::default() }
+    }
 }
 
 /// The vsock device.

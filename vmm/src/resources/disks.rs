@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
+use bellows_devices::virtio::limits::RateLimit;
 use bellows_devices::virtio::{Block, Pmem};
 
 use bellows_disk::{Disk, DiskError, DiskId, RawDisk};
 
+use super::drives::Drive;
 use super::error::{DuplicateDisk, HotplugError};
 use super::pmem::{PmemWindow, PmemWindows};
 use super::table::{Change, Hotplug};
@@ -32,7 +34,7 @@ pub(crate) struct Disks {
     event_loop: EventLoopHandle,
     /// Whether disks with layers record the pages that are read.
     pub(crate) record_reads: bool,
-    table: Hotplug<String, Entry>,
+    pub(super) table: Hotplug<String, Entry>,
 }
 
 /// The right to change a VM's disks.
@@ -98,11 +100,12 @@ impl Disks {
         opened: Opened,
         state: DiskState,
     ) -> Result<DiskInfo, HotplugError> {
-        let Opened { content, serial, path } = opened;
+        let Opened { content, serial, path, limits } = opened;
         if let Some(other) = self.table.read(&serial, |entry| entry.info.path.clone()) {
             return Err(DuplicateDisk { path, other, serial }.into());
         }
         let name = format!("disk `{}`", path.display());
+        let file_path = path.clone();
         let info = |transport, read_only, address| DiskInfo {
             serial: serial.clone(),
             path,
@@ -110,6 +113,7 @@ impl Disks {
             transport,
             address,
             state,
+            limits,
         };
         let entry = match content {
             Content::Blocks(disk, reads) => {
@@ -117,6 +121,16 @@ impl Disks {
                 let event_loop = bus.event_loop("blk")?;
                 let address = bus.add(&name, Block::new(disk), event_loop.handle())?;
                 let source = Source::Blocks { reads, _event_loop: event_loop };
+                Entry { info: info(Transport::Blk, read_only, address), source }
+            }
+            Content::Drive(file) => {
+                let read_only = file.read_only();
+                let event_loop = bus.event_loop("blk")?;
+                let failed = |source| HotplugError::Control { path: file_path.clone(), source };
+                let device = Block::controlled(file.clone() as Arc<dyn Disk>, limits).map_err(failed)?;
+                let handle = device.handle();
+                let address = bus.add(&name, device, event_loop.handle())?;
+                let source = Source::Drive { drive: Drive { file, handle }, _event_loop: event_loop };
                 Entry { info: info(Transport::Blk, read_only, address), source }
             }
             Content::Memory(mapping) => {
@@ -145,7 +159,7 @@ impl Disks {
     pub(crate) fn touched(&self, serial: &str) -> io::Result<ReadSet> {
         let touched = self.table.read(&serial.to_owned(), |entry| match &entry.source {
             Source::Blocks { reads: Some(reads), .. } => Ok(reads.read_set()),
-            Source::Blocks { reads: None, .. } => Ok(ReadSet::default()),
+            Source::Blocks { reads: None, .. } | Source::Drive { .. } => Ok(ReadSet::default()),
             Source::Memory(window) => window.touched(),
         });
         touched.unwrap_or_else(|| Ok(ReadSet::default()))
@@ -183,8 +197,25 @@ impl Disks {
 }
 
 pub(crate) struct Entry {
-    info: DiskInfo,
+    pub(super) info: DiskInfo,
     source: Source,
+}
+
+impl Entry {
+    /// What makes it a drive, if it is one.
+    pub(super) fn drive(&self) -> Option<&Drive> {
+        match &self.source {
+            Source::Drive { drive, .. } => Some(drive),
+            Source::Blocks { .. } | Source::Memory(_) => None,
+        }
+    }
+
+    /// A drive has another file.
+    pub(super) fn set_file(&mut self, file: Arc<RawDisk>) {
+        if let Source::Drive { drive, .. } = &mut self.source {
+            drive.file = file;
+        }
+    }
 }
 
 /// The files that serve the guest's reads.
@@ -192,6 +223,10 @@ enum Source {
     Blocks {
         reads: Option<Arc<Reads>>,
         /// The thread of its queue.
+        _event_loop: EventLoop,
+    },
+    Drive {
+        drive: Drive,
         _event_loop: EventLoop,
     },
     Memory(PmemWindow),
@@ -202,11 +237,13 @@ pub(crate) struct Opened {
     content: Content,
     serial: String,
     path: PathBuf,
+    limits: RateLimit,
 }
 
 enum Content {
     /// Records the pages that are read, if configured so.
     Blocks(Arc<dyn Disk>, Option<Arc<Reads>>),
+    Drive(Arc<RawDisk>),
     Memory(ImageMapping),
 }
 
@@ -226,7 +263,8 @@ impl Opened {
             }
             Transport::Pmem => Content::Memory(ImageMapping::layer(&layer.into())?),
         };
-        Ok(Self { content, serial: serial_of(&layer.digest, transport), path: layer.path.clone() })
+        let (serial, path) = (serial_of(&layer.digest, transport), layer.path.clone());
+        Ok(Self { content, serial, path, limits: RateLimit::default() })
     }
 
     pub(crate) fn flat(image: &FlatImage, transport: Transport, record: bool) -> Result<Self, DiskError> {
@@ -237,13 +275,15 @@ impl Opened {
             }
             Transport::Pmem => Content::Memory(ImageMapping::flat(image)?),
         };
-        Ok(Self { content, serial: serial_of(&image.digest, transport), path: image.path.clone() })
+        let (serial, path) = (serial_of(&image.digest, transport), image.path.clone());
+        Ok(Self { content, serial, path, limits: RateLimit::default() })
     }
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
         let id = drive_id(&drive.path);
-        let disk = RawDisk::open(&drive.path, drive.read_only, id)?;
-        Ok(Self { content: Content::Blocks(Arc::new(disk), None), serial: serial(id), path: drive.path.clone() })
+        let file = RawDisk::open(&drive.path, drive.read_only, id)?;
+        let content = Content::Drive(Arc::new(file));
+        Ok(Self { content, serial: serial(id), path: drive.path.clone(), limits: drive.limits })
     }
 }
 
@@ -259,11 +299,11 @@ pub fn serial_of(digest: &Digest, transport: Transport) -> String {
 }
 
 /// The serial number of a drive: the start of the digest of its path.
-fn drive_id(path: &Path) -> DiskId {
+pub(super) fn drive_id(path: &Path) -> DiskId {
     DiskId::from(&Digest::of(path.as_os_str().as_bytes()))
 }
 
-fn serial(id: DiskId) -> String {
+pub(super) fn serial(id: DiskId) -> String {
     String::from_utf8_lossy(id.as_bytes()).trim_end_matches('\0').to_owned()
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bellows_devices::pci::PciAddress;
+use bellows_devices::virtio::blk::ReplaceError;
 use bellows_devices::virtio::{PlugError, UnplugError};
 use bellows_disk::DiskError;
 use bellows_memory::MapError;
@@ -51,6 +52,21 @@ pub enum HotplugError {
     /// No disk has that serial number.
     #[error("no disk of the VM has the serial number `{0}`")]
     NoDisk(String),
+    /// The disk cannot change: it is of an image.
+    #[error("the disk with the serial number `{0}` is of an image: expected a drive")]
+    NotDrive(String),
+    /// The file cannot take the place of a drive's.
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
+    /// The system has no descriptor for what changes a drive.
+    #[error("cannot make the event of the drive `{path}`")]
+    Control {
+        /// Its file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// A driver of the guest did not bind. The disks stay on the bus as
     /// [`DiskState::Unbound`](crate::DiskState::Unbound).
     #[error("no driver of the guest has bound the disk {serial} at {address}{}", or_others(*others))]
@@ -90,6 +106,8 @@ impl HotplugError {
             Self::Pmem(error) => error.kind(),
             Self::NotRunning(error) => error.kind(),
             Self::NoDisk(_) => ErrorKind::NotFound,
+            Self::NotDrive(_) | Self::Replace(_) => ErrorKind::Invalid,
+            Self::Control { .. } => ErrorKind::Host,
             Self::NotBound { source, .. } | Self::NotReleased { source, .. } => source.kind(),
         }
     }

@@ -13,6 +13,8 @@ fn every_error_has_the_right_kind() {
     let paused = || AgentError::Paused { call: "c" };
     let table = [
         (no_disk().kind(), ErrorKind::NotFound),
+        (HotplugError::NotDrive("s".into()).kind(), ErrorKind::Invalid),
+        (HotplugError::Control { path: "p".into(), source: io() }.kind(), ErrorKind::Host),
         (HotplugError::NotRunning(NotRunning::Paused).kind(), ErrorKind::Conflict),
         (ImageError::Disks(no_disk()).kind(), ErrorKind::NotFound),
         (ImageError::Exists(image.clone()).kind(), ErrorKind::Conflict),

@@ -377,6 +377,7 @@ mod tests {
             transport: Transport::Blk,
             address: PciAddress::new(0, number, 0).unwrap(),
             state: DiskState::Attached,
+            limits: Default::default(),
         };
         let disks: Vec<_> = (1..=layers).map(disk).collect();
         let config = ImageConfig::new(id.parse().unwrap(), [] as [&StoredFile; 0]);

@@ -3,6 +3,7 @@
 
 pub(crate) mod balloon;
 pub(crate) mod disks;
+mod drives;
 pub(crate) mod elastic;
 pub(crate) mod error;
 pub(crate) mod freeze;

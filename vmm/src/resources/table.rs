@@ -57,6 +57,15 @@ impl<Id: Ord, D> Change<'_, Id, D> {
         self.table.entries.lock().get_mut(id).map(update);
     }
 
+    /// Changes an entry and its name, if it is there; as [`Hotplug::read`].
+    pub(crate) fn rename(&self, id: &Id, new: Id, update: impl FnOnce(&mut D)) {
+        let mut entries = self.table.entries.lock();
+        if let Some(mut entry) = entries.remove(id) {
+            update(&mut entry);
+            entries.insert(new, entry);
+        }
+    }
+
     /// Takes an entry out. The caller drops it, outside the lock.
     pub(crate) fn remove(&self, id: &Id) -> Option<D> {
         self.table.entries.lock().remove(id)
@@ -95,6 +104,9 @@ mod tests {
             is_done.recv().unwrap();
         });
         assert_eq!(table.map(|entry| *entry), ["changed"]);
+        table.change().rename(&1, 2, |entry| *entry = "renamed");
+        assert_eq!((table.get(&1), table.get(&2)), (None, Some("renamed")));
+        table.change().rename(&2, 1, |entry| *entry = "changed");
         assert_eq!((table.change().remove(&1), table.contains(&1)), (Some("changed"), false));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bellows_vmm::DriveConfig;
+use bellows_vmm::{DriveConfig, RateLimit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,6 @@ pub(crate) struct Drive {
     #[serde(default)]
     pub(crate) is_read_only: Option<bool>,
     path_on_host: Option<PathBuf>,
-    #[serde(skip_serializing)]
     rate_limiter: Option<Limiter>,
     io_engine: Option<IoEngine>,
     #[serde(skip_serializing)]
@@ -48,7 +47,8 @@ enum IoEngine {
 #[serde(deny_unknown_fields)]
 pub(crate) struct DriveUpdate {
     pub(crate) drive_id: String,
-    path_on_host: Option<PathBuf>,
+    /// The file that is to take the place of the drive's.
+    pub(crate) path_on_host: Option<PathBuf>,
     rate_limiter: Option<Limiter>,
 }
 
@@ -58,7 +58,6 @@ impl Drive {
         if self.socket.is_some() {
             return Err(Fault::unsupported("socket", "set", "null, and `path_on_host`"));
         }
-        limiter::check(self.rate_limiter)?;
         if self.io_engine == Some(IoEngine::Async) {
             return Err(Fault::unsupported("io_engine", "\"Async\"", "\"Sync\" or null"));
         }
@@ -78,7 +77,17 @@ impl Drive {
 
     /// The disk as the library takes it.
     pub(crate) fn config(&self) -> DriveConfig {
-        DriveConfig { path: self.path_on_host.clone().unwrap_or_default(), read_only: self.read_only() }
+        let mut config = DriveConfig::new(self.path_on_host.clone().unwrap_or_default(), self.read_only());
+        limiter::apply(self.rate_limiter, &mut config.limits);
+        config
+    }
+
+    /// Takes over what an update has changed.
+    pub(crate) fn update(&mut self, update: &DriveUpdate) {
+        if update.path_on_host.is_some() {
+            self.path_on_host.clone_from(&update.path_on_host);
+        }
+        self.rate_limiter = Limiter::updated(self.rate_limiter, update.rate_limiter);
     }
 
     /// The kernel parameters by which the guest finds its root file system here; none unless it is the root device.
@@ -96,16 +105,10 @@ impl Drive {
 }
 
 impl DriveUpdate {
-    /// Refuses what cannot change while the guest runs: all that is left changes nothing.
-    pub(crate) fn check(&self) -> Result<(), Fault> {
-        limiter::check(self.rate_limiter)?;
-        match &self.path_on_host {
-            None => Ok(()),
-            Some(path) => {
-                let expected = "null; `DELETE` and `PUT` exchange a disk";
-                Err(Fault::unsupported("path_on_host", format!("`{}`", path.display()), expected))
-            }
-        }
+    /// `limits` with what is to change; `None` if nothing is.
+    pub(crate) fn applied_to(&self, mut limits: RateLimit) -> Option<RateLimit> {
+        limiter::apply(self.rate_limiter, &mut limits);
+        self.rate_limiter.map(|_| limits)
     }
 }
 
@@ -137,7 +140,6 @@ mod tests {
         for (rest, field) in [
             (r#", "io_engine": "Async""#, "`io_engine`"),
             (r#", "socket": "/s""#, "`socket`"),
-            (r#", "rate_limiter": {"ops": {"size": 1, "refill_time": 1}}"#, "`rate_limiter`"),
             (r#", "partuuid": "a b""#, "`partuuid`"),
         ] {
             let message = check(rest).unwrap_err().message;
@@ -150,11 +152,24 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_keeps_its_file_while_the_guest_runs() {
+    fn a_drive_has_limits_and_an_update_leaves_the_rest_as_it_is() {
+        let rest = r#", "path_on_host": "/a", "rate_limiter": {"ops": {"size": 2, "refill_time": 1000}}"#;
+        let mut drive = drive(rest).unwrap();
+        let operations = |config: DriveConfig| config.limits.operations.unwrap().per_second.get();
+        assert_eq!((operations(drive.config()), drive.config().limits.bandwidth), (2, None));
         let update =
             |rest: &str| serde_json::from_str::<DriveUpdate>(&format!(r#"{{"drive_id": "a"{rest}}}"#)).unwrap();
-        update("").check().unwrap();
-        let message = update(r#", "path_on_host": "/x""#).check().unwrap_err().message;
-        assert!(message.contains("`path_on_host` is `/x`"), "{message}");
+        assert_eq!(update(r#", "path_on_host": "/b""#).applied_to(drive.config().limits), None);
+        let limiter = r#", "rate_limiter": {"bandwidth": {"size": 5, "refill_time": 1000, "one_time_burst": 9}}"#;
+        let limits = update(limiter).applied_to(drive.config().limits).unwrap();
+        assert_eq!(
+            (limits.operations, limits.bandwidth.unwrap().one_time_burst),
+            (drive.config().limits.operations, 9)
+        );
+        drive.update(&update(limiter));
+        assert_eq!(drive.config().limits, limits, "it is shown as it is");
+        drive.update(&update(r#", "path_on_host": "/b""#));
+        assert_eq!((drive.config().limits, drive.config().path), (limits, "/b".into()));
+        assert_eq!(serde_json::to_value(&drive).unwrap()["rate_limiter"]["bandwidth"]["one_time_burst"], 9);
     }
 }

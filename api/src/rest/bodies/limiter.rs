@@ -1,4 +1,4 @@
-//! Rate limiters. Network interfaces have them; elsewhere, only those that limit nothing are taken.
+//! Rate limiters. Drives and network interfaces have them; elsewhere, only those that limit nothing are taken.
 
 use std::num::NonZeroU64;
 
