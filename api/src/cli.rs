@@ -176,7 +176,7 @@ pub struct RunArgs {
     pub tty: bool,
     /// Network of the command: passt (without rights, by the program of that name; the default with --net or --publish) or none (the
     /// default without them). A mode follows after `=`
-    #[arg(long, alias = "network", value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "passt")]
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "passt")]
     pub net: Option<NetMode>,
     /// Pass a port of this host on to one of the command's; may be given several times. ADDR is the host's address that it is open at
     /// [default: all]

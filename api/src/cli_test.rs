@@ -129,10 +129,9 @@ fn a_network_is_asked_for_in_one_word_or_by_a_port() {
     for (line, mode, image) in [
         ("busybox", NetMode::None, "busybox"),
         ("--net busybox", NetMode::Passt, "busybox"),
-        ("--network busybox", NetMode::Passt, "busybox"),
         ("--net=passt busybox", NetMode::Passt, "busybox"),
         ("--net=none busybox", NetMode::None, "busybox"),
-        ("--network=none busybox --net=passt", NetMode::None, "busybox"),
+        ("--net=none busybox --net=passt", NetMode::None, "busybox"),
         ("-p 8080:80 busybox", NetMode::Passt, "busybox"),
         ("--host-loopback busybox", NetMode::Passt, "busybox"),
     ] {
