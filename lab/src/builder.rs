@@ -11,7 +11,8 @@ use super::machine::{Clock, Hardware, Samples};
 use super::modules::ModuleTree;
 use super::{COUNTED, DISK, Error, Lab, program};
 
-/// Modules of the lab's kernel: for KVM, the disk, layers, containers, swap, disks with bad sectors, and other VMMs as peers.
+/// Modules of the lab's kernel: for KVM, the disk, layers, containers, swap, disks with bad sectors, networks, and other
+/// VMMs as peers.
 const MODULES: &[&str] = &[
     "kvm_amd",
     "virtio_blk",
@@ -24,6 +25,7 @@ const MODULES: &[&str] = &[
     "vhost_vsock",
     "vhost_net",
     "tun",
+    "dummy",
 ];
 
 /// Start of the name of a lab's directory; the number of its process and a random part follow.

@@ -24,6 +24,7 @@ mod instances;
 mod layers;
 mod network;
 mod partitions;
+mod passt;
 mod pause;
 mod prepared;
 mod programs;

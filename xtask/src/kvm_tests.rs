@@ -161,10 +161,11 @@ fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], h
     }
 }
 
-/// The tests compare with what GNU tar does, and make file systems and disks; busybox's tar knows no extended attributes.
+/// The tests compare with what GNU tar does, make file systems and disks, and connect guests to the host's network; busybox's tar knows no extended attributes.
 fn furnish(lab: LabBuilder) -> LabBuilder {
     lab.program("/usr/bin/tar", "/usr/local/bin/tar")
         .program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
         .program("/usr/sbin/dmsetup", "/usr/local/bin/dmsetup")
         .on_disk("/usr/bin/promtool", "promtool")
+        .program("/usr/bin/passt", "/usr/bin/passt")
 }

@@ -169,7 +169,7 @@ impl Tree {
         let version = version();
         let control = format!(
             "Package: bellows\nVersion: {version}\nArchitecture: amd64\nMaintainer: {MAINTAINER}\n\
-             Installed-Size: {kib}\nDepends: libc6 (>= {libc}), libgcc-s1\nRecommends: ca-certificates\n\
+             Installed-Size: {kib}\nDepends: libc6 (>= {libc}), libgcc-s1\nRecommends: ca-certificates, passt\n\
              Section: admin\nPriority: optional\n\
              Description: microVMs for functions: shared layers, and memory that goes back\n \
              bellows runs commands of container images in microVMs. VMs on a host share\n \

@@ -65,6 +65,9 @@ pub const IMAGE: &[Package] = &[
     package("prometheus", "has promtool, which checks the figures of VMs"),
 ];
 
+/// Packages to test a guest's network.
+pub const NETWORK: &[Package] = &[package("passt", "connects guests of the tests to the host's network")];
+
 /// Packages to run the guest kernel's own tests.
 pub const KERNEL_TESTS: &[Package] = &[
     package("python3", "plays the host of the guest kernel's tests"),
@@ -96,8 +99,8 @@ pub const CONTAINERS: &[Package] = &[
 /// All packages for the artefacts and the tests on this machine.
 pub fn all(host: Host) -> Vec<&'static [Package]> {
     match host {
-        Host::Kvm => vec![KERNEL, IMAGE, CONTAINERS],
-        Host::Lab => vec![KERNEL, IMAGE, CONTAINERS, LAB],
+        Host::Kvm => vec![KERNEL, IMAGE, NETWORK, CONTAINERS],
+        Host::Lab => vec![KERNEL, IMAGE, NETWORK, CONTAINERS, LAB],
     }
 }
 
