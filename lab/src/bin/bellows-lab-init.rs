@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_lab::COUNTED;
-use bellows_lab::mount::mount;
+use bellows_lab::mount::{mount, mount_root};
 use bellows_lab::wire::{Frame, Job, Kind, MAX_PAYLOAD, PORT};
 
 fn main() {
@@ -32,6 +32,7 @@ fn main() {
 
 /// Sets the host up, starts the server and reaps until the server ends.
 fn boot() -> io::Result<()> {
+    mount_root()?;
     mount("proc", "/proc", "proc", "")?;
     mount("sysfs", "/sys", "sysfs", "")?;
     mount("devtmpfs", "/dev", "devtmpfs", "mode=0755")?;
