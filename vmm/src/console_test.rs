@@ -1,5 +1,6 @@
 use std::io::{PipeReader, Read, pipe};
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -69,7 +69,7 @@ impl Configuration {
             }
             Change::Network(network) => {
                 changed.networks.retain(|other| other.iface_id != network.iface_id);
-                changed.networks.push(network.clone());
+                changed.networks.push(Network::clone(network));
             }
             Change::Partition(number, partition) => changed.has_partition(*number, *partition)?,
             Change::Vsock(vsock) => {

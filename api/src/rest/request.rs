@@ -46,7 +46,7 @@ pub(crate) enum Change {
     Drive(Drive),
     UpdateDrive(DriveUpdate),
     RemoveDrive(String),
-    Network(Network),
+    Network(Box<Network>),
     UpdateNetwork(NetworkUpdate),
     Vsock(Vsock),
     Entropy(Entropy),
@@ -137,7 +137,7 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
         ("PUT", ["network-interfaces", id]) => {
             let network: Network = json_of("iface_id", id, body)?;
             same_id("iface_id", id, &network.iface_id)?;
-            Ok(Change::Network(network))
+            Ok(Change::Network(Box::new(network)))
         }
         ("PATCH", ["network-interfaces", id]) => {
             let update: NetworkUpdate = json_of("iface_id", id, body)?;

@@ -36,7 +36,7 @@ impl Incoming {
     ///
     /// # Errors
     /// There is none, nor will there be another.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, Oversized> {
+    pub fn take(&mut self) -> Result<Option<&[u8]>, Oversized> {
         let Some(bytes) = self.announced()? else { return Ok(None) };
         let begin = self.used.start + PREFIX_BYTES;
         let end = begin + bytes;

@@ -24,7 +24,7 @@ fn take(incoming: &mut Incoming, mut stream: &[u8], steps: &[usize]) -> Result<V
     let mut taken = Vec::new();
     let mut steps = steps.iter().cycle();
     loop {
-        while let Some(packet) = incoming.next()? {
+        while let Some(packet) = incoming.take()? {
             taken.push(packet.to_vec());
         }
         if stream.is_empty() {
@@ -64,7 +64,7 @@ proptest! {
         let stream = [framed(&packets(&sizes)), length.to_be_bytes().to_vec()].concat();
         prop_assert_eq!(take(&mut incoming, &stream, &steps), Err(Oversized(length)));
         // Nor is anything else found afterwards.
-        prop_assert_eq!(incoming.next(), Err(Oversized(length)));
+        prop_assert_eq!(incoming.take(), Err(Oversized(length)));
     }
 
     #[test]

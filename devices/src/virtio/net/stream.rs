@@ -130,7 +130,7 @@ impl Link for StreamLink {
     fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize> {
         let mut incoming = self.incoming.lock();
         loop {
-            let next = incoming.next().map_err(|oversized| io::Error::new(io::ErrorKind::InvalidData, oversized))?;
+            let next = incoming.take().map_err(|oversized| io::Error::new(io::ErrorKind::InvalidData, oversized))?;
             if let Some(frame) = next {
                 *header = VirtioNetHdr::default();
                 room.fill(frame);

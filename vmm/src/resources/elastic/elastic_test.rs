@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use bellows_memory::partition::Request;
 use bellows_memory::testing::Fixture;
