@@ -14,7 +14,7 @@ use self::client::Api;
 use crate::fixture::{PATIENCE, artefact};
 
 /// Asks again until the answer is as wanted.
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(begun.elapsed() < PATIENCE, "{what}");

@@ -21,6 +21,7 @@ mod files;
 mod fixture;
 mod freeze;
 mod instances;
+mod jail;
 mod layers;
 mod network;
 mod partitions;
