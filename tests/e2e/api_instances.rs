@@ -98,7 +98,7 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     assert_eq!(api.get("/instances/a")["state"], "Frozen");
     body(send(&api, "PATCH", "/instances/a", &json!({ "state": "Running" })), 200);
 
-    let figures = api.raw(b"GET /metrics/prometheus HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n");
+    let figures: String = stream(&api, "/metrics/prometheus").skip(1).map(|line| line + "\n").collect();
     for line in [
         format!("bellows_partition_plugged_bytes{{partition=\"2\"}} {}", 200 << 20),
         "bellows_partition_used{partition=\"1\"} 0".into(),
@@ -107,7 +107,7 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     ] {
         assert!(figures.lines().any(|found| found == line), "{line}: {figures}");
     }
-    check(figures.split_once("\r\n\r\n").unwrap().1);
+    check(&figures);
     assert!(figures.contains("bellows_instance_allocated_bytes{instance=\"a\"} "), "{figures}");
 
     // A request to wait ends with the instance, and the exit code outlives it until it is removed.

@@ -28,7 +28,7 @@ const COMMON: &[Call] = calls![
 const STREAMS: &[Call] = calls![
     SYS_accept4 SYS_connect SYS_dup SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_wait SYS_eventfd2 SYS_getpeername SYS_getsockname
     SYS_getsockopt SYS_pread64 SYS_preadv SYS_preadv2 SYS_pwrite64 SYS_pwritev SYS_pwritev2 SYS_recvfrom SYS_recvmsg SYS_sendmsg
-    SYS_sendto SYS_setsockopt SYS_shutdown SYS_timerfd_gettime SYS_timerfd_settime
+    SYS_sendto SYS_setsockopt SYS_shutdown SYS_timerfd_create SYS_timerfd_gettime SYS_timerfd_settime
 ];
 
 /// What a disk and memory need.
@@ -46,7 +46,7 @@ const CHANGES: &[Call] = calls![
     SYS_getuid SYS_get_mempolicy SYS_link SYS_linkat SYS_listen SYS_lstat SYS_mbind SYS_memfd_create SYS_mkdir SYS_mkdirat
     SYS_newfstatat SYS_open SYS_openat SYS_openat2 SYS_pipe2 SYS_readahead SYS_readlink SYS_readlinkat SYS_rename SYS_renameat
     SYS_renameat2 SYS_rmdir SYS_rt_sigpending SYS_rt_sigtimedwait SYS_sched_getparam SYS_sched_getscheduler SYS_sched_setaffinity
-    SYS_seccomp SYS_signalfd4 SYS_stat SYS_statfs SYS_symlinkat SYS_sysinfo SYS_timerfd_create SYS_umask
+    SYS_seccomp SYS_signalfd4 SYS_stat SYS_statfs SYS_symlinkat SYS_sysinfo SYS_umask
     SYS_uname SYS_unlink SYS_unlinkat SYS_utimensat SYS_wait4 SYS_waitid
 ];
 
@@ -130,8 +130,8 @@ pub(super) fn of_role(
             add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request_type(FILES[0])?]);
         }
         ThreadRole::Vcpu => {
-            // A reset ends connections. The guest's configuration space is a file in memory.
-            allow(&mut rules, &[calls![SYS_dup SYS_eventfd2 SYS_pread64 SYS_pwrite64 SYS_shutdown]]);
+            // A reset ends connections. The guest's configuration space is a file in memory. Devices that begin have timers for limits.
+            allow(&mut rules, &[calls![SYS_dup SYS_eventfd2 SYS_pread64 SYS_pwrite64 SYS_shutdown SYS_timerfd_create]]);
             add(&mut rules, libc::SYS_fcntl, fcntl()?);
             add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request(TAP[2])?]);
         }

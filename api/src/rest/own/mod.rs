@@ -39,7 +39,7 @@ use super::control::Control;
 use super::fault::Fault;
 
 /// Time for the guest's agent to begin.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 /// Requests at once that wait without end, so that others find room.
 const MAX_WAITING: usize = 48;
 /// Parts of a log that the connection has not taken.
