@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
-use bellows_vmm::{InstanceId, InstanceNetwork, PartitionMode, SerialOutput, Shape, Transport};
+use bellows_vmm::{InstanceId, PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::doctor::DoctorArgs;
+use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
-use crate::network::ports::Published;
+use crate::network::options::NetworkArgs;
 use crate::rest::{ApiArgs, Firecracker};
 
 /// MicroVMs for functions: shared layers, and memory that goes back.
@@ -165,26 +166,15 @@ pub struct RunArgs {
     /// Directory that the command starts in, instead of the image's
     #[arg(long, value_name = "PATH")]
     pub cwd: Option<String>,
-    /// What the command is connected to: none (the default) or vm (the network interfaces of the VM, which it has from --config)
-    #[arg(long, value_name = "NETWORK", value_parser = network)]
-    pub network: Option<InstanceNetwork>,
     /// Pass standard input on to the command, which otherwise reads /dev/null
     #[arg(short, long)]
     pub interactive: bool,
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Network of the command: passt (without rights, by the program of that name; the default with --net or --publish) or none (the
-    /// default without them). A mode follows after `=`
-    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "passt")]
-    pub net: Option<NetMode>,
-    /// Pass a port of this host on to one of the command's; may be given several times. ADDR is the host's address that it is open at
-    /// [default: all]
-    #[arg(short, long, value_name = "[ADDR:]HOST:GUEST[/tcp|/udp]")]
-    pub publish: Vec<Published>,
-    /// Let the command reach what listens on this host's loopback, at its gateway's address
-    #[arg(long)]
-    pub host_loopback: bool,
+    /// The network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// User of the command, `user` or `user:group`, each by name or number, instead of the image's
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
@@ -311,44 +301,6 @@ impl RunArgs {
     #[must_use]
     pub fn command(&self) -> &[String] {
         self.image_and_command.get(1..).unwrap_or_default()
-    }
-}
-
-/// The way that version 0.1 took an image: `--memory BASE --partition SIZE --image IMAGE -- CMD`.
-#[derive(Args, Debug)]
-pub struct FormerArgs {
-    #[arg(long, hide = true, value_name = "IMAGE")]
-    image: Option<OsString>,
-    #[arg(long, hide = true, value_name = "SIZE")]
-    partition: Vec<OsString>,
-    /// `--` stood before the command, or before the image.
-    #[arg(skip)]
-    escape: bool,
-}
-
-impl FormerArgs {
-    /// Whether the command line was written for an earlier version.
-    #[must_use]
-    pub fn is_used(&self) -> bool {
-        self.image.is_some() || !self.partition.is_empty() || self.escape
-    }
-}
-
-/// The network of a run.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum NetMode {
-    /// No network
-    None,
-    /// By passt, which needs no rights
-    Passt,
-}
-
-impl RunArgs {
-    /// The network to make, if any.
-    #[must_use]
-    pub fn network(&self) -> NetMode {
-        let publishes = !self.publish.is_empty() || self.host_loopback;
-        self.net.unwrap_or(if publishes { NetMode::Passt } else { NetMode::None })
     }
 }
 
@@ -531,14 +483,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
         _ => Err("expected a whole number of seconds, at least 1".into()),
-    }
-}
-
-fn network(text: &str) -> Result<InstanceNetwork, &'static str> {
-    match text {
-        "none" => Ok(InstanceNetwork::None),
-        "vm" => Ok(InstanceNetwork::Vm),
-        _ => Err("expected none or vm"),
     }
 }
 

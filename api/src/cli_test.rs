@@ -1,4 +1,5 @@
 use super::*;
+use crate::network::options::NetMode;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::read(std::iter::once("bellows").chain(line.split_whitespace()).map(OsString::from).collect())
@@ -129,19 +130,20 @@ fn a_network_is_asked_for_in_one_word_or_by_a_port() {
     for (line, mode, image) in [
         ("busybox", NetMode::None, "busybox"),
         ("--net busybox", NetMode::Passt, "busybox"),
-        ("--net=passt busybox", NetMode::Passt, "busybox"),
-        ("--net=none busybox", NetMode::None, "busybox"),
-        ("--net=none busybox --net=passt", NetMode::None, "busybox"),
+        ("--network passt busybox", NetMode::Passt, "busybox"),
+        ("--network=none busybox --net", NetMode::None, "busybox"),
+        ("--network vm busybox", NetMode::Vm, "busybox"),
         ("-p 8080:80 busybox", NetMode::Passt, "busybox"),
         ("--host-loopback busybox", NetMode::Passt, "busybox"),
     ] {
         let arguments = run(line);
-        assert_eq!((arguments.network(), arguments.image()), (mode, Some(image)), "{line}");
+        assert_eq!((arguments.network.mode(), arguments.image()), (mode, Some(image)), "{line}");
     }
     let arguments = run("-p 8080:80 --publish=127.0.0.1:53:5353/udp busybox");
-    let ports: Vec<_> = arguments.publish.iter().map(ToString::to_string).collect();
+    let ports: Vec<_> = arguments.network.publish.iter().map(ToString::to_string).collect();
     assert_eq!(ports, ["8080:80/tcp", "127.0.0.1:53:5353/udp"]);
     let error = parse("run -p 80 busybox").unwrap_err().to_string();
     assert!(error.contains("`80`: there is no port of the guest") && error.contains("8080:80"), "{error}");
-    assert!(parse("run --net=bridge busybox").unwrap_err().to_string().contains("passt"));
+    assert!(parse("run --network bridge busybox").unwrap_err().to_string().contains("passt"));
+    assert!(parse("run --net --network vm busybox").is_err());
 }

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod error;
 pub mod exit;
+pub mod former;
 pub mod image;
 pub mod jail;
 pub mod network;

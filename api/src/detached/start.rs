@@ -97,6 +97,7 @@ fn request(args: &RunArgs, job: &Job) -> Value {
         "memory_mib": memory.get() >> 20,
         "base_limit_mib": spec.base_limit.map(|limit| limit.get() >> 20),
         "network": spec.network,
+        "network": spec.network,
         "shutdown_at_exit": args.detached.rm,
         "labels": { "image": args.image() },
     })

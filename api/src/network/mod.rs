@@ -1,9 +1,10 @@
 //! A network for a VM without any rights: `passt`, a program of Debian's, translates between the VM's packets and sockets of the host.
 //!
-//! From the inside out: [`ports`] are what a user publishes, [`host`] is what the host has, [`plan`] the addresses and passt's command
+//! From the inside out: [`options`] and [`ports`] are what a user asks for, [`host`] is what the host has, [`plan`] the addresses and passt's command
 //! line, all plain data; [`probe`] asks passt whether it is there; [`passt`] is its process.
 
 mod host;
+pub mod options;
 mod passt;
 mod plan;
 pub mod ports;
@@ -38,6 +39,7 @@ pub(crate) fn start(published: &[Published], loopback: bool, limit: Duration) ->
     let mut interface = NetConfig::new(INTERFACE, StreamSocket::Fd(passt.descriptor()));
     interface.mac = Some(guest_mac());
     interface.mtu = Some(plan::MTU);
+    interface.guest = Some(plan.guest()?);
     Ok((passt, interface))
 }
 

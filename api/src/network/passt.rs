@@ -82,6 +82,21 @@ impl Passt {
         self.process().child.id()
     }
 
+    /// Has programs that this process starts from here on inherit the VM's end of the stream.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn bequeath(&self) -> Result<(), CliError> {
+        inherit(&self.stream)
+    }
+
+    /// Leaves it to the programs that have inherited the VM's end of the stream: it ends with the last of them.
+    pub(crate) fn leave(self) {
+        self.process().ending = true;
+        // Their copies are the same stream, which must not be shut down.
+        std::mem::forget(self);
+    }
+
     /// Why it did not answer.
     fn refusal(mut self, error: io::Error) -> CliError {
         let timed_out = error.kind() == io::ErrorKind::WouldBlock;
@@ -125,9 +140,8 @@ fn lock(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
 
 /// Starts passt with its end of the stream, which is for no other program.
 fn spawn(plan: &Plan, stream: &UnixStream) -> Result<Child, CliError> {
-    // passt inherits it, and so would another program that this process started meanwhile; it starts none.
-    let inherit = fcntl(stream, FcntlArg::F_SETFD(FdFlag::empty()));
-    inherit.map_err(|error| io_error("pass on the socket of", PROGRAM)(error.into()))?;
+    // So would another program that this process started meanwhile; it starts none.
+    inherit(stream)?;
     let user = nix::unistd::geteuid().is_root().then_some(NOBODY);
     let arguments = plan.arguments(stream.as_raw_fd(), gateway_mac(), user);
     let mut command = Command::new(PROGRAM);
@@ -137,6 +151,12 @@ fn spawn(plan: &Plan, stream: &UnixStream) -> Result<Child, CliError> {
         io::ErrorKind::NotFound => CliError::NoPasst,
         _ => io_error("start", PROGRAM)(error),
     })
+}
+
+/// Has programs that are started from here on inherit `stream`.
+fn inherit(stream: &UnixStream) -> Result<(), CliError> {
+    let set = fcntl(stream, FcntlArg::F_SETFD(FdFlag::empty()));
+    set.map(drop).map_err(|error| io_error("pass on the socket of", PROGRAM)(error.into()))
 }
 
 /// passt's own hardware address.

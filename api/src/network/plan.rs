@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use bellows_vmm::MacAddress;
+use bellows_vmm::{GuestNetwork, InterfaceAddress, MacAddress, ValueError};
 
 use super::host::{NameServers, Routes};
 use super::ports::{Protocol, Published};
@@ -12,6 +12,8 @@ use super::ports::{Protocol, Published};
 pub(crate) const MTU: u16 = 65520;
 /// Most name servers of a guest.
 const MAX_NAME_SERVERS: usize = 3;
+/// Most domains that it looks for names in.
+const MAX_SEARCH_DOMAINS: usize = 6;
 
 /// The addresses of one protocol. They are the same for every VM: each is alone in its network.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,6 +93,17 @@ impl Plan {
         (!plan.addresses.is_empty()).then_some(plan)
     }
 
+    /// What the guest's agent sets up. Of the host's search domains those are left out that are not names of domains.
+    pub(crate) fn guest(&self) -> Result<GuestNetwork, ValueError> {
+        let address = |own: &Addresses| InterfaceAddress::new(own.guest, own.prefix);
+        Ok(GuestNetwork {
+            addresses: self.addresses.iter().map(address).collect::<Result<_, _>>()?,
+            gateways: self.addresses.iter().map(|own| own.gateway).collect(),
+            name_servers: self.name_servers.clone(),
+            search_domains: self.search.iter().filter_map(|name| name.parse().ok()).take(MAX_SEARCH_DOMAINS).collect(),
+        })
+    }
+
     /// The words after `passt`, which has the stream socket as descriptor `fd`, and runs as `user` if it is to be another.
     pub(crate) fn arguments(&self, fd: i32, mac: MacAddress, user: Option<&str>) -> Vec<String> {
         let mut words: Vec<String> = ["--foreground", "--quiet"].map(Into::into).into();
@@ -160,6 +173,29 @@ mod tests {
         );
         let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
         assert!(plan.arguments(5, mac, Some("1:2")).join(" ").contains(" --runas 1:2 "));
+    }
+
+    #[test]
+    fn the_guest_is_set_up_as_passt_is_told() {
+        let search = ["a.example", "not a domain", "b.example"].map(str::to_owned).into();
+        let host = NameServers { search, ..servers(&["192.0.2.1"]) };
+        let plan = Plan::new(BOTH, &host, Vec::new(), false).unwrap();
+        let guest = serde_json::to_value(plan.guest().unwrap()).unwrap();
+        assert_eq!(
+            guest,
+            serde_json::json!({
+                "addresses": ["10.0.2.15/24", "fd00:10:0:2::15/64"],
+                "gateways": ["10.0.2.2", "fd00:10:0:2::2"],
+                "name_servers": ["192.0.2.1"],
+                "search_domains": ["a.example", "b.example"],
+            })
+        );
+        // The guest takes it.
+        let mut config = bellows_vmm::VmConfig::new("vmlinux", "512M".parse().unwrap());
+        let mut interface = bellows_vmm::NetConfig::new("eth0", bellows_vmm::Tap::Fd(7));
+        interface.guest = Some(plan.guest().unwrap());
+        config.network_interfaces.push(interface);
+        config.validate().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::environment::environment;
 use crate::error::{CliError, io_error};
 use crate::guest::{configured, placed, whole_blocks};
 use crate::interrupt::Interrupts;
+use crate::network::options::NetMode;
 use crate::store;
 use crate::terminal;
 
@@ -78,7 +79,7 @@ pub(super) fn prepare(
     spec.process.user = args.user.as_ref().unwrap_or(&defaults.user).parse()?;
     spec.process.stdio = terminal::stdio(args.interactive, args.tty)?;
     spec.base_limit = args.base_limit;
-    spec.network = network(args.network, config)?;
+    spec.network = network(args.network.mode(), config)?;
     let memory = memory(args.memory, config)?;
     if memory != IN_BASE {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);
@@ -117,13 +118,17 @@ fn find(name: &str, args: &RunArgs, config: &mut VmConfig, interrupts: &Interrup
     Ok(Found { image, defaults, profile: records.then_some(ProfilePlace { store, image: found }) })
 }
 
-fn network(wanted: Option<InstanceNetwork>, config: &VmConfig) -> Result<InstanceNetwork, CliError> {
-    match wanted.unwrap_or_default() {
-        InstanceNetwork::Vm if config.network_interfaces.is_empty() => Err(CliError::Missing(
+/// What the instance is connected to.
+fn network(mode: NetMode, config: &VmConfig) -> Result<InstanceNetwork, CliError> {
+    match mode {
+        NetMode::None => Ok(InstanceNetwork::None),
+        // The interface comes once nothing else can fail.
+        NetMode::Passt => Ok(InstanceNetwork::Vm),
+        NetMode::Vm if config.network_interfaces.is_empty() => Err(CliError::Missing(
             "a network interface of the VM for --network vm",
-            "`network_interfaces` in the file of --config",
+            "--config with `network_interfaces`",
         )),
-        network => Ok(network),
+        NetMode::Vm => Ok(InstanceNetwork::Vm),
     }
 }
 

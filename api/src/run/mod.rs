@@ -11,11 +11,12 @@ use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEn
 
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
-use crate::cli::{NetMode, ProfileUse, RunArgs};
+use crate::cli::{ProfileUse, RunArgs};
 use crate::detached::{self, Job};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
 use crate::interrupt::Interrupts;
+use crate::network::options::NetMode;
 use crate::network::{self, Passt};
 use crate::output::say;
 use crate::partition::give_back;
@@ -46,13 +47,12 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     check(args)?;
     let mut config = configuration(args, &Places::of_user())?;
     let function = prepare(args, &mut config, interrupts)?;
-    if args.detached.detach {
-        config.validate().map_err(|error| as_given(args, error))?;
-        return in_background(args, config, function);
-    }
     // It ends after the VM.
     let network = network(args, &mut config)?;
     config.validate().map_err(|error| as_given(args, error))?;
+    if args.detached.detach {
+        return in_background(args, config, function, network);
+    }
     // Images are imported, and programs that help have been started.
     if !args.no_seccomp {
         confine(network.as_ref().map(Passt::process_id).as_slice())?;
@@ -66,24 +66,12 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
         return Err(CliError::Former);
     }
     if args.detached.detach {
-        let foreground = [
-            ("--interactive", args.interactive),
-            ("--tty", args.tty),
-            ("--json", args.json),
-            ("--net", args.net.is_some()),
-        ];
+        let foreground = [("--interactive", args.interactive), ("--tty", args.tty), ("--json", args.json)];
         if let Some((option, _)) = foreground.iter().find(|(_, given)| *given) {
             return Err(CliError::Conflict(format!("--detach and {option} exclude each other")));
         }
     }
-    let asked = !args.publish.is_empty() || args.host_loopback;
-    if args.net == Some(NetMode::None) && asked {
-        let message = "--publish and --host-loopback need a network: leave --net=none out".to_owned();
-        return Err(CliError::Conflict(message));
-    }
-    if let (Some(_), Some(mode @ ("none" | "passt"))) = (args.net, args.image()) {
-        return Err(CliError::Conflict(format!("`{mode}` after --net would be IMAGE: write --net={mode}")));
-    }
+    args.network.check(args.image()).map_err(CliError::Conflict)?;
     if args.image().is_some() {
         return Ok(());
     }
@@ -101,10 +89,11 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
 
 /// Starts the network, and gives the VM an interface at it.
 fn network(args: &RunArgs, config: &mut VmConfig) -> Result<Option<Passt>, CliError> {
-    match args.network() {
-        NetMode::None => Ok(None),
+    match args.network.mode() {
+        NetMode::None | NetMode::Vm => Ok(None),
         NetMode::Passt => {
-            let (passt, interface) = network::start(&args.publish, args.host_loopback, args.guest.timeout)?;
+            let (passt, interface) =
+                network::start(&args.network.publish, args.network.host_loopback, args.guest.timeout)?;
             config.network_interfaces.push(interface);
             Ok(Some(passt))
         }
@@ -143,11 +132,22 @@ fn as_given(args: &RunArgs, mut error: ConfigError) -> ConfigError {
 }
 
 /// Hands the run over to a process of its own.
-fn in_background(args: &RunArgs, mut config: VmConfig, function: Option<Function>) -> Result<u8, CliError> {
+fn in_background(
+    args: &RunArgs,
+    mut config: VmConfig,
+    function: Option<Function>,
+    network: Option<Passt>,
+) -> Result<u8, CliError> {
     let Function { spec, memory, .. } = function.ok_or(CliError::Missing("what to run", "IMAGE"))?;
     // Nobody collects it.
     config.record_reads = false;
-    detached::start(args, &Job { config, spec, memory })
+    if let Some(passt) = &network {
+        passt.bequeath()?;
+    }
+    let code = detached::start(args, &Job { config, spec, memory })?;
+    // It ends with that process.
+    network.map(Passt::leave);
+    Ok(code)
 }
 
 fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {

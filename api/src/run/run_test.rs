@@ -236,10 +236,11 @@ fn input_and_terminals_are_given_on_request() {
 #[test]
 fn networks_that_contradict_themselves_are_refused() {
     for (line, words) in [
-        ("--net=none -p 8080:80 busybox", "--publish"),
-        ("--net=none --host-loopback busybox", "--host-loopback"),
-        ("--net none busybox", "write --net=none"),
-        ("--net passt busybox", "write --net=passt"),
+        ("--network none -p 8080:80 busybox", "found none"),
+        ("--network vm -p 8080:80 busybox", "found vm"),
+        ("--network none --host-loopback busybox", "--host-loopback"),
+        ("--net none busybox", "write --network none"),
+        ("--net passt busybox", "write --network passt"),
     ] {
         let error = planned(line).map(drop).unwrap_err();
         assert!(error.chain().contains(words), "{line}: {}", error.chain());
