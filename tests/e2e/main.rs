@@ -10,6 +10,7 @@ mod bad_disk;
 mod balloon;
 mod base_memory;
 mod boot;
+mod clients;
 mod clock;
 mod command;
 mod console;

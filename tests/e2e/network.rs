@@ -11,10 +11,10 @@ use bellows_vmm::{GuestNetwork, InstanceNetwork, InstanceSpec, NetConfig, Tap};
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id};
 
 /// A TAP of the host, until this is dropped. Needs root, and `ip` with `tuntap`, or `tunctl`, which the lab has.
-struct HostTap(String);
+pub struct HostTap(String);
 
 impl HostTap {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let name = format!("{name}{}", std::process::id());
         sh(&format!("ip tuntap add {name} mode tap 2>/dev/null || tunctl -t {name}"));
         // Its IPv6 addresses can be used at once.
@@ -33,6 +33,10 @@ impl HostTap {
 
     fn config(&self, id: &str) -> NetConfig {
         NetConfig::new(id, Tap::Name(self.0.clone()))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
     }
 
     fn delete(&self) {

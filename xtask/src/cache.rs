@@ -56,6 +56,13 @@ impl Cache {
         self.root.join("scratch")
     }
 
+    /// A directory for what another tool keeps there, under names of its own.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).map_err(Error::at(&path))?;
+        Ok(path)
+    }
+
     /// The result `name` for `key`: a directory, which `make` fills if it is missing.
     ///
     /// An interrupted `make` leaves nothing that looks like a result, and two processes do not make it twice.

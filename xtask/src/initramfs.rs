@@ -31,43 +31,61 @@ const MODULES: &[&str] = &[
 
 /// The initramfs for our own kernel, which has everything built in.
 pub fn built_in(cache: &Cache, agent: &Path) -> Result<PathBuf> {
-    make(cache, agent, Vec::new())
+    make(cache, &[("init", agent)], Vec::new())
+}
+
+/// The same with another first process, which becomes the agent at `/agent`.
+pub fn with_echo(cache: &Cache, agent: &Path, echo: &Path) -> Result<PathBuf> {
+    make(cache, &[("init", echo), ("agent", agent)], Vec::new())
 }
 
 /// The initramfs for Debian's kernel: `/modules/<name>.ko`, and `/modules/load` with one path per line in load order.
 pub fn with_modules(cache: &Cache, agent: &Path, kernel: &DebianKernel) -> Result<PathBuf> {
-    make(cache, agent, ModuleTree::open(&kernel.modules)?.load_order(MODULES)?)
+    make(cache, &[("init", agent)], ModuleTree::open(&kernel.modules)?.load_order(MODULES)?)
 }
 
 /// The initramfs for a peer's guest with our own kernel: another program in the agent's place.
 pub fn peer(cache: &Cache, init: &Path) -> Result<PathBuf> {
-    make(cache, init, Vec::new())
+    make(cache, &[("init", init)], Vec::new())
 }
 
-fn make(cache: &Cache, agent: &Path, modules: Vec<Module>) -> Result<PathBuf> {
-    let mut key = Key::default().with("recipe", "2").with_file(agent)?;
+/// Packs `programs`, each with its name in the root.
+fn make(cache: &Cache, programs: &[(&str, &Path)], modules: Vec<Module>) -> Result<PathBuf> {
+    let mut key = Key::default().with("recipe", "3");
+    for (name, program) in programs {
+        key = key.with(name, "").with_file(program)?;
+    }
     for module in &modules {
         key = key.with(&module.name, &module.object);
     }
     let entry = cache.get("initramfs", &key, |place| {
         progress::step("pack the guest's initramfs", |step| {
             // Symbols are four fifths of it, and the guest keeps all of it in memory.
-            let stripped = place.join("agent");
-            run::quiet(step, Command::new("strip").arg("-o").arg(&stripped).arg(agent))?;
+            for (name, program) in programs {
+                run::quiet(step, Command::new("strip").arg("-o").arg(place.join(name)).arg(program))?;
+            }
             let path = place.join("initramfs.cpio");
-            write(&path, &stripped, &modules).map_err(Error::at(&path))
+            let names = programs.iter().map(|(name, _)| *name);
+            write(&path, place, names, &modules).map_err(Error::at(&path))
         })
     })?;
     Ok(entry.join("initramfs.cpio"))
 }
 
-fn write(path: &Path, agent: &Path, modules: &[Module]) -> std::io::Result<()> {
+fn write<'a>(
+    path: &Path,
+    place: &Path,
+    programs: impl Iterator<Item = &'a str>,
+    modules: &[Module],
+) -> std::io::Result<()> {
     let mut archive = Writer::new(BufWriter::new(File::create(path)?));
     for directory in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
         archive.directory(Path::new(directory))?;
     }
     archive.char_device(Path::new("/dev/console"), 0o600, (5, 1))?;
-    archive.file(Path::new("/init"), 0o755, &fs::read(agent)?)?;
+    for name in programs {
+        archive.file(&Path::new("/").join(name), 0o755, &fs::read(place.join(name))?)?;
+    }
     let mut order = String::new();
     for module in modules {
         let name = format!("/modules/{}.ko", module.name);

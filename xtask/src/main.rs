@@ -3,6 +3,7 @@
 mod artefacts;
 mod bench;
 mod cache;
+mod clients;
 mod debian;
 mod demo;
 mod dependencies;

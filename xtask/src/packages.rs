@@ -21,7 +21,7 @@ pub struct Package {
     why: &'static str,
 }
 
-const fn package(name: &'static str, why: &'static str) -> Package {
+pub const fn package(name: &'static str, why: &'static str) -> Package {
     Package { name, at_least: None, why }
 }
 

@@ -2,13 +2,14 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 31] = [
+const EACH_RUN: [&str; 36] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
     "balloon::memory_that_an_instance_has_freed_goes_back_by_itself",
     "base_memory::the_report_names_the_limit",
     "boot::debians_kernel_runs_an_instance_in_a_partition_and_gives_it_back",
+    "clients::the_go_sdk_takes_a_vm_through_its_life",
     "command::a_commands_output_and_exit_code_come_through",
     "detached::a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise",
     "detached::a_vm_in_the_background_is_listed_talked_to_and_stopped",
@@ -18,12 +19,16 @@ const EACH_RUN: [&str; 31] = [
     "extension::a_greedy_instance_is_killed_and_its_neighbour_is_not",
     "extension::an_instances_memory_is_in_its_partition_and_leaves_it_parked",
     "freeze::a_frozen_instance_is_removed_and_nothing_of_it_stays",
+    "jail::a_jailed_vm_boots_by_requests",
     "layers::a_container_can_not_change_an_image_in_memory",
     "layers::a_layer_that_is_cut_short_is_an_io_error_to_the_guest",
     "layers::images_come_and_go",
     "network::a_guest_has_interfaces_for_as_long_as_their_taps_are_there",
+    "network::an_instance_and_its_host_talk",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
     "partitions::an_instance_starts_as_its_partition_is_plugged",
+    "passt::a_command_reaches_out_and_is_reached",
+    "passt::a_published_port_leads_to_a_detached_vm",
     "pause::a_paused_vm_answers_with_a_conflict_and_goes_on",
     "prepared::the_first_plug_of_a_prepared_partition_is_that_of_a_parked_one",
     "programs::a_second_interrupt_ends_the_run_at_once",

@@ -46,6 +46,12 @@ pub fn peer_init() -> Result<PathBuf> {
     build_one("build the init of peers' guests", for_guests(&program), "bellows-peer-init")
 }
 
+/// PID 1 of the guests that third parties' clients start.
+pub fn echo_init() -> Result<PathBuf> {
+    let program = ["-p", "bellows-tests", "--bin", "bellows-echo-init"];
+    build_one("build the init of clients' guests", for_guests(&program), "bellows-echo-init")
+}
+
 /// Builds a static program, because an initramfs has no libraries.
 fn for_guests(what: &[&str]) -> Command {
     // Other flags in the common target directory would rebuild everything each time.
