@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::LimiterState;
-use super::net::LimitersState;
+use super::limits::{LimiterState, LimitersState};
 use crate::state::Version;
 
 /// State of a device, beside its queues.

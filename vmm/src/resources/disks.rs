@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
+use bellows_devices::virtio::blk::BlockHandle;
 use bellows_devices::virtio::limits::RateLimit;
 use bellows_devices::virtio::{Block, Pmem};
 
 use bellows_disk::{Disk, DiskError, DiskId, RawDisk};
 
-use super::drives::Drive;
 use super::error::{DuplicateDisk, HotplugError};
 use super::pmem::{PmemWindow, PmemWindows};
 use super::table::{Change, Hotplug};
@@ -216,6 +216,13 @@ impl Entry {
             drive.file = file;
         }
     }
+}
+
+/// What a drive has beside what every disk has.
+#[derive(Clone)]
+pub(super) struct Drive {
+    pub(super) file: Arc<RawDisk>,
+    pub(super) handle: BlockHandle,
 }
 
 /// The files that serve the guest's reads.

@@ -4,21 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellows_devices::virtio::blk::BlockHandle;
 use bellows_devices::virtio::limits::RateLimit;
 use bellows_disk::{Disk as _, RawDisk};
 
-use super::disks::{DiskChange, Disks, drive_id, serial};
+use super::disks::{DiskChange, Disks, Drive, drive_id, serial};
 use super::error::{DuplicateDisk, HotplugError};
 use crate::descriptors;
 use crate::model::DiskInfo;
-
-/// What a drive has beside what every disk has.
-#[derive(Clone)]
-pub(super) struct Drive {
-    pub(super) file: Arc<RawDisk>,
-    pub(super) handle: BlockHandle,
-}
 
 impl Disks {
     /// Changes the rate limits of a drive.

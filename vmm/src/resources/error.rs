@@ -1,5 +1,7 @@
 //! Errors of calls for disks, images, partitions and instances.
 
+// Longer than 500 lines: all of them, each with its kind.
+
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -40,6 +40,16 @@ impl LimiterState {
     }
 }
 
+/// What the limiters of both directions of a network interface have left.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitersState {
+    /// From the host to the guest.
+    pub receive: LimiterState,
+    /// From the guest to the host.
+    pub transmit: LimiterState,
+}
+
 /// What a limit lets through. It outlives a reset of the device, so that a driver does not get a new burst by resetting.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Limiter {

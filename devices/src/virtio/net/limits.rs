@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::state::RestoreError;
-use crate::virtio::limits::{Limiter, LimiterState, RateLimit};
+use crate::virtio::limits::{Limiter, LimitersState, RateLimit};
 
 /// Rate limits of both directions, as the guest sees them.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -13,16 +13,6 @@ pub struct RateLimits {
     pub receive: RateLimit,
     /// From the guest to the host.
     pub transmit: RateLimit,
-}
-
-/// What the limiters of both directions have left.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct LimitersState {
-    /// From the host to the guest.
-    pub receive: LimiterState,
-    /// From the guest to the host.
-    pub transmit: LimiterState,
 }
 
 impl LimitersState {

@@ -41,7 +41,7 @@ mod transmit;
 pub mod wire;
 
 pub use self::counters::{NetStatistics, Traffic};
-pub use self::limits::{LimitersState, RateLimits};
+pub use self::limits::RateLimits;
 pub use self::mac::{MacAddress, ParseMacError};
 pub use self::shared::NetHandle;
 pub use self::stream::{StreamError, StreamLink};

@@ -5,7 +5,7 @@ use vm_memory::{ByteValued as _, GuestAddress};
 use super::fake_link::{self, FakeHost};
 use super::wire::{GSO_TCPV4, HDR_F_NEEDS_CSUM, HEADER_BYTES, S_LINK_UP, VirtioNetHdr};
 use super::*;
-use crate::virtio::limits::{Rate, RateLimit};
+use crate::virtio::limits::{LimitersState, Rate, RateLimit};
 use crate::virtio::testing::{FakeDriver, FakeGuest, PATIENCE, Part, Used};
 
 /// A device with a driver, and the host behind it.
