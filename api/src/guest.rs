@@ -1,13 +1,14 @@
 //! The VM that arguments describe.
 
-use bellows_block::{Image, Store, StoreError};
+use bellows_block::{Image, Store};
 use bellows_memory::{BLOCK, ByteSize};
-use bellows_vmm::{ElasticBaseConfig, ImageConfig, ImageId, Shape, VmConfig};
+use bellows_vmm::{ElasticBaseConfig, ImageConfig, ImageId, VmConfig};
 
 use crate::cli::GuestArgs;
 use crate::error::CliError;
 use crate::output::say;
 use crate::places::Places;
+use crate::store;
 
 /// Base memory without an argument.
 const BASE: ByteSize = ByteSize::mib(256);
@@ -69,24 +70,7 @@ pub(crate) fn whole_blocks(what: &str, wanted: ByteSize) -> ByteSize {
 /// An image of the store as an image of a VM, named by its digest.
 pub(crate) fn configured(store: &Store, image: &Image, args: &GuestArgs) -> Result<ImageConfig, CliError> {
     let id: ImageId = image.digest.hex().parse()?;
-    Ok(placed(of_store(store, image, id, args.shape)?, args))
-}
-
-/// An image of the store as the image `id` of a VM. Without a shape it is flat where that is possible.
-pub(crate) fn of_store(
-    store: &Store,
-    image: &Image,
-    id: ImageId,
-    shape: Option<Shape>,
-) -> Result<ImageConfig, CliError> {
-    let stack = store.stack(image)?;
-    // A stack needs no metadata, so none is made.
-    let flat = if shape == Some(Shape::Layers) { None } else { Some(store.flat(image)) };
-    Ok(match flat {
-        None => ImageConfig::stacked(id, &stack),
-        Some(Err(StoreError::NotFlat { .. })) if shape.is_none() => ImageConfig::stacked(id, &stack),
-        Some(flat) => ImageConfig::flat(id, &flat?).fixup(stack.fixup.as_ref()),
-    })
+    Ok(placed(store::of_store(store, image, id, args.shape)?, args))
 }
 
 /// An image in the shape and over the transport of the arguments.

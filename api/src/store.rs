@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bellows_block::oci::{Platform, RegistryReference};
 use bellows_block::{Digest, Image, ImageName, ImageSource, ImportOptions, Store, StoreError};
 
+use bellows_vmm::{ImageConfig, ImageId, Shape};
+
 use crate::error::CliError;
 use crate::interrupt::Interrupts;
 use crate::output::say;
@@ -174,6 +176,23 @@ fn pull(
 ) -> Result<Image, CliError> {
     let name = registry::image_name(reference);
     import(store, Path::new(source), Wanted::default(), name.as_ref(), interrupts)
+}
+
+/// An image of the store as the image `id` of a VM. Without a shape it is flat where that is possible.
+pub(crate) fn of_store(
+    store: &Store,
+    image: &Image,
+    id: ImageId,
+    shape: Option<Shape>,
+) -> Result<ImageConfig, CliError> {
+    let stack = store.stack(image)?;
+    // A stack needs no metadata, so none is made.
+    let flat = if shape == Some(Shape::Layers) { None } else { Some(store.flat(image)) };
+    Ok(match flat {
+        None => ImageConfig::stacked(id, &stack),
+        Some(Err(StoreError::NotFlat { .. })) if shape.is_none() => ImageConfig::stacked(id, &stack),
+        Some(flat) => ImageConfig::flat(id, &flat?).fixup(stack.fixup.as_ref()),
+    })
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub(crate) fn changes(text: &str) -> Result<Vec<Change>, Fault> {
 fn change(key: &str, path: &str, body: &Value) -> Result<Change, Fault> {
     match parse("PUT", path, body.to_string().as_bytes()) {
         Ok(Request::Change(change)) => Ok(change),
-        Ok(Request::Read(_) | Request::Own(_)) => Err(Fault::new(format!("`{key}` changes nothing"))),
+        Ok(Request::Read(_) | Request::Document) => Err(Fault::new(format!("`{key}` changes nothing"))),
         Err(fault) => Err(Fault { message: format!("`{key}`: {fault}"), ..fault }),
     }
 }

@@ -8,7 +8,7 @@ fn put(configuration: &Configuration, method: &str, path: &str, body: Value) -> 
     match parse(method, path, body.to_string().as_bytes()).map_err(|fault| fault.message)? {
         Request::Change(change) => configuration.with(&change).map_err(|fault| fault.message),
         Request::Read(read) => panic!("{read:?}"),
-        Request::Own(own) => panic!("{own:?}"),
+        Request::Document => panic!("the document"),
     }
 }
 

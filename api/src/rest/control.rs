@@ -18,7 +18,6 @@ use super::configuration::Configuration;
 use super::fault::Fault;
 use super::log::Log;
 use super::metrics::Counters;
-use super::openapi;
 use super::request::{Change, Read};
 use super::rules;
 
@@ -140,7 +139,6 @@ impl Control {
                 "vmm_version": env!("CARGO_PKG_VERSION"),
             }),
             Read::Version => json!({ "firecracker_version": FIRECRACKER }),
-            Read::Document => openapi::document(),
             Read::Machine => json!(configuration.machine),
             Read::VmConfig => configuration.json(),
             Read::Balloon => json!(configuration.balloon.ok_or_else(no_balloon)?),

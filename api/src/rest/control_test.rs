@@ -20,7 +20,7 @@ fn send(control: &Control, method: &str, path: &str, body: &str) -> Answer {
     match parse(method, path, body.as_bytes())? {
         Request::Read(read) => control.read(read),
         Request::Change(change) => control.change(change),
-        Request::Own(_) => unreachable!("these tests have no instances"),
+        Request::Document => unreachable!("the server has it"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a method, a path and a body to what is to be done: parsing alone, without a socket or a VM.
 
+use bellows_vmm::PartitionId;
 use serde::de::DeserializeOwned;
 
 use super::bodies::{
@@ -8,7 +9,6 @@ use super::bodies::{
     VmUpdate, Vsock,
 };
 use super::fault::Fault;
-use super::own::{self, Own};
 
 /// Longest name of a resource.
 const MAX_ID: usize = 64;
@@ -20,8 +20,8 @@ pub(crate) enum Request {
     Read(Read),
     /// One at a time.
     Change(Change),
-    /// Bellows' own: see there.
-    Own(Own),
+    /// The document of the API.
+    Document,
 }
 
 /// What is asked.
@@ -34,7 +34,6 @@ pub(crate) enum Read {
     Balloon,
     BalloonStatistics,
     Hinting,
-    Document,
 }
 
 /// What is to change.
@@ -81,9 +80,6 @@ const MISSING: [(&str, &str); 5] = [
 /// # Errors
 /// The request does not exist, is not supported yet, or its body is wrong.
 pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fault> {
-    if let Some(own) = own::parse(method, path, body) {
-        return own.map(Request::Own);
-    }
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     let parts: Vec<&str> = path.trim_start_matches('/').split_terminator('/').collect();
     if let Some((_, what)) = MISSING.iter().find(|(first, _)| parts.first() == Some(first))
@@ -96,7 +92,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
             Err(Fault::new(format!("`{method} {path}` has a body: expected none")))
         }
         ("GET", []) => Ok(Request::Read(Read::Instance)),
-        ("GET", ["openapi.json"]) => Ok(Request::Read(Read::Document)),
+        ("GET", ["openapi.json"]) => Ok(Request::Document),
         ("GET", ["version"]) => Ok(Request::Read(Read::Version)),
         ("GET", ["machine-config"]) => Ok(Request::Read(Read::Machine)),
         ("GET", ["vm", "config"]) => Ok(Request::Read(Read::VmConfig)),
@@ -145,7 +141,7 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
             Ok(Change::UpdateNetwork(update))
         }
         ("PUT", ["partitions", id]) => {
-            let number = own::partition(id)?.get();
+            let number = partition(id)?.get();
             json(body).map(|partition| Change::Partition(number, partition))
         }
         ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
@@ -181,6 +177,12 @@ pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
 fn json_of<T: DeserializeOwned>(field: &str, id: &str, body: &[u8]) -> Result<T, Fault> {
     checked_id(field, id)?;
     json(body)
+}
+
+/// Reads a partition's number.
+pub(super) fn partition(text: &str) -> Result<PartitionId, Fault> {
+    let number = text.parse().ok().filter(|number: &u16| number.to_string() == text).and_then(PartitionId::new);
+    number.ok_or_else(|| Fault::value("partition", format!("`{}`", text.escape_debug()), "a number from 1"))
 }
 
 /// The name of a resource: letters, digits and underscores.

@@ -22,7 +22,8 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::control::Control;
 use super::fault::Fault;
-use super::own::{Feed, OwnApi, Reply, panicked};
+use super::openapi;
+use super::own::{self, Feed, Own, OwnApi, Reply, panicked};
 use super::request::{Request, parse};
 use super::socket::Socket;
 
@@ -196,10 +197,16 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     let target = head.uri.path_and_query().map_or(&*path, |target| target.as_str());
     let read = read_body(body, shared.limits).await;
     let is_complete = read.is_ok();
-    let answer = match read.and_then(|body| parse(&method, target, &body)) {
+    let request = read.and_then(|body| match own::parse(&method, target, &body) {
+        Some(own) => own.map(Asked::Own),
+        None => parse(&method, target, &body).map(Asked::Theirs),
+    });
+    let answer = match request {
         Err(fault) => Err(fault),
-        Ok(Request::Read(read)) => shared.control.read(read).map(reply),
-        Ok(Request::Change(change)) => {
+        Ok(Asked::Own(own)) => shared.own.answer(own).await,
+        Ok(Asked::Theirs(Request::Document)) => Ok(Reply::Json(openapi::document())),
+        Ok(Asked::Theirs(Request::Read(read))) => shared.control.read(read).map(reply),
+        Ok(Asked::Theirs(Request::Change(change))) => {
             let turn = shared.turn.clone().lock_owned().await;
             let control = shared.control.clone();
             let changed = tokio::task::spawn_blocking(move || {
@@ -209,7 +216,6 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
             });
             changed.await.unwrap_or_else(|error| Err(panicked(&error))).map(reply)
         }
-        Ok(Request::Own(own)) => shared.own.answer(own).await,
     };
     shared.control.counters.count(&method, &path, answer.is_err());
     match &answer {
@@ -221,6 +227,12 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// A request in one of the two dialects.
+enum Asked {
+    Own(Own),
+    Theirs(Request),
 }
 
 fn reply(body: Option<Value>) -> Reply {

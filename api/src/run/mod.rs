@@ -146,7 +146,9 @@ fn in_background(
     }
     let code = detached::start(args, &Job { config, spec, memory })?;
     // It ends with that process.
-    network.map(Passt::leave);
+    if let Some(passt) = network {
+        passt.leave();
+    }
     Ok(code)
 }
 

@@ -10,7 +10,6 @@ use bellows_vmm::{ImageConfig, ImageId, ImageInfo, Vm};
 
 use super::bodies::{NewImage, Source};
 use crate::error::CliError;
-use crate::guest::of_store;
 use crate::rest::fault::Fault;
 use crate::store;
 
@@ -138,7 +137,7 @@ impl Images {
         })?;
         let by_digest = || image.digest.hex().parse().map_err(|error| fault(CliError::from(error)));
         let id = id.map_or_else(by_digest, |id| Ok(id.clone()))?;
-        let config = of_store(&store, &image, id, wanted.shape).map_err(fault)?;
+        let config = store::of_store(&store, &image, id, wanted.shape).map_err(fault)?;
         Ok((config, image.config.clone()))
     }
 

@@ -33,7 +33,7 @@ use self::images::Images;
 use self::log::Position;
 pub(crate) use self::reply::{Feed, Reply};
 use self::request::LogQuery;
-pub(crate) use self::request::{Own, parse, partition};
+pub(crate) use self::request::{Own, parse};
 use self::table::{Begun, Entry, Phase, Table};
 use super::control::Control;
 use super::fault::Fault;

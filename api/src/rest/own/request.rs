@@ -6,7 +6,7 @@ use bellows_vmm::{ImageId, InstanceId, PartitionId};
 
 use super::bodies::{Exec, InstanceUpdate, NewImage, NewInstance, Resize, Signal, Stop};
 use crate::rest::fault::Fault;
-use crate::rest::request::{json, unknown};
+use crate::rest::request::{json, partition, unknown};
 
 /// A request of Bellows' own.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -112,12 +112,6 @@ fn named<T: FromStr>(what: &str, text: &str) -> Result<T, Fault> {
         Fault::value(what, value, "1 to 64 of a-z, 0-9 and `-`, not starting with `-`")
     };
     text.parse().map_err(wrong)
-}
-
-/// Reads a partition's number.
-pub(crate) fn partition(text: &str) -> Result<PartitionId, Fault> {
-    let number = text.parse().ok().filter(|number: &u16| number.to_string() == text).and_then(PartitionId::new);
-    number.ok_or_else(|| Fault::value("partition", format!("`{}`", text.escape_debug()), "a number from 1"))
 }
 
 fn log_query(query: &str) -> Result<LogQuery, Fault> {
