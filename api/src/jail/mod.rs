@@ -1,8 +1,8 @@
 //! `bellows jail`: a monitor in a root directory of its own, with its own user and with nothing of the host but what it needs.
 //!
-//! Arguments become a [`plan::Plan`], which is plain data. Then the directories are made (`tree`), the program is copied with its
+//! Arguments become a `plan::Plan`, which is plain data. Then the directories are made (`tree`), the program is copied with its
 //! libraries (`program`), and the process changes itself step by step (`cgroup`, `mounts`, `start`) until it executes the monitor.
-//! All that is made on the way is remembered in [`undo::Made`], and goes again if a later step fails.
+//! All that is made on the way is remembered in `undo::Made`, and goes again if a later step fails.
 
 mod cgroup;
 mod error;

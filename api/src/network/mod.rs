@@ -1,7 +1,7 @@
 //! A network for a VM without any rights: `passt`, a program of Debian's, translates between the VM's packets and sockets of the host.
 //!
-//! From the inside out: [`options`] and [`ports`] are what a user asks for, [`host`] is what the host has, [`plan`] the addresses and passt's command
-//! line, all plain data; [`probe`] asks passt whether it is there; [`passt`] is its process.
+//! From the inside out: [`options`] and [`ports`] are what a user asks for, `host` is what the host has, `plan` the addresses and passt's command
+//! line, all plain data; `probe` asks passt whether it is there; `passt` is its process.
 
 mod host;
 pub mod options;

@@ -1,7 +1,7 @@
 //! Filters of system calls: what a program that a guest has taken over may still ask the kernel for.
 //!
 //! [`confine`] comes late: the arguments are read, images are imported and helper programs run. From then on the whole process has the list
-//! of [`lists::process`], and threads of the library get a shorter one as they begin. Filters never become wider again.
+//! of `lists::process`, and threads of the library get a shorter one as they begin. Filters never become wider again.
 
 mod allocator;
 mod lists;

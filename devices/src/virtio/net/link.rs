@@ -24,19 +24,19 @@ pub trait Link: Send + Sync {
     /// Reads one packet: its bytes and those of a header, which is as large as [`VirtioNetHdr`]. What `room` has no place for is lost.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if there is none; [`is_gone`] tells whether there will never be one.
+    /// [`io::ErrorKind::WouldBlock`] if there is none; `is_gone` tells whether there will never be one.
     fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize>;
 
     /// Writes one packet, all of it or, with an error, nothing.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if the link takes none now; [`is_gone`] tells whether it never will.
+    /// [`io::ErrorKind::WouldBlock`] if the link takes none now; `is_gone` tells whether it never will.
     fn write(&self, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written>;
 
     /// Goes on with what was [`Written::Partly`], now that the descriptor may be written to.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if some is still left; [`is_gone`] tells whether it always will be.
+    /// [`io::ErrorKind::WouldBlock`] if some is still left; `is_gone` tells whether it always will be.
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
