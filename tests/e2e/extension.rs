@@ -217,11 +217,9 @@ fn a_greedy_instance_is_killed_and_its_neighbour_is_not() {
     }
     let after = guest.vm.inspect(partition(2)).unwrap();
     assert!(after.anonymous_bytes >= 96 * MIB, "{after:?}");
-    assert_eq!(
-        after.anonymous_bytes / MIB,
-        before.anonymous_bytes / MIB,
-        "the neighbour keeps its memory, and no more"
-    );
+    // Its interpreter may touch a huge page or two more.
+    let difference = after.anonymous_bytes.abs_diff(before.anonymous_bytes);
+    assert!(difference <= 4 * MIB, "the neighbour keeps its memory, and no more: {before:?} {after:?}");
     park(&guest, 1);
     kill(neighbour);
     park(&guest, 2);

@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -63,8 +62,6 @@ fn serve(args: &RunArgs, seat: &Seat, config: &VmConfig) -> Result<Child, CliErr
         command.arg("--no-seccomp");
     }
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(output).stderr(errors);
-    // A Ctrl-C in this terminal is not for it.
-    command.process_group(0);
     command.spawn().map_err(io_error("start", "this program"))
 }
 

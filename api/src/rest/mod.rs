@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use bellows_vmm::VmEnd;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::setsid;
 
 use self::bodies::{Logger, Metrics};
 use self::control::Control;
@@ -47,6 +48,10 @@ use crate::seccomp::confine;
 pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
     if let Some(option) = args.unsupported() {
         return Err(CliError::Conflict(format!("{option} is not supported yet: expected a command line without it")));
+    }
+    if args.listener_is_stdin {
+        // It outlives the terminal of the command that has started it, and its Ctrl-C is for others. Only the leader of a group cannot.
+        let _ = setsid();
     }
     let interrupts = Interrupts::install().map_err(io_error("wait for", "signals"))?;
     let first = first_changes(args)?;
