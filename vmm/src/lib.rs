@@ -75,7 +75,7 @@ pub use resources::disks::serial_of;
 pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
-pub use resources::instance_network::InstanceNetwork;
+pub use resources::instance_network::{InstanceNetwork, OwnNetwork};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;

@@ -18,6 +18,7 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
+    "veth",
     "virtio_mem",
     "virtio_balloon",
     "vmw_vsock_virtio_transport",

@@ -17,7 +17,7 @@ use bellows_protocol::agent::{
     StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
-use bellows_protocol::network::parse_interfaces;
+use bellows_protocol::network::{OwnNetworkSetup, parse_interfaces};
 use bellows_protocol::values::{
     InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ProcessId, TerminalSize, ValueError, check_command,
     check_working_directory, parse_all,
@@ -384,6 +384,10 @@ fn instance_network(request: &StartInstanceRequest) -> Result<InstanceNetwork> {
     match request.network.enum_value() {
         Ok(agent::InstanceNetwork::UNCONNECTED) => Ok(InstanceNetwork::Unconnected),
         Ok(agent::InstanceNetwork::SHARED) => Ok(InstanceNetwork::Shared),
+        Ok(agent::InstanceNetwork::OWN) => {
+            let own = request.own_network.as_ref().ok_or(ValueError::NoAddress)?;
+            Ok(InstanceNetwork::Own(OwnNetworkSetup::parse(own)?))
+        }
         Err(number) => Err(AgentError::Unknown { kind: "network", name: number.to_string() }),
     }
 }

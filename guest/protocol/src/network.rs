@@ -217,6 +217,66 @@ impl InterfaceSetup {
     }
 }
 
+/// The network of an instance's own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OwnNetworkSetup {
+    /// Its addresses, at least one.
+    pub addresses: Vec<IpAddr>,
+    /// The hardware address of its interface; `None` leaves it to the guest's kernel.
+    pub hardware_address: Option<[u8; 6]>,
+}
+
+impl OwnNetworkSetup {
+    /// Checks what its types do not say already.
+    ///
+    /// # Errors
+    /// [`ValueError::OwnAddress`], [`ValueError::NoAddress`], [`ValueError::TooMany`].
+    pub fn check(&self) -> Result<(), ValueError> {
+        check_count(&self.addresses, "addresses of an instance", MAX_ADDRESSES)?;
+        if self.addresses.is_empty() {
+            return Err(ValueError::NoAddress);
+        }
+        for (index, &address) in self.addresses.iter().enumerate() {
+            let link_local = match address {
+                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            if link_local
+                || InterfaceAddress::new(address, bits(address)).is_err()
+                || self.addresses[..index].contains(&address)
+            {
+                return Err(ValueError::OwnAddress(address));
+            }
+        }
+        Ok(())
+    }
+
+    /// It as a message.
+    #[must_use]
+    pub fn message(&self) -> agent::OwnNetwork {
+        agent::OwnNetwork {
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            hardware_address: self.hardware_address.map(Into::into).unwrap_or_default(),
+            ..Default::default()
+        }
+    }
+
+    /// Reads and checks a message.
+    ///
+    /// # Errors
+    /// The first value that is not acceptable.
+    pub fn parse(message: &agent::OwnNetwork) -> Result<Self, ValueError> {
+        let hardware_address = match &message.hardware_address[..] {
+            [] => None,
+            bytes => Some(bytes.try_into().map_err(|_| ValueError::HardwareAddress(bytes.len()))?),
+        };
+        let addresses = ip_addresses(&message.addresses, "addresses of an instance", MAX_ADDRESSES)?;
+        let setup = Self { addresses, hardware_address };
+        setup.check()?;
+        Ok(setup)
+    }
+}
+
 fn ip_addresses(texts: &[String], what: &'static str, limit: usize) -> Result<Vec<IpAddr>, ValueError> {
     check_count(texts, what, limit)?;
     let parse = |text: &String| text.parse().map_err(|_| ValueError::IpAddress(excerpt(text)));

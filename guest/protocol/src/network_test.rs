@@ -134,6 +134,25 @@ fn what_is_wrong_in_a_message_is_named() {
     assert!(parse_interfaces(&vec![setup().message(); 17]).unwrap_err().to_string().contains("17"));
 }
 
+#[test]
+fn an_instances_own_addresses_are_those_of_hosts() {
+    let setup = |addresses: &[&str]| OwnNetworkSetup {
+        addresses: addresses.iter().map(|text| ip(text)).collect(),
+        hardware_address: Some([2, 0, 0, 0, 0, 7]),
+    };
+    let good = setup(&["10.0.0.9", "fd00::9"]);
+    assert_eq!(OwnNetworkSetup::parse(&good.message()), Ok(good.clone()));
+    let unnamed = OwnNetworkSetup { hardware_address: None, ..good.clone() };
+    assert_eq!(OwnNetworkSetup::parse(&unnamed.message()), Ok(unnamed));
+    for bad in ["169.254.1.1", "fe80::1", "127.0.0.1", "0.0.0.0", "224.0.0.1"] {
+        assert_eq!(setup(&["10.0.0.9", bad]).check(), Err(ValueError::OwnAddress(ip(bad))));
+    }
+    assert_eq!(setup(&["10.0.0.9", "10.0.0.9"]).check(), Err(ValueError::OwnAddress(ip("10.0.0.9"))));
+    assert_eq!(setup(&[]).check(), Err(ValueError::NoAddress));
+    let message = agent::OwnNetwork { hardware_address: vec![2], ..good.message() };
+    assert_eq!(OwnNetworkSetup::parse(&message), Err(ValueError::HardwareAddress(1)));
+}
+
 proptest! {
     #[test]
     fn any_text_is_looked_at(text in "[0-9a-f.:/]{0,24}") {

@@ -108,6 +108,12 @@ pub enum ValueError {
         "{0:?} is not a domain: expected labels of A-Z, a-z, 0-9, _ and - with dots between them, at most {MAX_DOMAIN}"
     )]
     SearchDomain(String),
+    /// No instance can have it as its own, or it is there twice.
+    #[error("{0} cannot be an instance's own address: expected one of a host, not a link-local one, and not twice")]
+    OwnAddress(IpAddr),
+    /// A network without an address.
+    #[error("a network of its own without an address: expected at least one")]
+    NoAddress,
     /// A hardware address has six bytes.
     #[error("a hardware address of {0} bytes: expected 6")]
     HardwareAddress(usize),

@@ -193,6 +193,7 @@ impl InstanceSpec {
     }
 
     fn request(&self) -> Result<StartInstanceRequest, ValueError> {
+        let (network, own_network) = self.network.wire()?;
         Ok(StartInstanceRequest {
             instance_id: self.id.to_string(),
             image_id: self.image.to_string(),
@@ -200,7 +201,8 @@ impl InstanceSpec {
             node: self.partition.map_or(0, |partition| partition.get().into()),
             memory_max_bytes: self.memory_max.unwrap_or_default().get(),
             pids_max: self.pids_max,
-            network: self.network.wire().into(),
+            network: network.into(),
+            own_network: own_network.into(),
             fork_of: self.fork_of.as_ref().map(ToString::to_string).unwrap_or_default(),
             ..Default::default()
         })

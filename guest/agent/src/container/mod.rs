@@ -101,6 +101,8 @@ pub enum Network<'a> {
     Unconnected,
     /// This one, which others have as well.
     Shared(BorrowedFd<'a>),
+    /// This one, which has been made for it.
+    Own(BorrowedFd<'a>),
 }
 
 impl<'a> Network<'a> {
@@ -108,7 +110,7 @@ impl<'a> Network<'a> {
     fn existing(self) -> Option<BorrowedFd<'a>> {
         match self {
             Self::Unconnected => None,
-            Self::Shared(namespace) => Some(namespace),
+            Self::Shared(namespace) | Self::Own(namespace) => Some(namespace),
         }
     }
 }

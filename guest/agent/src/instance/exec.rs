@@ -3,7 +3,7 @@
 use bellows_protocol::values::{InstanceId, ProcessId};
 use nix::sys::signal::Signal;
 
-use super::{InstanceNetwork, Instances, Parts};
+use super::{Instances, Parts};
 use crate::container::Joining;
 use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
@@ -18,7 +18,7 @@ impl Instances {
     /// Then nothing of it remains, except processes that it may have started.
     pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
         let instance = self.get(instance)?;
-        let Parts { id: name, cgroup, limits, rootfs, network, .. } = &instance.parts;
+        let Parts { id: name, cgroup, limits, rootfs, shares_network, .. } = &instance.parts;
         if *id == ProcessId::init() {
             return Err(AgentError::Exists { kind: "process", name: id.to_string() });
         }
@@ -34,7 +34,7 @@ impl Instances {
             cgroup,
             placement: limits.placement,
             init: &instance.init,
-            shares_network: *network == InstanceNetwork::Shared,
+            shares_network: *shares_network,
         };
         let process = self.launcher.join(&joining, process, &credentials)?;
         let pid = process.pid.as_raw().unsigned_abs();

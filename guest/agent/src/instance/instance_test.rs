@@ -119,7 +119,8 @@ fn remains_with_processes_stay_until_these_have_ended() {
         limits: instances.limits(&request(), 1 << 20).unwrap(),
         cgroup: Some(instances.hierarchy.cgroup(&id)),
         rootfs: RootFs::below(&own),
-        network: InstanceNetwork::Unconnected,
+        shares_network: false,
+        own_network: None,
         folder: own.clone(),
         claim: instances.base.claim(None, false).unwrap(),
     };

@@ -37,6 +37,7 @@ use crate::base_memory::Claim;
 use crate::cgroup::{Cgroup, Limits, OomLimit};
 use crate::container::Process;
 use crate::error::Result;
+use crate::network::OwnNetwork;
 use crate::processes::Others;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
@@ -74,7 +75,9 @@ struct Parts {
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: RootFs,
-    network: InstanceNetwork,
+    /// It shares the VM's network.
+    shares_network: bool,
+    own_network: Option<OwnNetwork>,
     /// Its part of base memory, until all of this is gone.
     claim: Claim,
 }

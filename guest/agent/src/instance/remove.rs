@@ -52,6 +52,9 @@ impl Instances {
     pub(super) fn dismantle(&self, parts: &Parts) -> Result<()> {
         // Unmount first, and stop if that fails: later the folder is removed with everything in it.
         parts.rootfs.unmount()?;
+        if let Some(own) = &parts.own_network {
+            self.network.disconnect(own);
+        }
         // A removal that is tried again may have removed it before.
         if let Some(cgroup) = parts.cgroup.as_ref().filter(|cgroup| cgroup.exists()) {
             // In base memory the cache stays for the next instance, and a private node has no cache.

@@ -1,5 +1,6 @@
 //! The request to start an instance, and the limits that follow from it.
 
+use bellows_protocol::network::OwnNetworkSetup;
 use bellows_protocol::values::{ImageId, InstanceId, Node};
 
 use crate::cgroup::Limits;
@@ -19,12 +20,14 @@ pub enum Role {
 }
 
 /// What an instance is connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceNetwork {
     /// Nothing: it has a network namespace with a loopback only.
     Unconnected,
     /// It shares the VM's network namespace.
     Shared,
+    /// It has a network namespace with an interface, which the VM passes packets on for.
+    Own(OwnNetworkSetup),
 }
 
 /// The request.

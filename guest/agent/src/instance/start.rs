@@ -56,7 +56,8 @@ impl Instances {
             limits,
             cgroup: None,
             rootfs: RootFs::below(&folder),
-            network: request.network,
+            shares_network: request.network == InstanceNetwork::Shared,
+            own_network: None,
             folder,
             claim,
         };
@@ -95,9 +96,13 @@ impl Instances {
         parts.rootfs.mount(layers, limits.placement, capacities.scratch)?;
         let root = parts.rootfs.root();
         let credentials = furnish::credentials(root, &request.process.user)?;
-        let (network, resolver) = match request.network {
+        let (network, resolver) = match &request.network {
             InstanceNetwork::Unconnected => (Network::Unconnected, None),
             InstanceNetwork::Shared => (Network::Shared(self.network.namespace()), Some(self.network.resolver())),
+            InstanceNetwork::Own(setup) => {
+                let own = parts.own_network.insert(self.network.connect(setup)?);
+                (Network::Own(own.namespace()), Some(self.network.resolver().at(&setup.addresses)))
+            }
         };
         furnish::furnish(root, request.id.as_str(), &request.process.working_directory, resolver.as_ref())?;
         let site = Site {
@@ -124,7 +129,7 @@ impl Instances {
             let launched = self.launcher.launch(site, &request.process, credentials, running);
             let (process, network) = launched?;
             let sockets = match site.network {
-                Network::Unconnected => Sockets::of(network),
+                Network::Unconnected | Network::Own(_) => Sockets::of(network),
                 // The others there belong to other instances.
                 Network::Shared(_) => {
                     Sockets::of_cgroup(network, site.cgroup).map_err(AgentError::path("look at", site.cgroup))?

@@ -2,17 +2,19 @@
 //! network are told of it by files.
 
 pub mod links;
+mod own;
 mod resolver;
 mod route;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 
 use bellows_protocol::network::InterfaceSetup;
 
 use self::links::Link;
+pub use self::own::OwnNetwork;
 pub use self::resolver::Resolver;
 use self::route::Routing;
 use crate::error::{AgentError, Result};
@@ -27,6 +29,8 @@ const FIRST_METRIC: u32 = 100;
 pub struct Network {
     /// Its network namespace, which is the agent's.
     namespace: OwnedFd,
+    /// Where its interfaces are listed.
+    links: PathBuf,
     /// What instances are told of it. Held while interfaces are set up.
     resolver: Mutex<Resolver>,
 }
@@ -39,7 +43,7 @@ impl Network {
     pub fn of_this_process() -> Result<Self> {
         let path = "/proc/self/ns/net";
         let namespace = File::open(path).map_err(AgentError::path("open", path))?.into();
-        Ok(Self { namespace, resolver: Mutex::default() })
+        Ok(Self { namespace, links: links::FOLDER.into(), resolver: Mutex::default() })
     }
 
     /// Its namespace.
@@ -59,7 +63,7 @@ impl Network {
     pub fn configure(&self, setups: &[InterfaceSetup]) -> Result<()> {
         let mut resolver = self.resolver.lock();
         let routing = Routing::open().map_err(AgentError::system("netlink socket"))?;
-        let links = Link::all(Path::new(links::FOLDER))?;
+        let links = Link::all(&self.links)?;
         configure(&routing, &links, setups)?;
         *resolver = Resolver::of(setups);
         Ok(())

@@ -1,9 +1,11 @@
 //! On this machine's kernel, in a network namespace of the test's own. Needs root, and `ip`.
 
+use std::path::Path;
 use std::process::Command;
 
+use bellows_protocol::network::OwnNetworkSetup;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
 
@@ -87,5 +89,65 @@ fn an_error_names_the_interface_and_the_step() {
         let (_, text) = refused(setup("eth0", 1, &["172.16.0.2/30"], &["172.16.0.3"]));
         assert!(text.contains("\"eth0\": cannot route through 172.16.0.3: "), "{text}");
         assert!(text.contains("Nexthop has invalid gateway"), "the kernel's words: {text}");
+    });
+}
+
+#[test]
+fn an_instance_has_a_network_of_its_own() {
+    in_namespace(|folder| {
+        ip("link add name eth0 address 02:00:00:00:00:01 mtu 1400 type veth peer name other mtu 1400");
+        ip("link set lo up");
+        let network = Network { links: folder.into(), ..Network::of_this_process().unwrap() };
+        network.configure(&[setup("eth0", 1, &["172.16.0.2/24", "fd00::2/64"], &[])]).unwrap();
+        let own = |addresses: &[&str]| OwnNetworkSetup {
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            hardware_address: Some([2, 0, 0, 0, 0, 7]),
+        };
+        let taken = network.connect(&own(&["172.16.0.2"])).unwrap_err().to_string();
+        assert!(taken.contains("the address 172.16.0.2 is in use by the VM"), "{taken}");
+        let connected = network.connect(&own(&["172.16.0.9", "fd00::9"])).unwrap();
+        let taken = network.connect(&own(&["172.16.0.10", "fd00::9"])).unwrap_err().to_string();
+        assert!(taken.contains("the address fd00::9 is in use by another instance"), "{taken}");
+        assert!(!ip("route show").contains("172.16.0.10"), "nothing of it remains");
+
+        let routes = ip("route show") + &ip("-6 route show");
+        assert!(routes.contains("172.16.0.9 dev own") && routes.contains("fd00::9 dev own"), "{routes}");
+        assert!(ip("-6 neigh show proxy").contains("fd00::9 dev eth0"));
+        for (path, value) in
+            [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/eth0/proxy_arp", "1")]
+        {
+            assert_eq!(files::read(format!("/proc/sys/net/{path}")).unwrap(), value, "{path}");
+        }
+        let inside = || {
+            setns(connected.namespace(), CloneFlags::CLONE_NEWNET).unwrap();
+            (ip("-o addr show"), ip("-o link show eth0"), ip("route show") + &ip("-6 route show"))
+        };
+        let (addresses, link, routes) = std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+        assert!(addresses.contains("172.16.0.9/32") && addresses.contains("fd00::9/128"), "{addresses}");
+        assert!(link.contains("02:00:00:00:00:07") && link.contains("mtu 1400"), "{link}");
+        assert!(
+            routes.contains("default via 169.254.1.1 dev eth0") && routes.contains("via fe80::1 dev eth0"),
+            "{routes}"
+        );
+        // The instance reaches the VM.
+        let ping = || {
+            setns(connected.namespace(), CloneFlags::CLONE_NEWNET).unwrap();
+            Command::new("busybox").args(["nc", "-w", "5", "172.16.0.2", "1234"]).output().unwrap().stdout
+        };
+        let listener = std::net::TcpListener::bind("172.16.0.2:1234").unwrap();
+        let answered = std::thread::scope(|scope| {
+            let client = scope.spawn(ping);
+            let (mut stream, peer) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, peer.ip().to_string().as_bytes()).unwrap();
+            drop(stream);
+            client.join().unwrap()
+        });
+        assert_eq!(String::from_utf8_lossy(&answered), "172.16.0.9");
+
+        network.disconnect(&connected);
+        network.disconnect(&connected);
+        assert!(!ip("-6 neigh show proxy").contains("fd00::9"));
+        let again = network.connect(&own(&["172.16.0.9", "fd00::9"])).unwrap();
+        network.disconnect(&again);
     });
 }

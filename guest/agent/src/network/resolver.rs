@@ -43,6 +43,17 @@ impl Resolver {
         Some(text)
     }
 
+    /// The same for an instance with addresses of its own.
+    #[must_use]
+    pub fn at(self, addresses: &[IpAddr]) -> Self {
+        Self { addresses: addresses.into(), ..self }
+    }
+
+    /// Whether the VM has this address.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
     /// The addresses that the name of an instance stands for: the VM's first of each family, which other hosts reach it at.
     pub fn own_addresses(&self) -> Vec<IpAddr> {
         let first = |family: fn(&IpAddr) -> bool| self.addresses.iter().copied().find(family);

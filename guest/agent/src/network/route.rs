@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use bellows_protocol::network::InterfaceAddress;
 use nix::sys::socket::SockProtocol;
@@ -85,6 +86,73 @@ impl Routing {
             attribute(libc::RTA_PRIORITY, &metric.to_ne_bytes()),
         ];
         self.change(libc::RTM_NEWROUTE, REPLACE, &[&header, &attributes.concat()])
+    }
+
+    /// Sends packets for `address`, for which there is no route yet, over it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_host_route(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        let bytes = octets(address);
+        let kind = [libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST];
+        // struct rtmsg
+        let header = [&[family(address), 8 * bytes.len() as u8, 0, 0][..], &kind, &[0; 4]].concat();
+        let attributes = [attribute(libc::RTA_DST, &bytes), attribute(libc::RTA_OIF, &index.to_ne_bytes())].concat();
+        self.change(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &[&header, &attributes])
+    }
+
+    /// Has the host answer on it for `address`, which is behind another interface, or no longer.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn answer_for(&self, index: u32, address: IpAddr, answer: bool) -> io::Result<()> {
+        let (kind, flags) = if answer { (libc::RTM_NEWNEIGH, REPLACE) } else { (libc::RTM_DELNEIGH, 0) };
+        // struct ndmsg
+        let header = [&[family(address), 0, 0, 0][..], &index.to_ne_bytes(), &[0, 0, libc::NTF_PROXY, 0]].concat();
+        self.change(kind, flags, &[&header, &attribute(libc::NDA_DST, &octets(address))])
+    }
+
+    /// Makes a pair of interfaces: one called `name`, the other in `namespace`, called `peer`, with a hardware address. Both go with the
+    /// namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_pair(
+        &self,
+        name: &str,
+        mtu: Option<u32>,
+        namespace: BorrowedFd<'_>,
+        peer: &str,
+        hardware_address: Option<[u8; 6]>,
+    ) -> io::Result<()> {
+        /// linux/veth.h
+        const VETH_INFO_PEER: u16 = 1;
+        let mtu = mtu.map(|mtu| attribute(libc::IFLA_MTU, &mtu.to_ne_bytes())).unwrap_or_default();
+        let hardware_address =
+            hardware_address.map(|address| attribute(libc::IFLA_ADDRESS, &address)).unwrap_or_default();
+        let peer = [
+            link(0, 0, 0),
+            attribute(libc::IFLA_IFNAME, &terminated(peer)),
+            attribute(libc::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes()),
+            mtu.clone(),
+            hardware_address,
+        ];
+        let info = [
+            attribute(libc::IFLA_INFO_KIND, b"veth"),
+            attribute(libc::IFLA_INFO_DATA, &attribute(VETH_INFO_PEER, &peer.concat())),
+        ];
+        let attributes =
+            [attribute(libc::IFLA_IFNAME, &terminated(name)), mtu, attribute(libc::IFLA_LINKINFO, &info.concat())];
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        self.change(libc::RTM_NEWLINK, flags, &[&link(0, 0, 0), &attributes.concat()])
+    }
+
+    /// Removes it, and its other end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove_link(&self, index: u32) -> io::Result<()> {
+        self.change(libc::RTM_DELLINK, 0, &[&link(index, 0, 0)])
     }
 
     fn change(&self, kind: u16, flags: i32, content: &[&[u8]]) -> io::Result<()> {
