@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bellows_vmm::{GuestNetwork, InstanceNetwork, InstanceSpec, NetConfig, Tap};
+use bellows_block::Digest;
+use bellows_vmm::{GuestNetwork, InstanceNetwork, InstanceSpec, NetConfig, OwnNetwork, Tap};
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id};
 
@@ -265,6 +267,177 @@ fn an_instance_and_its_host_talk() {
     server.finish();
     let traffic = guest.vm.network_statistics("net-7").unwrap();
     assert_eq!((traffic.received.malformed, traffic.transmitted.malformed), (0, 0), "{traffic:?}");
+    guest.shutdown();
+}
+
+/// Takes MiB from a server and gives it as many; prints the digest of each.
+const BULK: &str = "
+import hashlib, os, socket, sys
+host, port, mib = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+stream = socket.create_connection((host, port), timeout=250)
+taken, left = hashlib.sha256(), mib << 20
+while left:
+    data = stream.recv(1 << 18)
+    assert data, left
+    taken.update(data)
+    left -= len(data)
+given = hashlib.sha256()
+for _ in range(mib):
+    data = os.urandom(1 << 20)
+    given.update(data)
+    stream.sendall(data)
+print(taken.hexdigest(), given.hexdigest())
+";
+
+/// Sends the host datagrams of a size that are not to be cut into fragments; prints what comes of each.
+const DATAGRAMS: &str = "
+import errno, socket, sys
+host, port = sys.argv[1], int(sys.argv[2])
+for size in map(int, sys.argv[3:]):
+    out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    out.settimeout(250)
+    # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+    out.setsockopt(socket.IPPROTO_IP, 10, 2)
+    out.connect((host, port))
+    try:
+        out.send(bytes(size))
+        print(size, len(out.recv(65536)), flush=True)
+    except OSError as error:
+        print(size, errno.errorcode[error.errno], flush=True)
+";
+
+/// MiB that go each way.
+const BULK_MIB: usize = 12;
+
+fn digest(bytes: &[u8]) -> String {
+    Digest::of(bytes).hex()
+}
+
+/// Bytes that differ from each other everywhere.
+fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(count);
+    while bytes.len() < count {
+        // xorshift
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes
+}
+
+/// Much data in both directions, over an interface with packets of the usual size and one with large ones: it comes as it was sent, and
+/// both sides leave its division into packets to each other.
+#[test]
+fn much_data_comes_as_it_was_sent() {
+    let taps = [HostTap::at("ble", &["172.16.8.1/30"]), HostTap::at("blf", &["172.16.9.1/30"])];
+    sh(&format!("ip link set {} mtu 9000", taps[1].0));
+    let guest = Guest::ours()
+        .network(NetConfig { guest: Some(guest_network(&["172.16.8.2/30"], "172.16.8.1")), ..taps[0].config("eth0") })
+        .network(NetConfig {
+            guest: Some(guest_network(&["172.16.9.2/30"], "172.16.9.1")),
+            mtu: Some(9000),
+            ..taps[1].config("eth1")
+        })
+        .boot();
+    let mtus = shell("mtus", "cat /sys/class/net/eth0/mtu /sys/class/net/eth1/mtu");
+    let mtus = guest.ends_well(guest.start_spec(&mtus));
+    assert_eq!(mtus, "1500\n9000\n");
+
+    let sent = noise(BULK_MIB << 20);
+    let expected = digest(&sent);
+    for (index, host) in ["172.16.8.1", "172.16.9.1"].into_iter().enumerate() {
+        let (sent, (tell, told)) = (sent.clone(), mpsc::channel());
+        let (port, served) = serve(1, move |mut stream| {
+            stream.write_all(&sent).unwrap();
+            let mut taken = vec![0; BULK_MIB << 20];
+            stream.read_exact(&mut taken).unwrap();
+            tell.send(digest(&taken)).unwrap();
+        });
+        let arguments = [host, &port.to_string(), &BULK_MIB.to_string()];
+        let printed = guest.ends_well(guest.start_spec(&python(&format!("bulk-{index}"), BULK, &arguments)));
+        served.join().unwrap();
+        assert_eq!(printed, format!("{expected} {}\n", told.recv().unwrap()));
+        let statistics = guest.vm.network_statistics(&format!("eth{index}")).unwrap();
+        for traffic in [statistics.received, statistics.transmitted] {
+            assert_eq!(traffic.malformed, 0, "{statistics:?}");
+            // Acknowledgements among them, which are small.
+            assert!(traffic.bytes > (BULK_MIB as u64) << 20 && traffic.packets > 0, "{statistics:?}");
+        }
+        println!("{host}: {statistics:?}");
+    }
+
+    let echo = UdpSocket::bind("0.0.0.0:0").unwrap();
+    echo.set_read_timeout(Some(PATIENCE)).unwrap();
+    let port = echo.local_addr().unwrap().port().to_string();
+    let echoing = thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        for _ in 0..2 {
+            let (length, sender) = echo.recv_from(&mut buffer).unwrap();
+            echo.send_to(&buffer[..length], sender).unwrap();
+        }
+    });
+    let send = |id: &str, host: &str, sizes: &[&str]| {
+        let arguments = [&[host, &port], sizes].concat();
+        guest.ends_well(guest.start_spec(&python(id, DATAGRAMS, &arguments)))
+    };
+    // An IPv4 header and a UDP header have 28 bytes.
+    assert_eq!(send("usual", "172.16.8.1", &["1472", "1473"]), "1472 1472\n1473 EMSGSIZE\n");
+    assert_eq!(send("jumbo", "172.16.9.1", &["8972", "8973"]), "8972 8972\n8973 EMSGSIZE\n");
+    echoing.join().unwrap();
+    guest.shutdown();
+}
+
+/// Two instances with networks of their own serve the same port; the host and an instance reach each by its address, over IPv4 and IPv6.
+#[test]
+fn instances_have_networks_of_their_own() {
+    let tap = HostTap::at("blg", &["172.16.10.1/24", "fd00:10::1/64"]);
+    let vm = guest_network(&["172.16.10.2/24", "fd00:10::2/64"], "172.16.10.1");
+    let guest = Guest::ours().network(NetConfig { guest: Some(vm), ..tap.config("eth0") }).boot();
+    let own = |id: &str, number: u8, program: &str, arguments: &[&str]| {
+        let addresses = [format!("172.16.10.{number}"), format!("fd00:10::{number}")];
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let mac = format!("02:00:00:00:00:{number}").parse().ok();
+        python(id, program, arguments).on_network(InstanceNetwork::Own(OwnNetwork { addresses, mac }))
+    };
+    let servers = [("first", 11), ("second", 12)].map(|(id, number)| guest.start_spec(&own(id, number, SERVER, &[])));
+    servers.iter().for_each(|server| server.wait_for("serving"));
+    for number in [11, 12] {
+        let body = get(&format!("172.16.10.{number}"), "/four");
+        assert_eq!(body, "/four from ::ffff:172.16.10.1");
+        assert_eq!(get(&format!("fd00:10::{number}"), "/six"), "/six from fd00:10::1");
+    }
+    let taken = guest.refused(&own("third", 12, SERVER, &[]));
+    assert!(taken.contains("the address 172.16.10.12 is in use by another instance"), "{taken}");
+
+    let (port, served) = serve(1, |mut stream| {
+        let peer = stream.peer_addr().unwrap().ip().to_canonical().to_string();
+        head(&mut stream);
+        write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{peer}", peer.len()).unwrap();
+    });
+    let urls = ["http://172.16.10.11:8080/a", "http://[fd00:10::12]:8080/b", &format!("http://172.16.10.1:{port}/")];
+    let fetched = guest.ends_well(guest.start_spec(&own("client", 13, FETCH, &urls)));
+    assert_eq!(fetched, "/a from ::ffff:172.16.10.13\n/b from fd00:10::13\n172.16.10.13\n");
+    served.join().unwrap();
+    let files = InstanceSpec {
+        process: shell("x", "cat /sys/class/net/eth0/address /etc/hosts /etc/resolv.conf").process,
+        ..own("files", 14, "", &[])
+    };
+    let files = guest.ends_well(guest.start_spec(&files));
+    assert!(files.starts_with("02:00:00:00:00:14\n") && files.contains("\n172.16.10.14\tfiles\n"), "{files}");
+    assert!(files.contains("nameserver 172.16.10.1\n"), "{files}");
+
+    for server in servers {
+        server.signal(9);
+        server.finish();
+    }
+    // The addresses are free again.
+    let again = guest.start_spec(&own("again", 11, SERVER, &[]));
+    again.wait_for("serving");
+    assert_eq!(get("172.16.10.11", "/again"), "/again from ::ffff:172.16.10.1");
+    again.signal(9);
+    again.finish();
     guest.shutdown();
 }
 
