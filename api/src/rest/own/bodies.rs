@@ -38,6 +38,25 @@ struct Layer {
     bytes: u64,
 }
 
+/// What an instance is connected to, for the API's document.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "the library has the type that is read")]
+enum Network {
+    None,
+    Vm,
+    Own(OwnNetwork),
+}
+
+/// An instance's own interface: its addresses, and its hardware address.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "the library has the type that is read")]
+struct OwnNetwork {
+    addresses: Vec<String>,
+    mac: Option<String>,
+}
+
 /// `PATCH /partitions/{id}`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -67,9 +86,9 @@ pub(crate) struct NewInstance {
     pub(crate) pids_max: Option<u32>,
     /// The zygote that it is a fork of.
     pub(crate) fork_of: Option<String>,
-    /// What it is connected to: `none`, or `vm`, the VM's network interfaces.
+    /// What it is connected to: `none`; `vm`, the VM's network interfaces; or an interface of its own.
     #[serde(default)]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Network")]
     pub(crate) network: InstanceNetwork,
     /// The VM is switched off when it has ended.
     #[serde(default)]

@@ -93,7 +93,7 @@ fn spec(entry: &Entry, image: &Held) -> Result<InstanceSpec, Fault> {
     let user = wanted.user.as_ref().unwrap_or(&defaults.user);
     spec.process.user = user.parse().map_err(|error| Fault::of(&error))?;
     spec.partition = entry.partition;
-    spec.network = wanted.network;
+    spec.network = wanted.network.clone();
     spec.base_limit = wanted.base_limit_mib.map(|mib| bellows_vmm::ByteSize::mib(mib.into()));
     spec.pids_max = wanted.pids_max.unwrap_or(spec.pids_max);
     let zygote = wanted.fork_of.as_ref().map(|zygote| zygote.parse()).transpose();
