@@ -167,6 +167,8 @@ fn late() {
             let work = move || {
                 let bytes = vec![1_u8; 1000];
                 barrier.wait();
+                // What goes back to the kernel when it is freed.
+                drop((0..32).map(|_| vec![1_u8; 64 << 10]).collect::<Vec<_>>());
                 bytes.len()
             };
             spawn(ThreadRole::Vcpu, "vcpu", Some(256 << 10), work).unwrap()

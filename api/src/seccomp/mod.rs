@@ -42,6 +42,9 @@ pub enum SeccompError {
     /// The kernel refused.
     #[error("cannot install the filter of system calls")]
     Install(#[from] seccompiler::Error),
+    /// The allocator cannot be asked to read its files.
+    #[error("cannot have the allocator read its files")]
+    Allocator(#[source] io::Error),
     /// The handler of violations.
     #[error("cannot install the handler of SIGSYS")]
     Handler(#[source] io::Error),
@@ -62,7 +65,7 @@ pub fn confine(children: &[u32]) -> Result<(), SeccompError> {
         }
     }
     let process = lists::process(otherwise, id, children)?;
-    allocator::settle();
+    allocator::settle().map_err(SeccompError::Allocator)?;
     violation::install().map_err(SeccompError::Handler)?;
     // The standard one may look for symbols in files, which few threads may open.
     panic::set_hook(Box::new(|info| say(format_args!("internal error: {info}"))));
