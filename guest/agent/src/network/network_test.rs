@@ -97,8 +97,14 @@ fn an_instance_has_a_network_of_its_own() {
     in_namespace(|folder| {
         ip("link add name eth0 address 02:00:00:00:00:01 mtu 1400 type veth peer name other mtu 1400");
         ip("link set lo up");
+        ip("link set other up");
         let network = Network { links: folder.into(), ..Network::of_this_process().unwrap() };
         network.configure(&[setup("eth0", 1, &["172.16.0.2/24", "fd00::2/64"], &[])]).unwrap();
+        // An interface forgets for whom it answers when its cable is found to be out.
+        let begun = std::time::Instant::now();
+        while !["eth0", "other"].iter().all(|name| ip(&format!("-o link show {name}")).contains("state UP")) {
+            assert!(begun.elapsed().as_secs() < 60, "the interfaces stay down");
+        }
         let own = |addresses: &[&str]| OwnNetworkSetup {
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
             hardware_address: Some([2, 0, 0, 0, 0, 7]),
@@ -112,7 +118,8 @@ fn an_instance_has_a_network_of_its_own() {
 
         let routes = ip("route show") + &ip("-6 route show");
         assert!(routes.contains("172.16.0.9 dev own") && routes.contains("fd00::9 dev own"), "{routes}");
-        assert!(ip("-6 neigh show proxy").contains("fd00::9 dev eth0"));
+        let answers = ip("-6 neigh show proxy");
+        assert!(answers.contains("fd00::9 dev eth0"), "{answers}");
         for (path, value) in
             [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/eth0/proxy_arp", "1")]
         {
