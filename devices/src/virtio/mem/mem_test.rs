@@ -261,7 +261,7 @@ fn waiting_for_an_idle_guest_has_a_limit() {
         "slots follow the memory that the guest kept"
     );
     assert_eq!(machine.ask(UNPLUG, 0, 64).0, ACK);
-    machine.handle.unplug(AT_ONCE).unwrap();
+    machine.handle.unplug(PATIENCE).unwrap();
 }
 
 #[test]
