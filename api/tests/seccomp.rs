@@ -118,15 +118,7 @@ fn a_thread_of_the_library_opens_nothing() {
 #[ignore = "ends its process"]
 fn thread() {
     let wanted = std::env::var("ATTEMPT").unwrap();
-    let roles = [
-        ThreadRole::Vcpu,
-        ThreadRole::Device,
-        ThreadRole::Discard,
-        ThreadRole::Agent,
-        ThreadRole::Console,
-        ThreadRole::Control,
-    ];
-    let role = roles.into_iter().find(|role| format!("{role:?}") == wanted).unwrap();
+    let role = ThreadRole::ALL.into_iter().find(|role| format!("{role:?}") == wanted).unwrap();
     confine(&[]).unwrap();
     let work = || {
         // What any thread may do.

@@ -22,6 +22,11 @@ pub enum ThreadRole {
     Control,
 }
 
+impl ThreadRole {
+    /// All roles.
+    pub const ALL: [Self; 6] = [Self::Vcpu, Self::Device, Self::Discard, Self::Agent, Self::Console, Self::Control];
+}
+
 /// What is done at the start of each thread.
 static START: OnceLock<fn(ThreadRole)> = OnceLock::new();
 

@@ -20,16 +20,6 @@ use seccompiler::{BackendError, BpfProgram, SeccompAction, apply_filter, apply_f
 /// The variable that has violations logged by the kernel, and otherwise allowed. It is for finding out what the lists lack.
 const LOG_ONLY: &str = "BELLOWS_SECCOMP";
 
-/// The roles of the library's threads.
-const ROLES: [ThreadRole; 6] = [
-    ThreadRole::Vcpu,
-    ThreadRole::Device,
-    ThreadRole::Discard,
-    ThreadRole::Agent,
-    ThreadRole::Console,
-    ThreadRole::Control,
-];
-
 /// The filters of threads that begin.
 static FILTERS: OnceLock<HashMap<ThreadRole, BpfProgram>> = OnceLock::new();
 
@@ -59,7 +49,7 @@ pub fn confine(children: &[u32]) -> Result<(), SeccompError> {
     let otherwise = if log_only { SeccompAction::Log } else { SeccompAction::Trap };
     let id = std::process::id();
     let mut filters = HashMap::new();
-    for role in ROLES {
+    for role in ThreadRole::ALL {
         if let Some(filter) = lists::of_role(role, otherwise.clone(), id)? {
             filters.insert(role, filter);
         }
