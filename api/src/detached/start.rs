@@ -70,17 +70,13 @@ fn begin(args: &RunArgs, seat: &Seat, job: &Job, mut process: Child) -> Result<(
     let path = format!("/instances/{}", seat.name);
     let started = seat.client().call("PUT", &path, Some(&request(args, job)));
     let Err(error) = started else { return Ok(()) };
-    // The process says more, if it has ended before.
-    let ended = process.try_wait().ok().flatten().is_some();
     let _ = process.kill();
     let _ = process.wait();
-    match (error, ended || matches!(process.try_wait(), Ok(Some(_)))) {
-        (error @ CliError::Refused { .. }, _) => Err(error),
-        (error, _) => Err(match quoted(&seat.log()) {
-            Some(said) => CliError::Conflict(format!("the VM has not started: {said}")),
-            None => error,
-        }),
-    }
+    // Unless it has answered, the process says more.
+    Err(match (&error, quoted(&seat.log())) {
+        (CliError::Refused { .. }, _) | (_, None) => error,
+        (_, Some(said)) => CliError::Conflict(format!("the VM has not started: {said}")),
+    })
 }
 
 fn request(args: &RunArgs, job: &Job) -> Value {

@@ -84,8 +84,7 @@ impl Control {
     /// It has not booted.
     pub(crate) fn booted(&self) -> Result<Arc<Vm>, Fault> {
         let (_, vm) = self.now();
-        booted(vm.as_deref())?;
-        vm.ok_or_else(|| Fault::new("the VM has not booted"))
+        booted(vm)
     }
 
     /// The VM, once its agent can be called.
@@ -330,7 +329,7 @@ fn disk_of(drive: &Drive, vm: &Vm) -> Result<DiskInfo, Fault> {
     disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{}` any more", drive.drive_id)))
 }
 
-fn booted(vm: Option<&Vm>) -> Result<&Vm, Fault> {
+fn booted<T>(vm: Option<T>) -> Result<T, Fault> {
     vm.ok_or_else(|| Fault::new("the VM has not booted: expected this request after `InstanceStart`"))
 }
 

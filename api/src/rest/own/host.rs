@@ -17,6 +17,7 @@ use super::log::LogWriter;
 use super::request::Output;
 use super::table::{Entry, Phase, Room, Started};
 use crate::environment::environment;
+use crate::partition::take_back;
 use crate::rest::fault::Fault;
 
 /// Time for the guest to do its part of one step.
@@ -171,7 +172,7 @@ fn follow(api: Arc<OwnApi>, vm: Arc<Vm>, entry: Arc<Entry>, instance: &Arc<Insta
             api.table.oom_killed.fetch_add(ended.oom_killed.into(), Ordering::Relaxed);
         }
         let was_there = followed.status.send_if_modified(|status| {
-            let goes_on = matches!(status.phase, Phase::Starting | Phase::Running);
+            let goes_on = !status.is_over();
             if goes_on {
                 status.phase = phase;
             }
@@ -230,12 +231,8 @@ fn return_partition(
     partition: PartitionId,
     plug: &PlugReport,
 ) -> Result<PartitionReport, Fault> {
-    let (unplug, account) = vm.unplug_accounted(partition, LIMIT).map_err(of_partition)?;
-    let discard = vm.await_discard(partition, LIMIT).map_err(of_partition)?;
-    api.figures.unplug.add(unplug.unplug);
-    api.figures.discard.add(discard.discard);
-    let report = PartitionReport::new(plug, &unplug, &account, &discard);
-    api.events.tell("partition", json!({ "id": partition.get(), "left_bytes": unplug.left.get() }));
+    let report = take_back(vm, partition, plug, LIMIT).map_err(of_partition)?;
+    api.has_unplugged(partition, report.unplug, report.discard, report.left);
     Ok(report)
 }
 
@@ -272,7 +269,7 @@ pub(crate) fn of_partition(error: PartitionError) -> Fault {
     Fault::of_kind(error.kind(), &error)
 }
 
-pub(crate) fn milliseconds(time: Duration) -> f64 {
+fn milliseconds(time: Duration) -> f64 {
     // To the microsecond, as all reports.
     time.as_micros() as f64 / 1e3
 }

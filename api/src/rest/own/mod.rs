@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bellows_vmm::{InstanceId, PartitionId, Vm};
+use bellows_vmm::{ByteSize, InstanceId, PartitionId, PartitionInfo, Vm};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
@@ -48,10 +48,10 @@ const PARTS: usize = 4;
 /// Bellows' own part of the API.
 pub(crate) struct OwnApi {
     control: Arc<Control>,
-    pub(self) images: Images,
-    pub(self) table: Table,
-    pub(self) events: Events,
-    pub(self) figures: Figures,
+    images: Images,
+    table: Table,
+    events: Events,
+    figures: Figures,
     waiting: Arc<Semaphore>,
 }
 
@@ -84,10 +84,9 @@ impl OwnApi {
                 Ok(Reply::Json(partitions.iter().map(|partition| self.partition(partition)).collect()))
             }
             Own::Partition(id) => {
-                let partitions = self.control.booted()?.partitions();
-                let found = partitions.iter().find(|partition| partition.memory.id == id);
-                let missing = || Fault::missing(format!("there is no partition {id}"));
-                found.map(|partition| Reply::Json(self.partition(partition))).ok_or_else(missing)
+                let vm = self.control.booted()?;
+                let found = find_partition(&vm, id)?;
+                Ok(Reply::Json(self.partition(&found)))
             }
             Own::Resize(id, size) => self.blocking(move |api, vm| api.resize(vm, id, size)).await,
             Own::Unplug(id) => self.blocking(move |api, vm| api.unplug(vm, id)).await,
@@ -235,16 +234,15 @@ impl OwnApi {
         Ok(Reply::Stream { kind: "application/octet-stream", feed })
     }
 
-    fn partition(&self, info: &bellows_vmm::PartitionInfo) -> Value {
+    fn partition(&self, info: &PartitionInfo) -> Value {
         let mut said = json!(info);
         said["instance"] = json!(self.table.holder(info.memory.id).as_ref().map(InstanceId::as_str));
         said
     }
 
     fn resize(&self, vm: &Vm, id: PartitionId, size: Resize) -> Result<Value, Fault> {
-        let size = bellows_vmm::ByteSize::mib(size.size_mib.into());
-        let info = vm.partitions().into_iter().find(|info| info.memory.id == id);
-        let info = info.ok_or_else(|| Fault::missing(format!("there is no partition {id}")))?;
+        let size = ByteSize::mib(size.size_mib.into());
+        let info = find_partition(vm, id)?;
         let report = if size < info.memory.target && !info.memory.preparing {
             json!(vm.shrink(id, size, LIMIT).map_err(of_partition)?)
         } else {
@@ -262,11 +260,21 @@ impl OwnApi {
         }
         let unplug = vm.unplug(id, LIMIT).map_err(of_partition)?;
         let discard = vm.await_discard(id, LIMIT).map_err(of_partition)?;
-        self.figures.unplug.add(unplug.unplug);
-        self.figures.discard.add(discard.discard);
-        self.events.tell("partition", json!({ "id": id.get(), "left_bytes": unplug.left.get() }));
+        self.has_unplugged(id, unplug.unplug, discard.discard, unplug.left);
         Ok(json!({ "unplug": unplug, "discard": discard }))
     }
+
+    /// Counts what has gone back, and tells of it.
+    fn has_unplugged(&self, id: PartitionId, unplug: Duration, discard: Duration, left: ByteSize) {
+        self.figures.unplug.add(unplug);
+        self.figures.discard.add(discard);
+        self.events.tell("partition", json!({ "id": id.get(), "left_bytes": left.get() }));
+    }
+}
+
+fn find_partition(vm: &Vm, id: PartitionId) -> Result<PartitionInfo, Fault> {
+    let found = vm.partitions().into_iter().find(|info| info.memory.id == id);
+    found.ok_or_else(|| Fault::missing(format!("there is no partition {id}")))
 }
 
 /// Sends an instance's output, as far as it is wanted.
