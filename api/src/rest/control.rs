@@ -95,7 +95,7 @@ impl Control {
         let vm = self.booted()?;
         let mut ready = self.ready.subscribe();
         let is_ready = timeout(limit, ready.wait_for(|is_ready| *is_ready)).await;
-        let late = |_| Fault { status: 502, message: format!("the guest's agent is not ready after {limit:?}") };
+        let late = |_| Fault::with_status(502, format!("the guest's agent is not ready after {limit:?}"));
         // The sender is this one's.
         drop(is_ready.map_err(late)?);
         match vm.lifecycle() {

@@ -12,22 +12,29 @@ use crate::error::with_causes;
 pub(crate) struct Fault {
     pub(crate) status: u16,
     pub(crate) message: String,
+    /// With status 405: the methods that the path has.
+    pub(crate) allow: Option<&'static str>,
 }
 
 impl Fault {
     /// The request is wrong, or the VM's state excludes it: 400, as all of Firecracker's.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { status: 400, message: message.into() }
+        Self::with_status(400, message)
+    }
+
+    /// A refusal with a status of its own.
+    pub(crate) fn with_status(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), allow: None }
     }
 
     /// Bellows' own resources: there is none of that name.
     pub(crate) fn missing(message: impl Into<String>) -> Self {
-        Self { status: 404, message: message.into() }
+        Self::with_status(404, message)
     }
 
     /// Bellows' own resources: the request and what there is exclude each other.
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
-        Self { status: 409, message: message.into() }
+        Self::with_status(409, message)
     }
 
     /// Bellows' own resources: a status for each kind of error.
@@ -40,7 +47,7 @@ impl Fault {
             ErrorKind::Host => 503,
             ErrorKind::Internal => 500,
         };
-        Self { status, message: with_causes(error) }
+        Self::with_status(status, with_causes(error))
     }
 
     /// The same with the causes of an error.
@@ -60,7 +67,7 @@ impl Fault {
 
     /// The body has more than `limit` bytes.
     pub(crate) fn too_large(limit: usize) -> Self {
-        Self { status: 413, message: format!("the body is too large: expected at most {limit} bytes") }
+        Self::with_status(413, format!("the body is too large: expected at most {limit} bytes"))
     }
 
     /// The body as JSON.

@@ -17,6 +17,7 @@ mod request;
 mod rules;
 mod server;
 mod socket;
+mod strict;
 
 use std::fs;
 use std::path::Path;

@@ -9,6 +9,7 @@ use super::bodies::{
     VmUpdate, Vsock,
 };
 use super::fault::Fault;
+use super::strict;
 
 /// Longest name of a resource.
 const MAX_ID: usize = 64;
@@ -171,7 +172,7 @@ pub(super) fn unknown(method: &str, path: &str) -> Fault {
 }
 
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
-    serde_json::from_slice(body).map_err(|error| Fault::new(format!("cannot understand the body: {error}")))
+    strict::from_slice(body).map_err(|error| Fault::new(format!("cannot understand the body: {error}")))
 }
 
 fn json_of<T: DeserializeOwned>(field: &str, id: &str, body: &[u8]) -> Result<T, Fault> {

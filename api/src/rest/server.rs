@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -249,7 +249,7 @@ async fn read_body(body: Incoming, limits: Limits) -> Result<Bytes, Fault> {
         Ok(Err(error)) => Err(Fault::new(format!("cannot read the body: {error}"))),
         Err(_) => {
             let message = format!("the body was not there after {:?}", limits.patience);
-            Err(Fault { status: 408, message })
+            Err(Fault::with_status(408, message))
         }
     }
 }
@@ -260,6 +260,7 @@ type AnswerBody = Either<Full<Bytes>, Feed>;
 fn response(answer: Result<Reply, Fault>) -> Response<AnswerBody> {
     const JSON: &str = "application/json";
     let whole = |bytes: Vec<u8>| Either::Left(Full::new(Bytes::from(bytes)));
+    let allow = answer.as_ref().err().and_then(|fault| fault.allow);
     let (status, kind, body) = match answer {
         Ok(Reply::Nothing) => (StatusCode::NO_CONTENT, None, whole(Vec::new())),
         Ok(Reply::Json(value)) => (StatusCode::OK, Some(JSON), whole(value.to_string().into_bytes())),
@@ -275,6 +276,9 @@ fn response(answer: Result<Reply, Fault>) -> Response<AnswerBody> {
     response.headers_mut().insert(SERVER, HeaderValue::from_static("Bellows API"));
     if let Some(kind) = kind {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    if let Some(methods) = allow {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     }
     response
 }

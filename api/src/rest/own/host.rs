@@ -190,7 +190,7 @@ fn follow(api: Arc<OwnApi>, vm: Arc<Vm>, entry: Arc<Entry>, instance: &Arc<Insta
         }
     };
     let spawned = thread::Builder::new().name("instance".into()).spawn(wait);
-    spawned.map(drop).map_err(|error| Fault { status: 503, message: format!("cannot follow the instance: {error}") })
+    spawned.map(drop).map_err(|error| Fault::with_status(503, format!("cannot follow the instance: {error}")))
 }
 
 /// Ends an instance, takes it apart, and gives its partition back: in the order that makes that cheap.

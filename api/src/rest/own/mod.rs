@@ -310,12 +310,12 @@ impl Drop for Abandoned {
 
 fn too_many_wait() -> Fault {
     let message = format!("{MAX_WAITING} requests wait for instances or read logs: expected fewer");
-    Fault { status: 503, message }
+    Fault::with_status(503, message)
 }
 
 pub(super) fn panicked(error: &tokio::task::JoinError) -> Fault {
     tracing::error!(%error, "a request panicked");
-    Fault { status: 500, message: "a fault of Bellows: see its log".into() }
+    Fault::with_status(500, "a fault of Bellows: see its log")
 }
 
 impl From<Value> for Reply {

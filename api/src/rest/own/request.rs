@@ -91,19 +91,23 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
         ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
         ("GET", ["events"]) => Ok(Own::Events),
         ("GET", ["metrics", "prometheus"]) => Ok(Own::Prometheus),
-        _ => Err(Fault { status: status_of_unknown(parts), ..unknown(method, path) }),
+        _ => Err(not_here(parts, unknown(method, path))),
     }
 }
 
-/// 405 where the path has other methods, else 404.
-fn status_of_unknown(parts: &[&str]) -> u16 {
-    match parts {
+/// 405 where the path has other methods, which the answer then lists (RFC 9110, section 15.5.6), else 404.
+fn not_here(parts: &[&str], fault: Fault) -> Fault {
+    let methods = match parts {
         ["images" | "instances" | "partitions" | "events"]
-        | ["images" | "instances" | "partitions", _]
-        | ["instances", _, "signal" | "stop" | "exec" | "wait" | "logs"]
-        | ["metrics", "prometheus"] => 405,
-        _ => 404,
-    }
+        | ["metrics", "prometheus"]
+        | ["instances", _, "wait" | "logs"] => "GET",
+        ["images", _] => "PUT, DELETE",
+        ["instances" | "partitions", _] => "GET, PUT, PATCH, DELETE",
+        ["instances", _, "signal"] => "PUT",
+        ["instances", _, "stop" | "exec"] => "POST",
+        _ => return Fault { status: 404, ..fault },
+    };
+    Fault { status: 405, allow: Some(methods), ..fault }
 }
 
 fn named<T: FromStr>(what: &str, text: &str) -> Result<T, Fault> {
@@ -173,7 +177,23 @@ mod tests {
             ("GET", "/images/a/b/c", 404),
         ] {
             let fault = parse(method, path, b"").unwrap().unwrap_err();
-            assert_eq!(fault.status, status, "{method} {path}: {fault}");
+            assert_eq!((fault.status, fault.allow.is_some()), (status, status == 405), "{method} {path}: {fault}");
+        }
+    }
+
+    /// By the document, which is written apart from the parser.
+    #[test]
+    fn the_methods_of_a_path_are_named() {
+        let document = crate::rest::openapi::document();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            let path = path.replace("{partition}", "1").replace(['{', '}'], "");
+            let Some(parsed) = parse("TRACE", &path, b"") else { continue };
+            let allow = parsed.unwrap_err().allow.unwrap_or_else(|| panic!("{path}"));
+            let mut allowed: Vec<_> = allow.split(", ").map(str::to_lowercase).collect();
+            let mut said: Vec<_> = methods.as_object().unwrap().keys().filter(|key| *key != "parameters").collect();
+            allowed.sort();
+            said.sort();
+            assert!(allowed.iter().eq(said), "{path}: {allow}");
         }
     }
 
