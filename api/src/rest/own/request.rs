@@ -55,20 +55,15 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Option<Result<Own,
     let own = match parts.as_slice() {
         ["images" | "instances" | "events", ..] | ["metrics", "prometheus"] => true,
         // A window is configured before the VM boots.
-        ["partitions", ..] => method != "PUT",
+        ["partitions", _] => method != "PUT",
+        ["partitions", ..] => true,
         _ => false,
     };
     own.then(|| read(method, path, &parts, query, body))
 }
 
 fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> Result<Own, Fault> {
-    if matches!(method, "GET" | "DELETE") && !body.is_empty() {
-        return Err(Fault::new(format!("`{method} {path}` has a body: expected none")));
-    }
-    if !query.is_empty() && !matches!(parts, ["instances", _, "logs"]) {
-        return Err(Fault::new(format!("`{method} {path}` has the query `{}`: expected none", query.escape_debug())));
-    }
-    match (method, parts) {
+    let own = match (method, parts) {
         ("GET", ["images"]) => Ok(Own::Images),
         ("PUT", ["images", id]) => Ok(Own::AttachImage(named("image", id)?, json(body)?)),
         ("DELETE", ["images", id]) => named("image", id).map(Own::DetachImage),
@@ -91,8 +86,15 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
         ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
         ("GET", ["events"]) => Ok(Own::Events),
         ("GET", ["metrics", "prometheus"]) => Ok(Own::Prometheus),
-        _ => Err(not_here(parts, unknown(method, path))),
+        _ => return Err(not_here(parts, unknown(method, path))),
+    };
+    if matches!(method, "GET" | "DELETE") && !body.is_empty() {
+        return Err(Fault::new(format!("`{method} {path}` has a body: expected none")));
     }
+    if !query.is_empty() && !matches!(parts, ["instances", _, "logs"]) {
+        return Err(Fault::new(format!("`{method} {path}` has the query `{}`: expected none", query.escape_debug())));
+    }
+    own
 }
 
 /// 405 where the path has other methods, which the answer then lists (RFC 9110, section 15.5.6), else 404.
@@ -173,11 +175,20 @@ mod tests {
             ("PUT", "/events", 405),
             ("POST", "/metrics/prometheus", 405),
             ("GET", "/instances/a/exec", 405),
+            ("PUT", "/partitions", 405),
             ("GET", "/instances/a/b", 404),
             ("GET", "/images/a/b/c", 404),
         ] {
             let fault = parse(method, path, b"").unwrap().unwrap_err();
             assert_eq!((fault.status, fault.allow.is_some()), (status, status == 405), "{method} {path}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_said_before_a_wrong_body() {
+        for (method, path) in [("GET", "/instances/a/stop"), ("DELETE", "/instances"), ("GET", "/instances/a/exec?x=1")]
+        {
+            assert_eq!(parse(method, path, b"{}").unwrap().unwrap_err().status, 405, "{method} {path}");
         }
     }
 
