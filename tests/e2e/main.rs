@@ -25,6 +25,7 @@ mod instances;
 mod jail;
 mod layers;
 mod network;
+mod network_hotplug;
 mod partitions;
 mod passt;
 mod pause;

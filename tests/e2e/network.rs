@@ -25,7 +25,7 @@ impl HostTap {
     }
 
     /// The same with addresses, which are the host's.
-    fn at(name: &str, addresses: &[&str]) -> Self {
+    pub fn at(name: &str, addresses: &[&str]) -> Self {
         let tap = Self::new(name);
         for address in addresses {
             sh(&format!("ip address add {address} dev {}", tap.0));
@@ -33,7 +33,7 @@ impl HostTap {
         tap
     }
 
-    fn config(&self, id: &str) -> NetConfig {
+    pub fn config(&self, id: &str) -> NetConfig {
         NetConfig::new(id, Tap::Name(self.0.clone()))
     }
 
@@ -63,7 +63,7 @@ fn accepted(guest: &Running, id: &str) -> Vec<String> {
     features.lines().map(str::to_owned).collect()
 }
 
-fn guest_network(addresses: &[&str], gateway: &str) -> GuestNetwork {
+pub fn guest_network(addresses: &[&str], gateway: &str) -> GuestNetwork {
     GuestNetwork {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         gateways: vec![gateway.parse().unwrap()],
@@ -73,7 +73,7 @@ fn guest_network(addresses: &[&str], gateway: &str) -> GuestNetwork {
 }
 
 /// A program in Python that shares the VM's network.
-fn python(id: &str, program: &str, arguments: &[&str]) -> InstanceSpec {
+pub fn python(id: &str, program: &str, arguments: &[&str]) -> InstanceSpec {
     let command = [&["python3", "-c", program], arguments].concat();
     InstanceSpec::new(id.parse().unwrap(), image_id(), command).on_network(InstanceNetwork::Vm)
 }
@@ -111,7 +111,7 @@ fn patient(stream: &TcpStream) {
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
 }
 
-fn connect(address: &str, port: u16) -> TcpStream {
+pub fn connect(address: &str, port: u16) -> TcpStream {
     let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
     let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
     patient(&stream);
@@ -119,7 +119,7 @@ fn connect(address: &str, port: u16) -> TcpStream {
 }
 
 /// What an HTTP server at port 8080 of the guest answers.
-fn get(address: &str, path: &str) -> String {
+pub fn get(address: &str, path: &str) -> String {
     let mut stream = connect(address, 8080);
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
     let head = head(&mut stream);
@@ -181,7 +181,7 @@ for url in sys.argv[1:]:
 ";
 
 /// Serves HTTP at both families of addresses, until it is ended.
-const SERVER: &str = "
+pub const SERVER: &str = "
 import http.server, socket
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):

@@ -299,7 +299,7 @@ impl VmBuilder {
         for drive in &config.drives {
             disks.add_drive(&bus, drive)?;
         }
-        let mut networks = Networks::default();
+        let networks = Networks::default();
         for interface in &config.network_interfaces {
             networks.add(&bus, interface)?;
         }

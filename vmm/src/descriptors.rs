@@ -24,7 +24,7 @@ const PER_NETWORK: usize = 8;
 const PER_DRIVE: usize = 3;
 /// For a partition, beside its function's: the event that resumes it.
 const PER_PARTITION: usize = 1;
-/// Descriptors to keep free when a disk or partition is attached to a running VM.
+/// Descriptors to keep free when a disk, network interface or partition is attached to a running VM.
 const SPARE: usize = 16;
 
 /// The process may not open as many files as needed.
@@ -57,7 +57,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
         + images
         + config.balloon.as_ref().map_or(0, of_balloon)
         + of_drive() * config.drives.len()
-        + (PER_NETWORK + PER_LOOP) * config.network_interfaces.len()
+        + of_network() * config.network_interfaces.len()
         + of_partition() * config.memory_devices()
 }
 
@@ -74,6 +74,11 @@ pub(crate) fn of_image(image: &ImageConfig, shape: Shape) -> usize {
 /// Descriptors of a drive.
 pub(crate) fn of_drive() -> usize {
     PER_DRIVE + of_disk(Transport::Blk)
+}
+
+/// Descriptors of a network interface.
+pub(crate) fn of_network() -> usize {
+    PER_NETWORK + PER_LOOP
 }
 
 /// Descriptors of a balloon: two for each queue.

@@ -14,7 +14,7 @@ use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
 
 use crate::arch::Buses;
-use crate::config::{DriveConfig, ImageConfig, VmConfig};
+use crate::config::{DriveConfig, ImageConfig, NetConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
 use crate::guest::agent::InstanceMemory;
@@ -149,7 +149,26 @@ impl Vm {
         VmStopper::new(self.session.end().clone(), self.machine.gate())
     }
 
-    /// The network interfaces, in the order of the configuration, with their traffic so far.
+    /// Adds a network interface while the VM runs; returns once a driver of the guest runs it, and the agent has set up what
+    /// [`NetConfig::guest`] says.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; nothing of it remains, unless the guest does not let go of it: then it is in
+    /// [`Vm::network_interfaces`].
+    pub fn attach_network(&self, config: &NetConfig, timeout: Duration) -> Result<NetworkInfo, NetworkError> {
+        self.networks.attach(&self.session, &self.bus, config, timeout)
+    }
+
+    /// Removes a network interface while the VM runs: first the guest lets go of it, then it leaves the bus. Instances with networks of
+    /// their own that are on it lose these.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; but for [`NetworkError::NotSetUp`], it is still there.
+    pub fn detach_network(&self, id: &str, timeout: Duration) -> Result<(), NetworkError> {
+        self.networks.detach(&self.session, &self.bus, id, timeout)
+    }
+
+    /// The network interfaces, in the order in which they came, with their traffic so far.
     #[must_use]
     pub fn network_interfaces(&self) -> Vec<NetworkInfo> {
         self.networks.infos()

@@ -175,6 +175,21 @@ impl Configuration {
         }
     }
 
+    /// Whether there is a network interface of that name.
+    pub(crate) fn has_network_named(&self, id: &str) -> bool {
+        self.networks.iter().any(|network| network.iface_id == id)
+    }
+
+    /// A network interface has come while the VM runs.
+    pub(crate) fn has_network(&mut self, network: Network) {
+        self.networks.push(network);
+    }
+
+    /// A network interface has gone while the VM runs.
+    pub(crate) fn has_no_network(&mut self, id: &str) {
+        self.networks.retain(|network| network.iface_id != id);
+    }
+
     /// A network interface has changed while the VM runs.
     pub(crate) fn update_network(&mut self, update: &NetworkUpdate) {
         if let Some(network) = self.networks.iter_mut().find(|network| network.iface_id == update.iface_id) {

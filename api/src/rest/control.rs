@@ -222,6 +222,21 @@ impl Control {
             Change::Drive(drive) => self.attach(configuration, vm, drive),
             Change::RemoveDrive(id) => self.detach(configuration, vm, &id),
             Change::UpdateDrive(update) => self.update_drive(configuration, vm, &update),
+            Change::Network(network) => {
+                let attached = vm.attach_network(&network.config(), HOTPLUG_LIMIT);
+                // After an error it stays only if the guest does not let go of it.
+                let is_there = vm.network_interfaces().iter().any(|interface| interface.id == network.iface_id);
+                let mut state = self.state();
+                if is_there && !state.configuration.has_network_named(&network.iface_id) {
+                    state.configuration.has_network(*network);
+                }
+                attached.map(drop).map_err(|error| Fault::of(&error))
+            }
+            Change::RemoveNetwork(id) => {
+                vm.detach_network(&id, HOTPLUG_LIMIT).map_err(|error| Fault::of(&error))?;
+                self.state().configuration.has_no_network(&id);
+                Ok(())
+            }
             Change::UpdateNetwork(update) => {
                 let interface = vm.network_interfaces().into_iter().find(|interface| interface.id == update.iface_id);
                 let missing = || Fault::new(format!("there is no network interface `{}`", update.iface_id));

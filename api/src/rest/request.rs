@@ -47,6 +47,7 @@ pub(crate) enum Change {
     UpdateDrive(DriveUpdate),
     RemoveDrive(String),
     Network(Box<Network>),
+    RemoveNetwork(String),
     UpdateNetwork(NetworkUpdate),
     Vsock(Vsock),
     Entropy(Entropy),
@@ -107,6 +108,9 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
         }
         ("PUT" | "PATCH", _) => change(method, path, &parts, body).map(Request::Change),
         ("DELETE", ["drives", id]) => Ok(Request::Change(Change::RemoveDrive(checked_id("drive_id", id)?.to_owned()))),
+        ("DELETE", ["network-interfaces", id]) => {
+            Ok(Request::Change(Change::RemoveNetwork(checked_id("iface_id", id)?.to_owned())))
+        }
         _ => Err(unknown(method, path)),
     }
 }

@@ -91,7 +91,11 @@ fn a_network_interface_has_one_name_too() {
     let parsed = parse("PATCH", "/network-interfaces/eth0", update);
     assert!(matches!(parsed, Ok(Request::Change(Change::UpdateNetwork(_)))), "{parsed:?}");
     assert!(refused("PATCH", "/network-interfaces/a-b", update).contains("`iface_id` is `a-b`"));
-    assert!(refused("DELETE", "/network-interfaces/eth0", b"").contains("is not a request of this API"));
+    assert_eq!(
+        parse("DELETE", "/network-interfaces/eth0", b""),
+        Ok(Request::Change(Change::RemoveNetwork("eth0".into())))
+    );
+    assert!(refused("DELETE", "/network-interfaces/a-b", b"").contains("`iface_id` is `a-b`"));
 }
 
 /// Whatever a client sends is an answer, not a panic.

@@ -25,7 +25,6 @@ fn when(change: &Change) -> When {
         Change::BootSource(_)
         | Change::Machine(_)
         | Change::UpdateMachine(_)
-        | Change::Network(_)
         | Change::Partition(..)
         | Change::Vsock(_)
         | Change::Entropy(_)
@@ -37,6 +36,7 @@ fn when(change: &Change) -> When {
         Change::UpdateDrive(_)
         | Change::UpdateNetwork(_)
         | Change::RemoveDrive(_)
+        | Change::RemoveNetwork(_)
         | Change::ResizeBalloon(_)
         | Change::BalloonInterval(_)
         | Change::StartHinting(_)
@@ -46,7 +46,7 @@ fn when(change: &Change) -> When {
         | Change::Pause
         | Change::Resume => When::After,
         // Afterwards, it is hotplug.
-        Change::Drive(_) => When::Ever,
+        Change::Drive(_) | Change::Network(_) => When::Ever,
     }
 }
 
@@ -66,7 +66,8 @@ mod tests {
             ("PUT", "/drives/a", r#"{"drive_id": "a", "is_root_device": false}"#, true, true),
             ("PATCH", "/drives/a", r#"{"drive_id": "a"}"#, false, true),
             ("DELETE", "/drives/a", "", false, true),
-            ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, false),
+            ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, true),
+            ("DELETE", "/network-interfaces/a", "", false, true),
             ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#, false, true),
             ("PATCH", "/balloon", r#"{"amount_mib": 1}"#, false, true),
             ("PATCH", "/vm", r#"{"state": "Paused"}"#, false, true),

@@ -106,6 +106,27 @@ impl NetConfig {
     pub fn new(id: impl Into<String>, host: impl Into<HostEnd>) -> Self {
         Self { id: id.into(), host: host.into(), mac: None, mtu: None, limits: RateLimits::default(), guest: None }
     }
+
+    /// Checks an interface by itself, where the VM has `others`.
+    pub(crate) fn check_beside(&self, others: usize) -> Result<(), ConfigError> {
+        if others >= MAX_NETWORK_INTERFACES {
+            let expected = format!("at most {MAX_NETWORK_INTERFACES}");
+            return Err(error("network_interfaces", count(others + 1), expected));
+        }
+        self.check(str::to_owned)
+    }
+
+    fn check(&self, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+        let Self { id, mtu, guest, .. } = self;
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
+            return Err(error(field("id"), format!("{id:?}"), format!("1 to {MAX_ID} letters, digits, `-`, `_`")));
+        }
+        if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
+            return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
+        }
+        guest.as_ref().map_or(Ok(()), |guest| guest.check(&field("guest")))
+    }
 }
 
 /// Checks every interface, by itself and against the others.
@@ -117,17 +138,8 @@ pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
     let (mut ids, mut ends, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (index, interface) in interfaces.iter().enumerate() {
         let field = |name: &str| format!("network_interfaces[{index}].{name}");
-        let NetConfig { id, host, mac, mtu, guest, .. } = interface;
-        let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
-            return Err(error(field("id"), format!("{id:?}"), format!("1 to {MAX_ID} letters, digits, `-`, `_`")));
-        }
-        if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
-            return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
-        }
-        if let Some(guest) = guest {
-            guest.check(&field("guest"))?;
-        }
+        interface.check(field)?;
+        let NetConfig { id, host, mac, .. } = interface;
         let another = |name: &str, other: usize| format!("another than that of `network_interfaces[{other}].{name}`");
         if let Some(other) = ids.insert(id, index) {
             return Err(error(field("id"), format!("`{id}`"), another("id", other)));

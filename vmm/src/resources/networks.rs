@@ -1,4 +1,6 @@
-//! The network interfaces of a VM.
+//! The network interfaces of a VM: those of its configuration, and those that come and go while it runs.
+
+use std::time::Duration;
 
 use bellows_devices::event_loop::EventLoop;
 use bellows_devices::pci::PciAddress;
@@ -10,15 +12,23 @@ use bellows_devices::virtio::{Net, NetHandle};
 use bellows_protocol::network::InterfaceSetup;
 use serde::Serialize;
 
-use crate::config::{GuestNetwork, HostEnd, NetConfig, StreamSocket, Tap};
+use super::table::{Change, Hotplug};
+use crate::config::{ConfigError, GuestNetwork, HostEnd, NetConfig, StreamSocket, Tap};
+use crate::deadline::Deadline;
+use crate::descriptors::{self, TooFewDescriptors};
+use crate::guest::agent::{AgentClient, AgentError};
+use crate::guest::error::NotRunning;
+use crate::guest::session::Session;
 use crate::kind::ErrorKind;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 
-/// All network interfaces of a VM, in the order of its configuration.
+/// All network interfaces of a VM, by name.
 #[derive(Default)]
 pub(crate) struct Networks {
-    interfaces: Vec<Interface>,
+    table: Hotplug<String, Interface>,
 }
+
+type NetworkChange<'a> = Change<'a, String, Interface>;
 
 struct Interface {
     id: String,
@@ -104,6 +114,49 @@ pub enum NetworkError {
     /// There is none with that name.
     #[error("the VM has no network interface `{0}`")]
     NotFound(String),
+    /// There is one with that name.
+    #[error("the VM has a network interface `{0}` already: expected another `id`")]
+    Duplicate(String),
+    /// Its configuration is impossible.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The process may not open as many files.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+    /// The guest cannot be asked.
+    #[error(transparent)]
+    NotRunning(#[from] NotRunning),
+    /// No driver of the guest took it.
+    #[error("no driver of the guest runs the network interface `{id}` at {address}")]
+    NotBound {
+        /// The interface.
+        id: String,
+        /// Where it was on the bus.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The guest did not set it up.
+    #[error("the guest's agent cannot set up the network interface `{id}`")]
+    NotSetUp {
+        /// The interface.
+        id: String,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
+    /// The guest does not let go of it.
+    #[error("the guest does not let go of the network interface `{id}` at {address}")]
+    NotReleased {
+        /// The interface.
+        id: String,
+        /// Where it is on the bus.
+        address: PciAddress,
+        /// What the agent says.
+        #[source]
+        source: AgentError,
+    },
 }
 
 impl NetworkError {
@@ -121,15 +174,97 @@ impl NetworkError {
             Self::Tap { source: TapError::Missing(_), .. } | Self::NotFound(_) => ErrorKind::NotFound,
             Self::Tap { .. } | Self::Net { source: NetError::Event(_), .. } => ErrorKind::Host,
             Self::Net { source: NetError::Mtu(_), .. } => ErrorKind::Invalid,
-            Self::DuplicateMac { .. } => ErrorKind::Conflict,
+            Self::DuplicateMac { .. } | Self::Duplicate(_) => ErrorKind::Conflict,
             Self::Device(error) => error.kind(),
+            Self::Config(_) => ErrorKind::Invalid,
+            Self::Descriptors(error) => error.kind(),
+            Self::NotRunning(error) => error.kind(),
+            Self::NotBound { source, .. } | Self::NotSetUp { source, .. } | Self::NotReleased { source, .. } => {
+                source.kind()
+            }
         }
     }
 }
 
 impl Networks {
     /// Puts an interface on the bus before the guest boots.
-    pub(crate) fn add(&mut self, bus: &VirtioBus, config: &NetConfig) -> Result<(), NetworkError> {
+    pub(crate) fn add(&self, bus: &VirtioBus, config: &NetConfig) -> Result<(), NetworkError> {
+        self.put(&self.table.change(), bus, config).map(drop)
+    }
+
+    /// Adds an interface; returns once a driver of the guest runs it, and the agent has set it up. After an error it is gone, unless
+    /// the guest does not let go of it.
+    pub(crate) fn attach(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        config: &NetConfig,
+        timeout: Duration,
+    ) -> Result<NetworkInfo, NetworkError> {
+        let deadline = Deadline::after(timeout);
+        let agent = session.agent()?;
+        let change = self.table.change();
+        config.check_beside(self.table.map(|_| ()).len())?;
+        if self.table.contains(&config.id) {
+            return Err(NetworkError::Duplicate(config.id.clone()));
+        }
+        descriptors::check_attach(descriptors::of_network())?;
+        let address = self.put(&change, bus, config)?;
+        let id = || config.id.clone();
+        let bound = agent.attach(&[address], deadline.left());
+        let ready = bound.map_err(|source| NetworkError::NotBound { id: id(), address, source }).and_then(|()| {
+            if config.guest.is_none() {
+                return Ok(());
+            }
+            let setup = agent.configure_network(&self.setups(), deadline.left());
+            setup.map_err(|source| NetworkError::NotSetUp { id: id(), source })
+        });
+        if let Err(error) = ready {
+            if let Err(error) = self.take(&change, (agent, bus), &config.id, address, Deadline::after(timeout)) {
+                tracing::warn!(%error, id = config.id, "a network interface that cannot be used stays");
+            }
+            return Err(error);
+        }
+        self.table.read(&config.id, Interface::info).ok_or_else(|| NetworkError::NotFound(id()))
+    }
+
+    /// Removes an interface: first the guest lets go of it, then it leaves the bus.
+    pub(crate) fn detach(
+        &self,
+        session: &Session,
+        bus: &VirtioBus,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<(), NetworkError> {
+        let agent = session.agent()?;
+        let change = self.table.change();
+        let address = self.table.read(&id.to_owned(), |interface| interface.address);
+        let address = address.ok_or_else(|| NetworkError::NotFound(id.to_owned()))?;
+        self.take(&change, (agent, bus), id, address, Deadline::after(timeout))
+    }
+
+    fn take(
+        &self,
+        change: &NetworkChange<'_>,
+        (agent, bus): (&AgentClient, &VirtioBus),
+        id: &str,
+        address: PciAddress,
+        deadline: Deadline,
+    ) -> Result<(), NetworkError> {
+        let released = agent.detach(&[address], deadline.left());
+        released.map_err(|source| NetworkError::NotReleased { id: id.to_owned(), address, source })?;
+        bus.remove(&format!("network interface `{id}`"), address)?;
+        // Joins its thread.
+        let gone = change.remove(&id.to_owned());
+        if gone.is_some_and(|interface| interface.guest.is_some()) {
+            // Instances are told of its addresses and name servers no longer.
+            let setup = agent.configure_network(&self.setups(), deadline.left());
+            setup.map_err(|source| NetworkError::NotSetUp { id: id.to_owned(), source })?;
+        }
+        Ok(())
+    }
+
+    fn put(&self, change: &NetworkChange<'_>, bus: &VirtioBus, config: &NetConfig) -> Result<PciAddress, NetworkError> {
         let id = || config.id.clone();
         match &config.host {
             HostEnd::Tap(tap) => {
@@ -139,7 +274,7 @@ impl Networks {
                 };
                 let tap = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
                 let name = tap.name().to_owned();
-                self.add_link(bus, config, tap, name)
+                self.put_link(change, bus, config, tap, name)
             }
             HostEnd::Stream(stream) => {
                 let (opened, name) = match stream {
@@ -147,59 +282,66 @@ impl Networks {
                     StreamSocket::Fd(fd) => (StreamLink::from_descriptor(*fd), format!("descriptor {fd}")),
                 };
                 let link = opened.map_err(|source| NetworkError::Stream { id: id(), source })?;
-                self.add_link(bus, config, link, name)
+                self.put_link(change, bus, config, link, name)
             }
         }
     }
 
-    fn add_link(
-        &mut self,
+    fn put_link(
+        &self,
+        change: &NetworkChange<'_>,
         bus: &VirtioBus,
         config: &NetConfig,
         link: impl Link + 'static,
         host: String,
-    ) -> Result<(), NetworkError> {
+    ) -> Result<PciAddress, NetworkError> {
         let NetConfig { id, mac, mtu, limits, guest, .. } = config;
         let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
-        if let Some(other) = self.interfaces.iter().find(|other| other.mac == mac) {
-            return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other: other.id.clone() });
+        let others = self.table.map(|other| (other.mac, other.id.clone()));
+        if let Some((_, other)) = others.into_iter().find(|(other, _)| *other == mac) {
+            return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other });
         }
         let device = Net::new(link, &NetSettings { mac, mtu: *mtu, limits: *limits })
             .map_err(|source| NetworkError::Net { id: id.clone(), source })?;
         let handle = device.handle();
         let event_loop = bus.event_loop("net")?;
         let address = bus.add(&format!("network interface `{id}`"), device, event_loop.handle())?;
-        let (id, guest) = (id.clone(), guest.clone());
-        let interface = Interface { id, host, mac, mtu: *mtu, address, handle, guest, _event_loop: event_loop };
-        self.interfaces.push(interface);
-        Ok(())
+        let guest = guest.clone();
+        let interface =
+            Interface { id: id.clone(), host, mac, mtu: *mtu, address, handle, guest, _event_loop: event_loop };
+        change.insert(id.clone(), interface);
+        Ok(address)
     }
 
-    /// What the guest's agent is to set up.
+    /// What the guest's agent is to set up, in the order of the bus.
     pub(crate) fn setups(&self) -> Vec<InterfaceSetup> {
-        let setup = |interface: &Interface| Some(interface.guest.as_ref()?.setup(&interface.id, interface.mac.bytes()));
-        self.interfaces.iter().filter_map(setup).collect()
+        let setup = |interface: &Interface| {
+            Some((interface.address, interface.guest.as_ref()?.setup(&interface.id, interface.mac.bytes())))
+        };
+        let mut setups: Vec<_> = self.table.map(setup).into_iter().flatten().collect();
+        setups.sort_by_key(|(address, _)| *address);
+        setups.into_iter().map(|(_, setup)| setup).collect()
     }
 
-    /// All interfaces, in order.
+    /// All interfaces, in the order of the bus, which is that of the configuration.
     pub(crate) fn infos(&self) -> Vec<NetworkInfo> {
-        self.interfaces.iter().map(Interface::info).collect()
+        let mut infos = self.table.map(Interface::info);
+        infos.sort_by_key(|info| info.address);
+        infos
     }
 
     /// The traffic of the interface `id`.
     pub(crate) fn statistics(&self, id: &str) -> Result<NetStatistics, NetworkError> {
-        Ok(self.find(id)?.statistics())
+        self.find(id, |interface| interface.handle.statistics())
     }
 
     /// Changes the rate limits of the interface `id`.
     pub(crate) fn set_limits(&self, id: &str, limits: RateLimits) -> Result<(), NetworkError> {
-        self.find(id)?.set_limits(limits);
-        Ok(())
+        self.find(id, |interface| interface.handle.set_limits(limits))
     }
 
-    fn find(&self, id: &str) -> Result<&NetHandle, NetworkError> {
-        let found = self.interfaces.iter().find(|interface| interface.id == id);
-        Ok(&found.ok_or_else(|| NetworkError::NotFound(id.to_owned()))?.handle)
+    fn find<T>(&self, id: &str, read: impl FnOnce(&Interface) -> T) -> Result<T, NetworkError> {
+        self.table.read(&id.to_owned(), read).ok_or_else(|| NetworkError::NotFound(id.to_owned()))
     }
 }
 
@@ -235,6 +377,7 @@ mod tests {
             (stream(StreamLink::connect("/nowhere".as_ref()).unwrap_err()), ErrorKind::NotFound),
             (NetworkError::Net { id: id(), source: NetError::Mtu(1) }, ErrorKind::Invalid),
             (Networks::default().statistics("eth0").unwrap_err(), ErrorKind::NotFound),
+            (NetworkError::Duplicate(id()), ErrorKind::Conflict),
         ] {
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().contains("eth0"), "{error}");
