@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -19,6 +21,16 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::bodies::{Level, Logger};
 use super::fault::Fault;
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// As Firecracker writes it.
+    #[default]
+    Text,
+    /// An object, for programs that collect logs.
+    Json,
+}
 
 type SetLevel = Box<dyn Fn(LevelFilter) + Send + Sync>;
 
@@ -37,6 +49,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     id: String,
+    form: Form,
     /// Standard error without one.
     file: Option<File>,
     show_level: bool,
@@ -47,9 +60,13 @@ struct State {
 
 impl Log {
     /// Takes over the log of this process, for the VM `id`.
-    pub(crate) fn install(id: &str) -> Self {
+    pub(crate) fn install(id: &str, form: Form) -> Self {
         let log = Self::default();
-        log.shared.state().id = id.to_owned();
+        {
+            let mut state = log.shared.state();
+            state.id = id.to_owned();
+            state.form = form;
+        }
         let (filter, handle) = reload::Layer::new(LevelFilter::INFO);
         let set_level: SetLevel = Box::new(move |level| {
             // It fails only without a subscriber, which stays as long as the process.
@@ -152,21 +169,84 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        SystemTime.format_time(&mut writer)?;
         let metadata = event.metadata();
-        {
-            let state = self.shared.state();
-            write!(writer, " [{}:{}", state.id, std::thread::current().name().unwrap_or("-"))?;
-            if state.show_level {
-                write!(writer, ":{}", metadata.level())?;
-            }
-            if let (true, Some(file), Some(line)) = (state.show_origin, metadata.file(), metadata.line()) {
-                write!(writer, ":{file}:{line}")?;
-            }
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("-");
+        let state = self.shared.state();
+        if state.form == Form::Json {
+            let id = state.id.clone();
+            drop(state);
+            return write_object(&mut writer, &id, thread, event);
         }
+        SystemTime.format_time(&mut writer)?;
+        write!(writer, " [{}:{thread}", state.id)?;
+        if state.show_level {
+            write!(writer, ":{}", metadata.level())?;
+        }
+        if let (true, Some(file), Some(line)) = (state.show_origin, metadata.file(), metadata.line()) {
+            write!(writer, ":{file}:{line}")?;
+        }
+        // What a field says of itself may take a while.
+        drop(state);
         writer.write_str("] ")?;
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
+    }
+}
+
+/// Writes an event as one line of JSON: what every event has, then its own fields, such as `instance` or `path`.
+fn write_object(writer: &mut Writer<'_>, id: &str, thread: &str, event: &Event<'_>) -> fmt::Result {
+    let mut time = String::new();
+    SystemTime.format_time(&mut Writer::new(&mut time))?;
+    let metadata = event.metadata();
+    let mut fields = Fields::default();
+    event.record(&mut fields);
+    let Fields(mut line) = fields;
+    for (name, value) in [
+        ("time", json!(time)),
+        ("level", json!(metadata.level().as_str())),
+        ("vm", json!(id)),
+        ("thread", json!(thread)),
+        ("module", json!(metadata.target())),
+    ] {
+        line.insert(name.to_owned(), value);
+    }
+    writeln!(writer, "{}", Value::Object(line))
+}
+
+/// The fields of an event, by name.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: Value) {
+        self.0.insert(field.name().to_owned(), value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, json!(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, json!(value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field, json!(format!("{value:?}")));
     }
 }
 
@@ -199,6 +279,31 @@ mod tests {
         assert!(!lines[0].contains("INFO"), "{text}");
         assert!(lines[1].contains(":WARN:") && lines[1].contains("log.rs:"), "{text}");
         assert!(lines[1].contains("full size=3"), "{text}");
+    }
+
+    #[test]
+    fn a_line_of_json_has_the_vm_and_all_fields_whatever_they_say() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = Log::default();
+        {
+            let mut state = log.shared.state();
+            state.id = "vm-1".into();
+            state.form = Form::Json;
+        }
+        log.change(&Logger { log_path: Some(path.clone()), ..Logger::default() }).unwrap();
+        let lines = tracing_subscriber::fmt().with_ansi(false).event_format(log.clone());
+        let subscriber = lines.with_writer(log.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(instance = %"a\n\"b", size = 3, vm = "other", "two\nlines");
+            tracing::info!("next");
+        });
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        let said = ["level", "vm", "instance", "size", "message"].map(|name| lines[0][name].clone());
+        assert_eq!(said, [json!("WARN"), json!("vm-1"), json!("a\n\"b"), json!(3), json!("two\nlines")]);
+        assert!(lines[1]["time"].as_str().unwrap().ends_with('Z') && lines[1]["module"] == module_path!(), "{text}");
     }
 
     #[test]

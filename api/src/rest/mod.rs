@@ -107,7 +107,7 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
 /// # Errors
 /// The file for it cannot be opened.
 pub(crate) fn install_log(args: &ApiArgs) -> Result<Log, CliError> {
-    let log = Log::install(&args.id);
+    let log = Log::install(&args.id, args.log_format);
     let logger = Logger {
         log_path: args.log_path.clone(),
         level: args.level,

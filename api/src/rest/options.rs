@@ -7,6 +7,7 @@ use clap::{Args, Parser};
 
 use super::bodies::Level;
 use super::control::FIRECRACKER;
+use super::log::Form;
 use crate::vm_id;
 
 /// The name under which the program takes Firecracker's command line.
@@ -47,6 +48,9 @@ pub struct ApiArgs {
     /// Begin each line of the log with its place in the source
     #[arg(long)]
     pub(crate) show_log_origin: bool,
+    /// Form of the log's lines
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
+    pub(crate) log_format: Form,
     /// File or pipe for metrics
     #[arg(long, value_name = "PATH")]
     pub(crate) metrics_path: Option<PathBuf>,
