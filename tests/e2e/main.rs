@@ -14,6 +14,7 @@ mod clients;
 mod clock;
 mod command;
 mod console;
+mod contract;
 mod detached;
 mod disks;
 mod elastic;

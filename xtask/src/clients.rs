@@ -1,4 +1,4 @@
-//! Clients of third parties for Firecracker's API, which take VMs through their lives in the end-to-end tests.
+//! Clients of third parties for the API, which take VMs through their lives in the end-to-end tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,51 +11,142 @@ use crate::error::{Error, Result};
 use crate::packages::{self, package};
 use crate::{initramfs, progress, run, workspace};
 
-/// Begins the names of the tests that need clients.
-pub const TESTS: &str = "clients::";
+/// Begins the names of the tests that need clients of Firecracker's API.
+const LIVES: &str = "clients::";
+/// Begins the names of the tests that need schemathesis.
+const CONTRACT: &str = "contract::";
 
 const GO: &[packages::Package] = &[package("golang-go", "builds a client of Firecracker's API that is written in Go")];
 /// The files of the program around the Go SDK, in `tests/clients/go`.
 const GO_FILES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
 
+const PYTHON: &[packages::Package] =
+    &[package("python3-venv", "holds the API against its document, by schemathesis, which is written in Python")];
+/// Debian's, whose files the lab gets too; another one need not be the same here and there.
+const PYTHON_PROGRAM: &str = "/usr/bin/python3";
+const PYTHON_IN_LAB: &str = "python";
+
 /// Paths on this machine.
 #[derive(Debug)]
 pub struct Clients {
-    /// The initramfs of their guests: the agent, and an echo on vsock.
-    initramfs: PathBuf,
-    /// The program around the Go SDK.
-    go: PathBuf,
+    files: Vec<ClientFile>,
+    python: Option<Python>,
+}
+
+/// What tests find by a variable.
+#[derive(Debug)]
+struct ClientFile {
+    variable: &'static str,
+    /// On the lab's disk.
+    name: &'static str,
+    path: PathBuf,
+}
+
+/// The machine's Python, for the lab.
+#[derive(Debug)]
+struct Python {
+    /// The folder of its library: `/usr/lib/python3.11`.
+    library: PathBuf,
+    /// Shared objects that it loads, whose libraries the lab needs.
+    modules: Vec<PathBuf>,
 }
 
 impl Clients {
-    /// Builds all of them, for guests with `agent`.
-    pub fn build(cache: &Cache, agent: &Path, install: bool) -> Result<Self> {
-        let initramfs = initramfs::with_echo(cache, agent, &workspace::echo_init()?)?;
-        Ok(Self { initramfs, go: go(cache, install)? })
+    /// Makes those that one of these tests needs, for guests with `agent`.
+    pub fn build(cache: &Cache, agent: &Path, tests: &[&str], install: bool) -> Result<Self> {
+        let mut clients = Self { files: Vec::new(), python: None };
+        let needed = |prefix: &str| tests.iter().any(|test| test.starts_with(prefix));
+        if needed(LIVES) {
+            // Their guests have the agent, and an echo on vsock.
+            let initramfs = initramfs::with_echo(cache, agent, &workspace::echo_init()?)?;
+            clients.add("BELLOWS_ECHO_INITRAMFS", "echo-initramfs.cpio", initramfs);
+            clients.add("BELLOWS_GO_CLIENT", "go-client", go(cache, install)?);
+        }
+        if needed(CONTRACT) {
+            let source = workspace::root().join("tests/clients/schemathesis");
+            let packages = schemathesis(cache, &source, install)?;
+            clients.python = Some(Python::find(&packages)?);
+            clients.add("BELLOWS_SCHEMATHESIS", "schemathesis", packages);
+            clients.add("BELLOWS_CONTRACT", "contract", source);
+        }
+        Ok(clients)
     }
 
-    /// Name of the environment variable and path on `host`, for the tests.
+    fn add(&mut self, variable: &'static str, name: &'static str, path: PathBuf) {
+        self.files.push(ClientFile { variable, name, path });
+    }
+
+    /// Variables for the tests on `host`.
     pub fn environment(&self, host: Host) -> impl Iterator<Item = (&'static str, String)> {
-        self.named().into_iter().map(move |(variable, name, path)| {
+        let files = self.files.iter().map(move |file| {
             let path = match host {
-                Host::Kvm => path.display().to_string(),
-                Host::Lab => format!("{DISK}/{name}"),
+                Host::Kvm => file.path.display().to_string(),
+                Host::Lab => format!("{DISK}/{}", file.name),
             };
-            (variable, path)
-        })
+            (file.variable, path)
+        });
+        let in_lab = self.python.iter().filter(move |_| host == Host::Lab);
+        files.chain(in_lab.map(|_| ("PYTHONHOME", format!("{DISK}/{PYTHON_IN_LAB}"))))
     }
 
     /// Puts them on a lab's disk.
     pub fn add_to(&self, lab: LabBuilder) -> LabBuilder {
-        self.named().into_iter().fold(lab, |lab, (_, name, path)| lab.on_disk(path, name))
+        let lab = self.files.iter().fold(lab, |lab, file| lab.on_disk(&file.path, file.name));
+        self.python.iter().fold(lab, |lab, python| python.add_to(lab))
+    }
+}
+
+impl Python {
+    /// With what `packages` need.
+    fn find(packages: &Path) -> Result<Self> {
+        let ask = ["-I", "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"];
+        let library = PathBuf::from(run::capture(Command::new(PYTHON_PROGRAM).args(ask))?.trim());
+        let mut modules = Vec::new();
+        add_modules(&library.join("lib-dynload"), &mut modules)?;
+        add_modules(packages, &mut modules)?;
+        Ok(Self { library, modules })
     }
 
-    fn named(&self) -> [(&'static str, &'static str, &PathBuf); 2] {
-        [
-            ("BELLOWS_ECHO_INITRAMFS", "echo-initramfs.cpio", &self.initramfs),
-            ("BELLOWS_GO_CLIENT", "go-client", &self.go),
-        ]
+    fn add_to(&self, lab: LabBuilder) -> LabBuilder {
+        let version = self.library.file_name().unwrap_or_default().to_string_lossy();
+        let lab = lab
+            .program(PYTHON_PROGRAM, PYTHON_PROGRAM)
+            .on_disk(&self.library, format!("{PYTHON_IN_LAB}/lib/{version}"));
+        let name = |module: &Path| Path::new("/usr/local/lib/python").join(module.file_name().unwrap_or_default());
+        self.modules.iter().fold(lab, |lab, module| lab.program(module, name(module)))
     }
+}
+
+/// Adds the shared objects below a folder.
+fn add_modules(folder: &Path, modules: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::at(folder))? {
+        let path = entry.map_err(Error::at(folder))?.path();
+        if path.is_dir() {
+            add_modules(&path, modules)?;
+        } else if path.extension().is_some_and(|extension| extension == "so") {
+            modules.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Installs schemathesis, as `requirements.txt` pins it, into a folder of the cache.
+fn schemathesis(cache: &Cache, source: &Path, install: bool) -> Result<PathBuf> {
+    if run::capture(Command::new(PYTHON_PROGRAM).args(["-c", "import ensurepip"])).is_err() {
+        packages::ensure(&[PYTHON], install)?;
+    }
+    let requirements = source.join("requirements.txt");
+    let python = run::capture(Command::new(PYTHON_PROGRAM).arg("--version"))?;
+    let key = Key::default().with("python", python).with_file(&requirements)?;
+    cache.get("schemathesis", &key, |place| {
+        progress::step("install schemathesis", |step| {
+            let installer = tempfile::tempdir_in(place).map_err(Error::at(place))?;
+            run::quiet(step, Command::new(PYTHON_PROGRAM).args(["-m", "venv"]).arg(installer.path()))?;
+            let mut command = Command::new(installer.path().join("bin/pip"));
+            command.args(["install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--requirement"]);
+            run::quiet(step, command.arg(&requirements).arg("--target").arg(place))
+        })
+    })
 }
 
 /// Builds the program around the Go SDK. Modules come from Go's proxy into the cache, as `go.sum` pins them.

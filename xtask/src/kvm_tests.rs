@@ -13,7 +13,7 @@ use bellows_lab::{Host, LabBuilder};
 use crate::artefacts::Artefacts;
 use crate::bench::layers;
 use crate::cache::Cache;
-use crate::clients::{self, Clients};
+use crate::clients::Clients;
 use crate::error::{Error, Result};
 use crate::kvm_host::KvmHost;
 use crate::selection::Selection;
@@ -39,6 +39,16 @@ const LONGEST: [&str; 3] = ["the_guest_sees_the_files", "the_image_of_node", "an
 enum Work<'a> {
     Test { program: &'a Path, name: String },
     Sharing { program: &'a Path, arguments: Vec<String> },
+}
+
+impl Work<'_> {
+    /// The name of a test.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Test { name, .. } => Some(name),
+            Self::Sharing { .. } => None,
+        }
+    }
 }
 
 /// Runs the tests of a selection; with [`Selection::Others`] also looks at what VMs share.
@@ -71,8 +81,8 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], selection:
     }
     let wanted = known.into_iter().filter(|(_, name)| selection.has(name));
     work.extend(wanted.map(|(program, name)| Work::Test { program, name }));
-    let needs_clients = |work: &Work<'_>| matches!(work, Work::Test { name, .. } if name.starts_with(clients::TESTS));
-    let clients = work.iter().any(needs_clients).then(|| Clients::build(&cache, &artefacts.agent, install)).transpose();
+    let names: Vec<&str> = work.iter().filter_map(Work::name).collect();
+    let clients = Clients::build(&cache, &artefacts.agent, &names, install);
     let Some(clients) = tally.add(clients) else { return };
     let is_long =
         |work: &Work<'_>| matches!(work, Work::Test { name, .. } if LONGEST.iter().any(|part| name.contains(part)));
@@ -82,13 +92,10 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], selection:
     let programs: Vec<PathBuf> = tests.iter().chain(shared.iter().map(|(program, _)| program)).cloned().collect();
     let (queue, tally) = (Mutex::new(work), Mutex::new(tally));
     let drain = || -> Result<()> {
-        let furnish = |lab| clients.iter().fold(furnish(lab), |lab, clients| clients.add_to(lab));
+        let furnish = |lab| clients.add_to(furnish(lab));
         let furnish = |lab| shared.iter().fold(furnish(lab), |lab, (_, inputs)| inputs.furnish(lab));
         let kvm_host = KvmHost::start(host, &cache, &artefacts, &programs, furnish)?;
-        let kvm_host = clients
-            .iter()
-            .flat_map(|clients| clients.environment(host))
-            .fold(kvm_host, |host, (variable, value)| host.env(variable, value));
+        let kvm_host = clients.environment(host).fold(kvm_host, |host, (variable, value)| host.env(variable, value));
         let kvm_host = environment.iter().fold(kvm_host, |host, (variable, value)| host.env(variable, value));
         loop {
             let Some(work) = run::lock(&queue).pop_front() else { break };
