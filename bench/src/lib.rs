@@ -1,6 +1,7 @@
 //! Shared by the two halves of a benchmark: the program that runs on a host with KVM, and the command that makes a report
 //! of its output.
 
+pub mod api;
 pub mod boot;
 pub mod cost;
 pub mod counted;

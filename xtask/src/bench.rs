@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: comparisons, all sides in one run.
 
+mod api;
 mod blk;
 mod boot;
 mod compare;
@@ -39,6 +40,8 @@ pub struct Options {
 /// A benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub enum Benchmark {
+    /// Requests to a VM by its API, from a question to a function's first output, compared with QEMU's monitor protocol.
+    Api(api::Options),
     /// Reads of cached data through virtio-blk, without a VM, compared with a simple device and with copying alone.
     Blk(blk::Options),
     /// Time from the start of the monitor until the guest can be called, and the monitor's own memory, compared with QEMU.
@@ -65,6 +68,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
     // Without an argument clap prints the help.
     let Some(benchmark) = &options.benchmark else { return Ok(()) };
     match benchmark {
+        Benchmark::Api(options) => api::run(options, install),
         Benchmark::Blk(options) => blk::run(options),
         Benchmark::Boot(options) => boot::run(options, install),
         Benchmark::Counted(options) => counted::run(options, install),

@@ -13,8 +13,8 @@ use super::program::{ClockArgs, Program};
 use super::statistics::ms;
 
 /// The peer, and the path of its firmware.
-const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-const QEMU_FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
+pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+pub const QEMU_FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
