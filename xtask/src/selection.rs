@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 38] = [
+const EACH_RUN: [&str; 39] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -27,6 +27,7 @@ const EACH_RUN: [&str; 38] = [
     "network::an_instance_and_its_host_talk",
     "network::instances_have_networks_of_their_own",
     "network::much_data_comes_as_it_was_sent",
+    "network_hotplug::an_interface_comes_and_goes_under_load",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
     "partitions::an_instance_starts_as_its_partition_is_plugged",
     "passt::a_command_reaches_out_and_is_reached",
