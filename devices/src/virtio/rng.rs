@@ -88,7 +88,7 @@ impl QueueHandler for Requests {
 }
 
 /// Fills `bytes` from the kernel's generator.
-fn fill_random(mut bytes: &mut [u8]) -> io::Result<()> {
+pub(super) fn fill_random(mut bytes: &mut [u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         // SAFETY: the pointer and the length are of one exclusively borrowed slice, of which the kernel writes at most
         // that many bytes.

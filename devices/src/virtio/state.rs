@@ -1,5 +1,7 @@
 //! States of all devices: what a driver relies on beside the queues, and what a device has yet to do.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 use super::limits::{LimiterState, LimitersState};
@@ -96,6 +98,9 @@ pub struct NetState {
     pub mac: [u8; 6],
     /// The largest packet without its link header, where the driver is told.
     pub mtu: Option<u16>,
+    /// The address of the metadata service, where the interface has it. Its connections and tokens are no part of the state.
+    #[serde(default)]
+    pub metadata: Option<Ipv4Addr>,
     /// The rate limits, and what they have left.
     pub limiters: LimitersState,
 }

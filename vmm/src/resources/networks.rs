@@ -172,7 +172,7 @@ impl NetworkError {
             }
             Self::Stream { source: StreamError::Connect { .. }, .. } => ErrorKind::NotFound,
             Self::Tap { source: TapError::Missing(_), .. } | Self::NotFound(_) => ErrorKind::NotFound,
-            Self::Tap { .. } | Self::Net { source: NetError::Event(_), .. } => ErrorKind::Host,
+            Self::Tap { .. } | Self::Net { source: NetError::Event(_) | NetError::Metadata(_), .. } => ErrorKind::Host,
             Self::Net { source: NetError::Mtu(_), .. } => ErrorKind::Invalid,
             Self::DuplicateMac { .. } | Self::Duplicate(_) => ErrorKind::Conflict,
             Self::Device(error) => error.kind(),

@@ -14,6 +14,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limits::Limiters;
 use super::link::Link;
+use super::mmds::Mmds;
 use super::receive::{Receiver, Waiting};
 use super::shared::Shared;
 use super::transmit::Transmitter;
@@ -37,8 +38,9 @@ pub(super) struct Handler {
     tx: DeviceQueue,
     receiver: Receiver,
     transmitter: Transmitter,
-    /// Expires when a packet need no longer wait for its limit.
+    /// Expires when a packet need no longer wait for its limit, or the metadata service has something to do.
     timer: TimerFd,
+    mmds: Option<Arc<Mmds>>,
     /// What of the link is watched, if it is on the loop.
     watched: Option<EventSet>,
 }
@@ -67,6 +69,7 @@ impl Handler {
             receiver: Receiver::new(link.clone(), shared.clone(), features, mtu),
             transmitter: Transmitter::new(link.clone(), shared.clone(), features),
             timer,
+            mmds: None,
             watched: None,
         })
     }
@@ -74,6 +77,13 @@ impl Handler {
     /// Goes on with a packet that waited for room.
     pub(super) fn wait_again(&mut self, waiting: Waiting) {
         self.receiver.wait_again(waiting);
+    }
+
+    /// Has the metadata service on the interface.
+    pub(super) fn serve_metadata(&mut self, mmds: &Arc<Mmds>) {
+        self.mmds = Some(mmds.clone());
+        self.receiver.mmds = Some(mmds.clone());
+        self.transmitter.mmds = Some(mmds.clone());
     }
 
     /// Goes on with these limiters.
@@ -112,9 +122,10 @@ impl Handler {
         self.transmitter.limiter.set(limits.transmit);
     }
 
-    /// Has the timer expire when the first packet may pass that waits now.
+    /// Has the timer expire when the first packet may pass that waits now, or the metadata service would go on by itself.
     fn arm(&mut self) {
-        let waits = [self.receiver.limiter.wait(), self.transmitter.limiter.wait()];
+        let metadata = self.mmds.as_ref().and_then(|mmds| mmds.wait());
+        let waits = [self.receiver.limiter.wait(), self.transmitter.limiter.wait(), metadata];
         let Some(wait) = waits.into_iter().flatten().min() else { return };
         // Zero would turn it off.
         let wait = wait.max(std::time::Duration::from_nanos(1));
@@ -199,10 +210,16 @@ impl MutEventSubscriber for Handler {
                     self.set_limits();
                 } else {
                     let _ = self.timer.wait();
+                    if let Some(mmds) = &self.mmds {
+                        mmds.expire();
+                    }
                 }
                 self.rx.serve(&mut self.receiver);
                 self.tx.serve(&mut self.transmitter);
             }
+        }
+        if self.receiver.is_answered() {
+            self.rx.serve(&mut self.receiver);
         }
         if self.watched.is_some() {
             self.follow_link(ops);

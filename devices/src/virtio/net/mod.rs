@@ -2,8 +2,9 @@
 //!
 //! From the inside out: [`wire`], [`header`], [`mac`] and [`framing`] are plain data; [`pieces`] are lists of memory for one system
 //! call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the two
-//! directions, which share nothing but the link; `handler` serves the queues with them on the event loop.
+//! directions, which share nothing but the link; `mmds` is a service that answers in the link's place; `handler` serves the queues with them on the event loop.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::{io, mem};
 
@@ -14,6 +15,7 @@ use vm_memory::ByteValued as _;
 use self::handler::Handler;
 use self::limits::Limiters;
 use self::link::{Link, Offloads, is_gone};
+use self::mmds::{Metadata, Mmds};
 use self::receive::Waiting;
 use self::shared::Shared;
 use self::wire::{VirtioNetConfig, feature};
@@ -32,6 +34,7 @@ pub mod header;
 mod limits;
 pub mod link;
 pub mod mac;
+pub mod mmds;
 pub mod pieces;
 mod receive;
 mod shared;
@@ -76,6 +79,9 @@ pub enum NetError {
     /// The system has no descriptor.
     #[error("cannot make the event of a network interface")]
     Event(#[source] io::Error),
+    /// The system has no random bytes.
+    #[error("cannot make the metadata service of a network interface")]
+    Metadata(#[source] io::Error),
 }
 
 /// A network device with one pair of queues.
@@ -88,6 +94,7 @@ pub struct Net {
     waiting: Option<Waiting>,
     /// The limiters of a device that is not active.
     limiters: Limiters,
+    mmds: Option<Arc<Mmds>>,
 }
 
 impl Net {
@@ -101,7 +108,19 @@ impl Net {
             return Err(NetError::Mtu(mtu));
         }
         let shared = Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?);
-        Ok(Self { link: Arc::new(link), mtu, shared, active: None, waiting: None, limiters: Limiters::new(limits) })
+        let (link, limiters) = (Arc::new(link), Limiters::new(limits));
+        Ok(Self { link, mtu, shared, active: None, waiting: None, limiters, mmds: None })
+    }
+
+    /// Has `metadata` at `address` on this interface, from the next activation on: what the guest sends there does not reach the link.
+    /// Its connections are not part of the device's state.
+    ///
+    /// # Errors
+    /// The system has no random bytes.
+    pub fn serve_metadata(&mut self, metadata: &Metadata, address: Ipv4Addr) -> Result<(), NetError> {
+        let mmds = Mmds::new(metadata, address, self.mtu).map_err(NetError::Metadata)?;
+        self.mmds = Some(Arc::new(mmds));
+        Ok(())
     }
 
     /// The host's side of the device.
@@ -154,6 +173,9 @@ impl VirtioDevice for Net {
         if let Some(waiting) = self.waiting.take() {
             handler.wait_again(waiting);
         }
+        if let Some(mmds) = &self.mmds {
+            handler.serve_metadata(mmds);
+        }
         handler.set_limiters(mem::take(&mut self.limiters));
         self.active = Some(activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?);
         Ok(())
@@ -172,6 +194,9 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         let _ = self.suspend();
         self.waiting = None;
+        if let Some(mmds) = &self.mmds {
+            mmds.reset();
+        }
     }
 
     fn save(&self) -> DeviceState {
@@ -180,6 +205,7 @@ impl VirtioDevice for Net {
             features: self.features(),
             mac: self.shared.mac().bytes(),
             mtu: self.mtu,
+            metadata: self.mmds.as_ref().map(|mmds| mmds.address()),
             limiters: self.limiters.save(self.shared.limits()),
         })
     }

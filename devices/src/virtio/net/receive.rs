@@ -12,6 +12,7 @@ use vm_memory::ByteValued as _;
 
 use super::header;
 use super::link::{Link, is_gone};
+use super::mmds::Mmds;
 use super::pieces::{MAX_PIECES, Room};
 use super::shared::Shared;
 use super::wire::{GSO_NONE, HEADER_BYTES, MAX_FRAME, MAX_LINK_HEADER, MIN_FRAME, VirtioNetHdr, feature};
@@ -36,6 +37,7 @@ pub(super) struct Receiver {
     link: Arc<dyn Link>,
     shared: Arc<Shared>,
     pub(super) limiter: Limiter,
+    pub(super) mmds: Option<Arc<Mmds>>,
     features: u64,
     /// Most bytes of a packet that is not to be segmented.
     max_frame: usize,
@@ -64,6 +66,7 @@ impl Receiver {
             link,
             shared,
             limiter: Limiter::default(),
+            mmds: None,
             features,
             max_frame: mtu.map_or(MAX_FRAME, |mtu| usize::from(mtu) + MAX_LINK_HEADER),
             readable: true,
@@ -83,6 +86,20 @@ impl Receiver {
     /// The packet that waits for room, if one does.
     pub(super) fn into_waiting(self) -> Option<Waiting> {
         self.packet.map(|packet| Waiting(self.host[..packet.bytes].to_vec()))
+    }
+
+    /// Whether a packet of the metadata service waits.
+    pub(super) fn is_answered(&self) -> bool {
+        self.mmds.as_ref().is_some_and(|mmds| mmds.waits())
+    }
+
+    /// The next packet of the metadata service, in the host's memory.
+    fn next_answer(&mut self) -> Option<Packet> {
+        let frame = self.mmds.as_ref().filter(|mmds| mmds.waits())?.next()?;
+        let bytes = HEADER_BYTES + frame.len();
+        self.host.get_mut(..HEADER_BYTES)?.fill(0);
+        self.host.get_mut(HEADER_BYTES..bytes)?.copy_from_slice(&frame);
+        Some(Packet { bytes, spilled: 0 })
     }
 
     const fn merges(&self) -> bool {
@@ -156,7 +173,7 @@ impl Receiver {
 
 impl GroupHandler for Receiver {
     fn is_ready(&mut self) -> bool {
-        !self.gone && (self.packet.is_some() || self.readable) && self.limiter.is_ready()
+        !self.gone && (self.packet.is_some() || self.readable || self.is_answered()) && self.limiter.is_ready()
     }
 
     fn accepts(&mut self, chain: &Chain, memory: &GuestMemory) -> bool {
@@ -180,7 +197,7 @@ impl GroupHandler for Receiver {
     }
 
     fn fill(&mut self, group: &Group, memory: &GuestMemory) -> Filled {
-        let packet = match self.packet.take() {
+        let packet = match self.packet.take().or_else(|| self.next_answer()) {
             Some(packet) => packet,
             None => match self.read(group, memory) {
                 Ok(packet) => packet,

@@ -7,6 +7,7 @@ use bellows_memory::{GuestMemory, limited};
 
 use super::header::{self, Rejection};
 use super::link::{Link, Written, is_gone};
+use super::mmds::Mmds;
 use super::pieces::Source;
 use super::shared::Shared;
 use super::wire::{HEADER_BYTES, MAX_FRAME, MIN_FRAME, VirtioNetHdr};
@@ -19,6 +20,7 @@ pub(super) struct Transmitter {
     link: Arc<dyn Link>,
     shared: Arc<Shared>,
     pub(super) limiter: Limiter,
+    pub(super) mmds: Option<Arc<Mmds>>,
     features: u64,
     /// Whether the link may take a packet.
     pub(super) writable: bool,
@@ -26,7 +28,7 @@ pub(super) struct Transmitter {
     pub(super) gone: bool,
     /// What said that it is.
     pub(super) reason: Option<io::Error>,
-    /// Room for a packet in more pieces than one call takes.
+    /// Room for a packet in more pieces than one call takes, and for what is looked at.
     host: Box<[u8]>,
 }
 
@@ -52,6 +54,7 @@ impl Transmitter {
             link,
             shared,
             limiter: Limiter::default(),
+            mmds: None,
             features,
             writable: true,
             reason: None,
@@ -78,23 +81,43 @@ impl Transmitter {
         Ok((header::to_host(&header, frame, self.features)?, frame as usize))
     }
 
-    /// Writes a packet of `frame` bytes.
+    /// Gives the packet to the metadata service if it is for that. Else returns how many bytes of its frame are copied to the host's
+    /// room: what was looked at there is what goes to the link, whatever the guest writes to its own memory meanwhile.
+    fn divert(&mut self, chain: &Chain, memory: &GuestMemory, frame: usize) -> Option<usize> {
+        let Some(mmds) = self.mmds.clone() else { return Some(0) };
+        let head = frame.min(Mmds::HEAD);
+        self.copy(chain, memory, 0, head);
+        if !mmds.is_for(&self.host[..head]) {
+            return Some(head);
+        }
+        self.copy(chain, memory, head, frame);
+        mmds.take(&self.host[..frame]);
+        None
+    }
+
+    /// Copies the bytes from `from` to `to` of a frame to the host's room.
+    fn copy(&mut self, chain: &Chain, memory: &GuestMemory, from: usize, to: usize) {
+        let mut done = from;
+        for slice in chain.readable.slices(memory, (HEADER_BYTES + from) as u64, (to - from) as u64) {
+            done += slice.copy_to(&mut self.host[done..to]);
+        }
+    }
+
+    /// Writes a packet of `frame` bytes, of which the first `copied` are in the host's room.
     fn write(
         &mut self,
         chain: &Chain,
         memory: &GuestMemory,
         header: &VirtioNetHdr,
-        frame: usize,
+        (copied, frame): (usize, usize),
     ) -> io::Result<Written> {
-        let slices = || chain.readable.slices(memory, HEADER_BYTES as u64, frame as u64);
+        let mut slices = chain.readable.slices(memory, (HEADER_BYTES + copied) as u64, (frame - copied) as u64);
         let mut packet = Source::empty();
-        if slices().all(|slice| packet.push_guest(&slice)) {
+        let fits = copied == 0 || packet.push(&self.host[..copied]);
+        if fits && slices.all(|slice| packet.push_guest(&slice)) {
             return self.link.write(header, &mut packet);
         }
-        let mut done = 0;
-        for slice in slices() {
-            done += slice.copy_to(&mut self.host[done..frame]);
-        }
+        self.copy(chain, memory, copied, frame);
         let mut packet = Source::empty();
         let fits = packet.push(&self.host[..frame]);
         debug_assert!(fits);
@@ -135,7 +158,12 @@ impl QueueHandler for Transmitter {
                 return Outcome::Used(0);
             }
         };
-        match self.write(chain, &memory, &header, frame) {
+        // A limit is for what leaves the VM.
+        let Some(copied) = self.divert(chain, &memory, frame) else {
+            self.shared.transmitted.delivered(frame as u64);
+            return Outcome::Used(0);
+        };
+        match self.write(chain, &memory, &header, (copied, frame)) {
             Ok(written) => {
                 self.writable = written == Written::Wholly;
                 self.limiter.passed(frame as u64);
