@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bellows_devices::bus::Bus;
 use bellows_devices::legacy::PowerRequest;
+use bellows_devices::virtio::net::mmds::Metadata;
 use bellows_devices::virtio::{Rng, Vsock};
 use bellows_memory::layout::LayoutSpec;
 use bellows_memory::slots::SlotTable;
@@ -19,8 +20,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
 use crate::config::{
-    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, NetConfig, PartitionMode, SerialOutput,
-    VmConfig, VsockConfig,
+    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, MmdsConfig, NetConfig, PartitionMode,
+    SerialOutput, VmConfig, VsockConfig,
 };
 use crate::console::{Console, standard_output};
 use crate::descriptors;
@@ -79,11 +80,15 @@ const FIXED_DEVICES: usize = 2;
 #[derive(Clone, Debug)]
 pub struct VmBuilder {
     config: VmConfig,
+    metadata: Metadata,
 }
+
+/// Most bytes of a VM's metadata, unless its builder is given other metadata; Firecracker's.
+const METADATA_LIMIT: usize = 51200;
 
 impl From<VmConfig> for VmBuilder {
     fn from(config: VmConfig) -> Self {
-        Self { config }
+        Self { config, metadata: Metadata::new(METADATA_LIMIT) }
     }
 }
 
@@ -222,6 +227,20 @@ impl VmBuilder {
         self
     }
 
+    /// Sets how the guest reaches its metadata.
+    #[must_use]
+    pub fn mmds(mut self, mmds: MmdsConfig) -> Self {
+        self.config.mmds = Some(mmds);
+        self
+    }
+
+    /// Sets the metadata of the VM, in place of none yet and at most 51,200 bytes.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
     /// Sets the vsock device.
     #[must_use]
     pub fn vsock(mut self, vsock: VsockConfig) -> Self {
@@ -243,7 +262,7 @@ impl VmBuilder {
     /// remains.
     pub fn boot(self) -> Result<Vm, BuildError> {
         let started = Instant::now();
-        let config = self.config;
+        let Self { config, metadata } = self;
         config.validate()?;
         descriptors::check(descriptors::of_vm(&config))?;
         let host = Host::open()?;
@@ -299,9 +318,13 @@ impl VmBuilder {
         for drive in &config.drives {
             disks.add_drive(&bus, drive)?;
         }
+        if let Some(mmds) = &config.mmds {
+            metadata.configure(mmds.version, mmds.imds_compat);
+        }
         let networks = Networks::default();
         for interface in &config.network_interfaces {
-            networks.add(&bus, interface)?;
+            let service = config.mmds.as_ref().filter(|mmds| mmds.interfaces.contains(&interface.id));
+            networks.add(&bus, interface, service.map(|mmds| (&metadata, mmds.address())))?;
         }
         let memory = PartitionSetup {
             backing: config.backing,
@@ -342,6 +365,7 @@ impl VmBuilder {
             disks,
             images,
             networks,
+            metadata,
             partitions,
             instances: Instances { base_limit: config.base_limit, memory: config.memory },
             _event_loop: event_loop,

@@ -50,8 +50,8 @@ pub mod machine {
 pub use builder::VmBuilder;
 pub use config::{
     Backing, BalloonConfig, ConfigError, DriveConfig, ElasticBaseConfig, FlatConfig, GuestNetwork, HostEnd,
-    ImageConfig, LayerConfig, NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError, PartitionMode,
-    SerialOutput, Shape, StreamSocket, Tap, Transport, VmConfig, VsockConfig,
+    ImageConfig, LayerConfig, MmdsConfig, NetConfig, ParsePartitionModeError, ParseShapeError, ParseTransportError,
+    PartitionMode, SerialOutput, Shape, StreamSocket, Tap, Transport, VmConfig, VsockConfig,
 };
 pub use descriptors::TooFewDescriptors;
 pub use end::{TripleFault, VmEnd};
@@ -87,6 +87,7 @@ pub use bellows_block::ReadSet;
 pub use bellows_devices::pci::PciAddress;
 pub use bellows_devices::virtio::balloon::{Discards, HintingStatus, MemoryStatistics};
 pub use bellows_devices::virtio::limits::{Rate, RateLimit};
+pub use bellows_devices::virtio::net::mmds::{Metadata, StoreError as MetadataError, Version as MmdsVersion};
 pub use bellows_devices::virtio::net::{
     MacAddress, NetError, NetStatistics, ParseMacError, RateLimits, TapError, Traffic,
 };

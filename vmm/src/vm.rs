@@ -6,6 +6,7 @@ use std::time::Duration;
 use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
 use bellows_devices::virtio::limits::RateLimit;
+use bellows_devices::virtio::net::mmds::Metadata;
 use bellows_devices::virtio::net::{NetStatistics, RateLimits};
 use bellows_memory::sync::Mutex;
 use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
@@ -52,6 +53,7 @@ pub struct Vm {
     pub(crate) disks: Disks,
     pub(crate) images: Images,
     pub(crate) networks: Networks,
+    pub(crate) metadata: Metadata,
     pub(crate) partitions: Partitions,
     pub(crate) instances: Instances,
     pub(crate) _event_loop: EventLoop,
@@ -150,7 +152,7 @@ impl Vm {
     }
 
     /// Adds a network interface while the VM runs; returns once a driver of the guest runs it, and the agent has set up what
-    /// [`NetConfig::guest`] says.
+    /// [`NetConfig::guest`] says. It has no metadata service.
     ///
     /// # Errors
     /// See [`NetworkError`]; nothing of it remains, unless the guest does not let go of it: then it is in
@@ -188,6 +190,12 @@ impl Vm {
     /// There is no such interface.
     pub fn set_network_limits(&self, id: &str, limits: RateLimits) -> Result<(), NetworkError> {
         self.networks.set_limits(id, limits)
+    }
+
+    /// What the VM's metadata service tells, whether or not an interface has it.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// The configuration of the VM.

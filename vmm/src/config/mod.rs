@@ -18,6 +18,7 @@ mod command_line;
 mod elastic;
 mod guest_network;
 mod image;
+mod mmds;
 mod network;
 mod partition_mode;
 mod prepare;
@@ -29,6 +30,7 @@ pub use guest_network::GuestNetwork;
 pub use image::{
     FlatConfig, ImageConfig, LayerConfig, MAX_FLAT_LAYERS, ParseShapeError, ParseTransportError, Shape, Transport,
 };
+pub use mmds::MmdsConfig;
 pub use network::{HostEnd, MAX_NETWORK_INTERFACES, NetConfig, StreamSocket, Tap};
 pub use partition_mode::{ParsePartitionModeError, PartitionMode};
 
@@ -130,6 +132,9 @@ pub struct VmConfig {
     /// Network interfaces; each has a name of its own. The guest finds them in this order.
     #[serde(default)]
     pub network_interfaces: Vec<NetConfig>,
+    /// Whether, and how, the guest reaches its metadata ([`crate::Vm::metadata`]).
+    #[serde(default)]
+    pub mmds: Option<MmdsConfig>,
     /// The connection between guest and host.
     #[serde(default)]
     pub vsock: VsockConfig,
@@ -230,6 +235,7 @@ impl VmConfig {
             record_reads: false,
             drives: Vec::new(),
             network_interfaces: Vec::new(),
+            mmds: None,
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
         }
@@ -293,6 +299,9 @@ impl VmConfig {
         }
         self.check_disks()?;
         network::check(&self.network_interfaces)?;
+        if let Some(mmds) = &self.mmds {
+            mmds.check(&self.network_interfaces)?;
+        }
         self.check_vectors()?;
         self.vsock.check()?;
         if let SerialOutput::File(path) = &self.serial {

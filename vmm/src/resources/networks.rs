@@ -1,10 +1,12 @@
 //! The network interfaces of a VM: those of its configuration, and those that come and go while it runs.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bellows_devices::event_loop::EventLoop;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::net::link::Link;
+use bellows_devices::virtio::net::mmds::Metadata;
 use bellows_devices::virtio::net::{
     MacAddress, NetError, NetSettings, NetStatistics, RateLimits, StreamError, StreamLink, Tap as Device, TapError,
 };
@@ -187,12 +189,17 @@ impl NetworkError {
 }
 
 impl Networks {
-    /// Puts an interface on the bus before the guest boots.
-    pub(crate) fn add(&self, bus: &VirtioBus, config: &NetConfig) -> Result<(), NetworkError> {
-        self.put(&self.table.change(), bus, config).map(drop)
+    /// Puts an interface on the bus before the guest boots, with `metadata` at an address if that is given.
+    pub(crate) fn add(
+        &self,
+        bus: &VirtioBus,
+        config: &NetConfig,
+        metadata: Option<(&Metadata, Ipv4Addr)>,
+    ) -> Result<(), NetworkError> {
+        self.put(&self.table.change(), bus, config, metadata).map(drop)
     }
 
-    /// Adds an interface; returns once a driver of the guest runs it, and the agent has set it up. After an error it is gone, unless
+    /// Adds an interface, without metadata; returns once a driver of the guest runs it, and the agent has set it up. After an error it is gone, unless
     /// the guest does not let go of it.
     pub(crate) fn attach(
         &self,
@@ -209,7 +216,7 @@ impl Networks {
             return Err(NetworkError::Duplicate(config.id.clone()));
         }
         descriptors::check_attach(descriptors::of_network())?;
-        let address = self.put(&change, bus, config)?;
+        let address = self.put(&change, bus, config, None)?;
         let id = || config.id.clone();
         let bound = agent.attach(&[address], deadline.left());
         let ready = bound.map_err(|source| NetworkError::NotBound { id: id(), address, source }).and_then(|()| {
@@ -264,7 +271,13 @@ impl Networks {
         Ok(())
     }
 
-    fn put(&self, change: &NetworkChange<'_>, bus: &VirtioBus, config: &NetConfig) -> Result<PciAddress, NetworkError> {
+    fn put(
+        &self,
+        change: &NetworkChange<'_>,
+        bus: &VirtioBus,
+        config: &NetConfig,
+        metadata: Option<(&Metadata, Ipv4Addr)>,
+    ) -> Result<PciAddress, NetworkError> {
         let id = || config.id.clone();
         match &config.host {
             HostEnd::Tap(tap) => {
@@ -274,7 +287,7 @@ impl Networks {
                 };
                 let tap = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
                 let name = tap.name().to_owned();
-                self.put_link(change, bus, config, tap, name)
+                self.put_link(change, bus, config, metadata, (tap, name))
             }
             HostEnd::Stream(stream) => {
                 let (opened, name) = match stream {
@@ -282,7 +295,7 @@ impl Networks {
                     StreamSocket::Fd(fd) => (StreamLink::from_descriptor(*fd), format!("descriptor {fd}")),
                 };
                 let link = opened.map_err(|source| NetworkError::Stream { id: id(), source })?;
-                self.put_link(change, bus, config, link, name)
+                self.put_link(change, bus, config, metadata, (link, name))
             }
         }
     }
@@ -292,8 +305,8 @@ impl Networks {
         change: &NetworkChange<'_>,
         bus: &VirtioBus,
         config: &NetConfig,
-        link: impl Link + 'static,
-        host: String,
+        metadata: Option<(&Metadata, Ipv4Addr)>,
+        (link, host): (impl Link + 'static, String),
     ) -> Result<PciAddress, NetworkError> {
         let NetConfig { id, mac, mtu, limits, guest, .. } = config;
         let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
@@ -301,8 +314,11 @@ impl Networks {
         if let Some((_, other)) = others.into_iter().find(|(other, _)| *other == mac) {
             return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other });
         }
-        let device = Net::new(link, &NetSettings { mac, mtu: *mtu, limits: *limits })
-            .map_err(|source| NetworkError::Net { id: id.clone(), source })?;
+        let failed = |source| NetworkError::Net { id: id.clone(), source };
+        let mut device = Net::new(link, &NetSettings { mac, mtu: *mtu, limits: *limits }).map_err(failed)?;
+        if let Some((metadata, address)) = metadata {
+            device.serve_metadata(metadata, address).map_err(failed)?;
+        }
         let handle = device.handle();
         let event_loop = bus.event_loop("net")?;
         let address = bus.add(&format!("network interface `{id}`"), device, event_loop.handle())?;
