@@ -73,7 +73,8 @@ fn a_wrong_request_is_refused_with_a_reason() {
         ("PUT", "/drives/a", r#"{"drive_id": "b", "is_root_device": false}"#, "as in the path"),
         ("PUT", "/snapshot/create", "{}", "not supported yet"),
         ("PUT", "/network-interfaces/eth0", "{}", "missing field `iface_id`"),
-        ("GET", "/mmds", "", "not supported yet"),
+        ("PUT", "/mmds/config", r#"{"network_interfaces": ["eth0"]}"#, "MMMDS config error: The list of network"),
+        ("PATCH", "/mmds", "{}", "MMDS error: The MMDS data store is not initialized."),
         ("PUT", "/cpu-config", "{}", "not supported yet"),
         ("PATCH", "/vm", r#"{"state": "Paused"}"#, "has not booted"),
         ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#, "nothing to boot"),
@@ -232,6 +233,38 @@ fn a_configuration_file_is_checked_as_requests_are() {
     assert!(code == Some(1) && text.contains("/nowhere/k"), "{code:?} {text}");
     let (code, text) = run(&firecracker, &["--nothing"], "{}");
     assert!(code == Some(153) && text.contains("--nothing"), "{code:?} {text}");
-    let (code, text) = run(&firecracker, &["--metadata", "m.json"], "{}");
-    assert!(code == Some(1) && text.contains("--metadata is not supported yet"), "{code:?} {text}");
+    let (code, text) = run(&firecracker, &["--seccomp-filter", "f"], "{}");
+    assert!(code == Some(1) && text.contains("--seccomp-filter is not supported yet"), "{code:?} {text}");
+    let metadata = directory.path().join("m.json");
+    fs::write(&metadata, r#"{"a": "b"}"#).unwrap();
+    let metadata = metadata.to_str().unwrap();
+    let options = ["--metadata", metadata, "--mmds-size-limit", "8"];
+    let (code, text) = run(&firecracker, &options, "{}");
+    assert!(code == Some(1) && text.contains("MMDS limit exceeded error") && text.contains("at most 8"), "{text}");
+    fs::write(metadata, "{").unwrap();
+    let (code, text) = run(&firecracker, &options[..2], "{}");
+    assert!(code == Some(1) && text.contains("m.json` is refused: EOF"), "{code:?} {text}");
+    let (code, text) = run(&firecracker, &["--metadata", "/nowhere/m.json"], "{}");
+    assert!(code == Some(1) && text.contains("cannot read `/nowhere/m.json`"), "{code:?} {text}");
+}
+
+#[test]
+fn metadata_is_set_and_read_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("m.json");
+    fs::write(&file, r#"{"latest": {"user-data": "x"}}"#).unwrap();
+    let api = start(&["--metadata", file.to_str().unwrap(), "--mmds-size-limit", "200"]);
+    assert_eq!(api.get("/mmds"), json!({ "latest": { "user-data": "x" } }));
+    api.patch("/mmds", json!({ "latest": { "meta-data": { "ami-id": "a" }, "user-data": null } }));
+    assert_eq!(api.get("/mmds"), json!({ "latest": { "meta-data": { "ami-id": "a" } } }));
+    let large = api.send("PUT", "/mmds", &json!({ "a": "b".repeat(200) }).to_string());
+    assert!(large.status == 413 && large.fault().contains("at most 200"), "{large:?}");
+    api.put("/mmds", json!(null));
+    assert_eq!(api.get("/mmds"), json!({}));
+    api.put("/network-interfaces/eth0", json!({ "iface_id": "eth0", "host_dev_name": "tap0" }));
+    api.put("/mmds/config", json!({ "network_interfaces": ["eth0"], "version": "V2", "imds_compat": true }));
+    let expected = json!({
+        "version": "V2", "network_interfaces": ["eth0"], "ipv4_address": "169.254.169.254", "imds_compat": true,
+    });
+    assert_eq!(api.get("/vm/config")["mmds-config"], expected);
 }

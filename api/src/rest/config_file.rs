@@ -112,7 +112,7 @@ mod tests {
                 r#"{"network-interfaces": [{"iface_id": "eth0"}]}"#,
                 "`network-interfaces[0]`: cannot understand the body: missing field `host_dev_name`",
             ),
-            (r#"{"mmds-config": {}}"#, "`mmds-config`: `PUT /mmds/config` is not supported yet"),
+            (r#"{"mmds-config": {}}"#, "`mmds-config`: cannot understand the body: missing field `network_interfaces`"),
         ] {
             let message = changes(text).unwrap_err().message;
             assert!(message.contains(part), "{message}");

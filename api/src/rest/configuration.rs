@@ -3,15 +3,16 @@
 use bellows_vmm::{ConfigError, VmConfig};
 use serde_json::{Value, json};
 
+use super::bodies::mmds::explain;
 use super::bodies::{
-    Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, Metrics, Network, NetworkUpdate, Partition,
-    Serial, Vsock,
+    Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, Metrics, Mmds, Network, NetworkUpdate,
+    Partition, Serial, Vsock,
 };
 use super::fault::Fault;
 use super::request::Change;
 
 /// Names of the library's configuration, and Firecracker's for the same. Those in lists are of drives and network interfaces.
-const NAMES: [(&str, &str); 11] = [
+const NAMES: [(&str, &str); 13] = [
     ("command_line", "boot_args"),
     ("extra_command_line", "boot_args"),
     ("kernel", "kernel_image_path"),
@@ -23,6 +24,8 @@ const NAMES: [(&str, &str); 11] = [
     ("id", "iface_id"),
     ("tap", "host_dev_name"),
     ("mac", "guest_mac"),
+    ("mmds.interfaces", "network_interfaces"),
+    ("mmds.address", "ipv4_address"),
 ];
 
 /// What requests have said so far.
@@ -39,6 +42,7 @@ pub(crate) struct Configuration {
     /// The first is partition 1.
     partitions: Vec<Partition>,
     vsock: Option<Vsock>,
+    mmds: Option<Mmds>,
     entropy: Option<Entropy>,
     serial: Serial,
 }
@@ -76,6 +80,7 @@ impl Configuration {
                 vsock.check()?;
                 changed.vsock = Some(vsock.clone());
             }
+            Change::Mmds(mmds) => changed.mmds = Some(mmds.clone()),
             Change::Entropy(entropy) => {
                 entropy.check()?;
                 changed.entropy = Some(*entropy);
@@ -115,6 +120,7 @@ impl Configuration {
         config.balloon = self.balloon.map(Balloon::config);
         config.drives = self.drives.iter().map(Drive::config).collect();
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
+        config.mmds = self.mmds.as_ref().map(Mmds::config);
         config.serial = self.serial.config();
         config.network_interfaces = self.networks.iter().map(Network::config).collect();
         config.partitions = self.partitions.iter().map(|partition| partition.window()).collect();
@@ -219,7 +225,7 @@ impl Configuration {
             "logger": self.logger,
             "machine-config": self.machine,
             "metrics": self.metrics,
-            "mmds-config": null,
+            "mmds-config": self.mmds.as_ref().map(|mmds| mmds.shown(&self.networks)),
             "network-interfaces": self.networks,
             "vsock": self.vsock,
             "entropy": self.entropy,
@@ -238,7 +244,11 @@ impl Configuration {
 fn named(error: &ConfigError) -> Fault {
     let field = error.field.split_once("].").map_or(error.field.as_str(), |(_, field)| field);
     let name = NAMES.iter().find(|(ours, _)| *ours == field).map_or(field, |(_, theirs)| theirs);
-    Fault::value(name, &error.value, &error.expected)
+    let fault = Fault::value(name, &error.value, &error.expected);
+    match explain(error) {
+        Some(text) => Fault::new(format!("{text} ({fault})")),
+        None => fault,
+    }
 }
 
 #[cfg(test)]

@@ -52,6 +52,37 @@ fn requests_add_up_to_a_vm() {
 }
 
 #[test]
+fn the_metadata_service_needs_an_interface() {
+    let config = |interfaces: &[&str], address: Option<&str>| json!({ "network_interfaces": interfaces, "version": "V2", "ipv4_address": address });
+    let refused = |configuration: &Configuration, body: Value, expected: &str| {
+        let message = put(configuration, "PUT", "/mmds/config", body).unwrap_err();
+        assert_eq!(message, format!("MMMDS config error: {expected}"));
+    };
+    let nobody = "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface. (`network_interfaces` is \"eth0\": expected the name of a network interface)";
+    refused(&Configuration::default(), config(&["eth0"], None), nobody);
+    let mut configuration = Configuration::default();
+    for id in ["eth0", "eth1", "eth2"] {
+        let interface = json!({ "iface_id": id, "host_dev_name": format!("tap-{id}") });
+        configuration = put(&configuration, "PUT", &format!("/network-interfaces/{id}"), interface).unwrap();
+    }
+    let empty = "The list of network interface IDs that allow forwarding MMDS requests is empty. (`network_interfaces` is empty: expected the name of a network interface)";
+    refused(&configuration, config(&[], None), empty);
+    let far = "The MMDS IPv4 address is not link local. (`ipv4_address` is 10.0.0.1: expected 169.254.1.0 to 169.254.254.255)";
+    refused(&configuration, config(&[], Some("10.0.0.1")), far);
+    assert_eq!(configuration.json()["mmds-config"], Value::Null);
+    let configured = put(&configuration, "PUT", "/mmds/config", config(&["eth2", "eth0", "eth2"], None)).unwrap();
+    let expected = json!({
+        "version": "V2", "network_interfaces": ["eth0", "eth2"], "ipv4_address": "169.254.169.254", "imds_compat": false,
+    });
+    assert_eq!(configured.json()["mmds-config"], expected);
+    let again = json!({ "network_interfaces": ["eth1"], "ipv4_address": "169.254.170.2", "imds_compat": true });
+    let configured = put(&configured, "PUT", "/mmds/config", again).unwrap();
+    let mmds = configured.library().mmds.unwrap();
+    assert_eq!((&*mmds.interfaces[0], mmds.version, mmds.imds_compat), ("eth1", bellows_vmm::MmdsVersion::V1, true));
+    assert_eq!(mmds.address().octets(), [169, 254, 170, 2]);
+}
+
+#[test]
 fn without_arguments_the_kernel_gets_bellows_own() {
     let source = json!({ "kernel_image_path": "/proc/version" });
     let configuration = put(&Configuration::default(), "PUT", "/boot-source", source).unwrap();

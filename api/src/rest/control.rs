@@ -7,12 +7,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bellows_vmm::{
-    Balloon, BuildError, ByteSize, DiskInfo, HotplugError, Lifecycle, LifecycleError, Vm, VmBuilder, VmConfig,
+    Balloon, BuildError, ByteSize, DiskInfo, HotplugError, Lifecycle, LifecycleError, Metadata, Vm, VmBuilder, VmConfig,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::bodies::mmds::no_service;
 use super::bodies::{Drive, DriveUpdate};
 use super::configuration::Configuration;
 use super::fault::Fault;
@@ -43,6 +44,8 @@ pub(crate) struct Control {
     id: String,
     boot: Boot,
     boot_timer: bool,
+    /// Whether or not an interface tells it.
+    metadata: Metadata,
     pub(crate) log: Log,
     pub(crate) counters: Counters,
     state: Mutex<State>,
@@ -62,9 +65,16 @@ struct State {
 }
 
 impl Control {
-    pub(crate) fn new(id: String, boot: Boot, boot_timer: bool, log: Log, counters: Counters) -> Self {
-        let ready = Arc::new(watch::Sender::new(false));
-        Self { id, boot, boot_timer, log, counters, state: Mutex::default(), changed: Condvar::new(), ready }
+    pub(crate) fn new(
+        id: String,
+        boot: Boot,
+        boot_timer: bool,
+        metadata: Metadata,
+        log: Log,
+        counters: Counters,
+    ) -> Self {
+        let (ready, state) = (Arc::new(watch::Sender::new(false)), Mutex::default());
+        Self { id, boot, boot_timer, metadata, log, counters, state, changed: Condvar::new(), ready }
     }
 
     /// Waits until the VM runs; `None` if it never will.
@@ -148,6 +158,10 @@ impl Control {
                 statistics.as_object_mut().map(|fields| fields.remove("age_ms"));
                 statistics
             }
+            Read::Metadata => match self.metadata_of(vm.as_deref())?.get() {
+                Value::Null => json!({}),
+                metadata => metadata,
+            },
             Read::Hinting => json!(balloon(booted(vm.as_deref())?)?.hinting().map_err(|error| Fault::of(&error))?),
         };
         Ok(Some(answer))
@@ -158,6 +172,9 @@ impl Control {
         let (configuration, vm) = self.now();
         rules::check(&change, vm.is_some())?;
         match vm {
+            _ if matches!(change, Change::PutMetadata(_) | Change::PatchMetadata(_)) => {
+                self.change_metadata(vm.as_deref(), change)?;
+            }
             None => self.change_before(&configuration, change)?,
             Some(vm) if vm.lifecycle() == Lifecycle::Ended => return Err(Fault::new("the VM has ended")),
             Some(vm) => self.change_after(&configuration, &vm, change)?,
@@ -183,6 +200,24 @@ impl Control {
         Ok(())
     }
 
+    fn change_metadata(&self, vm: Option<&Vm>, change: Change) -> Result<(), Fault> {
+        let metadata = self.metadata_of(vm)?;
+        match change {
+            Change::PutMetadata(document) => metadata.put(document)?,
+            Change::PatchMetadata(patch) => metadata.patch(patch)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The metadata, if it can be set for later, or the VM tells it.
+    fn metadata_of(&self, vm: Option<&Vm>) -> Result<&Metadata, Fault> {
+        match vm {
+            Some(vm) if vm.config().mmds.is_none() => Err(no_service()),
+            _ => Ok(&self.metadata),
+        }
+    }
+
     fn start(&self, configuration: &Configuration) -> Result<(), Fault> {
         self.boot_as(configuration.vm()?)
     }
@@ -190,7 +225,8 @@ impl Control {
     /// Boots a VM of the library's configuration. Before there are requests, or in their turn.
     pub(crate) fn boot_as(&self, config: VmConfig) -> Result<(), Fault> {
         let begun = Instant::now();
-        let vm = (self.boot)(config.into()).map_err(|error| Fault::of(&error))?;
+        let builder = VmBuilder::from(config).metadata(self.metadata.clone());
+        let vm = (self.boot)(builder).map_err(|error| Fault::of(&error))?;
         let vm = Arc::new(vm);
         let mut state = self.state();
         state.follower = self.follow(vm.clone(), begun);

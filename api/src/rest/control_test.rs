@@ -13,7 +13,7 @@ fn control(boot: impl Fn() + Send + Sync + 'static) -> Control {
         // The cheapest failure: nothing is opened.
         VmBuilder::from(VmConfig::new("", ByteSize::mib(128))).boot()
     };
-    Control::new("test".into(), Box::new(fails), false, Log::default(), Counters::default())
+    Control::new("test".into(), Box::new(fails), false, Metadata::new(100), Log::default(), Counters::default())
 }
 
 fn send(control: &Control, method: &str, path: &str, body: &str) -> Answer {
@@ -85,6 +85,27 @@ fn what_needs_a_vm_is_refused_before_there_is_one() {
         assert!(send(&control, method, path, body).is_err(), "{method} {path}");
     }
 }
+
+#[test]
+fn metadata_comes_and_changes_before_there_is_a_vm() {
+    let control = control(|| {});
+    let send = |method, body: &str| send(&control, method, "/mmds", body);
+    assert_eq!(send("GET", ""), Ok(Some(json!({}))));
+    let fault = send("PATCH", "{}").unwrap_err();
+    assert!(fault.status == 400 && fault.message.starts_with(NOT_INITIALIZED), "{fault}");
+    send("PUT", r#"{"a": {"b": 1}}"#).unwrap();
+    send("PATCH", r#"{"a": {"c": 2}}"#).unwrap();
+    let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(100));
+    for method in ["PUT", "PATCH"] {
+        let fault = send(method, &large).unwrap_err();
+        assert_eq!(fault.status, 413);
+        let expected = "MMDS limit exceeded error: The MMDS patch request doesn't fit. (the metadata would have 108 bytes as JSON: expected at most 100)";
+        assert_eq!(fault.message, expected);
+    }
+    assert_eq!(send("GET", ""), Ok(Some(json!({ "a": { "b": 1, "c": 2 } }))));
+}
+
+const NOT_INITIALIZED: &str = "MMDS error: The MMDS data store is not initialized. ";
 
 #[test]
 fn whoever_waits_for_a_boot_hears_that_none_will_come() {

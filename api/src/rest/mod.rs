@@ -23,7 +23,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_vmm::VmEnd;
+use bellows_vmm::{Metadata, VmEnd};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::setsid;
 
@@ -72,11 +72,18 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         confine(&[])?;
     }
     let counters = Counters::new(startup(args));
-    let control = Arc::new(Control::new(args.id.clone(), boot, args.boot_timer, log, counters));
+    let metadata = Metadata::new(args.mmds_size_limit.unwrap_or(args.http_api_max_payload_size) as usize);
+    let control = Arc::new(Control::new(args.id.clone(), boot, args.boot_timer, metadata, log, counters));
     let _serving = interrupts.serve({
         let control = control.clone();
         move || control.close()
     });
+    if let Some(path) = &args.metadata {
+        let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+        let refused = |fault| CliError::Conflict(format!("the metadata of `{}` is refused: {fault}", path.display()));
+        let document = serde_json::from_str(&text).map_err(|error| refused(Fault::of(&error)))?;
+        control.change(Change::PutMetadata(document)).map_err(refused)?;
+    }
     for change in first {
         control.change(change).map_err(|fault| refused(args, fault))?;
     }

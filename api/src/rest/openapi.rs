@@ -52,6 +52,15 @@ fn operations() -> Vec<Operation> {
         with::<theirs::Drive>("put", "/drives/{drive_id}", "Adds a drive.", Nothing),
         with::<theirs::DriveUpdate>("patch", "/drives/{drive_id}", "Changes a drive while the VM runs.", Nothing),
         delete("/drives/{drive_id}", "Takes a drive away while the VM runs.", Nothing),
+        get("/mmds", "The metadata that guests read.", Object),
+        with::<theirs::Metadata>("put", "/mmds", "Sets all metadata.", Nothing),
+        with::<theirs::Metadata>("patch", "/mmds", "Changes metadata by a merge patch (RFC 7396).", Nothing),
+        with::<theirs::Mmds>(
+            "put",
+            "/mmds/config",
+            "Sets how the guest reaches its metadata, before the VM boots.",
+            Nothing,
+        ),
         with::<theirs::Network>("put", "/network-interfaces/{iface_id}", "Adds a network interface.", Nothing),
         with::<theirs::NetworkUpdate>(
             "patch",
@@ -232,6 +241,8 @@ mod tests {
             };
             let fault = fault.map(|fault| fault.message);
             match (operation.body, fault) {
+                // Metadata is any JSON.
+                (Some(_), None) if path == "/mmds" => {}
                 (None, None) => {}
                 (Some(_), Some(fault)) => assert!(fault.contains("unknown field `?`"), "{method} {path}: {fault}"),
                 (_, fault) => panic!("{method} {path}: {fault:?}"),

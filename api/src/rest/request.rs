@@ -2,11 +2,12 @@
 
 use bellows_vmm::PartitionId;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::bodies::{
     Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
-    Entropy, Logger, Machine, MachineUpdate, Metrics, Network, NetworkUpdate, Partition, Serial, StartHinting, VmState,
-    VmUpdate, Vsock,
+    Entropy, Logger, Machine, MachineUpdate, Metrics, Mmds, Network, NetworkUpdate, Partition, Serial, StartHinting,
+    VmState, VmUpdate, Vsock,
 };
 use super::fault::Fault;
 use super::strict;
@@ -35,6 +36,7 @@ pub(crate) enum Read {
     Balloon,
     BalloonStatistics,
     Hinting,
+    Metadata,
 }
 
 /// What is to change.
@@ -50,6 +52,9 @@ pub(crate) enum Change {
     RemoveNetwork(String),
     UpdateNetwork(NetworkUpdate),
     Vsock(Vsock),
+    Mmds(Mmds),
+    PutMetadata(Value),
+    PatchMetadata(Value),
     Entropy(Entropy),
     Balloon(Balloon),
     ResizeBalloon(u32),
@@ -69,10 +74,9 @@ pub(crate) enum Change {
 }
 
 /// Parts of the API that Bellows does not have yet, by the first part of their paths.
-const MISSING: [(&str, &str); 5] = [
+const MISSING: [(&str, &str); 4] = [
     ("cpu-config", "custom CPU templates"),
     ("hotplug", "memory that is plugged by request"),
-    ("mmds", "the metadata service"),
     ("pmem", "pmem devices of the caller's"),
     ("snapshot", "snapshots"),
 ];
@@ -101,6 +105,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
         ("GET", ["balloon"]) => Ok(Request::Read(Read::Balloon)),
         ("GET", ["balloon", "statistics"]) => Ok(Request::Read(Read::BalloonStatistics)),
         ("GET", ["balloon", "hinting", "status"]) => Ok(Request::Read(Read::Hinting)),
+        ("GET", ["mmds"]) => Ok(Request::Read(Read::Metadata)),
         ("PATCH", ["balloon", "hinting", "stop"]) => Ok(Request::Change(Change::StopHinting)),
         ("PATCH", ["balloon", "hinting", "start"]) => {
             let start = if body.is_empty() { StartHinting::default() } else { json(body)? };
@@ -150,6 +155,9 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
             json(body).map(|partition| Change::Partition(number, partition))
         }
         ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
+        ("PUT", ["mmds", "config"]) => json(body).map(Change::Mmds),
+        ("PUT", ["mmds"]) => json(body).map(Change::PutMetadata),
+        ("PATCH", ["mmds"]) => json(body).map(Change::PatchMetadata),
         ("PUT", ["entropy"]) => json(body).map(Change::Entropy),
         ("PUT", ["balloon"]) => json(body).map(Change::Balloon),
         ("PATCH", ["balloon"]) => json::<BalloonUpdate>(body).map(|update| Change::ResizeBalloon(update.amount_mib)),

@@ -21,6 +21,9 @@ fn each_path_has_its_verbs() {
         ("GET", "/balloon/statistics", b"", Request::Read(Read::BalloonStatistics)),
         ("GET", "/balloon/hinting/status?x=y", b"", Request::Read(Read::Hinting)),
         ("PUT", "/machine-config", machine, Request::Change(Change::Machine(json(machine).unwrap()))),
+        ("GET", "/mmds", b"", Request::Read(Read::Metadata)),
+        ("PUT", "/mmds", b"[1]", Request::Change(Change::PutMetadata(serde_json::json!([1])))),
+        ("PATCH", "/mmds", b"null", Request::Change(Change::PatchMetadata(Value::Null))),
         ("PATCH", "/vm", br#"{"state": "Paused"}"#, Request::Change(Change::Pause)),
         ("PATCH", "/vm", br#"{"state": "Resumed"}"#, Request::Change(Change::Resume)),
         ("PUT", "/actions", br#"{"action_type": "InstanceStart"}"#, Request::Change(Change::Start)),
@@ -47,6 +50,12 @@ fn what_is_no_request_is_refused() {
         ("PUT", "/actions", r#"{"action_type": "Dance"}"#, "unknown variant `Dance`"),
         ("PUT", "/actions", r#"{"action_type": "InstanceStart", "when": "now"}"#, "unknown field `when`"),
         ("PUT", "/actions", "{", "cannot understand the body: EOF"),
+        ("PUT", "/mmds/config", "{}", "missing field `network_interfaces`"),
+        ("PUT", "/mmds/config", r#"{"network_interfaces": [], "version": "V3"}"#, "unknown variant `V3`"),
+        ("PUT", "/mmds/config", r#"{"network_interfaces": [], "ipv4_address": "x"}"#, "invalid IPv4 address"),
+        ("PUT", "/mmds/other", "{}", "`PUT /mmds/other` is not a request"),
+        ("PUT", "/mmds", "", "has no body: expected JSON"),
+        ("DELETE", "/mmds", "", "`DELETE /mmds` is not a request"),
         ("PATCH", "/vm", r#"{"state": "Running"}"#, "unknown variant `Running`"),
     ] {
         let message = refused(method, path, body.as_bytes());
@@ -60,8 +69,6 @@ fn what_is_missing_is_refused_as_such() {
     for (method, path) in [
         ("PUT", "/cpu-config"),
         ("GET", "/hotplug/memory"),
-        ("GET", "/mmds"),
-        ("PUT", "/mmds/config"),
         ("PUT", "/pmem/p"),
         ("PUT", "/snapshot/create"),
         ("PUT", "/snapshot/load"),

@@ -27,6 +27,7 @@ fn when(change: &Change) -> When {
         | Change::UpdateMachine(_)
         | Change::Partition(..)
         | Change::Vsock(_)
+        | Change::Mmds(_)
         | Change::Entropy(_)
         | Change::Balloon(_)
         | Change::Serial(_)
@@ -45,8 +46,8 @@ fn when(change: &Change) -> When {
         | Change::SendCtrlAltDel
         | Change::Pause
         | Change::Resume => When::After,
-        // Afterwards, it is hotplug.
-        Change::Drive(_) | Change::Network(_) => When::Ever,
+        // Afterwards, drives and network interfaces are hotplug.
+        Change::Drive(_) | Change::Network(_) | Change::PutMetadata(_) | Change::PatchMetadata(_) => When::Ever,
     }
 }
 
@@ -69,6 +70,9 @@ mod tests {
             ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, true),
             ("DELETE", "/network-interfaces/a", "", false, true),
             ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#, false, true),
+            ("PUT", "/mmds/config", r#"{"network_interfaces": ["a"]}"#, true, false),
+            ("PUT", "/mmds", "{}", true, true),
+            ("PATCH", "/mmds", "{}", true, true),
             ("PATCH", "/balloon", r#"{"amount_mib": 1}"#, false, true),
             ("PATCH", "/vm", r#"{"state": "Paused"}"#, false, true),
             ("PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#, false, true),

@@ -31,7 +31,14 @@ impl Lab {
             may_go_on.lock().unwrap().recv().unwrap();
             VmBuilder::from(VmConfig::new("", ByteSize::mib(128))).boot()
         };
-        let control = Control::new("test".into(), Box::new(boot), false, Log::default(), Counters::default());
+        let control = Control::new(
+            "test".into(),
+            Box::new(boot),
+            false,
+            bellows_vmm::Metadata::new(100),
+            Log::default(),
+            Counters::default(),
+        );
         let bound = Socket::bind(&directory.path().join("api")).unwrap();
         let server = Server::start(bound, Arc::new(control), None, limits).unwrap();
         Self { server: Some(server), directory, booting, go_on }
