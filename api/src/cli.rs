@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bellows_block::oci::Platform;
 use bellows_memory::ByteSize;
-use bellows_vmm::{InstanceId, PartitionMode, SerialOutput, Shape, Transport};
+use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::detached::options::{DetachedArgs, ExecArgs, LogsArgs, PartitionCommand, PsArgs, RmArgs, StopArgs, TopArgs};
 use crate::doctor::DoctorArgs;
 use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
@@ -47,6 +48,11 @@ pub enum Command {
     Stop(StopArgs),
     /// Remove instances that have ended, and VMs that have no other
     Rm(RmArgs),
+    /// Partitions of VMs in the background
+    #[command(subcommand)]
+    Partition(PartitionCommand),
+    /// Watch VMs in the background, their instances, and partitions that grow and shrink
+    Top(TopArgs),
     /// Print what this host lacks, and how to get it
     Doctor(DoctorArgs),
     /// Images in the layer store
@@ -203,91 +209,6 @@ pub struct RunArgs {
     /// An option of earlier versions.
     #[command(flatten)]
     pub former: FormerArgs,
-}
-
-/// The options of a run in the background.
-#[derive(Args, Debug)]
-pub struct DetachedArgs {
-    /// Run the VM in the background, and print its name: `bellows ps`, `exec`, `logs`, `stop` and `rm` handle it
-    #[arg(short, long)]
-    pub detach: bool,
-    /// Name of a VM in the background [default: a random one]
-    #[arg(long, value_name = "NAME", requires = "detach")]
-    pub name: Option<InstanceId>,
-    /// End a VM in the background when its command has ended; what it has written is lost then. A VM in the foreground ends in
-    /// any case
-    #[arg(long)]
-    pub rm: bool,
-}
-
-/// `bellows ps`.
-#[derive(Args, Debug)]
-pub struct PsArgs {
-    /// Show also those that have ended
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print a line of JSON for each
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `bellows exec`.
-#[derive(Args, Debug)]
-pub struct ExecArgs {
-    /// Pass standard input on to the command; all of it is read first
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Environment variable of the command
-    #[arg(short, long = "env", value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Directory that the command starts in, instead of the instance's
-    #[arg(short = 'w', long, value_name = "PATH")]
-    pub cwd: Option<String>,
-    /// User of the command, instead of the instance's
-    #[arg(short, long, value_name = "USER")]
-    pub user: Option<String>,
-    /// Print exit code and output as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Name of the instance, or VM/INSTANCE
-    #[arg(value_name = "NAME")]
-    pub name: String,
-    /// The command
-    #[arg(value_name = "CMD", trailing_var_arg = true, required = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-/// `bellows logs`.
-#[derive(Args, Debug)]
-pub struct LogsArgs {
-    /// Go on until the instance has ended
-    #[arg(short, long)]
-    pub follow: bool,
-    /// Name of the instance, or VM/INSTANCE
-    #[arg(value_name = "NAME")]
-    pub name: String,
-}
-
-/// `bellows stop`.
-#[derive(Args, Debug)]
-pub struct StopArgs {
-    /// Seconds between SIGTERM and SIGKILL
-    #[arg(short, long, value_name = "SECONDS", default_value = "10", value_parser = any_seconds)]
-    pub time: Duration,
-    /// Names of instances, or VM/INSTANCE
-    #[arg(value_name = "NAME", required = true)]
-    pub names: Vec<String>,
-}
-
-/// `bellows rm`.
-#[derive(Args, Debug)]
-pub struct RmArgs {
-    /// Kill those that have not ended
-    #[arg(short, long)]
-    pub force: bool,
-    /// Names of instances, or VM/INSTANCE
-    #[arg(value_name = "NAME", required = true)]
-    pub names: Vec<String>,
 }
 
 impl RunArgs {
@@ -474,7 +395,7 @@ pub enum Host {
     Lab,
 }
 
-fn any_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn any_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
     Ok(Duration::from_secs(seconds.into()))
 }

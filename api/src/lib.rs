@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod demo;
+pub mod detached;
 pub mod doctor;
 pub mod error;
 pub mod exit;
@@ -15,7 +16,6 @@ pub mod rest;
 pub mod run;
 pub mod seccomp;
 
-mod detached;
 mod environment;
 mod guest;
 mod interrupt;
@@ -103,6 +103,8 @@ fn command(command: Command) -> Result<u8, CliError> {
         Command::Logs(arguments) => detached::logs(&arguments),
         Command::Stop(arguments) => detached::stop(&arguments),
         Command::Rm(arguments) => detached::rm(&arguments),
+        Command::Partition(command) => detached::partition(&command),
+        Command::Top(arguments) => detached::top(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

@@ -92,6 +92,45 @@ fn a_vm_in_the_background_is_listed_talked_to_and_stopped() {
     assert!(String::from_utf8_lossy(&gone.stderr).contains("no instance is called `web`"));
 }
 
+/// A partition that breathes while its instance runs.
+#[test]
+fn a_partition_of_a_vm_in_the_background_grows_and_shrinks() {
+    let session = Session::new();
+    text(session.run(&["--name", "web"], "while :; do sleep 1; done"));
+    let listed = |words: &[&str]| -> serde_json::Value {
+        serde_json::from_str(session.said(&[words, &["--json"]].concat()).lines().next().unwrap()).unwrap()
+    };
+    let partition = listed(&["partition", "ls", "web"]);
+    assert_eq!((&partition["state"], &partition["instance"]), (&"Plugged".into(), &"web".into()), "{partition}");
+    assert_eq!(partition["memory"]["plugged"], 128 << 20);
+    let [used, held] = ["used_bytes", "resident_bytes"].map(|name| partition[name].as_u64().unwrap());
+    assert!(used > 0 && (1..=128 << 20).contains(&held), "{partition}");
+
+    assert_eq!(session.said(&["partition", "resize", "web", "64M"]), "partition 1 of web: 64M of 128M plugged\n");
+    let shrunk = listed(&["partition", "ls"]);
+    assert_eq!(shrunk["memory"]["unplugged"], 64 << 20, "{shrunk}");
+    assert_eq!(session.said(&["partition", "plug", "web"]), "partition 1 of web: 128M of 128M plugged\n");
+    for (words, part) in [
+        (&["partition", "plug", "web", "64M"][..], "resize"),
+        (&["partition", "resize", "web", "1G"], "128 MiB"),
+        (&["partition", "unplug", "web"], "belongs to instance `web`"),
+        (&["partition", "resize", "web", "64M", "--partition", "2"], "no partition 2"),
+        (&["partition", "ls", "other"], "no VM is called `other`"),
+    ] {
+        let refused = session.bellows(words);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && error.contains(part), "{words:?}: {error}");
+    }
+
+    let table = session.said(&["top", "--once"]);
+    let row: Vec<_> = table.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!(row[..3], ["web", "Running", "128M"], "{table}");
+    assert!(table.contains("VMs 1, instances 1"), "{table}");
+    let seen = listed(&["top"]);
+    assert_eq!((&seen["vm"], seen["layers"].as_array().unwrap().is_empty()), (&"web".into(), false), "{seen}");
+    assert!(seen["layers"][0]["cached_bytes"].as_u64().is_some(), "{seen}");
+}
+
 #[test]
 fn a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise() {
     let session = Session::new();

@@ -15,7 +15,7 @@ use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
 
 use crate::arch::Buses;
-use crate::config::{DriveConfig, ImageConfig, NetConfig, VmConfig};
+use crate::config::{DriveConfig, ImageConfig, LayerConfig, NetConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
 use crate::guest::agent::InstanceMemory;
@@ -246,7 +246,7 @@ impl Vm {
     /// # Errors
     /// The host's kernel refused.
     pub fn resident_bytes(&self) -> std::io::Result<u64> {
-        resident_bytes(self.base.view(), 0)
+        resident_bytes(self.base.view(), 0..u64::MAX)
     }
 
     /// Of [`Vm::resident_bytes`], what lies under memory of partitions.
@@ -254,7 +254,16 @@ impl Vm {
     /// # Errors
     /// The host's kernel refused.
     pub fn resident_partition_bytes(&self) -> std::io::Result<u64> {
-        self.partitions.first_address().map_or(Ok(0), |address| resident_bytes(self.base.view(), address))
+        self.partitions.first_address().map_or(Ok(0), |address| resident_bytes(self.base.view(), address..u64::MAX))
+    }
+
+    /// The same of one partition.
+    ///
+    /// # Errors
+    /// The host's kernel refused.
+    pub fn resident_bytes_of(&self, partition: &PartitionInfo) -> std::io::Result<u64> {
+        let window = partition.address..partition.address.saturating_add(partition.memory.window.get());
+        resident_bytes(self.base.view(), window)
     }
 
     /// The balloon, if the configuration has one.
@@ -340,6 +349,12 @@ impl Vm {
     #[must_use]
     pub fn images(&self) -> Vec<ImageInfo> {
         self.images.infos()
+    }
+
+    /// The files of all images' layers, each once, by digest.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerConfig> {
+        self.images.layers()
     }
 
     /// The pages of an image's files that the guest has read by now, for [`ImageConfig::profile`] of the next VM; over

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
@@ -12,6 +12,9 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::error::{CliError, io_error};
+
+/// Most bytes of an answer that is taken as a whole.
+const MOST: usize = 64 << 20;
 
 /// A client of one VM.
 #[derive(Clone, Debug)]
@@ -30,14 +33,17 @@ impl Client {
     /// # Errors
     /// The VM refused, or is gone.
     pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, CliError> {
-        self.run(async {
-            let answer = self.send(method, path, body).await?.into_body().collect().await;
-            let answer = answer.map_err(|error| self.gone(io::Error::other(error)))?.to_bytes();
-            if answer.is_empty() {
-                return Ok(Value::Null);
-            }
-            serde_json::from_slice(&answer).map_err(|error| self.gone(error.into()))
-        })
+        self.run(self.ask(method, path, body))
+    }
+
+    /// The same inside a runtime.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, CliError> {
+        let answer = Limited::new(self.send(method, path, body).await?.into_body(), MOST).collect().await;
+        let answer = answer.map_err(|error| self.gone(io::Error::other(error)))?.to_bytes();
+        if answer.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&answer).map_err(|error| self.gone(error.into()))
     }
 
     /// Passes an answer on as it comes.

@@ -2,17 +2,25 @@
 //! Each is a process with an API of its own; these commands are its clients.
 
 mod client;
+mod memory;
+pub mod options;
+mod partition;
 mod place;
 mod start;
+mod table;
+mod top;
 
 use std::io;
 
 use serde_json::{Value, json};
 
 use self::client::Client;
+use self::options::{ExecArgs, LogsArgs, PsArgs, RmArgs, StopArgs};
+pub(crate) use self::partition::partition;
 use self::place::{Place, Seat};
 pub(crate) use self::start::{Job, start};
-use crate::cli::{ExecArgs, LogsArgs, PsArgs, RmArgs, StopArgs};
+use self::table::table;
+pub(crate) use self::top::top;
 use crate::error::CliError;
 use crate::output::{print, say_plainly};
 
@@ -191,27 +199,9 @@ fn exit_code(ended: &Value) -> u8 {
     ended["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// Rows below a head, in columns.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = [head.map(str::to_owned)].into_iter().chain(rows).collect();
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_has_columns() {
-        let rows = [["a".to_owned(), "long".to_owned()], ["longer".to_owned(), String::new()]];
-        assert_eq!(table(["NAME", "X"], rows.into_iter()), "NAME    X\na       long\nlonger");
-    }
 
     #[test]
     fn an_exit_code_is_one_byte() {

@@ -2,11 +2,14 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use bellows_vmm::InstanceId;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
 
 use super::client::Client;
@@ -89,6 +92,15 @@ impl Place {
         Ok(seats)
     }
 
+    /// The VM of that name.
+    ///
+    /// # Errors
+    /// None runs.
+    pub(crate) fn find(&self, name: &str) -> Result<Seat, CliError> {
+        let found = name.parse::<InstanceId>().ok().map(|_| self.seat(name)).filter(Seat::lives);
+        found.ok_or_else(|| CliError::NotThere(format!("no VM is called `{name}`: `bellows ps -a` shows all")))
+    }
+
     fn seat(&self, name: &str) -> Seat {
         Seat { name: name.to_owned(), folder: self.folder.join(name) }
     }
@@ -126,10 +138,11 @@ impl Seat {
 
     /// Whether somebody listens there, or is about to: the folder of a VM that is being made has no socket yet.
     fn lives(&self) -> bool {
-        match UnixStream::connect(self.socket()) {
-            Ok(_) => true,
+        match try_connect(&self.socket()) {
+            // It is slow to take connections.
+            Ok(()) | Err(Errno::EAGAIN) => true,
             // Somebody has this name and is about to listen, or has died before.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => is_young(&self.folder),
+            Err(Errno::ENOENT) => is_young(&self.folder),
             Err(_) => false,
         }
     }
@@ -142,6 +155,13 @@ impl Seat {
         }
         cleared.is_ok()
     }
+}
+
+/// Connects to a socket, and leaves again; never waits.
+fn try_connect(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
 /// Whether a folder was made less than ten seconds ago.
@@ -187,6 +207,19 @@ mod tests {
         let folder = fs::File::open(&seat.folder).unwrap();
         folder.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
         place.take(&name("web")).unwrap();
+    }
+
+    /// As of a process that is stopped: connections fill its queue.
+    #[test]
+    fn a_vm_that_takes_no_connection_is_there_and_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::at(directory.path().join("bellows")).unwrap();
+        let seat = place.take(&name("web")).unwrap();
+        let _listener = UnixListener::bind(seat.socket()).unwrap();
+        while try_connect(&seat.socket()).is_ok() {}
+        assert_eq!(try_connect(&seat.socket()), Err(Errno::EAGAIN));
+        assert!(place.find("web").is_ok() && place.all().unwrap().len() == 1);
+        assert!(place.find("other").is_err() && place.find("../web").is_err());
     }
 
     #[test]

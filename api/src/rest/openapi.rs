@@ -115,6 +115,7 @@ fn operations() -> Vec<Operation> {
         ),
         with::<own::Signal>("put", "/instances/{instance}/signal", "Sends its first process a signal.", Nothing),
         with::<own::Exec>("post", "/instances/{instance}/exec", "Runs another process in an instance.", Object),
+        get("/memory", "What the VM and its instances have of the host's memory.", Object),
         get("/events", "What happens, from now on.", Other("text/event-stream")),
         get("/metrics/prometheus", "The VM's figures.", Other("text/plain; version=0.0.4")),
     ]

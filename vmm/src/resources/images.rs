@@ -3,6 +3,7 @@
 //! The disks of an image exist before the abilities of the guest's kernel are known. If it cannot mount a flat image, and the
 //! configuration does not demand one, the layers are attached later, as disks of the running VM.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use bellows_protocol::values::{ImageId, MAX_LAYERS};
 use super::disks::{DiskChange, Disks, Opened, serial_of};
 use super::error::{FLAT_KERNEL, HotplugError, ImageError};
 use super::table::{Change, Hotplug};
-use crate::config::{FlatConfig, ImageConfig, Shape};
+use crate::config::{FlatConfig, ImageConfig, LayerConfig, Shape};
 use crate::descriptors;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
@@ -105,6 +106,13 @@ impl Images {
     /// All images, by name.
     pub(crate) fn infos(&self) -> Vec<ImageInfo> {
         self.0.map(|entry| entry.clone().into())
+    }
+
+    /// The files of all layers, each once, by digest.
+    pub(crate) fn layers(&self) -> Vec<LayerConfig> {
+        let stacks = self.0.map(|entry| entry.config.stack().cloned().collect::<Vec<_>>());
+        let by_digest: BTreeMap<_, _> = stacks.into_iter().flatten().map(|layer| (layer.digest, layer)).collect();
+        by_digest.into_values().collect()
     }
 
     /// The pages of an image's files that the guest has read by now.

@@ -10,6 +10,7 @@ mod figures;
 mod host;
 mod images;
 mod log;
+mod memory;
 mod prometheus;
 mod reply;
 mod request;
@@ -31,6 +32,7 @@ use self::figures::Figures;
 use self::host::{LIMIT, of_partition};
 use self::images::Images;
 use self::log::Position;
+use self::memory::Measuring;
 pub(crate) use self::reply::{Feed, Reply};
 use self::request::LogQuery;
 pub(crate) use self::request::{Own, parse};
@@ -52,6 +54,7 @@ pub(crate) struct OwnApi {
     table: Table,
     events: Events,
     figures: Figures,
+    measuring: Measuring,
     waiting: Arc<Semaphore>,
 }
 
@@ -64,6 +67,7 @@ impl OwnApi {
             table: Table::default(),
             events: Events::default(),
             figures: Figures::default(),
+            measuring: Measuring::default(),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
@@ -114,6 +118,11 @@ impl OwnApi {
             Own::Wait(id) => self.wait(&id).await,
             Own::Logs(id, query) => self.logs(&id, query).await,
             Own::Events => Ok(Reply::Stream { kind: "text/event-stream", feed: self.events.listen() }),
+            Own::Memory => {
+                let (api, vm) = (self.clone(), self.control.booted()?);
+                let report = spawn_blocking(move || memory::report(&api, &vm)).await;
+                Ok(Reply::Json(report.map_err(|error| panicked(&error))?))
+            }
             Own::Prometheus => {
                 let vm = self.control.booted()?;
                 let api = self.clone();

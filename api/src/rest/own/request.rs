@@ -28,6 +28,7 @@ pub(crate) enum Own {
     Exec(InstanceId, Box<Exec>),
     Wait(InstanceId),
     Logs(InstanceId, LogQuery),
+    Memory,
     Events,
     Prometheus,
 }
@@ -53,7 +54,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Option<Result<Own,
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let parts: Vec<&str> = path.trim_start_matches('/').split_terminator('/').collect();
     let own = match parts.as_slice() {
-        ["images" | "instances" | "events", ..] | ["metrics", "prometheus"] => true,
+        ["images" | "instances" | "events" | "memory", ..] | ["metrics", "prometheus"] => true,
         // A window is configured before the VM boots.
         ["partitions", _] => method != "PUT",
         ["partitions", ..] => true,
@@ -84,6 +85,7 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
         ("POST", ["instances", id, "exec"]) => Ok(Own::Exec(named("instance", id)?, Box::new(json(body)?))),
         ("GET", ["instances", id, "wait"]) => named("instance", id).map(Own::Wait),
         ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
+        ("GET", ["memory"]) => Ok(Own::Memory),
         ("GET", ["events"]) => Ok(Own::Events),
         ("GET", ["metrics", "prometheus"]) => Ok(Own::Prometheus),
         _ => return Err(not_here(parts, unknown(method, path))),
@@ -100,7 +102,7 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
 /// 405 where the path has other methods, which the answer then lists (RFC 9110, section 15.5.6), else 404.
 fn not_here(parts: &[&str], fault: Fault) -> Fault {
     let methods = match parts {
-        ["images" | "instances" | "partitions" | "events"]
+        ["images" | "instances" | "partitions" | "events" | "memory"]
         | ["metrics", "prometheus"]
         | ["instances", _, "wait" | "logs"] => "GET",
         ["images", _] => "PUT, DELETE",
@@ -173,6 +175,8 @@ mod tests {
         for (method, path, status) in [
             ("POST", "/instances/a", 405),
             ("PUT", "/events", 405),
+            ("PUT", "/memory", 405),
+            ("GET", "/memory/1", 404),
             ("POST", "/metrics/prometheus", 405),
             ("GET", "/instances/a/exec", 405),
             ("PUT", "/partitions", 405),
