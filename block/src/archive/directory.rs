@@ -6,11 +6,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
+use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 use tar::{EntryType, Header};
 
@@ -55,6 +58,8 @@ impl From<&Metadata> for FileId {
 /// Reads as the archive of a directory.
 pub(crate) struct DirectoryArchive {
     root: PathBuf,
+    /// The root itself, once it is being read.
+    folder: Option<OwnedFd>,
     /// A directory that is not taken for part of it.
     left_out: Option<FileId>,
     /// What is still to come, next one last, as names below the root.
@@ -65,6 +70,34 @@ pub(crate) struct DirectoryArchive {
     headers: VecDeque<u8>,
     data: Option<Data>,
     ended: bool,
+}
+
+/// What a name led to when it was read first, and what it is from then on, whatever takes its place.
+struct Found {
+    descriptor: OwnedFd,
+}
+
+impl Found {
+    /// What `relative` leads to below `folder`. No link is followed on the way: somebody may just have put one there.
+    fn below(folder: &OwnedFd, relative: &Path) -> io::Result<Self> {
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        Ok(Self { descriptor: openat2(folder, relative, OpenHow::new().flags(flags).resolve(resolve))? })
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        fs::metadata(self.path())
+    }
+
+    /// A path that leads to it; it is not followed further where it is a link.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.descriptor.as_raw_fd()).into()
+    }
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read `{}`: {error}", path.display()))
 }
 
 /// A file's data that was not read yet.
@@ -80,6 +113,7 @@ impl DirectoryArchive {
     pub fn new(root: PathBuf, left_out: Option<FileId>) -> Self {
         Self {
             root,
+            folder: None,
             left_out,
             pending: vec![PathBuf::new()],
             names: HashMap::new(),
@@ -91,32 +125,36 @@ impl DirectoryArchive {
 
     /// Prepares the next entry, or the end.
     fn next(&mut self) -> io::Result<()> {
+        let folder = match self.folder.take() {
+            Some(folder) => folder,
+            None => open(&self.root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|error| named(&self.root, error.into()))?,
+        };
+        let folder = self.folder.insert(folder);
         let Some(relative) = self.pending.pop() else {
             self.headers.extend([0; 2 * BLOCK as usize]);
             self.ended = true;
             return Ok(());
         };
         let path = self.root.join(&relative);
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("cannot read `{}`: {error}", path.display()));
-        // The root may be a link to the directory.
-        let metadata = if relative.as_os_str().is_empty() { fs::metadata(&path) } else { fs::symlink_metadata(&path) };
-        let metadata = metadata.map_err(named)?;
+        let named = |error: io::Error| named(&path, error);
+        let found = Found::below(folder, &relative).map_err(named)?;
+        let metadata = found.metadata().map_err(named)?;
         if metadata.is_dir() {
             if self.left_out == Some(FileId::from(&metadata)) {
                 return Ok(());
             }
-            let entries = fs::read_dir(&path).and_then(|entries| {
+            let entries = fs::read_dir(found.path()).and_then(|entries| {
                 entries.map(|entry| Ok(relative.join(entry?.file_name()))).collect::<io::Result<Vec<_>>>()
             });
             let mut entries = entries.map_err(named)?;
             entries.sort_unstable_by(|a, b| b.cmp(a));
             self.pending.extend(entries);
         }
-        self.entry(&relative, &path, &metadata).map_err(named)
+        self.entry(&relative, &found, &metadata).map_err(named)
     }
 
-    fn entry(&mut self, relative: &Path, path: &Path, metadata: &Metadata) -> io::Result<()> {
+    fn entry(&mut self, relative: &Path, found: &Found, metadata: &Metadata) -> io::Result<()> {
         let mut name = relative.as_os_str().as_bytes().to_vec();
         if metadata.is_dir() {
             name.extend(if name.is_empty() { &b"./"[..] } else { b"/" });
@@ -135,12 +173,12 @@ impl DirectoryArchive {
             self.names.insert(FileId::from(metadata), first);
             EntryType::Link
         } else {
-            for attribute in xattr::list(path)? {
-                let value = xattr::get(path, &attribute)?.unwrap_or_default();
+            for attribute in xattr::list_deref(found.path())? {
+                let value = xattr::get_deref(found.path(), &attribute)?.unwrap_or_default();
                 write_record(&mut pax, &[b"SCHILY.xattr.", attribute.as_bytes()].concat(), &value);
             }
             if kind.is_symlink() {
-                link = fs::read_link(path)?.into_os_string().into_vec();
+                link = readlinkat(&found.descriptor, "")?.into_vec();
                 EntryType::Symlink
             } else if kind.is_dir() {
                 EntryType::Directory
@@ -154,7 +192,7 @@ impl DirectoryArchive {
                 write_record(&mut pax, SOCKET, b"1");
                 EntryType::Regular
             } else {
-                size = self.open(path, &name, FileId::from(metadata), &mut pax)?;
+                size = self.open(relative, found, &name, &mut pax)?;
                 EntryType::Regular
             }
         };
@@ -204,17 +242,14 @@ impl DirectoryArchive {
     }
 
     /// Opens a regular file; how many bytes the archive holds of it, the list of its holes included.
-    fn open(&mut self, path: &Path, name: &[u8], expected: FileId, pax: &mut Vec<u8>) -> io::Result<u64> {
-        // Another file may have taken its place.
-        let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    fn open(&mut self, relative: &Path, found: &Found, name: &[u8], pax: &mut Vec<u8>) -> io::Result<u64> {
+        let file = File::open(found.path())?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() || FileId::from(&metadata) != expected {
-            return Err(io::Error::other("it was replaced while it was read"));
-        }
         let bytes = metadata.len();
         let mut segments = VecDeque::from([(0, bytes)]);
         let mut size = bytes;
-        let mut data = Data { path: path.to_owned(), file, segments: VecDeque::new(), padding: 0 };
+        let path = self.root.join(relative);
+        let mut data = Data { path, file, segments: VecDeque::new(), padding: 0 };
         if metadata.blocks() * BLOCK < bytes {
             segments = data_segments(&data.file, bytes)?;
         }
@@ -340,4 +375,39 @@ fn time(seconds: i64, nanoseconds: i64) -> Vec<u8> {
 #[allow(clippy::cast_possible_truncation, reason = "below the size of a block")]
 fn padding(bytes: u64) -> usize {
     (bytes.wrapping_neg() % BLOCK) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// The next bytes of an archive.
+    fn next(archive: &mut DirectoryArchive) -> io::Result<[u8; BLOCK as usize]> {
+        let mut block = [0; BLOCK as usize];
+        archive.read_exact(&mut block).map(|()| block)
+    }
+
+    /// As by somebody who may write to a part of it.
+    #[test]
+    fn a_link_that_takes_the_place_of_a_directory_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, outside) = (directory.path().join("root"), directory.path().join("outside"));
+        fs::create_dir_all(root.join("a")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(root.join("a/file"), "inside").unwrap();
+        fs::write(outside.join("file"), "outside").unwrap();
+        for path in [&root, &root.join("a")] {
+            File::open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+        let mut archive = DirectoryArchive::new(root.clone(), None);
+        for name in [&b"./"[..], b"a/"] {
+            assert!(next(&mut archive).unwrap().starts_with(name));
+        }
+        fs::rename(root.join("a"), root.join("b")).unwrap();
+        symlink(&outside, root.join("a")).unwrap();
+        let error = next(&mut archive).unwrap_err().to_string();
+        assert!(error.contains("a/file"), "{error}");
+    }
 }
