@@ -16,6 +16,7 @@ use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
 use crate::network::options::NetworkArgs;
 use crate::rest::{ApiArgs, Firecracker};
+use crate::run::volume::VolumeArg;
 
 /// MicroVMs for functions: shared layers, and memory that goes back.
 #[derive(Debug, Parser)]
@@ -160,6 +161,9 @@ pub struct RunArgs {
     /// Environment variable, which overrides the image's; NAME alone takes its value from this host
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// Folder of this host that the command finds at PATH, read-only: what it holds now is imported to the store
+    #[arg(short, long = "volume", value_name = "DIR:PATH:ro")]
+    pub volumes: Vec<VolumeArg>,
     /// File of environment variables, one NAME=VALUE or NAME in each line, which override the image's; # starts a comment
     #[arg(long = "env-file", value_name = "FILE")]
     pub env_files: Vec<PathBuf>,

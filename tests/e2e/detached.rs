@@ -1,7 +1,8 @@
 //! VMs in the background, and the commands that handle them.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use crate::command::{bellows_run, image};
@@ -92,11 +93,38 @@ fn a_vm_in_the_background_is_listed_talked_to_and_stopped() {
     assert!(String::from_utf8_lossy(&gone.stderr).contains("no instance is called `web`"));
 }
 
-/// A partition that breathes while its instance runs.
+/// A partition that breathes while its instance runs, and a folder of the host in it.
 #[test]
-fn a_partition_of_a_vm_in_the_background_grows_and_shrinks() {
+fn a_vm_in_the_background_finds_folders_and_its_partition_grows_and_shrinks() {
     let session = Session::new();
-    text(session.run(&["--name", "web"], "while :; do sleep 1; done"));
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("below")).unwrap();
+    std::fs::write(folder.path().join("below/name"), "from the host\n").unwrap();
+    let volume = |path: &str, mode: &str| format!("{}:{path}{mode}", folder.path().display());
+    for (mode, part) in [("", "`:ro` is missing"), (":rw", "--scratch")] {
+        let refused = session.run(&["-v", &volume("/data", mode)], "true");
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains(part), "{refused:?}");
+    }
+    let line = "cat /new/data/below/name; echo x >/new/data/x || echo refused; \
+        echo ready; while :; do sleep 1; done";
+    text(session.run(&["--name", "web", "-v", &volume("/new/data", ":ro"), "-v", &volume("/again", ":ro")], line));
+    let log = {
+        let mut command = Command::new(artefact("BELLOWS_BINARY"));
+        command.args(["logs", "--follow", "web"]).env("XDG_RUNTIME_DIR", session.path());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let log: Vec<_> = lines.take_while(|line| line != "ready").collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        log
+    };
+    assert!(log.contains(&"from the host".into()) && log.contains(&"refused".into()), "{log:?}");
+    assert_eq!(
+        session.said(&["exec", "web", "cat", "/again/below/name"]),
+        "from the host\n",
+        "one layer in two places"
+    );
+
     let listed = |words: &[&str]| -> serde_json::Value {
         serde_json::from_str(session.said(&[words, &["--json"]].concat()).lines().next().unwrap()).unwrap()
     };

@@ -97,4 +97,7 @@ pub use bellows_memory::{ByteSize, PartitionId};
 pub use bellows_protocol::network::InterfaceAddress;
 pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::stream::StreamName;
-pub use bellows_protocol::values::{ImageId, InstanceId, ProcessId, SearchDomain, TerminalSize, ValueError};
+pub use bellows_protocol::values::{
+    ImageId, InstanceId, ProcessId, SearchDomain, TerminalSize, ValueError, VolumePath,
+};
+pub use bellows_protocol::volume::{MAX_VOLUMES, Volume};

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bellows_memory::ByteSize;
-use bellows_vmm::{InstanceId, InstanceSpec, VmConfig};
+use bellows_vmm::{InstanceId, InstanceSpec, VmConfig, Volume};
 use serde_json::{Value, json};
 
 use super::place::{Place, Seat};
@@ -90,10 +90,14 @@ fn request(args: &RunArgs, job: &Job) -> Value {
         "memory_mib": memory.get() >> 20,
         "base_limit_mib": spec.base_limit.map(|limit| limit.get() >> 20),
         "network": spec.network,
-        "network": spec.network,
+        "volumes": spec.volumes.iter().map(volume).collect::<Vec<_>>(),
         "shutdown_at_exit": args.detached.rm,
         "labels": { "image": args.image() },
     })
+}
+
+fn volume(volume: &Volume) -> Value {
+    json!({ "image": volume.image.as_str(), "path": volume.path.as_str() })
 }
 
 /// The end of a log.

@@ -80,6 +80,12 @@ pub(super) fn prepare(
     spec.process.stdio = terminal::stdio(args.interactive, args.tty)?;
     spec.base_limit = args.base_limit;
     spec.network = network(args.network.mode(), config)?;
+    if !args.volumes.is_empty() {
+        let store = store::open(args.store.as_deref())?;
+        for volume in &args.volumes {
+            spec.volumes.push(volume.add(&store, &mut config.images, interrupts)?);
+        }
+    }
     let memory = memory(args.memory, config)?;
     if memory != IN_BASE {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);

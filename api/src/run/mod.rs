@@ -2,6 +2,7 @@
 
 mod function;
 mod instance;
+pub mod volume;
 
 use std::path::Path;
 use std::time::Instant;
@@ -74,6 +75,9 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
     args.network.check(args.image()).map_err(CliError::Conflict)?;
     if args.image().is_some() {
         return Ok(());
+    }
+    if !args.volumes.is_empty() {
+        return Err(CliError::Missing("the image that finds the folders of -v", "IMAGE"));
     }
     if let Some(memory) = args.memory {
         let message =
@@ -182,6 +186,9 @@ fn in_vm(
         spec.base_limit = spec.base_limit.or(Some(guest.instances_base));
     }
     let image = vm.mount_image(&spec.image, limit)?;
+    for volume in &spec.volumes {
+        vm.mount_image(&volume.image, limit)?;
+    }
     let plug = match spec.partition {
         Some(partition) => Some((partition, vm.plug(partition, memory, limit)?)),
         None => None,

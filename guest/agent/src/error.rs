@@ -32,6 +32,14 @@ pub enum AgentError {
         /// The cause.
         problem: String,
     },
+    /// A volume that is not one file system.
+    #[error("image {image:?} has {layers} layers: expected one, for a volume")]
+    Volume {
+        /// The image.
+        image: String,
+        /// How many it has.
+        layers: usize,
+    },
     /// A connection does not begin with a valid line.
     #[error(transparent)]
     StreamLine(#[from] StreamLineError),
@@ -259,6 +267,7 @@ impl AgentError {
             | Self::StreamLine(_)
             | Self::Account(_)
             | Self::Image { .. }
+            | Self::Volume { .. }
             | Self::ZygoteUnfit(_)
             | Self::ZygoteImage { .. }
             | Self::ZygoteUser { .. }

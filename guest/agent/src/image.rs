@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bellows_protocol::DISK_LIMIT;
 use bellows_protocol::values::{ImageId, PciAddress, Serial};
+use bellows_protocol::volume::Volume;
 use nix::mount::MsFlags;
 
 use crate::error::{AgentError, Result};
@@ -110,6 +111,28 @@ impl Images {
         Ok(image.layers.iter().map(mount_point).collect())
     }
 
+    /// Registers an instance's use of the images of its volumes, all of them or none; returns the mounted layer of each.
+    ///
+    /// # Errors
+    /// [`AgentError::Unknown`]; [`AgentError::Volume`] for an image of several layers.
+    pub fn begin_volumes(&self, volumes: &[Volume]) -> Result<Vec<PathBuf>> {
+        let mut tables = self.tables.lock();
+        let layer = |volume: &Volume| {
+            let image = tables.images.get(&volume.image).ok_or_else(|| unknown(&volume.image))?;
+            match &image.layers[..] {
+                [layer] => Ok(mount_point(layer)),
+                layers => Err(AgentError::Volume { image: volume.image.to_string(), layers: layers.len() }),
+            }
+        };
+        let layers = volumes.iter().map(layer).collect::<Result<Vec<_>>>()?;
+        for volume in volumes {
+            if let Some(image) = tables.images.get_mut(&volume.image) {
+                image.instances += 1;
+            }
+        }
+        Ok(layers)
+    }
+
     /// Ends an instance's use of an image.
     pub fn end_use(&self, id: &ImageId) {
         if let Some(image) = self.tables.lock().images.get_mut(id) {
@@ -205,6 +228,30 @@ mod tests {
 
     fn users(images: &Images) -> Vec<usize> {
         images.tables.lock().layers.values().map(|layer| layer.images).collect()
+    }
+
+    #[test]
+    fn volumes_are_used_all_or_none() {
+        let (images, layers) = fixture();
+        let mount = |id: &str, layers: &[Layer]| {
+            images.mount(&Sysfs::default(), &Uevents::default(), &id.parse().unwrap(), layers).unwrap();
+        };
+        mount("data", &layers[..1]);
+        mount("stack", &layers);
+        let volume = |image: &str| Volume { image: image.parse().unwrap(), path: format!("/{image}").parse().unwrap() };
+        let error = images.begin_volumes(&[volume("data"), volume("stack")]).unwrap_err();
+        assert!(error.to_string().contains("2 layers"), "{error}");
+        images.begin_volumes(&[volume("data"), volume("none")]).unwrap_err();
+        images.unmount(&"data".parse().unwrap()).unwrap();
+        mount("data", &layers[..1]);
+        assert_eq!(
+            images.begin_volumes(&[volume("data"), volume("data")]).unwrap(),
+            vec![mount_point(&layers[0].serial); 2]
+        );
+        images.end_use(&"data".parse().unwrap());
+        assert!(matches!(images.unmount(&"data".parse().unwrap()), Err(AgentError::InUse { .. })));
+        images.end_use(&"data".parse().unwrap());
+        images.unmount(&"data".parse().unwrap()).unwrap();
     }
 
     #[test]

@@ -22,6 +22,7 @@ use bellows_protocol::values::{
     InstanceId, MAX_DEVICES, MAX_LAYERS, Node, PciAddress, ProcessId, TerminalSize, ValueError, check_command,
     check_working_directory, parse_all,
 };
+use bellows_protocol::volume::Volume;
 use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
@@ -377,6 +378,7 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
         base_limit: none_if_zero(request.base_limit_bytes),
         pids_max: none_if_zero(request.pids_max),
         network,
+        volumes: Volume::parse_all(&request.volumes)?,
     })
 }
 

@@ -4,7 +4,7 @@
 //!   `proto/agent.proto`. They are spoken with ttrpc over vsock: the agent listens on [`AGENT_PORT`].
 //! - [`ready`] is the one line that the agent sends to the host when it can be called.
 //! - [`stream`] is how a connection to [`STREAM_PORT`] becomes a stream of a process.
-//! - [`network`] is what an interface of the guest gets.
+//! - [`network`] is what an interface of the guest gets, [`volume`] what an instance finds beside its image.
 //! - [`values`] checks the values that both sides exchange as strings, [`user`] those that name the user of an instance. Each side
 //!   checks what it receives.
 
@@ -20,12 +20,13 @@ pub mod ready;
 pub mod stream;
 pub mod user;
 pub mod values;
+pub mod volume;
 
 pub use generated::{agent, agent_ttrpc};
 
 /// Version of the protocol. The two sides compare theirs in `Hello`, in the ready line and in the first
 /// line of each stream.
-pub const PROTOCOL_VERSION: u32 = 11;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;

@@ -80,6 +80,14 @@ pub enum ValueError {
     /// Not an absolute path without NUL.
     #[error("{0:?} is not an absolute path")]
     Path(String),
+    /// Not a place for a volume.
+    #[error(
+        "{0:?} is not a place for a volume: expected an absolute path without `.`, `..` and `//`, not the root, and not in /proc, /sys or /dev"
+    )]
+    VolumePath(String),
+    /// Two volumes in one place.
+    #[error("the volume at {0:?} is there twice")]
+    SameVolume(String),
     /// Not `user[:group]`.
     #[error("{0:?} is not a user: expected a user or user:group, each by name or number")]
     User(String),
@@ -234,6 +242,10 @@ impl ProcessId {
 text_value!(
     /// Names an image within a VM, under the same rule as an instance.
     ImageId, Identifier, is_identifier
+);
+text_value!(
+    /// Where an instance finds a volume: an absolute path without `.`, `..` and `//`, below the root, and not in `/proc`, `/sys` or `/dev`.
+    VolumePath, VolumePath, crate::volume::is_volume_path
 );
 text_value!(
     /// Serial number of a block device: `[A-Za-z0-9._-]{1,20}`, safe as a file name and in mount options.

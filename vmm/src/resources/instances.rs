@@ -9,6 +9,7 @@ use bellows_protocol::agent::{self, StartInstanceRequest, StartProcessRequest};
 use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError, check_command};
+use bellows_protocol::volume::Volume;
 
 use super::error::InstanceError;
 use super::freeze::{self, FreezeReport, ThawReport};
@@ -141,6 +142,8 @@ pub struct InstanceSpec {
     pub network: InstanceNetwork,
     /// Most processes and threads; 0 is half of the guest kernel's limit for all instances.
     pub pids_max: u32,
+    /// What it finds beside its image, read-only: images of one layer that the VM has mounted.
+    pub volumes: Vec<Volume>,
     /// The zygote that its first process is a fork of ([`Vm::start_zygote`](crate::Vm::start_zygote)). Image and user are the
     /// zygote's.
     pub fork_of: Option<InstanceId>,
@@ -159,6 +162,7 @@ impl InstanceSpec {
             base_limit: None,
             network: InstanceNetwork::None,
             pids_max: DEFAULT_PIDS_MAX,
+            volumes: Vec::new(),
             fork_of: None,
         }
     }
@@ -194,7 +198,9 @@ impl InstanceSpec {
 
     fn request(&self) -> Result<StartInstanceRequest, ValueError> {
         let (network, own_network) = self.network.wire()?;
+        Volume::check_all(&self.volumes)?;
         Ok(StartInstanceRequest {
+            volumes: self.volumes.iter().map(Volume::message).collect(),
             instance_id: self.id.to_string(),
             image_id: self.image.to_string(),
             process: Some(self.process.request()?).into(),

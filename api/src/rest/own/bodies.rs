@@ -93,11 +93,24 @@ pub(crate) struct NewInstance {
     /// The VM is switched off when it has ended.
     #[serde(default)]
     pub(crate) shutdown_at_exit: bool,
+    /// What it finds beside its image, read-only.
+    #[serde(default)]
+    pub(crate) volumes: Vec<NewVolume>,
     /// For the caller's own use.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
     /// Makes it a zygote: a Python interpreter that has imported these modules, and waits for forks.
     pub(crate) python_zygote: Option<Vec<String>>,
+}
+
+/// A folder that an instance finds beside its image, read-only.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewVolume {
+    /// An image of one layer: one that the VM has, or the name of one in the layer store.
+    pub(crate) image: String,
+    /// Where: an absolute path, made where it is missing.
+    pub(crate) path: String,
 }
 
 impl NewInstance {

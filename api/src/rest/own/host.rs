@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bellows_vmm::{
     Forwarding, Instance, InstanceError, InstanceSpec, PartitionError, PartitionId, PartitionReport, PlugReport,
-    StreamName, Vm, ZygoteRuntime, ZygoteSpec,
+    StreamName, Vm, Volume, ZygoteRuntime, ZygoteSpec,
 };
 use serde_json::{Value, json};
 
@@ -39,20 +39,37 @@ pub(crate) fn start(api: &Arc<OwnApi>, vm: &Arc<Vm>, entry: &Arc<Entry>) -> Resu
     let _turn = entry.turn.lock();
     let begun = Instant::now();
     let image = api.images.hold(vm, &entry.wanted.image)?;
+    let volumes = hold_volumes(api, vm, entry).inspect_err(|_| api.images.release(vm, &image, false))?;
     let attached = begun.elapsed();
-    let result = start_in(vm, entry, &image).and_then(|started| run(api, vm, entry, started, attached, begun));
+    let result =
+        start_in(vm, entry, &image, &volumes).and_then(|started| run(api, vm, entry, started, attached, begun));
     if result.is_err() {
-        api.images.release(vm, &image, false);
+        volumes.iter().chain([&image]).for_each(|held| api.images.release(vm, held, false));
     } else {
-        // There is one.
-        let _ = entry.image.set(image);
+        // There is one start.
+        let _ = (entry.image.set(image), entry.volumes.set(volumes));
     }
     result
 }
 
-fn start_in(vm: &Vm, entry: &Entry, image: &Held) -> Result<Started, Fault> {
+/// Attaches what is missing of an instance's volumes, or nothing.
+fn hold_volumes(api: &OwnApi, vm: &Vm, entry: &Entry) -> Result<Vec<Held>, Fault> {
+    let mut held = Vec::new();
+    for volume in &entry.wanted.volumes {
+        match api.images.hold(vm, &volume.image) {
+            Ok(image) => held.push(image),
+            Err(fault) => {
+                held.iter().for_each(|held| api.images.release(vm, held, false));
+                return Err(fault);
+            }
+        }
+    }
+    Ok(held)
+}
+
+fn start_in(vm: &Vm, entry: &Entry, image: &Held, volumes: &[Held]) -> Result<Started, Fault> {
     let wanted = &entry.wanted;
-    let spec = spec(entry, image)?;
+    let spec = spec(entry, image, volumes)?;
     let memory = wanted.memory();
     let (instance, plug) = match (&wanted.python_zygote, entry.partition) {
         (None, None) => (vm.start_instance(&spec).map_err(of_instance)?, None),
@@ -78,7 +95,7 @@ fn start_in(vm: &Vm, entry: &Entry, image: &Held) -> Result<Started, Fault> {
 }
 
 /// The instance as the library takes it: what the request leaves out is the image's.
-fn spec(entry: &Entry, image: &Held) -> Result<InstanceSpec, Fault> {
+fn spec(entry: &Entry, image: &Held, volumes: &[Held]) -> Result<InstanceSpec, Fault> {
     let (wanted, defaults) = (&entry.wanted, &image.defaults);
     let argv = match &wanted.python_zygote {
         Some(_) if wanted.argv.is_empty() => vec!["python3".to_owned()],
@@ -99,6 +116,10 @@ fn spec(entry: &Entry, image: &Held) -> Result<InstanceSpec, Fault> {
     spec.pids_max = wanted.pids_max.unwrap_or(spec.pids_max);
     let zygote = wanted.fork_of.as_ref().map(|zygote| zygote.parse()).transpose();
     spec.fork_of = zygote.map_err(|error: bellows_vmm::ValueError| Fault::of(&error))?;
+    for (wanted, held) in wanted.volumes.iter().zip(volumes) {
+        let path = wanted.path.parse().map_err(|error: bellows_vmm::ValueError| Fault::of(&error))?;
+        spec.volumes.push(Volume { image: held.id.clone(), path });
+    }
     spec.validate().map_err(|error| Fault::of(&error))?;
     Ok(spec)
 }
@@ -214,8 +235,8 @@ pub(crate) fn remove(api: &OwnApi, vm: &Vm, entry: &Entry) -> Result<Value, Faul
         "total_ms": milliseconds(begun.elapsed()),
         "partition": partition,
     });
-    if let Some(image) = entry.image.get() {
-        api.images.release(vm, image, true);
+    for held in entry.image.get().into_iter().chain(entry.volumes.get().into_iter().flatten()) {
+        api.images.release(vm, held, true);
     }
     api.table.forget(entry);
     entry.status.send_modify(|status| status.phase = Phase::Removed(report.clone()));

@@ -38,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) handle: OnceLock<Started>,
     /// Its image, until it is removed.
     pub(crate) image: OnceLock<Held>,
+    /// Those of its volumes, in their order.
+    pub(crate) volumes: OnceLock<Vec<Held>>,
     /// One thread at a time changes it.
     pub(crate) turn: Mutex<()>,
 }
@@ -187,6 +189,7 @@ impl Entry {
             log: Arc::default(),
             handle: OnceLock::new(),
             image: OnceLock::new(),
+            volumes: OnceLock::new(),
             turn: Mutex::default(),
         }
     }

@@ -3,11 +3,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use bellows_protocol::volume::MAX_VOLUMES;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-/// Most descriptors of one message.
-const MAX_DESCRIPTORS: usize = 8;
+/// Most descriptors of one message: those of every order, and a container's volumes.
+const MAX_DESCRIPTORS: usize = 8 + MAX_VOLUMES;
 
 /// Sends `text`, which is not empty, and up to [`MAX_DESCRIPTORS`] descriptors over `socket`.
 ///

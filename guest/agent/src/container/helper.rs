@@ -107,8 +107,8 @@ struct Descriptors {
     streams: [OwnedFd; 3],
     /// The network namespace to enter.
     network: Option<OwnedFd>,
-    /// What the role needs.
-    role: Option<OwnedFd>,
+    /// The mounts of the container's volumes, and what the role needs.
+    rest: Vec<OwnedFd>,
 }
 
 impl Descriptors {
@@ -125,7 +125,7 @@ impl Descriptors {
         let (channel, cgroup, target) = (next()?.into(), next()?, next()?);
         let streams = [next()?, next()?, next()?];
         let network = if order == Order::CreateIn { Some(next()?) } else { None };
-        Ok(Some(Self { order, channel, cgroup, target, streams, network, role: descriptors.next() }))
+        Ok(Some(Self { order, channel, cgroup, target, streams, network, rest: descriptors.collect() }))
     }
 }
 
@@ -188,14 +188,16 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     if plan.huge_pages {
         prctl::set_thp_disable(false).map_err(failed("huge pages"))?;
     }
+    let mut rest = descriptors.rest.iter();
     if let Some(container) = &plan.container {
-        inside::make(container, descriptors.target.as_fd())?;
+        let volumes: Vec<_> = rest.by_ref().take(container.volumes.len()).map(AsFd::as_fd).collect();
+        inside::make(container, descriptors.target.as_fd(), &volumes)?;
     }
     umask(UMASK);
     let directory = &plan.process.working_directory;
     chdir(directory.as_str()).map_err(failed("working directory"))?;
     rights::take(&plan.process, plan.shares_network)?;
-    let role = || descriptors.role.as_ref().and_then(|role| role.try_clone().ok());
+    let mut role = || rest.next().and_then(|role| role.try_clone().ok());
     let becoming = match plan.role {
         Role::Command => Some(Becoming::Command),
         Role::Zygote => role().map(Becoming::Zygote),

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -64,7 +64,7 @@ const SETTINGS: [(&str, &str); 2] =
     [("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"), ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")];
 
 /// Makes the container of this process, which has namespaces of its own, over the mount `root`.
-pub(super) fn make(container: &ContainerPlan, root: BorrowedFd<'_>) -> Result<(), Report> {
+pub(super) fn make(container: &ContainerPlan, root: BorrowedFd<'_>, volumes: &[BorrowedFd<'_>]) -> Result<(), Report> {
     sethostname(&container.hostname).map_err(failed("host name"))?;
     enter(root).map_err(failed("root file system"))?;
     mount_all(container)?;
@@ -77,6 +77,37 @@ pub(super) fn make(container: &ContainerPlan, root: BorrowedFd<'_>) -> Result<()
     }
     for path in MASKED {
         mask(path).map_err(failed(path))?;
+    }
+    if volumes.len() != container.volumes.len() {
+        return Err(Report::Failed(format!("{} volumes came for {} places", volumes.len(), container.volumes.len())));
+    }
+    mount_volumes(container, volumes)
+}
+
+/// Mounts volumes, each where its path leads *within* the image. The image's links count, as in other container runtimes, but for one
+/// that leads to the root, or to what was mounted above: over a part of `/proc` or `/sys` a volume could pass for the kernel.
+fn mount_volumes(container: &ContainerPlan, volumes: &[BorrowedFd<'_>]) -> Result<(), Report> {
+    // File systems of the image and of volumes.
+    let mut allowed = vec![fs::metadata("/").map_err(failed("root file system"))?.dev()];
+    let root = fs::metadata("/").map_err(failed("root file system"))?.ino();
+    for (place, volume) in container.volumes.iter().zip(volumes) {
+        let failed = |error: io::Error| Report::Failed(format!("volume at {place}: {error}"));
+        let path = Path::new(place);
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+        let found = fs::metadata(path).map_err(failed)?;
+        let is_root = found.dev() == allowed[0] && found.ino() == root;
+        if !allowed.contains(&found.dev()) || is_root {
+            return Err(failed(io::Error::other(
+                "a link of the image leads from there to the root, or to the kernel's files",
+            )));
+        }
+        sys::attach_mount(*volume, path).map_err(failed)?;
+        let flags =
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        for flags in [flags | MsFlags::MS_NOATIME, MsFlags::MS_PRIVATE] {
+            mount(NOTHING, path, NOTHING, flags, NOTHING).map_err(|error| failed(error.into()))?;
+        }
+        allowed.push(fs::metadata(path).map_err(failed)?.dev());
     }
     Ok(())
 }

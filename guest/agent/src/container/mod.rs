@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_protocol::START_LIMIT;
+use bellows_protocol::values::VolumePath;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
@@ -165,6 +166,8 @@ pub struct Site<'a> {
     pub capacities: Capacities,
     /// Its network namespace.
     pub network: Network<'a>,
+    /// What is mounted read-only in its root file system, in this order: each file system, and its place.
+    pub volumes: Vec<(&'a Path, &'a VolumePath)>,
 }
 
 /// The container that another process is started in.
@@ -219,9 +222,13 @@ impl Launcher {
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
         let root = sys::clone_mount(site.root).map_err(AgentError::path("open", site.root))?;
+        let volumes =
+            site.volumes.iter().map(|(layer, _)| sys::clone_mount(layer).map_err(AgentError::path("open", *layer)));
+        let volumes = volumes.collect::<Result<Vec<_>>>()?;
         let (role, sent) = running.role();
+        let places = site.volumes.iter().map(|(_, place)| place.to_string());
         let plan = Plan {
-            container: Some(ContainerPlan::new(site.hostname, site.capacities)),
+            container: Some(ContainerPlan::new(site.hostname, site.capacities, places)),
             process: ProcessPlan::new(site.hostname, process, credentials),
             policy: site.placement.policy(),
             huge_pages: site.placement.node().is_some(),
@@ -234,6 +241,7 @@ impl Launcher {
             cgroup: site.cgroup,
             target: root.as_fd(),
             network,
+            volumes: volumes.iter().map(AsFd::as_fd).collect(),
             sent,
             stdio: process.stdio,
         };
@@ -264,6 +272,7 @@ impl Launcher {
             cgroup: joining.cgroup,
             target: joining.init.ended.as_fd(),
             network: None,
+            volumes: Vec::new(),
             sent: None,
             stdio: process.stdio,
         };
@@ -272,14 +281,14 @@ impl Launcher {
 
     /// Has the helper make a process of `plan` in container `name`.
     fn start(&self, name: &str, ordered: &Ordered<'_>, plan: &Plan) -> Result<(Process, Option<OwnedFd>)> {
-        let Ordered { order, cgroup, target, network, sent, stdio } = *ordered;
+        let Ordered { order, cgroup, target, network, ref volumes, sent, stdio } = *ordered;
         let cgroup = File::open(cgroup).map_err(AgentError::path("open", cgroup))?;
         let (channel, theirs) = UnixStream::pair().map_err(AgentError::system("socketpair"))?;
         let (streams, ends) = Ends::make(stdio, &plan.process)?;
         let expected = self.reaper.expect();
         let [stdin, stdout, stderr] = ends.each();
         let mut descriptors = vec![theirs.as_fd(), cgroup.as_fd(), target, stdin, stdout, stderr];
-        descriptors.extend(network.into_iter().chain(sent));
+        descriptors.extend(network.into_iter().chain(volumes.iter().copied()).chain(sent));
         self.with_helper(|helper| descriptor::send(helper, &[order as u8], &descriptors))?;
         drop((theirs, ends));
 
@@ -339,6 +348,8 @@ struct Ordered<'a> {
     target: BorrowedFd<'a>,
     /// The network namespace to enter.
     network: Option<BorrowedFd<'a>>,
+    /// Mounts of its volumes.
+    volumes: Vec<BorrowedFd<'a>>,
     /// What the role needs.
     sent: Option<BorrowedFd<'a>>,
     stdio: StdioSpec,

@@ -66,6 +66,8 @@ pub struct ContainerPlan {
     pub devices: String,
     /// Mount options with the capacity of `/dev/shm`.
     pub shared: String,
+    /// Where its volumes go, whose mounts come with the order.
+    pub volumes: Vec<String>,
 }
 
 /// A process of a container.
@@ -88,11 +90,16 @@ pub struct ProcessPlan {
 }
 
 impl ContainerPlan {
-    /// A container that calls itself `hostname`.
-    pub fn new(hostname: &str, capacities: Capacities) -> Self {
+    /// A container that calls itself `hostname`, with volumes at these places.
+    pub fn new(hostname: &str, capacities: Capacities, volumes: impl Iterator<Item = String>) -> Self {
         let Capacities { shared, devices, .. } = capacities;
         let options = |capacity: crate::tmpfs::Capacity| capacity.options().join(",");
-        Self { hostname: hostname.into(), devices: options(devices), shared: options(shared) }
+        Self {
+            hostname: hostname.into(),
+            devices: options(devices),
+            shared: options(shared),
+            volumes: volumes.collect(),
+        }
     }
 }
 
@@ -182,7 +189,8 @@ mod tests {
 
     #[test]
     fn every_tmpfs_has_a_capacity() {
-        let container = ContainerPlan::new("f-1", Capacities::within(Placement::Base, 64 << 20, 64 << 20));
+        let container =
+            ContainerPlan::new("f-1", Capacities::within(Placement::Base, 64 << 20, 64 << 20), std::iter::empty());
         for options in [container.devices, container.shared] {
             for wanted in ["size=", "nr_inodes="] {
                 assert!(options.split(',').any(|option| option.starts_with(wanted)), "{options:?}");

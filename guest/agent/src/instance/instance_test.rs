@@ -40,6 +40,7 @@ fn request() -> Request {
         base_limit: None,
         pids_max: None,
         network: InstanceNetwork::Unconnected,
+        volumes: Vec::new(),
     }
 }
 
@@ -116,6 +117,7 @@ fn remains_with_processes_stay_until_these_have_ended() {
     let parts = Parts {
         id: id.clone(),
         image: image.clone(),
+        volumes: Vec::new(),
         limits: instances.limits(&request(), 1 << 20).unwrap(),
         cgroup: Some(instances.hierarchy.cgroup(&id)),
         rootfs: RootFs::below(&own),

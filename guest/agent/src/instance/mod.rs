@@ -71,6 +71,8 @@ impl Instance {
 struct Parts {
     id: InstanceId,
     image: ImageId,
+    /// The images of its volumes.
+    volumes: Vec<ImageId>,
     limits: Limits,
     folder: PathBuf,
     cgroup: Option<Cgroup>,

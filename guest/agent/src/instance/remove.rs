@@ -71,6 +71,7 @@ impl Instances {
             tracing::warn!(path = %parts.folder.display(), %error, "cannot remove a folder");
         }
         self.images.end_use(&parts.image);
+        parts.volumes.iter().for_each(|image| self.images.end_use(image));
         Ok(())
     }
 }

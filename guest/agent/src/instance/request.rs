@@ -2,6 +2,7 @@
 
 use bellows_protocol::network::OwnNetworkSetup;
 use bellows_protocol::values::{ImageId, InstanceId, Node};
+use bellows_protocol::volume::Volume;
 
 use crate::cgroup::Limits;
 use crate::container::plan::ProcessSpec;
@@ -51,6 +52,8 @@ pub struct Request {
     pub pids_max: Option<u32>,
     /// What it is connected to.
     pub network: InstanceNetwork,
+    /// What it finds beside its image.
+    pub volumes: Vec<Volume>,
 }
 
 impl Request {

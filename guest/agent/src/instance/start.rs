@@ -48,11 +48,15 @@ impl Instances {
         let _starting = parent.as_ref().map(|parent| parent.freezer.start(&parent.parts.id)).transpose()?;
         let claim = self.base.claim(request.base_limit, request.node.is_partition())?;
         let limits = self.limits(request, claim.bytes())?;
-        let layers = self.images.begin_use(&request.image)?;
+        let volumes = self.images.begin_volumes(&request.volumes)?;
+        let layers = self.images.begin_use(&request.image).inspect_err(|_| {
+            request.volumes.iter().for_each(|volume| self.images.end_use(&volume.image));
+        })?;
         let folder = self.folder.join(request.id.as_str());
         let mut parts = Parts {
             id: request.id.clone(),
             image: request.image.clone(),
+            volumes: request.volumes.iter().map(|volume| volume.image.clone()).collect(),
             limits,
             cgroup: None,
             rootfs: RootFs::below(&folder),
@@ -61,7 +65,7 @@ impl Instances {
             folder,
             claim,
         };
-        match self.assemble(request, &layers, parent.as_deref(), &mut parts) {
+        match self.assemble(request, &layers, &volumes, parent.as_deref(), &mut parts) {
             Ok(Container { process, sockets, zygote }) => Ok(Instance {
                 parts,
                 init: Arc::new(process),
@@ -86,6 +90,7 @@ impl Instances {
         &self,
         request: &Request,
         layers: &[PathBuf],
+        volumes: &[PathBuf],
         parent: Option<&Instance>,
         parts: &mut Parts,
     ) -> Result<Container> {
@@ -112,6 +117,7 @@ impl Instances {
             placement: limits.placement,
             capacities,
             network,
+            volumes: request.volumes.iter().zip(volumes).map(|(volume, layer)| (&**layer, &volume.path)).collect(),
         };
         self.launch(request, &site, &credentials, parent, cgroup)
     }

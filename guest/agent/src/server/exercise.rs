@@ -161,7 +161,8 @@ impl Guest {
         check_capacities(capacities, limits.memory_max, base);
 
         let credentials = self.credentials(&request.process)?;
-        let container = ContainerPlan::new(request.id.as_str(), capacities);
+        let volumes = request.volumes.iter().map(|volume| volume.path.to_string());
+        let container = ContainerPlan::new(request.id.as_str(), capacities, volumes);
         assert_eq!(container.hostname, sent.instance_id);
         let policy = limits.placement.policy();
         assert_eq!(policy, matches!(limits.placement, Placement::Policy(_)).then_some(sent.node));

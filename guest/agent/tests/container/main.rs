@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod peer;
+mod volume;
 mod zygote;
 
 use std::fs;
@@ -27,7 +28,7 @@ use bellows_agent::streams::{Permits, StdioSpec};
 use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
 use bellows_protocol::user::{Account, User};
-use bellows_protocol::values::{Node, TerminalSize};
+use bellows_protocol::values::{Node, TerminalSize, VolumePath};
 use nix::mount::{MsFlags, mount};
 
 /// A root file system of one static program, and folders for the containers made from it.
@@ -72,6 +73,17 @@ impl Fixture {
         placement: Placement,
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
+        self.launch_with(id, process, placement, running, &[])
+    }
+
+    fn launch_with(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        placement: Placement,
+        running: Running<'_>,
+        volumes: &[(PathBuf, VolumePath)],
+    ) -> Result<(Process, OwnedFd)> {
         let cgroup = Self::cgroup(id);
         fs::create_dir_all(&cgroup).unwrap();
         let site = Site {
@@ -81,6 +93,7 @@ impl Fixture {
             placement,
             capacities: Capacities::within(placement, 64 << 20, 64 << 20),
             network: Network::Unconnected,
+            volumes: volumes.iter().map(|(folder, place)| (&**folder, place)).collect(),
         };
         self.launcher.launch(&site, process, &credentials(process), running)
     }
@@ -206,6 +219,7 @@ fn inside() {
     signals_are_reported(&fixture);
     no_signal_is_ignored(&fixture);
     a_missing_command_is_reported(&fixture);
+    volume::is_mounted_read_only_within_the_image(&fixture);
     memory_is_bound_to_its_node(&fixture);
     input_comes_to_its_end(&fixture);
     streams_belong_to_the_user(&fixture);
