@@ -179,5 +179,8 @@ fn late() {
     let mut byte = [0];
     socket.accept().unwrap().0.read_exact(&mut byte).unwrap();
     client.join().unwrap();
+    // A TAP is looked for by its name.
+    // SAFETY: the name ends with a zero.
+    assert_eq!(unsafe { libc::if_nametoindex(c"bellows-no-tap".as_ptr()) }, 0);
     println!("done");
 }

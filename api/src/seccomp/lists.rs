@@ -54,8 +54,9 @@ const CHANGES: &[Call] = calls![
 const KVM: u32 = 0xae;
 /// Requests about page maps and files' attributes, to block devices, and to clone ranges of files (linux/fs.h).
 const FILES: [u32; 3] = [b'f' as u32, 0x12, 0x94];
-/// Requests to TAPs: they share their type with those to terminals, so each is named (linux/if_tun.h).
-const TAP: [u32; 9] = [
+/// Requests to TAPs: they share their type with those to terminals, so each is named (linux/if_tun.h). The last finds an interface by its
+/// name (linux/sockios.h).
+const TAP: [u32; 10] = [
     0x4004_54ca, // TUNSETIFF
     0x4004_54cb, // TUNSETPERSIST
     0x4004_54d0, // TUNSETOFFLOAD
@@ -65,6 +66,7 @@ const TAP: [u32; 9] = [
     0x8004_54d2, // TUNGETIFF
     0x8004_54d7, // TUNGETVNETHDRSZ
     0x8004_54dd, // TUNGETVNETLE
+    0x8933,      // SIOCGIFINDEX
 ];
 /// Requests to the terminal of `bellows run`; none that puts characters into it.
 const TERMINAL: [u32; 10] = [
