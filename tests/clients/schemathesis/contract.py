@@ -61,12 +61,15 @@ class Server:
             for source, sink in (client, server), (server, client):
                 threading.Thread(target=pass_on, args=(source, sink), daemon=True).start()
 
-    def send(self, method, path, body=None):
-        """Status and JSON of an answer."""
+    def connect(self):
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(bytes(self.path))
-        with contextlib.closing(connection):
+        return connection
+
+    def send(self, method, path, body=None):
+        """Status and JSON of an answer."""
+        with contextlib.closing(self.connect()) as connection:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()
             text = answer.read()
@@ -98,16 +101,23 @@ class Life:
 
     def send(self, method, path, body=None, **parameters):
         """A request that must succeed.  `path` is one of the document, its parameters beside it."""
-        operation = self.server.schema[path][method]
-        case = operation.Case(path_parameters=parameters, **({} if body is None else {"body": body}))
-        endless = {"stream": True} if path == ENDLESS else {}
-        response = case.call(base_url=self.server.url, timeout=900, **endless)
+        case = self.server.schema[path][method].Case(path_parameters=parameters, **({} if body is None else {"body": body}))
+        response = case.call(base_url=self.server.url, timeout=900)
         if response.status_code >= 300:
             sys.exit(f"{method} {path} {parameters} {body}: {response.status_code} {response.text}")
-        if not endless:
-            case.validate_response(response)
-        self.done.add((method.upper(), path))
+        case.validate_response(response)
+        self.done.add((method, path))
         return response
+
+    def listen(self):
+        """Begins to read what has no end."""
+        with contextlib.closing(self.server.connect()) as connection:
+            connection.request("GET", ENDLESS)
+            answer = connection.getresponse()
+            said = answer.status, answer.getheader("Content-Type"), answer.fp.readline()
+        if said[:2] != (200, "text/event-stream"):
+            sys.exit(f"GET {ENDLESS}: {said}")
+        self.done.add(("GET", ENDLESS))
 
     def left_out(self):
         wanted = {(result.ok().method.upper(), result.ok().path) for result in self.server.schema.get_all_operations()}
@@ -154,7 +164,9 @@ def drive(path):
 def live(life, files, folder):
     """All that a VM can do that has booted, but for its end."""
     life.send("PUT", "/actions", {"action_type": "InstanceStart"})
-    life.send("GET", ENDLESS)
+    life.listen()
+    # Waits for the guest's agent, as all that comes after it does not.
+    life.send("PUT", "/images/{image}", {"name": files["image"]}, image="demo")
     life.send("PATCH", "/vm", {"state": "Paused"})
     life.send("PATCH", "/vm", {"state": "Resumed"})
     other = pathlib.Path(folder, "other")
@@ -179,7 +191,6 @@ def live(life, files, folder):
     life.send("PATCH", "/partitions/{partition}", {"size_mib": 64}, partition=2)
     life.send("GET", "/partitions/{partition}", partition=2)
     life.send("DELETE", "/partitions/{partition}", partition=2)
-    life.send("PUT", "/images/{image}", {"name": files["image"]}, image="demo")
     life.send("GET", "/images")
     run(life)
     life.send("GET", "/instances")
@@ -231,6 +242,16 @@ def main():
     early.end()
 
     server = Server(files, "after-boot")
+    try:
+        passed &= run_through(server, files)
+    finally:
+        log = (server.folder / "log").read_text().splitlines()
+        print(*log[-20:], sep="\n", flush=True)
+    return 0 if passed else 1
+
+
+def run_through(server, files):
+    """All of a life, and in the midst of it what schemathesis sends.  Whether that was well."""
     life = Life(server)
     configure(life, files, server.folder)
     live(life, files, server.folder)
@@ -239,10 +260,10 @@ def main():
     # Its requests find an image and an instance of names that they may hit upon.
     life.send("PUT", "/images/{image}", {"name": files["image"]}, image="demo")
     run(life)
-    passed &= fuzz(server, files["examples"])
+    passed = fuzz(server, files["examples"])
     life.send("PUT", "/actions", {"action_type": "SendCtrlAltDel"})
     server.process.wait()
-    return 0 if passed and not left_out else 1
+    return passed and not left_out
 
 
 if __name__ == "__main__":
