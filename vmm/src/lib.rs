@@ -35,6 +35,7 @@ mod resident;
 mod resources;
 mod virtio_bus;
 mod vm;
+mod vm_network;
 
 /// The machine without the rest of the monitor, for this crate's own test and example.
 #[cfg(feature = "testing")]

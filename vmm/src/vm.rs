@@ -7,7 +7,6 @@ use bellows_block::ReadSet;
 use bellows_devices::event_loop::EventLoop;
 use bellows_devices::virtio::limits::RateLimit;
 use bellows_devices::virtio::net::mmds::Metadata;
-use bellows_devices::virtio::net::{NetStatistics, RateLimits};
 use bellows_memory::sync::Mutex;
 use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
 use bellows_protocol::ready::BootTimes;
@@ -15,7 +14,7 @@ use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
 
 use crate::arch::Buses;
-use crate::config::{DriveConfig, ImageConfig, LayerConfig, NetConfig, VmConfig};
+use crate::config::{DriveConfig, ImageConfig, LayerConfig, VmConfig};
 use crate::console::Console;
 use crate::end::VmEnd;
 use crate::guest::agent::InstanceMemory;
@@ -34,7 +33,7 @@ use crate::resources::elastic::ElasticBase;
 use crate::resources::error::{HotplugError, ImageError, InstanceError, PartitionError};
 use crate::resources::images::Images;
 use crate::resources::instances::{Instance, InstanceSpec, Instances, ZygoteSpec};
-use crate::resources::networks::{NetworkError, NetworkInfo, Networks};
+use crate::resources::networks::Networks;
 use crate::resources::partitions::Partitions;
 use crate::virtio_bus::VirtioBus;
 
@@ -149,53 +148,6 @@ impl Vm {
     #[must_use]
     pub fn stopper(&self) -> VmStopper {
         VmStopper::new(self.session.end().clone(), self.machine.gate())
-    }
-
-    /// Adds a network interface while the VM runs; returns once a driver of the guest runs it, and the agent has set up what
-    /// [`NetConfig::guest`] says. It has no metadata service.
-    ///
-    /// # Errors
-    /// See [`NetworkError`]; nothing of it remains, unless the guest does not let go of it: then it is in
-    /// [`Vm::network_interfaces`].
-    pub fn attach_network(&self, config: &NetConfig, timeout: Duration) -> Result<NetworkInfo, NetworkError> {
-        self.networks.attach(&self.session, &self.bus, config, timeout)
-    }
-
-    /// Removes a network interface while the VM runs: first the guest lets go of it, then it leaves the bus. Instances with networks of
-    /// their own that are on it lose these.
-    ///
-    /// # Errors
-    /// See [`NetworkError`]; but for [`NetworkError::NotSetUp`], it is still there.
-    pub fn detach_network(&self, id: &str, timeout: Duration) -> Result<(), NetworkError> {
-        self.networks.detach(&self.session, &self.bus, id, timeout)
-    }
-
-    /// The network interfaces, in the order in which they came, with their traffic so far.
-    #[must_use]
-    pub fn network_interfaces(&self) -> Vec<NetworkInfo> {
-        self.networks.infos()
-    }
-
-    /// The traffic of the network interface `id` so far.
-    ///
-    /// # Errors
-    /// There is no such interface.
-    pub fn network_statistics(&self, id: &str) -> Result<NetStatistics, NetworkError> {
-        self.networks.statistics(id)
-    }
-
-    /// Changes the rate limits of the network interface `id`.
-    ///
-    /// # Errors
-    /// There is no such interface.
-    pub fn set_network_limits(&self, id: &str, limits: RateLimits) -> Result<(), NetworkError> {
-        self.networks.set_limits(id, limits)
-    }
-
-    /// What the VM's metadata service tells, whether or not an interface has it.
-    #[must_use]
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
     }
 
     /// The configuration of the VM.

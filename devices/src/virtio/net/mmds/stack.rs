@@ -180,7 +180,7 @@ impl phy::Device for Wire {
     }
 
     fn transmit(&mut self, _: time::Instant) -> Option<Outgoing<'_>> {
-        (self.outgoing.len() < MAX_WAITING).then(|| Outgoing(self.guest, &mut self.outgoing))
+        (self.outgoing.len() < MAX_WAITING).then_some(Outgoing(self.guest, &mut self.outgoing))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
