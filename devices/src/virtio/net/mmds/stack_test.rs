@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
-use smoltcp::wire::{IpAddress, Ipv4Address};
+use smoltcp::wire::IpAddress;
 
 use super::*;
 use crate::virtio::net::mmds::connection::PORT;
@@ -88,7 +88,7 @@ impl Guest {
         let buffer = || SocketBuffer::new(vec![0; 4096]);
         let handle = self.sockets.add(Socket::new(buffer(), buffer()));
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
-        socket.connect(self.interface.context(), (Ipv4Address::from(ADDRESS), PORT), port).unwrap();
+        socket.connect(self.interface.context(), (ADDRESS, PORT), port).unwrap();
         handle
     }
 
