@@ -14,10 +14,15 @@ use crate::api::client::{Answer, Api};
 use crate::fixture::artefact;
 
 /// The name of the image in the test's store.
-const IMAGE: &str = "functions/demo:1";
+pub const IMAGE: &str = "functions/demo:1";
 
 /// A VM that has booted, with partitions of these sizes in MiB.
 fn booted(partitions: &[u32]) -> Api {
+    booted_with(partitions, |_| {})
+}
+
+/// The same with further requests before it boots.
+pub fn booted_with(partitions: &[u32], configure: impl FnOnce(&Api)) -> Api {
     let store: PathBuf = artefact("BELLOWS_IMAGE").with_file_name("e2e-api-store");
     let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
     let image = layout.image(&Platform::host(), None).unwrap();
@@ -31,6 +36,7 @@ fn booted(partitions: &[u32]) -> Api {
     for (window_mib, number) in partitions.iter().zip(1..) {
         api.put(&format!("/partitions/{number}"), json!({ "window_mib": window_mib }));
     }
+    configure(&api);
     let early = api.refused("PUT", "/instances/a", &shell("true", 0).to_string());
     assert!(early.contains("after `InstanceStart`"), "{early}");
     api.put("/actions", json!({ "action_type": "InstanceStart" }));
@@ -42,17 +48,17 @@ fn shell(line: &str, memory_mib: u32) -> Value {
 }
 
 /// The answer's body, which must have this status.
-fn body(answer: Answer, status: u16) -> Value {
+pub fn body(answer: Answer, status: u16) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
     answer.body
 }
 
-fn send(api: &Api, method: &str, path: &str, request: &Value) -> Answer {
+pub fn send(api: &Api, method: &str, path: &str, request: &Value) -> Answer {
     api.send(method, path, &request.to_string())
 }
 
 /// An answer that goes on: its lines, from after the head on.
-fn stream(api: &Api, path: &str) -> impl Iterator<Item = String> + use<> {
+pub fn stream(api: &Api, path: &str) -> impl Iterator<Item = String> + use<> {
     let mut socket = api.connect();
     write!(socket, "GET {path} HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n").unwrap();
     BufReader::new(socket).lines().map(Result::unwrap).skip_while(|line| !line.is_empty())
@@ -195,7 +201,7 @@ fn check(figures: &str) {
     assert!(output.status.success() && said.is_empty(), "{said}{figures}");
 }
 
-fn end(mut api: Api) {
+pub fn end(mut api: Api) {
     assert_eq!(api.end_by_signal(15), Some(143));
     assert_eq!(api.files(), ["stderr"], "no socket stays");
 }

@@ -9,8 +9,8 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
     BalloonConfig, ByteSize, DriveConfig, ElasticBaseConfig, ExitStatus, Forwarding, ImageConfig, ImageId, Instance,
-    InstanceSpec, NetConfig, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount, UnplugReport, Vm,
-    VmBuilder, VmEnd, ZygoteSpec, catch_faults,
+    InstanceSpec, MmdsConfig, NetConfig, PartitionId, PartitionMode, SerialOutput, StreamName, UnplugAccount,
+    UnplugReport, Vm, VmBuilder, VmEnd, ZygoteSpec, catch_faults,
 };
 
 /// Time limit of every step, even on an emulated CPU.
@@ -144,6 +144,11 @@ impl Guest {
 
     pub fn network(mut self, interface: NetConfig) -> Self {
         self.builder = self.builder.network_interface(interface);
+        self
+    }
+
+    pub fn mmds(mut self, mmds: MmdsConfig) -> Self {
+        self.builder = self.builder.mmds(mmds);
         self
     }
 

@@ -25,6 +25,7 @@ mod freeze;
 mod instances;
 mod jail;
 mod layers;
+mod metadata;
 mod network;
 mod network_hotplug;
 mod partitions;
