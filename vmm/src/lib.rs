@@ -73,7 +73,7 @@ pub use model::{
 };
 pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatistics};
 pub use resources::disks::serial_of;
-pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseReport};
+pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseError, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instance_network::{InstanceNetwork, OwnNetwork};

@@ -63,7 +63,7 @@ fn add_for_memory(line: &mut CommandLine, config: &VmConfig) -> Result<(), Comma
             line.set("virtio_mem.remove_parked_secs", &after.as_secs().to_string())?;
         }
     }
-    if config.elastic_base.is_some() {
+    if config.elastic_base.is_some_and(|elastic| !elastic.by_request) {
         // It follows how long instances wait for memory.
         line.set("psi", "1")?;
     }
@@ -143,6 +143,9 @@ mod tests {
         assert!(!rendered(&config).contains("psi"));
         config.elastic_base = Some(ElasticBaseConfig::new(ByteSize::mib(256)));
         assert!(rendered(&config).contains("psi=1"));
+        let by_request = ElasticBaseConfig { by_request: true, ..ElasticBaseConfig::new(ByteSize::mib(256)) };
+        config.elastic_base = Some(by_request);
+        assert!(!rendered(&config).contains("psi"));
     }
 
     #[test]

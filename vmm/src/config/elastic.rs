@@ -26,6 +26,9 @@ pub struct ElasticBaseConfig {
     /// Above it nothing grows, and what has grown shrinks at once.
     #[serde(default = "default_host_pressure_percent")]
     pub host_pressure_percent: u8,
+    /// Base memory changes by [`crate::ElasticBase::request`] alone: nothing follows the guest, which needs no agent for it.
+    #[serde(default)]
+    pub by_request: bool,
 }
 
 impl ElasticBaseConfig {
@@ -37,11 +40,12 @@ impl ElasticBaseConfig {
             movable_ratio: default_movable_ratio(),
             shrink_after_s: default_shrink_after_s(),
             host_pressure_percent: default_host_pressure_percent(),
+            by_request: false,
         }
     }
 
     pub(super) fn check(&self, memory: ByteSize) -> Result<(), ConfigError> {
-        let Self { max, movable_ratio, shrink_after_s, host_pressure_percent } = *self;
+        let Self { max, movable_ratio, shrink_after_s, host_pressure_percent, .. } = *self;
         if !(1..=MAX_RATIO).contains(&movable_ratio) {
             return Err(error("elastic_base.movable_ratio", movable_ratio, format!("1 to {MAX_RATIO}")));
         }

@@ -494,7 +494,7 @@ fn of_disk(error: &DiskError) -> ErrorKind {
     }
 }
 
-fn of_target(error: &TargetError) -> ErrorKind {
+pub(super) fn of_target(error: &TargetError) -> ErrorKind {
     match error {
         TargetError::Size(..) => ErrorKind::Invalid,
         TargetError::Admission(AdmissionError::Limit { .. })

@@ -51,6 +51,15 @@ impl MemHandle {
         }
     }
 
+    /// Has the guest plug memory up to `size`, or give back what is beyond it, in its own time. Does not wait.
+    ///
+    /// # Errors
+    /// The size is refused, or between what should be plugged and what still is.
+    pub fn set_target(&self, size: ByteSize) -> Result<Target, TargetError> {
+        let is_more = size > self.memory.report().target;
+        self.tell(if is_more { self.memory.raise_target(size) } else { self.memory.lower_target(size) })
+    }
+
     /// Has the guest plug memory up to `size` or, with 0, give all of it back, only so that it has a memory map for it. Whoever
     /// sets another target ends that. Does not wait.
     ///

@@ -193,6 +193,29 @@ fn a_guest_that_does_not_tell_is_followed_no_longer() {
 }
 
 #[test]
+fn what_is_requested_comes_and_goes_while_nothing_follows_the_guest() {
+    let world = World::new();
+    let settle = |size: ByteSize| {
+        world.elastic.request(size).unwrap();
+        while world.elastic.report().plugged != size {
+            world.drive();
+        }
+        world.elastic.report()
+    };
+    let grown = settle(ByteSize::mib(256));
+    assert_eq!((grown.most, grown.target, grown.plugged), (ByteSize::mib(512), ByteSize::mib(256), ByteSize::mib(256)));
+    assert_eq!(settle(ByteSize::mib(100)).returned, ByteSize::mib(156));
+    for (size, part) in [(101, "2 MiB"), (514, "512 MiB"), (512, "256 MiB")] {
+        let error = world.elastic.request(ByteSize::mib(size)).unwrap_err();
+        assert!(crate::causes::chain(&error).contains(part), "{}", crate::causes::chain(&error));
+        assert_eq!(world.elastic.report().target, ByteSize::mib(100), "a refusal changes nothing");
+    }
+    settle(ByteSize::bytes(0));
+    world.elastic.handle.memory().wait_discarded(PATIENCE).unwrap();
+    assert_eq!(world.host.admission.admitted(), ByteSize::bytes(0));
+}
+
+#[test]
 fn waits_end_with_the_vm() {
     let world = World::new();
     world.run(|| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bellows_devices::event_loop::EventLoopHandle;
 use bellows_devices::virtio::{Mem, MemHandle};
+use bellows_memory::partition::TargetError;
 use bellows_memory::sync::{Condvar, Mutex};
 use bellows_memory::threads::{self, ThreadRole};
 use bellows_memory::{ByteSize, PartitionMemory, PartitionSetup, Window};
@@ -19,12 +20,13 @@ use bellows_memory::{ByteSize, PartitionMemory, PartitionSetup, Window};
 use self::plan::Plan;
 pub use self::report::{BaseCycle, ElasticBaseReport};
 use self::worker::Worker;
-use super::error::PartitionError;
+use super::error::{PartitionError, of_target};
 use crate::config::ElasticBaseConfig;
 use crate::deadline::Deadline;
 use crate::end::EndSignal;
 use crate::guest::agent::AgentClient;
 use crate::guest::session::Session;
+use crate::kind::ErrorKind;
 use crate::virtio_bus::VirtioBus;
 
 /// The elastic part of a VM's base memory ([`Vm::elastic_base`](crate::Vm::elastic_base)). All methods may be called from any thread.
@@ -50,6 +52,25 @@ struct Progress {
     /// Why the last look or step has failed.
     fault: Option<String>,
     ended: bool,
+}
+
+/// Why base memory was not asked to change.
+#[derive(Debug, thiserror::Error)]
+#[error("base memory cannot have {size} more than the guest has booted with")]
+pub struct ElasticBaseError {
+    /// What was asked for.
+    pub size: ByteSize,
+    /// The cause.
+    #[source]
+    pub source: TargetError,
+}
+
+impl ElasticBaseError {
+    /// The kind of this error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        of_target(&self.source)
+    }
 }
 
 impl ElasticBase {
@@ -87,9 +108,11 @@ impl ElasticBase {
         ByteSize::bytes(self.handle.memory().window().range().bytes())
     }
 
-    /// Begins to follow the guest, unless it has begun.
+    /// Begins to follow the guest, unless it has begun, or is not to.
     pub(crate) fn begin(&self, session: &Session) {
-        if let Some(agent) = session.met() {
+        if !self.config.by_request
+            && let Some(agent) = session.met()
+        {
             self.follow(agent, session.end());
         }
     }
@@ -114,6 +137,17 @@ impl ElasticBase {
     #[must_use]
     pub fn report(&self) -> ElasticBaseReport {
         self.report_with(&self.shared.progress.lock())
+    }
+
+    /// Has the guest take up to `size` more than it has booted with, or give back what is beyond that, in its own time: the report
+    /// shows when it has. The limits of instances stay. Where base memory follows the guest, another size may be wanted soon.
+    ///
+    /// # Errors
+    /// It is no whole number of blocks of 2 MiB, more than may come, more than the VM's limit or the host has, or between what is
+    /// wanted so far and what the guest still has.
+    pub fn request(&self, size: ByteSize) -> Result<(), ElasticBaseError> {
+        self.handle.set_target(size).map_err(|source| ElasticBaseError { size, source })?;
+        Ok(())
     }
 
     /// Waits until the report is as `wanted`, which is asked after each step. The error is the report when `timeout` was over, or the
