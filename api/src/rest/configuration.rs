@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::bodies::mmds::explain;
 use super::bodies::{
-    Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, Metrics, Mmds, Network, NetworkUpdate,
-    Partition, Serial, Vsock,
+    Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, MemoryHotplug, Metrics, Mmds, Network,
+    NetworkUpdate, Partition, Serial, Vsock,
 };
 use super::fault::Fault;
 use super::request::Change;
@@ -33,6 +33,7 @@ const NAMES: [(&str, &str); 13] = [
 pub(crate) struct Configuration {
     pub(crate) machine: Machine,
     pub(crate) balloon: Option<Balloon>,
+    pub(crate) memory_hotplug: Option<MemoryHotplug>,
     pub(crate) logger: Option<Logger>,
     pub(crate) metrics: Option<Metrics>,
     boot_source: Option<BootSource>,
@@ -80,6 +81,7 @@ impl Configuration {
                 vsock.check()?;
                 changed.vsock = Some(vsock.clone());
             }
+            Change::MemoryHotplug(hotplug) => changed.memory_hotplug = Some(*hotplug),
             Change::Mmds(mmds) => changed.mmds = Some(mmds.clone()),
             Change::Entropy(entropy) => {
                 entropy.check()?;
@@ -91,6 +93,9 @@ impl Configuration {
                 changed.serial = serial.clone();
             }
             _ => {}
+        }
+        if let Some(hotplug) = changed.memory_hotplug {
+            hotplug.check(changed.machine)?;
         }
         changed.library().validate().map_err(|error| named(&error))?;
         Ok(changed)
@@ -120,6 +125,7 @@ impl Configuration {
         config.balloon = self.balloon.map(Balloon::config);
         config.drives = self.drives.iter().map(Drive::config).collect();
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
+        config.elastic_base = self.memory_hotplug.map(|hotplug| hotplug.config(self.machine));
         config.mmds = self.mmds.as_ref().map(Mmds::config);
         config.serial = self.serial.config();
         config.network_interfaces = self.networks.iter().map(Network::config).collect();
@@ -230,7 +236,7 @@ impl Configuration {
             "vsock": self.vsock,
             "entropy": self.entropy,
             "pmem": [],
-            "memory-hotplug": null,
+            "memory-hotplug": self.memory_hotplug,
         });
         // Strict clients know Firecracker's names only.
         if !self.partitions.is_empty() {

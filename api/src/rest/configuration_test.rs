@@ -83,6 +83,19 @@ fn the_metadata_service_needs_an_interface() {
 }
 
 #[test]
+fn memory_that_may_come_is_bounded_by_what_the_guest_boots_with() {
+    let hotplug = |mib: u64| json!({ "total_size_mib": mib });
+    let one = put(&Configuration::default(), "PUT", "/hotplug/memory", hotplug(2048)).unwrap();
+    let shown = json!({ "total_size_mib": 2048, "block_size_mib": 2, "slot_size_mib": 128 });
+    assert_eq!(one.json()["memory-hotplug"], shown);
+    assert_eq!(one.library().elastic_base.unwrap().max, ByteSize::mib(2176));
+    let message = put(&one, "PUT", "/hotplug/memory", hotplug(4096)).unwrap_err();
+    assert!(message.starts_with("`total_size_mib` is 4096"), "{message}");
+    let message = put(&one, "PATCH", "/machine-config", json!({ "mem_size_mib": 64 })).unwrap_err();
+    assert!(message.starts_with("`total_size_mib` is 2048") && message.ends_with("1024"), "{message}");
+}
+
+#[test]
 fn without_arguments_the_kernel_gets_bellows_own() {
     let source = json!({ "kernel_image_path": "/proc/version" });
     let configuration = put(&Configuration::default(), "PUT", "/boot-source", source).unwrap();

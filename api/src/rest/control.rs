@@ -7,14 +7,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bellows_vmm::{
-    Balloon, BuildError, ByteSize, DiskInfo, HotplugError, Lifecycle, LifecycleError, Metadata, Vm, VmBuilder, VmConfig,
+    Balloon, BuildError, ByteSize, DiskInfo, ElasticBase, HotplugError, Lifecycle, LifecycleError, Metadata, Vm,
+    VmBuilder, VmConfig,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::bodies::mmds::no_service;
-use super::bodies::{Drive, DriveUpdate};
+use super::bodies::{Drive, DriveUpdate, MemoryHotplug};
 use super::configuration::Configuration;
 use super::fault::Fault;
 use super::log::Log;
@@ -158,6 +159,10 @@ impl Control {
                 statistics.as_object_mut().map(|fields| fields.remove("age_ms"));
                 statistics
             }
+            Read::MemoryHotplug => {
+                let (hotplug, elastic) = hotplug_of(&configuration, booted(vm.as_deref())?)?;
+                hotplug.status(&elastic.report())
+            }
             Read::Metadata => match self.metadata_of(vm.as_deref())?.get() {
                 Value::Null => json!({}),
                 metadata => metadata,
@@ -287,6 +292,10 @@ impl Control {
                 self.update_balloon(|balloon| balloon.amount_mib = amount_mib);
                 Ok(())
             }
+            Change::ResizeMemory(update) => {
+                let (hotplug, elastic) = hotplug_of(configuration, vm)?;
+                elastic.request(update.size(hotplug)?).map_err(|error| Fault::of(&error))
+            }
             Change::BalloonInterval(seconds) => {
                 balloon(vm)?.set_polling_interval(seconds).map_err(|error| Fault::of(&error))?;
                 self.update_balloon(|balloon| balloon.stats_polling_interval_s = seconds);
@@ -386,6 +395,13 @@ fn booted<T>(vm: Option<T>) -> Result<T, Fault> {
 
 fn balloon(vm: &Vm) -> Result<&Balloon, Fault> {
     vm.balloon().ok_or_else(no_balloon)
+}
+
+/// The memory that may come, as it was asked for, and where it stands.
+fn hotplug_of<'a>(configuration: &Configuration, vm: &'a Vm) -> Result<(MemoryHotplug, &'a ElasticBase), Fault> {
+    configuration.memory_hotplug.zip(vm.elastic_base()).ok_or_else(|| {
+        Fault::new("the VM has no memory that may come: expected `PUT /hotplug/memory` before `InstanceStart`")
+    })
 }
 
 fn no_balloon() -> Fault {

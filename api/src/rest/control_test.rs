@@ -77,6 +77,8 @@ fn what_needs_a_vm_is_refused_before_there_is_one() {
     for (method, path, body) in [
         ("GET", "/balloon", ""),
         ("GET", "/balloon/statistics", ""),
+        ("GET", "/hotplug/memory", ""),
+        ("PATCH", "/hotplug/memory", r#"{"requested_size_mib": 0}"#),
         ("GET", "/balloon/hinting/status", ""),
         ("PATCH", "/balloon", r#"{"amount_mib": 1}"#),
         ("PATCH", "/vm", r#"{"state": "Paused"}"#),

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::bodies::{
     Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
-    Entropy, Logger, Machine, MachineUpdate, Metrics, Mmds, Network, NetworkUpdate, Partition, Serial, StartHinting,
-    VmState, VmUpdate, Vsock,
+    Entropy, Logger, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate, Metrics, Mmds, Network, NetworkUpdate,
+    Partition, Serial, StartHinting, VmState, VmUpdate, Vsock,
 };
 use super::fault::Fault;
 use super::strict;
@@ -37,6 +37,7 @@ pub(crate) enum Read {
     BalloonStatistics,
     Hinting,
     Metadata,
+    MemoryHotplug,
 }
 
 /// What is to change.
@@ -52,6 +53,8 @@ pub(crate) enum Change {
     RemoveNetwork(String),
     UpdateNetwork(NetworkUpdate),
     Vsock(Vsock),
+    MemoryHotplug(MemoryHotplug),
+    ResizeMemory(MemoryHotplugUpdate),
     Mmds(Mmds),
     PutMetadata(Value),
     PatchMetadata(Value),
@@ -74,12 +77,8 @@ pub(crate) enum Change {
 }
 
 /// Parts of the API that Bellows does not have yet, by the first part of their paths.
-const MISSING: [(&str, &str); 4] = [
-    ("cpu-config", "custom CPU templates"),
-    ("hotplug", "memory that is plugged by request"),
-    ("pmem", "pmem devices of the caller's"),
-    ("snapshot", "snapshots"),
-];
+const MISSING: [(&str, &str); 3] =
+    [("cpu-config", "custom CPU templates"), ("pmem", "pmem devices of the caller's"), ("snapshot", "snapshots")];
 
 /// Reads a request. The method is in capitals; the path may have a query, which means nothing.
 ///
@@ -105,6 +104,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
         ("GET", ["balloon"]) => Ok(Request::Read(Read::Balloon)),
         ("GET", ["balloon", "statistics"]) => Ok(Request::Read(Read::BalloonStatistics)),
         ("GET", ["balloon", "hinting", "status"]) => Ok(Request::Read(Read::Hinting)),
+        ("GET", ["hotplug", "memory"]) => Ok(Request::Read(Read::MemoryHotplug)),
         ("GET", ["mmds"]) => Ok(Request::Read(Read::Metadata)),
         ("PATCH", ["balloon", "hinting", "stop"]) => Ok(Request::Change(Change::StopHinting)),
         ("PATCH", ["balloon", "hinting", "start"]) => {
@@ -155,6 +155,8 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
             json(body).map(|partition| Change::Partition(number, partition))
         }
         ("PUT", ["vsock"]) => json(body).map(Change::Vsock),
+        ("PUT", ["hotplug", "memory"]) => json(body).map(Change::MemoryHotplug),
+        ("PATCH", ["hotplug", "memory"]) => json(body).map(Change::ResizeMemory),
         ("PUT", ["mmds", "config"]) => json(body).map(Change::Mmds),
         ("PUT", ["mmds"]) => json(body).map(Change::PutMetadata),
         ("PATCH", ["mmds"]) => json(body).map(Change::PatchMetadata),

@@ -21,6 +21,7 @@ fn each_path_has_its_verbs() {
         ("GET", "/balloon/statistics", b"", Request::Read(Read::BalloonStatistics)),
         ("GET", "/balloon/hinting/status?x=y", b"", Request::Read(Read::Hinting)),
         ("PUT", "/machine-config", machine, Request::Change(Change::Machine(json(machine).unwrap()))),
+        ("GET", "/hotplug/memory", b"", Request::Read(Read::MemoryHotplug)),
         ("GET", "/mmds", b"", Request::Read(Read::Metadata)),
         ("PUT", "/mmds", b"[1]", Request::Change(Change::PutMetadata(serde_json::json!([1])))),
         ("PATCH", "/mmds", b"null", Request::Change(Change::PatchMetadata(Value::Null))),
@@ -50,6 +51,9 @@ fn what_is_no_request_is_refused() {
         ("PUT", "/actions", r#"{"action_type": "Dance"}"#, "unknown variant `Dance`"),
         ("PUT", "/actions", r#"{"action_type": "InstanceStart", "when": "now"}"#, "unknown field `when`"),
         ("PUT", "/actions", "{", "cannot understand the body: EOF"),
+        ("PUT", "/hotplug/memory", "{}", "missing field `total_size_mib`"),
+        ("PATCH", "/hotplug/memory", r#"{"requested_size_mib": -1}"#, "invalid value"),
+        ("GET", "/hotplug", "", "`GET /hotplug` is not a request"),
         ("PUT", "/mmds/config", "{}", "missing field `network_interfaces`"),
         ("PUT", "/mmds/config", r#"{"network_interfaces": [], "version": "V3"}"#, "unknown variant `V3`"),
         ("PUT", "/mmds/config", r#"{"network_interfaces": [], "ipv4_address": "x"}"#, "invalid IPv4 address"),
@@ -66,13 +70,9 @@ fn what_is_no_request_is_refused() {
 
 #[test]
 fn what_is_missing_is_refused_as_such() {
-    for (method, path) in [
-        ("PUT", "/cpu-config"),
-        ("GET", "/hotplug/memory"),
-        ("PUT", "/pmem/p"),
-        ("PUT", "/snapshot/create"),
-        ("PUT", "/snapshot/load"),
-    ] {
+    for (method, path) in
+        [("PUT", "/cpu-config"), ("PUT", "/pmem/p"), ("PUT", "/snapshot/create"), ("PUT", "/snapshot/load")]
+    {
         let message = refused(method, path, b"{}");
         assert!(message.contains("not supported yet: Bellows does not have"), "{message}");
     }

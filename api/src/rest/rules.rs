@@ -27,6 +27,7 @@ fn when(change: &Change) -> When {
         | Change::UpdateMachine(_)
         | Change::Partition(..)
         | Change::Vsock(_)
+        | Change::MemoryHotplug(_)
         | Change::Mmds(_)
         | Change::Entropy(_)
         | Change::Balloon(_)
@@ -39,6 +40,7 @@ fn when(change: &Change) -> When {
         | Change::RemoveDrive(_)
         | Change::RemoveNetwork(_)
         | Change::ResizeBalloon(_)
+        | Change::ResizeMemory(_)
         | Change::BalloonInterval(_)
         | Change::StartHinting(_)
         | Change::StopHinting
@@ -70,6 +72,8 @@ mod tests {
             ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, true),
             ("DELETE", "/network-interfaces/a", "", false, true),
             ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#, false, true),
+            ("PUT", "/hotplug/memory", r#"{"total_size_mib": 128}"#, true, false),
+            ("PATCH", "/hotplug/memory", r#"{"requested_size_mib": 0}"#, false, true),
             ("PUT", "/mmds/config", r#"{"network_interfaces": ["a"]}"#, true, false),
             ("PUT", "/mmds", "{}", true, true),
             ("PATCH", "/mmds", "{}", true, true),

@@ -3,6 +3,7 @@
 mod boot;
 mod devices;
 mod drive;
+mod hotplug;
 mod limiter;
 mod machine;
 pub(super) mod mmds;
@@ -13,6 +14,7 @@ mod partition;
 pub(crate) use boot::BootSource;
 pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
 pub(crate) use drive::{Drive, DriveUpdate};
+pub(crate) use hotplug::{MemoryHotplug, MemoryHotplugUpdate};
 pub(crate) use machine::{Machine, MachineUpdate};
 pub(crate) use mmds::{Metadata, Mmds};
 pub(crate) use network::{Network, NetworkUpdate};
