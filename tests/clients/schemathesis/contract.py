@@ -145,6 +145,7 @@ def configure(life, files, folder):
     balloon = {"amount_mib": 0, "deflate_on_oom": True, "stats_polling_interval_s": 1, "free_page_hinting": True}
     life.send("PUT", "/balloon", balloon)
     life.send("GET", "/balloon")
+    life.send("PUT", "/hotplug/memory", {"total_size_mib": 256})
     life.send("PUT", "/serial", {"serial_out_path": "console"})
     life.send("PUT", "/logger", {"level": "Debug"})
     life.send("PUT", "/metrics", {"metrics_path": "metrics"})
@@ -187,6 +188,8 @@ def live(life, files, folder):
     life.send("PATCH", "/balloon/hinting/start", {"acknowledge_on_stop": True})
     life.send("PATCH", "/balloon/hinting/stop")
     life.send("GET", "/memory")
+    life.send("PATCH", "/hotplug/memory", {"requested_size_mib": 128})
+    life.send("GET", "/hotplug/memory")
     life.send("GET", "/partitions")
     life.send("PATCH", "/partitions/{partition}", {"size_mib": 64}, partition=2)
     life.send("GET", "/partitions/{partition}", partition=2)
