@@ -5,6 +5,7 @@
 
 mod error;
 mod file;
+pub mod hole;
 pub mod io;
 mod raw;
 #[cfg(any(test, feature = "testing"))]
@@ -46,6 +47,29 @@ pub trait Disk: Send + Sync {
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> std::io::Result<()> {
         let _ = (offset, buffers);
         Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    /// Whether [`Disk::discard`] gives anything back.
+    fn discards(&self) -> bool {
+        false
+    }
+
+    /// Gives the medium under `bytes` bytes from byte `offset` on back. What they hold afterwards is undefined.
+    ///
+    /// # Errors
+    /// The kind is [`Unsupported`](std::io::ErrorKind::Unsupported) where the medium cannot be given back; nothing has changed then.
+    fn discard(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
+        let _ = (offset, bytes);
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes zeros of `bytes` bytes from byte `offset` on. With `unmap` the medium under them may be given back.
+    ///
+    /// # Errors
+    /// As for [`Disk::write_at`].
+    fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> std::io::Result<()> {
+        let _ = unmap;
+        hole::write_zeros(offset, bytes, |offset, buffers| self.write_at(offset, buffers))
     }
 
     /// Returns when all completed writes have reached the medium.

@@ -9,7 +9,7 @@ use vm_memory::VolatileSlice;
 
 use crate::file::{check_size, open};
 use crate::io::{read_file, write_file};
-use crate::{Disk, DiskError, DiskId, SECTOR_SIZE};
+use crate::{Disk, DiskError, DiskId, SECTOR_SIZE, hole};
 
 /// A raw disk image, or a block device. The file is locked for as long as it is a disk: exclusively where it is writable, so that
 /// two VMs never write to the same one.
@@ -18,6 +18,8 @@ pub struct RawDisk {
     file: File,
     bytes: u64,
     read_only: bool,
+    /// What is discarded leaves a hole.
+    discards: bool,
     id: DiskId,
 }
 
@@ -36,7 +38,11 @@ impl RawDisk {
         // The metadata of a device does not give its size.
         let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(failed)?)?;
         match if read_only { file.try_lock_shared() } else { file.try_lock() } {
-            Ok(()) => Ok(Self { file, bytes, read_only, id }),
+            Ok(()) => {
+                // A device says so when it is asked to. Beyond its end, a file has nothing to lose.
+                let discards = !read_only && (!kind.is_file() || hole::punch(&file, bytes, SECTOR_SIZE).is_ok());
+                Ok(Self { file, bytes, read_only, discards, id })
+            }
             Err(TryLockError::WouldBlock) => Err(DiskError::Busy { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
@@ -57,7 +63,24 @@ impl RawDisk {
         }
         let mut file = self.file.try_clone().map_err(failed)?;
         let bytes = check_size(path, file.seek(SeekFrom::End(0)).map_err(failed)?)?;
-        Ok(Some(Self { file, bytes, read_only: self.read_only, id }))
+        Ok(Some(Self { file, bytes, read_only: self.read_only, discards: self.discards, id }))
+    }
+}
+
+impl RawDisk {
+    fn check_writable(&self) -> io::Result<()> {
+        if self.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+}
+
+/// Makes zeros of a range of a file: with a hole where that is allowed, and by writing them where the file system knows no other way.
+pub(crate) fn write_zeroes(file: &File, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+    let made = if unmap { hole::punch(file, offset, bytes) } else { hole::zero(file, offset, bytes) };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            hole::write_zeros(offset, bytes, |offset, buffers| write_file(file, offset, buffers))
+        }
+        result => result,
     }
 }
 
@@ -79,10 +102,22 @@ impl Disk for RawDisk {
     }
 
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-        if self.read_only {
-            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
-        }
+        self.check_writable()?;
         write_file(&self.file, offset, buffers)
+    }
+
+    fn discards(&self) -> bool {
+        self.discards
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_writable()?;
+        hole::punch(&self.file, offset, bytes)
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        self.check_writable()?;
+        write_zeroes(&self.file, offset, bytes, unmap)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -71,3 +71,47 @@ fn a_file_that_has_grown_is_the_same_disk_with_another_size() {
     drop(again);
     open(&path("other"), false).unwrap();
 }
+
+#[test]
+fn a_writable_disk_discards_and_a_read_only_one_refuses() {
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = directory.path().join("disk.raw");
+    fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let disk = open(&path, false).unwrap();
+    assert!(disk.discards());
+    let blocks = || fs::metadata(&path).unwrap().blocks();
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    let before = blocks();
+    disk.discard(0, 256 << 10).unwrap();
+    disk.write_zeroes(256 << 10, 256 << 10, true).unwrap();
+    assert!(blocks() + 1024 <= before, "{} of {before}", blocks());
+    let after = blocks();
+    disk.write_zeroes(512 << 10, 256 << 10, false).unwrap();
+    assert!(blocks() >= after, "without unmapping the room stays");
+    let content = fs::read(&path).unwrap();
+    assert_eq!(content.len(), 1 << 20);
+    assert!(content[..768 << 10].iter().all(|byte| *byte == 0));
+    assert!(content[768 << 10..].iter().all(|byte| *byte == 7));
+    drop(disk);
+    let disk = open(&path, true).unwrap();
+    assert!(!disk.discards());
+    for result in [disk.discard(0, 512), disk.write_zeroes(0, 512, true), disk.write_zeroes(0, 512, false)] {
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+    assert_eq!(fs::read(&path).unwrap(), content);
+}
+
+#[test]
+fn zeros_are_written_where_the_file_system_knows_no_other_way() {
+    // Files in memory can have holes, and nothing else (shmem_fallocate).
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let write = |bytes: &[u8]| std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+    write(&[7; 8192]);
+    for unmap in [true, false] {
+        write_zeroes(&file, 1024, 4096, unmap).unwrap();
+        let mut content = [1; 8192];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut content, 0).unwrap();
+        assert_eq!(content, [&[7; 1024][..], &[0; 4096], &[7; 3072]].concat()[..]);
+        write(&[7; 8192]);
+    }
+}
