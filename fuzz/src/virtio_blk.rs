@@ -37,6 +37,20 @@ impl Disk for Pattern {
         Ok(())
     }
 
+    fn discards(&self) -> bool {
+        true
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_range(offset, bytes);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, _: bool) -> io::Result<()> {
+        self.check_range(offset, bytes);
+        Ok(())
+    }
+
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
@@ -44,10 +58,11 @@ impl Disk for Pattern {
 
 impl Pattern {
     fn check(&self, offset: u64, buffers: &[VolatileSlice<'_>]) {
-        let bytes: usize = buffers.iter().map(VolatileSlice::len).sum();
-        assert!(
-            offset.is_multiple_of(512) && bytes.is_multiple_of(512) && offset + bytes as u64 <= self.sectors() * 512
-        );
+        self.check_range(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum());
+    }
+
+    fn check_range(&self, offset: u64, bytes: u64) {
+        assert!(offset.is_multiple_of(512) && bytes.is_multiple_of(512) && offset + bytes <= self.sectors() * 512);
     }
 }
 

@@ -9,7 +9,8 @@ use bellows_memory::GuestMemory;
 use vm_memory::GuestAddress;
 
 use self::subjects::{
-    BalloonSubject, BlkSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject, low_limit,
+    BalloonSubject, BlkSubject, DiscardSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject,
+    low_limit,
 };
 use super::limits::RateLimit;
 use super::testing::{Completion, DriverQueue, FakeGuest, FakeInterrupt, PciDriver, PciMachine, Pending};
@@ -353,6 +354,7 @@ contract! {
     rng: RngSubject,
     blk: BlkSubject(None),
     blk_limited: BlkSubject(Some(low_limit())),
+    blk_discards: DiscardSubject,
     mem: MemSubject::new(),
     pmem: PmemSubject,
     vsock: VsockSubject::new(),

@@ -65,6 +65,8 @@ pub struct BlockState {
     pub sectors: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// Discards are offered.
+    pub discards: bool,
     /// What the disk says it is.
     pub id: String,
     /// The rate limit, and what it has left.

@@ -8,9 +8,12 @@ use bellows_disk::Disk;
 use bellows_memory::sync::{Condvar, Mutex};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::{BlockStatistics, Counters};
 use crate::virtio::limits::RateLimit;
 
 pub(super) struct Shared {
+    /// What requests have done, in all of the device's life.
+    pub(super) counters: Arc<Counters>,
     wanted: Mutex<Wanted>,
     /// Notified when `taken` changes.
     taken: Condvar,
@@ -33,7 +36,7 @@ struct Wanted {
 impl Shared {
     pub(super) fn new(disk: Arc<dyn Disk>, limit: RateLimit, changed: Option<EventFd>) -> Self {
         let wanted = Wanted { disk, limit, exchanges: 0, told: 0, taken: None };
-        Self { wanted: Mutex::new(wanted), taken: Condvar::new(), changed }
+        Self { counters: Arc::default(), wanted: Mutex::new(wanted), taken: Condvar::new(), changed }
     }
 
     /// The event by which the host tells of a change.
@@ -129,6 +132,12 @@ impl BlockHandle {
         self.shared.limit()
     }
 
+    /// What the guest's requests have done so far.
+    #[must_use]
+    pub fn statistics(&self) -> BlockStatistics {
+        self.shared.counters.statistics()
+    }
+
     /// Changes the rate limit. What a limit had saved up stays, as far as the new one allows.
     pub fn set_limit(&self, limit: RateLimit) {
         self.shared.set_limit(limit);
@@ -136,7 +145,8 @@ impl BlockHandle {
     }
 
     /// Puts `disk` in the place of the one that the device has. A request that is in progress finishes on the old disk, and the next
-    /// is for the new one. The driver is told that the size may have changed.
+    /// is for the new one. The driver is told that the size may have changed. What it was offered stays: a discard fails as unsupported
+    /// where only the old disk knew it.
     ///
     /// Returns whether the device lets go of the old disk within `timeout`; if not, it does after that request.
     ///

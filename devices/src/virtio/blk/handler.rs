@@ -45,12 +45,7 @@ impl Handler {
     ///
     /// # Errors
     /// The driver did not enable the first, or the system has no timer.
-    pub(super) fn new(
-        activation: &mut Activation,
-        queues: u16,
-        shared: &Arc<Shared>,
-        write_through: bool,
-    ) -> Result<Self, ActivateError> {
+    pub(super) fn new(activation: &mut Activation, queues: u16, shared: &Arc<Shared>) -> Result<Self, ActivateError> {
         let queues = (0..queues)
             .map(|index| {
                 let enabled = activation.queues.get(usize::from(index)).is_some_and(Option::is_some);
@@ -60,7 +55,8 @@ impl Handler {
         let timer = shared.changed().map(|_| TimerFd::new()).transpose();
         let timer =
             timer.map_err(|error| ActivateError::Host { what: "the timer of its limit", source: error.into() })?;
-        let requests = Requests::new(shared.disk(), activation.memory.clone(), write_through);
+        let counters = shared.counters.clone();
+        let requests = Requests::new(shared.disk(), activation.memory.clone(), activation.features, counters);
         Ok(Self { shared: shared.clone(), interrupt: activation.interrupt.clone(), queues, requests, timer })
     }
 

@@ -6,14 +6,15 @@ use std::{io, mem};
 use bellows_disk::{Disk, SECTOR_SIZE};
 use bellows_memory::wire;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, Le16, Le32, Le64};
 
 use self::control::Shared;
+use self::erase::Erasure;
 use self::handler::{Handler, Stop};
 use super::device::read_bytes;
 use super::limits::{Limiter, RateLimit};
@@ -23,11 +24,14 @@ use crate::event_loop::OnLoop;
 use crate::state::{RestoreError, Version, expect};
 
 mod control;
+mod counters;
+pub mod erase;
 mod handler;
 pub mod request;
 mod requests;
 
 pub use self::control::{BlockHandle, ReplaceError};
+pub use self::counters::BlockStatistics;
 
 const QUEUE_SIZE: u16 = 256;
 /// A chain is no longer than its queue (VIRTIO 1.2, section 2.7.5.3.1); two of its descriptors hold header and status.
@@ -37,6 +41,8 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 pub struct Block {
     shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
+    /// Whether discards are offered: those of the first disk.
+    discards: bool,
     active: Option<Active>,
     /// The limiter of a device that is not active.
     limiter: Limiter,
@@ -113,7 +119,9 @@ impl Block {
     fn made(shared: Shared, queues: u16) -> Self {
         let limiter = Limiter::new(shared.limit());
         let queue_sizes = vec![QUEUE_SIZE; usize::from(queues.max(1))];
-        Self { shared: Arc::new(shared), queue_sizes, active: None, limiter }
+        let disk = shared.disk();
+        let discards = !disk.read_only() && disk.discards();
+        Self { shared: Arc::new(shared), queue_sizes, discards, active: None, limiter }
     }
 
     /// The host's side of the device.
@@ -124,12 +132,26 @@ impl Block {
 
     /// The configuration. Logical blocks have 512 bytes; the preferred size is 4 KiB.
     fn config(&self) -> VirtioBlkConfig {
+        let disk = self.shared.disk();
+        let limits = |offered: bool, erasure: Erasure| match offered {
+            true => (erasure.max_sectors().into(), (erasure.max_segments() as u32).into()),
+            false => Default::default(),
+        };
+        let (max_discard_sectors, max_discard_seg) = limits(self.discards, Erasure::Discard);
+        let (max_write_zeroes_sectors, max_write_zeroes_seg) = limits(!disk.read_only(), Erasure::WriteZeroes);
         VirtioBlkConfig {
-            capacity: self.shared.disk().sectors().into(),
+            capacity: disk.sectors().into(),
             seg_max: SEG_MAX.into(),
             blk_size: (SECTOR_SIZE as u32).into(),
             topology: VirtioBlkTopology { physical_block_exp: 3, min_io_size: 8.into(), ..Default::default() },
             num_queues: u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX).into(),
+            max_discard_sectors,
+            max_discard_seg,
+            // The blocks of the host's file systems.
+            discard_sector_alignment: if self.discards { 8.into() } else { Default::default() },
+            max_write_zeroes_sectors,
+            max_write_zeroes_seg,
+            write_zeroes_may_unmap: self.discards.into(),
             ..Default::default()
         }
     }
@@ -145,11 +167,17 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let writable = if self.shared.disk().read_only() { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
+        let writable: &[u32] = match self.shared.disk().read_only() {
+            true => &[VIRTIO_BLK_F_RO],
+            false => &[VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES],
+        };
         let queues = (self.queue_sizes.len() > 1).then_some(VIRTIO_BLK_F_MQ);
-        [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY, writable]
+        let discards = self.discards.then_some(VIRTIO_BLK_F_DISCARD);
+        [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY]
             .into_iter()
+            .chain(writable.iter().copied())
             .chain(queues)
+            .chain(discards)
             .fold(0, |features, bit| features | 1 << bit)
     }
 
@@ -162,10 +190,8 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without FLUSH the driver relies on completed writes being durable (section 5.2.6.2).
-        let write_through = activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
-        let mut handler = Handler::new(&mut activation, queues, &self.shared, write_through)?;
+        let mut handler = Handler::new(&mut activation, queues, &self.shared)?;
         handler.set_limiter(mem::take(&mut self.limiter));
         let stop = handler.stop();
         let handler = activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?;
@@ -197,6 +223,7 @@ impl VirtioDevice for Block {
             version: Version,
             sectors: disk.sectors(),
             read_only: disk.read_only(),
+            discards: self.discards,
             id: String::from_utf8_lossy(disk.id().as_bytes()).trim_end_matches('\0').to_owned(),
             limiter: self.limiter.save(self.shared.limit()),
             news: self.shared.has_news(),
@@ -222,6 +249,9 @@ impl VirtioDevice for Block {
 #[cfg(test)]
 #[path = "control_test.rs"]
 mod control_tests;
+#[cfg(test)]
+#[path = "erasing_test.rs"]
+mod erasing_tests;
 #[cfg(test)]
 #[path = "blk_test.rs"]
 mod tests;

@@ -3,9 +3,12 @@
 use bellows_disk::SECTOR_SIZE;
 use bellows_memory::wire;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vm_memory::{Le32, Le64};
+
+use super::erase::{self, Erasure};
 
 wire! {
     /// The header of every request: the first fields of `struct virtio_blk_req`, section 5.2.6.
@@ -35,6 +38,10 @@ pub struct Limits {
     pub sectors: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// The driver has negotiated `VIRTIO_BLK_F_DISCARD`.
+    pub discard: bool,
+    /// The driver has negotiated `VIRTIO_BLK_F_WRITE_ZEROES`.
+    pub write_zeroes: bool,
 }
 
 /// A valid request. Positions and lengths are in bytes, whole sectors within the capacity.
@@ -53,6 +60,13 @@ pub enum Request {
         offset: u64,
         /// Length of the data.
         bytes: u64,
+    },
+    /// Erase the ranges that the data names.
+    Erase {
+        /// In which way.
+        erasure: Erasure,
+        /// How many ranges there are.
+        segments: usize,
     },
     /// Make earlier writes durable.
     Flush,
@@ -80,6 +94,12 @@ pub enum Rejection {
     /// A write to a read-only disk.
     #[error("it writes to a read-only disk")]
     ReadOnly,
+    /// Flags that a segment of its type does not have.
+    #[error("the flags {0:#x} of a segment are not supported")]
+    Flags(u32),
+    /// A segment that is too long.
+    #[error("a segment has {0} sectors")]
+    Segment(u32),
 }
 
 impl Rejection {
@@ -87,32 +107,27 @@ impl Rejection {
     #[must_use]
     pub fn status(self) -> u8 {
         match self {
-            Self::Type(_) => VIRTIO_BLK_S_UNSUPP as u8,
-            Self::Length(_) | Self::Range { .. } | Self::ReadOnly => VIRTIO_BLK_S_IOERR as u8,
+            Self::Type(_) | Self::Flags(_) => VIRTIO_BLK_S_UNSUPP as u8,
+            Self::Length(_) | Self::Range { .. } | Self::ReadOnly | Self::Segment(_) => VIRTIO_BLK_S_IOERR as u8,
         }
     }
 }
 
 impl Request {
-    /// Bytes of data that it moves from or to the disk.
-    #[must_use]
-    pub const fn bytes(&self) -> u64 {
-        match *self {
-            Self::Read { bytes, .. } | Self::Write { bytes, .. } => bytes,
-            Self::Flush | Self::GetId => 0,
-        }
-    }
-
     /// Checks a request: its header, the bytes of readable data behind that, and of writable data before the status byte.
     ///
     /// # Errors
     /// The request is invalid.
     pub fn parse(header: &VirtioBlkReqHeader, readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
         let sector = header.sector.to_native();
+        let erase = |erasure| erase::count(erasure, readable).map(|segments| Self::Erase { erasure, segments });
         match header.type_.to_native() {
             VIRTIO_BLK_T_IN => check(sector, writable, limits).map(|offset| Self::Read { offset, bytes: writable }),
             VIRTIO_BLK_T_OUT if limits.read_only => Err(Rejection::ReadOnly),
             VIRTIO_BLK_T_OUT => check(sector, readable, limits).map(|offset| Self::Write { offset, bytes: readable }),
+            // A read-only disk offers neither.
+            VIRTIO_BLK_T_DISCARD if limits.discard => erase(Erasure::Discard),
+            VIRTIO_BLK_T_WRITE_ZEROES if limits.write_zeroes => erase(Erasure::WriteZeroes),
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID if writable < ID_SIZE => Err(Rejection::Length(writable)),
             VIRTIO_BLK_T_GET_ID => Ok(Self::GetId),

@@ -3,7 +3,7 @@ use vm_memory::ByteValued as _;
 
 use super::*;
 
-const LIMITS: Limits = Limits { sectors: 100, read_only: false };
+const LIMITS: Limits = Limits { sectors: 100, read_only: false, discard: true, write_zeroes: true };
 
 fn header(kind: u32, sector: u64) -> VirtioBlkReqHeader {
     VirtioBlkReqHeader { type_: kind.into(), reserved: u32::MAX.into(), sector: sector.into() }
@@ -31,7 +31,7 @@ fn whole_sectors_within_the_capacity() {
         assert_eq!(read(0, bytes), Err(Rejection::Length(bytes)));
     }
     // Even a disk of all sectors there are has no byte position beyond 2^64.
-    let huge = Limits { sectors: u64::MAX, read_only: false };
+    let huge = Limits { sectors: u64::MAX, ..LIMITS };
     let sector = 1 << 60;
     let error = Request::parse(&header(VIRTIO_BLK_T_IN, sector), 0, 512, huge);
     assert_eq!(error, Err(Rejection::Range { sector, bytes: 512 }));
@@ -46,13 +46,30 @@ fn writes_only_where_they_are_allowed() {
 
 #[test]
 fn unknown_types_are_unsupported() {
-    for kind in [2, 3, 11, 13, 14, u32::MAX] {
-        let rejection = Request::parse(&header(kind, 0), 512, 512, LIMITS).unwrap_err();
+    // Secure erasure is not offered, and the others need not be.
+    let none = Limits { discard: false, write_zeroes: false, ..LIMITS };
+    for (kind, limits) in [(2, LIMITS), (3, LIMITS), (11, none), (13, none), (14, LIMITS), (u32::MAX, LIMITS)] {
+        let rejection = Request::parse(&header(kind, 0), 512, 512, limits).unwrap_err();
         assert_eq!(rejection, Rejection::Type(kind));
         assert_eq!(rejection.status(), VIRTIO_BLK_S_UNSUPP as u8);
     }
     assert_eq!(Request::parse(&header(VIRTIO_BLK_T_GET_ID, 0), 0, 19, LIMITS), Err(Rejection::Length(19)));
     assert_eq!(Request::parse(&header(VIRTIO_BLK_T_GET_ID, 0), 0, 20, LIMITS), Ok(Request::GetId));
+}
+
+#[test]
+fn erasures_are_whole_segments_and_not_too_many() {
+    let erase = |kind, bytes| Request::parse(&header(kind, u64::MAX), bytes, 0, LIMITS);
+    for (kind, erasure, most) in
+        [(VIRTIO_BLK_T_DISCARD, Erasure::Discard, 64), (VIRTIO_BLK_T_WRITE_ZEROES, Erasure::WriteZeroes, 8)]
+    {
+        for segments in [1, 2, most] {
+            assert_eq!(erase(kind, segments as u64 * 16), Ok(Request::Erase { erasure, segments }));
+        }
+        for bytes in [0, 1, 15, 17, 16 * (most as u64 + 1), u64::MAX, u64::MAX - 15] {
+            assert_eq!(erase(kind, bytes), Err(Rejection::Length(bytes)));
+        }
+    }
 }
 
 proptest! {
@@ -66,7 +83,7 @@ proptest! {
         sectors in prop_oneof![0_u64..200, any::<u64>()],
         read_only: bool,
     ) {
-        let limits = Limits { sectors, read_only };
+        let limits = Limits { sectors, read_only, ..LIMITS };
         match Request::parse(&header(kind, sector), readable, writable, limits) {
             Ok(Request::Read { offset, bytes } | Request::Write { offset, bytes }) => {
                 let end = u128::from(offset) + u128::from(bytes);
@@ -76,6 +93,9 @@ proptest! {
                 prop_assert!(kind == VIRTIO_BLK_T_IN || !read_only);
             }
             Ok(Request::GetId) => prop_assert!(writable >= ID_SIZE),
+            Ok(Request::Erase { erasure, segments }) => {
+                prop_assert!(segments > 0 && segments <= erasure.max_segments() && segments as u64 * 16 == readable);
+            }
             Ok(Request::Flush) | Err(_) => {}
         }
     }

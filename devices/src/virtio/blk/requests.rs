@@ -6,9 +6,14 @@ use std::sync::Arc;
 use bellows_disk::Disk;
 use bellows_memory::view::Pinned;
 use bellows_memory::{GuestMemory, GuestView, limited};
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+};
 use vm_memory::{GuestAddressSpace, VolatileSlice};
 
+use super::counters::Counters;
+use super::erase::{self, Erasure, MAX_SEGMENTS, Range, SEGMENT_SIZE};
 use super::request::{self, HEADER_SIZE, ID_SIZE, Limits, Request, VirtioBlkReqHeader};
 use crate::virtio::chain::{Chain, Segment};
 use crate::virtio::limits::Limiter;
@@ -18,36 +23,70 @@ use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
 pub(super) struct Requests {
     disk: Arc<dyn Disk>,
     memory: GuestView,
+    counters: Arc<Counters>,
+    /// Feature bits that the driver has negotiated.
+    features: u64,
     limits: Limits,
     pub(super) limiter: Limiter,
-    write_through: bool,
+    /// The ranges of the last request that erases some.
+    ranges: Vec<Range>,
 }
 
 impl Requests {
-    pub(super) fn new(disk: Arc<dyn Disk>, memory: GuestView, write_through: bool) -> Self {
-        let limits = limits(&*disk);
-        Self { disk, memory, limits, limiter: Limiter::default(), write_through }
+    pub(super) fn new(disk: Arc<dyn Disk>, memory: GuestView, features: u64, counters: Arc<Counters>) -> Self {
+        let limits = limits(&*disk, features);
+        let ranges = Vec::with_capacity(MAX_SEGMENTS);
+        Self { disk, memory, counters, features, limits, limiter: Limiter::default(), ranges }
     }
 
     /// Serves `disk` from the next request on.
     pub(super) fn set_disk(&mut self, disk: Arc<dyn Disk>) {
-        self.limits = limits(&*disk);
+        self.limits = limits(&*disk, self.features);
         self.disk = disk;
     }
 
-    /// The request in `chain`, whose data for the device to write have `writable` bytes.
-    fn parse(&self, chain: &Chain, memory: &GuestMemory, writable: u64) -> Result<Request, Failure> {
-        let short = Failure::Header(chain.readable.bytes());
-        let header: VirtioBlkReqHeader = chain.readable.read_obj(memory).ok_or(short)?;
+    /// The request in `chain`, whose data for the device to write have `writable` bytes; and what the rate limit counts it as. Ranges to
+    /// erase are read here, and only here.
+    fn parse(&mut self, chain: &Chain, memory: &GuestMemory, writable: u64) -> Result<(Request, Cost), Failure> {
+        let short = || Failure::Header(chain.readable.bytes());
+        let header: VirtioBlkReqHeader = chain.readable.read_obj(memory).ok_or_else(short)?;
         let readable = chain.readable.bytes() - HEADER_SIZE;
-        Ok(Request::parse(&header, readable, writable, self.limits)?)
+        let request = Request::parse(&header, readable, writable, self.limits)?;
+        let (bytes, operations) = match request {
+            Request::Read { bytes, .. } | Request::Write { bytes, .. } => (bytes, 1),
+            Request::Flush | Request::GetId => (0, 1),
+            Request::Erase { erasure, segments } => {
+                let bytes = self.read_ranges(erasure, segments, chain, memory)?;
+                // A discard moves nothing; of zeros, it depends on the file system whether they are written one by one.
+                (if erasure == Erasure::Discard { 0 } else { bytes }, segments as u64)
+            }
+        };
+        Ok((request, Cost { bytes, operations }))
     }
 
-    /// Whether the rate limit lets something of `bytes` bytes pass now; then it has passed.
-    fn pass(&mut self, bytes: u64) -> bool {
-        let ready = if bytes > 0 { self.limiter.is_ready() } else { self.limiter.is_ready_without_bytes() };
+    /// Reads and checks the ranges behind the header; returns their bytes.
+    fn read_ranges(
+        &mut self,
+        erasure: Erasure,
+        segments: usize,
+        chain: &Chain,
+        memory: &GuestMemory,
+    ) -> Result<u64, Failure> {
+        let mut data = [0; HEADER_SIZE as usize + MAX_SEGMENTS * SEGMENT_SIZE];
+        let data = &mut data[..HEADER_SIZE as usize + segments * SEGMENT_SIZE];
+        match chain.readable.read(memory, data) {
+            read if read == data.len() => {
+                Ok(erase::parse(erasure, &data[HEADER_SIZE as usize..], self.limits, &mut self.ranges)?)
+            }
+            read => Err(Failure::Ranges(read)),
+        }
+    }
+
+    /// Whether the rate limit lets something of this cost pass now; then it has passed.
+    fn pass(&mut self, cost: Cost) -> bool {
+        let ready = if cost.bytes > 0 { self.limiter.is_ready() } else { self.limiter.is_ready_without_bytes() };
         if ready {
-            self.limiter.passed(bytes);
+            self.limiter.passed_as(cost.operations, cost.bytes);
         }
         ready
     }
@@ -60,6 +99,7 @@ impl Requests {
                 let data = self.pin(&memory, chain.writable.part(0, bytes))?;
                 drop(memory);
                 transfer(&data, offset, |offset, slices| self.disk.read_at(offset, slices))?;
+                self.counters.read(bytes);
                 Ok(bytes)
             }
             Request::Write { offset, bytes } => {
@@ -67,14 +107,26 @@ impl Requests {
                 drop(memory);
                 transfer(&data, offset, |offset, slices| self.disk.write_at(offset, slices))?;
                 drop(data);
-                if self.write_through {
-                    self.disk.flush()?;
+                self.settle()?;
+                self.counters.written(bytes);
+                Ok(0)
+            }
+            Request::Erase { erasure, .. } => {
+                drop(memory);
+                for Range { offset, bytes, unmap } in self.ranges.iter().copied().filter(|range| range.bytes > 0) {
+                    match erasure {
+                        Erasure::Discard => self.disk.discard(offset, bytes)?,
+                        Erasure::WriteZeroes => self.disk.write_zeroes(offset, bytes, unmap)?,
+                    }
+                    self.counters.erased(erasure, bytes);
                 }
+                self.settle()?;
                 Ok(0)
             }
             Request::Flush => {
                 drop(memory);
                 self.disk.flush()?;
+                self.counters.flushed();
                 Ok(0)
             }
             Request::GetId => {
@@ -85,6 +137,12 @@ impl Requests {
                 }
             }
         }
+    }
+
+    /// Makes what was written durable where the driver relies on that.
+    fn settle(&self) -> io::Result<()> {
+        // Without FLUSH it does so for each completed request (section 5.2.6.2).
+        if self.features & (1 << VIRTIO_BLK_F_FLUSH) == 0 { self.disk.flush() } else { Ok(()) }
     }
 
     fn pin(&self, memory: &GuestMemory, segments: impl Iterator<Item = Segment>) -> Result<Pinned, Failure> {
@@ -99,17 +157,19 @@ impl QueueHandler for Requests {
         // The status is the last writable byte; without one the driver cannot get an answer.
         let writable = chain.writable.bytes().checked_sub(1).filter(|_| chain.defect().is_none());
         let request = writable.map(|writable| self.parse(chain, &memory, writable));
-        if !self.pass(request.as_ref().map_or(0, |request| request.as_ref().map_or(0, Request::bytes))) {
+        let cost = request.as_ref().and_then(|request| request.as_ref().ok()).map_or(Cost::NONE, |(_, cost)| *cost);
+        if !self.pass(cost) {
             return Outcome::NotYet;
         }
         let (Some(writable), Some(request)) = (writable, request) else {
             limited!(debug, head, defect = ?chain.defect(), "dropped a malformed chain, or one without a status byte");
             return Outcome::Used(0);
         };
-        let (status, bytes) = match request.and_then(|request| self.serve(request, chain, memory)) {
+        let (status, bytes) = match request.and_then(|(request, _)| self.serve(request, chain, memory)) {
             Ok(bytes) => (VIRTIO_BLK_S_OK as u8, bytes),
             Err(failure) => {
                 limited!(debug, %failure, "a block request failed");
+                self.counters.failed();
                 (failure.status(), 0)
             }
         };
@@ -120,8 +180,26 @@ impl QueueHandler for Requests {
     }
 }
 
-fn limits(disk: &dyn Disk) -> Limits {
-    Limits { sectors: disk.sectors(), read_only: disk.read_only() }
+/// What the rate limit counts a request as.
+#[derive(Clone, Copy)]
+struct Cost {
+    operations: u64,
+    bytes: u64,
+}
+
+impl Cost {
+    /// Of something that the disk does not see.
+    const NONE: Self = Self { operations: 1, bytes: 0 };
+}
+
+fn limits(disk: &dyn Disk, features: u64) -> Limits {
+    let has = |bit: u32| features & (1 << bit) != 0;
+    Limits {
+        sectors: disk.sectors(),
+        read_only: disk.read_only(),
+        discard: has(VIRTIO_BLK_F_DISCARD),
+        write_zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
+    }
 }
 
 /// Pieces of guest memory given to the disk at once.
@@ -155,6 +233,8 @@ fn transfer(
 enum Failure {
     #[error("its header is not in memory, or not among its {0} readable bytes")]
     Header(u64),
+    #[error("{0} bytes of its header and its ranges are in memory")]
+    Ranges(usize),
     #[error("its buffer for the identifier has {0} bytes in memory")]
     Id(u64),
     #[error(transparent)]
@@ -169,7 +249,11 @@ impl Failure {
     fn status(&self) -> u8 {
         match self {
             Self::Rejected(rejection) => rejection.status(),
-            Self::Header(_) | Self::Id(_) | Self::Memory(_) | Self::Disk(_) => VIRTIO_BLK_S_IOERR as u8,
+            // It was offered for another disk.
+            Self::Disk(error) if error.kind() == io::ErrorKind::Unsupported => VIRTIO_BLK_S_UNSUPP as u8,
+            Self::Header(_) | Self::Ranges(_) | Self::Id(_) | Self::Memory(_) | Self::Disk(_) => {
+                VIRTIO_BLK_S_IOERR as u8
+            }
         }
     }
 }

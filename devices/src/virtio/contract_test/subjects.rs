@@ -7,10 +7,12 @@ use bellows_disk::{Disk, DiskId};
 use bellows_memory::testing::Fixture;
 use bellows_memory::{Backing, BaseMemory, ByteSize, Layout, LayoutSpec};
 use tempfile::TempDir;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_T_DISCARD;
 use vm_memory::{ByteValued as _, GuestAddress, VolatileSlice};
 
 use super::Subject;
 use crate::virtio::balloon::BalloonSettings;
+use crate::virtio::blk::erase::VirtioBlkDiscardWriteZeroes;
 use crate::virtio::blk::request::VirtioBlkReqHeader;
 use crate::virtio::limits::{Rate, RateLimit};
 use crate::virtio::mem::request::VirtioMemReq;
@@ -88,6 +90,56 @@ impl Subject for BlkSubject {
     fn check(&self, done: &Completion) {
         assert_eq!(done.len, 513);
         assert_eq!(done.written, [vec![7; 512], vec![0]]);
+    }
+}
+
+/// A writable disk, and a driver that discards.
+pub(super) struct DiscardSubject;
+
+/// A disk that anything can be done with.
+struct Patient;
+
+impl Disk for Patient {
+    fn sectors(&self) -> u64 {
+        64
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn id(&self) -> DiskId {
+        DiskId::new("patient")
+    }
+
+    fn read_at(&self, _: u64, _: &[VolatileSlice<'_>]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn discards(&self) -> bool {
+        true
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
+        assert_eq!((offset, bytes), (8 * 512, 4 * 512));
+        Ok(())
+    }
+}
+
+impl Subject for DiscardSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(Block::new(Arc::new(Patient) as Arc<dyn Disk>))
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        let header = VirtioBlkReqHeader { type_: VIRTIO_BLK_T_DISCARD.into(), ..Default::default() };
+        let segment = VirtioBlkDiscardWriteZeroes { sector: 8.into(), num_sectors: 4.into(), ..Default::default() };
+        ([header.as_slice(), segment.as_slice()].concat(), vec![1])
+    }
+
+    fn check(&self, done: &Completion) {
+        assert_eq!(done.len, 1);
+        assert_eq!(done.written, [vec![0]]);
     }
 }
 

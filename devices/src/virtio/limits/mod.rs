@@ -15,9 +15,9 @@ use self::token_bucket::{BucketState, TokenBucket};
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimit {
-    /// Limits bytes: those that requests read or write, or those of packets with their link headers.
+    /// Limits bytes: those that requests read, write or fill with zeros, or those of packets with their link headers.
     pub bandwidth: Option<Rate>,
-    /// Limits requests, or packets. A packet that is to be segmented counts once.
+    /// Limits requests, or packets. A packet that is to be segmented counts once; of a request to discard, each segment.
     pub operations: Option<Rate>,
 }
 
@@ -101,11 +101,16 @@ impl Limiter {
 
     /// Something of `bytes` bytes has passed.
     pub(super) fn passed(&mut self, bytes: u64) {
+        self.passed_as(1, bytes);
+    }
+
+    /// Something that counts as so many requests has passed, with `bytes` bytes.
+    pub(super) fn passed_as(&mut self, operations: u64, bytes: u64) {
         if let Some(bucket) = &mut self.bandwidth {
             bucket.take(bytes);
         }
         if let Some(bucket) = &mut self.operations {
-            bucket.take(1);
+            bucket.take(operations);
         }
     }
 
