@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::erase::Erasure;
+use super::request::Erasure;
 
 /// What a guest's requests have done with a disk since its device was made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]

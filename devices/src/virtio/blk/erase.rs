@@ -4,7 +4,7 @@ use bellows_disk::SECTOR_SIZE;
 use bellows_memory::wire;
 use vm_memory::{ByteValued as _, Le32, Le64};
 
-use super::request::{Limits, MAX_DATA, Rejection};
+use super::request::{Erasure, Limits, Rejection, SEGMENT_SIZE};
 
 wire! {
     /// `struct virtio_blk_discard_write_zeroes`: one segment of the data of such a request.
@@ -18,42 +18,9 @@ wire! {
     }
 }
 
-/// Bytes of a [`VirtioBlkDiscardWriteZeroes`].
-pub const SEGMENT_SIZE: usize = size_of::<VirtioBlkDiscardWriteZeroes>();
+const _: () = assert!(size_of::<VirtioBlkDiscardWriteZeroes>() == SEGMENT_SIZE);
 
 const UNMAP: u32 = 1;
-
-/// What is to become of ranges.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Erasure {
-    /// They may hold anything: `VIRTIO_BLK_T_DISCARD`.
-    Discard,
-    /// They hold zeros: `VIRTIO_BLK_T_WRITE_ZEROES`.
-    WriteZeroes,
-}
-
-impl Erasure {
-    /// Most segments of a request. A file system may have to write its zeros one by one, so there are fewer of those.
-    #[must_use]
-    pub const fn max_segments(self) -> usize {
-        match self {
-            Self::Discard => MAX_SEGMENTS,
-            Self::WriteZeroes => 8,
-        }
-    }
-
-    /// Most sectors of a segment.
-    #[must_use]
-    pub const fn max_sectors(self) -> u32 {
-        match self {
-            Self::Discard => 1 << 22,
-            Self::WriteZeroes => (MAX_DATA / SECTOR_SIZE) as u32,
-        }
-    }
-}
-
-/// Most segments of any request.
-pub const MAX_SEGMENTS: usize = 64;
 
 /// A valid segment. Position and length are in bytes, whole sectors within the capacity.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -64,18 +31,6 @@ pub struct Range {
     pub bytes: u64,
     /// The medium under it may be given back.
     pub unmap: bool,
-}
-
-/// How many segments `bytes` bytes of data are.
-///
-/// # Errors
-/// There is none, there are too many, or one is cut.
-pub fn count(erasure: Erasure, bytes: u64) -> Result<usize, Rejection> {
-    let segments = usize::try_from(bytes).unwrap_or(usize::MAX);
-    match segments / SEGMENT_SIZE {
-        count @ 1.. if count <= erasure.max_segments() && segments.is_multiple_of(SEGMENT_SIZE) => Ok(count),
-        _ => Err(Rejection::Length(bytes)),
-    }
 }
 
 /// Checks all segments in `data`, which are whole ones, and puts them into `ranges` in place of what is there. Returns their bytes together.

@@ -14,8 +14,8 @@ use virtio_queue::QueueState;
 use vm_memory::{ByteValued as _, Le16, Le32, Le64};
 
 use self::control::Shared;
-use self::erase::Erasure;
 use self::handler::{Handler, Stop};
+use self::request::Erasure;
 use super::device::read_bytes;
 use super::limits::{Limiter, RateLimit};
 use super::state::{BlockState, DeviceState};

@@ -8,8 +8,6 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Le32, Le64};
 
-use super::erase::{self, Erasure};
-
 wire! {
     /// The header of every request: the first fields of `struct virtio_blk_req`, section 5.2.6.
     pub struct VirtioBlkReqHeader {
@@ -30,6 +28,41 @@ pub const ID_SIZE: u64 = 20;
 
 /// Most data of one request: far more than drivers send, and little enough that a reset never waits long for one.
 pub const MAX_DATA: u64 = 64 << 20;
+
+/// Bytes of one segment of a request that erases ranges: a `struct virtio_blk_discard_write_zeroes`.
+pub const SEGMENT_SIZE: usize = 16;
+
+/// Most segments of any request.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// What is to become of ranges.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Erasure {
+    /// They may hold anything: `VIRTIO_BLK_T_DISCARD`.
+    Discard,
+    /// They hold zeros: `VIRTIO_BLK_T_WRITE_ZEROES`.
+    WriteZeroes,
+}
+
+impl Erasure {
+    /// Most segments of a request. A file system may have to write its zeros one by one, so there are fewer of those.
+    #[must_use]
+    pub const fn max_segments(self) -> usize {
+        match self {
+            Self::Discard => MAX_SEGMENTS,
+            Self::WriteZeroes => 8,
+        }
+    }
+
+    /// Most sectors of a segment.
+    #[must_use]
+    pub const fn max_sectors(self) -> u32 {
+        match self {
+            Self::Discard => 1 << 22,
+            Self::WriteZeroes => (MAX_DATA / SECTOR_SIZE) as u32,
+        }
+    }
+}
 
 /// The limits of requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -120,7 +153,7 @@ impl Request {
     /// The request is invalid.
     pub fn parse(header: &VirtioBlkReqHeader, readable: u64, writable: u64, limits: Limits) -> Result<Self, Rejection> {
         let sector = header.sector.to_native();
-        let erase = |erasure| erase::count(erasure, readable).map(|segments| Self::Erase { erasure, segments });
+        let erase = |erasure| count(erasure, readable).map(|segments| Self::Erase { erasure, segments });
         match header.type_.to_native() {
             VIRTIO_BLK_T_IN => check(sector, writable, limits).map(|offset| Self::Read { offset, bytes: writable }),
             VIRTIO_BLK_T_OUT if limits.read_only => Err(Rejection::ReadOnly),
@@ -133,6 +166,18 @@ impl Request {
             VIRTIO_BLK_T_GET_ID => Ok(Self::GetId),
             other => Err(Rejection::Type(other)),
         }
+    }
+}
+
+/// How many segments `bytes` bytes of data are.
+///
+/// # Errors
+/// There is none, there are too many, or one is cut.
+fn count(erasure: Erasure, bytes: u64) -> Result<usize, Rejection> {
+    let segments = usize::try_from(bytes).unwrap_or(usize::MAX);
+    match segments / SEGMENT_SIZE {
+        count @ 1.. if count <= erasure.max_segments() && segments.is_multiple_of(SEGMENT_SIZE) => Ok(count),
+        _ => Err(Rejection::Length(bytes)),
     }
 }
 

@@ -13,8 +13,10 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{GuestAddressSpace, VolatileSlice};
 
 use super::counters::Counters;
-use super::erase::{self, Erasure, MAX_SEGMENTS, Range, SEGMENT_SIZE};
-use super::request::{self, HEADER_SIZE, ID_SIZE, Limits, Request, VirtioBlkReqHeader};
+use super::erase::{self, Range};
+use super::request::{
+    self, Erasure, HEADER_SIZE, ID_SIZE, Limits, MAX_SEGMENTS, Request, SEGMENT_SIZE, VirtioBlkReqHeader,
+};
 use crate::virtio::chain::{Chain, Segment};
 use crate::virtio::limits::Limiter;
 use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
