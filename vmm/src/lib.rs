@@ -75,6 +75,7 @@ pub use resources::balloon::{Balloon, BalloonError, BalloonReport, BalloonStatis
 pub use resources::disks::serial_of;
 pub use resources::elastic::{BaseCycle, ElasticBase, ElasticBaseError, ElasticBaseReport};
 pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceError, PartitionError, PmemError};
+pub use resources::exec::Copying;
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instance_network::{InstanceNetwork, OwnNetwork};
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use bellows_protocol::agent::{
     self, AwaitBasePressureRequest, AwaitDriverRequest, AwaitPartitionRequest, BaseMemoryUse, ClockRequest,
-    ClockResponse, ConfigureNetworkRequest, DevicesRequest, DriverReport, Empty, ExitStatus, FreezeInstanceRequest,
-    FrozenInstance, HelloRequest, HelloResponse, InspectPartitionRequest, InstanceRequest, InstancesMemory, Layer,
-    MountImageRequest, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount, ReclaimCounters,
-    ResizeBaseRequest, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest, StartProcessRequest,
-    StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
+    ClockResponse, ConfigureNetworkRequest, Copy, CopyDirection, DevicesRequest, DriverReport, Empty, ExitStatus,
+    FreezeInstanceRequest, FrozenInstance, HelloRequest, HelloResponse, InspectPartitionRequest, InstanceRequest,
+    InstancesMemory, Layer, MountImageRequest, PartitionDriver, PartitionMemory, Process, ProcessRequest, ReasonCount,
+    ReclaimCounters, ResizeBaseRequest, ResizeTerminalRequest, SignalProcessRequest, StartInstanceRequest,
+    StartProcessRequest, StartResponse, StatisticsResponse, UnmountImageRequest, Zygote,
 };
 use bellows_protocol::agent_ttrpc::{Agent, create_agent};
 use bellows_protocol::network::{OwnNetworkSetup, parse_interfaces};
@@ -29,11 +29,12 @@ use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
 use self::answers::{base_memory_use, frozen_instance, holder, instance_memory, oom_limit, partition_driver};
 use crate::clock::{self, Correction};
+use crate::container::copy::{Copying, Direction};
 use crate::container::plan::ProcessSpec;
 use crate::elastic::ElasticBase;
 use crate::error::{AgentError, Result};
 use crate::image::{self, Images};
-use crate::instance::{InstanceNetwork, Instances, Request, Role};
+use crate::instance::{InstanceNetwork, Instances, Program, Request, Role};
 use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
@@ -290,7 +291,11 @@ impl Service {
 
     fn do_start_process(&self, request: StartProcessRequest) -> Result<u32> {
         let (instance, process) = process_id(&request.instance_id, &request.process_id)?;
-        self.instances.start_process(&instance, &process, &process_spec(request.process.unwrap_or_default())?)
+        let program = match request.copy.into_option() {
+            Some(copy) => Program::Copying(copying(&copy)?),
+            None => Program::Command(process_spec(request.process.unwrap_or_default())?),
+        };
+        self.instances.start_process(&instance, &process, &program)
     }
 
     fn do_remove_process(&self, request: &ProcessRequest) -> Result<()> {
@@ -416,6 +421,16 @@ fn process_spec(process: Process) -> Result<ProcessSpec> {
         user: process.user.parse()?,
         stdio: terminal.map_or(StdioSpec::Pipes { stdin: process.stdin }, StdioSpec::Terminal),
     })
+}
+
+fn copying(copy: &Copy) -> Result<Copying> {
+    let direction = match copy.direction.enum_value() {
+        Ok(CopyDirection::LOOK) => Direction::Look,
+        Ok(CopyDirection::OUT) => Direction::Out,
+        Ok(CopyDirection::IN) => Direction::In,
+        Err(number) => return Err(AgentError::Unknown { kind: "direction", name: number.to_string() }),
+    };
+    Ok(Copying { direction, path: check_working_directory(&copy.path)?.to_owned() })
 }
 
 /// The layers of an image, at least one.

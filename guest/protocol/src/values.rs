@@ -202,6 +202,13 @@ fn is_serial(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
+fn is_volume_path(text: &str) -> bool {
+    let Some(below) = text.strip_prefix('/') else { return false };
+    let is_name = |name: &str| (1..=255).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains('\0');
+    let kernels = below.split('/').next().is_some_and(|first| matches!(first, "proc" | "sys" | "dev"));
+    text.len() < 4096 && !kernels && below.split('/').all(is_name)
+}
+
 fn is_pci_address(text: &str) -> bool {
     let bytes = text.as_bytes();
     let hex = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -245,7 +252,7 @@ text_value!(
 );
 text_value!(
     /// Where an instance finds a volume: an absolute path without `.`, `..` and `//`, below the root, and not in `/proc`, `/sys` or `/dev`.
-    VolumePath, VolumePath, crate::volume::is_volume_path
+    VolumePath, VolumePath, is_volume_path
 );
 text_value!(
     /// Serial number of a block device: `[A-Za-z0-9._-]{1,20}`, safe as a file name and in mount options.

@@ -57,14 +57,6 @@ impl Volume {
     }
 }
 
-/// Whether `text` is a place for a volume.
-pub(crate) fn is_volume_path(text: &str) -> bool {
-    let Some(below) = text.strip_prefix('/') else { return false };
-    let is_name = |name: &str| (1..=255).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains('\0');
-    let kernels = below.split('/').next().is_some_and(|first| matches!(first, "proc" | "sys" | "dev"));
-    text.len() < 4096 && !kernels && below.split('/').all(is_name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

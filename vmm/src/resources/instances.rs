@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_memory::{ByteSize, PartitionId};
-use bellows_protocol::agent::{self, StartInstanceRequest, StartProcessRequest};
+use bellows_protocol::agent::{self, StartInstanceRequest};
 use bellows_protocol::stream::StreamName;
 pub use bellows_protocol::user::{Account, User};
 use bellows_protocol::values::{ImageId, InstanceId, MIN_BASE_LIMIT, ProcessId, ValueError, check_command};
@@ -280,7 +280,7 @@ pub struct Instance {
     id: InstanceId,
     init: Process,
     home: Option<Home>,
-    agent: Arc<AgentClient>,
+    pub(super) agent: Arc<AgentClient>,
 }
 
 impl Instance {
@@ -308,27 +308,6 @@ impl Instance {
     /// The stream is taken or the thread could not be made.
     pub fn forward(&self, stream: StreamName, sink: impl Write + Send + 'static) -> Result<Forwarding, InstanceError> {
         self.init.connect(stream)?.forward(sink)
-    }
-
-    /// Starts another process in it: in its namespaces, its cgroup and its partition, with at most the rights of its first
-    /// process. It ends with the instance at the latest. Its name is free again once it is [removed](Process::remove).
-    ///
-    /// # Errors
-    /// The specification is invalid, the instance has ended, or the agent could not start it.
-    pub fn exec(&self, id: ProcessId, spec: &ProcessSpec) -> Result<Process, InstanceError> {
-        let instance = &self.id;
-        let spec = spec.request().map_err(|source| InstanceError::Spec { id: instance.clone(), source })?;
-        let request = StartProcessRequest {
-            instance_id: instance.to_string(),
-            process_id: id.to_string(),
-            process: Some(spec).into(),
-            ..Default::default()
-        };
-        let agent = &self.agent;
-        let failed = |source| InstanceError::Agent { action: "start a process in", id: instance.clone(), source };
-        let pid = agent.start_process(&request).map_err(failed)?;
-        tracing::debug!(%instance, process = %id, pid, "started a process");
-        Ok(Process::new(instance.clone(), id, pid, agent.clone()))
     }
 
     /// Waits for the end of its first process.

@@ -6,6 +6,7 @@ pub(crate) mod disks;
 mod drives;
 pub(crate) mod elastic;
 pub(crate) mod error;
+pub(crate) mod exec;
 pub(crate) mod freeze;
 pub(crate) mod images;
 pub(crate) mod instance_network;

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::dependencies::Metadata;
 
 /// Our crates, from the bottom: each may depend on those before it, and on no other.
-const FLOORS: [&str; 8] = [
+const FLOORS: [&str; 9] = [
     "bellows-memory",
     "bellows-disk",
     "bellows-block",
     "bellows-devices",
     "bellows-protocol",
+    "bellows-archive",
     "bellows-vmm",
     "bellows-agent",
     "bellows",

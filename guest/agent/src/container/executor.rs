@@ -27,15 +27,20 @@ pub(super) enum Becoming {
     Fork(OwnedFd),
 }
 
-/// Gives the process its terminal, installs the filter of system calls, and becomes the command; or takes the last step in another way.
-pub(super) fn execute(process: &ProcessPlan, becoming: &Becoming, filter: &BpfProgram) -> Result<Infallible, Report> {
+/// Gives the process its terminal, and installs the filter of system calls.
+pub(super) fn prepare(process: &ProcessPlan, filter: &BpfProgram) -> Result<(), Report> {
     // The Rust runtime ignores SIGPIPE, and ignored signals survive exec.
     sys::reset_sigpipe().map_err(failed("SIGPIPE"))?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("signal mask"))?;
     if let Some((columns, rows)) = process.terminal {
         terminal::open(TerminalSize { columns, rows }).map_err(failed("terminal"))?;
     }
-    seccomp::install(filter).map_err(failed("system call filter"))?;
+    seccomp::install(filter).map_err(failed("system call filter"))
+}
+
+/// Prepares the process, and becomes the command; or takes the last step in another way.
+pub(super) fn execute(process: &ProcessPlan, becoming: &Becoming, filter: &BpfProgram) -> Result<Infallible, Report> {
+    prepare(process, filter)?;
     match becoming {
         Becoming::Command => execute_command(process),
         Becoming::Zygote(control) => zygote::run(&find_command(process)?, process, control),

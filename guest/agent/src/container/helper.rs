@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -22,7 +23,7 @@ use seccompiler::BpfProgram;
 
 use super::executor::{self, Becoming};
 use super::plan::{Plan, Role};
-use super::{Order, Report, descriptor, failed, inside, rights, zygote};
+use super::{Order, Report, copy, descriptor, failed, inside, rights, zygote};
 use crate::{log, seccomp, settings, sys};
 
 /// Namespaces of a container's own, but for that of process numbers, which its first process is born into, and that of its network,
@@ -199,12 +200,25 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     rights::take(&plan.process, plan.shares_network)?;
     let mut role = || rest.next().and_then(|role| role.try_clone().ok());
     let becoming = match plan.role {
+        Role::Copy => return copy_files(descriptors, &plan, filter),
         Role::Command => Some(Becoming::Command),
         Role::Zygote => role().map(Becoming::Zygote),
         Role::Fork => role().map(Becoming::Fork),
     };
     let becoming = becoming.ok_or_else(|| Report::Failed("no descriptor came for its role".into()))?;
     executor::execute(&plan.process, &becoming, filter)
+}
+
+/// Copies files, as the program that this is. Nothing of the agent's stays open to it.
+fn copy_files(descriptors: &Descriptors, plan: &Plan, filter: &BpfProgram) -> Result<Infallible, Report> {
+    let copying = plan.copying.as_ref().ok_or_else(|| Report::Failed("nothing is to be copied".into()))?;
+    // Modes are those of an archive.
+    umask(Mode::empty());
+    executor::prepare(&plan.process, filter)?;
+    // To the agent it has begun.
+    descriptors.channel.shutdown(Shutdown::Both).map_err(failed("channel"))?;
+    sys::close_from(3);
+    sys::exit(copy::run(copying))
 }
 
 fn read_plan(mut channel: &UnixStream) -> Result<Plan, Report> {

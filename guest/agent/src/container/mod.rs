@@ -15,6 +15,7 @@
 //! Both processes are the agent's children. A process that joins an existing container is started in the same way; it enters the
 //! container's namespaces and its cgroup instead of making new ones.
 
+pub mod copy;
 mod descriptor;
 mod executor;
 pub mod helper;
@@ -42,6 +43,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use self::copy::{Copying, Direction};
 use self::plan::{ContainerPlan, Plan, ProcessPlan, ProcessSpec, Role};
 use crate::accounts::Credentials;
 use crate::error::{AgentError, Result};
@@ -221,10 +223,9 @@ impl Launcher {
         credentials: &Credentials,
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
-        let root = sys::clone_mount(site.root).map_err(AgentError::path("open", site.root))?;
-        let volumes =
-            site.volumes.iter().map(|(layer, _)| sys::clone_mount(layer).map_err(AgentError::path("open", *layer)));
-        let volumes = volumes.collect::<Result<Vec<_>>>()?;
+        let clone = |path: &Path| sys::clone_mount(path).map_err(AgentError::path("open", path));
+        let root = clone(site.root)?;
+        let volumes = site.volumes.iter().map(|(layer, _)| clone(layer)).collect::<Result<Vec<_>>>()?;
         let (role, sent) = running.role();
         let places = site.volumes.iter().map(|(_, place)| place.to_string());
         let plan = Plan {
@@ -234,6 +235,7 @@ impl Launcher {
             huge_pages: site.placement.node().is_some(),
             shares_network: matches!(site.network, Network::Shared(_)),
             role,
+            copying: None,
         };
         let network = site.network.existing();
         let order = Ordered {
@@ -259,13 +261,34 @@ impl Launcher {
     /// # Errors
     /// Those of [`Launcher::launch`].
     pub fn join(&self, joining: &Joining<'_>, process: &ProcessSpec, credentials: &Credentials) -> Result<Process> {
+        let plan = ProcessPlan::new(joining.hostname, process, credentials);
+        self.join_as(joining, plan, process.stdio, None)
+    }
+
+    /// Starts a process of the agent's own in a running container, which copies files as its root.
+    ///
+    /// # Errors
+    /// Those of [`Launcher::launch`].
+    pub fn copy(&self, joining: &Joining<'_>, copying: &Copying) -> Result<Process> {
+        let stdio = StdioSpec::Pipes { stdin: copying.direction == Direction::In };
+        self.join_as(joining, ProcessPlan::of_root(), stdio, Some(copying.clone()))
+    }
+
+    fn join_as(
+        &self,
+        joining: &Joining<'_>,
+        process: ProcessPlan,
+        stdio: StdioSpec,
+        copying: Option<Copying>,
+    ) -> Result<Process> {
         let plan = Plan {
             container: None,
-            process: ProcessPlan::new(joining.hostname, process, credentials),
+            process,
             policy: joining.placement.policy(),
             huge_pages: joining.placement.node().is_some(),
             shares_network: joining.shares_network,
-            role: Role::Command,
+            role: if copying.is_some() { Role::Copy } else { Role::Command },
+            copying,
         };
         let order = Ordered {
             order: Order::Join,
@@ -274,7 +297,7 @@ impl Launcher {
             network: None,
             volumes: Vec::new(),
             sent: None,
-            stdio: process.stdio,
+            stdio,
         };
         self.start(joining.hostname, &order, &plan).map(|(process, _)| process)
     }

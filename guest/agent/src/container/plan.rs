@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bellows_protocol::user::User;
 use serde::{Deserialize, Serialize};
 
+use super::copy::Copying;
 use crate::accounts::Credentials;
 use crate::placement::Placement;
 use crate::streams::StdioSpec;
@@ -43,6 +44,8 @@ pub struct Plan {
     pub shares_network: bool,
     /// What it becomes.
     pub role: Role,
+    /// What it copies.
+    pub copying: Option<Copying>,
 }
 
 /// What a process becomes.
@@ -55,6 +58,8 @@ pub enum Role {
     Zygote,
     /// A fork of a zygote, whose pidfd comes with the order.
     Fork,
+    /// It stays the agent's program, and copies files.
+    Copy,
 }
 
 /// A container. All that is not here is the same for every one: see `inside`.
@@ -104,6 +109,19 @@ impl ContainerPlan {
 }
 
 impl ProcessPlan {
+    /// The container's root in `/`, without a command.
+    pub fn of_root() -> Self {
+        Self {
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            working_directory: "/".into(),
+            uid: 0,
+            gid: 0,
+            groups: vec![0],
+            terminal: None,
+        }
+    }
+
     /// What `spec` asks for, in a container that calls itself `hostname`.
     pub fn new(hostname: &str, spec: &ProcessSpec, credentials: &Credentials) -> Self {
         Self {
@@ -233,6 +251,7 @@ mod tests {
             huge_pages: true,
             shares_network: true,
             role: Role::Fork,
+            copying: None,
         };
         let text = serde_json::to_string(&plan).unwrap();
         let back: Plan = serde_json::from_str(&text).unwrap();

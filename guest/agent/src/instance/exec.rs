@@ -5,9 +5,19 @@ use nix::sys::signal::Signal;
 
 use super::{Instances, Parts};
 use crate::container::Joining;
+use crate::container::copy::Copying;
 use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::furnish;
+
+/// What a further process does.
+#[derive(Debug)]
+pub enum Program {
+    /// It runs this.
+    Command(ProcessSpec),
+    /// It copies files, as the instance's root.
+    Copying(Copying),
+}
 
 impl Instances {
     /// Starts another process in an instance; returns its number.
@@ -16,7 +26,7 @@ impl Instances {
     /// [`AgentError::Unknown`], [`AgentError::InUse`], [`AgentError::Exists`], [`AgentError::Ended`],
     /// [`AgentError::Frozen`]; errors of the start.
     /// Then nothing of it remains, except processes that it may have started.
-    pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, process: &ProcessSpec) -> Result<u32> {
+    pub fn start_process(&self, instance: &InstanceId, id: &ProcessId, program: &Program) -> Result<u32> {
         let instance = self.get(instance)?;
         let Parts { id: name, cgroup, limits, rootfs, shares_network, .. } = &instance.parts;
         if *id == ProcessId::init() {
@@ -27,7 +37,6 @@ impl Instances {
             return Err(AgentError::Ended(name.to_string()));
         }
         let _starting = instance.freezer.start(name)?;
-        let credentials = furnish::credentials(rootfs.root(), &process.user)?;
         let cgroup = cgroup.as_ref().ok_or_else(|| AgentError::Ended(name.to_string()))?.folder();
         let joining = Joining {
             hostname: name.as_str(),
@@ -36,7 +45,13 @@ impl Instances {
             init: &instance.init,
             shares_network: *shares_network,
         };
-        let process = self.launcher.join(&joining, process, &credentials)?;
+        let process = match program {
+            Program::Command(process) => {
+                let credentials = furnish::credentials(rootfs.root(), &process.user)?;
+                self.launcher.join(&joining, process, &credentials)?
+            }
+            Program::Copying(copying) => self.launcher.copy(&joining, copying)?,
+        };
         let pid = process.pid.as_raw().unsigned_abs();
         place.fill(process);
         Ok(pid)

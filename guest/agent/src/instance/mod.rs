@@ -23,6 +23,7 @@ mod table;
 mod wait;
 mod zygote;
 
+pub use exec::Program;
 pub use freeze::Frozen;
 pub use request::{InstanceNetwork, Request, Role};
 pub use table::{FOLDER, Instances};

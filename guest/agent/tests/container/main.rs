@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod copy;
 mod peer;
 mod volume;
 mod zygote;
@@ -20,15 +21,14 @@ use std::time::{Duration, Instant};
 
 use bellows_agent::accounts::Credentials;
 use bellows_agent::container::plan::ProcessSpec;
-use bellows_agent::container::{HELPER, Joining, Launcher, Network, Process, Running, Site};
+use bellows_agent::container::{HELPER, Joining, Launcher, Process, Running};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::reaper::Reaper;
 use bellows_agent::streams::{Permits, StdioSpec};
-use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::stream::{MAX_ANSWER_LINE, StreamName, parse_answer_line, read_line};
 use bellows_protocol::user::{Account, User};
-use bellows_protocol::values::{Node, TerminalSize, VolumePath};
+use bellows_protocol::values::{Node, TerminalSize};
 use nix::mount::{MsFlags, mount};
 
 /// A root file system of one static program, and folders for the containers made from it.
@@ -74,28 +74,6 @@ impl Fixture {
         running: Running<'_>,
     ) -> Result<(Process, OwnedFd)> {
         self.launch_with(id, process, placement, running, &[])
-    }
-
-    fn launch_with(
-        &self,
-        id: &str,
-        process: &ProcessSpec,
-        placement: Placement,
-        running: Running<'_>,
-        volumes: &[(PathBuf, VolumePath)],
-    ) -> Result<(Process, OwnedFd)> {
-        let cgroup = Self::cgroup(id);
-        fs::create_dir_all(&cgroup).unwrap();
-        let site = Site {
-            hostname: id,
-            root: &self.folder.path().join("root"),
-            cgroup: &cgroup,
-            placement,
-            capacities: Capacities::within(placement, 64 << 20, 64 << 20),
-            network: Network::Unconnected,
-            volumes: volumes.iter().map(|(folder, place)| (&**folder, place)).collect(),
-        };
-        self.launcher.launch(&site, process, &credentials(process), running)
     }
 
     fn start(&self, id: &str, process: &ProcessSpec) -> Process {
@@ -220,6 +198,7 @@ fn inside() {
     no_signal_is_ignored(&fixture);
     a_missing_command_is_reported(&fixture);
     volume::is_mounted_read_only_within_the_image(&fixture);
+    copy::files_go_both_ways(&fixture);
     memory_is_bound_to_its_node(&fixture);
     input_comes_to_its_end(&fixture);
     streams_belong_to_the_user(&fixture);

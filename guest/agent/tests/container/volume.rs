@@ -1,15 +1,42 @@
 //! Volumes, and where an image's links may lead them.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use bellows_agent::container::Running;
-use bellows_agent::error::AgentError;
+use bellows_agent::container::plan::ProcessSpec;
+use bellows_agent::container::{Network, Process, Running, Site};
+use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
+use bellows_agent::tmpfs::Capacities;
 use bellows_protocol::values::VolumePath;
 
-use crate::{Fixture, finish, shell};
+use crate::{Fixture, credentials, finish, shell};
+
+impl Fixture {
+    pub fn launch_with(
+        &self,
+        id: &str,
+        process: &ProcessSpec,
+        placement: Placement,
+        running: Running<'_>,
+        volumes: &[(PathBuf, VolumePath)],
+    ) -> Result<(Process, OwnedFd)> {
+        let cgroup = Self::cgroup(id);
+        fs::create_dir_all(&cgroup).unwrap();
+        let site = Site {
+            hostname: id,
+            root: &self.folder.path().join("root"),
+            cgroup: &cgroup,
+            placement,
+            capacities: Capacities::within(placement, 64 << 20, 64 << 20),
+            network: Network::Unconnected,
+            volumes: volumes.iter().map(|(folder, place)| (&**folder, place)).collect(),
+        };
+        self.launcher.launch(&site, process, &credentials(process), running)
+    }
+}
 
 pub fn is_mounted_read_only_within_the_image(fixture: &Fixture) {
     let (root, volumes) = (fixture.folder.path().join("root"), fixture.folder.path().join("volumes"));
