@@ -10,13 +10,16 @@ use bellows_vmm::{PartitionMode, SerialOutput, Shape, Transport};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::detached::options::{DetachedArgs, ExecArgs, LogsArgs, PartitionCommand, PsArgs, RmArgs, StopArgs, TopArgs};
 use crate::doctor::DoctorArgs;
 use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
 use crate::network::options::NetworkArgs;
+use crate::options::any_seconds;
+use crate::options::detached::{
+    CpArgs, DetachedArgs, ExecArgs, LogsArgs, PartitionCommand, PsArgs, RmArgs, StopArgs, TopArgs,
+};
+use crate::options::volume::VolumeArg;
 use crate::rest::{ApiArgs, Firecracker};
-use crate::run::volume::VolumeArg;
 
 /// MicroVMs for functions: shared layers, and memory that goes back.
 #[derive(Debug, Parser)]
@@ -43,6 +46,8 @@ pub enum Command {
     Ps(PsArgs),
     /// Run another command in an instance of a VM in the background
     Exec(ExecArgs),
+    /// Copy files and folders between this host and an instance of a VM in the background
+    Cp(CpArgs),
     /// Print what an instance has written
     Logs(LogsArgs),
     /// End instances, and VMs that have no other
@@ -397,11 +402,6 @@ pub enum Host {
     Kvm,
     /// The emulated host.
     Lab,
-}
-
-pub(crate) fn any_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<u32>().map_err(|_| "expected a whole number of seconds")?;
-    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

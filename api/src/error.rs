@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use bellows_archive::EntryError;
 use bellows_block::StoreError;
 use bellows_block::oci::{OciError, ParseProxyError, ParseReferenceError};
 use bellows_block::store::ParseImageNameError;
@@ -69,6 +70,15 @@ pub enum CliError {
     /// Two arguments that exclude each other.
     #[error("{0}")]
     Conflict(String),
+    /// What an instance has given cannot be unpacked.
+    #[error("cannot copy to `{path}`")]
+    Unpack {
+        /// The destination.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<UnpackError>,
+    },
     /// A VM's API refused.
     #[error("VM `{vm}`: {message}")]
     Refused {
@@ -188,6 +198,26 @@ pub enum CliError {
     },
 }
 
+/// Why what an instance has given cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream is damaged, or has what no stream may have.
+    #[error(transparent)]
+    Stream(#[from] EntryError),
+    /// It does not fit the destination.
+    #[error("{0}")]
+    Place(String),
+    /// An entry cannot be written.
+    #[error("cannot write `{path}`")]
+    Write {
+        /// Its name.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
         Self::Image(Box::new(error))
@@ -224,6 +254,11 @@ impl CliError {
                 502 => ErrorKind::Guest,
                 503 => ErrorKind::Host,
                 _ => ErrorKind::Internal,
+            },
+            Self::Unpack { source, .. } => match **source {
+                UnpackError::Stream(_) => ErrorKind::Guest,
+                UnpackError::Place(_) => ErrorKind::Conflict,
+                UnpackError::Write { .. } => ErrorKind::Host,
             },
             Self::Taken(_) => ErrorKind::Conflict,
             Self::NotThere(_) => ErrorKind::NotFound,

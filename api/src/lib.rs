@@ -4,7 +4,6 @@
 
 pub mod cli;
 pub mod demo;
-pub mod detached;
 pub mod doctor;
 pub mod error;
 pub mod exit;
@@ -12,10 +11,12 @@ pub mod former;
 pub mod image;
 pub mod jail;
 pub mod network;
+pub mod options;
 pub mod rest;
 pub mod run;
 pub mod seccomp;
 
+mod detached;
 mod environment;
 mod guest;
 mod interrupt;
@@ -100,6 +101,7 @@ fn command(command: Command) -> Result<u8, CliError> {
         Command::Image(command) => image::run(&command),
         Command::Ps(arguments) => detached::ps(&arguments),
         Command::Exec(arguments) => detached::exec(&arguments),
+        Command::Cp(arguments) => detached::cp(&arguments),
         Command::Logs(arguments) => detached::logs(&arguments),
         Command::Stop(arguments) => detached::stop(&arguments),
         Command::Rm(arguments) => detached::rm(&arguments),

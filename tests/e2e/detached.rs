@@ -160,6 +160,55 @@ fn a_vm_in_the_background_finds_folders_and_its_partition_grows_and_shrinks() {
 }
 
 #[test]
+fn files_are_copied_into_an_instance_and_out_of_it() {
+    let session = Session::new();
+    text(session.run(&["--name", "web"], "while :; do sleep 1; done"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("tree")).unwrap();
+    // More than all that lies in between holds.
+    let large: Vec<u8> = (0..3 << 20).map(|number: u32| (number % 251) as u8).collect();
+    std::fs::write(path("tree/large"), &large).unwrap();
+    std::os::unix::fs::symlink("large", path("tree/link")).unwrap();
+
+    session.said(&["cp", &path("tree"), "web:/srv/copy"]);
+    session.said(&["cp", &path("tree"), "web:srv"]);
+    let look = "cd /srv; ls copy tree; test -L copy/link && cat copy/link | wc -c; umask 0; cp copy/large set; chmod 6755 set; ln -s /etc out";
+    let listed = session.said(&["exec", "web", "/bin/sh", "-c", look]);
+    assert_eq!(
+        listed.split_whitespace().collect::<Vec<_>>(),
+        ["copy:", "large", "link", "tree:", "large", "link", &large.len().to_string()]
+    );
+
+    session.said(&["cp", "web:/srv/copy/.", &path("back")]);
+    assert!(std::fs::read(path("back/large")).unwrap() == large);
+    assert_eq!(std::fs::read_link(path("back/link")).unwrap(), Path::new("large"));
+    session.said(&["cp", "web:/srv/set", &path("back/large")]);
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path("back/large")).unwrap());
+    assert_eq!(mode & 0o7777, 0o755, "no set-id bits");
+    let archive = session.bellows(&["cp", "web:/srv/tree", "-"]);
+    assert!(archive.status.success() && archive.stdout.len() > large.len());
+    let mut tar = Command::new("tar");
+    let mut tar = tar.args(["-tf", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut tar.stdin.take().unwrap(), &archive.stdout).unwrap();
+    let names = tar.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&names.stdout), "tree/\ntree/large\ntree/link\n");
+
+    for (words, part) in [
+        (["cp", "web:/nowhere", &path("x")], "/nowhere"),
+        (["cp", &path("tree"), "web:/srv/set"], "is a file"),
+        (["cp", &path("tree/large"), "web:/none/"], "no folder"),
+        (["cp", "web:/srv", "web:/x"], "both sides"),
+        (["cp", "other:/srv", &path("x")], "no instance is called `other`"),
+    ] {
+        let refused = session.bellows(&words);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && error.contains(part), "{words:?}: {error}");
+    }
+    assert!(!Path::new(&path("x")).exists());
+}
+
+#[test]
 fn a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise() {
     let session = Session::new();
     let name = text(session.run(&[], "echo out; exit 7"));

@@ -1,17 +1,19 @@
 //! A client of a VM's API.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
 use crate::error::{CliError, io_error};
+use crate::rest::Feed;
 
 /// Most bytes of an answer that is taken as a whole.
 const MOST: usize = 64 << 20;
@@ -63,15 +65,53 @@ impl Client {
         })
     }
 
+    /// Sends a body that `write` writes, on a thread of its own; errors of it are about `source`.
+    ///
+    /// # Errors
+    /// `write` failed, or as for [`Client::call`].
+    pub(crate) fn upload(
+        &self,
+        path: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+        source: &str,
+    ) -> Result<(), CliError> {
+        let (sender, feed) = Feed::new(4);
+        let writing = std::thread::spawn(move || {
+            let mut parts = BufWriter::with_capacity(64 << 10, Parts(sender));
+            let written = write(&mut parts).and_then(|()| parts.flush());
+            if written.is_err() {
+                let (parts, _) = parts.into_parts();
+                // It must not look whole.
+                let _ = parts.0.blocking_send(Err(io::ErrorKind::Other.into()));
+            }
+            written
+        });
+        let sent = self.run(async { self.send_body("PUT", path, Either::Right(feed)).await.map(drop) });
+        match writing.join() {
+            // The VM has given up, and says why.
+            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(io_error("copy", source)(error)),
+            _ => sent,
+        }
+    }
+
     /// Sends a request; returns the answer if it is a good one.
     async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Response<Incoming>, CliError> {
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        self.send_body(method, path, Either::Left(Full::new(Bytes::from(body)))).await
+    }
+
+    async fn send_body(
+        &self,
+        method: &str,
+        path: &str,
+        body: Either<Full<Bytes>, Feed>,
+    ) -> Result<Response<Incoming>, CliError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.gone(error))?;
         let other = |error: hyper::Error| self.gone(io::Error::other(error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
         tokio::spawn(connection);
-        let body = body.map(ToString::to_string).unwrap_or_default();
         let request = Request::builder().method(method).uri(path).header("Host", "localhost");
-        let request = request.body(Full::new(Bytes::from(body)));
+        let request = request.body(body);
         let request = request.map_err(|error| self.gone(io::Error::other(error)))?;
         let answer = sender.send_request(request).await.map_err(other)?;
         let status = answer.status().as_u16();
@@ -92,5 +132,19 @@ impl Client {
 
     fn gone(&self, error: io::Error) -> CliError {
         io_error("talk to the VM at", &self.socket)(error)
+    }
+}
+
+/// Passes what is written on as parts of a body.
+struct Parts(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

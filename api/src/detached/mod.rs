@@ -2,8 +2,8 @@
 //! Each is a process with an API of its own; these commands are its clients.
 
 mod client;
+mod copy;
 mod memory;
-pub mod options;
 mod partition;
 mod place;
 mod start;
@@ -15,13 +15,14 @@ use std::io;
 use serde_json::{Value, json};
 
 use self::client::Client;
-use self::options::{ExecArgs, LogsArgs, PsArgs, RmArgs, StopArgs};
+pub(crate) use self::copy::cp;
 pub(crate) use self::partition::partition;
 use self::place::{Place, Seat};
 pub(crate) use self::start::{Job, start};
 use self::table::table;
 pub(crate) use self::top::top;
 use crate::error::CliError;
+use crate::options::detached::{ExecArgs, LogsArgs, PsArgs, RmArgs, StopArgs};
 use crate::output::{print, say_plainly};
 
 /// An instance of a VM that runs.

@@ -4,11 +4,11 @@ use bellows_memory::ByteSize;
 use serde_json::{Value, json};
 
 use super::memory::{Partition, VmMemory};
-use super::options::{PartitionArgs, PartitionCommand};
 use super::place::{Place, Seat};
 use super::table::{short, short_if_known, table};
 use crate::error::CliError;
 use crate::guest::whole_blocks;
+use crate::options::detached::{PartitionArgs, PartitionCommand};
 use crate::output::{print, say};
 
 /// Carries a command out.

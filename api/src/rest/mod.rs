@@ -35,6 +35,7 @@ use self::metrics::{Counters, Startup};
 pub use self::options::ApiArgs;
 
 pub(crate) use self::options::{Firecracker, WRONG_ARGUMENTS, is_firecracker};
+pub(crate) use self::own::Feed;
 use self::request::Change;
 use self::server::{Limits, Server};
 pub(crate) use self::socket::Socket;

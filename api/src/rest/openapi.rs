@@ -127,6 +127,15 @@ fn operations() -> Vec<Operation> {
             Object,
         ),
         with::<own::Signal>("put", "/instances/{instance}/signal", "Sends its first process a signal.", Nothing),
+        get("/instances/{instance}/files", "What is at a path of an instance.", Object),
+        get("/instances/{instance}/archive", "A tar archive of what is at a path.", Other("application/x-tar")),
+        Operation {
+            method: "put",
+            path: "/instances/{instance}/archive",
+            summary: "Unpacks a tar archive into a folder.",
+            body: None,
+            answer: Nothing,
+        },
         with::<own::Exec>("post", "/instances/{instance}/exec", "Runs another process in an instance.", Object),
         get("/memory", "What the VM and its instances have of the host's memory.", Object),
         get("/events", "What happens, from now on.", Other("text/event-stream")),
@@ -197,6 +206,14 @@ impl Operation {
             // It has defaults for all.
             let required = !matches!(self.path, "/balloon/hinting/start" | "/instances/{instance}/stop");
             said["requestBody"] = json!({ "required": required, "content": schema(json!(body(generator))) });
+        }
+        if self.path.ends_with("/files") || self.path.ends_with("/archive") {
+            let schema = json!({ "type": "string", "pattern": "^/", "default": "/" });
+            said["parameters"] = json!([{ "name": "path", "in": "query", "schema": schema }]);
+        }
+        if self.method == "put" && self.path.ends_with("/archive") {
+            let content = json!({ "application/x-tar": { "schema": { "type": "string", "format": "binary" } } });
+            said["requestBody"] = json!({ "required": true, "content": content });
         }
         if self.path.ends_with("/logs") {
             said["parameters"] = json!([

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use bellows_vmm::InstanceId;
 use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
@@ -195,6 +196,9 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
     let target = head.uri.path_and_query().map_or(&*path, |target| target.as_str());
+    if let Some(unpack) = unpack(&method, target) {
+        return Ok(unpack_body(unpack, &method, &path, body, &shared).await);
+    }
     let read = read_body(body, shared.limits).await;
     let is_complete = read.is_ok();
     let request = read.and_then(|body| match own::parse(&method, target, &body) {
@@ -217,16 +221,48 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
             changed.await.unwrap_or_else(|error| Err(panicked(&error))).map(reply)
         }
     };
-    shared.control.counters.count(&method, &path, answer.is_err());
-    match &answer {
-        Ok(_) => tracing::info!(method, path, "a request was carried out"),
-        Err(fault) => tracing::error!(method, path, status = fault.status, "a request was refused: {fault}"),
-    }
+    note(&shared, &method, &path, &answer);
     let mut response = response(answer);
     if !is_complete {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Counts a request and its answer.
+fn note(shared: &Shared, method: &str, path: &str, answer: &Result<Reply, Fault>) {
+    shared.control.counters.count(method, path, answer.is_err());
+    match answer {
+        Ok(_) => tracing::info!(method, path, "a request was carried out"),
+        Err(fault) => tracing::error!(method, path, status = fault.status, "a request was refused: {fault}"),
+    }
+}
+
+/// The instance and the path of a request whose body is an archive of any length.
+fn unpack(method: &str, target: &str) -> Option<(InstanceId, String)> {
+    match own::parse(method, target, b"") {
+        Some(Ok(Own::Unpack(id, path))) => Some((id, path)),
+        _ => None,
+    }
+}
+
+/// Unpacks a body as it comes.
+async fn unpack_body(
+    (id, folder): (InstanceId, String),
+    method: &str,
+    path: &str,
+    body: Incoming,
+    shared: &Shared,
+) -> Response<AnswerBody> {
+    let answer = shared.own.unpack(&id, folder, body, shared.limits.patience).await;
+    note(shared, method, path, &answer);
+    let failed = answer.is_err();
+    let mut response = response(answer);
+    if failed {
+        // Some of the body may still come.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// A request in one of the two dialects.

@@ -9,6 +9,7 @@ use bellows_memory::ByteSize;
 use bellows_vmm::{ImageConfig, ImageId, InstanceNetwork, InstanceSpec, LayerConfig, PartitionId, Vm, VmConfig};
 use sha2::{Digest as _, Sha256};
 
+use super::volume;
 use crate::cli::RunArgs;
 use crate::environment::environment;
 use crate::error::{CliError, io_error};
@@ -83,7 +84,7 @@ pub(super) fn prepare(
     if !args.volumes.is_empty() {
         let store = store::open(args.store.as_deref())?;
         for volume in &args.volumes {
-            spec.volumes.push(volume.add(&store, &mut config.images, interrupts)?);
+            spec.volumes.push(volume::add(volume, &store, &mut config.images, interrupts)?);
         }
     }
     let memory = memory(args.memory, config)?;

@@ -2,7 +2,7 @@
 
 mod function;
 mod instance;
-pub mod volume;
+mod volume;
 
 use std::path::Path;
 use std::time::Instant;

@@ -12,9 +12,9 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 
 use self::model::Snapshot;
 use self::view::View;
-use super::options::TopArgs;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
+use crate::options::detached::TopArgs;
 use crate::output::print;
 
 /// Time between two looks at the VMs.

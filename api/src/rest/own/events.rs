@@ -1,5 +1,6 @@
 //! What happens to the VM's instances and partitions, for whoever listens.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -53,10 +54,10 @@ impl Events {
 }
 
 /// Passes events on until the listener leaves, or there can be no more.
-async fn pass_on(mut events: broadcast::Receiver<Bytes>, parts: mpsc::Sender<Bytes>) {
+async fn pass_on(mut events: broadcast::Receiver<Bytes>, parts: mpsc::Sender<io::Result<Bytes>>) {
     // The head of the answer goes out at once.
     let mut part = Bytes::from_static(b": events\n\n");
-    while parts.send(part).await.is_ok() {
+    while parts.send(Ok(part)).await.is_ok() {
         part = match timeout(ALIVE, events.recv()).await {
             Ok(Ok(event)) => event,
             Ok(Err(RecvError::Lagged(count))) => format!("event: lost\ndata: {{\"events\":{count}}}\n\n").into(),

@@ -51,7 +51,7 @@ impl Running {
     }
 }
 
-fn kill(process: &Process) {
+pub(super) fn kill(process: &Process) {
     // It may have ended already.
     if let Err(error) = process.signal(9) {
         tracing::debug!(%error, process = %process.id(), "a process is not killed");
@@ -116,7 +116,7 @@ fn attend(process: &Process, wanted: &Exec) -> Result<Executed, InstanceError> {
 }
 
 /// The beginning of a stream, and whether there was more, or it broke off.
-fn capture(stream: &mut impl Read) -> (Vec<u8>, bool) {
+pub(super) fn capture(stream: &mut impl Read) -> (Vec<u8>, bool) {
     let (mut kept, mut is_cut) = (Vec::new(), false);
     let mut buffer = vec![0; 16 << 10];
     loop {

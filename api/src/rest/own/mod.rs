@@ -4,6 +4,7 @@
 //! instances are carried out side by side; those for one, one at a time.
 
 pub(super) mod bodies;
+mod copy;
 mod events;
 mod exec;
 mod figures;
@@ -16,11 +17,13 @@ mod reply;
 mod request;
 mod table;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_vmm::{ByteSize, InstanceId, PartitionId, PartitionInfo, Vm};
+use hyper::body::{Bytes, Incoming};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
@@ -115,6 +118,15 @@ impl OwnApi {
             }
             Own::Stop(id, stop) => self.stop(&id, Duration::from_millis(stop.timeout_ms.into())).await,
             Own::Exec(id, exec) => self.exec(&id, *exec).await,
+            Own::Look(id, path) => {
+                let entry = self.table.get(&id)?;
+                self.blocking(move |_, _| copy::look(&entry, &path)).await
+            }
+            Own::Pack(id, path) => {
+                let entry = self.table.get(&id)?;
+                self.blocking(move |_, _| copy::read(&entry, &path)).await
+            }
+            Own::Unpack(id, _) => Err(Fault::new(format!("the archive for instance `{id}` is missing"))),
             Own::Wait(id) => self.wait(&id).await,
             Own::Logs(id, query) => self.logs(&id, query).await,
             Own::Events => Ok(Reply::Stream { kind: "text/event-stream", feed: self.events.listen() }),
@@ -142,6 +154,21 @@ impl OwnApi {
         let api = self.clone();
         let done = spawn_blocking(move || work(&api, &vm)).await;
         done.map_err(|error| panicked(&error))?.map(Into::into)
+    }
+
+    /// Unpacks a body into a folder of an instance. A client that is silent for `patience` ends that.
+    pub(crate) async fn unpack(
+        &self,
+        id: &InstanceId,
+        path: String,
+        body: Incoming,
+        patience: Duration,
+    ) -> Result<Reply, Fault> {
+        self.control.ready(READY_LIMIT).await?;
+        let entry = self.table.get(id)?;
+        let _permit = self.waiting.try_acquire().map_err(|_| too_many_wait())?;
+        copy::write(entry, path, body, patience).await?;
+        Ok(Reply::Nothing)
     }
 
     async fn start(self: &Arc<Self>, id: InstanceId, wanted: &NewInstance) -> Result<Reply, Fault> {
@@ -287,12 +314,12 @@ fn find_partition(vm: &Vm, id: PartitionId) -> Result<PartitionInfo, Fault> {
 }
 
 /// Sends an instance's output, as far as it is wanted.
-async fn pass_on(log: &log::OutputLog, query: LogQuery, parts: &mpsc::Sender<hyper::body::Bytes>) {
+async fn pass_on(log: &log::OutputLog, query: LogQuery, parts: &mpsc::Sender<io::Result<Bytes>>) {
     let (mut changed, mut position) = (log.subscribe(), Position::default());
     loop {
         let part = log.read(position, query.stream);
         position = part.next;
-        if !part.bytes.is_empty() && parts.send(part.bytes).await.is_err() {
+        if !part.bytes.is_empty() && parts.send(Ok(part.bytes)).await.is_err() {
             return;
         }
         if part.ended || !query.follow {

@@ -1,6 +1,6 @@
 //! Answers of Bellows' own requests.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -24,11 +24,11 @@ pub(crate) enum Reply {
 }
 
 /// A body that comes in parts.
-pub(crate) struct Feed(mpsc::Receiver<Bytes>);
+pub(crate) struct Feed(mpsc::Receiver<io::Result<Bytes>>);
 
 impl Feed {
-    /// A body and its sender, which waits while `parts` parts have not been taken.
-    pub(crate) fn new(parts: usize) -> (mpsc::Sender<Bytes>, Self) {
+    /// A body and its sender, which waits while `parts` parts have not been taken. With an error the body breaks off.
+    pub(crate) fn new(parts: usize) -> (mpsc::Sender<io::Result<Bytes>>, Self) {
         let (sender, receiver) = mpsc::channel(parts);
         (sender, Self(receiver))
     }
@@ -36,12 +36,9 @@ impl Feed {
 
 impl Body for Feed {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|part| part.map(|part| Ok(Frame::data(part))))
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(context).map(|part| part.map(|part| part.map(Frame::data)))
     }
 }

@@ -26,6 +26,12 @@ pub(crate) enum Own {
     Signal(InstanceId, Signal),
     Stop(InstanceId, Stop),
     Exec(InstanceId, Box<Exec>),
+    /// What is at a path.
+    Look(InstanceId, String),
+    /// An archive of it.
+    Pack(InstanceId, String),
+    /// An archive into it.
+    Unpack(InstanceId, String),
     Wait(InstanceId),
     Logs(InstanceId, LogQuery),
     Memory,
@@ -83,6 +89,9 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
             Ok(Own::Stop(named("instance", id)?, json(stop)?))
         }
         ("POST", ["instances", id, "exec"]) => Ok(Own::Exec(named("instance", id)?, Box::new(json(body)?))),
+        ("GET", ["instances", id, "files"]) => Ok(Own::Look(named("instance", id)?, path_query(query)?)),
+        ("GET", ["instances", id, "archive"]) => Ok(Own::Pack(named("instance", id)?, path_query(query)?)),
+        ("PUT", ["instances", id, "archive"]) => Ok(Own::Unpack(named("instance", id)?, path_query(query)?)),
         ("GET", ["instances", id, "wait"]) => named("instance", id).map(Own::Wait),
         ("GET", ["instances", id, "logs"]) => Ok(Own::Logs(named("instance", id)?, log_query(query)?)),
         ("GET", ["memory"]) => Ok(Own::Memory),
@@ -93,7 +102,7 @@ fn read(method: &str, path: &str, parts: &[&str], query: &str, body: &[u8]) -> R
     if matches!(method, "GET" | "DELETE") && !body.is_empty() {
         return Err(Fault::new(format!("`{method} {path}` has a body: expected none")));
     }
-    if !query.is_empty() && !matches!(parts, ["instances", _, "logs"]) {
+    if !query.is_empty() && !matches!(parts, ["instances", _, "logs" | "files" | "archive"]) {
         return Err(Fault::new(format!("`{method} {path}` has the query `{}`: expected none", query.escape_debug())));
     }
     own
@@ -104,7 +113,8 @@ fn not_here(parts: &[&str], fault: Fault) -> Fault {
     let methods = match parts {
         ["images" | "instances" | "partitions" | "events" | "memory"]
         | ["metrics", "prometheus"]
-        | ["instances", _, "wait" | "logs"] => "GET",
+        | ["instances", _, "wait" | "logs" | "files"] => "GET",
+        ["instances", _, "archive"] => "GET, PUT",
         ["images", _] => "PUT, DELETE",
         ["instances" | "partitions", _] => "GET, PUT, PATCH, DELETE",
         ["instances", _, "signal"] => "PUT",
@@ -139,6 +149,37 @@ fn log_query(query: &str) -> Result<LogQuery, Fault> {
     Ok(wanted)
 }
 
+/// A path of an instance; without one, its root.
+fn path_query(query: &str) -> Result<String, Fault> {
+    if query.is_empty() {
+        return Ok("/".into());
+    }
+    let wrong = || Fault::value("query", format!("`{}`", query.escape_debug()), "`path=` and an absolute path");
+    let path = query.strip_prefix("path=").and_then(decoded).ok_or_else(wrong)?;
+    if !path.starts_with('/') || path.contains('\0') || path.len() >= 4096 {
+        return Err(wrong());
+    }
+    Ok(path)
+}
+
+/// A value of a query (RFC 3986, section 2.1); `None` if it is none, or not UTF-8.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                let (high, low) = (digit()?, digit()?);
+                bytes.push(u8::try_from(high << 4 | low).ok()?);
+            }
+            b'&' | b'=' | b'#' => return None,
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +201,12 @@ mod tests {
         assert_eq!(own("GET", "/instances/a-1/logs?follow=true&stream=stderr", ""), Own::Logs(a.clone(), both));
         assert_eq!(own("GET", "/instances/a-1/logs", ""), Own::Logs(a, LogQuery::default()));
         assert_eq!(own("GET", "/metrics/prometheus", ""), Own::Prometheus);
+        let a: InstanceId = "a-1".parse().unwrap();
+        let path = "/a b/\u{fc}?&%".to_owned();
+        let query = "path=/a%20b/%C3%bc%3F%26%25";
+        assert_eq!(own("GET", &format!("/instances/a-1/files?{query}"), ""), Own::Look(a.clone(), path.clone()));
+        assert_eq!(own("PUT", &format!("/instances/a-1/archive?{query}"), ""), Own::Unpack(a.clone(), path));
+        assert_eq!(own("GET", "/instances/a-1/archive", ""), Own::Pack(a, "/".into()));
     }
 
     #[test]
@@ -223,6 +270,11 @@ mod tests {
             ("GET", "/partitions/70000", "", "`70000`"),
             ("GET", "/instances/a/logs?follow=yes", "", "`follow=yes`"),
             ("GET", "/instances?x=1", "", "`x=1`"),
+            ("GET", "/instances/a/files?path=x", "", "absolute"),
+            ("GET", "/instances/a/files?path=/%zz", "", "absolute"),
+            ("GET", "/instances/a/files?path=/%00", "", "absolute"),
+            ("GET", "/instances/a/files?path=/%ff", "", "absolute"),
+            ("GET", "/instances/a/files?path=/a&b=c", "", "absolute"),
             ("GET", "/instances", "{}", "has a body"),
             ("POST", "/instances/a", "{}", "not a request"),
             ("PATCH", "/partitions/1", r#"{"size_mib": -1}"#, "-1"),

@@ -6,7 +6,7 @@ use bellows_memory::ByteSize;
 use bellows_vmm::{InstanceId, PartitionId};
 use clap::{Args, Subcommand};
 
-use crate::cli::any_seconds;
+use super::any_seconds;
 
 /// The options of a run in the background.
 #[derive(Args, Debug)]
@@ -143,6 +143,24 @@ pub struct PartitionArgs {
     /// Print the VM's report in JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `bellows cp`.
+#[derive(Args, Debug)]
+pub struct CpArgs {
+    /// Keep owners, groups and set-id bits: otherwise files belong to root in the instance, and to you here
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Copy what SRC leads to, if it is a link of this host
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// What to copy: NAME:PATH of an instance, a path of this host (which may begin with / or ., if it has a colon), or - for a tar
+    /// archive on standard input
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// Where to: NAME:PATH, a path of this host, or - for a tar archive on standard output
+    #[arg(value_name = "DST", allow_hyphen_values = true)]
+    pub destination: String,
 }
 
 /// `bellows top`.
