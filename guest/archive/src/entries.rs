@@ -148,7 +148,6 @@ impl<R: Read> Entries<R> {
             };
             each(&parsed, &mut entry)?;
         }
-        drop(archive);
         // A block of zeros ends an archive, before the stream ends.
         if stream.has_ended {
             let error = io::Error::new(io::ErrorKind::UnexpectedEof, "it ends without the mark of its end");
