@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 39] = [
+const EACH_RUN: [&str; 42] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -12,7 +12,9 @@ const EACH_RUN: [&str; 39] = [
     "clients::the_go_sdk_takes_a_vm_through_its_life",
     "command::a_commands_output_and_exit_code_come_through",
     "detached::a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise",
+    "detached::a_vm_in_the_background_finds_folders_and_its_partition_grows_and_shrinks",
     "detached::a_vm_in_the_background_is_listed_talked_to_and_stopped",
+    "detached::files_are_copied_into_an_instance_and_out_of_it",
     "disks::a_disk_comes_and_goes_while_layers_are_read",
     "elastic::page_cache_brings_base_memory_in_and_it_goes_back",
     "extension::a_container_can_not_leave_its_partition",
@@ -23,6 +25,7 @@ const EACH_RUN: [&str; 39] = [
     "layers::a_container_can_not_change_an_image_in_memory",
     "layers::a_layer_that_is_cut_short_is_an_io_error_to_the_guest",
     "layers::images_come_and_go",
+    "metadata::metadata_that_requests_set_is_read_with_a_token",
     "network::a_guest_has_interfaces_for_as_long_as_their_taps_are_there",
     "network::an_instance_and_its_host_talk",
     "network::instances_have_networks_of_their_own",

@@ -32,7 +32,7 @@ impl FromStr for VolumeArg {
 }
 
 fn not_writable(what: &str) -> String {
-    format!("{what}: a folder is mounted read-only, by DIR:PATH:ro; --scratch is the disk for what an instance writes")
+    format!("{what}: a folder is mounted read-only, by DIR:PATH:ro; what an instance writes stays in its memory")
 }
 
 #[cfg(test)]
@@ -45,7 +45,7 @@ mod tests {
         assert_eq!((parsed.folder, parsed.path.as_str()), (PathBuf::from("./a:b"), "/data/x"));
         for (text, part) in [
             ("/a:/b", "`:ro` is missing"),
-            ("/a:/b:rw", "--scratch"),
+            ("/a:/b:rw", "read-only"),
             ("/a:/b:", "expected DIR:PATH:ro"),
             ("/a", "expected DIR:PATH:ro"),
             (":/b:ro", "expected DIR:PATH:ro"),
