@@ -101,7 +101,7 @@ fn a_vm_in_the_background_finds_folders_and_its_partition_grows_and_shrinks() {
     std::fs::create_dir(folder.path().join("below")).unwrap();
     std::fs::write(folder.path().join("below/name"), "from the host\n").unwrap();
     let volume = |path: &str, mode: &str| format!("{}:{path}{mode}", folder.path().display());
-    for (mode, part) in [("", "`:ro` is missing"), (":rw", "--scratch")] {
+    for (mode, part) in [("", "`:ro` is missing"), (":rw", "read-only")] {
         let refused = session.run(&["-v", &volume("/data", mode)], "true");
         assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains(part), "{refused:?}");
     }
