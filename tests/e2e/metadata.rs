@@ -54,7 +54,7 @@ fn metadata_that_requests_set_is_read_with_a_token() {
     });
     let late = api.refused("PUT", "/mmds/config", r#"{"network_interfaces": ["eth0"]}"#);
     assert!(late.contains("before `InstanceStart`"), "{late}");
-    let session = json!({ "image": IMAGE, "argv": ["python3", "-c", SESSION], "network": "vm" });
+    let session = json!({ "image": IMAGE, "argv": ["python3", "-c", SESSION], "memory_mib": 0, "network": "vm" });
     body(send(&api, "PUT", "/instances/a", &session), 200);
     let mut lines = stream(&api, "/instances/a/logs?follow=true").skip(1);
     for expected in &SESSION_SAYS[..6] {

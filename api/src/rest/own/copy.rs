@@ -87,7 +87,9 @@ pub(super) fn read(entry: &Entry, path: &str) -> Result<Reply, Fault> {
     let running = Running::start(entry, Copying::Out, path)?;
     let mut output = running.0.connect(StreamName::Stdout).map_err(of_instance)?;
     let (first, ended) = part(&mut output).map_err(|error| broken(&error))?;
-    if ended && first.is_empty() {
+    // All of it is here, then, and how it went: an archive of what is not there has its end.
+    let is_whole = ended;
+    if is_whole {
         running.end(&running.errors())?;
     }
     let (parts, feed) = Feed::new(PARTS);
@@ -107,6 +109,9 @@ pub(super) fn read(entry: &Entry, path: &str) -> Result<Reply, Fault> {
                 Err(error) => return drop(parts.blocking_send(Err(error))),
             }
             next = part(&mut output);
+        }
+        if is_whole {
+            return;
         }
         if let Err(fault) = running.end(&running.errors()) {
             let _ = parts.blocking_send(Err(io::Error::other(fault.message)));
