@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -200,7 +199,7 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     rights::take(&plan.process, plan.shares_network)?;
     let mut role = || rest.next().and_then(|role| role.try_clone().ok());
     let becoming = match plan.role {
-        Role::Copy => return copy_files(descriptors, &plan, filter),
+        Role::Copy => return copy_files(&plan, filter),
         Role::Command => Some(Becoming::Command),
         Role::Zygote => role().map(Becoming::Zygote),
         Role::Fork => role().map(Becoming::Fork),
@@ -210,13 +209,12 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
 }
 
 /// Copies files, as the program that this is. Nothing of the agent's stays open to it.
-fn copy_files(descriptors: &Descriptors, plan: &Plan, filter: &BpfProgram) -> Result<Infallible, Report> {
+fn copy_files(plan: &Plan, filter: &BpfProgram) -> Result<Infallible, Report> {
     let copying = plan.copying.as_ref().ok_or_else(|| Report::Failed("nothing is to be copied".into()))?;
     // Modes are those of an archive.
     umask(Mode::empty());
     executor::prepare(&plan.process, filter)?;
-    // To the agent it has begun.
-    descriptors.channel.shutdown(Shutdown::Both).map_err(failed("channel"))?;
+    // With the channel's end the agent takes it to have begun. To shut that down would cut off the process that still says the number of this one.
     sys::close_from(3);
     sys::exit(copy::run(copying))
 }
