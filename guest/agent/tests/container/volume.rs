@@ -69,7 +69,9 @@ pub fn is_mounted_read_only_within_the_image(fixture: &Fixture) {
     assert_eq!(fs::read_to_string(volumes.join("a/name")).unwrap(), "a");
 
     // No link leads out of the image, over all of it, or over what the kernel says.
-    for (number, place) in ["/all", "/process", "/lost", "/out/x", "/bin/sh"].iter().enumerate() {
+    for (number, place) in
+        ["/all", "/process", "/process/tty", "/all/sys/kernel", "/lost", "/out/x", "/bin/sh"].iter().enumerate()
+    {
         let refused = start(&format!("volume-{number}"), &[("a", place)], "").unwrap_err();
         let AgentError::Container(error) = refused else { panic!("{place}: {refused}") };
         assert!(error.contains(&format!("volume at {place}")), "{error}");
