@@ -22,6 +22,8 @@ import time
 
 import schemathesis
 
+import hooks  # noqa: F401 (it says how bodies are sent)
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 # Begins each answer for as long as its client likes.
@@ -99,9 +101,12 @@ class Life:
         self.server = server
         self.done = set()
 
-    def send(self, method, path, body=None, **parameters):
-        """A request that must succeed.  `path` is one of the document, its parameters beside it."""
-        case = self.server.schema[path][method].Case(path_parameters=parameters, **({} if body is None else {"body": body}))
+    def send(self, method, path, body=None, of=None, media_type=None, **parameters):
+        """A request that must succeed.  `path` is one of the document, its parameters beside it; `of` is one in an instance."""
+        given = {} if body is None else {"body": body}
+        given |= {} if of is None else {"query": {"path": of}}
+        given |= {} if media_type is None else {"media_type": media_type}
+        case = self.server.schema[path][method].Case(path_parameters=parameters, **given)
         response = case.call(base_url=self.server.url, timeout=900)
         if response.status_code >= 300:
             sys.exit(f"{method} {path} {parameters} {body}: {response.status_code} {response.text}")
@@ -201,6 +206,11 @@ def live(life, files, folder):
     life.send("PATCH", "/instances/{instance}", {"state": "Frozen"}, instance="a")
     life.send("PATCH", "/instances/{instance}", {"state": "Running"}, instance="a")
     life.send("POST", "/instances/{instance}/exec", {"argv": ["/bin/echo", "hello"]}, instance="a")
+    archive = "/instances/{instance}/archive"
+    # Two blocks of zeros are an archive of nothing.
+    life.send("PUT", archive, bytes(1024), of="/tmp", media_type="application/x-tar", instance="a")
+    life.send("GET", archive, of="/etc/hostname", instance="a")
+    life.send("GET", "/instances/{instance}/files", of="/etc", instance="a")
     life.send("GET", "/metrics/prometheus")
     life.send("PUT", "/instances/{instance}/signal", {"signal": 23}, instance="a")
     life.send("POST", "/instances/{instance}/stop", {"timeout_ms": 100}, instance="a")
