@@ -6,8 +6,8 @@ mod qmp;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use bellows_bench::api::{Call, Sample};
 use bellows_bench::cost::{Cost, Meter};
@@ -180,10 +180,4 @@ impl Drop for Ended {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Where a program is, of several places.
-fn first_that_exists(paths: &[&str]) -> Result<PathBuf> {
-    let found = paths.iter().map(PathBuf::from).find(|path| fs::metadata(path).is_ok());
-    found.ok_or_else(|| format!("none of {} exists", paths.join(", ")).into())
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use bellows_lab::artefact;
 use serde_json::{Value, json};
 
-use crate::{Ended, PATIENCE, Result, await_socket, first_that_exists};
+use crate::{Ended, PATIENCE, Result, await_socket};
 
 /// A guest of QEMU's. A socket of its monitor serves one client at a time, so it has two.
 pub struct Qmp {
@@ -24,7 +24,6 @@ pub struct Monitor {
 impl Qmp {
     pub fn start(directory: &Path) -> Result<Self> {
         let sockets = ["kept.sock", "qmp.sock"].map(|name| directory.join(name));
-        let firmware = first_that_exists(&["/usr/share/qemu/qboot.rom"])?;
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -37,8 +36,7 @@ impl Qmp {
                 "kvm",
             ])
             .args(["-cpu", "host", "-m", "512M", "-append", "quiet panic=-1"])
-            .arg("-bios")
-            .arg(firmware)
+            .args(["-bios", "qboot.rom"])
             .arg("-kernel")
             .arg(artefact("BELLOWS_KERNEL")?)
             .arg("-initrd")
