@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::doctor::DoctorArgs;
 use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
+use crate::network::KeeperArgs;
 use crate::network::options::NetworkArgs;
 use crate::options::any_seconds;
 use crate::options::detached::{
@@ -64,6 +65,9 @@ pub enum Command {
     /// Images in the layer store
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Keep a VM's place in a network of CNI
+    #[command(name = crate::network::KEEPER, hide = true)]
+    CniKeeper(KeeperArgs),
     /// Run the demonstration: two VMs from the same layers, two instances each
     #[command(hide = true)]
     Demo(DemoArgs),

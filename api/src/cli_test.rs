@@ -135,6 +135,7 @@ fn a_network_is_asked_for_in_one_word_or_by_a_port() {
         ("--network vm busybox", NetMode::Vm, "busybox"),
         ("-p 8080:80 busybox", NetMode::Passt, "busybox"),
         ("--host-loopback busybox", NetMode::Passt, "busybox"),
+        ("--network cni=functions -p 8080:80 busybox", NetMode::Cni("functions".into()), "busybox"),
     ] {
         let arguments = run(line);
         assert_eq!((arguments.network.mode(), arguments.image()), (mode, Some(image)), "{line}");
@@ -144,6 +145,9 @@ fn a_network_is_asked_for_in_one_word_or_by_a_port() {
     assert_eq!(ports, ["8080:80/tcp", "127.0.0.1:53:5353/udp"]);
     let error = parse("run -p 80 busybox").unwrap_err().to_string();
     assert!(error.contains("`80`: there is no port of the guest") && error.contains("8080:80"), "{error}");
-    assert!(parse("run --network bridge busybox").unwrap_err().to_string().contains("passt"));
+    for wrong in ["bridge", "cni=", "CNI=x"] {
+        let error = parse(&format!("run --network {wrong} busybox")).unwrap_err().to_string();
+        assert!(error.contains("passt") && error.contains("cni="), "{error}");
+    }
     assert!(parse("run --net --network vm busybox").is_err());
 }

@@ -67,6 +67,9 @@ pub enum CliError {
         "this host has no default route, neither for IPv4 nor for IPv6, and passt needs one: run without `--net` and `-p`"
     )]
     NoRoute,
+    /// A network of CNI.
+    #[error("the VM is in no network")]
+    Cni(#[source] Box<dyn Error + Send + Sync>),
     /// Two arguments that exclude each other.
     #[error("{0}")]
     Conflict(String),
@@ -279,6 +282,7 @@ impl CliError {
             | Self::Environment(EnvironmentError::Read { .. })
             | Self::NoPasst
             | Self::NoRoute
+            | Self::Cni(_)
             | Self::Oci(_)
             | Self::Io { .. }
             | Self::Output(_)

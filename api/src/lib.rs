@@ -107,6 +107,7 @@ fn command(command: Command) -> Result<u8, CliError> {
         Command::Rm(arguments) => detached::rm(&arguments),
         Command::Partition(command) => detached::partition(&command),
         Command::Top(arguments) => detached::top(&arguments),
+        Command::CniKeeper(arguments) => network::keep(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

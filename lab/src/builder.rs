@@ -26,6 +26,11 @@ const MODULES: &[&str] = &[
     "vhost_net",
     "tun",
     "dummy",
+    "bridge",
+    "veth",
+    "sch_ingress",
+    "cls_u32",
+    "act_mirred",
 ];
 
 /// Start of the name of a lab's directory; the number of its process and a random part follow.

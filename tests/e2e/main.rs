@@ -12,6 +12,7 @@ mod base_memory;
 mod boot;
 mod clients;
 mod clock;
+mod cni;
 mod command;
 mod console;
 mod contract;

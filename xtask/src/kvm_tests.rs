@@ -184,4 +184,6 @@ fn furnish(lab: LabBuilder) -> LabBuilder {
         .program("/usr/sbin/dmsetup", "/usr/local/bin/dmsetup")
         .on_disk("/usr/bin/promtool", "promtool")
         .program("/usr/bin/passt", "/usr/bin/passt")
+        .program("/usr/lib/cni/bridge", "/usr/lib/cni/bridge")
+        .program("/usr/lib/cni/host-local", "/usr/lib/cni/host-local")
 }

@@ -66,7 +66,10 @@ pub const IMAGE: &[Package] = &[
 ];
 
 /// Packages to test a guest's network.
-pub const NETWORK: &[Package] = &[package("passt", "connects guests of the tests to the host's network")];
+pub const NETWORK: &[Package] = &[
+    package("passt", "connects guests of the tests to the host's network"),
+    package("containernetworking-plugins", "does the same by plugins of CNI"),
+];
 
 /// Packages to run the guest kernel's own tests.
 pub const KERNEL_TESTS: &[Package] = &[

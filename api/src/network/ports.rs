@@ -81,11 +81,16 @@ impl fmt::Display for Published {
             Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
             Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
         }
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(f, "{}:{}/{protocol}", self.host, self.guest)
+        write!(f, "{}:{}/{}", self.host, self.guest, self.protocol)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
     }
 }
 

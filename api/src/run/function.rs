@@ -130,7 +130,7 @@ fn network(mode: NetMode, config: &VmConfig) -> Result<InstanceNetwork, CliError
     match mode {
         NetMode::None => Ok(InstanceNetwork::None),
         // The interface comes once nothing else can fail.
-        NetMode::Passt => Ok(InstanceNetwork::Vm),
+        NetMode::Passt | NetMode::Cni(_) => Ok(InstanceNetwork::Vm),
         NetMode::Vm if config.network_interfaces.is_empty() => Err(CliError::Missing(
             "a network interface of the VM for --network vm",
             "--config with `network_interfaces`",

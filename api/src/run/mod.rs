@@ -17,8 +17,7 @@ use crate::detached::{self, Job};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
 use crate::interrupt::Interrupts;
-use crate::network::options::NetMode;
-use crate::network::{self, Passt};
+use crate::network::{self, Helper};
 use crate::output::say;
 use crate::partition::give_back;
 use crate::places::Places;
@@ -56,7 +55,7 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     }
     // Images are imported, and programs that help have been started.
     if !args.no_seccomp {
-        confine(network.as_ref().map(Passt::process_id).as_slice())?;
+        confine(network.as_ref().map(Helper::process_id).as_slice())?;
     }
     in_vm(args, config, function, interrupts, resizes)
 }
@@ -92,16 +91,10 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
 }
 
 /// Starts the network, and gives the VM an interface at it.
-fn network(args: &RunArgs, config: &mut VmConfig) -> Result<Option<Passt>, CliError> {
-    match args.network.mode() {
-        NetMode::None | NetMode::Vm => Ok(None),
-        NetMode::Passt => {
-            let (passt, interface) =
-                network::start(&args.network.publish, args.network.host_loopback, args.guest.timeout)?;
-            config.network_interfaces.push(interface);
-            Ok(Some(passt))
-        }
-    }
+fn network(args: &RunArgs, config: &mut VmConfig) -> Result<Option<Helper>, CliError> {
+    let Some((helper, interface)) = network::start(&args.network, args.guest.timeout)? else { return Ok(None) };
+    config.network_interfaces.push(interface);
+    Ok(Some(helper))
 }
 
 /// The VM's configuration: the file's, with the arguments put over it and a partition for the instance.
@@ -140,18 +133,18 @@ fn in_background(
     args: &RunArgs,
     mut config: VmConfig,
     function: Option<Function>,
-    network: Option<Passt>,
+    network: Option<Helper>,
 ) -> Result<u8, CliError> {
     let Function { spec, memory, .. } = function.ok_or(CliError::Missing("what to run", "IMAGE"))?;
     // Nobody collects it.
     config.record_reads = false;
-    if let Some(passt) = &network {
-        passt.bequeath()?;
+    if let Some(helper) = &network {
+        helper.bequeath()?;
     }
     let code = detached::start(args, &Job { config, spec, memory })?;
     // It ends with that process.
-    if let Some(passt) = network {
-        passt.leave();
+    if let Some(helper) = network {
+        helper.leave();
     }
     Ok(code)
 }
