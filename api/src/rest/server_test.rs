@@ -138,6 +138,26 @@ fn a_client_that_takes_no_answers_is_sent_away() {
     assert!(Lab::answer(lab.send("GET", "/version", "")).contains("1.16.1"));
 }
 
+/// Each holds a connection for as long as it may, with half a request. No more of them than the limit take room at a time.
+#[test]
+fn a_thousand_slow_clients_are_sent_away_and_others_get_their_turn() {
+    let lab = Lab::start(Limits { patience: Duration::from_millis(50), ..limits() });
+    let half = b"PUT /vsock HTTP/1.1\r\nHost: l\r\nContent-Length: 10\r\n\r\n{";
+    let slow: Vec<Client> = (0..1000)
+        .map(|_| {
+            let mut client = lab.connect();
+            client.write_all(half).unwrap();
+            client
+        })
+        .collect();
+    let next = lab.send("GET", "/version", "");
+    for client in slow {
+        let answer = Lab::answer(client);
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+    assert!(Lab::answer(next).contains("1.16.1"));
+}
+
 #[test]
 fn a_server_that_ends_answers_what_it_can_and_leaves_no_socket() {
     let mut lab = Lab::start(limits());
