@@ -6,6 +6,7 @@ pub mod boot;
 pub mod cost;
 pub mod counted;
 pub mod exits;
+pub mod fork;
 pub mod layers;
 pub mod load;
 pub mod reclaim;

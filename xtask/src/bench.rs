@@ -7,6 +7,7 @@ mod compare;
 pub mod counted;
 mod elastic;
 mod figure;
+mod fork;
 mod import;
 pub mod layers;
 mod load;
@@ -50,6 +51,8 @@ pub enum Benchmark {
     Counted(counted::Options),
     /// Memory of the host over time while functions come in bursts, in guests that follow them more or less.
     Elastic(elastic::Options),
+    /// A further idle Python, as a container of its own and as a fork of a zygote: time until its first line, and memory.
+    Fork(fork::Options),
     /// Import of a layer into the store: time, memory and size, compared with `tar -x` and `mkfs.erofs`.
     Import(import::Options),
     /// VMs of one image: their disk reads and memory, and the time until a function runs.
@@ -73,6 +76,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         Benchmark::Boot(options) => boot::run(options, install),
         Benchmark::Counted(options) => counted::run(options, install),
         Benchmark::Elastic(options) => elastic::run(options, install),
+        Benchmark::Fork(options) => fork::run(options, install),
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
