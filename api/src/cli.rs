@@ -203,6 +203,13 @@ pub struct RunArgs {
     /// Do not filter the system calls of the process
     #[arg(long)]
     pub no_seccomp: bool,
+    /// Do not run if the kernel has no Landlock, which leaves the process the files of this run alone. By default it is used where the
+    /// kernel has it
+    #[arg(long, conflicts_with = "no_landlock")]
+    pub landlock: bool,
+    /// Do not restrict the files that the process can open
+    #[arg(long)]
+    pub no_landlock: bool,
     /// Print a report in JSON, when the command has ended or, without an image, when the guest is ready; the command's own output
     /// goes to standard error then
     #[arg(long)]

@@ -15,6 +15,7 @@ use bellows_vmm::{
 use crate::environment::EnvironmentError;
 use crate::exit::Failure;
 use crate::jail::JailError;
+use crate::landlock::LandlockError;
 use crate::seccomp::SeccompError;
 
 /// Why a command failed.
@@ -137,6 +138,9 @@ pub enum CliError {
     /// The system calls are not filtered.
     #[error("the monitor cannot be confined; with --no-seccomp it runs all the same")]
     Seccomp(#[from] SeccompError),
+    /// The process is not restricted.
+    #[error(transparent)]
+    Landlock(#[from] LandlockError),
     /// There is no jail.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -289,6 +293,7 @@ impl CliError {
             | Self::Program { .. }
             | Self::Interrupted(_)
             | Self::Seccomp(_)
+            | Self::Landlock(_)
             | Self::Damaged { .. } => ErrorKind::Host,
             Self::Unexpected(_) | Self::Report(_) => ErrorKind::Internal,
         }

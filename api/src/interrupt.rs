@@ -3,12 +3,13 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bellows_block::Cancel;
 use bellows_vmm::{BuildError, Vm, VmBuilder, VmStopper};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::getpid;
 
 use crate::exit::Failure;
 use crate::terminal;
@@ -17,6 +18,8 @@ use crate::terminal;
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 /// Signals that are only passed on to a program.
 const OTHERS: [Signal; 2] = [Signal::SIGUSR1, Signal::SIGUSR2];
+/// Wakes the thread that waits for signals.
+const WAKING: Signal = Signal::SIGURG;
 /// Time for a killed program to end, with its output passed on, before the VM is stopped.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Time for the rest to end once the VM is stopped: unread output could block it for ever.
@@ -32,10 +35,20 @@ struct Shared {
     state: Mutex<State>,
     /// The program has ended.
     ended: Condvar,
+    /// The thread that waits for signals, once they are taken over.
+    waiting: Mutex<Waiting>,
     kill_limit: Duration,
     stop_limit: Duration,
     /// Ends this process.
     exit: fn(i32),
+}
+
+#[derive(Default)]
+struct Waiting {
+    signals: Option<SigSet>,
+    thread: Option<JoinHandle<()>>,
+    /// The thread is to end.
+    ends: bool,
 }
 
 #[derive(Default)]
@@ -76,23 +89,61 @@ impl Interrupts {
         let ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
         // nohup(1) may ignore SIGHUP.
         let wanted = ENDING.into_iter().chain(OTHERS).filter(|&signal| signal != Signal::SIGHUP || !ignored);
-        wanted.for_each(|signal| signals.add(signal));
+        wanted.chain([WAKING]).for_each(|signal| signals.add(signal));
         signals.thread_block()?;
         let interrupts = Self::default();
-        let state = interrupts.clone();
-        start_thread("signals", move || {
+        interrupts.waiting().signals = Some(signals);
+        interrupts.wait()?;
+        Ok(interrupts)
+    }
+
+    /// Does `work` while no thread waits for signals, so that what it does to its own thread counts for the one that waits afterwards, too.
+    /// A signal that comes meanwhile is received then.
+    ///
+    /// # Errors
+    /// The system refused the thread, or the signal that ends it.
+    pub(crate) fn with_no_thread<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let thread = {
+            let mut waiting = self.waiting();
+            waiting.ends = true;
+            waiting.thread.take()
+        };
+        if let Some(thread) = thread {
+            // All threads hold it back, but for the one that waits.
+            kill(getpid(), WAKING)?;
+            if thread.join().is_err() {
+                tracing::error!("the thread that waits for signals panicked");
+            }
+        }
+        let result = work();
+        self.wait()?;
+        Ok(result)
+    }
+
+    /// Starts the thread that waits for signals.
+    fn wait(&self) -> io::Result<()> {
+        let mut waiting = self.waiting();
+        waiting.ends = false;
+        let Some(signals) = waiting.signals else { return Ok(()) };
+        let interrupts = self.clone();
+        waiting.thread = Some(start_thread("signals", move || {
             loop {
                 match signals.wait() {
-                    Ok(signal) => state.receive(signal),
-                    Err(nix::Error::EINTR) => {}
+                    Ok(WAKING) if interrupts.waiting().ends => return,
+                    Ok(WAKING) | Err(nix::Error::EINTR) => {}
+                    Ok(signal) => interrupts.receive(signal),
                     Err(error) => {
                         tracing::error!(%error, "cannot wait for signals any more");
                         return;
                     }
                 }
             }
-        })?;
-        Ok(interrupts)
+        })?);
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Boots a VM that a signal will stop.
@@ -220,6 +271,7 @@ impl Default for Shared {
         Self {
             state: Mutex::default(),
             ended: Condvar::new(),
+            waiting: Mutex::default(),
             kill_limit: KILL_LIMIT,
             stop_limit: STOP_LIMIT,
             exit: |code| {
@@ -249,8 +301,8 @@ fn exit_code(signal: Signal) -> i32 {
     Failure::Signal(signal as u8).exit_code(true).into()
 }
 
-fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(work).map(drop)
+fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(work)
 }
 
 /// Whether a process with this `/proc/PID/status` ignores SIGHUP.

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod former;
 pub mod image;
 pub mod jail;
+pub mod landlock;
 pub mod network;
 pub mod options;
 pub mod rest;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::place::{Place, Seat};
 use crate::cli::RunArgs;
 use crate::error::{CliError, io_error};
+use crate::landlock;
 use crate::output::print;
 use crate::rest::Socket;
 
@@ -60,6 +61,12 @@ fn serve(args: &RunArgs, seat: &Seat, config: &VmConfig) -> Result<Child, CliErr
     command.arg("--vm").arg(&path).args(["--level", "Warn"]);
     if args.no_seccomp {
         command.arg("--no-seccomp");
+    }
+    if args.landlock || !args.no_landlock && landlock::is_available() {
+        command.arg("--landlock");
+    }
+    if let Some(store) = &args.store {
+        command.arg("--store").arg(store);
     }
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(output).stderr(errors);
     command.spawn().map_err(io_error("start", "this program"))

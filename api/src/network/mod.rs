@@ -44,6 +44,17 @@ impl Helper {
         }
     }
 
+    /// Has a thread pass on what it says from here on, if nobody else does.
+    ///
+    /// # Errors
+    /// The system has no thread.
+    pub(crate) fn watch(&mut self) -> Result<(), CliError> {
+        match self {
+            Self::Passt(passt) => passt.watch(),
+            Self::Cni(_) => Ok(()),
+        }
+    }
+
     /// Has programs that this process starts from here on inherit what it ends with, and the VM's end of the network.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub(crate) struct Passt {
     /// The VM's end of the stream, which has a copy.
     stream: UnixStream,
     process: Arc<Mutex<Process>>,
+    /// What it says, as long as nobody listens.
+    stderr: Option<ChildStderr>,
     /// Waits for passt's end.
     watcher: Option<JoinHandle<()>>,
 }
@@ -52,12 +54,8 @@ impl Passt {
         drop(theirs);
         let stderr = child.stderr.take();
         let process = Arc::new(Mutex::new(Process { child, last: String::new(), ending: true }));
-        let watched = process.clone();
-        let watcher = thread::Builder::new().name(PROGRAM.into()).spawn(move || watch(&watched, stderr));
-        let watcher = watcher.map_err(io_error("make the thread of", PROGRAM));
         // From here on its end is seen to.
-        let mut passt = Self { stream: ours, process, watcher: None };
-        passt.watcher = Some(watcher?);
+        let passt = Self { stream: ours, process, stderr, watcher: None };
         let answer = match plan.addresses.first() {
             Some(addresses) => probe::ask(&passt.stream, guest_mac(), addresses, limit),
             None => Ok(()),
@@ -70,6 +68,17 @@ impl Passt {
             }
             Err(error) => Err(passt.refusal(error)),
         }
+    }
+
+    /// Has a thread pass on what it says from here on, and wait for its end. Call it once all is settled that threads have in common.
+    ///
+    /// # Errors
+    /// The system has no thread.
+    pub(crate) fn watch(&mut self) -> Result<(), CliError> {
+        let (watched, stderr) = (self.process.clone(), self.stderr.take());
+        let watcher = thread::Builder::new().name(PROGRAM.into()).spawn(move || watch(&watched, stderr));
+        self.watcher = Some(watcher.map_err(io_error("make the thread of", PROGRAM))?);
+        Ok(())
     }
 
     /// The VM's end of the stream, as long as this is kept.
@@ -118,8 +127,10 @@ impl Passt {
         // One that ends by itself may still have something to say, and be in the middle of it.
         let _ = process.child.kill();
         drop(process);
-        let watcher = self.watcher.take()?;
-        let _ = watcher.join();
+        match self.watcher.take() {
+            Some(watcher) => drop(watcher.join()),
+            None => watch(&self.process, self.stderr.take()),
+        }
         self.process().child.try_wait().ok().flatten()
     }
 
@@ -247,6 +258,7 @@ mod tests {
     fn a_passt_that_ends_by_itself_is_noticed() {
         let Some(started) = passt(&[]) else { return };
         let mut passt = started.unwrap();
+        passt.watch().unwrap();
         passt.process().child.kill().unwrap();
         // The watcher ends with it, and the VM's end of the stream is at its end.
         passt.watcher.take().unwrap().join().unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Reads look at the state under a lock that is never held for long. Changes come one at a time: the server gives each the turn.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -49,6 +50,8 @@ pub(crate) struct Control {
     metadata: Metadata,
     pub(crate) log: Log,
     pub(crate) counters: Counters,
+    /// Where sockets of VMs are made for which no other place was asked.
+    sockets: Option<PathBuf>,
     state: Mutex<State>,
     changed: Condvar,
     /// Whether the guest's agent can be called.
@@ -75,7 +78,12 @@ impl Control {
         counters: Counters,
     ) -> Self {
         let (ready, state) = (Arc::new(watch::Sender::new(false)), Mutex::default());
-        Self { id, boot, boot_timer, metadata, log, counters, state, changed: Condvar::new(), ready }
+        Self { id, boot, boot_timer, metadata, log, counters, sockets: None, state, changed: Condvar::new(), ready }
+    }
+
+    /// Has sockets of VMs for which no other place was asked made in `folder`.
+    pub(crate) fn make_sockets_in(&mut self, folder: &Path) {
+        self.sockets = Some(folder.to_owned());
     }
 
     /// Waits until the VM runs; `None` if it never will.
@@ -228,8 +236,11 @@ impl Control {
     }
 
     /// Boots a VM of the library's configuration. Before there are requests, or in their turn.
-    pub(crate) fn boot_as(&self, config: VmConfig) -> Result<(), Fault> {
+    pub(crate) fn boot_as(&self, mut config: VmConfig) -> Result<(), Fault> {
         let begun = Instant::now();
+        if let (None, Some(folder)) = (&config.vsock.uds_path, &self.sockets) {
+            config.vsock.uds_path = Some(folder.join("vsock"));
+        }
         let builder = VmBuilder::from(config).metadata(self.metadata.clone());
         let vm = (self.boot)(builder).map_err(|error| Fault::of(&error))?;
         let vm = Arc::new(vm);

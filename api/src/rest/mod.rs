@@ -23,11 +23,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_vmm::{Metadata, VmEnd};
+use bellows_vmm::{Metadata, VmConfig, VmEnd};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::setsid;
+use tempfile::TempDir;
 
 use self::bodies::{Logger, Metrics};
+use self::configuration::Configuration;
 use self::control::Control;
 use self::fault::Fault;
 use self::log::Log;
@@ -41,7 +43,9 @@ use self::server::{Limits, Server};
 pub(crate) use self::socket::Socket;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
+use crate::landlock::{self, Allowed};
 use crate::seccomp::confine;
+use crate::store;
 
 /// Runs a VM under the control of the API until it ends.
 ///
@@ -69,12 +73,18 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         let interrupts = interrupts.clone();
         Box::new(move |builder| interrupts.boot(builder))
     };
+    let vm = args.vm.as_deref().map(read_vm).transpose()?;
+    let sockets = if args.landlock { Some(restrict(args, &first, vm.as_ref(), &interrupts)?) } else { None };
     if !args.no_seccomp {
         confine(&[])?;
     }
     let counters = Counters::new(startup(args));
     let metadata = Metadata::new(args.mmds_size_limit.unwrap_or(args.http_api_max_payload_size) as usize);
-    let control = Arc::new(Control::new(args.id.clone(), boot, args.boot_timer, metadata, log, counters));
+    let mut control = Control::new(args.id.clone(), boot, args.boot_timer, metadata, log, counters);
+    if let Some(folder) = &sockets {
+        control.make_sockets_in(folder.path());
+    }
+    let control = Arc::new(control);
     let _serving = interrupts.serve({
         let control = control.clone();
         move || control.close()
@@ -88,9 +98,7 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
     for change in first {
         control.change(change).map_err(|fault| refused(args, fault))?;
     }
-    if let Some(path) = &args.vm {
-        let text = fs::read_to_string(path).map_err(io_error("read", path))?;
-        let config = serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.clone(), source })?;
+    if let Some((path, config)) = args.vm.as_ref().zip(vm) {
         control.boot_as(config).map_err(|fault| of_file(path, &fault))?;
     }
     let limits = Limits::new(args.http_api_max_payload_size as usize);
@@ -108,6 +116,49 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         (None | Some(VmEnd::PoweredOff | VmEnd::Reset), None) => Ok(0),
         (Some(end), None) => Err(CliError::End(end)),
     }
+}
+
+/// Leaves this process the files that options and configuration files name. Returns a folder for the sockets of VMs.
+fn restrict(
+    args: &ApiArgs,
+    first: &[Change],
+    vm: Option<&VmConfig>,
+    interrupts: &Interrupts,
+) -> Result<TempDir, CliError> {
+    let mut allowed = Allowed::new();
+    let mut said = Configuration::default();
+    for change in first {
+        said = said.with(change).map_err(|fault| refused(args, fault))?;
+        let output = match change {
+            Change::Logger(logger) => logger.log_path.as_deref(),
+            Change::Metrics(metrics) => Some(&*metrics.metrics_path),
+            _ => None,
+        };
+        output.map_or(Ok(()), |path| allowed.output(path))?;
+    }
+    // Without a kernel there is none to boot: see there.
+    for config in said.vm().ok().iter().chain(vm) {
+        allowed.vm(config)?;
+    }
+    // Interfaces come by their names.
+    allowed.taps();
+    if !args.no_api {
+        allowed.socket(&args.api_sock);
+    }
+    args.metadata.iter().for_each(|path| allowed.read(path));
+    // Whoever has no store has no instances.
+    if let Some(path) = store::path(args.store.as_deref()).ok().filter(|path| path.is_dir()) {
+        allowed.store(&store::open(Some(&path))?)?;
+    }
+    args.landlock_rules.iter().for_each(|rule| allowed.rule(rule));
+    let sockets = allowed.private_folder()?;
+    interrupts.with_no_thread(|| landlock::restrict_process(&allowed)).map_err(io_error("wait for", "signals"))??;
+    Ok(sockets)
+}
+
+fn read_vm(path: &Path) -> Result<VmConfig, CliError> {
+    let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+    serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.to_owned(), source })
 }
 
 /// Takes over the log, as the options say.

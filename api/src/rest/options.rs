@@ -8,6 +8,7 @@ use clap::{Args, Parser};
 use super::bodies::Level;
 use super::control::FIRECRACKER;
 use super::log::Form;
+use crate::landlock::PathRule;
 use crate::vm_id;
 
 /// The name under which the program takes Firecracker's command line.
@@ -81,6 +82,12 @@ pub struct ApiArgs {
     /// Do not filter the system calls of the process
     #[arg(long)]
     pub(crate) no_seccomp: bool,
+    /// Leave the process the files that options and the configuration file name, and those of --landlock-rules
+    #[arg(long)]
+    pub(crate) landlock: bool,
+    /// File or folder that requests may name: path=PATH,access=r, or w or rw; several times
+    #[arg(long, value_name = "RULE", requires = "landlock", num_args = 1..)]
+    pub(crate) landlock_rules: Vec<PathRule>,
     /// Not supported yet
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) seccomp_filter: Option<PathBuf>,
@@ -156,7 +163,19 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused() {
-        for line in ["--no-api", "--id a_b", "--id= ", "--level loud", "--http-api-max-payload-size 0", "--nothing"] {
+        let rules =
+            "--landlock --landlock-rules path=/a,access=rw path=/b,access=r --landlock-rules path=/c,access=r --id x";
+        assert_eq!(read(&format!("firecracker {rules}")).unwrap().unwrap().landlock_rules.len(), 3);
+        for line in [
+            "--landlock-rules path=/a,access=r",
+            "--landlock --landlock-rules /a",
+            "--no-api",
+            "--id a_b",
+            "--id= ",
+            "--level loud",
+            "--http-api-max-payload-size 0",
+            "--nothing",
+        ] {
             assert!(read(&format!("firecracker {line}")).unwrap().is_err(), "{line}");
         }
         let args = read("firecracker --metadata m.json --mmds-size-limit 0 --seccomp-filter f").unwrap().unwrap();

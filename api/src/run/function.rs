@@ -40,6 +40,13 @@ pub(super) struct ProfilePlace {
     image: Image,
 }
 
+impl Function {
+    /// The store that the end of the run writes to, if it does.
+    pub(super) fn store(&self) -> Option<&Store> {
+        self.profile.as_ref().map(|profile| &profile.store)
+    }
+}
+
 impl ProfilePlace {
     /// Saves the pages read by now; returns their bytes.
     pub(super) fn keep(&self, vm: &Vm, image: &ImageId) -> Result<u64, CliError> {

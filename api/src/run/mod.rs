@@ -7,8 +7,10 @@ mod volume;
 use std::path::Path;
 use std::time::Instant;
 
+use bellows_block::Store;
 use bellows_memory::ByteSize;
 use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEnd};
+use tempfile::TempDir;
 
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
@@ -17,6 +19,7 @@ use crate::detached::{self, Job};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
 use crate::interrupt::Interrupts;
+use crate::landlock::{self, Allowed};
 use crate::network::{self, Helper};
 use crate::output::say;
 use crate::partition::give_back;
@@ -48,16 +51,40 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     let mut config = configuration(args, &Places::of_user())?;
     let function = prepare(args, &mut config, interrupts)?;
     // It ends after the VM.
-    let network = network(args, &mut config)?;
+    let mut network = network(args, &mut config)?;
     config.validate().map_err(|error| as_given(args, error))?;
     if args.detached.detach {
         return in_background(args, config, function, network);
     }
     // Images are imported, and programs that help have been started.
+    let store = function.as_ref().and_then(Function::store);
+    let _sockets = restrict(args, &mut config, store, network.is_some(), interrupts)?;
+    network.as_mut().map_or(Ok(()), Helper::watch)?;
     if !args.no_seccomp {
         confine(network.as_ref().map(Helper::process_id).as_slice())?;
     }
     in_vm(args, config, function, interrupts, resizes)
+}
+
+/// Leaves this process the files of the run, where the kernel can. Returns the folder of the VM's socket, if the configuration names none.
+fn restrict(
+    args: &RunArgs,
+    config: &mut VmConfig,
+    store: Option<&Store>,
+    signals: bool,
+    interrupts: &Interrupts,
+) -> Result<Option<TempDir>, CliError> {
+    if args.no_landlock || !args.landlock && !landlock::is_available() {
+        return Ok(None);
+    }
+    let mut allowed = Allowed::new();
+    let sockets = allowed.configuration(config)?;
+    store.map_or(Ok(()), |store| allowed.store(store))?;
+    if signals {
+        allowed.signals();
+    }
+    interrupts.with_no_thread(|| landlock::restrict_process(&allowed)).map_err(io_error("wait for", "signals"))??;
+    Ok(sockets)
 }
 
 /// Refuses arguments that exclude each other.

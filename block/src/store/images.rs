@@ -87,7 +87,7 @@ impl Store {
     /// # Errors
     /// An import is running, a record is damaged, or the store cannot be written.
     pub fn collect(&self) -> Result<Collected, StoreError> {
-        let path = self.root.join("lock");
+        let path = self.lock_path();
         let lock = open_lock(&path)?;
         match lock.try_lock() {
             Ok(()) => {}

@@ -221,7 +221,7 @@ impl Store {
 
     /// Joins the imports that run. The first one removes what interrupted ones left behind.
     pub(super) fn lock_for_import(&self) -> Result<File, StoreError> {
-        let path = self.root.join("lock");
+        let path = self.lock_path();
         let lock = open_lock(&path)?;
         match lock.try_lock() {
             Ok(()) => {

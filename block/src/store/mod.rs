@@ -261,7 +261,7 @@ impl Store {
             }
         }
         // So that no import takes the files below for leftovers.
-        let path = store.root.join("lock");
+        let path = store.lock_path();
         let lock = open_lock(&path)?;
         lock.lock_shared().map_err(io_error("lock", &path))?;
         for directory in ["layers", "images", "tmp"] {
@@ -275,6 +275,22 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// The file that imports and removals lock.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The folders that runs of images add to, beside its lock: of what can be made again. Those that are missing are made.
+    ///
+    /// # Errors
+    /// One cannot be made.
+    pub fn folders_of_runs(&self) -> Result<[PathBuf; 4], StoreError> {
+        let folders = ["tmp", "flat", "stacks", "profiles"].map(|name| self.root.join(name));
+        folders.iter().try_for_each(|folder| open_or_create_dir(folder))?;
+        Ok(folders)
     }
 
     /// The image called `name`: the name it was imported under, or its manifest's digest.
