@@ -1,6 +1,7 @@
 //! VMs in the background, and the commands that handle them.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -234,4 +235,35 @@ fn a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise() 
     while session.said(&["ps", "--all"]).contains("brief") {
         assert!(begun.elapsed() < PATIENCE, "it ends with its command");
     }
+}
+
+/// It keeps the files of its VM, and its filters.
+#[test]
+fn a_vm_in_the_background_is_confined() {
+    let session = Session::new();
+    text(session.run(&["--name", "alone"], "sleep 1000"));
+    // A host that lacks something that VMs do without is fine.
+    let report: serde_json::Value = serde_json::from_str(&session.said(&["doctor", "--json"])).unwrap();
+    let monitors = report["monitors"].as_array().unwrap();
+    let monitor = monitors.iter().find(|monitor| monitor["id"] == "alone").unwrap_or_else(|| panic!("{report:#}"));
+    let has_landlock =
+        report["findings"].as_array().unwrap().iter().any(|f| f["name"] == "Landlock" && f["state"] == "ok");
+    for (name, expected) in [("seccomp", true), ("no_new_privileges", true), ("landlock", has_landlock)] {
+        assert_eq!(monitor[name], expected, "{name}: {monitor}");
+    }
+    assert_eq!(monitor["own_namespaces"], serde_json::json!([]));
+    if !has_landlock {
+        return;
+    }
+    // A drive of its socket's owner, which the VM's configuration does not name.
+    let other = session.path().join("other");
+    std::fs::write(&other, [0; 512]).unwrap();
+    let socket = session.path().join("bellows/alone/api.sock");
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let body = serde_json::json!({ "drive_id": "other", "is_root_device": false, "path_on_host": other }).to_string();
+    let head = "PUT /drives/other HTTP/1.1\r\nHost: l\r\nConnection: close";
+    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("ermission denied"), "{answer}");
 }

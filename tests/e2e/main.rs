@@ -18,6 +18,7 @@ mod console;
 mod contract;
 mod detached;
 mod disks;
+mod doctor;
 mod elastic;
 mod extension;
 mod files;

@@ -33,6 +33,7 @@ mod parameters;
 mod poll;
 mod resident;
 mod resources;
+mod trial;
 mod virtio_bus;
 mod vm;
 mod vm_network;
@@ -82,6 +83,7 @@ pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
+pub use trial::{HostTrial, TrialError};
 pub use virtio_bus::DeviceError;
 pub use vm::Vm;
 

@@ -10,6 +10,7 @@
 //! | `vm` | the rest of a VM in KVM, beside memory: interrupt controllers, timers, their state |
 //! | `interrupts` | routes of interrupt lines and messages |
 //! | `legacy` | devices at fixed addresses: power, serial port |
+//! | `trial` | the guest of a host's trial: its code, and what it does where |
 //! | `PARAMETERS`, `FLAGS`, `CONSOLE` | kernel parameters with and without a value, and the name of the serial port |
 //! | `PROGRAM_COUNTER` | the architecture's name for it |
 //!
@@ -34,7 +35,7 @@ use x86_64 as current;
 pub use current::error::BootError;
 pub use current::layout;
 pub use current::load;
-pub(crate) use current::{CONSOLE, FLAGS, PARAMETERS, PROGRAM_COUNTER, cpu, interrupts, legacy, vm};
+pub(crate) use current::{CONSOLE, FLAGS, PARAMETERS, PROGRAM_COUNTER, cpu, interrupts, legacy, trial, vm};
 pub use error::StateError;
 
 /// The devices of a VM, by how vCPUs reach them. Cheap to clone.

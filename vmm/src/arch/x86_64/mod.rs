@@ -10,6 +10,7 @@ pub mod layout;
 pub(crate) mod legacy;
 mod reset_vector;
 mod tables;
+pub(crate) mod trial;
 pub(crate) mod vm;
 mod zero_page;
 
