@@ -2,7 +2,6 @@
 //! shutdown. Their programs are in `tests/clients`.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::{env, fs};
 
@@ -31,11 +30,10 @@ impl Host {
     }
 
     /// Runs a client to its end.
-    fn run(&self, client: &Path) -> Output {
+    fn run(&self, mut command: Command) -> Output {
         let mut path = self.files.path().as_os_str().to_owned();
         path.push(":");
         path.push(env::var_os("PATH").unwrap());
-        let mut command = Command::new(client);
         command.env("PATH", path).env("DIRECTORY", self.directory.path()).env("TAP", self.tap.name());
         command.env("DISK", self.files.path().join("disk")).env("OTHER_DISK", self.files.path().join("other-disk"));
         command.env("KERNEL", artefact("BELLOWS_KERNEL")).env("INITRD", artefact("BELLOWS_ECHO_INITRAMFS"));
@@ -53,14 +51,35 @@ impl Host {
 
 #[test]
 fn the_go_sdk_takes_a_vm_through_its_life() {
-    let host = Host::new("blg");
-    let output = host.run(&artefact("BELLOWS_GO_CLIENT"));
+    // It leaves its own output.
+    let client = Command::new(artefact("BELLOWS_GO_CLIENT"));
+    assert_eq!(take_through_a_life("blg", client), ["log", "metrics"], "no socket stays");
+}
+
+#[test]
+fn firecracker_python_takes_a_vm_through_its_life() {
+    let program = artefact("BELLOWS_PYTHON_CLIENT").join("life.py");
+    let mut client = Command::new("/usr/bin/python3");
+    client.arg("-B").arg(program).env("PYTHONPATH", artefact("BELLOWS_FIRECRACKER_PYTHON"));
+    assert_eq!(take_through_a_life("blp", client), ["log", "metrics"], "no socket stays");
+}
+
+#[test]
+fn fctools_takes_a_vm_through_its_life() {
+    let client = Command::new(artefact("BELLOWS_FCTOOLS_CLIENT"));
+    assert_eq!(take_through_a_life("blf", client), [""; 0], "it removes all that it has made");
+}
+
+/// Runs a client, and returns what it has left.
+fn take_through_a_life(tap: &str, client: Command) -> Vec<String> {
+    let host = Host::new(tap);
+    let output = host.run(client);
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let log = || fs::read_to_string(host.directory.path().join("log")).unwrap_or_default();
     assert!(output.status.success() && said.ends_with("the VM has lived\n"), "{said}\n{errors}\n{}", log());
-    assert_eq!(host.left(), ["log", "metrics"], "no socket stays");
     // No process has the disks any more, for their locks are free.
     for disk in ["disk", "other-disk"] {
         fs::File::open(host.files.path().join(disk)).unwrap().try_lock().unwrap();
     }
+    host.left()
 }

@@ -20,8 +20,11 @@ const GO: &[packages::Package] = &[package("golang-go", "builds a client of Fire
 /// The files of the program around the Go SDK, in `tests/clients/go`.
 const GO_FILES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
 
-const PYTHON: &[packages::Package] =
-    &[package("python3-venv", "holds the API against its document, by schemathesis, which is written in Python")];
+/// The program around fctools, and its folder's files.
+const FCTOOLS: &str = "fctools-client";
+const FCTOOLS_FILES: [&str; 3] = ["Cargo.toml", "Cargo.lock", "main.rs"];
+
+const PYTHON: &[packages::Package] = &[package("python3-venv", "runs clients of the API that are written in Python")];
 /// Debian's, whose files the lab gets too; another one need not be the same here and there.
 const PYTHON_PROGRAM: &str = "/usr/bin/python3";
 const PYTHON_IN_LAB: &str = "python";
@@ -61,15 +64,30 @@ impl Clients {
             let initramfs = initramfs::with_echo(cache, agent, &workspace::echo_init()?)?;
             clients.add("BELLOWS_ECHO_INITRAMFS", "echo-initramfs.cpio", initramfs);
             clients.add("BELLOWS_GO_CLIENT", "go-client", go(cache, install)?);
+            clients.add("BELLOWS_FCTOOLS_CLIENT", FCTOOLS, fctools(cache)?);
+            clients.add_python(cache, "firecracker_python", "BELLOWS_FIRECRACKER_PYTHON", install)?;
+            let source = workspace::root().join("tests/clients/firecracker_python");
+            clients.add("BELLOWS_PYTHON_CLIENT", "python-client", source);
         }
         if needed(CONTRACT) {
+            clients.add_python(cache, "schemathesis", "BELLOWS_SCHEMATHESIS", install)?;
             let source = workspace::root().join("tests/clients/schemathesis");
-            let packages = schemathesis(cache, &source, install)?;
-            clients.python = Some(Python::find(&packages)?);
-            clients.add("BELLOWS_SCHEMATHESIS", "schemathesis", packages);
             clients.add("BELLOWS_CONTRACT", "contract", source);
         }
         Ok(clients)
+    }
+
+    /// Adds the packages that a program in Python needs, as its folder's `requirements.txt` pins them.
+    fn add_python(&mut self, cache: &Cache, name: &'static str, variable: &'static str, install: bool) -> Result<()> {
+        let source = workspace::root().join("tests/clients").join(name);
+        let packages = python_packages(cache, name, &source, install)?;
+        let python = match self.python.take() {
+            Some(python) => python,
+            None => Python::find()?,
+        };
+        self.python = Some(python.with(&packages)?);
+        self.add(variable, name, packages);
+        Ok(())
     }
 
     fn add(&mut self, variable: &'static str, name: &'static str, path: PathBuf) {
@@ -97,14 +115,18 @@ impl Clients {
 }
 
 impl Python {
-    /// With what `packages` need.
-    fn find(packages: &Path) -> Result<Self> {
+    fn find() -> Result<Self> {
         let ask = ["-I", "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"];
         let library = PathBuf::from(run::capture(Command::new(PYTHON_PROGRAM).args(ask))?.trim());
         let mut modules = Vec::new();
         add_modules(&library.join("lib-dynload"), &mut modules)?;
-        add_modules(packages, &mut modules)?;
         Ok(Self { library, modules })
+    }
+
+    /// With what `packages` need.
+    fn with(mut self, packages: &Path) -> Result<Self> {
+        add_modules(packages, &mut self.modules)?;
+        Ok(self)
     }
 
     fn add_to(&self, lab: LabBuilder) -> LabBuilder {
@@ -130,16 +152,16 @@ fn add_modules(folder: &Path, modules: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Installs schemathesis, as `requirements.txt` pins it, into a folder of the cache.
-fn schemathesis(cache: &Cache, source: &Path, install: bool) -> Result<PathBuf> {
+/// Installs what the `requirements.txt` in `source` pins into a folder of the cache.
+fn python_packages(cache: &Cache, name: &str, source: &Path, install: bool) -> Result<PathBuf> {
     if run::capture(Command::new(PYTHON_PROGRAM).args(["-c", "import ensurepip"])).is_err() {
         packages::ensure(&[PYTHON], install)?;
     }
     let requirements = source.join("requirements.txt");
     let python = run::capture(Command::new(PYTHON_PROGRAM).arg("--version"))?;
     let key = Key::default().with("python", python).with_file(&requirements)?;
-    cache.get("schemathesis", &key, |place| {
-        progress::step("install schemathesis", |step| {
+    cache.get(name, &key, |place| {
+        progress::step(&format!("install {name} from PyPI"), |step| {
             let installer = tempfile::tempdir_in(place).map_err(Error::at(place))?;
             run::quiet(step, Command::new(PYTHON_PROGRAM).args(["-m", "venv"]).arg(installer.path()))?;
             let mut command = Command::new(installer.path().join("bin/pip"));
@@ -177,4 +199,24 @@ fn go(cache: &Cache, install: bool) -> Result<PathBuf> {
     let program = entry.join("go-client");
     fs::metadata(&program).map_err(Error::at(&program))?;
     Ok(program)
+}
+
+/// Builds the program around fctools. Its dependencies are its own, as its `Cargo.lock` pins them.
+fn fctools(cache: &Cache) -> Result<PathBuf> {
+    let source = workspace::root().join("tests/clients/fctools");
+    let mut key = Key::default().with("rustc", run::capture(workspace::cargo().arg("--version"))?);
+    for name in FCTOOLS_FILES {
+        key = key.with_file(&source.join(name))?;
+    }
+    let entry = cache.get(FCTOOLS, &key, |place| {
+        progress::step("build the client fctools", |step| {
+            let target = cache.folder("fctools")?;
+            let mut command = workspace::cargo();
+            command.args(["build", "--release", "--locked", "--manifest-path"]).arg(source.join("Cargo.toml"));
+            run::quiet(step, command.arg("--target-dir").arg(&target))?;
+            let program = target.join("release").join(FCTOOLS);
+            fs::copy(&program, place.join(FCTOOLS)).map(drop).map_err(Error::at(&program))
+        })
+    })?;
+    Ok(entry.join(FCTOOLS))
 }

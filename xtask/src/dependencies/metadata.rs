@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::{run, workspace};
 
 /// The manifests of the checkout's workspaces, relative to it.
-pub const MANIFESTS: [&str; 2] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml"];
+pub const MANIFESTS: [&str; 3] = ["Cargo.toml", "fuzz/libfuzzer/Cargo.toml", "tests/clients/fctools/Cargo.toml"];
 
 const TARGET: &str = "--filter-platform=x86_64-unknown-linux-gnu";
 
