@@ -75,7 +75,7 @@ fn a_wrong_request_is_refused_with_a_reason() {
         ("PUT", "/network-interfaces/eth0", "{}", "missing field `iface_id`"),
         ("PUT", "/mmds/config", r#"{"network_interfaces": ["eth0"]}"#, "MMMDS config error: The list of network"),
         ("PATCH", "/mmds", "{}", "MMDS error: The MMDS data store is not initialized."),
-        ("PUT", "/cpu-config", "{}", "not supported yet"),
+        ("PUT", "/cpu-config", r#"{"vcpu_features": [{"index": 0, "bitmap": "0b1"}]}"#, "none: they are for aarch64"),
         ("PATCH", "/vm", r#"{"state": "Paused"}"#, "has not booted"),
         ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#, "nothing to boot"),
         ("PUT", "/actions", "", "has no body"),

@@ -20,8 +20,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{BootSource, Buses, Firmware, layout, legacy, load};
 use crate::config::{
-    Backing, BalloonConfig, DriveConfig, ElasticBaseConfig, ImageConfig, MmdsConfig, NetConfig, PartitionMode,
-    SerialOutput, VmConfig, VsockConfig,
+    Backing, BalloonConfig, CpuTemplate, DriveConfig, ElasticBaseConfig, ImageConfig, MmdsConfig, NetConfig,
+    PartitionMode, SerialOutput, VmConfig, VsockConfig,
 };
 use crate::console::{Console, standard_output};
 use crate::descriptors;
@@ -131,6 +131,13 @@ impl VmBuilder {
     #[must_use]
     pub fn vcpus(mut self, count: u8) -> Self {
         self.config.vcpus = count;
+        self
+    }
+
+    /// Sets what the guest sees of the CPU.
+    #[must_use]
+    pub fn cpu(mut self, template: CpuTemplate) -> Self {
+        self.config.cpu = template;
         self
     }
 
@@ -265,7 +272,8 @@ impl VmBuilder {
         let Self { config, metadata } = self;
         config.validate()?;
         descriptors::check(descriptors::of_vm(&config))?;
-        let host = Host::open()?;
+        let mut host = Host::open()?;
+        host.change_cpu(&config.cpu)?;
         let machine = Machine::new(&host)?;
         let spec = layout::spec(config.memory, config.partitions.clone(), host.physical_address_bits());
         let layout = Layout::new(&LayoutSpec { growth: config.growth(), ..spec })?;

@@ -64,7 +64,7 @@ pub use guest::agent::{AgentError, InstanceMemory, StartFailure, Stream};
 pub use guest::error::{NotReady, NotRunning, PowerOffError, ReadyError, StatisticsError};
 pub use host_report::HostReport;
 pub use kind::ErrorKind;
-pub use kvm::{ExitCounts, HostError};
+pub use kvm::{ExitCounts, HostError, needs_capability};
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,

@@ -1,5 +1,7 @@
 //! `--config-file`: what requests would say, in one file.
 
+use std::fs;
+
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
@@ -10,7 +12,7 @@ const KEYS: [(&str, &str, Kind); 14] = [
     ("logger", "/logger", Kind::One),
     ("metrics", "/metrics", Kind::One),
     ("machine-config", "/machine-config", Kind::One),
-    ("cpu-config", "/cpu-config", Kind::One),
+    ("cpu-config", "/cpu-config", Kind::File),
     ("boot-source", "/boot-source", Kind::One),
     ("drives", "/drives", Kind::Many("drive_id")),
     ("network-interfaces", "/network-interfaces", Kind::Many("iface_id")),
@@ -27,6 +29,8 @@ const KEYS: [(&str, &str, Kind); 14] = [
 enum Kind {
     /// An object, or null.
     One,
+    /// The path of a file with an object, or null.
+    File,
     /// A list of objects, which have their names here.
     Many(&'static str),
     /// A list, whose elements are numbered from 1.
@@ -48,6 +52,8 @@ pub(crate) fn changes(text: &str) -> Result<Vec<Change>, Fault> {
         match (kind, file.get(key)) {
             (_, None | Some(Value::Null)) => {}
             (Kind::One, Some(body)) => changes.push(change(key, path, body)?),
+            (Kind::File, Some(Value::String(file))) => changes.push(change(key, path, &read(key, file)?)?),
+            (Kind::File, Some(other)) => return Err(Fault::value(key, other, "the path of a file")),
             (Kind::Many(name), Some(Value::Array(bodies))) => {
                 for (index, body) in bodies.iter().enumerate() {
                     let id = body.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -63,6 +69,14 @@ pub(crate) fn changes(text: &str) -> Result<Vec<Change>, Fault> {
         }
     }
     Ok(changes)
+}
+
+/// Reads a file that has a request's body.
+fn read(key: &str, path: &str) -> Result<Value, Fault> {
+    let wrong =
+        |error: &dyn std::fmt::Display| Fault::value(key, format!("`{path}`"), format!("a file with JSON: {error}"));
+    let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 fn change(key: &str, path: &str, body: &Value) -> Result<Change, Fault> {
@@ -112,6 +126,8 @@ mod tests {
                 r#"{"network-interfaces": [{"iface_id": "eth0"}]}"#,
                 "`network-interfaces[0]`: cannot understand the body: missing field `host_dev_name`",
             ),
+            (r#"{"cpu-config": {}}"#, "`cpu-config` is {}: expected the path of a file"),
+            (r#"{"cpu-config": "/nowhere"}"#, "`cpu-config` is `/nowhere`: expected a file with JSON"),
             (r#"{"mmds-config": {}}"#, "`mmds-config`: cannot understand the body: missing field `network_interfaces`"),
         ] {
             let message = changes(text).unwrap_err().message;

@@ -1,5 +1,6 @@
 //! What the VM is made of, before it boots: plain data, which each request changes or leaves as it was.
 
+use bellows_vmm::config::CpuTemplate;
 use bellows_vmm::{ConfigError, VmConfig};
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ const NAMES: [(&str, &str); 13] = [
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Configuration {
     pub(crate) machine: Machine,
+    cpu: CpuTemplate,
     pub(crate) balloon: Option<Balloon>,
     pub(crate) memory_hotplug: Option<MemoryHotplug>,
     pub(crate) logger: Option<Logger>,
@@ -70,6 +72,7 @@ impl Configuration {
             }
             Change::Drive(drive) => {
                 drive.check()?;
+            Change::Cpu(cpu) => changed.cpu = cpu.template()?,
                 changed.insert(drive.clone())?;
             }
             Change::Network(network) => {
@@ -131,6 +134,7 @@ impl Configuration {
         config.network_interfaces = self.networks.iter().map(Network::config).collect();
         config.partitions = self.partitions.iter().map(|partition| partition.window()).collect();
         config
+        config.cpu = self.cpu.clone();
     }
 
     /// Puts a drive in, or in the place of the one with its name.

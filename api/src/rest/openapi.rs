@@ -45,6 +45,12 @@ fn operations() -> Vec<Operation> {
         get("/machine-config", "vCPUs and base memory.", Object),
         with::<theirs::Machine>("put", "/machine-config", "Sets vCPUs and base memory, before the VM boots.", Nothing),
         with::<theirs::MachineUpdate>("patch", "/machine-config", "Changes some of it, before the VM boots.", Nothing),
+        with::<theirs::CpuConfig>(
+            "put",
+            "/cpu-config",
+            "Sets what the guest sees of the CPU, before the VM boots.",
+            Nothing,
+        ),
         with::<theirs::BootSource>(
             "put",
             "/boot-source",

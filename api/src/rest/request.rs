@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::bodies::{
-    Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Drive, DriveUpdate,
-    Entropy, Logger, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate, Metrics, Mmds, Network, NetworkUpdate,
+    Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, CpuConfig, Drive,
+    DriveUpdate, Entropy, Logger, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate, Metrics, Mmds, Network, NetworkUpdate,
     Partition, Serial, StartHinting, VmState, VmUpdate, Vsock,
 };
 use super::fault::Fault;
@@ -46,6 +46,7 @@ pub(crate) enum Change {
     BootSource(BootSource),
     Machine(Machine),
     UpdateMachine(MachineUpdate),
+    Cpu(CpuConfig),
     Drive(Drive),
     UpdateDrive(DriveUpdate),
     RemoveDrive(String),
@@ -77,8 +78,8 @@ pub(crate) enum Change {
 }
 
 /// Parts of the API that Bellows does not have yet, by the first part of their paths.
-const MISSING: [(&str, &str); 3] =
-    [("cpu-config", "custom CPU templates"), ("pmem", "pmem devices of the caller's"), ("snapshot", "snapshots")];
+const MISSING: [(&str, &str); 2] =
+    [("pmem", "pmem devices of the caller's"), ("snapshot", "snapshots")];
 
 /// Reads a request. The method is in capitals; the path may have a query, which means nothing.
 ///
@@ -131,6 +132,7 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
         ("PUT", ["machine-config"]) => json(body).map(Change::Machine),
         ("PATCH", ["machine-config"]) => json(body).map(Change::UpdateMachine),
         ("PUT", ["drives", id]) => {
+        ("PUT", ["cpu-config"]) => json(body).map(Change::Cpu),
             let drive: Drive = json_of("drive_id", id, body)?;
             same_id("drive_id", id, &drive.drive_id)?;
             Ok(Change::Drive(drive))

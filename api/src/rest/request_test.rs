@@ -71,7 +71,7 @@ fn what_is_no_request_is_refused() {
 #[test]
 fn what_is_missing_is_refused_as_such() {
     for (method, path) in
-        [("PUT", "/cpu-config"), ("PUT", "/pmem/p"), ("PUT", "/snapshot/create"), ("PUT", "/snapshot/load")]
+        [("PUT", "/pmem/p"), ("PUT", "/snapshot/create"), ("PUT", "/snapshot/load")]
     {
         let message = refused(method, path, b"{}");
         assert!(message.contains("not supported yet: Bellows does not have"), "{message}");

@@ -25,6 +25,7 @@ fn when(change: &Change) -> When {
         Change::BootSource(_)
         | Change::Machine(_)
         | Change::UpdateMachine(_)
+        | Change::Cpu(_)
         | Change::Partition(..)
         | Change::Vsock(_)
         | Change::MemoryHotplug(_)
@@ -66,6 +67,7 @@ mod tests {
             ("PUT", "/balloon", r#"{"amount_mib": 1, "deflate_on_oom": true}"#, true, false),
             ("PUT", "/logger", "{}", true, false),
             ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#, true, false),
+            ("PUT", "/cpu-config", "{}", true, false),
             ("PUT", "/drives/a", r#"{"drive_id": "a", "is_root_device": false}"#, true, true),
             ("PATCH", "/drives/a", r#"{"drive_id": "a"}"#, false, true),
             ("DELETE", "/drives/a", "", false, true),

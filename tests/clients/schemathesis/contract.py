@@ -139,6 +139,7 @@ def configure(life, files, folder):
     life.send("GET", "/openapi.json")
     life.send("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 256})
     life.send("PATCH", "/machine-config", {"vcpu_count": 2})
+    life.send("PUT", "/cpu-config", {"cpuid_modifiers": []})
     life.send("GET", "/machine-config")
     life.send("PUT", "/boot-source", {"kernel_image_path": files["kernel"], "initrd_path": files["initramfs"]})
     life.send("PUT", "/drives/{drive_id}", drive(disk), drive_id="disk")

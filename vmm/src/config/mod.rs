@@ -14,6 +14,7 @@ use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod cpu;
 mod command_line;
 mod elastic;
 mod guest_network;
@@ -24,6 +25,7 @@ mod partition_mode;
 mod prepare;
 pub(crate) mod text;
 
+pub use cpu::{BitChange, CpuTemplate, CpuidChange, CpuidRegister, MsrChange};
 pub use balloon::BalloonConfig;
 pub use elastic::ElasticBaseConfig;
 pub use guest_network::GuestNetwork;
@@ -85,6 +87,9 @@ pub struct VmConfig {
     /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two, and a network
     /// interface three.
     #[serde(default = "default_vcpus")]
+    /// What the guest sees of the CPU.
+    #[serde(default)]
+    pub cpu: CpuTemplate,
     pub vcpus: u8,
     /// Base memory.
     pub memory: ByteSize,
@@ -198,6 +203,7 @@ pub struct ConfigError {
     /// Where in the configuration, for example `drives[2].path`.
     pub field: String,
     /// The value there.
+            cpu: CpuTemplate::default(),
     pub value: String,
     /// The values that are valid there.
     pub expected: String,
@@ -238,6 +244,7 @@ impl VmConfig {
             mmds: None,
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
+        self.cpu.check()?;
         }
     }
 

@@ -46,6 +46,20 @@ pub enum HostError {
         /// Name of the capability, as in KVM's API documentation.
         name: &'static str,
     },
+    /// A capability that the VM's configuration asks for is missing.
+    #[error("the host's KVM lacks capability {0}, which `cpu.capabilities` asks for")]
+    AskedCapability(u32),
+    /// A leaf of CPUID that is to change.
+    #[error("the host's KVM has no leaf {leaf:#x}, subleaf {subleaf:#x} of CPUID, which `cpu.cpuid` changes")]
+    CpuidLeaf {
+        /// The leaf.
+        leaf: u32,
+        /// The subleaf.
+        subleaf: u32,
+    },
+    /// A model-specific register that is to change.
+    #[error("the host's KVM has no MSR {0:#x}, which `cpu.msrs` changes")]
+    Msr(u32),
     /// KVM does not report the CPU features for guests.
     #[error("cannot read the CPU features that KVM supports")]
     Cpu(#[source] io::Error),

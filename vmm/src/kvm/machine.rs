@@ -18,6 +18,7 @@ use super::slots::KvmSlots;
 use crate::arch::cpu::HostCpu;
 use crate::arch::vm::VmState;
 use crate::arch::{self, StateError, layout};
+use crate::config::{CpuTemplate, CpuidChange};
 
 /// A host whose KVM can run our machine.
 pub struct Host {
@@ -59,6 +60,21 @@ impl Host {
         Ok(Self { kvm, cpu })
     }
 
+    /// Changes what guests see of the CPU.
+    ///
+    /// # Errors
+    /// The host's KVM lacks what is asked for, or what is to change.
+    pub fn change_cpu(&mut self, template: &CpuTemplate) -> Result<(), HostError> {
+        let lacks = |capability: &&u32| self.kvm.check_extension_raw((**capability).into()) <= 0;
+        if let Some(capability) = template.capabilities.iter().find(lacks) {
+            return Err(HostError::AskedCapability(*capability));
+        }
+        self.cpu
+            .change_cpuid(&template.cpuid)
+            .map_err(|CpuidChange { leaf, subleaf, .. }| HostError::CpuidLeaf { leaf, subleaf })?;
+        self.cpu.change_msrs(&template.msrs).map_err(|change| HostError::Msr(change.index))
+    }
+
     /// The most vCPUs one VM can have on this host.
     #[must_use]
     pub fn max_vcpus(&self) -> u16 {
@@ -96,6 +112,12 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
     (Cap::InternalErrorData, "KVM_CAP_INTERNAL_ERROR_DATA"),
 ];
+
+/// Whether VMs need the capability of KVM with this number.
+#[must_use]
+pub fn needs_capability(number: u32) -> bool {
+    NEEDED.iter().chain(arch::vm::NEEDED).any(|(capability, _)| *capability as u32 == number)
+}
 
 /// A VM with its interrupt controllers, without memory, devices or vCPUs.
 pub struct Machine {

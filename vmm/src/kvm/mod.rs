@@ -25,6 +25,6 @@ mod vcpu_pool;
 pub use error::{HostError, MachineError, VcpuError, VcpuPoolError};
 pub use exit::{ExitNotice, ExitReason};
 pub use gate::Gate;
-pub use machine::{Host, Machine};
+pub use machine::{Host, Machine, needs_capability};
 pub use statistics::ExitCounts;
 pub use vcpu_pool::{VcpuPool, Vcpus};

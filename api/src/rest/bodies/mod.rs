@@ -1,6 +1,7 @@
 //! The bodies of requests, with Firecracker's names. Unknown properties are errors; what Bellows lacks has only its neutral value.
 
 mod boot;
+mod cpu;
 mod devices;
 mod drive;
 mod hotplug;
@@ -13,6 +14,7 @@ mod partition;
 
 pub(crate) use boot::BootSource;
 pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
+pub(crate) use cpu::CpuConfig;
 pub(crate) use drive::{Drive, DriveUpdate};
 pub(crate) use hotplug::{MemoryHotplug, MemoryHotplugUpdate};
 pub(crate) use machine::{Machine, MachineUpdate};

@@ -5,6 +5,7 @@
 //! Sources: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; `Documentation/virt/kvm/x86/cpuid.rst`.
 
 use super::Topology;
+use crate::config::{CpuidChange, CpuidRegister};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Properties of the guest's clock.
@@ -49,6 +50,22 @@ pub(crate) fn with_brand(mut supported: CpuId, brand: Option<[[u32; 4]; 3]>) -> 
         }
     }
     supported
+}
+
+/// Changes one answer. `None` if the table does not have it.
+pub(crate) fn change(supported: &mut CpuId, change: CpuidChange) -> Option<()> {
+    let CpuidChange { leaf, subleaf, register, bits } = change;
+    let mut entries = supported.as_mut_slice().iter_mut();
+    let entry = entries.find(|entry| (entry.function, entry.index) == (leaf, subleaf))?;
+    let value = match register {
+        CpuidRegister::Eax => &mut entry.eax,
+        CpuidRegister::Ebx => &mut entry.ebx,
+        CpuidRegister::Ecx => &mut entry.ecx,
+        CpuidRegister::Edx => &mut entry.edx,
+    };
+    // The configuration has checked that no higher bit changes.
+    *value = bits.apply((*value).into()) as u32;
+    Some(())
 }
 
 /// The table for one vCPU, made from what KVM supports.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::BitChange;
 
 const CLOCK: Clock = Clock { tsc_khz: Some(2_500_000), deadline_timer: true };
 
@@ -110,4 +111,22 @@ fn a_leaf_past_the_maximum_is_not_added() {
     host[0].eax = 0xa;
     let entries = filter(&host, Topology { index: 0, count: 2 }, CLOCK);
     assert!(entries.iter().all(|entry| ![0xb, 0x15, 0x16].contains(&entry.function)));
+}
+
+#[test]
+fn a_change_counts_where_the_monitor_has_nothing_to_say() {
+    let mut table = CpuId::from_entries(&host(b"Auth")).unwrap();
+    let of =
+        |leaf, subleaf, register, set, clear| CpuidChange { leaf, subleaf, register, bits: BitChange { set, clear } };
+    change(&mut table, of(7, 0, CpuidRegister::Ebx, 0, 1 << 5)).unwrap();
+    change(&mut table, of(4, 1, CpuidRegister::Edx, 0b110, 0)).unwrap();
+    // The vCPU's number is the monitor's.
+    change(&mut table, of(1, 0, CpuidRegister::Ebx, 0, 0xff00_0000)).unwrap();
+    assert_eq!(change(&mut table, of(7, 3, CpuidRegister::Eax, 1, 0)), None);
+    let entries = filter(table.as_slice(), Topology { index: 5, count: 8 }, CLOCK);
+    let plain = filter(&host(b"Auth"), Topology { index: 5, count: 8 }, CLOCK);
+    assert_eq!(find(&entries, 7, 0).ebx, find(&plain, 7, 0).ebx & !(1 << 5));
+    assert_eq!(find(&entries, 4, 1).edx, 0b110);
+    assert_eq!(find(&entries, 1, 0).ebx >> 24, 5);
+    assert_eq!(find(&entries, 1, 0).edx, find(&plain, 1, 0).edx);
 }

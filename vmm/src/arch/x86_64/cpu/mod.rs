@@ -15,6 +15,7 @@ pub use state::VcpuState;
 pub(super) use state::kvm_error;
 
 use crate::arch::Loaded;
+use crate::config::{CpuidChange, MsrChange};
 
 /// The CPU features that the host's KVM can offer a guest.
 pub(crate) struct HostCpu {
@@ -24,6 +25,8 @@ pub(crate) struct HostCpu {
     deadline_timer: bool,
     /// MSRs that are part of a vCPU's state.
     msrs: Vec<u32>,
+    /// What guests find in some of them.
+    changed_msrs: Vec<MsrChange>,
 }
 
 /// The place of a vCPU among all.
@@ -44,7 +47,28 @@ impl HostCpu {
             cpuid: cpuid::with_brand(cpuid, cpuid::host_brand()),
             deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
             msrs: state::msr_indices(kvm)?,
+            changed_msrs: Vec::new(),
         })
+    }
+
+    /// Changes what is offered. What a vCPU's place, the clock and the hypervisor say is put over it.
+    ///
+    /// # Errors
+    /// The change to an answer that KVM does not have; all before it are made.
+    pub(crate) fn change_cpuid(&mut self, changes: &[CpuidChange]) -> Result<(), CpuidChange> {
+        changes.iter().try_for_each(|change| cpuid::change(&mut self.cpuid, *change).ok_or(*change))
+    }
+
+    /// Changes MSRs of vCPUs that are set up from now on.
+    ///
+    /// # Errors
+    /// The change to one that KVM does not have; none is made.
+    pub(crate) fn change_msrs(&mut self, changes: &[MsrChange]) -> Result<(), MsrChange> {
+        if let Some(change) = changes.iter().find(|change| !self.msrs.contains(&change.index)) {
+            return Err(*change);
+        }
+        self.changed_msrs.extend_from_slice(changes);
+        Ok(())
     }
 
     /// Width of a guest-physical address in bits.
@@ -71,6 +95,8 @@ impl HostCpu {
         let clock = cpuid::Clock { tsc_khz: vcpu.get_tsc_khz().ok(), deadline_timer: self.deadline_timer };
         let cpuid = cpuid::for_vcpu(&self.cpuid, topology, clock);
         vcpu.set_cpuid2(&cpuid).map_err(failed("CPUID"))?;
+        // Some MSRs follow CPUID.
+        msrs::change(vcpu, &self.changed_msrs).map_err(failed("changed MSRs"))?;
         msrs::set(vcpu).map_err(failed("MSRs"))?;
         registers::set_local_apic(vcpu).map_err(failed("local APIC"))?;
         if topology.index == 0 {
