@@ -5,6 +5,7 @@ pub mod client;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -121,4 +122,69 @@ fn a_vm_lives_under_firecrackers_name_and_requests() {
     assert_eq!(api.files(), ["console", "data", "metrics", "more", "stderr"], "no socket stays");
     let log = fs::read_to_string(api.path("stderr")).unwrap();
     assert!(log.contains("[lambda-1:") && log.contains("Guest-boot-time = "), "{log}");
+}
+
+/// Whether this host's kernel restricts processes.
+fn has_landlock() -> bool {
+    let output = Command::new(artefact("BELLOWS_BINARY")).args(["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|finding| finding["name"] == "Landlock" && finding["state"] == "ok")
+}
+
+/// A monitor that keeps its own files alone, whose guest has files as persistent memory, and a CPU of another name.
+#[test]
+fn a_vm_has_persistent_memory_and_a_cpu_of_its_own() {
+    let files = tempfile::tempdir().unwrap();
+    let pmem = |name: &str, read_only: bool| {
+        let path = files.path().join(name);
+        fs::write(&path, vec![0x5a; 3 << 20]).unwrap();
+        json!({ "id": name, "path_on_host": path, "read_only": read_only })
+    };
+    let (first, more) = (pmem("first", true), pmem("more", true));
+    let [kernel, initramfs] = ["BELLOWS_KERNEL", "BELLOWS_INITRAMFS"].map(artefact);
+    let rules = [(files.path(), "rw"), (&kernel, "r"), (&initramfs, "r")]
+        .map(|(path, access)| format!("path={},access={access}", path.display()));
+    let has_landlock = has_landlock();
+    let landlock = ["--landlock", "--landlock-rules", &rules[0], &rules[1], &rules[2]];
+    let options = if has_landlock { &landlock[..] } else { &[] };
+    let mut api = Api::start(&artefact("BELLOWS_BINARY"), &[&["api", "--level", "Debug"], options].concat());
+    api.put("/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 256 }));
+    let arguments = "console=ttyS0 reboot=k panic=1";
+    api.put("/boot-source", json!({ "kernel_image_path": kernel, "initrd_path": initramfs, "boot_args": arguments }));
+    let console = files.path().join("console");
+    api.put("/serial", json!({ "serial_out_path": console }));
+    let bits = |bytes: &[u8; 4]| format!("0b{:032b}", u32::from_le_bytes(*bytes));
+    let name = json!({ "leaf": "0x80000002", "subleaf": "0x0", "flags": 0, "modifiers": [
+        { "register": "eax", "bitmap": bits(b"Bell") }, { "register": "ebx", "bitmap": bits(b"ows:") },
+    ] });
+    api.put("/cpu-config", json!({ "kvm_capabilities": ["3", "!56"], "cpuid_modifiers": [name] }));
+    api.put("/pmem/first", first);
+    let writable = api.refused("PUT", "/pmem/more", &pmem("more", false).to_string());
+    assert!(writable.contains("`read_only` is false"), "{writable}");
+    api.put("/actions", json!({ "action_type": "InstanceStart" }));
+
+    let more = more.to_string();
+    wait_for("the guest's agent", || api.send("PUT", "/pmem/more", &more).status == 204);
+    let ids = || -> Vec<Value> {
+        api.get("/vm/config")["pmem"].as_array().unwrap().iter().map(|pmem| pmem["id"].clone()).collect()
+    };
+    assert_eq!(ids(), ["first", "more"]);
+    let said = fs::read_to_string(&console).unwrap();
+    assert!(said.contains("CPU0: Bellows:"), "{said}");
+    let again = api.refused("PUT", "/pmem/more", &more);
+    assert!(again.contains("`id` is `more`"), "{again}");
+    assert_eq!(api.send("DELETE", "/pmem/more", "").status, 204);
+    assert_eq!(ids(), ["first"]);
+    if has_landlock {
+        let elsewhere = api.file("elsewhere", &[0; 512]);
+        let body = json!({ "id": "e", "path_on_host": elsewhere, "read_only": true }).to_string();
+        let refused = api.refused("PUT", "/pmem/e", &body);
+        assert!(refused.contains("ermission denied"), "{refused}");
+    }
+    api.put("/actions", json!({ "action_type": "SendCtrlAltDel" }));
+    assert_eq!(api.wait(PATIENCE), Some(0));
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::bodies::mmds::explain;
 use super::bodies::{
     Balloon, BootSource, Drive, DriveUpdate, Entropy, Logger, Machine, MemoryHotplug, Metrics, Mmds, Network,
-    NetworkUpdate, Partition, Serial, Vsock,
+    NetworkUpdate, Partition, Pmem, Serial, Vsock,
 };
 use super::fault::Fault;
 use super::request::Change;
@@ -41,6 +41,8 @@ pub(crate) struct Configuration {
     boot_source: Option<BootSource>,
     /// The root device comes first.
     drives: Vec<Drive>,
+    /// The root device comes first.
+    pmems: Vec<Pmem>,
     networks: Vec<Network>,
     /// The first is partition 1.
     partitions: Vec<Partition>,
@@ -70,10 +72,16 @@ impl Configuration {
                 changed.machine = self.machine.updated(*update)?;
                 changed.machine.check()?;
             }
+            Change::Cpu(cpu) => changed.cpu = cpu.template()?,
             Change::Drive(drive) => {
                 drive.check()?;
-            Change::Cpu(cpu) => changed.cpu = cpu.template()?,
-                changed.insert(drive.clone())?;
+                changed.insert(drive.clone());
+            }
+            Change::Pmem(pmem) => {
+                pmem.check()?;
+                changed.pmems.retain(|other| other.id != pmem.id);
+                changed.has_pmem(pmem.clone());
+                changed.pmems.sort_by_key(|pmem| !pmem.root_device);
             }
             Change::Network(network) => {
                 changed.networks.retain(|other| other.iface_id != network.iface_id);
@@ -97,6 +105,7 @@ impl Configuration {
             }
             _ => {}
         }
+        changed.check_roots()?;
         if let Some(hotplug) = changed.memory_hotplug {
             hotplug.check(changed.machine)?;
         }
@@ -122,11 +131,13 @@ impl Configuration {
         let mut config = VmConfig::new(kernel, self.machine.memory());
         config.initramfs = source.and_then(|source| source.initrd_path.clone());
         config.command_line = source.and_then(BootSource::command_line);
-        config.extra_command_line = self.drives.iter().flat_map(Drive::root_parameters).collect();
+        let roots = self.drives.iter().flat_map(Drive::root_parameters);
+        config.extra_command_line = roots.chain(self.pmems.iter().flat_map(Pmem::root_parameters)).collect();
         config.vcpus = self.machine.vcpu_count;
+        config.cpu = self.cpu.clone();
         config.backing = self.machine.backing();
         config.balloon = self.balloon.map(Balloon::config);
-        config.drives = self.drives.iter().map(Drive::config).collect();
+        config.drives = self.drives.iter().map(Drive::config).chain(self.pmems.iter().map(Pmem::config)).collect();
         config.vsock = self.vsock.as_ref().map(Vsock::config).unwrap_or_default();
         config.elastic_base = self.memory_hotplug.map(|hotplug| hotplug.config(self.machine));
         config.mmds = self.mmds.as_ref().map(Mmds::config);
@@ -134,22 +145,28 @@ impl Configuration {
         config.network_interfaces = self.networks.iter().map(Network::config).collect();
         config.partitions = self.partitions.iter().map(|partition| partition.window()).collect();
         config
-        config.cpu = self.cpu.clone();
     }
 
     /// Puts a drive in, or in the place of the one with its name.
-    fn insert(&mut self, drive: Drive) -> Result<(), Fault> {
-        let others = || self.drives.iter().filter(|other| other.drive_id != drive.drive_id);
-        if let Some(other) = others().find(|other| drive.is_root_device && other.is_root_device) {
-            let expected = format!("false, for `{}` is the root device", other.drive_id);
-            return Err(Fault::value("is_root_device", true, expected));
-        }
+    fn insert(&mut self, drive: Drive) {
         match self.drives.iter_mut().find(|other| other.drive_id == drive.drive_id) {
             Some(other) => *other = drive,
             None => self.drives.push(drive),
         }
         self.drives.sort_by_key(|drive| !drive.is_root_device);
-        Ok(())
+    }
+
+    /// Refuses a second root device.
+    fn check_roots(&self) -> Result<(), Fault> {
+        let drives = self.drives.iter().filter(|drive| drive.is_root_device).map(|drive| &drive.drive_id);
+        let roots: Vec<_> =
+            drives.chain(self.pmems.iter().filter(|pmem| pmem.root_device).map(|pmem| &pmem.id)).collect();
+        match roots[..] {
+            [first, second, ..] => {
+                Err(Fault::new(format!("`{first}` and `{second}` would both be the root device: expected one")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts a partition in, or in the place of the one with its number.
@@ -172,6 +189,34 @@ impl Configuration {
             .iter()
             .find(|drive| drive.drive_id == id)
             .ok_or_else(|| Fault::new(format!("there is no drive `{id}`")))
+    }
+
+    /// The pmem device of that name.
+    pub(crate) fn pmem(&self, id: &str) -> Result<&Pmem, Fault> {
+        let found = self.pmems.iter().find(|pmem| pmem.id == id);
+        found.ok_or_else(|| Fault::new(format!("there is no pmem device `{id}`")))
+    }
+
+    /// A pmem device has come.
+    pub(crate) fn has_pmem(&mut self, pmem: Pmem) {
+        self.pmems.push(pmem);
+    }
+
+    /// A pmem device has gone while the VM runs.
+    pub(crate) fn has_no_pmem(&mut self, id: &str) {
+        self.pmems.retain(|pmem| pmem.id != id);
+    }
+
+    /// Refuses a pmem device that cannot come while the VM runs.
+    pub(crate) fn check_pmem_hotplug(&self, pmem: &Pmem) -> Result<(), Fault> {
+        if self.pmem(&pmem.id).is_ok() {
+            let expected = "a name that no pmem device has while the VM runs";
+            return Err(Fault::value("id", format!("`{}`", pmem.id), expected));
+        }
+        if pmem.root_device {
+            return Err(Fault::value("root_device", true, "false, for the VM has booted"));
+        }
+        pmem.check()
     }
 
     /// A drive has come while the VM runs.
@@ -239,7 +284,7 @@ impl Configuration {
             "network-interfaces": self.networks,
             "vsock": self.vsock,
             "entropy": self.entropy,
-            "pmem": [],
+            "pmem": self.pmems,
             "memory-hotplug": self.memory_hotplug,
         });
         // Strict clients know Firecracker's names only.

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bellows_vmm::{
-    Balloon, BuildError, ByteSize, DiskInfo, ElasticBase, HotplugError, Lifecycle, LifecycleError, Metadata, Vm,
-    VmBuilder, VmConfig,
+    Balloon, BuildError, ByteSize, DiskInfo, DriveConfig, ElasticBase, HotplugError, Lifecycle, LifecycleError,
+    Metadata, Vm, VmBuilder, VmConfig,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -273,6 +273,19 @@ impl Control {
         match change {
             Change::Drive(drive) => self.attach(configuration, vm, drive),
             Change::RemoveDrive(id) => self.detach(configuration, vm, &id),
+            Change::Pmem(pmem) => {
+                configuration.check_pmem_hotplug(&pmem)?;
+                attach_disk(vm, &pmem.config(), || self.state().configuration.has_pmem(pmem.clone()))
+            }
+            Change::RemovePmem(id) => {
+                let pmem = configuration.pmem(&id)?;
+                if pmem.root_device {
+                    return Err(Fault::new(format!("`{id}` is the root device: expected another pmem device")));
+                }
+                detach_disk(vm, &pmem.config(), &id)?;
+                self.state().configuration.has_no_pmem(&id);
+                Ok(())
+            }
             Change::UpdateDrive(update) => self.update_drive(configuration, vm, &update),
             Change::Network(network) => {
                 let attached = vm.attach_network(&network.config(), HOTPLUG_LIMIT);
@@ -330,19 +343,7 @@ impl Control {
 
     fn attach(&self, configuration: &Configuration, vm: &Vm, drive: Drive) -> Result<(), Fault> {
         configuration.check_hotplug(&drive)?;
-        if let Err(error) = vm.attach_drive(&drive.config(), HOTPLUG_LIMIT) {
-            let mut fault = Fault::of(&error);
-            // Nothing is to stay of a request that failed.
-            if let HotplugError::NotBound { serial, .. } = &error
-                && let Err(error) = vm.detach_disk(serial, HOTPLUG_LIMIT)
-            {
-                self.state().configuration.has_drive(drive);
-                fault.message = format!("{}; it cannot be taken away again: {error}", fault.message);
-            }
-            return Err(fault);
-        }
-        self.state().configuration.has_drive(drive);
-        Ok(())
+        attach_disk(vm, &drive.config(), || self.state().configuration.has_drive(drive.clone()))
     }
 
     fn detach(&self, configuration: &Configuration, vm: &Vm, id: &str) -> Result<(), Fault> {
@@ -350,15 +351,14 @@ impl Control {
         if drive.is_root_device {
             return Err(Fault::new(format!("`{id}` is the root device: expected another drive")));
         }
-        let disk = disk_of(drive, vm)?;
-        vm.detach_disk(&disk.serial, HOTPLUG_LIMIT).map_err(|error| Fault::of(&error))?;
+        detach_disk(vm, &drive.config(), id)?;
         self.state().configuration.has_no_drive(id);
         Ok(())
     }
 
     /// The file first, for that can fail.
     fn update_drive(&self, configuration: &Configuration, vm: &Vm, update: &DriveUpdate) -> Result<(), Fault> {
-        let mut disk = disk_of(configuration.drive(&update.drive_id)?, vm)?;
+        let mut disk = disk_of(vm, &configuration.drive(&update.drive_id)?.config(), &update.drive_id)?;
         if let Some(path) = &update.path_on_host {
             disk = vm.replace_disk(&disk.serial, path, EXCHANGE_LIMIT).map_err(|error| Fault::of(&error))?;
         }
@@ -393,11 +393,32 @@ fn state_name(vm: Option<&Vm>) -> &'static str {
     }
 }
 
-/// The VM's disk for `drive`.
-fn disk_of(drive: &Drive, vm: &Vm) -> Result<DiskInfo, Fault> {
-    let path = drive.config().path;
-    let disk = vm.disks().into_iter().find(|disk| disk.path == path);
-    disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{}` any more", drive.drive_id)))
+/// Adds a disk while the VM runs. Calls `has` if the VM has it afterwards, which it may have in spite of an error.
+fn attach_disk(vm: &Vm, config: &DriveConfig, has: impl FnOnce()) -> Result<(), Fault> {
+    let Err(error) = vm.attach_drive(config, HOTPLUG_LIMIT) else {
+        has();
+        return Ok(());
+    };
+    let mut fault = Fault::of(&error);
+    // Nothing is to stay of a request that failed.
+    if let HotplugError::NotBound { serial, .. } = &error
+        && let Err(error) = vm.detach_disk(serial, HOTPLUG_LIMIT)
+    {
+        has();
+        fault.message = format!("{}; it cannot be taken away again: {error}", fault.message);
+    }
+    Err(fault)
+}
+
+fn detach_disk(vm: &Vm, config: &DriveConfig, id: &str) -> Result<(), Fault> {
+    let disk = disk_of(vm, config, id)?;
+    vm.detach_disk(&disk.serial, HOTPLUG_LIMIT).map_err(|error| Fault::of(&error))
+}
+
+/// The VM's disk for a drive or a pmem device.
+fn disk_of(vm: &Vm, config: &DriveConfig, id: &str) -> Result<DiskInfo, Fault> {
+    let disk = vm.disks().into_iter().find(|disk| disk.path == config.path);
+    disk.ok_or_else(|| Fault::new(format!("the VM has no disk for `{id}` any more")))
 }
 
 fn booted<T>(vm: Option<T>) -> Result<T, Fault> {

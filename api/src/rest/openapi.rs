@@ -60,6 +60,8 @@ fn operations() -> Vec<Operation> {
         with::<theirs::Drive>("put", "/drives/{drive_id}", "Adds a drive.", Nothing),
         with::<theirs::DriveUpdate>("patch", "/drives/{drive_id}", "Changes a drive while the VM runs.", Nothing),
         delete("/drives/{drive_id}", "Takes a drive away while the VM runs.", Nothing),
+        with::<theirs::Pmem>("put", "/pmem/{id}", "Adds a file as persistent memory, read-only.", Nothing),
+        delete("/pmem/{id}", "Takes one away while the VM runs.", Nothing),
         get("/hotplug/memory", "The memory that may come and go.", Object),
         with::<theirs::MemoryHotplug>(
             "put",

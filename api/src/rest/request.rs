@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::bodies::{
     Action as ActionBody, ActionType, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, CpuConfig, Drive,
-    DriveUpdate, Entropy, Logger, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate, Metrics, Mmds, Network, NetworkUpdate,
-    Partition, Serial, StartHinting, VmState, VmUpdate, Vsock,
+    DriveUpdate, Entropy, Logger, Machine, MachineUpdate, MemoryHotplug, MemoryHotplugUpdate, Metrics, Mmds, Network,
+    NetworkUpdate, Partition, Pmem, Serial, StartHinting, VmState, VmUpdate, Vsock,
 };
 use super::fault::Fault;
 use super::strict;
@@ -50,6 +50,8 @@ pub(crate) enum Change {
     Drive(Drive),
     UpdateDrive(DriveUpdate),
     RemoveDrive(String),
+    Pmem(Pmem),
+    RemovePmem(String),
     Network(Box<Network>),
     RemoveNetwork(String),
     UpdateNetwork(NetworkUpdate),
@@ -78,8 +80,7 @@ pub(crate) enum Change {
 }
 
 /// Parts of the API that Bellows does not have yet, by the first part of their paths.
-const MISSING: [(&str, &str); 2] =
-    [("pmem", "pmem devices of the caller's"), ("snapshot", "snapshots")];
+const MISSING: [(&str, &str); 1] = [("snapshot", "snapshots")];
 
 /// Reads a request. The method is in capitals; the path may have a query, which means nothing.
 ///
@@ -114,6 +115,7 @@ pub(crate) fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Fa
         }
         ("PUT" | "PATCH", _) => change(method, path, &parts, body).map(Request::Change),
         ("DELETE", ["drives", id]) => Ok(Request::Change(Change::RemoveDrive(checked_id("drive_id", id)?.to_owned()))),
+        ("DELETE", ["pmem", id]) => Ok(Request::Change(Change::RemovePmem(checked_id("id", id)?.to_owned()))),
         ("DELETE", ["network-interfaces", id]) => {
             Ok(Request::Change(Change::RemoveNetwork(checked_id("iface_id", id)?.to_owned())))
         }
@@ -130,9 +132,9 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
         }),
         ("PUT", ["boot-source"]) => json(body).map(Change::BootSource),
         ("PUT", ["machine-config"]) => json(body).map(Change::Machine),
+        ("PUT", ["cpu-config"]) => json(body).map(Change::Cpu),
         ("PATCH", ["machine-config"]) => json(body).map(Change::UpdateMachine),
         ("PUT", ["drives", id]) => {
-        ("PUT", ["cpu-config"]) => json(body).map(Change::Cpu),
             let drive: Drive = json_of("drive_id", id, body)?;
             same_id("drive_id", id, &drive.drive_id)?;
             Ok(Change::Drive(drive))
@@ -141,6 +143,14 @@ fn change(method: &str, path: &str, parts: &[&str], body: &[u8]) -> Result<Chang
             let update: DriveUpdate = json_of("drive_id", id, body)?;
             same_id("drive_id", id, &update.drive_id)?;
             Ok(Change::UpdateDrive(update))
+        }
+        ("PUT", ["pmem", id]) => {
+            let pmem: Pmem = json_of("id", id, body)?;
+            same_id("id", id, &pmem.id)?;
+            Ok(Change::Pmem(pmem))
+        }
+        ("PATCH", ["pmem", _]) => {
+            return Err(Fault::new("a pmem device has no rate limits to change: reads of it are no requests"));
         }
         ("PUT", ["network-interfaces", id]) => {
             let network: Network = json_of("iface_id", id, body)?;

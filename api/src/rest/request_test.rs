@@ -32,6 +32,7 @@ fn each_path_has_its_verbs() {
         ("PATCH", "/balloon", br#"{"amount_mib": 3}"#, Request::Change(Change::ResizeBalloon(3))),
         ("PATCH", "/balloon/hinting/start", b"", Request::Change(Change::StartHinting(true))),
         ("DELETE", "/drives/data_1", b"", Request::Change(Change::RemoveDrive("data_1".into()))),
+        ("DELETE", "/pmem/p", b"", Request::Change(Change::RemovePmem("p".into()))),
     ] {
         assert_eq!(parse(method, path, body), Ok(expected), "{method} {path}");
     }
@@ -70,9 +71,7 @@ fn what_is_no_request_is_refused() {
 
 #[test]
 fn what_is_missing_is_refused_as_such() {
-    for (method, path) in
-        [("PUT", "/pmem/p"), ("PUT", "/snapshot/create"), ("PUT", "/snapshot/load")]
-    {
+    for (method, path) in [("PUT", "/snapshot/create"), ("PUT", "/snapshot/load")] {
         let message = refused(method, path, b"{}");
         assert!(message.contains("not supported yet: Bellows does not have"), "{message}");
     }
@@ -83,6 +82,10 @@ fn a_drive_has_one_name_of_plain_letters() {
     let body = br#"{"drive_id": "a", "is_root_device": false}"#;
     assert!(matches!(parse("PUT", "/drives/a", body), Ok(Request::Change(Change::Drive(_)))));
     assert!(refused("PUT", "/drives/b", body).contains("`drive_id` is `a`: expected `b`, as in the path"));
+    let pmem = br#"{"id": "a", "path_on_host": "/a", "read_only": true}"#;
+    assert!(matches!(parse("PUT", "/pmem/a", pmem), Ok(Request::Change(Change::Pmem(_)))));
+    assert!(refused("PUT", "/pmem/b", pmem).contains("`id` is `a`: expected `b`"));
+    assert!(refused("PATCH", "/pmem/a", b"{}").contains("no rate limits"));
     assert!(refused("PATCH", "/drives/b", br#"{"drive_id": "a"}"#).contains("expected `b`"));
     for id in ["a-b", "a%20b", &"a".repeat(MAX_ID + 1)] {
         assert!(refused("PUT", &format!("/drives/{id}"), body).contains("letters, digits and underscores"), "{id}");

@@ -39,6 +39,7 @@ fn when(change: &Change) -> When {
         Change::UpdateDrive(_)
         | Change::UpdateNetwork(_)
         | Change::RemoveDrive(_)
+        | Change::RemovePmem(_)
         | Change::RemoveNetwork(_)
         | Change::ResizeBalloon(_)
         | Change::ResizeMemory(_)
@@ -49,8 +50,10 @@ fn when(change: &Change) -> When {
         | Change::SendCtrlAltDel
         | Change::Pause
         | Change::Resume => When::After,
-        // Afterwards, drives and network interfaces are hotplug.
-        Change::Drive(_) | Change::Network(_) | Change::PutMetadata(_) | Change::PatchMetadata(_) => When::Ever,
+        // Afterwards, drives, pmem devices and network interfaces are hotplug.
+        Change::Drive(_) | Change::Pmem(_) | Change::Network(_) | Change::PutMetadata(_) | Change::PatchMetadata(_) => {
+            When::Ever
+        }
     }
 }
 
@@ -64,13 +67,15 @@ mod tests {
         for (method, path, body, before, after) in [
             ("PUT", "/boot-source", r#"{"kernel_image_path": "k"}"#, true, false),
             ("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#, true, false),
+            ("PUT", "/cpu-config", "{}", true, false),
             ("PUT", "/balloon", r#"{"amount_mib": 1, "deflate_on_oom": true}"#, true, false),
             ("PUT", "/logger", "{}", true, false),
             ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#, true, false),
-            ("PUT", "/cpu-config", "{}", true, false),
             ("PUT", "/drives/a", r#"{"drive_id": "a", "is_root_device": false}"#, true, true),
             ("PATCH", "/drives/a", r#"{"drive_id": "a"}"#, false, true),
             ("DELETE", "/drives/a", "", false, true),
+            ("PUT", "/pmem/a", r#"{"id": "a", "path_on_host": "/a"}"#, true, true),
+            ("DELETE", "/pmem/a", "", false, true),
             ("PUT", "/network-interfaces/a", r#"{"iface_id": "a", "host_dev_name": "t"}"#, true, true),
             ("DELETE", "/network-interfaces/a", "", false, true),
             ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#, false, true),

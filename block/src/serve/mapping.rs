@@ -1,13 +1,16 @@
 //! Files of the store as memory: read-only, and shared by all processes that map them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use bellows_disk::{DiskError, open_shared};
 use bellows_memory::host::{Access, Area};
 
+use crate::digest::Digest;
 use crate::flat::FlatImage;
 use crate::read_set::{PAGE_SIZE, PageRanges, ReadSet};
 use crate::stored_file::StoredFile;
@@ -50,6 +53,16 @@ impl ImageMapping {
     /// It is missing, not a regular file, of another size than recorded, or cannot be mapped.
     pub fn layer(layer: &StoredFile) -> Result<Self, DiskError> {
         Self::new(vec![(0, layer.clone())])
+    }
+
+    /// Maps a file that is not in a store. It has the digest of its path.
+    ///
+    /// # Errors
+    /// It is missing, not a regular file, of no whole number of sectors, or cannot be mapped.
+    pub fn file(path: &Path) -> Result<Self, DiskError> {
+        let opened = fs::metadata(path).map_err(|source| DiskError::Open { path: path.to_owned(), source });
+        let bytes = opened?.len();
+        Self::layer(&StoredFile { digest: Digest::of(path.as_os_str().as_bytes()), path: path.to_owned(), bytes })
     }
 
     /// Maps all files of a flat image.

@@ -180,6 +180,9 @@ def live(life, files, folder):
     shutil.copy(pathlib.Path(folder, "disk"), other)
     life.send("PATCH", "/drives/{drive_id}", {"drive_id": "disk", "path_on_host": str(other)}, drive_id="disk")
     life.send("DELETE", "/drives/{drive_id}", drive_id="disk")
+    pmem = {"id": "memory", "path_on_host": str(other), "read_only": True}
+    life.send("PUT", "/pmem/{id}", pmem, id="memory")
+    life.send("DELETE", "/pmem/{id}", id="memory")
     limits = {"iface_id": "eth0", "rx_rate_limiter": {"bandwidth": {"size": 1 << 20, "refill_time": 100}}}
     life.send("PATCH", "/network-interfaces/{iface_id}", limits, iface_id="eth0")
     life.send("DELETE", "/network-interfaces/{iface_id}", iface_id="eth0")

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::kind::ErrorKind;
-use bellows_devices::virtio::limits::RateLimit;
 pub use bellows_memory::Backing;
 use bellows_memory::layout::MAX_PARTITIONS;
 use bellows_memory::{BLOCK, ByteSize};
@@ -14,8 +13,9 @@ use bellows_protocol::values::MIN_BASE_LIMIT;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
-mod cpu;
 mod command_line;
+mod cpu;
+mod drive;
 mod elastic;
 mod guest_network;
 mod image;
@@ -25,8 +25,9 @@ mod partition_mode;
 mod prepare;
 pub(crate) mod text;
 
-pub use cpu::{BitChange, CpuTemplate, CpuidChange, CpuidRegister, MsrChange};
 pub use balloon::BalloonConfig;
+pub use cpu::{BitChange, CpuTemplate, CpuidChange, CpuidRegister, MsrChange};
+pub use drive::DriveConfig;
 pub use elastic::ElasticBaseConfig;
 pub use guest_network::GuestNetwork;
 pub use image::{
@@ -87,10 +88,10 @@ pub struct VmConfig {
     /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two, and a network
     /// interface three.
     #[serde(default = "default_vcpus")]
+    pub vcpus: u8,
     /// What the guest sees of the CPU.
     #[serde(default)]
     pub cpu: CpuTemplate,
-    pub vcpus: u8,
     /// Base memory.
     pub memory: ByteSize,
     /// Whether, and how far, base memory grows while the VM runs.
@@ -148,28 +149,6 @@ pub struct VmConfig {
     pub serial: SerialOutput,
 }
 
-/// A raw disk.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct DriveConfig {
-    /// The file or block device.
-    pub path: PathBuf,
-    /// Whether the guest may only read.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Rate limits at first: of bytes, and of requests.
-    #[serde(default)]
-    pub limits: RateLimit,
-}
-
-impl DriveConfig {
-    /// The file or block device at `path`, without rate limits.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>, read_only: bool) -> Self {
-        Self { path: path.into(), read_only, limits: RateLimit::default() }
-    }
-}
-
 /// The vsock device.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -203,7 +182,6 @@ pub struct ConfigError {
     /// Where in the configuration, for example `drives[2].path`.
     pub field: String,
     /// The value there.
-            cpu: CpuTemplate::default(),
     pub value: String,
     /// The values that are valid there.
     pub expected: String,
@@ -227,6 +205,7 @@ impl VmConfig {
             command_line: None,
             extra_command_line: Vec::new(),
             vcpus: default_vcpus(),
+            cpu: CpuTemplate::default(),
             memory,
             elastic_base: None,
             base_limit: None,
@@ -244,7 +223,6 @@ impl VmConfig {
             mmds: None,
             vsock: VsockConfig::default(),
             serial: SerialOutput::default(),
-        self.cpu.check()?;
         }
     }
 
@@ -268,6 +246,7 @@ impl VmConfig {
         if !VCPUS.contains(&self.vcpus) {
             return Err(error("vcpus", self.vcpus, format!("{} to {}", VCPUS.start(), VCPUS.end())));
         }
+        self.cpu.check()?;
         check_size("memory", self.memory, MIN_MEMORY)?;
         if let Some(elastic) = &self.elastic_base {
             elastic.check(self.memory)?;
@@ -332,7 +311,7 @@ impl VmConfig {
             return Err(error("images", value, format!("at most {MAX_DISKS}")));
         }
         for (index, drive) in self.drives.iter().enumerate() {
-            check_path(&format!("drives[{index}].path"), &drive.path)?;
+            drive.check(&format!("drives[{index}]"))?;
         }
         Ok(())
     }

@@ -288,8 +288,10 @@ impl Opened {
 
     pub(crate) fn drive(drive: &DriveConfig) -> Result<Self, DiskError> {
         let id = drive_id(&drive.path);
-        let file = RawDisk::open(&drive.path, drive.read_only, id)?;
-        let content = Content::Drive(Arc::new(file));
+        let content = match drive.transport {
+            Transport::Blk => Content::Drive(Arc::new(RawDisk::open(&drive.path, drive.read_only, id)?)),
+            Transport::Pmem => Content::Memory(ImageMapping::file(&drive.path)?),
+        };
         Ok(Self { content, serial: serial(id), path: drive.path.clone(), limits: drive.limits })
     }
 }

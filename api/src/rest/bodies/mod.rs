@@ -11,10 +11,11 @@ pub(super) mod mmds;
 mod network;
 mod output;
 mod partition;
+mod pmem;
 
 pub(crate) use boot::BootSource;
-pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
 pub(crate) use cpu::CpuConfig;
+pub(crate) use devices::{Balloon, BalloonStatisticsUpdate, BalloonUpdate, Entropy, StartHinting, Vsock};
 pub(crate) use drive::{Drive, DriveUpdate};
 pub(crate) use hotplug::{MemoryHotplug, MemoryHotplugUpdate};
 pub(crate) use machine::{Machine, MachineUpdate};
@@ -22,6 +23,7 @@ pub(crate) use mmds::{Metadata, Mmds};
 pub(crate) use network::{Network, NetworkUpdate};
 pub(crate) use output::{Level, Logger, Metrics, Serial};
 pub(crate) use partition::Partition;
+pub(crate) use pmem::Pmem;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
