@@ -15,6 +15,19 @@ const KILLED_IMPORTS: u32 = 200;
 /// How long `cargo xtask stress` suspends and resumes each device: ten minutes for all.
 const CONTRACT_MINUTES: u32 = 2;
 
+/// The crates that programs can build on, and the programs: each can be packaged for a registry.
+const PACKAGED: [&str; 9] = [
+    "bellows",
+    "bellows-agent",
+    "bellows-archive",
+    "bellows-block",
+    "bellows-devices",
+    "bellows-disk",
+    "bellows-memory",
+    "bellows-protocol",
+    "bellows-vmm",
+];
+
 /// Runs all checks, whatever fails on the way.
 pub fn run(install: bool) -> Result<()> {
     let host = Host::detect();
@@ -44,6 +57,13 @@ pub fn run(install: bool) -> Result<()> {
         "documentation",
         workspace::cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     );
+    // What they are made of has been built and tested: that their files are all there is left.
+    let mut packaging = workspace::cargo();
+    packaging.args(["package", "--no-verify", "--allow-dirty", "--offline"]);
+    for name in PACKAGED {
+        packaging.args(["--package", name]);
+    }
+    check(&mut tally, "packages of crates", &mut packaging);
     tally.add(package::test(install));
     tally.add(bench::counted::check(install));
     kvm_tests::run(&mut tally, &[], Selection::EachRun, install);
