@@ -1,4 +1,13 @@
 //! Content digests.
+//!
+//! ```
+//! use bellows_block::Digest;
+//!
+//! let digest = Digest::of(b"layer");
+//! assert_eq!(digest.to_string().parse::<Digest>()?, digest);
+//! assert!("sha256:short".parse::<Digest>().is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
 use std::str::FromStr;

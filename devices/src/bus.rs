@@ -1,4 +1,28 @@
 //! Address spaces that guest accesses are dispatched on: port I/O and memory-mapped I/O.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use bellows_devices::bus::{Bus, BusDevice};
+//!
+//! /// Reads as its offset; takes everything.
+//! struct Echo;
+//!
+//! impl BusDevice for Echo {
+//!     fn read(&self, offset: u64, data: &mut [u8]) {
+//!         data.fill(offset as u8);
+//!     }
+//!
+//!     fn write(&self, _offset: u64, _data: &[u8]) {}
+//! }
+//!
+//! let bus = Bus::new();
+//! bus.insert(0x700, 4, Arc::new(Echo))?;
+//! let mut byte = [0];
+//! assert!(bus.read(0x702, &mut byte) && byte == [2]);
+//! assert!(!bus.write(0x704, &byte), "nothing is there");
+//! # Ok::<(), bellows_devices::bus::BusError>(())
+//! ```
 
 use std::collections::BTreeMap;
 use std::fmt;

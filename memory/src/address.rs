@@ -1,4 +1,14 @@
 //! Ranges of an address space.
+//!
+//! ```
+//! use bellows_memory::address::AddressRange;
+//!
+//! let ram = AddressRange::new(0x10_0000, 0x10_0000).ok_or("empty, or beyond the last address")?;
+//! let slot = AddressRange::new(0x18_0000, 0x1000).ok_or("empty, or beyond the last address")?;
+//! assert!(ram.contains(slot) && slot.overlaps(ram));
+//! assert_eq!((ram.last(), ram.end().0), (0x1f_ffff, 0x20_0000));
+//! # Ok::<(), &str>(())
+//! ```
 
 use std::fmt;
 

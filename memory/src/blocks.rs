@@ -1,4 +1,15 @@
 //! Blocks, the unit that a partition is plugged and unplugged in.
+//!
+//! ```
+//! use bellows_memory::blocks::{BlockRange, BlockSet};
+//!
+//! let mut plugged = BlockSet::new(64);
+//! let range = BlockRange::new(8, 16).ok_or("a range has blocks")?;
+//! plugged.insert(range);
+//! assert_eq!((plugged.count(range), range.bytes()), (16, 32 << 20));
+//! assert_eq!(plugged.runs().collect::<Vec<_>>(), [range]);
+//! # Ok::<(), &str>(())
+//! ```
 
 use std::fmt;
 

@@ -1,4 +1,17 @@
 //! Guest-physical addresses for memory that devices bring, above all other memory.
+//!
+//! ```
+//! use bellows_memory::address::AddressRange;
+//! use bellows_memory::device_area::DeviceArea;
+//! use bellows_memory::ByteSize;
+//!
+//! let area = DeviceArea::new(AddressRange::new(1 << 40, 1 << 30).ok_or("no range")?);
+//! let memory = area.take(ByteSize::mib(2))?;
+//! assert_eq!(memory.start().0 % (2 << 20), 0);
+//! // The addresses are free again once it is dropped.
+//! drop(memory);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

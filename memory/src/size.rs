@@ -1,4 +1,13 @@
 //! Sizes in bytes, as people write them.
+//!
+//! ```
+//! use bellows_memory::ByteSize;
+//!
+//! let size: ByteSize = "512M".parse()?;
+//! assert_eq!((size, size.to_string()), (ByteSize::mib(512), "512 MiB".to_owned()));
+//! assert!("512 apples".parse::<ByteSize>().is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
 use std::str::FromStr;

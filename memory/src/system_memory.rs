@@ -5,6 +5,16 @@
 //! group and of all groups above it count, as far as they are visible (version 2, and the `memory` controller of version 1). The
 //! same goes for swap, whose limits are version 2's.
 //! Files are read on each call; mounts are looked up once.
+//!
+//! ```
+//! use bellows_memory::system_memory::{Swap, SystemMemory};
+//!
+//! match SystemMemory::open()?.swap()? {
+//!     Swap::Absent => println!("what is frozen stays in memory"),
+//!     other => println!("{other:?}"),
+//! }
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 use std::io;
 use std::path::{Component, Path, PathBuf};

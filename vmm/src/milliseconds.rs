@@ -1,4 +1,18 @@
 //! How reports write durations in JSON: numbers of milliseconds, to the microsecond (`#[serde(with = "milliseconds")]`).
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! #[derive(serde::Serialize)]
+//! struct Report {
+//!     #[serde(rename = "boot_ms", with = "bellows_vmm::milliseconds")]
+//!     boot: Duration,
+//! }
+//!
+//! let report = Report { boot: Duration::from_micros(1500) };
+//! assert_eq!(serde_json::to_string(&report)?, r#"{"boot_ms":1.5}"#);
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 use std::time::Duration;
 

@@ -1,4 +1,14 @@
 //! Holes in files: parts that read as zeros and take no room on the medium.
+//!
+//! ```
+//! use bellows_disk::hole;
+//!
+//! let file = tempfile::tempfile()?;
+//! file.set_len(1 << 20)?;
+//! hole::zero(&file, 0, 4096)?;
+//! assert_eq!(file.metadata()?.len(), 1 << 20);
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 use std::fs::File;
 use std::io;

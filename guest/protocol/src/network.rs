@@ -1,4 +1,13 @@
 //! Networks of a guest: what an interface gets, as both sides check it.
+//!
+//! ```
+//! use bellows_protocol::network::InterfaceAddress;
+//!
+//! let address: InterfaceAddress = "10.0.0.2/24".parse()?;
+//! assert_eq!(address.prefix(), 24);
+//! assert!(address.reaches("10.0.0.1".parse()?) && !address.reaches("10.0.1.1".parse()?));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,4 +1,13 @@
 //! The line with which the agent says that it can be called.
+//!
+//! ```
+//! use bellows_protocol::ready::{BootTimes, parse_ready_line, ready_line};
+//!
+//! let times = BootTimes::default();
+//! assert_eq!(parse_ready_line(ready_line(times).as_bytes())?, times);
+//! assert!(parse_ready_line(b"hello\n").is_err());
+//! # Ok::<(), bellows_protocol::ready::ReadyError>(())
+//! ```
 
 use std::time::Duration;
 

@@ -3,6 +3,15 @@
 //! Numbers are numbers, as Docker and containerd have it by now: a user who is *called* `1234` in the image's `/etc/passwd` cannot
 //! be meant by `1234`, so that the image does not decide which number that is. Only the guest, which has the image's files, knows whose
 //! names they are.
+//!
+//! ```
+//! use bellows_protocol::user::User;
+//!
+//! let user: User = "nobody:100".parse()?;
+//! assert_eq!(user.to_string(), "nobody:100");
+//! assert!("a:b:c".parse::<User>().is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
 use std::str::FromStr;
