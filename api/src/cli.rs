@@ -19,6 +19,7 @@ use crate::options::any_seconds;
 use crate::options::detached::{
     CpArgs, DetachedArgs, ExecArgs, LogsArgs, PartitionCommand, PsArgs, RmArgs, StopArgs, TopArgs,
 };
+use crate::options::scratch::ScratchArg;
 use crate::options::volume::VolumeArg;
 use crate::rest::{ApiArgs, Firecracker};
 
@@ -173,6 +174,13 @@ pub struct RunArgs {
     /// Folder of this host that the command finds at PATH, read-only: what it holds now is imported to the store
     #[arg(short, long = "volume", value_name = "DIR:PATH:ro")]
     pub volumes: Vec<VolumeArg>,
+    /// Give the command a disk of SIZE to write on, with an empty file system, at PATH [default: /tmp]: it ends with the run, and takes
+    /// room on this host only for what is on it
+    #[arg(long, value_name = "SIZE[:PATH]")]
+    pub scratch: Option<ScratchArg>,
+    /// Folder in whose file system the scratch disk lies [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub scratch_dir: Option<PathBuf>,
     /// File of environment variables, one NAME=VALUE or NAME in each line, which override the image's; # starts a comment
     #[arg(long = "env-file", value_name = "FILE")]
     pub env_files: Vec<PathBuf>,

@@ -91,6 +91,8 @@ impl Interrupts {
         let wanted = ENDING.into_iter().chain(OTHERS).filter(|&signal| signal != Signal::SIGHUP || !ignored);
         wanted.chain([WAKING]).for_each(|signal| signals.add(signal));
         signals.thread_block()?;
+        // A file that grows beyond the limit (RLIMIT_FSIZE) is an error of the write then, and no end of the process.
+        SigSet::from(Signal::SIGXFSZ).thread_block()?;
         let interrupts = Self::default();
         interrupts.waiting().signals = Some(signals);
         interrupts.wait()?;

@@ -71,7 +71,8 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     let mut heard = |what: &str| assert!(events.any(|line| line.contains(what)), "{what}");
     heard(": events");
 
-    let wanted = shell("echo ready; cat /proc/self/cgroup >&2; exec sleep 1000", 200);
+    let mut wanted = shell("echo ready; cat /proc/self/cgroup >&2; exec sleep 1000", 200);
+    wanted["scratch"] = json!({ "size_mib": 16 });
     let a = body(send(&api, "PUT", "/instances/a", &wanted), 200);
     assert_eq!((&a["state"], &a["partition"]), (&json!("Running"), &json!(2)), "the smallest that will do: {a}");
     assert_eq!(a["started"]["plug"]["bytes"], 200 << 20, "{a}");
@@ -96,6 +97,8 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     let expected =
         json!({ "exit_code": 3, "oom_killed": false, "stdout": "in\nb\n", "stderr": "", "truncated": false });
     assert_eq!(executed, expected);
+    let mounts = json!({ "argv": ["grep", "-c", " /tmp ext4 ", "/proc/mounts"] });
+    assert_eq!(body(send(&api, "POST", "/instances/a/exec", &mounts), 200)["stdout"], "1\n");
     let nowhere = body(send(&api, "POST", "/instances/a/exec", &json!({ "argv": ["/nowhere"] })), 400);
     assert!(nowhere["fault_message"].as_str().unwrap().contains("/nowhere"), "{nowhere}");
 
@@ -109,7 +112,7 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
         format!("bellows_partition_plugged_bytes{{partition=\"2\"}} {}", 200 << 20),
         "bellows_partition_used{partition=\"1\"} 0".into(),
         "bellows_instance_start_seconds_count 1".into(),
-        "bellows_exec_seconds_count 1".into(),
+        "bellows_exec_seconds_count 2".into(),
     ] {
         assert!(figures.lines().any(|found| found == line), "{line}: {figures}");
     }

@@ -159,6 +159,11 @@ impl Guest {
         causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
+    pub fn scratch_folder(mut self, folder: &Path) -> Self {
+        self.builder = self.builder.scratch_folder(folder);
+        self
+    }
+
     /// Records the pages of images that the guest reads.
     pub fn record_reads(mut self) -> Self {
         self.builder = self.builder.record_reads();

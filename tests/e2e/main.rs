@@ -35,6 +35,7 @@ mod passt;
 mod pause;
 mod prepared;
 mod programs;
+mod scratch;
 mod sealed;
 mod streams;
 mod stress;

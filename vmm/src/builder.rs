@@ -39,6 +39,7 @@ use crate::resources::instances::Instances;
 use crate::resources::networks::Networks;
 use crate::resources::partitions::{PartitionParts, Partitions};
 use crate::resources::pmem::PmemWindows;
+use crate::resources::scratch::ScratchDisks;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 use crate::vm::Vm;
 
@@ -220,6 +221,13 @@ impl VmBuilder {
         self
     }
 
+    /// Has scratch disks of instances lie in the file system of `folder` ([`VmConfig::scratch_folder`]).
+    #[must_use]
+    pub fn scratch_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.config.scratch_folder = Some(folder.into());
+        self
+    }
+
     /// Adds a raw disk.
     #[must_use]
     pub fn drive(mut self, drive: DriveConfig) -> Self {
@@ -308,7 +316,8 @@ impl VmBuilder {
             + config.network_interfaces.len()
             + config.memory_devices();
         let vectors = config.max_vectors();
-        let bus = VirtioBus::new(&machine, base.view().clone(), notice.clone(), functions, vectors, &buses)?;
+        let view = base.view().clone();
+        let bus = Arc::new(VirtioBus::new(&machine, view, notice.clone(), functions, vectors, &buses)?);
         let event_loop = bus.event_loop("devices")?;
         // First, so that the agent has a place on the bus however many devices follow.
         let (uds_path, directory) = socket_path(config.vsock.uds_path.as_deref())?;
@@ -321,7 +330,8 @@ impl VmBuilder {
             None => None,
         };
         // Images before drives: a guest that depends on the order of discovery finds them in this order.
-        let (disks, images) = (Disks::new(windows, event_loop.handle(), config.record_reads), Images::default());
+        let disks = Arc::new(Disks::new(windows, event_loop.handle(), config.record_reads));
+        let images = Images::default();
         images.add_all(&bus, &disks, &config.images)?;
         for drive in &config.drives {
             disks.add_drive(&bus, drive)?;
@@ -363,6 +373,8 @@ impl VmBuilder {
         };
         let entry = load(&base.view().memory(), firmware, source)?;
         let vcpus = Vcpus { count: config.vcpus.into(), entry, buses: buses.clone(), notice };
+        let scratch = ScratchDisks::new(config.scratch_folder.clone(), &disks, &bus);
+        let instances = Instances { base_limit: config.base_limit, memory: config.memory, scratch };
         let vm = Vm {
             vcpus: VcpuPool::new(&host, &machine, vcpus)?,
             console,
@@ -375,7 +387,7 @@ impl VmBuilder {
             networks,
             metadata,
             partitions,
-            instances: Instances { base_limit: config.base_limit, memory: config.memory },
+            instances,
             _event_loop: event_loop,
             discarder,
             machine,

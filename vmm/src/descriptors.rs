@@ -76,6 +76,11 @@ pub(crate) fn of_drive() -> usize {
     PER_DRIVE + of_disk(Transport::Blk)
 }
 
+/// Descriptors of a scratch disk: its file, and those of a disk.
+pub(crate) fn of_scratch_disk() -> usize {
+    1 + of_disk(Transport::Blk)
+}
+
 /// Descriptors of a network interface.
 pub(crate) fn of_network() -> usize {
     PER_NETWORK + PER_LOOP

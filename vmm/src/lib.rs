@@ -79,6 +79,7 @@ pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceErro
 pub use resources::exec::Copying;
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instance_network::{InstanceNetwork, OwnNetwork};
+pub use resources::scratch::ScratchSpec;
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;

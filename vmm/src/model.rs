@@ -458,7 +458,7 @@ pub enum DiskState {
 pub struct DiskInfo {
     /// Its serial number.
     pub serial: String,
-    /// Its file.
+    /// Its file; of a scratch disk, whose file has no name, the folder.
     pub path: PathBuf,
     /// Whether the guest cannot write.
     pub read_only: bool,
@@ -469,7 +469,7 @@ pub struct DiskInfo {
     pub address: PciAddress,
     /// Where it stands with the guest.
     pub state: DiskState,
-    /// Its rate limits; disks of images have none.
+    /// Its rate limits; disks that are no drives have none.
     pub limits: RateLimit,
 }
 

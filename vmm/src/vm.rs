@@ -1,6 +1,7 @@
 //! A running VM.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellows_block::ReadSet;
@@ -46,10 +47,10 @@ pub struct Vm {
     pub(crate) vcpus: VcpuPool,
     pub(crate) console: Option<Console>,
     pub(crate) _buses: Buses,
-    pub(crate) bus: VirtioBus,
+    pub(crate) bus: Arc<VirtioBus>,
     pub(crate) balloon: Option<Balloon>,
     pub(crate) elastic_base: Option<ElasticBase>,
-    pub(crate) disks: Disks,
+    pub(crate) disks: Arc<Disks>,
     pub(crate) images: Images,
     pub(crate) networks: Networks,
     pub(crate) metadata: Metadata,

@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 43] = [
+const EACH_RUN: [&str; 44] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -40,6 +40,7 @@ const EACH_RUN: [&str; 43] = [
     "prepared::the_first_plug_of_a_prepared_partition_is_that_of_a_parked_one",
     "programs::a_second_interrupt_ends_the_run_at_once",
     "programs::signals_reach_the_program",
+    "scratch::an_instance_writes_more_than_its_memory_and_nothing_of_it_stays",
     "sealed::layers_are_sealed_where_the_file_system_can",
     "streams::the_command_passes_input_on",
     "warm::the_command_records_once_and_reads_ahead_then",

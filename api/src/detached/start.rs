@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bellows_memory::ByteSize;
-use bellows_vmm::{InstanceId, InstanceSpec, VmConfig, Volume};
+use bellows_vmm::{InstanceId, InstanceSpec, ScratchSpec, VmConfig, Volume};
 use serde_json::{Value, json};
 
 use super::place::{Place, Seat};
@@ -98,6 +98,7 @@ fn request(args: &RunArgs, job: &Job) -> Value {
         "base_limit_mib": spec.base_limit.map(|limit| limit.get() >> 20),
         "network": spec.network,
         "volumes": spec.volumes.iter().map(volume).collect::<Vec<_>>(),
+        "scratch": spec.scratch.as_ref().map(scratch),
         "shutdown_at_exit": args.detached.rm,
         "labels": { "image": args.image() },
     })
@@ -105,6 +106,10 @@ fn request(args: &RunArgs, job: &Job) -> Value {
 
 fn volume(volume: &Volume) -> Value {
     json!({ "image": volume.image.as_str(), "path": volume.path.as_str() })
+}
+
+fn scratch(scratch: &ScratchSpec) -> Value {
+    json!({ "size_mib": scratch.size().get().div_ceil(1 << 20), "path": scratch.path.as_str() })
 }
 
 /// The end of a log.

@@ -1,6 +1,7 @@
 //! Arguments that several parts of the program read.
 
 pub mod detached;
+pub mod scratch;
 pub mod volume;
 
 use std::time::Duration;

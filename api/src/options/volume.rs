@@ -32,7 +32,10 @@ impl FromStr for VolumeArg {
 }
 
 fn not_writable(what: &str) -> String {
-    format!("{what}: a folder is mounted read-only, by DIR:PATH:ro; what an instance writes stays in its memory")
+    format!(
+        "{what}: a folder is mounted read-only, by DIR:PATH:ro; what an instance writes stays in its memory, or on its scratch disk \
+         (--scratch)"
+    )
 }
 
 #[cfg(test)]
@@ -46,6 +49,7 @@ mod tests {
         for (text, part) in [
             ("/a:/b", "`:ro` is missing"),
             ("/a:/b:rw", "read-only"),
+            ("/a:/b:rw", "--scratch"),
             ("/a:/b:", "expected DIR:PATH:ro"),
             ("/a", "expected DIR:PATH:ro"),
             (":/b:ro", "expected DIR:PATH:ro"),

@@ -23,7 +23,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use bellows_vmm::{Metadata, VmConfig, VmEnd};
+use bellows_vmm::{Metadata, VmBuilder, VmConfig, VmEnd};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::setsid;
 use tempfile::TempDir;
@@ -70,8 +70,13 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         Some(Socket::bind(&args.api_sock).map_err(io_error("listen on", &args.api_sock))?)
     };
     let boot = {
-        let interrupts = interrupts.clone();
-        Box::new(move |builder| interrupts.boot(builder))
+        let (interrupts, folder) = (interrupts.clone(), args.scratch_dir.clone());
+        Box::new(move |builder: VmBuilder| {
+            interrupts.boot(match &folder {
+                Some(folder) => builder.scratch_folder(folder),
+                None => builder,
+            })
+        })
     };
     let vm = args.vm.as_deref().map(read_vm).transpose()?;
     let sockets = if args.landlock { Some(restrict(args, &first, vm.as_ref(), &interrupts)?) } else { None };

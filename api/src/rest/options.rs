@@ -64,6 +64,9 @@ pub struct ApiArgs {
     /// Layer store that images of instances come from [default: $XDG_DATA_HOME/bellows/store]
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
+    /// Folder in whose file system the scratch disks of instances lie [default: /var/tmp, or /tmp where that is missing]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch_dir: Option<PathBuf>,
     /// Log how long the guest's agent took to be ready
     #[arg(long)]
     pub(crate) boot_timer: bool,

@@ -16,6 +16,7 @@ use crate::error::{CliError, io_error};
 use crate::guest::{configured, placed, whole_blocks};
 use crate::interrupt::Interrupts;
 use crate::network::options::NetMode;
+use crate::options::scratch::ScratchArg;
 use crate::store;
 use crate::terminal;
 
@@ -94,6 +95,7 @@ pub(super) fn prepare(
             spec.volumes.push(volume::add(volume, &store, &mut config.images, interrupts)?);
         }
     }
+    spec.scratch = args.scratch.clone().map(|ScratchArg(scratch)| scratch);
     let memory = memory(args.memory, config)?;
     if memory != IN_BASE {
         spec.partition = Some(PartitionId::new(1).ok_or(CliError::PartitionNumber(0))?);

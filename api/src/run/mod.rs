@@ -105,6 +105,9 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
     if !args.volumes.is_empty() {
         return Err(CliError::Missing("the image that finds the folders of -v", "IMAGE"));
     }
+    if args.scratch.is_some() {
+        return Err(CliError::Missing("the image that has the disk of --scratch", "IMAGE"));
+    }
     if let Some(memory) = args.memory {
         let message =
             format!("--memory {memory} is for an instance, and no IMAGE is given: --base is the memory of a VM alone");
@@ -137,6 +140,9 @@ fn configuration(args: &RunArgs, places: &Places) -> Result<VmConfig, CliError> 
     let memory = args.memory.unwrap_or(MEMORY);
     if args.image().is_some() && config.partitions.is_empty() && memory != IN_BASE {
         config.partitions.push(rounded_up(memory));
+    }
+    if let Some(folder) = &args.scratch_dir {
+        config.scratch_folder = Some(folder.clone());
     }
     if let Some(serial) = &args.serial {
         config.serial = serial.clone();

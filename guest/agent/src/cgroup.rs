@@ -14,7 +14,7 @@
 //! The limit on base memory is around the cgroup that the instance sees, because programs read `memory.max` to know how much they
 //! can allocate, and that is the partition's size. Memory of a private node is not charged to any `memory.max`: the node is its limit.
 //! Page cache that an instance with a private node brings in is charged to `/instances`: it outlives the instance, others read it
-//! too, and its cgroup would stay as long.
+//! too, and its cgroup would stay as long. That of its scratch disk, which goes with it, counts for its base limit.
 //!
 //! With a stock kernel all memory is charged to `memory.max`, so one number must bound both: less than the partition's size,
 //! so that this limit is met before the node is full. The part of it in base memory has no bound then. The cpuset holds node 0

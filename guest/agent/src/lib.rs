@@ -6,6 +6,7 @@
 //! |---|---|
 //! | devices come and go | [`pci`], with events from [`uevent`] |
 //! | images | [`image`]: EROFS layers by serial number, stacked per instance by [`rootfs`] |
+//! | scratch disks | [`scratch`] |
 //! | partitions | [`partition`]: checks that the memory has arrived in its place, and lists the processes that hold it; [`placement`] |
 //! | instances | [`instance`], with [`container`] (an OCI container and [`processes`] in it), [`furnish`] (files that programs expect), [`accounts`] (users and groups), [`cgroup`] (limits and the end of it), [`sockets`] (sockets that would outlive it) |
 //! | forks | [`zygote`]: instances that others begin as copies of |
@@ -40,6 +41,7 @@ pub mod placement;
 pub mod processes;
 pub mod reaper;
 pub mod rootfs;
+pub mod scratch;
 pub mod seccomp;
 pub mod server;
 pub mod settings;

@@ -23,7 +23,7 @@ use bellows_protocol::values::{
     check_working_directory, parse_all,
 };
 use bellows_protocol::volume::Volume;
-use bellows_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use bellows_protocol::{AGENT_PORT, DISK_LIMIT, PROTOCOL_VERSION};
 use nix::sys::signal::Signal;
 use ttrpc::{AcceptHook, ConnectionData, HookError, HookOutput, TtrpcContext};
 
@@ -38,6 +38,7 @@ use crate::instance::{InstanceNetwork, Instances, Program, Request, Role};
 use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::pci::Sysfs;
+use crate::scratch::ScratchDisk;
 use crate::shutdown;
 use crate::statistics::{self, Migrations, VmStat};
 use crate::streams::StdioSpec;
@@ -134,6 +135,7 @@ impl Agent for Service {
     fn detach_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> ttrpc::Result<Empty> {
         let addresses = Self::addresses(&request)?;
         self.images.check_unused(&addresses)?;
+        self.instances.scratch_users.check_unused(&addresses)?;
         self.sysfs.detach(&addresses)?;
         Ok(Empty::new())
     }
@@ -268,7 +270,9 @@ impl Service {
         let plugged = request.partition.take();
         let request = instance_request(request)?;
         let driver = plugged.map(|partition| self.await_memory(&partition)).transpose()?.flatten();
-        let pid = self.instances.start(&request)?;
+        let await_disk = |disk: &ScratchDisk| self.sysfs.await_disk(&self.uevents, &disk.address, DISK_LIMIT);
+        let disk = request.scratch.as_ref().map(await_disk).transpose()?;
+        let pid = self.instances.start(&request, disk.as_ref().map(|disk| &*disk.node))?;
         Ok(StartResponse { pid, driver: driver.into(), ..Default::default() })
     }
 
@@ -363,6 +367,8 @@ fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
 
 fn instance_request(request: StartInstanceRequest) -> Result<Request> {
     let network = instance_network(&request)?;
+    let volumes = Volume::parse_all(&request.volumes)?;
+    let scratch = request.scratch_disk.as_ref().map(|disk| scratch_disk(disk, &volumes)).transpose()?;
     let mut process = request.process.unwrap_or_default();
     let role = match (request.zygote.into_option(), request.fork_of) {
         (Some(_), zygote) if !zygote.is_empty() => return Err(ValueError::ForkedZygote(zygote.parse()?).into()),
@@ -383,8 +389,16 @@ fn instance_request(request: StartInstanceRequest) -> Result<Request> {
         base_limit: none_if_zero(request.base_limit_bytes),
         pids_max: none_if_zero(request.pids_max),
         network,
-        volumes: Volume::parse_all(&request.volumes)?,
+        volumes,
+        scratch,
     })
+}
+
+/// The scratch disk of an instance with these volumes.
+fn scratch_disk(disk: &agent::ScratchDisk, volumes: &[Volume]) -> std::result::Result<ScratchDisk, ValueError> {
+    let path = disk.path.parse()?;
+    Volume::check_beside(volumes, &path)?;
+    Ok(ScratchDisk { address: disk.pci_address.parse()?, path })
 }
 
 fn instance_network(request: &StartInstanceRequest) -> Result<InstanceNetwork> {

@@ -26,7 +26,7 @@ pub use generated::{agent, agent_ttrpc};
 
 /// Version of the protocol. The two sides compare theirs in `Hello`, in the ready line and in the first
 /// line of each stream.
-pub const PROTOCOL_VERSION: u32 = 12;
+pub const PROTOCOL_VERSION: u32 = 13;
 
 /// vsock port on which the agent listens, in the guest.
 pub const AGENT_PORT: u32 = 1024;

@@ -43,6 +43,17 @@ impl Volume {
         Ok(())
     }
 
+    /// Checks that an instance with these volumes can have something else at `path`.
+    ///
+    /// # Errors
+    /// [`ValueError::SameVolume`].
+    pub fn check_beside(volumes: &[Self], path: &VolumePath) -> Result<(), ValueError> {
+        match volumes.iter().any(|volume| volume.path == *path) {
+            true => Err(ValueError::SameVolume(path.to_string())),
+            false => Ok(()),
+        }
+    }
+
     fn check_count(count: usize) -> Result<(), ValueError> {
         if count > MAX_VOLUMES {
             return Err(ValueError::TooMany { what: "volumes", count, limit: MAX_VOLUMES });
@@ -101,6 +112,9 @@ mod tests {
         assert!(Volume::parse_all(&[volume("a", "/a"), volume("a", "/b"), volume("b", "/a/b")]).is_ok());
         let twice = Volume::parse_all(&[volume("a", "/a"), volume("b", "/a")]);
         assert_eq!(twice, Err(ValueError::SameVolume("/a".into())));
+        let one = Volume::parse_all(&[volume("a", "/a")]).unwrap();
+        assert!(Volume::check_beside(&one, &"/a/b".parse().unwrap()).is_ok());
+        assert_eq!(Volume::check_beside(&one, &"/a".parse().unwrap()), twice.map(drop));
         assert!(matches!(Volume::parse_all(&[volume("../a", "/a")]), Err(ValueError::Identifier(_))));
         let many: Vec<_> = (0..=MAX_VOLUMES).map(|number| volume("a", &format!("/{number}"))).collect();
         assert!(Volume::parse_all(&many[1..]).is_ok());

@@ -132,6 +132,9 @@ pub struct VmConfig {
     /// Whether to keep account of the pages of images that the guest reads, for [`crate::Vm::profile`].
     #[serde(default)]
     pub record_reads: bool,
+    /// The folder in whose file system the scratch disks of instances lie. `None` is `/var/tmp`, or `/tmp` where that is missing.
+    #[serde(default)]
+    pub scratch_folder: Option<PathBuf>,
     /// Raw disks.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
@@ -218,6 +221,7 @@ impl VmConfig {
             partition_mode: PartitionMode::default(),
             images: Vec::new(),
             record_reads: false,
+            scratch_folder: None,
             drives: Vec::new(),
             network_interfaces: Vec::new(),
             mmds: None,
@@ -283,6 +287,7 @@ impl VmConfig {
             let expected = format!("at least the {} of `memory`, which it counts", self.memory);
             return Err(error("memory_limit", limit, expected));
         }
+        self.scratch_folder.iter().try_for_each(|folder| check_path("scratch_folder", folder))?;
         self.check_disks()?;
         network::check(&self.network_interfaces)?;
         if let Some(mmds) = &self.mmds {

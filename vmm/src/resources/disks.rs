@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded};
+use bellows_block::{Digest, FlatDisk, FlatImage, ImageMapping, LayerDisk, ReadSet, Reads, Recorded, ScratchDisk};
 use bellows_devices::event_loop::{EventLoop, EventLoopHandle};
 use bellows_devices::virtio::blk::BlockHandle;
 use bellows_devices::virtio::limits::RateLimit;
@@ -77,7 +77,18 @@ impl Disks {
         serial: &str,
         timeout: Duration,
     ) -> Result<(), HotplugError> {
-        let agent = session.agent()?;
+        self.detach_by(change, session.agent()?, bus, serial, timeout)
+    }
+
+    /// The same, by this agent.
+    pub(super) fn detach_by(
+        &self,
+        change: &DiskChange<'_>,
+        agent: &AgentClient,
+        bus: &VirtioBus,
+        serial: &str,
+        timeout: Duration,
+    ) -> Result<(), HotplugError> {
         let disk = self.find(serial).ok_or_else(|| HotplugError::NoDisk(serial.to_owned()))?;
         agent.detach(&[disk.address], timeout).map_err(|source| HotplugError::NotReleased {
             serial: disk.serial.clone(),
@@ -293,6 +304,12 @@ impl Opened {
             Transport::Pmem => Content::Memory(ImageMapping::file(&drive.path)?),
         };
         Ok(Self { content, serial: serial(id), path: drive.path.clone(), limits: drive.limits })
+    }
+
+    pub(super) fn scratch(disk: ScratchDisk, folder: &Path) -> Self {
+        let serial = serial(disk.id());
+        let content = Content::Blocks(Arc::new(disk), None);
+        Self { content, serial, path: folder.to_owned(), limits: RateLimit::default() }
     }
 }
 

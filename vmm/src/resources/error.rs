@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bellows_block::ScratchError;
 use bellows_devices::pci::PciAddress;
 use bellows_devices::virtio::blk::ReplaceError;
 use bellows_devices::virtio::{PlugError, UnplugError};
@@ -54,8 +55,8 @@ pub enum HotplugError {
     /// No disk has that serial number.
     #[error("no disk of the VM has the serial number `{0}`")]
     NoDisk(String),
-    /// The disk cannot change: it is of an image.
-    #[error("the disk with the serial number `{0}` is of an image: expected a drive")]
+    /// The disk cannot change: it is of an image, or an instance's scratch disk.
+    #[error("the disk with the serial number `{0}` is of an image or an instance: expected a drive")]
     NotDrive(String),
     /// The file cannot take the place of a drive's.
     #[error(transparent)]
@@ -425,6 +426,31 @@ pub enum InstanceError {
         #[source]
         source: AgentError,
     },
+    /// Its scratch disk could not be made.
+    #[error("instance {id} cannot have its scratch disk")]
+    Scratch {
+        /// The instance.
+        id: InstanceId,
+        /// The cause.
+        #[source]
+        source: ScratchError,
+    },
+    /// Its scratch disk did not reach the guest, or the guest did not let go of it.
+    #[error("cannot {action} the scratch disk of instance {id}")]
+    ScratchDisk {
+        /// The action.
+        action: &'static str,
+        /// The instance.
+        id: InstanceId,
+        /// The cause.
+        #[source]
+        source: Box<HotplugError>,
+    },
+    /// The VM still has a scratch disk for an instance of that name.
+    #[error(
+        "instance {0} has a scratch disk already: expected that it is removed before another one of its name begins"
+    )]
+    ScratchLeft(InstanceId),
     /// A stream could not be connected.
     #[error("cannot connect to {stream} of process {process} of instance {id}")]
     Connect {
@@ -472,7 +498,10 @@ impl InstanceError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Spec { .. } | Self::BaseLimit { .. } | Self::NoPartition(_) => ErrorKind::Invalid,
-            Self::NotPlugged { .. } => ErrorKind::Conflict,
+            Self::NotPlugged { .. } | Self::ScratchLeft(_) => ErrorKind::Conflict,
+            Self::Scratch { source: ScratchError::Size(_), .. } => ErrorKind::Invalid,
+            Self::Scratch { source: ScratchError::Create { source, .. }, .. } => ErrorKind::of_file(source),
+            Self::ScratchDisk { source, .. } => source.kind(),
             Self::Partition(error) => error.kind(),
             Self::NotRunning(error) => error.kind(),
             Self::Agent { source, .. } => source.kind(),

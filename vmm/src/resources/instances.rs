@@ -16,6 +16,8 @@ use super::freeze::{self, FreezeReport, ThawReport};
 use super::instance_network::InstanceNetwork;
 use super::partitions::{Entry, Home, Partitions};
 use super::processes::{Forwarding, Process, ProcessSpec};
+use super::scratch::{ScratchDisks, ScratchSpec};
+use crate::deadline::Deadline;
 use crate::guest::agent::{AgentClient, AgentError};
 use crate::guest::session::Session;
 use crate::model::{ExitStatus, PlugReport};
@@ -29,6 +31,7 @@ pub(crate) struct Instances {
     pub(crate) base_limit: Option<ByteSize>,
     /// All base memory.
     pub(crate) memory: ByteSize,
+    pub(crate) scratch: ScratchDisks,
 }
 
 impl Instances {
@@ -55,13 +58,15 @@ impl Instances {
         let request = self.request(spec, spec.request())?;
         let partition = spec.partition.ok_or_else(|| InstanceError::NoPartition(id.clone()))?;
         let agent = session.agent()?;
-        let start = |entry: &Entry, left| {
-            let address = entry.window().range().start().0;
-            let started = agent.start_instance_plugged(request, size.get(), address, left);
-            started.map_err(|source| InstanceError::Agent { action: "start", id: id.clone(), source })
-        };
-        let (pid, report) = partitions.plug_for(partition, size, timeout, start)?;
-        Ok((started(agent, partitions, spec, pid), report))
+        let (pid, report) = self.scratch.with(agent, (&spec.id, spec.scratch.as_ref()), request, |request| {
+            let start = |entry: &Entry, left| {
+                let address = entry.window().range().start().0;
+                let started = agent.start_instance_plugged(request, size.get(), address, left);
+                started.map_err(|source| InstanceError::Agent { action: "start", id: id.clone(), source })
+            };
+            partitions.plug_for(partition, size, timeout, start)
+        })?;
+        Ok((self.started(agent, partitions, spec, pid), report))
     }
 
     /// Starts a zygote.
@@ -89,8 +94,9 @@ impl Instances {
         }
         let agent = session.agent()?;
         let failed = |source| InstanceError::Agent { action: "start", id: spec.id.clone(), source };
-        let pid = agent.start_instance(&request).map_err(failed)?;
-        Ok(started(agent, partitions, spec, pid))
+        let start = |request| agent.start_instance(&request).map_err(failed);
+        let pid = self.scratch.with(agent, (&spec.id, spec.scratch.as_ref()), request, start)?;
+        Ok(self.started(agent, partitions, spec, pid))
     }
 
     /// The request for an instance of `spec`, with its base limit.
@@ -114,9 +120,15 @@ impl Instances {
         id: &InstanceId,
         timeout: Duration,
     ) -> Result<(), InstanceError> {
-        remove(session.agent()?, id, timeout)?;
+        remove(session.agent()?, &self.scratch, id, timeout)?;
         partitions.forget_frozen(id);
         Ok(())
+    }
+
+    fn started(&self, agent: &Arc<AgentClient>, partitions: &Partitions, spec: &InstanceSpec, pid: u32) -> Instance {
+        tracing::debug!(instance = %spec.id, pid, "started an instance");
+        let home = spec.partition.map(|partition| partitions.home(partition));
+        Instance { home, scratch: self.scratch.clone(), ..Instance::new(spec.id.clone(), pid, agent.clone()) }
     }
 }
 
@@ -144,6 +156,8 @@ pub struct InstanceSpec {
     pub pids_max: u32,
     /// What it finds beside its image, read-only: images of one layer that the VM has mounted.
     pub volumes: Vec<Volume>,
+    /// A disk of its own to write on, from its start to its removal.
+    pub scratch: Option<ScratchSpec>,
     /// The zygote that its first process is a fork of ([`Vm::start_zygote`](crate::Vm::start_zygote)). Image and user are the
     /// zygote's.
     pub fork_of: Option<InstanceId>,
@@ -163,6 +177,7 @@ impl InstanceSpec {
             network: InstanceNetwork::None,
             pids_max: DEFAULT_PIDS_MAX,
             volumes: Vec::new(),
+            scratch: None,
             fork_of: None,
         }
     }
@@ -199,6 +214,7 @@ impl InstanceSpec {
     fn request(&self) -> Result<StartInstanceRequest, ValueError> {
         let (network, own_network) = self.network.wire()?;
         Volume::check_all(&self.volumes)?;
+        self.scratch.iter().try_for_each(|scratch| Volume::check_beside(&self.volumes, &scratch.path))?;
         Ok(StartInstanceRequest {
             volumes: self.volumes.iter().map(Volume::message).collect(),
             instance_id: self.id.to_string(),
@@ -280,13 +296,14 @@ pub struct Instance {
     id: InstanceId,
     init: Process,
     home: Option<Home>,
+    scratch: ScratchDisks,
     pub(super) agent: Arc<AgentClient>,
 }
 
 impl Instance {
     pub(crate) fn new(id: InstanceId, pid: u32, agent: Arc<AgentClient>) -> Self {
         let init = Process::new(id.clone(), ProcessId::init(), pid, agent.clone());
-        Self { id, init, home: None, agent }
+        Self { id, init, home: None, scratch: ScratchDisks::default(), agent }
     }
 
     /// Its name.
@@ -326,14 +343,14 @@ impl Instance {
         self.init.signal(number)
     }
 
-    /// Kills its remaining processes and removes its resources: then its whole partition can be unplugged, and its name
+    /// Kills its remaining processes and removes its resources, its scratch disk with them: then its whole partition can be unplugged, and its name
     /// is free. An instance that is gone already counts as removed.
     ///
     /// # Errors
     /// The agent failed, or did not finish within `timeout` and may still be working. Try again then: the instance stays until
     /// it is removed.
     pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
-        remove(&self.agent, &self.id, timeout)?;
+        remove(&self.agent, &self.scratch, &self.id, timeout)?;
         if let Some(entry) = self.home.as_ref().and_then(|home| home.entry().ok()) {
             entry.forget_frozen(&self.id);
         }
@@ -365,12 +382,6 @@ impl Instance {
     }
 }
 
-fn started(agent: &Arc<AgentClient>, partitions: &Partitions, spec: &InstanceSpec, pid: u32) -> Instance {
-    tracing::debug!(instance = %spec.id, pid, "started an instance");
-    let home = spec.partition.map(|partition| partitions.home(partition));
-    Instance { home, ..Instance::new(spec.id.clone(), pid, agent.clone()) }
-}
-
 /// 0 means no limit.
 fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Result<(), InstanceError> {
     if limit.get() == 0 || (MIN_BASE_LIMIT..=memory.get()).contains(&limit.get()) {
@@ -379,8 +390,15 @@ fn check_base_limit(id: &InstanceId, limit: ByteSize, memory: ByteSize) -> Resul
     Err(InstanceError::BaseLimit { id: id.clone(), limit, memory })
 }
 
-fn remove(agent: &AgentClient, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
-    agent.remove_instance(id, timeout).map_err(failed("remove", id))
+fn remove(
+    agent: &AgentClient,
+    scratch: &ScratchDisks,
+    id: &InstanceId,
+    timeout: Duration,
+) -> Result<(), InstanceError> {
+    let deadline = Deadline::after(timeout);
+    agent.remove_instance(id, deadline.left()).map_err(failed("remove", id))?;
+    scratch.remove(agent, id, deadline.left())
 }
 
 fn failed(action: &'static str, id: &InstanceId) -> impl FnOnce(AgentError) -> InstanceError {
@@ -426,7 +444,7 @@ mod tests {
         assert!(matches!(instance.remove(limit), Err(InstanceError::Agent { action: "remove", .. })));
         instance.remove(limit).unwrap();
         instance.remove(limit).expect("an instance that is gone counts as removed");
-        remove(&agent, &"b".parse().unwrap(), limit).expect("the name suffices");
+        remove(&agent, &ScratchDisks::default(), &"b".parse().unwrap(), limit).expect("the name suffices");
         assert_eq!(*fake.0.lock().unwrap(), ["a", "a", "a", "b"]);
     }
 

@@ -16,4 +16,5 @@ pub(crate) mod partitions;
 pub(crate) mod pmem;
 mod prepare;
 pub(crate) mod processes;
+pub(crate) mod scratch;
 mod table;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bellows_vmm::{ByteSize, ExitStatus, InstanceNetwork, LayerConfig, Shape, Transport};
+use bellows_vmm::{
+    ByteSize, ExitStatus, InstanceNetwork, LayerConfig, ScratchSpec, Shape, Transport, ValueError,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::options::scratch::PLACE;
 use crate::rest::fault::Fault;
 
 /// `PUT /images/{id}`: an image of the store, or layers as files, each with its digest and size.
@@ -96,6 +99,8 @@ pub(crate) struct NewInstance {
     /// What it finds beside its image, read-only.
     #[serde(default)]
     pub(crate) volumes: Vec<NewVolume>,
+    /// A disk of its own to write on.
+    pub(crate) scratch: Option<NewScratch>,
     /// For the caller's own use.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
@@ -111,6 +116,25 @@ pub(crate) struct NewVolume {
     pub(crate) image: String,
     /// Where: an absolute path, made where it is missing.
     pub(crate) path: String,
+}
+
+/// A disk that an instance writes to, with an empty file system. It ends with the instance.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewScratch {
+    /// Its size; files have a little less.
+    #[schemars(range(min = 1, max = 8_388_608))]
+    pub(crate) size_mib: u32,
+    /// Where: an absolute path, made where it is missing; without it, `/tmp`.
+    pub(crate) path: Option<String>,
+}
+
+impl NewScratch {
+    /// It as the library takes it.
+    pub(crate) fn spec(&self) -> Result<ScratchSpec, Fault> {
+        let path = self.path.as_deref().unwrap_or(PLACE).parse().map_err(|error: ValueError| Fault::of(&error))?;
+        ScratchSpec::new(ByteSize::mib(self.size_mib.into()), path).map_err(|error| Fault::of(&error))
+    }
 }
 
 impl NewInstance {

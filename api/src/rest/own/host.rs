@@ -12,6 +12,7 @@ use bellows_vmm::{
 use serde_json::{Value, json};
 
 use super::OwnApi;
+use super::bodies::NewScratch;
 use super::images::Held;
 use super::log::LogWriter;
 use super::request::Output;
@@ -120,6 +121,7 @@ fn spec(entry: &Entry, image: &Held, volumes: &[Held]) -> Result<InstanceSpec, F
         let path = wanted.path.parse().map_err(|error: bellows_vmm::ValueError| Fault::of(&error))?;
         spec.volumes.push(Volume { image: held.id.clone(), path });
     }
+    spec.scratch = wanted.scratch.as_ref().map(NewScratch::spec).transpose()?;
     spec.validate().map_err(|error| Fault::of(&error))?;
     Ok(spec)
 }

@@ -7,8 +7,8 @@ use bellows_protocol::volume::MAX_VOLUMES;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-/// Most descriptors of one message: those of every order, and a container's volumes.
-const MAX_DESCRIPTORS: usize = 8 + MAX_VOLUMES;
+/// Most descriptors of one message: those of every order, a container's scratch disk, and its volumes.
+const MAX_DESCRIPTORS: usize = 8 + 1 + MAX_VOLUMES;
 
 /// Sends `text`, which is not empty, and up to [`MAX_DESCRIPTORS`] descriptors over `socket`.
 ///

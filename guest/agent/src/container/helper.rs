@@ -5,7 +5,7 @@
 //! becomes the command. Both are children of the agent from the start.
 
 use std::convert::Infallible;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -195,6 +195,10 @@ fn become_process(descriptors: &Descriptors, filter: &BpfProgram) -> Result<Infa
     }
     umask(UMASK);
     let directory = &plan.process.working_directory;
+    if plan.container.is_some() {
+        // A scratch disk may hide the one that has been made.
+        fs::create_dir_all(directory).map_err(failed("working directory"))?;
+    }
     chdir(directory.as_str()).map_err(failed("working directory"))?;
     rights::take(&plan.process, plan.shares_network)?;
     let mut role = || rest.next().and_then(|role| role.try_clone().ok());

@@ -91,8 +91,8 @@ fn mount_volumes(container: &ContainerPlan, volumes: &[BorrowedFd<'_>]) -> Resul
     let mut allowed = vec![fs::metadata("/").map_err(failed("root file system"))?.dev()];
     let root = fs::metadata("/").map_err(failed("root file system"))?.ino();
     for (place, volume) in container.volumes.iter().zip(volumes) {
-        let failed = |error: io::Error| Report::Failed(format!("volume at {place}: {error}"));
-        let path = Path::new(place);
+        let path = Path::new(&place.path);
+        let failed = |error: io::Error| Report::Failed(format!("volume at {}: {error}", place.path));
         fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
         let found = fs::metadata(path).map_err(failed)?;
         let is_root = found.dev() == allowed[0] && found.ino() == root;
@@ -102,8 +102,10 @@ fn mount_volumes(container: &ContainerPlan, volumes: &[BorrowedFd<'_>]) -> Resul
             )));
         }
         sys::attach_mount(*volume, path).map_err(failed)?;
-        let flags =
-            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        if !place.writable {
+            flags |= MsFlags::MS_RDONLY;
+        }
         for flags in [flags | MsFlags::MS_NOATIME, MsFlags::MS_PRIVATE] {
             mount(NOTHING, path, NOTHING, flags, NOTHING).map_err(|error| failed(error.into()))?;
         }

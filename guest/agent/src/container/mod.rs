@@ -23,6 +23,7 @@ mod inside;
 pub mod plan;
 mod program;
 mod rights;
+mod site;
 mod terminal;
 mod zygote;
 
@@ -37,22 +38,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bellows_protocol::START_LIMIT;
-use bellows_protocol::values::VolumePath;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use self::copy::{Copying, Direction};
-use self::plan::{ContainerPlan, Plan, ProcessPlan, ProcessSpec, Role};
+use self::plan::{ContainerPlan, Place, Plan, ProcessPlan, ProcessSpec, Role};
+pub use self::site::{Joining, Mounted, Network, Site};
 use crate::accounts::Credentials;
 use crate::error::{AgentError, Result};
-use crate::placement::Placement;
 use crate::reaper::{Exit, Reaper};
 use crate::streams::{ChildPipes, StdioSpec, Streams};
 use crate::sync::Mutex;
 use crate::sys;
-use crate::tmpfs::Capacities;
 
 /// The argument that makes the agent's program a helper.
 pub const HELPER: &str = "container";
@@ -97,27 +96,6 @@ impl<'a> Running<'a> {
     }
 }
 
-/// The network namespace of a container.
-#[derive(Debug, Clone, Copy)]
-pub enum Network<'a> {
-    /// A new one, with nothing but a loopback.
-    Unconnected,
-    /// This one, which others have as well.
-    Shared(BorrowedFd<'a>),
-    /// This one, which has been made for it.
-    Own(BorrowedFd<'a>),
-}
-
-impl<'a> Network<'a> {
-    /// One that exists.
-    fn existing(self) -> Option<BorrowedFd<'a>> {
-        match self {
-            Self::Unconnected => None,
-            Self::Shared(namespace) | Self::Own(namespace) => Some(namespace),
-        }
-    }
-}
-
 /// What comes back of an order.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -151,40 +129,6 @@ pub struct Process {
     pub ended: Arc<OwnedFd>,
     /// Its standard streams.
     pub streams: Streams,
-}
-
-/// What a container is made of.
-#[derive(Debug)]
-pub struct Site<'a> {
-    /// Its host name.
-    pub hostname: &'a str,
-    /// Its root file system.
-    pub root: &'a Path,
-    /// The cgroup that it sees as the root, with its limits set.
-    pub cgroup: &'a Path,
-    /// The source of its memory.
-    pub placement: Placement,
-    /// Capacities of its file systems.
-    pub capacities: Capacities,
-    /// Its network namespace.
-    pub network: Network<'a>,
-    /// What is mounted read-only in its root file system, in this order: each file system, and its place.
-    pub volumes: Vec<(&'a Path, &'a VolumePath)>,
-}
-
-/// The container that another process is started in.
-#[derive(Debug)]
-pub struct Joining<'a> {
-    /// Its host name.
-    pub hostname: &'a str,
-    /// Its cgroup.
-    pub cgroup: &'a Path,
-    /// The source of its memory.
-    pub placement: Placement,
-    /// Its first process.
-    pub init: &'a Process,
-    /// Its network namespace is not its own.
-    pub shares_network: bool,
 }
 
 /// Makes containers, and processes in them.
@@ -225,11 +169,11 @@ impl Launcher {
     ) -> Result<(Process, OwnedFd)> {
         let clone = |path: &Path| sys::clone_mount(path).map_err(AgentError::path("open", path));
         let root = clone(site.root)?;
-        let volumes = site.volumes.iter().map(|(layer, _)| clone(layer)).collect::<Result<Vec<_>>>()?;
+        let volumes = site.volumes.iter().map(|volume| clone(volume.source)).collect::<Result<Vec<_>>>()?;
         let (role, sent) = running.role();
-        let places = site.volumes.iter().map(|(_, place)| place.to_string());
+        let place = |volume: &Mounted<'_>| Place { path: volume.place.to_string(), writable: volume.writable };
         let plan = Plan {
-            container: Some(ContainerPlan::new(site.hostname, site.capacities, places)),
+            container: Some(ContainerPlan::new(site.hostname, site.capacities, site.volumes.iter().map(place))),
             process: ProcessPlan::new(site.hostname, process, credentials),
             policy: site.placement.policy(),
             huge_pages: site.placement.node().is_some(),

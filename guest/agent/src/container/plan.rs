@@ -72,7 +72,16 @@ pub struct ContainerPlan {
     /// Mount options with the capacity of `/dev/shm`.
     pub shared: String,
     /// Where its volumes go, whose mounts come with the order.
-    pub volumes: Vec<String>,
+    pub volumes: Vec<Place>,
+}
+
+/// Where a volume goes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// Absolute path in the image.
+    pub path: String,
+    /// It can be written to.
+    pub writable: bool,
 }
 
 /// A process of a container.
@@ -96,7 +105,7 @@ pub struct ProcessPlan {
 
 impl ContainerPlan {
     /// A container that calls itself `hostname`, with volumes at these places.
-    pub fn new(hostname: &str, capacities: Capacities, volumes: impl Iterator<Item = String>) -> Self {
+    pub fn new(hostname: &str, capacities: Capacities, volumes: impl Iterator<Item = Place>) -> Self {
         let Capacities { shared, devices, .. } = capacities;
         let options = |capacity: crate::tmpfs::Capacity| capacity.options().join(",");
         Self {

@@ -41,6 +41,7 @@ fn request() -> Request {
         pids_max: None,
         network: InstanceNetwork::Unconnected,
         volumes: Vec::new(),
+        scratch: None,
     }
 }
 
@@ -81,10 +82,10 @@ fn remains_of_a_failed_start_can_be_removed() {
         mount_at(Some("scratch"), &scratch, "tmpfs", MsFlags::empty(), "").unwrap();
         let used = std::fs::File::create(scratch.join("file")).unwrap();
 
-        let error = instances.start(&request()).unwrap_err();
+        let error = instances.start(&request(), None).unwrap_err();
         assert!(error.to_string().contains("cgroup"), "{error}");
         assert!(scratch.join("file").exists(), "files on a mounted file system are not removed");
-        assert!(matches!(instances.start(&request()), Err(AgentError::Exists { .. })));
+        assert!(matches!(instances.start(&request(), None), Err(AgentError::Exists { .. })));
         assert!(matches!(instances.get(&id), Err(AgentError::Unknown { .. })));
         let error = instances.remove(&id).unwrap_err();
         assert!(error.to_string().contains("unmount"), "{error}");
@@ -121,6 +122,7 @@ fn remains_with_processes_stay_until_these_have_ended() {
         limits: instances.limits(&request(), 1 << 20).unwrap(),
         cgroup: Some(instances.hierarchy.cgroup(&id)),
         rootfs: RootFs::below(&own),
+        scratch: None,
         shares_network: false,
         own_network: None,
         folder: own.clone(),
@@ -144,7 +146,7 @@ fn a_failed_start_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (images, instances) = fixture(folder.path());
     for _ in 0..2 {
-        let error = instances.start(&request()).unwrap_err();
+        let error = instances.start(&request(), None).unwrap_err();
         assert!(error.to_string().contains("cgroup"), "{error}");
         assert!(!folder.path().join("i/f-1").exists());
     }

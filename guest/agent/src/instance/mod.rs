@@ -11,7 +11,7 @@
 //!
 //! The order of removal makes the partition cheap to give back: kill the cgroup, wait for its last process (which frees
 //! anonymous memory), destroy the sockets that outlive it with their unsent data, unmount overlay and tmpfs (which frees
-//! tmpfs memory), drop the page cache it brought in (which lies elsewhere if the node is private), remove the cgroup. Then
+//! tmpfs memory) and its scratch disk, drop the page cache it brought in (which lies elsewhere if the node is private), remove the cgroup. Then
 //! the partition holds no page that must be migrated.
 
 mod exec;
@@ -41,6 +41,7 @@ use crate::error::Result;
 use crate::network::OwnNetwork;
 use crate::processes::Others;
 use crate::rootfs::RootFs;
+use crate::scratch;
 use crate::sockets::Sockets;
 use crate::zygote::Zygote;
 
@@ -78,6 +79,7 @@ struct Parts {
     folder: PathBuf,
     cgroup: Option<Cgroup>,
     rootfs: RootFs,
+    scratch: Option<scratch::Mount>,
     /// It shares the VM's network.
     shares_network: bool,
     own_network: Option<OwnNetwork>,

@@ -52,6 +52,9 @@ impl Instances {
     pub(super) fn dismantle(&self, parts: &Parts) -> Result<()> {
         // Unmount first, and stop if that fails: later the folder is removed with everything in it.
         parts.rootfs.unmount()?;
+        if let Some(scratch) = &parts.scratch {
+            scratch.undo(&self.scratch_users)?;
+        }
         if let Some(own) = &parts.own_network {
             self.network.disconnect(own);
         }

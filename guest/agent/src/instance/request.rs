@@ -8,6 +8,7 @@ use crate::cgroup::Limits;
 use crate::container::plan::ProcessSpec;
 use crate::error::{AgentError, Result};
 use crate::placement::Placement;
+use crate::scratch::ScratchDisk;
 
 /// What an instance is to others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct Request {
     pub network: InstanceNetwork,
     /// What it finds beside its image.
     pub volumes: Vec<Volume>,
+    /// Its scratch disk.
+    pub scratch: Option<ScratchDisk>,
 }
 
 impl Request {

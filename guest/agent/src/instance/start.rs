@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::freeze::Freezer;
@@ -10,7 +10,7 @@ use super::table::Slot;
 use super::{Instance, InstanceNetwork, Instances, Parts, Request, Role};
 use crate::accounts::Credentials;
 use crate::cgroup::{Cgroup, Limits};
-use crate::container::{Network, Process, Running, Site};
+use crate::container::{Mounted, Network, Process, Running, Site};
 use crate::error::{AgentError, Result};
 use crate::processes::Others;
 use crate::rootfs::RootFs;
@@ -20,14 +20,15 @@ use crate::zygote::Zygote;
 use crate::{files, furnish};
 
 impl Instances {
-    /// Starts an instance; returns the number of its first process.
+    /// Starts an instance, with the block device `scratch_node` where it is to have a scratch disk; returns the number of its first
+    /// process.
     ///
     /// # Errors
     /// [`AgentError::Exists`]; errors of its parts. Then nothing of it remains, or remains that can be removed like an
     /// instance.
-    pub fn start(&self, request: &Request) -> Result<u32> {
+    pub fn start(&self, request: &Request, scratch_node: Option<&Path>) -> Result<u32> {
         self.begin_start(&request.id)?;
-        match self.build(request) {
+        match self.build(request, scratch_node) {
             Ok(instance) => {
                 let pid = instance.init.pid.as_raw().unsigned_abs();
                 self.finish(&request.id, Some(Slot::Started(Arc::new(instance))));
@@ -40,7 +41,7 @@ impl Instances {
         }
     }
 
-    fn build(&self, request: &Request) -> std::result::Result<Instance, Failure> {
+    fn build(&self, request: &Request, scratch_node: Option<&Path>) -> std::result::Result<Instance, Failure> {
         let parent = match &request.role {
             Role::ForkOf(id) => Some(self.zygote(id, &request.image)?),
             Role::Plain | Role::Zygote => None,
@@ -60,12 +61,13 @@ impl Instances {
             limits,
             cgroup: None,
             rootfs: RootFs::below(&folder),
+            scratch: None,
             shares_network: request.network == InstanceNetwork::Shared,
             own_network: None,
             folder,
             claim,
         };
-        match self.assemble(request, &layers, &volumes, parent.as_deref(), &mut parts) {
+        match self.assemble(request, scratch_node, &layers, &volumes, parent.as_deref(), &mut parts) {
             Ok(Container { process, sockets, zygote }) => Ok(Instance {
                 parts,
                 init: Arc::new(process),
@@ -89,6 +91,7 @@ impl Instances {
     fn assemble(
         &self,
         request: &Request,
+        scratch_node: Option<&Path>,
         layers: &[PathBuf],
         volumes: &[PathBuf],
         parent: Option<&Instance>,
@@ -99,6 +102,15 @@ impl Instances {
         files::make_directory(&parts.folder)?;
         let cgroup = parts.cgroup.insert(self.hierarchy.create(&request.id, limits)?);
         parts.rootfs.mount(layers, limits.placement, capacities.scratch)?;
+        let volumes = request.volumes.iter().zip(volumes);
+        let mut mounted: Vec<_> =
+            volumes.map(|(volume, layer)| Mounted { source: layer, place: &volume.path, writable: false }).collect();
+        if let (Some(disk), Some(node)) = (&request.scratch, scratch_node) {
+            let users = &self.scratch_users;
+            let mount = parts.scratch.insert(users.begin(disk, &request.id, &parts.folder.join("d"))?);
+            // Volumes may be in it.
+            mounted.insert(0, Mounted { source: mount.mount(node)?, place: &disk.path, writable: true });
+        }
         let root = parts.rootfs.root();
         let credentials = furnish::credentials(root, &request.process.user)?;
         let (network, resolver) = match &request.network {
@@ -117,7 +129,7 @@ impl Instances {
             placement: limits.placement,
             capacities,
             network,
-            volumes: request.volumes.iter().zip(volumes).map(|(volume, layer)| (&**layer, &volume.path)).collect(),
+            volumes: mounted,
         };
         self.launch(request, &site, &credentials, parent, cgroup)
     }

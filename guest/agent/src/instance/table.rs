@@ -17,6 +17,7 @@ use crate::image::Images;
 use crate::network::Network;
 use crate::partition::MemoryInfo;
 use crate::reaper::Reaper;
+use crate::scratch::Users;
 use crate::sync::Mutex;
 
 /// Folder of the instances' mounts.
@@ -32,6 +33,8 @@ pub struct Instances {
     pub(super) memory: MemoryInfo,
     pub(super) base: Arc<BaseMemory>,
     pub(super) reaper: Arc<Reaper>,
+    /// The disks that instances have.
+    pub scratch_users: Users,
     pub(super) folder: PathBuf,
     pub(super) kill_limit: Duration,
 }
@@ -57,7 +60,8 @@ impl Instances {
         reaper: Arc<Reaper>,
     ) -> Self {
         let (folder, kill_limit) = (FOLDER.into(), KILL_LIMIT);
-        Self { table: Mutex::default(), images, hierarchy, launcher, network, memory, base, reaper, folder, kill_limit }
+        let (table, scratch_users) = (Mutex::default(), Users::default());
+        Self { table, images, hierarchy, launcher, network, memory, base, reaper, scratch_users, folder, kill_limit }
     }
 
     /// Does ahead of time what the first start would have to do. If it fails, so does that start.

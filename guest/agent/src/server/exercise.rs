@@ -15,7 +15,7 @@ use protobuf::Message;
 use super::*;
 use crate::accounts::{self, Credentials};
 use crate::base_memory::{BaseMemory, Claim};
-use crate::container::plan::{ContainerPlan, ProcessPlan};
+use crate::container::plan::{ContainerPlan, Place, ProcessPlan};
 use crate::network::Resolver;
 use crate::placement::Placement;
 use crate::tmpfs::{Capacities, INODE_BYTES};
@@ -161,7 +161,7 @@ impl Guest {
         check_capacities(capacities, limits.memory_max, base);
 
         let credentials = self.credentials(&request.process)?;
-        let volumes = request.volumes.iter().map(|volume| volume.path.to_string());
+        let volumes = request.volumes.iter().map(|volume| Place { path: volume.path.to_string(), writable: false });
         let container = ContainerPlan::new(request.id.as_str(), capacities, volumes);
         assert_eq!(container.hostname, sent.instance_id);
         let policy = limits.placement.policy();

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use bellows_agent::container::plan::ProcessSpec;
-use bellows_agent::container::{Network, Process, Running, Site};
+use bellows_agent::container::{Mounted, Network, Process, Running, Site};
 use bellows_agent::error::{AgentError, Result};
 use bellows_agent::placement::Placement;
 use bellows_agent::tmpfs::Capacities;
@@ -32,7 +32,10 @@ impl Fixture {
             placement,
             capacities: Capacities::within(placement, 64 << 20, 64 << 20),
             network: Network::Unconnected,
-            volumes: volumes.iter().map(|(folder, place)| (&**folder, place)).collect(),
+            volumes: volumes
+                .iter()
+                .map(|(source, place)| Mounted { source, place, writable: place.as_str() == "/scratch" })
+                .collect(),
         };
         self.launcher.launch(&site, process, &credentials(process), running)
     }
@@ -67,6 +70,14 @@ pub fn is_mounted_read_only_within_the_image(fixture: &Fixture) {
     assert_eq!((code, stdout.as_str()), (0, "aba/bin/sh\n"), "{stderr}");
     assert!(stderr.contains("Read-only file system"), "{stderr}");
     assert_eq!(fs::read_to_string(volumes.join("a/name")).unwrap(), "a");
+    // One that it can write to, with another below.
+    let script = "echo new >/scratch/new; echo x >/scratch/b/name; cat /scratch/name /scratch/b/name";
+    let (_, stdout, stderr) = start("writable", &[("a", "/scratch"), ("b", "/scratch/b")], script).unwrap();
+    assert_eq!(
+        (stdout.as_str(), fs::read_to_string(volumes.join("a/new")).unwrap().as_str()),
+        ("ab", "new\n"),
+        "{stderr}"
+    );
 
     // No link leads out of the image, over all of it, or over what the kernel says.
     for (number, place) in
