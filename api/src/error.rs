@@ -281,7 +281,7 @@ impl CliError {
                 StoreError::Busy { .. } => ErrorKind::Conflict,
                 _ => ErrorKind::Host,
             },
-            Self::End(VmEnd::PoweredOff | VmEnd::Reset) => ErrorKind::Guest,
+            Self::End(VmEnd::PoweredOff | VmEnd::Reset | VmEnd::Panicked(_)) => ErrorKind::Guest,
             Self::End(VmEnd::Stopped | VmEnd::Failed(_))
             | Self::Environment(EnvironmentError::Read { .. })
             | Self::NoPasst

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::{bellows_run, image};
-use crate::fixture::PATIENCE;
+use crate::fixture::{PATIENCE, artefact};
 
 /// Far more than a second, on an emulated CPU as well.
 const BOUND: Duration = Duration::from_secs(60);
@@ -62,4 +62,21 @@ fn a_run_whose_console_nobody_reads_goes_as_any_other_and_ends() {
     let mut console = String::new();
     unread.read_to_string(&mut console).unwrap();
     assert!(console.contains("Linux version"), "{console}");
+}
+
+/// A kernel without a program to start: it has no console, and says why it dies all the same.
+#[test]
+fn the_error_of_a_run_has_the_last_lines_of_a_kernel_that_dies() {
+    let directory = tempfile::tempdir().unwrap();
+    let nothing = directory.path().join("nothing.cpio");
+    // The end of an archive (cpio(5), new ASCII format).
+    let fields: String = (0..13).map(|field| if field == 11 { "0000000B" } else { "00000000" }).collect();
+    std::fs::write(&nothing, format!("070701{fields}TRAILER!!!\0\0\0\0")).unwrap();
+    let mut run = Command::new(artefact("BELLOWS_BINARY"));
+    run.args(["run", "--timeout=300", "--kernel"]).arg(artefact("BELLOWS_KERNEL")).arg("--initramfs").arg(&nothing);
+    let output = run.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    let error = text.lines().find(|line| line.starts_with("bellows: ")).unwrap();
+    assert!(error.contains("Kernel panic - not syncing: VFS: Unable to mount root fs"), "{text}");
 }

@@ -30,6 +30,7 @@ use crate::error::BuildError;
 use crate::guest::ready::ReadyListener;
 use crate::guest::session::Session;
 use crate::kvm::{ExitNotice, ExitReason, Host, Machine, VcpuPool, Vcpus};
+use crate::last_lines::{Both, LastLines};
 use crate::parameters::command_line;
 use crate::resources::balloon::Balloon;
 use crate::resources::disks::Disks;
@@ -308,8 +309,9 @@ impl VmBuilder {
         let discarder = Discarder::spawn().map_err(system("discard thread"))?;
 
         let buses = Buses { mmio: Arc::new(Bus::new()), ports: Arc::new(Bus::new()) };
-        legacy::add_power(&buses, power(notice.clone())).map_err(DeviceError::from)?;
-        let console = add_serial(&buses, &machine, &config.serial)?;
+        let last_lines = LastLines::default();
+        legacy::add_power(&buses, power(notice.clone(), last_lines.clone())).map_err(DeviceError::from)?;
+        let console = add_serial(&buses, &machine, &config.serial, last_lines)?;
         let functions = FIXED_DEVICES
             + usize::from(config.balloon.is_some())
             + config.disks()
@@ -404,19 +406,27 @@ impl VmBuilder {
 }
 
 /// The end of the VM that a power request of the guest leads to.
-fn power(notice: ExitNotice) -> impl Fn(PowerRequest) + Clone + Send + Sync {
+fn power(notice: ExitNotice, last_lines: LastLines) -> impl Fn(PowerRequest) + Clone + Send + Sync {
     move |request| {
         notice.report(match request {
             PowerRequest::Shutdown => ExitReason::Shutdown,
-            PowerRequest::Reset => ExitReason::Reset,
+            PowerRequest::Reset => last_lines.panic().map_or(ExitReason::Reset, ExitReason::Panic),
         });
     }
 }
 
-/// The serial port, and the thread that writes what the guest prints.
-fn add_serial(buses: &Buses, machine: &Machine, output: &SerialOutput) -> Result<Option<Console>, BuildError> {
+/// The serial port, and the thread that writes what the guest prints. The last of it is kept in any case.
+fn add_serial(
+    buses: &Buses,
+    machine: &Machine,
+    output: &SerialOutput,
+    last_lines: LastLines,
+) -> Result<Option<Console>, BuildError> {
     let output = match output {
-        SerialOutput::Off => return Ok(None),
+        SerialOutput::Off => {
+            legacy::add_vacant_serial(buses, last_lines).map_err(DeviceError::from)?;
+            return Ok(None);
+        }
         SerialOutput::Stdout => standard_output().map_err(system("copy of standard output"))?,
         SerialOutput::File(path) => {
             let failed = |source| BuildError::SerialFile { path: path.clone(), source };
@@ -427,7 +437,7 @@ fn add_serial(buses: &Buses, machine: &Machine, output: &SerialOutput) -> Result
     let failed = |source| DeviceError::Line { device: "serial port", source };
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
     machine.wire_line(&interrupt, layout::SERIAL_LINE).map_err(failed)?;
-    legacy::add_serial(buses, interrupt, input).map_err(DeviceError::from)?;
+    legacy::add_serial(buses, interrupt, Both(last_lines, input)).map_err(DeviceError::from)?;
     Ok(Some(console))
 }
 

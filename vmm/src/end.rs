@@ -13,14 +13,17 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::causes::chain;
 use crate::kvm::ExitReason;
+use crate::last_lines::GuestPanic;
 
 /// How a VM ended.
 #[derive(Clone, Debug)]
 pub enum VmEnd {
     /// The guest switched itself off.
     PoweredOff,
-    /// The guest asked for a reset; a panic of its kernel ends so too.
+    /// The guest asked for a reset. If its kernel panicked, it has not said so on a console.
     Reset,
+    /// The guest's kernel panicked.
+    Panicked(GuestPanic),
     /// The host stopped it.
     Stopped,
     /// A vCPU or a device failed.
@@ -37,6 +40,7 @@ impl fmt::Display for VmEnd {
         match self {
             Self::PoweredOff => f.write_str("the guest switched itself off"),
             Self::Reset => f.write_str("the guest reset itself (its kernel may have panicked)"),
+            Self::Panicked(panic) => panic.fmt(f),
             Self::Stopped => f.write_str("the host stopped it"),
             Self::Failed(error) => f.write_str(&chain(&**error)),
         }
@@ -48,6 +52,7 @@ impl From<ExitReason> for VmEnd {
         match reason {
             ExitReason::Shutdown => Self::PoweredOff,
             ExitReason::Reset => Self::Reset,
+            ExitReason::Panic(panic) => Self::Panicked(panic),
             ExitReason::TripleFault => Self::Failed(Arc::new(TripleFault)),
             ExitReason::Error(error) => Self::Failed(error.into()),
         }

@@ -25,6 +25,7 @@ mod kind;
     expect(dead_code, reason = "so far only tests save and restore the state of a machine")
 )]
 mod kvm;
+mod last_lines;
 mod lifecycle;
 mod memory_map;
 pub mod milliseconds;
@@ -65,6 +66,7 @@ pub use guest::error::{NotReady, NotRunning, PowerOffError, ReadyError, Statisti
 pub use host_report::HostReport;
 pub use kind::ErrorKind;
 pub use kvm::{ExitCounts, HostError, needs_capability};
+pub use last_lines::GuestPanic;
 pub use lifecycle::{Lifecycle, LifecycleError, VmStopper};
 pub use model::{
     DiscardReport, DiskInfo, DiskState, ExitStatus, FrozenInstance, GuestDriver, GuestInfo, GuestState,
@@ -79,11 +81,11 @@ pub use resources::error::{DuplicateDisk, HotplugError, ImageError, InstanceErro
 pub use resources::exec::Copying;
 pub use resources::freeze::{FreeKept, FreezeReport, NotPushedOut, ThawReport};
 pub use resources::instance_network::{InstanceNetwork, OwnNetwork};
-pub use resources::scratch::ScratchSpec;
 pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec, User, ZygoteRuntime, ZygoteSpec};
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
+pub use resources::scratch::ScratchSpec;
 pub use trial::{HostTrial, TrialError};
 pub use virtio_bus::DeviceError;
 pub use vm::Vm;

@@ -119,6 +119,11 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
         (_, Some(signal)) => Err(CliError::Interrupted(signal)),
         // Firecracker's guests end by a reset, too.
         (None | Some(VmEnd::PoweredOff | VmEnd::Reset), None) => Ok(0),
+        // And so they do where a kernel is told to end by a panic.
+        (Some(VmEnd::Panicked(panic)), None) => {
+            tracing::error!("{panic}");
+            Ok(0)
+        }
         (Some(end), None) => Err(CliError::End(end)),
     }
 }

@@ -143,6 +143,27 @@ fn no_access_to_the_serial_port_panics() {
 }
 
 #[test]
+fn where_no_serial_port_is_a_guest_is_heard_and_gets_no_answer() {
+    let screen = Screen::default();
+    let port = VacantSerialPort::new(Box::new(screen.clone()));
+    // As a driver sets a speed, and looks for the chip.
+    port.write(3, &[0x80]);
+    port.write(DATA, &[12]);
+    port.write(1, &[0]);
+    assert_eq!(port.save().line_control, 0x80);
+    port.write(3, &[0x03]);
+    port.write(7, &[0x5a]);
+    port.write(DATA, b"ab");
+    for offset in 0..VacantSerialPort::LEN {
+        assert_eq!(read(&port, offset), 0xff);
+    }
+    port.write(DATA, b"a");
+    let restored = VacantSerialPort::restore(Box::new(screen.clone()), &port.save());
+    restored.write(DATA, b"b");
+    assert_eq!(*screen.0.lock().unwrap(), b"ab");
+}
+
+#[test]
 fn sleep_and_reset_registers_request_power_off_and_reset() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();

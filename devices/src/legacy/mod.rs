@@ -3,10 +3,12 @@
 mod keyboard_controller;
 mod power;
 mod serial;
+mod vacant_serial;
 
 pub use keyboard_controller::KeyboardController;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SerialPort, SerialPortState};
+pub use vacant_serial::{VacantSerialPort, VacantSerialPortState};
 
 #[cfg(test)]
 mod legacy_test;

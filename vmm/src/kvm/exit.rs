@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::gate::Gate;
+use crate::last_lines::GuestPanic;
 
 /// Why a VM ended by itself.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub enum ExitReason {
     Shutdown,
     /// The guest asked for a reset. Bellows does not restart it.
     Reset,
+    /// The same, after a panic of its kernel.
+    Panic(GuestPanic),
     /// A vCPU met a fault while it handled a fault while it handled a fault.
     TripleFault,
     /// A vCPU or a device failed; the VM cannot go on.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use bellows_devices::bus::{Bus, BusDevice, BusError};
-use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort};
+use bellows_devices::legacy::{KeyboardController, PowerPorts, PowerRequest, SerialPort, VacantSerialPort};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout::{COM1_PORT, POWER_PORT};
@@ -33,6 +33,12 @@ pub(crate) fn add_serial(
 ) -> Result<(), Misplaced> {
     let port = SerialPort::new(Box::new(output), interrupt);
     add(&buses.ports, "serial port", COM1_PORT.into(), SerialPort::LEN, port)
+}
+
+/// Puts what hears a dying kernel in place of the serial port.
+pub(crate) fn add_vacant_serial(buses: &Buses, output: impl Write + Send + 'static) -> Result<(), Misplaced> {
+    let port = VacantSerialPort::new(Box::new(output));
+    add(&buses.ports, "vacant serial port", COM1_PORT.into(), VacantSerialPort::LEN, port)
 }
 
 fn add(
