@@ -1,11 +1,12 @@
 //! The host's terminal, for a command that has one in the guest.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 
 use bellows_memory::sync::Mutex;
-use bellows_vmm::{Process, Stdio, TerminalSize};
+use bellows_vmm::{Stdio, TerminalSize};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
@@ -50,15 +51,18 @@ impl Resizes {
         Ok(Self(signals))
     }
 
-    /// Keeps the terminal of `process` as large as this one.
+    /// Keeps the command's terminal as large as this one, by `resize`, until that fails.
     ///
     /// # Errors
     /// The system has no thread.
-    pub(crate) fn follow(self, process: Process) -> Result<(), CliError> {
+    pub(crate) fn follow<E: Display>(
+        self,
+        resize: impl Fn(TerminalSize) -> Result<(), E> + Send + 'static,
+    ) -> Result<(), CliError> {
         let follow = move || {
             loop {
                 if let Some(size) = size()
-                    && let Err(error) = process.resize(size)
+                    && let Err(error) = resize(size)
                 {
                     // The command has ended.
                     tracing::debug!(%error, "cannot pass on the terminal's size");

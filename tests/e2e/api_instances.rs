@@ -99,6 +99,8 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     assert_eq!(executed, expected);
     let mounts = json!({ "argv": ["grep", "-c", " /tmp ext4 ", "/proc/mounts"] });
     assert_eq!(body(send(&api, "POST", "/instances/a/exec", &mounts), 200)["stdout"], "1\n");
+    let terminal = json!({ "argv": ["stty", "size"], "tty": { "columns": 91, "rows": 17 } });
+    assert_eq!(body(send(&api, "POST", "/instances/a/exec", &terminal), 200)["stdout"], "17 91\r\n");
     let nowhere = body(send(&api, "POST", "/instances/a/exec", &json!({ "argv": ["/nowhere"] })), 400);
     assert!(nowhere["fault_message"].as_str().unwrap().contains("/nowhere"), "{nowhere}");
 
@@ -112,7 +114,7 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
         format!("bellows_partition_plugged_bytes{{partition=\"2\"}} {}", 200 << 20),
         "bellows_partition_used{partition=\"1\"} 0".into(),
         "bellows_instance_start_seconds_count 1".into(),
-        "bellows_exec_seconds_count 2".into(),
+        "bellows_exec_seconds_count 3".into(),
     ] {
         assert!(figures.lines().any(|found| found == line), "{line}: {figures}");
     }

@@ -1,10 +1,13 @@
 //! VMs in the background, and the commands that handle them.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
+
+use nix::pty::{Winsize, openpty};
 
 use crate::command::{bellows_run, image};
 use crate::fixture::{PATIENCE, artefact};
@@ -92,6 +95,71 @@ fn a_vm_in_the_background_is_listed_talked_to_and_stopped() {
     assert_eq!(session.path().join("bellows").read_dir().unwrap().count(), 0, "nothing stays");
     let gone = session.bellows(&["logs", "web"]);
     assert!(String::from_utf8_lossy(&gone.stderr).contains("no instance is called `web`"));
+}
+
+/// What a reader gives, until `end` is there.
+fn text_until(source: &mut impl Read, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        let mut byte = [0];
+        assert!(source.read(&mut byte).is_ok_and(|count| count == 1), "{end:?} does not come: {text:?}");
+        text.push(char::from(byte[0]));
+    }
+    text
+}
+
+#[test]
+fn a_further_command_has_streams_and_a_terminal() {
+    let session = Session::new();
+    text(session.run(&["--name", "web"], "while :; do sleep 1; done"));
+    let exec = |program: &str, words: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(words).env("XDG_RUNTIME_DIR", session.path());
+        command
+    };
+    let binary = artefact("BELLOWS_BINARY");
+    let binary = binary.to_str().unwrap();
+
+    // What it prints comes while its input goes on.
+    let mut cat = exec(binary, &["exec", "-i", "web", "/bin/sh", "-c", "cat; echo end >&2; exit 3"]);
+    let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (cat.stdin.take().unwrap(), cat.stdout.take().unwrap());
+    for line in ["one\n", "two\n"] {
+        stdin.write_all(line.as_bytes()).unwrap();
+        assert_eq!(text_until(&mut stdout, "\n"), line);
+    }
+    drop(stdin);
+    let output = cat.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(3), &b"end\n"[..]));
+
+    // It ends with its client.
+    let line = "echo $$ >/number; echo begun; exec sleep 1000";
+    let mut left = exec(binary, &["exec", "web", "/bin/sh", "-c", line]).stdout(Stdio::piped()).spawn().unwrap();
+    text_until(left.stdout.as_mut().unwrap(), "begun\n");
+    left.kill().unwrap();
+    left.wait().unwrap();
+    session.said(&["exec", "web", "/bin/sh", "-c", "while kill -0 $(cat /number) 2>/dev/null; do sleep 0.1; done"]);
+
+    // A terminal follows this one's size, and takes keys as they are.
+    let size = Winsize { ws_row: 17, ws_col: 91, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None).unwrap();
+    let line = "tty; stty size; trap 'stty size' WINCH; trap 'echo interrupted; exit 9' INT; echo ready; \
+        sleep 1000 & while :; do wait $!; done";
+    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut typed = exec("setsid", &["--ctty", "--wait", binary, "exec", "-it", "web", "/bin/sh", "-c", line]);
+    let mut typed = typed.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
+    let mut master = File::from(pty.master);
+    assert_eq!(text_until(&mut master, "ready\r\n"), "/dev/pts/0\r\n17 91\r\nready\r\n");
+    assert!(Command::new("stty").args(["rows", "50", "cols", "100"]).stdin(slave()).status().unwrap().success());
+    assert_eq!(text_until(&mut master, "50 100\r\n"), "50 100\r\n");
+    master.write_all(b"\x03").unwrap();
+    assert_eq!(text_until(&mut master, "interrupted\r\n"), "^Cinterrupted\r\n");
+    assert_eq!(typed.wait().unwrap().code(), Some(9));
+    let modes = Command::new("stty").arg("-a").stdin(slave()).output().unwrap();
+    assert!(text(modes).contains(" icanon"), "the terminal is as it was");
+    let refused = session.bellows(&["exec", "-it", "web", "true"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("needs a terminal on standard input"), "{refused:?}");
+    assert_eq!(session.said(&["stop", "--time=0", "web"]), "web\n");
 }
 
 /// A partition that breathes while its instance runs, and a folder of the host in it.

@@ -1,12 +1,14 @@
 //! A client of a VM's API.
 
 use std::io::{self, BufWriter, Write};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, Response};
+use hyper::header::{CONNECTION, UPGRADE};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -14,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{CliError, io_error};
 use crate::rest::Feed;
+use crate::rest::frames::PROTOCOL;
 
 /// Most bytes of an answer that is taken as a whole.
 const MOST: usize = 64 << 20;
@@ -94,6 +97,30 @@ impl Client {
         }
     }
 
+    /// Sends a request that has the connection upgraded; returns it, and what has come over it already.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub(crate) fn upgrade(&self, path: &str, body: &Value) -> Result<(StdStream, Vec<u8>), CliError> {
+        self.run(async {
+            let body = Either::Left(Full::new(Bytes::from(body.to_string())));
+            let request = Request::builder().method("POST").uri(path).header("Host", "localhost");
+            let request = request.header(CONNECTION, "upgrade").header(UPGRADE, PROTOCOL).body(body);
+            let answer = self.send_request(request).await?;
+            if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                return Err(self.gone(io::Error::other("it has answered without an upgrade: it is of another version")));
+            }
+            let upgraded = hyper::upgrade::on(answer).await.map_err(|error| self.gone(io::Error::other(error)))?;
+            let parts = upgraded.downcast::<TokioIo<UnixStream>>();
+            let parts = parts.map_err(|_| self.gone(io::Error::other("it is another connection")))?;
+            let socket = parts.io.into_inner().into_std().and_then(|socket| {
+                socket.set_nonblocking(false)?;
+                Ok(socket)
+            });
+            Ok((socket.map_err(|error| self.gone(error))?, parts.read_buf.into()))
+        })
+    }
+
     /// Sends a request; returns the answer if it is a good one.
     async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Response<Incoming>, CliError> {
         let body = body.map(ToString::to_string).unwrap_or_default();
@@ -106,16 +133,22 @@ impl Client {
         path: &str,
         body: Either<Full<Bytes>, Feed>,
     ) -> Result<Response<Incoming>, CliError> {
+        let request = Request::builder().method(method).uri(path).header("Host", "localhost");
+        self.send_request(request.body(body)).await
+    }
+
+    async fn send_request(
+        &self,
+        request: hyper::http::Result<Request<Either<Full<Bytes>, Feed>>>,
+    ) -> Result<Response<Incoming>, CliError> {
+        let request = request.map_err(|error| self.gone(io::Error::other(error)))?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.gone(error))?;
         let other = |error: hyper::Error| self.gone(io::Error::other(error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
-        tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("Host", "localhost");
-        let request = request.body(body);
-        let request = request.map_err(|error| self.gone(io::Error::other(error)))?;
+        tokio::spawn(connection.with_upgrades());
         let answer = sender.send_request(request).await.map_err(other)?;
         let status = answer.status().as_u16();
-        if answer.status().is_success() {
+        if answer.status().is_success() || answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         let body = answer.into_body().collect().await.map_err(other)?.to_bytes();

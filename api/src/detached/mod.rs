@@ -3,6 +3,7 @@
 
 mod client;
 mod copy;
+mod exec;
 mod memory;
 mod partition;
 mod place;
@@ -16,13 +17,14 @@ use serde_json::{Value, json};
 
 use self::client::Client;
 pub(crate) use self::copy::cp;
+pub(crate) use self::exec::exec;
 pub(crate) use self::partition::partition;
 use self::place::{Place, Seat};
 pub(crate) use self::start::{Job, start};
 use self::table::table;
 pub(crate) use self::top::top;
 use crate::error::CliError;
-use crate::options::detached::{ExecArgs, LogsArgs, PsArgs, RmArgs, StopArgs};
+use crate::options::detached::{LogsArgs, PsArgs, RmArgs, StopArgs};
 use crate::output::{print, say_plainly};
 
 /// An instance of a VM that runs.
@@ -88,30 +90,6 @@ pub(crate) fn ps(args: &PsArgs) -> Result<u8, CliError> {
     });
     print(table(["NAME", "IMAGE", "COMMAND", "STATE", "MEMORY"], rows))?;
     Ok(0)
-}
-
-/// `bellows exec`: returns the command's exit code.
-pub(crate) fn exec(args: &ExecArgs) -> Result<u8, CliError> {
-    let found = find(&args.name)?;
-    let stdin = args.interactive.then(|| io::read_to_string(io::stdin())).transpose();
-    let request = json!({
-        "argv": args.command,
-        "env": args.env,
-        "cwd": args.cwd,
-        "user": args.user,
-        "stdin": stdin.map_err(crate::error::io_error("read", "standard input"))?,
-    });
-    let done = found.client().call("POST", &found.path("/exec"), Some(&request))?;
-    if args.json {
-        print(&done)?;
-    } else {
-        let text = |name: &str| done[name].as_str().unwrap_or_default();
-        let mut output = io::stdout();
-        io::Write::write_all(&mut output, text("stdout").as_bytes()).map_err(CliError::Output)?;
-        // It may have no reader.
-        let _ = io::Write::write_all(&mut io::stderr(), text("stderr").as_bytes());
-    }
-    Ok(exit_code(&done))
 }
 
 /// `bellows logs`.

@@ -37,9 +37,12 @@ pub struct PsArgs {
 /// `bellows exec`.
 #[derive(Args, Debug)]
 pub struct ExecArgs {
-    /// Pass standard input on to the command; all of it is read first
+    /// Pass standard input on to the command, which otherwise reads /dev/null
     #[arg(short, long)]
     pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long, conflicts_with = "json")]
+    pub tty: bool,
     /// Environment variable of the command
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     pub env: Vec<String>,
@@ -49,7 +52,7 @@ pub struct ExecArgs {
     /// User of the command, instead of the instance's
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
-    /// Print exit code and output as JSON
+    /// Print exit code and output as JSON, when the command has ended; with -i all of standard input is read before
     #[arg(long)]
     pub json: bool,
     /// Name of the instance, or VM/INSTANCE

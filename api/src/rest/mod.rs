@@ -8,6 +8,7 @@ mod config_file;
 mod configuration;
 mod control;
 mod fault;
+pub(crate) mod frames;
 mod log;
 mod metrics;
 mod openapi;

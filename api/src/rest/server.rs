@@ -11,7 +11,7 @@ use std::time::Duration;
 use bellows_vmm::InstanceId;
 use http_body_util::{BodyExt as _, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SERVER, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,8 +23,9 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::control::Control;
 use super::fault::Fault;
+use super::frames::PROTOCOL;
 use super::openapi;
-use super::own::{self, Feed, Own, OwnApi, Reply, panicked};
+use super::own::{self, Connection, Feed, Own, OwnApi, Reply, panicked};
 use super::request::{Request, parse};
 use super::socket::Socket;
 
@@ -178,7 +179,8 @@ async fn connection(
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.patience);
     http.max_buf_size(limits.head).max_headers(MAX_FIELDS);
-    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let stream: Connection = TokioIo::new(Box::pin(stream));
+    let mut serving = std::pin::pin!(http.serve_connection(stream, service).with_upgrades());
     let result = tokio::select! {
         result = serving.as_mut() => result,
         _ = ended.changed() => {
@@ -192,7 +194,11 @@ async fn connection(
 }
 
 /// Answers a request. Its future ends with the client; a change that has begun goes on.
-async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Response<AnswerBody>, Infallible> {
+async fn answer(
+    mut request: hyper::Request<Incoming>,
+    shared: Arc<Shared>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let upgrade = asks_for_streams(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
     let target = head.uri.path_and_query().map_or(&*path, |target| target.as_str());
@@ -207,7 +213,10 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     });
     let answer = match request {
         Err(fault) => Err(fault),
-        Ok(Asked::Own(own)) => shared.own.answer(own).await,
+        Ok(Asked::Own(own)) => match (own, upgrade) {
+            (Own::Exec(id, exec), Some(upgrade)) => shared.own.session(&id, *exec, upgrade).await,
+            (own, _) => shared.own.answer(own).await,
+        },
         Ok(Asked::Theirs(Request::Document)) => Ok(Reply::Json(openapi::document())),
         Ok(Asked::Theirs(Request::Read(read))) => shared.control.read(read).map(reply),
         Ok(Asked::Theirs(Request::Change(change))) => {
@@ -227,6 +236,15 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Whether a client asks for the streams of a process on its connection (RFC 9110, section 7.8).
+fn asks_for_streams(headers: &HeaderMap) -> bool {
+    let has = |name, wanted: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
+    };
+    has(CONNECTION, "upgrade") && has(UPGRADE, PROTOCOL)
 }
 
 /// Counts a request and its answer.
@@ -302,6 +320,7 @@ fn response(answer: Result<Reply, Fault>) -> Response<AnswerBody> {
         Ok(Reply::Json(value)) => (StatusCode::OK, Some(JSON), whole(value.to_string().into_bytes())),
         Ok(Reply::Text { kind, text }) => (StatusCode::OK, Some(kind), whole(text.into_bytes())),
         Ok(Reply::Stream { kind, feed }) => (StatusCode::OK, Some(kind), Either::Right(feed)),
+        Ok(Reply::Upgrade) => (StatusCode::SWITCHING_PROTOCOLS, None, whole(Vec::new())),
         Err(fault) => {
             let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
             (status, Some(JSON), whole(fault.body()))
@@ -310,6 +329,10 @@ fn response(answer: Result<Reply, Fault>) -> Response<AnswerBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(SERVER, HeaderValue::from_static("Bellows API"));
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    }
     if let Some(kind) = kind {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     }

@@ -54,7 +54,8 @@ pub(super) fn run_instance(
     };
     let raw = (args.tty && args.interactive).then(Raw::enter).transpose()?;
     if let Some(resizes) = resizes {
-        resizes.follow(init.clone())?;
+        let init = init.clone();
+        resizes.follow(move |size| init.resize(size))?;
     }
     let input = match fed {
         Some(stream) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bellows_vmm::{
-    ByteSize, ExitStatus, InstanceNetwork, LayerConfig, ScratchSpec, Shape, Transport, ValueError,
+    ByteSize, ExitStatus, InstanceNetwork, LayerConfig, ScratchSpec, Shape, TerminalSize, Transport, ValueError,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -189,6 +189,25 @@ pub(crate) struct Exec {
     pub(crate) user: Option<String>,
     /// Its standard input.
     pub(crate) stdin: Option<String>,
+    /// Its standard input is what comes over the connection, where that is upgraded.
+    #[serde(default)]
+    pub(crate) open_stdin: bool,
+    /// It has a terminal of this size. Its standard input, output and error are one then.
+    pub(crate) tty: Option<Terminal>,
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Terminal {
+    pub(crate) columns: u16,
+    pub(crate) rows: u16,
+}
+
+impl From<Terminal> for TerminalSize {
+    fn from(Terminal { columns, rows }: Terminal) -> Self {
+        Self { columns, rows }
+    }
 }
 
 /// How an instance, or a process in one, has ended.

@@ -60,18 +60,24 @@ pub(super) fn kill(process: &Process) {
 
 /// Runs a process until it ends, or `running` is ended.
 pub(crate) fn run(entry: &Entry, wanted: &Exec, running: &Running) -> Result<Executed, Fault> {
-    let instance = &entry.started()?.instance;
-    let spec = spec(entry, wanted)?;
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let id: ProcessId = format!("exec-{number}").parse().map_err(|error: bellows_vmm::ValueError| Fault::of(&error))?;
-    let process = instance.exec(id, &spec).map_err(of_instance)?;
+    let (process, stdio) = start(entry, wanted)?;
     running.begin(&process);
-    let executed = attend(&process, wanted);
+    let executed = attend(&process, stdio, wanted);
     if let Err(error) = process.remove(LIMIT) {
         tracing::debug!(%error, process = %process.id(), "a process is not removed");
     }
     running.done();
     executed.map_err(of_instance)
+}
+
+/// Starts the process; returns it with the kind of its streams.
+pub(super) fn start(entry: &Entry, wanted: &Exec) -> Result<(Process, Stdio), Fault> {
+    let instance = &entry.started()?.instance;
+    let spec = spec(entry, wanted)?;
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let id: ProcessId = format!("exec-{number}").parse().map_err(|error: bellows_vmm::ValueError| Fault::of(&error))?;
+    let process = instance.exec(id, &spec).map_err(of_instance)?;
+    Ok((process, spec.stdio))
 }
 
 fn spec(entry: &Entry, wanted: &Exec) -> Result<ProcessSpec, Fault> {
@@ -87,21 +93,31 @@ fn spec(entry: &Entry, wanted: &Exec) -> Result<ProcessSpec, Fault> {
     spec.cwd = first(&[wanted.cwd.as_ref(), entry.wanted.cwd.as_ref(), image.map(|image| &image.working_dir)]);
     let user = first(&[wanted.user.as_ref(), entry.wanted.user.as_ref(), image.map(|image| &image.user)]);
     spec.user = user.parse().map_err(|error| Fault::of(&error))?;
-    spec.stdio = Stdio::Pipes { stdin: wanted.stdin.is_some() };
+    spec.stdio = match wanted.tty {
+        Some(size) => Stdio::Terminal(size.into()),
+        None => Stdio::Pipes { stdin: wanted.stdin.is_some() || wanted.open_stdin },
+    };
     Ok(spec)
 }
 
-fn attend(process: &Process, wanted: &Exec) -> Result<Executed, InstanceError> {
-    let input = match &wanted.stdin {
-        Some(text) => Some(process.connect(StreamName::Stdin)?.feed(Cursor::new(text.clone().into_bytes()))?),
-        None => None,
+fn attend(process: &Process, stdio: Stdio, wanted: &Exec) -> Result<Executed, InstanceError> {
+    let typed = Cursor::new(wanted.stdin.clone().unwrap_or_default().into_bytes());
+    let (input, stdout, stderr) = match stdio {
+        Stdio::Terminal(_) => {
+            let mut terminal = process.connect(StreamName::Terminal)?;
+            (Some(terminal.feed(typed)?), capture(&mut terminal), Ok((Vec::new(), false)))
+        }
+        Stdio::Pipes { stdin } => {
+            let input = stdin.then(|| process.connect(StreamName::Stdin)?.feed(typed)).transpose()?;
+            let [stdout, stderr] = [StreamName::Stdout, StreamName::Stderr].map(|name| process.connect(name));
+            let (mut stdout, mut stderr) = (stdout?, stderr?);
+            let (stdout, stderr) = std::thread::scope(|scope| {
+                let errors = scope.spawn(move || capture(&mut stderr));
+                (capture(&mut stdout), errors.join())
+            });
+            (input, stdout, stderr)
+        }
     };
-    let [stdout, stderr] = [StreamName::Stdout, StreamName::Stderr].map(|name| process.connect(name));
-    let (mut stdout, mut stderr) = (stdout?, stderr?);
-    let (stdout, stderr) = std::thread::scope(|scope| {
-        let errors = scope.spawn(move || capture(&mut stderr));
-        (capture(&mut stdout), errors.join())
-    });
     let status = process.wait()?;
     // What it has not read is nobody's.
     drop(input);

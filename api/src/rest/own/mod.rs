@@ -15,6 +15,7 @@ mod memory;
 mod prometheus;
 mod reply;
 mod request;
+mod session;
 mod table;
 
 use std::io;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use bellows_vmm::{ByteSize, InstanceId, PartitionId, PartitionInfo, Vm};
 use hyper::body::{Bytes, Incoming};
+use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
@@ -39,6 +41,8 @@ use self::memory::Measuring;
 pub(crate) use self::reply::{Feed, Reply};
 use self::request::LogQuery;
 pub(crate) use self::request::{Own, parse};
+pub(crate) use self::session::Connection;
+use self::session::Session;
 use self::table::{Begun, Entry, Phase, Table};
 use super::control::Control;
 use super::fault::Fault;
@@ -230,6 +234,35 @@ impl OwnApi {
         self.blocking(run).await
     }
 
+    /// Starts a process whose streams go over the connection, once that is upgraded.
+    pub(crate) async fn session(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        exec: Exec,
+        upgrade: OnUpgrade,
+    ) -> Result<Reply, Fault> {
+        let entry = self.table.get(id)?;
+        let permit = self.waiting.clone().try_acquire_owned().map_err(|_| too_many_wait())?;
+        self.control.ready(READY_LIMIT).await?;
+        let begun = Instant::now();
+        // A client that leaves drops the session, which ends the process.
+        let started = spawn_blocking(move || Session::start(&entry, &exec)).await;
+        let session = started.map_err(|error| panicked(&error))??;
+        let api = self.clone();
+        tokio::spawn(async move {
+            let upgraded = upgrade.await;
+            let run = move || {
+                let ended = Counted { api, begun };
+                session.run(upgraded.map_err(io::Error::other)?, (permit, ended))
+            };
+            // Where that fails it waits for the guest, to end the process.
+            if let Ok(Err(error)) = spawn_blocking(run).await {
+                tracing::warn!(%error, "the streams of a process have no connection");
+            }
+        });
+        Ok(Reply::Upgrade)
+    }
+
     /// Asks an instance's first process to end, and kills it if it has not after `limit`.
     async fn stop(self: &Arc<Self>, id: &InstanceId, limit: Duration) -> Result<Reply, Fault> {
         let entry = self.table.get(id)?;
@@ -341,6 +374,18 @@ impl Drop for Abandoned {
     fn drop(&mut self) {
         let running = self.0.clone();
         spawn_blocking(move || running.end());
+    }
+}
+
+/// Counts how long a process took whose streams went over a connection.
+struct Counted {
+    api: Arc<OwnApi>,
+    begun: Instant,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.api.figures.exec.add(self.begun.elapsed());
     }
 }
 

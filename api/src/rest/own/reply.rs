@@ -21,6 +21,8 @@ pub(crate) enum Reply {
         kind: &'static str,
         feed: Feed,
     },
+    /// The connection is another one's from here on.
+    Upgrade,
 }
 
 /// A body that comes in parts.
