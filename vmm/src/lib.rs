@@ -85,7 +85,7 @@ pub use resources::instances::{Account, DEFAULT_PIDS_MAX, Instance, InstanceSpec
 pub use resources::networks::{NetworkError, NetworkInfo};
 pub use resources::pmem::LostLayer;
 pub use resources::processes::{Forwarding, Process, ProcessSpec, Stdio};
-pub use resources::scratch::ScratchSpec;
+pub use resources::scratch::{ScratchSpec, default_scratch_folder};
 pub use trial::{HostTrial, TrialError};
 pub use virtio_bus::DeviceError;
 pub use vm::Vm;

@@ -84,6 +84,7 @@ impl Allowed {
         if config.network_interfaces.iter().any(|interface| matches!(interface.host, HostEnd::Tap(Tap::Name(_)))) {
             self.taps();
         }
+        config.scratch_folder.iter().for_each(|folder| self.scratch(folder));
         config.vsock.uds_path.iter().for_each(|path| self.socket(path));
         match &config.serial {
             SerialOutput::File(path) => self.output(path),
@@ -94,6 +95,11 @@ impl Allowed {
     /// A file, or a folder and all below it, to be read.
     pub fn read(&mut self, path: impl Into<PathBuf>) {
         self.add(path, READ);
+    }
+
+    /// The folder of scratch disks: files without names, which no right to make files is needed for.
+    pub fn scratch(&mut self, folder: impl Into<PathBuf>) {
+        self.add(folder, FILE);
     }
 
     /// TAPs, by their names.
@@ -197,6 +203,7 @@ mod tests {
         config.drives = vec![DriveConfig::new("/ro", true), DriveConfig::new("/rw", false)];
         config.vsock = VsockConfig { uds_path: Some("v.sock".into()), ..VsockConfig::default() };
         config.serial = SerialOutput::File(serial.clone());
+        config.scratch_folder = Some("/scratch".into());
         let mut allowed = Allowed::new();
         allowed.vm(&config).unwrap();
         assert!(serial.is_file(), "it is made where it is missing");
@@ -204,7 +211,7 @@ mod tests {
             assert_eq!(access(&allowed, path), READ, "{path}");
         }
         assert_eq!(access(&allowed, "/ro"), READ | AccessFs::IoctlDev);
-        assert_eq!(access(&allowed, "/rw"), FILE);
+        assert_eq!((access(&allowed, "/rw"), access(&allowed, "/scratch")), (FILE, FILE));
         assert_eq!(access(&allowed, "."), SOCKETS);
         assert_eq!(access(&allowed, TUN), BitFlags::EMPTY);
         config.network_interfaces = vec![NetConfig::new("eth0", Tap::Name("tap0".into()))];

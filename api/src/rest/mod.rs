@@ -153,6 +153,7 @@ fn restrict(
     }
     // Interfaces come by their names.
     allowed.taps();
+    args.scratch_dir.iter().for_each(|folder| allowed.scratch(folder));
     if !args.no_api {
         allowed.socket(&args.api_sock);
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bellows_block::Store;
 use bellows_memory::ByteSize;
-use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEnd};
+use bellows_vmm::{ConfigError, ReadyReport, RunReport, VmBuilder, VmConfig, VmEnd, default_scratch_folder};
 use tempfile::TempDir;
 
 use self::function::{Function, IN_BASE, prepare};
@@ -141,8 +141,9 @@ fn configuration(args: &RunArgs, places: &Places) -> Result<VmConfig, CliError> 
     if args.image().is_some() && config.partitions.is_empty() && memory != IN_BASE {
         config.partitions.push(rounded_up(memory));
     }
-    if let Some(folder) = &args.scratch_dir {
-        config.scratch_folder = Some(folder.clone());
+    if args.scratch.is_some() {
+        let folder = args.scratch_dir.clone().or(config.scratch_folder);
+        config.scratch_folder = Some(folder.unwrap_or_else(|| default_scratch_folder().to_owned()));
     }
     if let Some(serial) = &args.serial {
         config.serial = serial.clone();

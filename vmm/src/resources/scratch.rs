@@ -127,9 +127,15 @@ impl ScratchDisks {
     }
 
     fn folder(&self) -> &Path {
-        let [first, second] = FOLDERS.map(Path::new);
-        self.folder.as_deref().unwrap_or(if first.is_dir() { first } else { second })
+        self.folder.as_deref().unwrap_or_else(|| default_scratch_folder())
     }
+}
+
+/// The folder in whose file system scratch disks lie if the configuration names none: `/var/tmp`, or `/tmp` where that is missing.
+#[must_use]
+pub fn default_scratch_folder() -> &'static Path {
+    let [first, second] = FOLDERS.map(Path::new);
+    if first.is_dir() { first } else { second }
 }
 
 fn give_back(disks: &Disks, change: &DiskChange<'_>, agent: &AgentClient, bus: &VirtioBus, serial: &str) {
