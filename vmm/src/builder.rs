@@ -341,7 +341,7 @@ impl VmBuilder {
         if let Some(mmds) = &config.mmds {
             metadata.configure(mmds.version, mmds.imds_compat);
         }
-        let networks = Networks::default();
+        let networks = Networks::new(config.vcpus);
         for interface in &config.network_interfaces {
             let service = config.mmds.as_ref().filter(|mmds| mmds.interfaces.contains(&interface.id));
             networks.add(&bus, interface, service.map(|mmds| (&metadata, mmds.address())))?;

@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{BalloonConfig, ImageConfig, Shape, Transport, VmConfig};
+use crate::config::{BalloonConfig, ImageConfig, NetConfig, Shape, Transport, VmConfig};
 use crate::kind::ErrorKind;
 
 /// For every VM: KVM's, the device loop, entropy and vsock, the agent's connection, the console, and some for vsock clients
@@ -18,8 +18,12 @@ const PER_FUNCTION: usize = 3;
 const PER_LOOP: usize = 2;
 /// For a balloon, beside those of its queues and its thread: the interrupt vector of its configuration and its timer.
 const PER_BALLOON: usize = 2;
-/// For a network interface: three interrupt vectors, two queues, its TAP or socket, its timer and the event of changed limits.
-const PER_NETWORK: usize = 8;
+/// For a network interface: the interrupt vector of its configuration, its timer and the event of changed limits;
+const PER_NETWORK: usize = 3;
+/// for each of its queues: an interrupt vector and an event;
+const PER_NETWORK_QUEUE: usize = 2;
+/// for each pair of queues: a queue of its TAP, or its socket.
+const PER_QUEUE_PAIR: usize = 1;
 /// For a drive, beside those of a disk: its file, its timer and the event of changes.
 const PER_DRIVE: usize = 3;
 /// For a partition, beside its function's: the event that resumes it.
@@ -57,7 +61,7 @@ pub(crate) fn of_vm(config: &VmConfig) -> usize {
         + images
         + config.balloon.as_ref().map_or(0, of_balloon)
         + of_drive() * config.drives.len()
-        + of_network() * config.network_interfaces.len()
+        + config.network_interfaces.iter().map(of_network).sum::<usize>()
         + of_partition() * config.memory_devices()
 }
 
@@ -82,8 +86,8 @@ pub(crate) fn of_scratch_disk() -> usize {
 }
 
 /// Descriptors of a network interface.
-pub(crate) fn of_network() -> usize {
-    PER_NETWORK + PER_LOOP
+pub(crate) fn of_network(config: &NetConfig) -> usize {
+    PER_NETWORK + PER_NETWORK_QUEUE * config.queues() + PER_QUEUE_PAIR * config.queue_pairs() + PER_LOOP
 }
 
 /// Descriptors of a balloon: two for each queue.
@@ -138,7 +142,7 @@ mod tests {
     use bellows_memory::ByteSize;
 
     use super::*;
-    use crate::config::{DriveConfig, NetConfig, Tap};
+    use crate::config::{DriveConfig, Tap};
 
     #[test]
     fn a_refusal_gives_all_figures() {
@@ -174,6 +178,8 @@ mod tests {
         grows(&config, 4);
         config.network_interfaces.push(NetConfig::new("eth0", Tap::Fd(7)));
         grows(&config, 10);
+        config.network_interfaces.push(NetConfig::new("eth1", Tap::Fds(vec![8, 9])));
+        grows(&config, 17);
         config.vcpus += 2;
         grows(&config, 2);
         config.balloon = Some(BalloonConfig { stats_polling_interval_s: 1, ..BalloonConfig::default() });

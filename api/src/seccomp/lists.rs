@@ -56,10 +56,11 @@ const KVM: u32 = 0xae;
 const FILES: [u32; 3] = [b'f' as u32, 0x12, 0x94];
 /// Requests to TAPs: they share their type with those to terminals, so each is named (linux/if_tun.h). The last finds an interface by its
 /// name (linux/sockios.h).
-const TAP: [u32; 10] = [
+const TAP: [u32; 11] = [
     0x4004_54ca, // TUNSETIFF
     0x4004_54cb, // TUNSETPERSIST
     0x4004_54d0, // TUNSETOFFLOAD
+    0x4004_54d9, // TUNSETQUEUE
     0x4004_54d8, // TUNSETVNETHDRSZ
     0x4004_54dc, // TUNSETVNETLE
     0x8004_54cf, // TUNGETFEATURES
@@ -135,7 +136,7 @@ pub(super) fn of_role(
             // A reset ends connections. The guest's configuration space is a file in memory. Devices that begin have timers for limits.
             allow(&mut rules, &[calls![SYS_dup SYS_eventfd2 SYS_pread64 SYS_pwrite64 SYS_shutdown SYS_timerfd_create]]);
             add(&mut rules, libc::SYS_fcntl, fcntl()?);
-            add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request(TAP[2])?]);
+            add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request(TAP[2])?, request(TAP[3])?]);
         }
         ThreadRole::Device => {
             allow(&mut rules, &[STREAMS, STORAGE, calls![SYS_copy_file_range]]);
@@ -151,6 +152,7 @@ pub(super) fn of_role(
                     kvm()?,
                     request_type(FILES[0])?,
                     request(TAP[2])?,
+                    request(TAP[3])?,
                     request(libc::FIONREAD as u32)?,
                     request(libc::FIONBIO as u32)?,
                 ],

@@ -9,8 +9,8 @@ use bellows_memory::GuestMemory;
 use vm_memory::GuestAddress;
 
 use self::subjects::{
-    BalloonSubject, BlkSubject, DiscardSubject, MemSubject, NetSubject, PmemSubject, RngSubject, VsockSubject,
-    low_limit,
+    BalloonSubject, BlkSubject, DiscardSubject, MemSubject, NetSubject, PairsSubject, PmemSubject, RngSubject,
+    VsockSubject, low_limit,
 };
 use super::limits::RateLimit;
 use super::testing::{Completion, DriverQueue, FakeGuest, FakeInterrupt, PciDriver, PciMachine, Pending};
@@ -365,4 +365,7 @@ contract! {
     net_receive_limited: NetSubject::new(0, low_limit()),
     net_transmit: NetSubject::new(1, RateLimit::default()),
     net_transmit_limited: NetSubject::new(1, low_limit()),
+    net_pairs_receive: PairsSubject::new(0),
+    net_pairs_transmit: PairsSubject::new(1),
+    net_pairs_control: PairsSubject::new(4),
 }

@@ -103,8 +103,27 @@ pub struct NetState {
     /// The address of the metadata service, where the interface has it. Its connections and tokens are no part of the state.
     #[serde(default)]
     pub metadata: Option<Ipv4Addr>,
+    /// The pairs of queues.
+    #[serde(default)]
+    pub queue_pairs: QueuePairsState,
     /// The rate limits, and what they have left.
     pub limiters: LimitersState,
+}
+
+/// Pairs of queues of a [`Net`](super::Net).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueuePairsState {
+    /// How many there are.
+    pub most: u16,
+    /// How many of them the driver uses.
+    pub used: u16,
+}
+
+impl Default for QueuePairsState {
+    fn default() -> Self {
+        Self { most: 1, used: 1 }
+    }
 }
 
 /// State of a [`Pmem`](super::Pmem): where its memory is, which a driver has mapped.

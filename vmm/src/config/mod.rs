@@ -86,7 +86,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub extra_command_line: Vec<String>,
     /// Number of vCPUs. Each has [`VECTORS_PER_VCPU`] interrupt vectors, of which a disk or partition needs two, and a network
-    /// interface three.
+    /// interface three: with several pairs of queues, two for each and two more.
     #[serde(default = "default_vcpus")]
     pub vcpus: u8,
     /// What the guest sees of the CPU.
@@ -289,7 +289,7 @@ impl VmConfig {
         }
         self.scratch_folder.iter().try_for_each(|folder| check_path("scratch_folder", folder))?;
         self.check_disks()?;
-        network::check(&self.network_interfaces)?;
+        network::check(&self.network_interfaces, self.vcpus)?;
         if let Some(mmds) = &self.mmds {
             mmds.check(&self.network_interfaces)?;
         }
@@ -331,7 +331,7 @@ impl VmConfig {
         let images: HashSet<_> = self.images.iter().flat_map(ImageConfig::contents).collect();
         let (disks, partitions) = (images.len() + self.drives.len(), self.partitions.len());
         let balloon = self.balloon.as_ref().map_or(0, BalloonConfig::vectors);
-        let networks = network::VECTORS * self.network_interfaces.len();
+        let networks: usize = self.network_interfaces.iter().map(NetConfig::vectors).sum();
         let needed = FIXED_VECTORS + balloon + networks + VECTORS_PER_FUNCTION * (disks + self.memory_devices());
         if needed <= self.max_vectors() {
             return Ok(());

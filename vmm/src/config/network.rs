@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use bellows_devices::virtio::net::{MTUS, MacAddress, RateLimits};
+use bellows_devices::virtio::net::{MAX_QUEUE_PAIRS, MTUS, MacAddress, RateLimits};
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, GuestNetwork, count, error};
 
 /// Most network interfaces of a VM.
 pub const MAX_NETWORK_INTERFACES: usize = 16;
-/// Interrupt vectors of an interface: one for each direction, and one for its configuration.
-pub(crate) const VECTORS: usize = 3;
 /// Longest name of an interface.
 const MAX_ID: usize = 64;
 
@@ -32,6 +30,10 @@ pub struct NetConfig {
     /// Bytes of the largest packet, without its link header, that the guest is told: 68 to 65535. It should be the TAP's.
     #[serde(default)]
     pub mtu: Option<u16>,
+    /// Pairs of queues, so that as many of the guest's CPUs can send and receive without waiting for each other: 1 to 16, and no more
+    /// than vCPUs. Left out, it is one, or as many as the TAP's descriptors. More than one take a TAP with several queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_pairs: Option<u16>,
     /// Rate limits at first.
     #[serde(default)]
     pub limits: RateLimits,
@@ -54,10 +56,14 @@ pub enum HostEnd {
 #[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tap {
-    /// The name of one that exists, with one queue, which no process uses.
+    /// The name of one that exists, which no process uses. It has one queue, or may have several (`IFF_MULTI_QUEUE`) if there are several
+    /// pairs of queues.
     Name(String),
     /// A descriptor of this process, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. The VM uses a copy.
     Fd(RawFd),
+    /// Descriptors of this process, one for each pair of queues, which are queues of one TAP and were opened with
+    /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE`. The VM uses copies.
+    Fds(Vec<RawFd>),
 }
 
 /// A Unix stream socket that a program such as passt is at: each packet stands behind its length of 32 bits, big-endian, as QEMU's
@@ -77,6 +83,15 @@ impl HostEnd {
         match self {
             Self::Tap(_) => "tap",
             Self::Stream(_) => "stream",
+        }
+    }
+
+    /// Pairs of queues that it has, if that is fixed.
+    const fn queue_pairs(&self) -> Option<usize> {
+        match self {
+            Self::Tap(Tap::Name(_)) => None,
+            Self::Tap(Tap::Fds(fds)) => Some(fds.len()),
+            Self::Tap(Tap::Fd(_)) | Self::Stream(_) => Some(1),
         }
     }
 
@@ -104,19 +119,36 @@ impl NetConfig {
     /// An interface called `id` at a host's end, with the default of everything else.
     #[must_use]
     pub fn new(id: impl Into<String>, host: impl Into<HostEnd>) -> Self {
-        Self { id: id.into(), host: host.into(), mac: None, mtu: None, limits: RateLimits::default(), guest: None }
+        let (id, host, limits) = (id.into(), host.into(), RateLimits::default());
+        Self { id, host, mac: None, mtu: None, queue_pairs: None, limits, guest: None }
     }
 
-    /// Checks an interface by itself, where the VM has `others`.
-    pub(crate) fn check_beside(&self, others: usize) -> Result<(), ConfigError> {
+    /// The pairs of queues.
+    pub(crate) fn queue_pairs(&self) -> usize {
+        self.queue_pairs.map(usize::from).or_else(|| self.host.queue_pairs()).unwrap_or(1)
+    }
+
+    /// Its queues: two for each pair, and one for commands where there are several.
+    pub(crate) fn queues(&self) -> usize {
+        let pairs = self.queue_pairs();
+        2 * pairs + usize::from(pairs > 1)
+    }
+
+    /// Interrupt vectors: one for each queue, and one for its configuration.
+    pub(crate) fn vectors(&self) -> usize {
+        self.queues() + 1
+    }
+
+    /// Checks an interface by itself, where the VM has `others` and so many vCPUs.
+    pub(crate) fn check_beside(&self, others: usize, vcpus: u8) -> Result<(), ConfigError> {
         if others >= MAX_NETWORK_INTERFACES {
             let expected = format!("at most {MAX_NETWORK_INTERFACES}");
             return Err(error("network_interfaces", count(others + 1), expected));
         }
-        self.check(str::to_owned)
+        self.check(vcpus, str::to_owned)
     }
 
-    fn check(&self, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+    fn check(&self, vcpus: u8, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
         let Self { id, mtu, guest, .. } = self;
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         if !(1..=MAX_ID).contains(&id.len()) || !id.bytes().all(valid) {
@@ -125,12 +157,26 @@ impl NetConfig {
         if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
             return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
         }
+        self.check_queue_pairs(vcpus, &field)?;
         guest.as_ref().map_or(Ok(()), |guest| guest.check(&field("guest")))
+    }
+
+    fn check_queue_pairs(&self, vcpus: u8, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+        let (pairs, most) = (self.queue_pairs(), MAX_QUEUE_PAIRS.min(vcpus.into()));
+        if let Some(fixed) = self.host.queue_pairs().filter(|fixed| *fixed != pairs) {
+            let expected = format!("{fixed}, as many as its `{}` has queues", self.host.field());
+            return Err(error(field("queue_pairs"), pairs, expected));
+        }
+        if !(1..=most).contains(&pairs) {
+            let expected = format!("1 to {most}: at most {MAX_QUEUE_PAIRS}, and one for each of {vcpus} vCPUs");
+            return Err(error(field("queue_pairs"), pairs, expected));
+        }
+        Ok(())
     }
 }
 
 /// Checks every interface, by itself and against the others.
-pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
+pub(super) fn check(interfaces: &[NetConfig], vcpus: u8) -> Result<(), ConfigError> {
     if interfaces.len() > MAX_NETWORK_INTERFACES {
         let expected = format!("at most {MAX_NETWORK_INTERFACES}");
         return Err(error("network_interfaces", count(interfaces.len()), expected));
@@ -138,7 +184,7 @@ pub(super) fn check(interfaces: &[NetConfig]) -> Result<(), ConfigError> {
     let (mut ids, mut ends, mut macs) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (index, interface) in interfaces.iter().enumerate() {
         let field = |name: &str| format!("network_interfaces[{index}].{name}");
-        interface.check(field)?;
+        interface.check(vcpus, field)?;
         let NetConfig { id, host, mac, .. } = interface;
         let another = |name: &str, other: usize| format!("another than that of `network_interfaces[{other}].{name}`");
         if let Some(other) = ids.insert(id, index) {
@@ -179,17 +225,19 @@ mod tests {
               "limits": { "transmit": { "bandwidth": { "per_second": 1000000, "burst": 65536 } } } },
             { "id": "eth1", "tap": { "fd": 7 } },
             { "id": "eth2", "stream": { "fd": 7 } },
-            { "id": "eth3", "stream": { "path": "/run/passt.socket" }, "mtu": 65520 }
-        ] }"#;
+            { "id": "eth3", "stream": { "path": "/run/passt.socket" }, "mtu": 65520 },
+            { "id": "eth4", "tap": { "fds": [8, 9] }, "queue_pairs": 2 }
+        ], "vcpus": 2 }"#;
         let config: VmConfig = serde_json::from_str(text).unwrap();
         config.validate().unwrap();
-        let [first, second, third, fourth] = &config.network_interfaces[..] else { panic!("{config:?}") };
+        let [first, second, third, fourth, fifth] = &config.network_interfaces[..] else { panic!("{config:?}") };
         assert_eq!((first.mtu, first.mac.unwrap().bytes()), (Some(1400), [2, 0, 0, 0, 0, 1]));
         assert_eq!(first.limits.transmit.bandwidth.unwrap().burst.get(), 65536);
         assert_eq!(*second, NetConfig::new("eth1", Tap::Fd(7)));
         assert_eq!(*third, NetConfig::new("eth2", StreamSocket::Fd(7)));
         let path = NetConfig::new("eth3", StreamSocket::Path("/run/passt.socket".into()));
         assert_eq!(*fourth, NetConfig { mtu: Some(65520), ..path });
+        assert_eq!(*fifth, NetConfig { queue_pairs: Some(2), ..NetConfig::new("eth4", Tap::Fds(vec![8, 9])) });
         let again: VmConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
         assert_eq!(again, config);
     }
@@ -205,6 +253,41 @@ mod tests {
         ] {
             let error = serde_json::from_str::<NetConfig>(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn pairs_of_queues_are_as_many_as_there_can_be() {
+        let refused_with = |vcpus, interface: NetConfig| {
+            let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+            (config.vcpus, config.network_interfaces) = (vcpus, vec![interface]);
+            config.validate().err().map(|error| error.to_string())
+        };
+        let named = |pairs| NetConfig { queue_pairs: Some(pairs), ..interface("a", "tap0") };
+        let fds = |fds: &[RawFd]| NetConfig::new("a", Tap::Fds(fds.to_vec()));
+        assert_eq!((interface("a", "tap0").vectors(), named(1).vectors(), named(4).vectors()), (3, 3, 10));
+        assert_eq!((fds(&[5, 6]).queue_pairs(), fds(&[5, 6]).queues()), (2, 5));
+        for (vcpus, sound) in [(1, named(1)), (4, named(4)), (32, named(16)), (2, fds(&[5, 6])), (1, fds(&[5]))] {
+            assert_eq!(refused_with(vcpus, sound), None);
+        }
+        for (vcpus, wrong, value, expected) in [
+            (2, named(3), "3", "1 to 2: at most 16, and one for each of 2 vCPUs"),
+            (32, named(17), "17", "1 to 16: at most 16, and one for each of 32 vCPUs"),
+            (2, named(0), "0", "1 to 2"),
+            (1, fds(&[5, 6]), "2", "1 to 1"),
+            (4, fds(&[]), "0", "1 to 4"),
+            (4, NetConfig { queue_pairs: Some(3), ..fds(&[5, 6]) }, "3", "2, as many as its `tap` has queues"),
+            (4, NetConfig { queue_pairs: Some(2), ..NetConfig::new("a", Tap::Fd(5)) }, "2", "1, as many as its `tap`"),
+            (
+                4,
+                NetConfig { queue_pairs: Some(2), ..NetConfig::new("a", StreamSocket::Fd(5)) },
+                "2",
+                "1, as many as its `stream`",
+            ),
+        ] {
+            let text = refused_with(vcpus, wrong).unwrap();
+            let start = format!("`network_interfaces[0].queue_pairs` is {value}: expected {expected}");
+            assert!(text.contains(&start), "{text}");
         }
     }
 

@@ -25,9 +25,9 @@ use crate::kind::ErrorKind;
 use crate::virtio_bus::{DeviceError, VirtioBus};
 
 /// All network interfaces of a VM, by name.
-#[derive(Default)]
 pub(crate) struct Networks {
     table: Hotplug<String, Interface>,
+    vcpus: u8,
 }
 
 type NetworkChange<'a> = Change<'a, String, Interface>;
@@ -37,6 +37,7 @@ struct Interface {
     host: String,
     mac: MacAddress,
     mtu: Option<u16>,
+    queue_pairs: usize,
     address: PciAddress,
     handle: NetHandle,
     guest: Option<GuestNetwork>,
@@ -55,6 +56,8 @@ pub struct NetworkInfo {
     pub mac: MacAddress,
     /// Bytes of the largest packet that the guest was told.
     pub mtu: Option<u16>,
+    /// Pairs of queues that it has; the guest's driver may use fewer.
+    pub queue_pairs: usize,
     /// Where it is on the guest's bus.
     #[serde(serialize_with = "as_text")]
     pub address: PciAddress,
@@ -169,13 +172,14 @@ impl NetworkError {
             Self::Tap { source: TapError::Name(_), .. } => ErrorKind::Invalid,
             Self::Tap { source: TapError::Flags { .. } | TapError::NotTap { .. }, .. } => ErrorKind::Invalid,
             Self::Tap { source: TapError::Descriptor { .. }, .. } => ErrorKind::Invalid,
+            Self::Tap { source: TapError::Another { .. } | TapError::Twice(_), .. } => ErrorKind::Invalid,
             Self::Stream { source: StreamError::Descriptor { .. } | StreamError::NotStream { .. }, .. } => {
                 ErrorKind::Invalid
             }
             Self::Stream { source: StreamError::Connect { .. }, .. } => ErrorKind::NotFound,
             Self::Tap { source: TapError::Missing(_), .. } | Self::NotFound(_) => ErrorKind::NotFound,
             Self::Tap { .. } | Self::Net { source: NetError::Event(_) | NetError::Metadata(_), .. } => ErrorKind::Host,
-            Self::Net { source: NetError::Mtu(_), .. } => ErrorKind::Invalid,
+            Self::Net { source: NetError::Mtu(_) | NetError::QueuePairs(_), .. } => ErrorKind::Invalid,
             Self::DuplicateMac { .. } | Self::Duplicate(_) => ErrorKind::Conflict,
             Self::Device(error) => error.kind(),
             Self::Config(_) => ErrorKind::Invalid,
@@ -189,6 +193,11 @@ impl NetworkError {
 }
 
 impl Networks {
+    /// None, of a VM with so many vCPUs.
+    pub(crate) fn new(vcpus: u8) -> Self {
+        Self { table: Hotplug::default(), vcpus }
+    }
+
     /// Puts an interface on the bus before the guest boots, with `metadata` at an address if that is given.
     pub(crate) fn add(
         &self,
@@ -211,11 +220,11 @@ impl Networks {
         let deadline = Deadline::after(timeout);
         let agent = session.agent()?;
         let change = self.table.change();
-        config.check_beside(self.table.map(|_| ()).len())?;
+        config.check_beside(self.table.map(|_| ()).len(), self.vcpus)?;
         if self.table.contains(&config.id) {
             return Err(NetworkError::Duplicate(config.id.clone()));
         }
-        descriptors::check_attach(descriptors::of_network())?;
+        descriptors::check_attach(descriptors::of_network(config))?;
         let address = self.put(&change, bus, config, None)?;
         let id = || config.id.clone();
         let bound = agent.attach(&[address], deadline.left());
@@ -281,13 +290,17 @@ impl Networks {
         let id = || config.id.clone();
         match &config.host {
             HostEnd::Tap(tap) => {
+                let pairs = config.queue_pairs();
                 let opened = match tap {
-                    Tap::Name(name) => Device::open(name),
-                    Tap::Fd(fd) => Device::from_descriptor(*fd),
+                    Tap::Name(name) if pairs > 1 => Device::open_queues(name, pairs),
+                    Tap::Name(name) => Device::open(name).map(|tap| vec![tap]),
+                    Tap::Fds(fds) if pairs > 1 => Device::from_descriptors(fds),
+                    Tap::Fds(fds) => fds.iter().map(|fd| Device::from_descriptor(*fd)).collect(),
+                    Tap::Fd(fd) => Device::from_descriptor(*fd).map(|tap| vec![tap]),
                 };
-                let tap = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
-                let name = tap.name().to_owned();
-                self.put_link(change, bus, config, metadata, (tap, name))
+                let queues = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
+                let name = queues.first().map(|queue| queue.name().to_owned()).unwrap_or_default();
+                self.put_links(change, bus, config, metadata, (queues, name))
             }
             HostEnd::Stream(stream) => {
                 let (opened, name) = match stream {
@@ -295,18 +308,18 @@ impl Networks {
                     StreamSocket::Fd(fd) => (StreamLink::from_descriptor(*fd), format!("descriptor {fd}")),
                 };
                 let link = opened.map_err(|source| NetworkError::Stream { id: id(), source })?;
-                self.put_link(change, bus, config, metadata, (link, name))
+                self.put_links(change, bus, config, metadata, (vec![link], name))
             }
         }
     }
 
-    fn put_link(
+    fn put_links(
         &self,
         change: &NetworkChange<'_>,
         bus: &VirtioBus,
         config: &NetConfig,
         metadata: Option<(&Metadata, Ipv4Addr)>,
-        (link, host): (impl Link + 'static, String),
+        (links, host): (Vec<impl Link + 'static>, String),
     ) -> Result<PciAddress, NetworkError> {
         let NetConfig { id, mac, mtu, limits, guest, .. } = config;
         let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
@@ -315,7 +328,9 @@ impl Networks {
             return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other });
         }
         let failed = |source| NetworkError::Net { id: id.clone(), source };
-        let mut device = Net::new(link, &NetSettings { mac, mtu: *mtu, limits: *limits }).map_err(failed)?;
+        let queue_pairs = links.len();
+        let settings = NetSettings { mac, mtu: *mtu, limits: *limits };
+        let mut device = Net::with_queue_pairs(links, &settings).map_err(failed)?;
         if let Some((metadata, address)) = metadata {
             device.serve_metadata(metadata, address).map_err(failed)?;
         }
@@ -323,8 +338,17 @@ impl Networks {
         let event_loop = bus.event_loop("net")?;
         let address = bus.add(&format!("network interface `{id}`"), device, event_loop.handle())?;
         let guest = guest.clone();
-        let interface =
-            Interface { id: id.clone(), host, mac, mtu: *mtu, address, handle, guest, _event_loop: event_loop };
+        let interface = Interface {
+            id: id.clone(),
+            host,
+            mac,
+            mtu: *mtu,
+            queue_pairs,
+            address,
+            handle,
+            guest,
+            _event_loop: event_loop,
+        };
         change.insert(id.clone(), interface);
         Ok(address)
     }
@@ -368,6 +392,7 @@ impl Interface {
             host: self.host.clone(),
             mac: self.mac,
             mtu: self.mtu,
+            queue_pairs: self.queue_pairs,
             address: self.address,
             up: self.handle.is_up(),
             limits: self.handle.limits(),
@@ -392,7 +417,7 @@ mod tests {
             (stream(StreamLink::from_descriptor(-1).unwrap_err()), ErrorKind::Invalid),
             (stream(StreamLink::connect("/nowhere".as_ref()).unwrap_err()), ErrorKind::NotFound),
             (NetworkError::Net { id: id(), source: NetError::Mtu(1) }, ErrorKind::Invalid),
-            (Networks::default().statistics("eth0").unwrap_err(), ErrorKind::NotFound),
+            (Networks::new(1).statistics("eth0").unwrap_err(), ErrorKind::NotFound),
             (NetworkError::Duplicate(id()), ErrorKind::Conflict),
         ] {
             assert_eq!(error.kind(), kind, "{error}");

@@ -18,6 +18,9 @@ pub(crate) struct Network {
     mtu: Option<u16>,
     rx_rate_limiter: Option<Limiter>,
     tx_rate_limiter: Option<Limiter>,
+    /// Bellows' own: pairs of queues, of a TAP that may have several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_pairs: Option<u16>,
     /// Bellows' own: what the guest's agent sets up.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Guest>")]
@@ -49,6 +52,7 @@ impl Network {
     pub(crate) fn config(&self) -> NetConfig {
         let mut config = NetConfig::new(&self.iface_id, Tap::Name(self.host_dev_name.clone()));
         (config.mac, config.mtu, config.guest) = (self.guest_mac, self.mtu, self.guest.clone());
+        config.queue_pairs = self.queue_pairs;
         limiter::apply(self.rx_rate_limiter, &mut config.limits.receive);
         limiter::apply(self.tx_rate_limiter, &mut config.limits.transmit);
         config
@@ -92,8 +96,9 @@ mod tests {
     #[test]
     fn an_interface_has_firecrackers_names() {
         let rest = r#", "guest_mac": "06:00:AC:10:00:02", "mtu": 1400,
-            "tx_rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 10}}"#;
+            "tx_rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 10}}, "queue_pairs": 2"#;
         let config = network(rest).unwrap().config();
+        assert_eq!(config.queue_pairs, Some(2));
         assert_eq!((&*config.id, config.host, config.mtu), ("eth0", Tap::Name("tap0".into()).into(), Some(1400)));
         assert_eq!(config.mac.unwrap().bytes(), [6, 0, 0xac, 0x10, 0, 2]);
         assert_eq!(config.limits.transmit.bandwidth.unwrap().per_second.get(), 100_000);

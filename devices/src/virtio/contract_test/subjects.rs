@@ -317,3 +317,47 @@ impl Subject for NetSubject {
         assert_eq!(self.host.receive().1, Self::FRAME);
     }
 }
+
+/// Two pairs of queues, and the queue of commands.
+pub(super) struct PairsSubject {
+    links: Vec<FakeLink>,
+    first: NetSubject,
+}
+
+impl PairsSubject {
+    pub(super) fn new(queue: usize) -> Self {
+        let (links, mut hosts) = fake_link::queues(2);
+        let first =
+            NetSubject { link: links[0].again(), host: hosts.swap_remove(0), queue, limit: RateLimit::default() };
+        Self { links, first }
+    }
+
+    const fn is_control(&self) -> bool {
+        self.first.queue == 4
+    }
+}
+
+impl Subject for PairsSubject {
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+        let settings = NetSettings { mac, mtu: Some(1500), limits: RateLimits::default() };
+        Box::new(Net::with_queue_pairs(self.links.iter().map(FakeLink::again).collect(), &settings).unwrap())
+    }
+
+    fn queue(&self) -> usize {
+        self.first.queue
+    }
+
+    fn request(&self) -> (Vec<u8>, Vec<u32>) {
+        // Both pairs are to be used.
+        if self.is_control() { (vec![4, 0, 2, 0], vec![1]) } else { self.first.request() }
+    }
+
+    fn check(&self, done: &Completion) {
+        if self.is_control() {
+            assert_eq!((done.len, done.written[0][0]), (1, 0));
+        } else {
+            self.first.check(done);
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use bellows_memory::sync::Mutex;
 use vm_memory::ByteValued as _;
@@ -33,6 +33,8 @@ pub struct FakeHost {
 #[derive(Default)]
 struct State {
     offloads: Mutex<Option<Offloads>>,
+    /// One of several links that is not used, as a queue of a TAP.
+    unused: AtomicBool,
     /// Every call fails with this, unless it is 0.
     error: AtomicI32,
     /// Calls so far.
@@ -51,6 +53,14 @@ pub fn pair() -> (FakeLink, FakeHost) {
     (FakeLink { socket: device, state }, host)
 }
 
+/// `count` links to the same host, the first of which is used.
+#[must_use]
+pub fn queues(count: usize) -> (Vec<FakeLink>, Vec<FakeHost>) {
+    let (links, hosts): (Vec<_>, Vec<_>) = (0..count).map(|_| pair()).unzip();
+    hosts.iter().skip(1).for_each(|host| host.state.unused.store(true, Ordering::SeqCst));
+    (links, hosts)
+}
+
 impl FakeLink {
     /// The same end once more, for another device.
     #[must_use]
@@ -62,6 +72,7 @@ impl FakeLink {
 impl State {
     fn check(&self) -> io::Result<()> {
         match self.error.load(Ordering::SeqCst) {
+            0 if self.unused.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(libc::EBADFD)),
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),
         }
@@ -80,6 +91,14 @@ impl Link for FakeLink {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.state.check()?;
         *self.state.offloads.lock() = Some(offloads);
+        Ok(())
+    }
+
+    fn set_used(&self, used: bool) -> io::Result<()> {
+        match self.state.error.load(Ordering::SeqCst) {
+            0 => self.state.unused.store(!used, Ordering::SeqCst),
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
         Ok(())
     }
 
@@ -112,26 +131,50 @@ impl FakeHost {
         assert_eq!(self.socket.send(bytes).unwrap(), bytes.len());
     }
 
+    /// The same, if there is room for it.
+    #[must_use]
+    pub fn try_send_raw(&self, bytes: &[u8]) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let sent = self.socket.send(bytes);
+        self.socket.set_nonblocking(false).unwrap();
+        sent.is_ok()
+    }
+
     /// Waits for a packet of the guest.
     #[must_use]
     pub fn receive(&self) -> (VirtioNetHdr, Vec<u8>) {
+        self.take().unwrap()
+    }
+
+    /// A packet of the guest that is there already.
+    #[must_use]
+    pub fn try_receive(&self) -> Option<(VirtioNetHdr, Vec<u8>)> {
+        self.socket.set_nonblocking(true).unwrap();
+        let taken = self.take();
+        self.socket.set_nonblocking(false).unwrap();
+        taken.ok()
+    }
+
+    fn take(&self) -> io::Result<(VirtioNetHdr, Vec<u8>)> {
         let mut bytes = vec![0; HEADER_BYTES + MAX_FRAME + 1];
-        let received = self.socket.recv(&mut bytes).unwrap();
+        let received = self.socket.recv(&mut bytes)?;
         bytes.truncate(received);
         let frame = bytes.split_off(HEADER_BYTES);
         let mut header = VirtioNetHdr::default();
         header.as_mut_slice().copy_from_slice(&bytes);
-        (header, frame)
+        Ok((header, frame))
     }
 
     /// Whether there is a packet of the guest; takes it.
     #[must_use]
     pub fn has_packet(&self) -> bool {
-        self.socket.set_nonblocking(true).unwrap();
-        let mut byte = [0];
-        let received = self.socket.recv(&mut byte);
-        self.socket.set_nonblocking(false).unwrap();
-        received.is_ok()
+        self.try_receive().is_some()
+    }
+
+    /// Whether the device uses the link.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        !self.state.unused.load(Ordering::SeqCst)
     }
 
     /// What the device has set last.

@@ -47,3 +47,9 @@ impl Limiters {
         Ok(Self { receive: Limiter::restore(&state.receive)?, transmit: Limiter::restore(&state.transmit)? })
     }
 }
+
+/// One direction of a pair of queues, under the limit that it shares with that direction of all pairs.
+pub(super) struct Limited<'a, T> {
+    pub(super) way: &'a mut T,
+    pub(super) limiter: &'a mut Limiter,
+}

@@ -7,7 +7,7 @@ use super::pieces::{Room, Source};
 use super::wire::{VirtioNetHdr, feature};
 
 /// What takes and gives packets, and never blocks: a [`Tap`](super::Tap), a [`StreamLink`](super::StreamLink), or what stands for them
-/// in tests. It belongs to one device, whose thread makes all calls but the first.
+/// in tests. It belongs to one pair of queues of one device, whose thread makes all calls while it is active.
 pub trait Link: Send + Sync {
     /// The descriptor, which tells when packets can be read and written.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -20,6 +20,15 @@ pub trait Link: Send + Sync {
     /// # Errors
     /// The system's.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Has the other side use this link, or not, where it is one of several to the same interface. A packet that the other side has yet to
+    /// be read from is lost then, and no other call is made until the link is used again. One that is alone always is.
+    ///
+    /// # Errors
+    /// The system's; `is_gone` tells whether there is nothing left to use.
+    fn set_used(&self, _used: bool) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Reads one packet: its bytes and those of a header, which is as large as [`VirtioNetHdr`]. What `room` has no place for is lost.
     ///

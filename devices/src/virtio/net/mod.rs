@@ -2,17 +2,19 @@
 //!
 //! From the inside out: [`wire`], [`header`], [`mac`] and [`framing`] are plain data; [`pieces`] are lists of memory for one system
 //! call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the two
-//! directions, which share nothing but the link; `mmds` is a service that answers in the link's place; `handler` serves the queues with them on the event loop.
+//! directions, which share nothing but the link, and `pair` is both with their queues; `mmds` is a service that answers in the link's
+//! place; `control` are the driver's commands; `handler` serves all of that on the event loop.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::{io, mem};
+use std::{io, iter, mem};
 
+use bellows_memory::limited;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
 use vm_memory::ByteValued as _;
 
-use self::handler::Handler;
+use self::handler::{Handler, Parts};
 use self::limits::Limiters;
 use self::link::{Link, Offloads, is_gone};
 use self::mmds::{Metadata, Mmds};
@@ -20,11 +22,12 @@ use self::receive::Waiting;
 use self::shared::Shared;
 use self::wire::{VirtioNetConfig, feature};
 use super::device::read_bytes;
-use super::state::{DeviceState, NetState};
+use super::state::{DeviceState, NetState, QueuePairsState};
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::event_loop::OnLoop;
 use crate::state::{RestoreError, Version, expect};
 
+mod control;
 mod counters;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake_link;
@@ -35,6 +38,7 @@ mod limits;
 pub mod link;
 pub mod mac;
 pub mod mmds;
+mod pair;
 pub mod pieces;
 mod receive;
 mod shared;
@@ -54,7 +58,12 @@ pub use self::tap::{Tap, TapError};
 const RX: u16 = 0;
 /// Packets from the guest.
 const TX: u16 = 1;
-const QUEUE_SIZES: &[u16] = &[256, 256];
+const QUEUE_SIZE: u16 = 256;
+/// Of the control queue: a driver sends one command at a time.
+const CONTROL_QUEUE_SIZE: u16 = 64;
+
+/// Most pairs of queues of an interface.
+pub const MAX_QUEUE_PAIRS: usize = 16;
 
 /// Sizes of the largest packet that an interface may have (section 5.1.4.1 and the field's size).
 pub const MTUS: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
@@ -73,6 +82,9 @@ pub struct NetSettings {
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
+    /// There are too few or too many ends on the host.
+    #[error("a network interface has {0} pairs of queues: expected 1 to {MAX_QUEUE_PAIRS}")]
+    QueuePairs(usize),
     /// Such packets are too small.
     #[error("the largest packet of a network interface has {0} bytes: expected {least} to {most}", least = MTUS.start(), most = MTUS.end())]
     Mtu(u16),
@@ -84,32 +96,60 @@ pub enum NetError {
     Metadata(#[source] io::Error),
 }
 
-/// A network device with one pair of queues.
+/// A network device.
 pub struct Net {
-    link: Arc<dyn Link>,
+    /// One for each pair of queues.
+    links: Vec<Arc<dyn Link>>,
+    queue_sizes: Vec<u16>,
     mtu: Option<u16>,
     shared: Arc<Shared>,
     active: Option<OnLoop<Handler>>,
-    /// A packet of a device that is suspended, for which the guest had no room.
-    waiting: Option<Waiting>,
+    /// Packets of a device that is suspended, for which the guest had no room, by pair of queues.
+    waiting: Vec<Option<Waiting>>,
+    /// Pairs of queues that the driver of a device that is not active uses.
+    used_pairs: u16,
     /// The limiters of a device that is not active.
     limiters: Limiters,
     mmds: Option<Arc<Mmds>>,
 }
 
 impl Net {
-    /// A device whose packets go through `link`. It stops the event loop for no longer than a call that copies packets.
+    /// A device with one pair of queues, whose packets go through `link`. It stops the event loop for no longer than a call that copies
+    /// packets.
     ///
     /// # Errors
     /// The settings are invalid, or the system has no descriptor left.
     pub fn new(link: impl Link + 'static, settings: &NetSettings) -> Result<Self, NetError> {
+        Self::with_queue_pairs(vec![link], settings)
+    }
+
+    /// A device with a pair of queues for each of `links`, which lead to the same interface of the host. Only the first is used until the
+    /// driver says otherwise (VIRTIO 1.2, section 5.1.6.5.6). One event loop serves all, and the limits are for all together.
+    ///
+    /// # Errors
+    /// There are too many, the settings are invalid, or the system has no descriptor left.
+    pub fn with_queue_pairs(links: Vec<impl Link + 'static>, settings: &NetSettings) -> Result<Self, NetError> {
         let NetSettings { mac, mtu, limits } = *settings;
+        if !(1..=MAX_QUEUE_PAIRS).contains(&links.len()) {
+            return Err(NetError::QueuePairs(links.len()));
+        }
         if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
             return Err(NetError::Mtu(mtu));
         }
-        let shared = Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?);
-        let (link, limiters) = (Arc::new(link), Limiters::new(limits));
-        Ok(Self { link, mtu, shared, active: None, waiting: None, limiters, mmds: None })
+        // One pair needs no commands.
+        let control = (links.len() > 1).then_some(CONTROL_QUEUE_SIZE);
+        let pairs = iter::repeat_n(QUEUE_SIZE, usize::from(pair::QUEUES) * links.len());
+        Ok(Self {
+            links: links.into_iter().map(|link| Arc::new(link) as Arc<dyn Link>).collect(),
+            queue_sizes: pairs.chain(control).collect(),
+            mtu,
+            shared: Arc::new(Shared::new(mac, limits).map_err(NetError::Event)?),
+            active: None,
+            waiting: Vec::new(),
+            used_pairs: 1,
+            limiters: Limiters::new(limits),
+            mmds: None,
+        })
     }
 
     /// Has `metadata` at `address` on this interface, from the next activation on: what the guest sends there does not reach the link.
@@ -136,15 +176,16 @@ impl VirtioDevice for Net {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
-        self.link.offloads() & feature::OFFLOADS
+        self.links[0].offloads() & feature::OFFLOADS
             | feature::MAC
             | feature::MRG_RXBUF
             | feature::STATUS
             | if self.mtu.is_some() { feature::MTU } else { 0 }
+            | if self.links.len() > 1 { feature::CTRL_VQ | feature::MQ } else { 0 }
     }
 
     fn config_generation(&self) -> u8 {
@@ -155,7 +196,7 @@ impl VirtioDevice for Net {
         let config = VirtioNetConfig {
             mac: self.shared.mac().bytes(),
             status: self.shared.status().into(),
-            max_virtqueue_pairs: 1.into(),
+            max_virtqueue_pairs: (self.links.len() as u16).into(),
             mtu: self.mtu.unwrap_or_default().into(),
         };
         read_bytes(config.as_slice(), offset, data);
@@ -163,16 +204,16 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let features = feature::effective(activation.features);
-        let mut handler = Handler::new(&mut activation, &self.link, &self.shared, features, self.mtu)?;
-        match self.link.set_offloads(Offloads::of(features)) {
+        // They are the interface's, whichever of its queues they are set by.
+        match self.links[0].set_offloads(Offloads::of(features)) {
             Ok(()) => {}
             // The handler finds out by itself.
             Err(error) if is_gone(&error) => {}
             Err(source) => return Err(ActivateError::Host { what: "the offloads of the host's end", source }),
         }
-        if let Some(waiting) = self.waiting.take() {
-            handler.wait_again(waiting);
-        }
+        let (shared, pairs) = (&self.shared, self.used_pairs);
+        let mut handler = Handler::new(&mut activation, &self.links, shared, (features, self.mtu), pairs)?;
+        handler.wait_again(mem::take(&mut self.waiting));
         if let Some(mmds) = &self.mmds {
             handler.serve_metadata(mmds);
         }
@@ -184,16 +225,23 @@ impl VirtioDevice for Net {
     /// Packets wait on the host, as many as it keeps for a reader that is late.
     fn suspend(&mut self) -> Vec<Option<QueueState>> {
         let Some(handler) = self.active.take().and_then(OnLoop::take_back) else {
-            return vec![None; QUEUE_SIZES.len()];
+            return vec![None; self.queue_sizes.len()];
         };
-        let (queues, waiting, limiters) = handler.into_parts();
-        (self.waiting, self.limiters) = (waiting, limiters);
+        let Parts { queues, waiting, used, limiters } = handler.into_parts(self.queue_sizes.len());
+        (self.waiting, self.used_pairs, self.limiters) = (waiting, used, limiters);
         queues
     }
 
     fn reset(&mut self) {
         let _ = self.suspend();
-        self.waiting = None;
+        self.waiting = Vec::new();
+        self.used_pairs = 1;
+        for link in &self.links[1..] {
+            if let Err(error) = link.set_used(false) {
+                // It is gone, which is found out when a driver starts the device.
+                limited!(debug, %error, "the host's end keeps a queue that is not used");
+            }
+        }
         if let Some(mmds) = &self.mmds {
             mmds.reset();
         }
@@ -206,6 +254,7 @@ impl VirtioDevice for Net {
             mac: self.shared.mac().bytes(),
             mtu: self.mtu,
             metadata: self.mmds.as_ref().map(|mmds| mmds.address()),
+            queue_pairs: QueuePairsState { most: self.links.len() as u16, used: self.used_pairs },
             limiters: self.limiters.save(self.shared.limits()),
         })
     }
@@ -216,8 +265,13 @@ impl VirtioDevice for Net {
             return expect("device state", state, &own);
         };
         own_net.limiters = net.limiters;
+        let QueuePairsState { most, used } = net.queue_pairs;
+        if (1..=most).contains(&used) {
+            own_net.queue_pairs.used = used;
+        }
         expect("device state", state, &own)?;
         self.limiters = Limiters::restore(&net.limiters)?;
+        self.used_pairs = used;
         *self.shared.limits.lock() = net.limiters.limits();
         Ok(())
     }
@@ -226,6 +280,9 @@ impl VirtioDevice for Net {
 #[cfg(test)]
 #[path = "hostile_test.rs"]
 mod hostile_tests;
+#[cfg(test)]
+#[path = "queue_pairs_test.rs"]
+mod queue_pairs_tests;
 #[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;

@@ -11,13 +11,13 @@ use bellows_memory::{GuestMemory, limited};
 use vm_memory::ByteValued as _;
 
 use super::header;
+use super::limits::Limited;
 use super::link::{Link, is_gone};
 use super::mmds::Mmds;
 use super::pieces::{MAX_PIECES, Room};
 use super::shared::Shared;
 use super::wire::{GSO_NONE, HEADER_BYTES, MAX_FRAME, MAX_LINK_HEADER, MIN_FRAME, VirtioNetHdr, feature};
 use crate::virtio::chain::Chain;
-use crate::virtio::limits::Limiter;
 use crate::virtio::queue::group::{Filled, Group, GroupHandler};
 
 /// Most bytes of a packet and its header.
@@ -36,9 +36,12 @@ struct Packet {
 pub(super) struct Receiver {
     link: Arc<dyn Link>,
     shared: Arc<Shared>,
-    pub(super) limiter: Limiter,
     pub(super) mmds: Option<Arc<Mmds>>,
     features: u64,
+    /// Whether the driver uses the queue.
+    pub(super) used: bool,
+    /// Whether a packet may wait for the limit, as far as is known.
+    pub(super) held: bool,
     /// Most bytes of a packet that is not to be segmented.
     max_frame: usize,
     /// Whether the link may have a packet.
@@ -65,9 +68,10 @@ impl Receiver {
             gone: !shared.is_up(),
             link,
             shared,
-            limiter: Limiter::default(),
             mmds: None,
             features,
+            used: false,
+            held: false,
             max_frame: mtu.map_or(MAX_FRAME, |mtu| usize::from(mtu) + MAX_LINK_HEADER),
             readable: true,
             reason: None,
@@ -86,6 +90,13 @@ impl Receiver {
     /// The packet that waits for room, if one does.
     pub(super) fn into_waiting(self) -> Option<Waiting> {
         self.packet.map(|packet| Waiting(self.host[..packet.bytes].to_vec()))
+    }
+
+    /// Forgets a packet that waits for room: the driver does not use the queue.
+    pub(super) fn drop_waiting(&mut self) {
+        if self.packet.take().is_some() {
+            self.shared.received.dropped();
+        }
     }
 
     /// Whether a packet of the metadata service waits.
@@ -171,9 +182,12 @@ impl Receiver {
     }
 }
 
-impl GroupHandler for Receiver {
+impl GroupHandler for Limited<'_, Receiver> {
     fn is_ready(&mut self) -> bool {
-        !self.gone && (self.packet.is_some() || self.readable || self.is_answered()) && self.limiter.is_ready()
+        let Self { way, limiter } = self;
+        let has = way.used && !way.gone && (way.packet.is_some() || way.readable || way.is_answered());
+        way.held = has && !limiter.is_ready();
+        has && !way.held
     }
 
     fn accepts(&mut self, chain: &Chain, memory: &GuestMemory) -> bool {
@@ -183,23 +197,24 @@ impl GroupHandler for Receiver {
             && chain.writable.are_in(memory);
         if !sound {
             limited!(debug, head = chain.head(), defect = ?chain.defect(), "a receive buffer cannot be used");
-            self.shared.received.malformed();
+            self.way.shared.received.malformed();
         }
         sound
     }
 
     fn wanted(&self) -> u64 {
-        match self.packet {
-            _ if !self.merges() => 0,
+        match self.way.packet {
+            _ if !self.way.merges() => 0,
             Some(packet) => packet.bytes as u64,
-            None => self.last as u64,
+            None => self.way.last as u64,
         }
     }
 
     fn fill(&mut self, group: &Group, memory: &GuestMemory) -> Filled {
-        let packet = match self.packet.take().or_else(|| self.next_answer()) {
+        let Self { way, limiter } = self;
+        let packet = match way.packet.take().or_else(|| way.next_answer()) {
             Some(packet) => packet,
-            None => match self.read(group, memory) {
+            None => match way.read(group, memory) {
                 Ok(packet) => packet,
                 Err(instead) => return instead,
             },
@@ -207,40 +222,40 @@ impl GroupHandler for Receiver {
         let Packet { bytes, spilled } = packet;
         let frame = (bytes - HEADER_BYTES) as u64;
         if group.segments().bytes() < bytes as u64 {
-            if self.merges() {
-                self.packet = Some(packet);
+            if way.merges() {
+                way.packet = Some(packet);
                 return Filled::More;
             }
             limited!(debug, frame, room = group.segments().bytes(), "a packet is larger than the guest's buffer");
-            self.shared.received.dropped();
+            way.shared.received.dropped();
             return Filled::Nothing;
         }
-        self.last = bytes;
+        way.last = bytes;
         let buffers = u16::try_from(group.chains_for(bytes as u64)).unwrap_or(u16::MAX);
-        let buffers = if self.merges() { buffers } else { 1 };
+        let buffers = if way.merges() { buffers } else { 1 };
         // It was checked when it was read.
-        let header = header::to_guest(&self.header(), frame, self.features, buffers).unwrap_or_default();
+        let header = header::to_guest(&way.header(), frame, way.features, buffers).unwrap_or_default();
         group.segments().write(memory, 0, header.as_slice());
         let spilled = spilled.max(HEADER_BYTES);
-        group.segments().write(memory, spilled as u64, &self.host[spilled..bytes]);
-        self.limiter.passed(frame);
-        self.shared.received.delivered(frame);
+        group.segments().write(memory, spilled as u64, &way.host[spilled..bytes]);
+        limiter.passed(frame);
+        way.shared.received.delivered(frame);
         Filled::Used(bytes as u64)
     }
 
     fn keep(&mut self, group: &Group, memory: &GuestMemory) {
-        let Some(packet) = &mut self.packet else { return };
+        let Some(packet) = &mut self.way.packet else { return };
         // Zero if all of it is here already.
         let spilled = std::mem::take(&mut packet.spilled);
         let mut done = HEADER_BYTES;
         for slice in group.segments().slices(memory, HEADER_BYTES as u64, spilled.saturating_sub(HEADER_BYTES) as u64) {
-            done += slice.copy_to(&mut self.host[done..spilled]);
+            done += slice.copy_to(&mut self.way.host[done..spilled]);
         }
     }
 
     fn discard(&mut self) {
-        self.packet = None;
+        self.way.packet = None;
         limited!(debug, "a packet is larger than all of the guest's buffers together");
-        self.shared.received.dropped();
+        self.way.shared.received.dropped();
     }
 }

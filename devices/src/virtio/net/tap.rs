@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::link::{Link, Offloads, Written, read_whole, write_whole};
 use super::pieces::{Room, Source};
@@ -16,14 +17,21 @@ const DEVICE: &str = "/dev/net/tun";
 const NAME_BYTES: usize = libc::IFNAMSIZ;
 /// What a TAP must be: without the protocol number before each packet, with the header of virtio-net.
 const NEEDED: i16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+/// What a TAP must be too if it has several queues.
+const SEVERAL: i16 = libc::IFF_MULTI_QUEUE as i16;
 /// The flags among those that a TAP has, that make a difference.
 const COMPARED: i16 = NEEDED | libc::IFF_TUN as i16;
+/// Requests of `TUNSETQUEUE`.
+const ATTACH_QUEUE: i16 = libc::IFF_ATTACH_QUEUE as i16;
+const DETACH_QUEUE: i16 = libc::IFF_DETACH_QUEUE as i16;
 
-/// A TAP.
+/// A TAP, or one queue of one that has several.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
+    /// Whether the interface uses the queue.
+    attached: AtomicBool,
 }
 
 /// Why a TAP cannot be used.
@@ -44,11 +52,13 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
-    /// The interface is not a TAP, is in use, has several queues, or the process may not use it.
-    #[error("cannot attach to `{name}`: expected a TAP with one queue that this process may use and no other does")]
+    /// The interface is not a TAP, is in use, has one queue instead of several or the other way round, or the process may not use it.
+    #[error("cannot attach to `{name}`: expected a TAP with {queues} that this process may use and no other does")]
     Attach {
         /// The interface.
         name: String,
+        /// What it should have.
+        queues: &'static str,
         /// The system's error.
         #[source]
         source: io::Error,
@@ -74,7 +84,7 @@ pub enum TapError {
     /// The TAP was opened in another way.
     #[error(
         "`{name}` of descriptor {fd} has flags {found:#06x}: expected {expected:#06x} among them (IFF_TAP, IFF_NO_PI, \
-         IFF_VNET_HDR), and not IFF_TUN"
+         IFF_VNET_HDR, and IFF_MULTI_QUEUE where there are several descriptors), and not IFF_TUN"
     )]
     Flags {
         /// The interface.
@@ -86,6 +96,21 @@ pub enum TapError {
         /// The flags that it needs.
         expected: i16,
     },
+    /// The descriptors belong to different interfaces.
+    #[error("descriptor {fd} is a queue of `{found}`: expected one of `{expected}`, as descriptor {first}")]
+    Another {
+        /// The descriptor.
+        fd: RawFd,
+        /// Its interface.
+        found: String,
+        /// The first descriptor.
+        first: RawFd,
+        /// The interface of that.
+        expected: String,
+    },
+    /// Two of the descriptors are one queue.
+    #[error("two of the descriptors {0:?} are the same queue: expected one for each")]
+    Twice(Vec<RawFd>),
     /// The system refused to set the TAP up.
     #[error("cannot set {what} of the TAP `{name}`")]
     SetUp {
@@ -100,15 +125,30 @@ pub enum TapError {
 }
 
 impl Tap {
-    /// Attaches to the TAP called `name`, which exists. No other process may have it.
+    /// Attaches to the TAP called `name`, which exists and has one queue. No other process may have it.
     ///
     /// # Errors
     /// There is no such TAP, or it cannot be used.
     pub fn open(name: &str) -> Result<Self, TapError> {
+        Self::open_queue(name, 0)
+    }
+
+    /// Attaches to the TAP called `name`, which exists and may have several queues, with `count` of them: more than one. Only the first
+    /// is used at first.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn open_queues(name: &str, count: usize) -> Result<Vec<Self>, TapError> {
+        let queues = (0..count).map(|_| Self::open_queue(name, SEVERAL)).collect::<Result<Vec<_>, _>>()?;
+        leave_all_but_first(&queues)?;
+        Ok(queues)
+    }
+
+    fn open_queue(name: &str, several: i16) -> Result<Self, TapError> {
         if !is_name(name) {
             return Err(TapError::Name(name.to_owned()));
         }
-        let mut request = request(name, NEEDED);
+        let mut request = request(name, NEEDED | several);
         // The system would make one that nothing is connected to.
         // SAFETY: the name ends with a zero, as it is shorter than its place.
         if unsafe { libc::if_nametoindex(request.ifr_name.as_ptr()) } == 0 {
@@ -118,8 +158,9 @@ impl Tap {
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         let opened = options.open(DEVICE);
         let file = opened.map_err(|source| TapError::Open { name: name.to_owned(), source })?;
-        attach(&file, &mut request).map_err(|source| TapError::Attach { name: name.to_owned(), source })?;
-        Self { file, name: name.to_owned() }.set_up()
+        let queues = if several == 0 { "one queue" } else { "several queues (multi_queue)" };
+        attach(&file, &mut request).map_err(|source| TapError::Attach { name: name.to_owned(), queues, source })?;
+        Self { file, name: name.to_owned(), attached: AtomicBool::new(true) }.set_up()
     }
 
     /// The TAP behind descriptor `fd` of this process, which stays open. The TAP is one descriptor with two numbers afterwards: it does
@@ -128,19 +169,46 @@ impl Tap {
     /// # Errors
     /// It is not a TAP, or was opened in another way than is needed.
     pub fn from_descriptor(fd: RawFd) -> Result<Self, TapError> {
+        Self::from_queue(fd, 0)
+    }
+
+    /// Queues of one TAP behind these descriptors, more than one, as [`Tap::from_descriptor`]. Only the first is used at first.
+    ///
+    /// # Errors
+    /// As [`Tap::from_descriptor`], or they are not queues of one TAP.
+    pub fn from_descriptors(fds: &[RawFd]) -> Result<Vec<Self>, TapError> {
+        let queues = fds.iter().map(|fd| Self::from_queue(*fd, SEVERAL)).collect::<Result<Vec<_>, _>>()?;
+        for (queue, &fd) in queues.iter().zip(fds) {
+            if queue.name != queues[0].name {
+                let (found, expected) = (queue.name.clone(), queues[0].name.clone());
+                return Err(TapError::Another { fd, found, first: fds[0], expected });
+            }
+        }
+        // A queue that is there twice leaves once, and takes the first with it if it is that.
+        let left = leave_all_but_first(&queues);
+        if left.is_ok() && queues.first().is_none_or(Self::is_attached) {
+            return Ok(queues);
+        }
+        // They are the caller's.
+        queues.iter().skip(1).for_each(|queue| drop(queue.set_used(true)));
+        match left {
+            Err(TapError::SetUp { source, name, what }) if source.raw_os_error() != Some(libc::EINVAL) => {
+                Err(TapError::SetUp { source, name, what })
+            }
+            _ => Err(TapError::Twice(fds.to_vec())),
+        }
+    }
+
+    fn from_queue(fd: RawFd, several: i16) -> Result<Self, TapError> {
         let file: File = duplicate(fd).map_err(|source| TapError::Descriptor { fd, source })?.into();
         let copy = file.as_raw_fd();
-        let mut request = request("", 0);
-        // SAFETY: the kernel writes one `ifreq`, which lives through the call.
-        let asked = unsafe { libc::ioctl(copy, libc::TUNGETIFF as _, &raw mut request) };
-        checked(asked).map_err(|source| TapError::NotTap { fd, source })?;
-        let name = name_of(&request);
-        // SAFETY: the kernel has set the flags.
-        let found = unsafe { request.ifr_ifru.ifru_flags };
-        if found & COMPARED != NEEDED {
-            return Err(TapError::Flags { name, fd, found, expected: NEEDED });
+        let tap = Self { file, name: String::new(), attached: AtomicBool::new(true) };
+        let (name, found) = tap.interface().map_err(|source| TapError::NotTap { fd, source })?;
+        let expected = NEEDED | several;
+        if found & (COMPARED | several) != expected {
+            return Err(TapError::Flags { name, fd, found, expected });
         }
-        let tap = Self { file, name };
+        let tap = Self { name, ..tap };
         // SAFETY: no pointers are passed.
         let flags = unsafe { libc::fcntl(copy, libc::F_GETFL) };
         // SAFETY: no pointers are passed.
@@ -150,10 +218,24 @@ impl Tap {
         tap.set_up()
     }
 
+    /// Name and flags of the interface that it is attached to.
+    fn interface(&self) -> io::Result<(String, i16)> {
+        let mut request = request("", 0);
+        // SAFETY: the kernel writes one `ifreq`, which lives through the call.
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
+        // SAFETY: the kernel has set the flags.
+        Ok((name_of(&request), unsafe { request.ifr_ifru.ifru_flags }))
+    }
+
     /// Name of the interface when it was opened.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the interface uses the queue, as the kernel has it.
+    fn is_attached(&self) -> bool {
+        self.interface().is_ok_and(|(_, flags)| flags & DETACH_QUEUE == 0)
     }
 
     fn set_up(self) -> Result<Self, TapError> {
@@ -195,6 +277,21 @@ impl Link for Tap {
         checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) })
     }
 
+    fn set_used(&self, used: bool) -> io::Result<()> {
+        if self.attached.load(Ordering::Relaxed) == used {
+            return Ok(());
+        }
+        let request = request("", if used { ATTACH_QUEUE } else { DETACH_QUEUE });
+        // SAFETY: the kernel reads one `ifreq`, which lives through the call.
+        let done = checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE as _, &raw const request) });
+        self.attached.store(used && done.is_ok(), Ordering::Relaxed);
+        done.map_err(|error| match error.raw_os_error() {
+            // What it was a queue of was deleted.
+            Some(libc::EINVAL) if used => io::Error::from_raw_os_error(libc::ENODEV),
+            _ => error,
+        })
+    }
+
     fn read(&self, header: &mut VirtioNetHdr, room: &mut Room<'_>) -> io::Result<usize> {
         read_whole(self.descriptor(), header, room)
     }
@@ -202,6 +299,12 @@ impl Link for Tap {
     fn write(&self, header: &VirtioNetHdr, frame: &mut Source<'_>) -> io::Result<Written> {
         write_whole(self.descriptor(), header, frame)
     }
+}
+
+/// Leaves the first of `queues` in use.
+fn leave_all_but_first(queues: &[Tap]) -> Result<(), TapError> {
+    let mut others = queues.iter().skip(1);
+    others.try_for_each(|queue| queue.set_used(false).map_err(|source| queue.failed("the use of a queue", source)))
 }
 
 /// Makes `file` the other end of the interface that `request` names, with its flags.

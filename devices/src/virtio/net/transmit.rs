@@ -6,22 +6,25 @@ use std::sync::Arc;
 use bellows_memory::{GuestMemory, limited};
 
 use super::header::{self, Rejection};
+use super::limits::Limited;
 use super::link::{Link, Written, is_gone};
 use super::mmds::Mmds;
 use super::pieces::Source;
 use super::shared::Shared;
 use super::wire::{HEADER_BYTES, MAX_FRAME, MIN_FRAME, VirtioNetHdr};
 use crate::virtio::chain::{Chain, Defect};
-use crate::virtio::limits::Limiter;
 use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
 
 /// The way of packets from the guest.
 pub(super) struct Transmitter {
     link: Arc<dyn Link>,
     shared: Arc<Shared>,
-    pub(super) limiter: Limiter,
     pub(super) mmds: Option<Arc<Mmds>>,
     features: u64,
+    /// Whether the driver uses the queue.
+    pub(super) used: bool,
+    /// Whether a packet waits for the limit, as far as is known.
+    pub(super) held: bool,
     /// Whether the link may take a packet.
     pub(super) writable: bool,
     /// Whether the link is gone.
@@ -53,9 +56,10 @@ impl Transmitter {
             gone: !shared.is_up(),
             link,
             shared,
-            limiter: Limiter::default(),
             mmds: None,
             features,
+            used: false,
+            held: false,
             writable: true,
             reason: None,
             host: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -139,48 +143,52 @@ impl Transmitter {
     }
 }
 
-impl QueueHandler for Transmitter {
+impl QueueHandler for Limited<'_, Transmitter> {
     fn is_ready(&mut self) -> bool {
+        let Self { way, limiter } = self;
         // With the link gone, packets are dropped.
-        self.gone || self.writable && self.limiter.is_ready()
+        let takes = way.gone || way.used && way.writable;
+        way.held = takes && !way.gone && !limiter.is_ready();
+        takes && !way.held
     }
 
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
-        if self.gone {
-            self.shared.transmitted.dropped();
+        let Self { way, limiter } = self;
+        if way.gone {
+            way.shared.transmitted.dropped();
             return Outcome::Used(0);
         }
-        let (header, frame) = match self.parse(chain, &memory) {
+        let (header, frame) = match way.parse(chain, &memory) {
             Ok(parsed) => parsed,
             Err(malformed) => {
                 limited!(debug, head = chain.head(), %malformed, "a packet of the guest was dropped");
-                self.shared.transmitted.malformed();
+                way.shared.transmitted.malformed();
                 return Outcome::Used(0);
             }
         };
         // A limit is for what leaves the VM.
-        let Some(copied) = self.divert(chain, &memory, frame) else {
-            self.shared.transmitted.delivered(frame as u64);
+        let Some(copied) = way.divert(chain, &memory, frame) else {
+            way.shared.transmitted.delivered(frame as u64);
             return Outcome::Used(0);
         };
-        match self.write(chain, &memory, &header, (copied, frame)) {
+        match way.write(chain, &memory, &header, (copied, frame)) {
             Ok(written) => {
-                self.writable = written == Written::Wholly;
-                self.limiter.passed(frame as u64);
-                self.shared.transmitted.delivered(frame as u64);
+                way.writable = written == Written::Wholly;
+                limiter.passed(frame as u64);
+                way.shared.transmitted.delivered(frame as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.writable = false;
+                way.writable = false;
                 return Outcome::NotYet;
             }
             Err(error) => {
                 if is_gone(&error) {
-                    self.gone = true;
-                    self.reason = Some(error);
+                    way.gone = true;
+                    way.reason = Some(error);
                 } else {
                     limited!(debug, %error, "the host did not take a packet of the guest");
                 }
-                self.shared.transmitted.dropped();
+                way.shared.transmitted.dropped();
             }
         }
         Outcome::Used(0)

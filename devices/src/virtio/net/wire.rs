@@ -10,7 +10,7 @@ wire! {
         mac: [u8; 6],
         /// [`S_LINK_UP`] or 0, with `VIRTIO_NET_F_STATUS`.
         status: Le16,
-        /// With `VIRTIO_NET_F_MQ`, which this device does not offer.
+        /// Pairs of queues that the device has, with `VIRTIO_NET_F_MQ`.
         max_virtqueue_pairs: Le16,
         /// Largest packet without its link header, with `VIRTIO_NET_F_MTU`.
         mtu: Le16,
@@ -32,6 +32,20 @@ wire! {
         csum_offset: Le16,
         /// Buffers that a received packet takes.
         num_buffers: Le16,
+    }
+
+    /// The beginning of `struct virtio_net_ctrl`, section 5.1.6.5: of every command on the control queue.
+    pub struct VirtioNetCtrl {
+        /// `VIRTIO_NET_CTRL_*`: what it is about.
+        class: u8,
+        /// Which command of its class it is.
+        command: u8,
+    }
+
+    /// `struct virtio_net_ctrl_mq`, section 5.1.6.5.6.
+    pub struct VirtioNetCtrlMq {
+        /// Pairs of queues that are to be used: the first so many.
+        virtqueue_pairs: Le16,
     }
 }
 
@@ -60,6 +74,16 @@ pub const GSO_TCPV4: u8 = 1;
 /// `VIRTIO_NET_HDR_GSO_TCPV6`.
 pub const GSO_TCPV6: u8 = 4;
 
+/// `VIRTIO_NET_CTRL_MQ`: commands about pairs of queues.
+pub const CTRL_MQ: u8 = 4;
+/// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`, with a [`VirtioNetCtrlMq`] behind it.
+pub const CTRL_MQ_VQ_PAIRS_SET: u8 = 0;
+
+/// `VIRTIO_NET_OK`: a command was carried out.
+pub const OK: u8 = 0;
+/// `VIRTIO_NET_ERR`: it was not.
+pub const ERR: u8 = 1;
+
 /// Feature bits (section 5.1.3).
 pub mod feature {
     /// The device completes checksums.
@@ -82,6 +106,10 @@ pub mod feature {
     pub const MRG_RXBUF: u64 = 1 << 15;
     /// The device tells whether the link is up.
     pub const STATUS: u64 = 1 << 16;
+    /// The device has a control queue.
+    pub const CTRL_VQ: u64 = 1 << 17;
+    /// The device has several pairs of queues.
+    pub const MQ: u64 = 1 << 22;
 
     /// Features that leave packets unfinished for the other side.
     pub const OFFLOADS: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6;
@@ -95,6 +123,9 @@ pub mod feature {
         }
         if features & GUEST_CSUM == 0 {
             features &= !(GUEST_TSO4 | GUEST_TSO6);
+        }
+        if features & CTRL_VQ == 0 {
+            features &= !MQ;
         }
         features
     }
