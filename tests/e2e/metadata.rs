@@ -98,7 +98,8 @@ fn metadata_is_read_without_a_token_past_a_pause_and_from_a_network_behind_the_g
     let python = |id: &str, network| {
         InstanceSpec::new(id.parse().unwrap(), image_id(), ["python3", "-c", TWICE]).on_network(network)
     };
-    let own = OwnNetwork { addresses: vec!["172.16.9.9".parse().unwrap()], mac: None };
+    let egress = vec!["169.254.169.254:80/tcp".parse().unwrap()];
+    let own = OwnNetwork { egress, ..OwnNetwork::new(vec!["172.16.9.9".parse().unwrap()]) };
     let jobs = [("vm", InstanceNetwork::Vm), ("own", InstanceNetwork::Own(own))]
         .map(|(id, network)| guest.start_spec(&python(id, network)));
     for job in &jobs {

@@ -8,17 +8,28 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bellows_block::Digest;
-use bellows_vmm::{GuestNetwork, InstanceNetwork, InstanceSpec, NetConfig, OwnNetwork, Tap};
+use bellows_vmm::{GuestNetwork, InstanceNetwork, InstanceSpec, NetConfig, Tap};
 
 use crate::fixture::{Guest, Job, PATIENCE, Running, image_id};
 
-/// A TAP of the host, until this is dropped. Needs root, and `ip` with `tuntap`, or `tunctl`, which the lab has.
+/// A TAP of the host, until this is dropped. Needs root, and iproute2's `ip`, which the lab has.
 pub struct HostTap(String);
 
 impl HostTap {
     pub fn new(name: &str) -> Self {
+        Self::of_mode(name, "tap")
+    }
+
+    /// One that may have several queues.
+    pub fn with_queues(name: &str) -> Self {
+        Self::of_mode(name, "tap multi_queue")
+    }
+
+    fn of_mode(name: &str, mode: &str) -> Self {
         let name = format!("{name}{}", std::process::id());
-        sh(&format!("ip tuntap add {name} mode tap 2>/dev/null || tunctl -t {name}"));
+        // Not by the lab's shell, which has an `ip` of its own.
+        let output = Command::new("ip").args(format!("tuntap add {name} mode {mode}").split(' ')).output().unwrap();
+        assert!(output.status.success(), "{name}, {mode}: {}", String::from_utf8_lossy(&output.stderr));
         // Its IPv6 addresses can be used at once.
         sh(&format!("echo 0 > /proc/sys/net/ipv6/conf/{name}/accept_dad; ip link set {name} up"));
         Self(name)
@@ -27,10 +38,14 @@ impl HostTap {
     /// The same with addresses, which are the host's.
     pub fn at(name: &str, addresses: &[&str]) -> Self {
         let tap = Self::new(name);
-        for address in addresses {
-            sh(&format!("ip address add {address} dev {}", tap.0));
-        }
+        tap.set_addresses(addresses);
         tap
+    }
+
+    pub fn set_addresses(&self, addresses: &[&str]) {
+        for address in addresses {
+            sh(&format!("ip address add {address} dev {}", self.0));
+        }
     }
 
     pub fn config(&self, id: &str) -> NetConfig {
@@ -41,7 +56,7 @@ impl HostTap {
         &self.0
     }
 
-    fn delete(&self) {
+    pub fn delete(&self) {
         sh(&format!("ip link delete {}", self.0));
     }
 }
@@ -52,7 +67,7 @@ impl Drop for HostTap {
     }
 }
 
-fn sh(line: &str) {
+pub fn sh(line: &str) {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -79,13 +94,13 @@ pub fn python(id: &str, program: &str, arguments: &[&str]) -> InstanceSpec {
 }
 
 /// A shell line that shares the VM's network.
-fn shell(id: &str, line: &str) -> InstanceSpec {
+pub fn shell(id: &str, line: &str) -> InstanceSpec {
     InstanceSpec::new(id.parse().unwrap(), image_id(), ["/bin/sh", "-c", line]).on_network(InstanceNetwork::Vm)
 }
 
 impl Running {
     /// Has it run to its end; returns what it has printed.
-    fn ends_well(&self, job: Job) -> String {
+    pub fn ends_well(&self, job: Job) -> String {
         let (status, output) = job.finish();
         assert_eq!(status.code, 0, "{output}\n{}", self.console());
         output
@@ -93,7 +108,7 @@ impl Running {
 }
 
 /// A server of the host that serves `count` clients, one after the other.
-fn serve(count: usize, mut client: impl FnMut(TcpStream) + Send + 'static) -> (u16, JoinHandle<()>) {
+pub fn serve(count: usize, mut client: impl FnMut(TcpStream) + Send + 'static) -> (u16, JoinHandle<()>) {
     let listener = TcpListener::bind("[::]:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = move || {
@@ -130,7 +145,7 @@ pub fn get(address: &str, path: &str) -> String {
 }
 
 /// The head of an HTTP request or response, to its empty line.
-fn head(stream: &mut TcpStream) -> String {
+pub fn head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -174,7 +189,7 @@ fn answer_names(host: &str, count: usize) -> JoinHandle<Vec<String>> {
 }
 
 /// Fetches each of its arguments, as a URL.
-const FETCH: &str = "
+pub const FETCH: &str = "
 import sys, urllib.request
 for url in sys.argv[1:]:
     print(urllib.request.urlopen(url, timeout=250).read().decode(), flush=True)
@@ -271,7 +286,7 @@ fn an_instance_and_its_host_talk() {
 }
 
 /// Takes MiB from a server and gives it as many; prints the digest of each.
-const BULK: &str = "
+pub const BULK: &str = "
 import hashlib, os, socket, sys
 host, port, mib = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 stream = socket.create_connection((host, port), timeout=250)
@@ -309,12 +324,12 @@ for size in map(int, sys.argv[3:]):
 /// MiB that go each way.
 const BULK_MIB: usize = 12;
 
-fn digest(bytes: &[u8]) -> String {
+pub fn digest(bytes: &[u8]) -> String {
     Digest::of(bytes).hex()
 }
 
 /// Bytes that differ from each other everywhere.
-fn noise(count: usize) -> Vec<u8> {
+pub fn noise(count: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(count);
     while bytes.len() < count {
@@ -386,58 +401,6 @@ fn much_data_comes_as_it_was_sent() {
     assert_eq!(send("usual", "172.16.8.1", &["1472", "1473"]), "1472 1472\n1473 EMSGSIZE\n");
     assert_eq!(send("jumbo", "172.16.9.1", &["8972", "8973"]), "8972 8972\n8973 EMSGSIZE\n");
     echoing.join().unwrap();
-    guest.shutdown();
-}
-
-/// Two instances with networks of their own serve the same port; the host and an instance reach each by its address, over IPv4 and IPv6.
-#[test]
-fn instances_have_networks_of_their_own() {
-    let tap = HostTap::at("blg", &["172.16.10.1/24", "fd00:10::1/64"]);
-    let vm = guest_network(&["172.16.10.2/24", "fd00:10::2/64"], "172.16.10.1");
-    let guest = Guest::ours().network(NetConfig { guest: Some(vm), ..tap.config("eth0") }).boot();
-    let own = |id: &str, number: u8, program: &str, arguments: &[&str]| {
-        let addresses = [format!("172.16.10.{number}"), format!("fd00:10::{number}")];
-        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        let mac = format!("02:00:00:00:00:{number}").parse().ok();
-        python(id, program, arguments).on_network(InstanceNetwork::Own(OwnNetwork { addresses, mac }))
-    };
-    let servers = [("first", 11), ("second", 12)].map(|(id, number)| guest.start_spec(&own(id, number, SERVER, &[])));
-    servers.iter().for_each(|server| server.wait_for("serving"));
-    for number in [11, 12] {
-        let body = get(&format!("172.16.10.{number}"), "/four");
-        assert_eq!(body, "/four from ::ffff:172.16.10.1");
-        assert_eq!(get(&format!("fd00:10::{number}"), "/six"), "/six from fd00:10::1");
-    }
-    let taken = guest.refused(&own("third", 12, SERVER, &[]));
-    assert!(taken.contains("the address 172.16.10.12 is in use by another instance"), "{taken}");
-
-    let (port, served) = serve(1, |mut stream| {
-        let peer = stream.peer_addr().unwrap().ip().to_canonical().to_string();
-        head(&mut stream);
-        write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{peer}", peer.len()).unwrap();
-    });
-    let urls = ["http://172.16.10.11:8080/a", "http://[fd00:10::12]:8080/b", &format!("http://172.16.10.1:{port}/")];
-    let fetched = guest.ends_well(guest.start_spec(&own("client", 13, FETCH, &urls)));
-    assert_eq!(fetched, "/a from ::ffff:172.16.10.13\n/b from fd00:10::13\n172.16.10.13\n");
-    served.join().unwrap();
-    let files = InstanceSpec {
-        process: shell("x", "cat /sys/class/net/eth0/address /etc/hosts /etc/resolv.conf").process,
-        ..own("files", 14, "", &[])
-    };
-    let files = guest.ends_well(guest.start_spec(&files));
-    assert!(files.starts_with("02:00:00:00:00:14\n") && files.contains("\n172.16.10.14\tfiles\n"), "{files}");
-    assert!(files.contains("nameserver 172.16.10.1\n"), "{files}");
-
-    for server in servers {
-        server.signal(9);
-        server.finish();
-    }
-    // The addresses are free again.
-    let again = guest.start_spec(&own("again", 11, SERVER, &[]));
-    again.wait_for("serving");
-    assert_eq!(get("172.16.10.11", "/again"), "/again from ::ffff:172.16.10.1");
-    again.signal(9);
-    again.finish();
     guest.shutdown();
 }
 

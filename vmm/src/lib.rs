@@ -101,6 +101,7 @@ pub use bellows_devices::virtio::net::{
 pub use bellows_memory::host::catch_faults;
 pub use bellows_memory::threads::{ThreadRole, on_thread_start};
 pub use bellows_memory::{ByteSize, PartitionId};
+pub use bellows_protocol::egress::{EgressProtocol, EgressRule};
 pub use bellows_protocol::network::InterfaceAddress;
 pub use bellows_protocol::ready::BootTimes;
 pub use bellows_protocol::stream::StreamName;

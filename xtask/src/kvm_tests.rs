@@ -177,7 +177,8 @@ fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], h
     }
 }
 
-/// The tests compare with what GNU tar does, make file systems and disks, and connect guests to the host's network; busybox's tar knows no extended attributes.
+/// The tests compare with what GNU tar does, make file systems and disks, and connect guests to the host's network; busybox's tar knows no extended attributes,
+/// and its `ip` no TAPs.
 fn furnish(lab: LabBuilder) -> LabBuilder {
     lab.program("/usr/bin/tar", "/usr/local/bin/tar")
         .program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
@@ -186,4 +187,5 @@ fn furnish(lab: LabBuilder) -> LabBuilder {
         .program("/usr/bin/passt", "/usr/bin/passt")
         .program("/usr/lib/cni/bridge", "/usr/lib/cni/bridge")
         .program("/usr/lib/cni/host-local", "/usr/lib/cni/host-local")
+        .program("/usr/sbin/ip", "/usr/local/bin/ip")
 }

@@ -69,6 +69,7 @@ pub const IMAGE: &[Package] = &[
 pub const NETWORK: &[Package] = &[
     package("passt", "connects guests of the tests to the host's network"),
     package("containernetworking-plugins", "does the same by plugins of CNI"),
+    package("iproute2", "makes TAPs for guests of the tests"),
 ];
 
 /// Packages to run the guest kernel's own tests.

@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 46] = [
+const EACH_RUN: [&str; 47] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -31,9 +31,10 @@ const EACH_RUN: [&str; 46] = [
     "metadata::metadata_that_requests_set_is_read_with_a_token",
     "network::a_guest_has_interfaces_for_as_long_as_their_taps_are_there",
     "network::an_instance_and_its_host_talk",
-    "network::instances_have_networks_of_their_own",
     "network::much_data_comes_as_it_was_sent",
     "network_hotplug::an_interface_comes_and_goes_under_load",
+    "network_own::an_instance_sends_only_where_it_may",
+    "network_own::instances_have_networks_of_their_own",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
     "partitions::an_instance_starts_as_its_partition_is_plugged",
     "passt::a_command_reaches_out_and_is_reached",

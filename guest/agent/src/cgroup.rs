@@ -269,6 +269,11 @@ impl Cgroup {
         &self.inner
     }
 
+    /// The folder of the cgroup around that, which the instance does not see.
+    pub fn boundary(&self) -> &Path {
+        &self.outer
+    }
+
     /// The processes in the cgroup that it sees, by their numbers as the agent sees them.
     ///
     /// # Errors

@@ -71,6 +71,9 @@ pub enum AgentError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// What an instance sends and receives cannot be filtered.
+    #[error("cannot hold the instance to what it may send and receive: expected a kernel with CONFIG_CGROUP_BPF: {0}")]
+    Filter(io::Error),
     /// The name is unknown.
     #[error("no {kind} {name:?}")]
     Unknown {
@@ -290,6 +293,7 @@ impl AgentError {
             | Self::Path { .. }
             | Self::System { .. }
             | Self::Interface { .. }
+            | Self::Filter(_)
             | Self::WrongNode { .. }
             | Self::WrongZone { .. }
             | Self::Broken(_)

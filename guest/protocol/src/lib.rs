@@ -15,6 +15,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
 
+pub mod egress;
 pub mod network;
 pub mod ready;
 pub mod stream;

@@ -14,7 +14,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use crate::agent;
-use crate::values::{InterfaceName, SearchDomain, ValueError, excerpt, parse_all};
+use crate::egress::{EgressRule, MAX_EGRESS_RULES, PacketLimit};
+use crate::values::{InterfaceName, SearchDomain, ValueError, bits, excerpt, parse_all};
 
 /// Most network interfaces of a guest.
 pub const MAX_INTERFACES: usize = 16;
@@ -81,13 +82,6 @@ impl InterfaceAddress {
     /// Whether its network is nothing but itself.
     fn is_alone(self) -> bool {
         self.prefix == bits(self.address)
-    }
-}
-
-const fn bits(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
     }
 }
 
@@ -233,6 +227,12 @@ pub struct OwnNetworkSetup {
     pub addresses: Vec<IpAddr>,
     /// The hardware address of its interface; `None` leaves it to the guest's kernel.
     pub hardware_address: Option<[u8; 6]>,
+    /// What it may send to beside those that have sent to it first: without any, nothing.
+    pub egress: Vec<EgressRule>,
+    /// Limits of what it receives.
+    pub receive: PacketLimit,
+    /// Limits of what it sends.
+    pub transmit: PacketLimit,
 }
 
 impl OwnNetworkSetup {
@@ -242,6 +242,7 @@ impl OwnNetworkSetup {
     /// [`ValueError::OwnAddress`], [`ValueError::NoAddress`], [`ValueError::TooMany`].
     pub fn check(&self) -> Result<(), ValueError> {
         check_count(&self.addresses, "addresses of an instance", MAX_ADDRESSES)?;
+        check_count(&self.egress, "egress rules", MAX_EGRESS_RULES)?;
         if self.addresses.is_empty() {
             return Err(ValueError::NoAddress);
         }
@@ -266,6 +267,9 @@ impl OwnNetworkSetup {
         agent::OwnNetwork {
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
             hardware_address: self.hardware_address.map(Into::into).unwrap_or_default(),
+            egress: self.egress.iter().map(ToString::to_string).collect(),
+            receive: Some(self.receive.message()).into(),
+            transmit: Some(self.transmit.message()).into(),
             ..Default::default()
         }
     }
@@ -280,7 +284,14 @@ impl OwnNetworkSetup {
             bytes => Some(bytes.try_into().map_err(|_| ValueError::HardwareAddress(bytes.len()))?),
         };
         let addresses = ip_addresses(&message.addresses, "addresses of an instance", MAX_ADDRESSES)?;
-        let setup = Self { addresses, hardware_address };
+        let limit = |limit: Option<&agent::PacketLimit>| limit.map_or(Ok(PacketLimit::default()), PacketLimit::parse);
+        let setup = Self {
+            addresses,
+            hardware_address,
+            egress: parse_all(&message.egress, "egress rules", MAX_EGRESS_RULES)?,
+            receive: limit(message.receive.as_ref())?,
+            transmit: limit(message.transmit.as_ref())?,
+        };
         setup.check()?;
         Ok(setup)
     }

@@ -139,6 +139,9 @@ fn an_instances_own_addresses_are_those_of_hosts() {
     let setup = |addresses: &[&str]| OwnNetworkSetup {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         hardware_address: Some([2, 0, 0, 0, 0, 7]),
+        egress: vec!["10.0.0.0/8:443/tcp".parse().unwrap()],
+        receive: PacketLimit::default(),
+        transmit: PacketLimit::default(),
     };
     let good = setup(&["10.0.0.9", "fd00::9"]);
     assert_eq!(OwnNetworkSetup::parse(&good.message()), Ok(good.clone()));
@@ -149,6 +152,11 @@ fn an_instances_own_addresses_are_those_of_hosts() {
     }
     assert_eq!(setup(&["10.0.0.9", "10.0.0.9"]).check(), Err(ValueError::OwnAddress(ip("10.0.0.9"))));
     assert_eq!(setup(&[]).check(), Err(ValueError::NoAddress));
+    let many = OwnNetworkSetup { egress: vec![good.egress[0]; 65], ..good.clone() };
+    assert_eq!(many.check(), Err(ValueError::TooMany { what: "egress rules", count: 65, limit: 64 }));
+    assert!(OwnNetworkSetup::parse(&many.message()).is_err());
+    let message = agent::OwnNetwork { egress: vec!["everything".into()], ..good.message() };
+    assert_eq!(OwnNetworkSetup::parse(&message), Err(ValueError::Egress("everything".into())));
     let message = agent::OwnNetwork { hardware_address: vec![2], ..good.message() };
     assert_eq!(OwnNetworkSetup::parse(&message), Err(ValueError::HardwareAddress(1)));
 }

@@ -67,6 +67,22 @@ pub enum ValueError {
     /// Nothing to run.
     #[error("no arguments: expected a command")]
     NoArguments,
+    /// Not a rule of what an instance may send to.
+    #[error(
+        "{0:?} is not an egress rule: expected CIDR[:PORT[/tcp|/udp]] like 10.0.0.0/8, 10.0.0.1:53/udp or [fd00::/64]:443"
+    )]
+    Egress(String),
+    /// A burst that limits of instances do not have.
+    #[error("a limit of an instance's network has a one-time burst of {0}: expected none")]
+    OneTimeBurst(u64),
+    /// Half of a limit.
+    #[error("a limit of {per_second} per second with a burst of {burst}: expected two positive numbers, or none")]
+    PacketRate {
+        /// The rate.
+        per_second: u64,
+        /// The burst.
+        burst: u64,
+    },
     /// Too much of something.
     #[error("{count} {what}: more than {limit}")]
     TooMany {
@@ -136,6 +152,14 @@ pub enum ValueError {
         /// Lines.
         rows: u32,
     },
+}
+
+/// Bits of an address of its family.
+pub(crate) const fn bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
 }
 
 /// How an offending value appears in a message: not whole when it is long.

@@ -22,7 +22,7 @@ where
 }
 
 /// Lists of them.
-pub(super) mod list {
+pub(crate) mod list {
     use std::fmt::Display;
     use std::str::FromStr;
 

@@ -58,6 +58,42 @@ enum Network {
 struct OwnNetwork {
     addresses: Vec<String>,
     mac: Option<String>,
+    /// What it may send to, each `CIDR[:PORT[/tcp|/udp]]`; without any, it answers and begins nothing.
+    #[schemars(default)]
+    egress: Vec<String>,
+    #[schemars(default)]
+    limits: NetworkLimits,
+}
+
+/// Limits of what an instance receives and sends.
+#[derive(Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "the library has the type that is read")]
+struct NetworkLimits {
+    #[schemars(default)]
+    receive: NetworkLimit,
+    #[schemars(default)]
+    transmit: NetworkLimit,
+}
+
+/// Limits of one direction.
+#[derive(Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "the library has the type that is read")]
+struct NetworkLimit {
+    /// Of bytes, without link headers.
+    bandwidth: Option<NetworkRate>,
+    /// Of packets.
+    operations: Option<NetworkRate>,
+}
+
+/// A limit of a rate.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "the library has the type that is read")]
+struct NetworkRate {
+    per_second: std::num::NonZeroU64,
+    burst: std::num::NonZeroU64,
 }
 
 /// `PATCH /partitions/{id}`.

@@ -12,6 +12,7 @@ use crate::accounts::Credentials;
 use crate::cgroup::{Cgroup, Limits};
 use crate::container::{Mounted, Network, Process, Running, Site};
 use crate::error::{AgentError, Result};
+use crate::network::filter;
 use crate::processes::Others;
 use crate::rootfs::RootFs;
 use crate::sockets::Sockets;
@@ -117,6 +118,7 @@ impl Instances {
             InstanceNetwork::Unconnected => (Network::Unconnected, None),
             InstanceNetwork::Shared => (Network::Shared(self.network.namespace()), Some(self.network.resolver())),
             InstanceNetwork::Own(setup) => {
+                filter::apply(cgroup.boundary(), setup)?;
                 let own = parts.own_network.insert(self.network.connect(setup)?);
                 (Network::Own(own.namespace()), Some(self.network.resolver().at(&setup.addresses)))
             }

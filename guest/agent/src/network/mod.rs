@@ -1,6 +1,7 @@
 //! The VM's network interfaces: the monitor says what each gets, and the kernel is told over rtnetlink. Instances that share the VM's
 //! network are told of it by files.
 
+pub mod filter;
 pub mod links;
 mod own;
 mod resolver;

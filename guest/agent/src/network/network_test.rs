@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use bellows_protocol::egress::PacketLimit;
 use bellows_protocol::network::OwnNetworkSetup;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -108,6 +109,9 @@ fn an_instance_has_a_network_of_its_own() {
         let own = |addresses: &[&str]| OwnNetworkSetup {
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
             hardware_address: Some([2, 0, 0, 0, 0, 7]),
+            egress: Vec::new(),
+            receive: PacketLimit::default(),
+            transmit: PacketLimit::default(),
         };
         let taken = network.connect(&own(&["172.16.0.2"])).unwrap_err().to_string();
         assert!(taken.contains("the address 172.16.0.2 is in use by the VM"), "{taken}");

@@ -6,7 +6,7 @@
 //!
 //! The VM's kernel passes packets on, and answers for the instance's addresses on the VM's interfaces (proxy ARP, NDP), so that hosts there
 //! reach an instance as they reach the VM. Its gateway is the VM, at the same two link-local addresses in each namespace. Nothing
-//! translates addresses, and nothing filters: it takes no more of a kernel than veth.
+//! translates addresses. What the instance may send to is checked at its sockets ([`filter`](super::filter)).
 
 use std::fs::File;
 use std::io;
