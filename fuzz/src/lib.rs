@@ -15,6 +15,7 @@ pub mod registry_answers;
 pub mod virtio_balloon;
 pub mod virtio_blk;
 pub mod virtio_mem;
+pub mod virtio_net;
 pub mod virtio_pci;
 pub mod virtio_pmem;
 pub mod vsock;

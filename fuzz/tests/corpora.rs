@@ -21,7 +21,7 @@ macro_rules! targets {
 
 targets! {
     agent_answers agent_requests configuration erofs_reader image_archive layer_archive pci_config registry_answers
-    virtio_balloon virtio_blk virtio_mem virtio_pci virtio_pmem vsock
+    virtio_balloon virtio_blk virtio_mem virtio_net virtio_pci virtio_pmem vsock
 }
 
 fn replay(target: &str, run: fn(&[u8])) {
