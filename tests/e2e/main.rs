@@ -30,6 +30,7 @@ mod layers;
 mod metadata;
 mod network;
 mod network_hotplug;
+mod network_load;
 mod network_own;
 mod partitions;
 mod passt;

@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 47] = [
+const EACH_RUN: [&str; 51] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -33,6 +33,10 @@ const EACH_RUN: [&str; 47] = [
     "network::an_instance_and_its_host_talk",
     "network::much_data_comes_as_it_was_sent",
     "network_hotplug::an_interface_comes_and_goes_under_load",
+    "network_load::a_guest_that_floods_harms_nobody_and_survives_its_tap",
+    "network_load::a_guest_uses_several_pairs_of_queues",
+    "network_load::connections_are_many_and_break_off",
+    "network_load::what_gets_lost_on_the_way_comes_again",
     "network_own::an_instance_sends_only_where_it_may",
     "network_own::instances_have_networks_of_their_own",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
