@@ -9,6 +9,7 @@ pub mod exits;
 pub mod fork;
 pub mod layers;
 pub mod load;
+pub mod net;
 pub mod reclaim;
 pub mod smaps;
 

@@ -11,6 +11,7 @@ mod fork;
 mod import;
 pub mod layers;
 mod load;
+mod net;
 mod plot;
 mod program;
 mod reclaim;
@@ -59,6 +60,8 @@ pub enum Benchmark {
     Layers(layers::Options),
     /// Functions that come in bursts: their latency, and memory held against memory needed.
     Load(load::Options),
+    /// Packets of a guest both ways: speed and cost, compared with QEMU, with and without vhost-net, and through passt.
+    Net(net::Options),
     /// Time until the memory of an ended instance is back, for three ways to keep it apart in the guest.
     Reclaim(reclaim::Options),
 }
@@ -80,6 +83,7 @@ pub fn run(options: &Options, install: bool) -> Result<()> {
         Benchmark::Import(options) => import::run(options, install),
         Benchmark::Layers(options) => layers::run(options, install),
         Benchmark::Load(options) => load::run(options, install),
+        Benchmark::Net(options) => net::run(options, install),
         Benchmark::Reclaim(options) => reclaim::run(options, install),
     }
 }

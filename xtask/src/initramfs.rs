@@ -50,6 +50,11 @@ pub fn peer(cache: &Cache, init: &Path) -> Result<PathBuf> {
     make(cache, &[("init", init)], Vec::new())
 }
 
+/// The initramfs for a guest with our own kernel that makes and takes traffic: `init` sets its interface up with busybox.
+pub fn net(cache: &Cache, init: &Path) -> Result<PathBuf> {
+    make(cache, &[("init", init), ("busybox", Path::new("/bin/busybox"))], Vec::new())
+}
+
 /// Packs `programs`, each with its name in the root.
 fn make(cache: &Cache, programs: &[(&str, &Path)], modules: Vec<Module>) -> Result<PathBuf> {
     let mut key = Key::default().with("recipe", "3");

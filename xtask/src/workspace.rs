@@ -40,6 +40,12 @@ pub fn agent() -> Result<PathBuf> {
     build_one("build the guest agent", for_guests(&package), "bellows-agent")
 }
 
+/// PID 1 of a guest that makes and takes traffic.
+pub fn net_init() -> Result<PathBuf> {
+    let program = ["-p", "bellows-bench", "--bin", "bellows-net-init"];
+    build_one("build the init of guests with traffic", for_guests(&program), "bellows-net-init")
+}
+
 /// PID 1 of a peer's guest.
 pub fn peer_init() -> Result<PathBuf> {
     let program = ["-p", "bellows-bench", "--bin", "bellows-peer-init"];
