@@ -17,12 +17,10 @@ struct Network {
 }
 
 impl Network {
+    /// Its addresses are 10.NUMBER.0.0/24 and fdNUMBER::/64.
     fn new(number: u8) -> Self {
-        let network = Self {
-            bridge: format!("blc{number}-{}", std::process::id()),
-            directory: tempfile::tempdir().unwrap(),
-            number,
-        };
+        let bridge = format!("blc{number}-{}", std::process::id());
+        let network = Self { bridge, directory: tempfile::tempdir().unwrap() };
         let list = serde_json::json!({
             "cniVersion": "0.4.0",
             "name": "functions",
