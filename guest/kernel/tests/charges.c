@@ -252,3 +252,43 @@ void test_cache_to_parent(void)
 	close(disk);
 	check_is(cgroup_remove("instances"), 0);
 }
+
+/* Bytes that a further cgroup in @parent costs for each CPU, all CPUs together. */
+static long cgroup_cost(const char *parent)
+{
+	const int count = 20;
+	char stat[128], child[128];
+	long before;
+	int i;
+
+	check_is(write_text("+memory", CGROUP "%s/cgroup.subtree_control", parent), 0);
+	snprintf(stat, sizeof(stat), CGROUP "%s/memory.stat", parent);
+	before = keyed(stat, "percpu");
+	for (i = 0; i < count; i++) {
+		snprintf(child, sizeof(child), "%s/%d", parent, i);
+		check_is(cgroup_create(child, -1), 0);
+	}
+	before = keyed(stat, "percpu") - before;
+	for (i = 0; i < count; i++) {
+		snprintf(child, sizeof(child), "%s/%d", parent, i);
+		check_is(cgroup_remove(child), 0);
+	}
+	return before / count;
+}
+
+/* A cgroup has statistics of the node that it is attached to, and of no other one. */
+void test_node_stats(void)
+{
+	long attached, other;
+
+	check_is(cgroup_create("other", -1), 0);
+	other = cgroup_cost("other");
+	cgroup_remove("other");
+	if (!instance_begin(FIRST, "subject", 256 * MIB))
+		return;
+	attached = cgroup_cost("subject");
+	instance_end(FIRST, "subject", 5);
+	note("%ld bytes, attached %ld", other, attached);
+	check(other > 0);
+	check(attached > other);
+}

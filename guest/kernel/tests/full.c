@@ -39,7 +39,7 @@ void test_bounded(void)
 	check(keyed("/sys/fs/cgroup/subject/memory.events", "oom_kill") >= 1);
 	check_is(keyed("/sys/fs/cgroup/neighbour/memory.events", "oom_kill"), 0);
 	/* Page tables of 256 MiB, what the kernel needs to tell the tale, and what KASAN keeps of it for a while. */
-	check_most(most, has_kasan() ? 3072 : 2048);
+	check_most(most, has_kasan() ? 8192 : 2048);
 	check_is(allocated(SECOND) >= 2048, true);
 	resume(neighbour);
 	check_is(await_exit(neighbour, 10), 0);

@@ -135,12 +135,13 @@ long mapped_pages(pid_t pid, int node);
 /* Runs the subject; its result is the exit code. */
 int subject(const char *what, const char *arg);
 /*
- * Those that use memory of their node, those that go for base memory, and those that are adopted or adopt; NO_SUBJECT if
- * there is none of that name.
+ * Those that use memory of their node, those that go for base memory, those that are adopted or adopt, and those whose
+ * memory is looked at by other features of the kernel; NO_SUBJECT if there is none of that name.
  */
 int user(const char *what, int node);
 int attacker(const char *what);
 int adopter(const char *what, int argument);
+int featured(const char *what, int argument);
 /* One of Linux's selftests; returns only if it cannot be run. */
 int selftest(const char *command);
 

@@ -90,12 +90,19 @@ PROOFS = [
     ("adopt_capable", 44, "nor to have a process wait in `fork()`", "adoption_refused"),
     ("adopt_node", 44, "a fork's memory comes from the runtime's node", "adoption"),
     ("adopt_state", 44, "a fork has the registers of the process that adopts", "adoption"),
+    ("ksm", 48, "equal pages of a private node are merged", "merge"),
+    ("balancing", 49, "NUMA balancing looks at pages of a private node", "balancing"),
+    ("swap", 50, "memory of a private node is swapped out", "swap"),
+    ("hibernation", 53, "the system can hibernate", "hibernation"),
+    ("damon", 55, "DAMON migrates pages of a private node", "damon"),
+    ("node_stats", 58, "each cgroup has statistics of each private node", "node_stats"),
 ]
 
 
-def run(kernel, tests, append, timeout):
+def run(options, tests, append):
     """Whether all passed; and the first line that says what was wrong."""
-    command = [TESTS / "qemu.py", "--kernel", kernel, "--timeout", str(timeout), "--append", f"only={tests} {append}"]
+    command = [TESTS / "qemu.py", "--kernel", options.kernel, "--timeout", str(options.timeout)]
+    command += ["--memory", str(options.memory), "--append", f"only={tests} {append}"]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     said = r"^# \S*?(\w+\.c:\d+: not so: .*|.*: hangs)$|^trouble: (.*)$|^# (not the partitions.*)$"
     why = re.findall(said, result.stdout, re.MULTILINE)
@@ -114,6 +121,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", required=True)
     parser.add_argument("--timeout", type=int, default=240)
+    parser.add_argument("--memory", type=int, default=1024, help="MiB")
     parser.add_argument("--logs", help="a directory for the consoles")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without sabotage")
     parser.add_argument("names", nargs="*")
@@ -123,7 +131,7 @@ def main():
     proofs = [proof for proof in PROOFS if not options.names or proof[0] in options.names]
 
     def attempt(name, tests, append):
-        passed, why, console = run(options.kernel, tests, append, options.timeout)
+        passed, why, console = run(options, tests, append)
         if options.logs:
             (pathlib.Path(options.logs) / f"{name}.log").write_text(console)
         return passed, why

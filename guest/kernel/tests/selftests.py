@@ -89,6 +89,8 @@ SELFTESTS = [
     ("hugetlb_dio", "hugetlb_dio", {}),
     ("hugetlb_fault_after_madv", "hugetlb_fault_after_madv", with_hugepages(1)),
     ("hugetlb_madv_vs_map", "hugetlb_madv_vs_map", with_hugepages(1)),
+    ("hugetlb-read-hwpoison", "hugetlb-read-hwpoison", {}),
+    ("hugetlb-soft-offline", "hugetlb-soft-offline", {}),
     ("khugepaged", "khugepaged all:anon", {}),
     ("khugepaged-order-2", "khugepaged -s 2 all:anon", {}),
     ("khugepaged-shmem", "khugepaged all:shmem", {}),
@@ -132,8 +134,6 @@ SELFTESTS = [
 
 NOT_RUN = {
     "hmm-tests": "takes a driver that is a module, and a kernel without",
-    "hugetlb-read-hwpoison": "takes the handling of memory failures, which no configuration here has",
-    "hugetlb-soft-offline": "takes the handling of memory failures, which no configuration here has",
     "write_to_hugetlbfs": "is a tool of a script",
 }
 

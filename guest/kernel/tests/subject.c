@@ -386,5 +386,7 @@ int subject(const char *what, const char *arg)
 	status = user(what, node);
 	if (status == NO_SUBJECT)
 		status = adopter(what, node);
+	if (status == NO_SUBJECT)
+		status = featured(what, node);
 	return status == NO_SUBJECT ? attacker(what) : status;
 }

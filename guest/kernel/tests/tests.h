@@ -42,6 +42,7 @@ void test_usage(void);
 void test_balance(void);
 void test_limit_reclaim(void);
 void test_cache_to_parent(void);
+void test_node_stats(void);
 
 /* base.c */
 void test_base_bounded(void);
@@ -76,6 +77,15 @@ void test_stock(void);
 void test_unbind(void);
 void test_fickle_host(void);
 void test_aborted(void);
+
+/* features.c */
+void test_swap(void);
+void test_merge(void);
+void test_balancing(void);
+void test_kcore(void);
+void test_hibernation(void);
+void test_memory_failure(void);
+void test_damon(void);
 
 /* adoption.c */
 void test_adoption(void);
