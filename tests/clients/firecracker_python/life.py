@@ -28,7 +28,9 @@ def main():
     process = subprocess.Popen(["firecracker", "--api-sock", path, "--id", "python"], stdin=subprocess.DEVNULL)
     try:
         await_true("a socket", lambda: path.exists() or process.poll() is not None)
-        api = Api(str(path))
+        # The path is the host of an URL, whose capital letters become small: the directory's name may have some.
+        os.chdir(DIRECTORY)
+        api = Api(path.name)
         configure(api)
         live(api)
         api.actions.put(action_type="SendCtrlAltDel")
