@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::boot::{QEMU, QEMU_FIRMWARE};
 use super::figure::{Better, Figure, median_cost};
 use super::program::{ClockArgs, Program, lab_note};
-use super::statistics::{median, ms, percentile, sorted};
+use super::statistics::{median, ms, sorted, spread};
 use crate::error::{Error, Result};
 use crate::packages;
 
@@ -84,7 +84,6 @@ impl Row {
         let none = || Error::other(format!("the benchmark printed no samples of {call}"));
         let times = sorted(all.iter().map(|sample| ms(sample.time)).collect());
         let middle = median(&times).ok_or_else(none)?;
-        let spread = percentile(&times, 75).zip(percentile(&times, 25)).map_or(0.0, |(high, low)| high - low);
         let names: Vec<&String> = all[0].parts_ms.iter().map(|(name, _)| name).collect();
         let part = |(index, name): (usize, &String)| {
             let values = all.iter().filter_map(|sample| sample.parts_ms.get(index)).map(|(_, value)| *value);
@@ -94,7 +93,7 @@ impl Row {
             call,
             n: all.len(),
             ms: middle,
-            spread_ms: spread,
+            spread_ms: spread(&times).unwrap_or_default(),
             per_second: 1000.0 / middle,
             cost: median_cost(&all.iter().filter_map(|sample| sample.cost).collect::<Vec<_>>()),
             parts_ms: names.into_iter().enumerate().map(part).collect(),

@@ -3,7 +3,7 @@
 use bellows_bench::cost::Cost;
 use serde::{Deserialize, Serialize};
 
-use super::statistics::{median, percentile, sorted};
+use super::statistics::{median, sorted, spread};
 
 /// A number of a report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,13 +29,12 @@ impl Figure {
     /// The median of measurements.
     pub fn of(name: impl Into<String>, unit: &str, better: Better, values: impl Iterator<Item = f64>) -> Self {
         let values = sorted(values.collect());
-        let quartiles = percentile(&values, 25).zip(percentile(&values, 75));
         Self {
             name: name.into(),
             unit: unit.to_owned(),
             better,
             value: median(&values).unwrap_or(f64::NAN),
-            spread: quartiles.filter(|_| values.len() > 1).map(|(low, high)| high - low),
+            spread: spread(&values).filter(|_| values.len() > 1),
         }
     }
 

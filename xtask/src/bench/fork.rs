@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::figure::{Better, Figure, median_cost};
 use super::program::{ClockArgs, Program, lab_note};
-use super::statistics::{median, ms, percentile, sorted};
+use super::statistics::{median, ms, sorted, spread};
 use crate::error::{Error, Result};
 
 /// Longest time that a fork may take to its first line, in counted time.
@@ -88,14 +88,13 @@ impl Row {
         let none = || Error::other(format!("the benchmark printed too few samples of a {way}"));
         let times = sorted(all.iter().map(|sample| ms(sample.time)).collect());
         let middle = median(&times).ok_or_else(none)?;
-        let spread = percentile(&times, 75).zip(percentile(&times, 25)).map_or(0.0, |(high, low)| high - low);
         let bytes = further(&all, |sample| sample.partition_bytes + sample.base_bytes);
         let base = further(&all, |sample| sample.base_bytes);
         Ok(Self {
             way,
             n: all.len(),
             ms: middle,
-            spread_ms: spread,
+            spread_ms: spread(&times).unwrap_or_default(),
             cost: median_cost(&all.iter().filter_map(|sample| sample.cost).collect::<Vec<_>>()),
             mib: median(&bytes).ok_or_else(none)?,
             most_mib: bytes.last().copied().ok_or_else(none)?,

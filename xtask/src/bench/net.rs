@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::boot::{QEMU, QEMU_FIRMWARE};
 use super::figure::{Better, Figure};
 use super::program::{ClockArgs, Program, lab_note};
-use super::statistics::{median, percentile, sorted};
+use super::statistics::{median, sorted, spread};
 use crate::error::{Error, Result};
 use crate::{initramfs, packages, workspace};
 
@@ -129,7 +129,7 @@ impl Row {
             side,
             n: samples.len(),
             packets_per_s: median(&rates)?,
-            spread: percentile(&rates, 75).zip(percentile(&rates, 25)).map_or(0.0, |(high, low)| high - low),
+            spread: spread(&rates).unwrap_or_default(),
             mb_per_s: middle(&|sample| sample.bytes as f64 / seconds(sample) / 1e6)?,
             us_per_packet: middle(&|sample| seconds(sample) * 1e6 / packets(sample))?,
             instructions_per_packet: middle(&|sample| instructions(sample) / packets(sample)).filter(|_| counted),

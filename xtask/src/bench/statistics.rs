@@ -26,6 +26,11 @@ pub fn median(sorted: &[f64]) -> Option<f64> {
     if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted[middle - 1] + upper) / 2.0) }
 }
 
+/// The distance between the quartiles of `sorted`.
+pub fn spread(sorted: &[f64]) -> Option<f64> {
+    percentile(sorted, 75).zip(percentile(sorted, 25)).map(|(high, low)| high - low)
+}
+
 /// The standard deviation of a sample; 0 for less than two values.
 pub fn deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
