@@ -262,8 +262,8 @@ fn connections_are_many_and_break_off() {
     guest.shutdown();
 }
 
-/// Sends datagrams without end, whatever becomes of them.
-const FLOOD: &str = "
+/// Sends datagrams of 1000 bytes without end, whatever becomes of them.
+pub const FLOOD: &str = "
 import socket, sys
 out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 print('flooding', flush=True)

@@ -8,6 +8,7 @@ use bellows_vmm::{InstanceNetwork, InstanceSpec, NetConfig, OwnNetwork, RateLimi
 
 use crate::fixture::{Guest, PATIENCE};
 use crate::network::{FETCH, HostTap, SERVER, get, guest_network, head, python, serve, shell};
+use crate::network_load::FLOOD;
 
 /// A program in Python in an instance whose addresses end in `number`, and that may send to what is `allowed`.
 fn own(id: &str, number: u8, program: &str, arguments: &[&str], allowed: &[&str]) -> InstanceSpec {
@@ -142,18 +143,6 @@ fn an_instance_sends_only_where_it_may() {
     assert_eq!(guest.ends_well(answering), "serving\nrefused\n");
     guest.shutdown();
 }
-
-/// Sends datagrams of 1000 bytes for as long as it is let.
-const FLOOD: &str = "
-import socket, sys
-out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-print('flooding', flush=True)
-while True:
-    try:
-        out.sendto(bytes(1000), (sys.argv[1], 9))
-    except OSError:
-        pass
-";
 
 /// An instance that floods sends no more than it may, and its neighbour is heard.
 #[test]
