@@ -347,10 +347,7 @@ fn match_v4(code: &mut Assembler, rules: &[EgressRule], allow: Label) -> bool {
             code.compute_u32(Operation::And, R2, mask.to_be());
             code.jump_if_u32(Condition::NotEqual, R2, network.to_bits().to_be(), next);
         }
-        match_port(code, rule, next);
-        code.jump(allow);
-        code.place(next);
-        if rule.prefix() == 0 && rule.port().is_none() {
+        if match_rest(code, rule, allow, next) {
             return true;
         }
     }
@@ -372,10 +369,7 @@ fn match_v6(code: &mut Assembler, rules: &[EgressRule], allow: Label) -> bool {
                 code.jump_if(Condition::NotEqual, R2, R3, next);
             }
         }
-        match_port(code, rule, next);
-        code.jump(allow);
-        code.place(next);
-        if rule.prefix() == 0 && rule.port().is_none() {
+        if match_rest(code, rule, allow, next) {
             return true;
         }
     }
@@ -385,6 +379,15 @@ fn match_v6(code: &mut Assembler, rules: &[EgressRule], allow: Label) -> bool {
 /// The halves of an address as they are loaded from a packet.
 const fn halves(bits: u128) -> [u64; 2] {
     [((bits >> 64) as u64).to_be(), (bits as u64).to_be()]
+}
+
+/// Goes on to `allow` if a rule whose network is that of the address is for the port, too, and else to `next`. Returns whether the rule is
+/// for all.
+fn match_rest(code: &mut Assembler, rule: &EgressRule, allow: Label, next: Label) -> bool {
+    match_port(code, rule, next);
+    code.jump(allow);
+    code.place(next);
+    rule.prefix() == 0 && rule.port().is_none()
 }
 
 fn match_port(code: &mut Assembler, rule: &EgressRule, next: Label) {
