@@ -112,9 +112,11 @@ def run(options, tests, append):
 
 
 def without_effect():
-    """Names whose mechanism nothing turns off: a hunk of sabotage.patch has been lost."""
-    hooks = set(re.findall(r"^\+.*sabotaged\((\w+)\)", (TESTS / "sabotage.patch").read_text(), re.MULTILINE))
-    return [name for name, *_ in PROOFS if name.upper() not in hooks]
+    """Names whose mechanism nothing turns off, or that the kernel does not know: a hunk of sabotage.patch has been lost."""
+    patch = (TESTS / "sabotage.patch").read_text()
+    hooks = set(re.findall(r"^\+.*sabotaged\((\w+)\)", patch, re.MULTILINE))
+    known = set(re.findall(r'^\+\t"(\w+)",$', patch, re.MULTILINE))
+    return [name for name, *_ in PROOFS if name.upper() not in hooks or name not in known]
 
 
 def main():
