@@ -59,18 +59,20 @@ pub(super) struct Place {
 /// Connects a VM to a network, and keeps it there until nobody has the other end of the stream that is standard input.
 ///
 /// # Errors
-/// There is no such stream.
+/// There is no such stream, or nobody waits for the answer.
 pub(crate) fn keep(args: &KeeperArgs) -> Result<u8, CliError> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(io_error("take", "the stream of the network"))?;
     let stream = UnixStream::from(stdin);
-    let list = match List::find(&args.name, &configurations(std::env::var_os(CONFIGURATIONS_VARIABLE))) {
-        Ok(list) => list,
-        Err(error) => return answer(&stream, &Kept::Refused(with_causes(&error)), None),
-    };
-    let namespace = match Namespace::new() {
-        Ok(namespace) => namespace,
-        Err(error) => return answer(&stream, &Kept::Refused(with_causes(&error)), None),
-    };
+    match keep_at(args, &stream) {
+        Ok(answered) => answered,
+        Err(error) => answer(&stream, &Kept::Refused(with_causes(&error)), None),
+    }
+}
+
+/// The same at the `stream`, which is told of success only.
+fn keep_at(args: &KeeperArgs, stream: &UnixStream) -> Result<Result<u8, CliError>, CniError> {
+    let list = List::find(&args.name, &configurations(std::env::var_os(CONFIGURATIONS_VARIABLE)))?;
+    let namespace = Namespace::new()?;
     let attachment = Attachment {
         list: &list,
         container: &container(),
@@ -79,29 +81,24 @@ pub(crate) fn keep(args: &KeeperArgs) -> Result<u8, CliError> {
         published: &args.published,
         folders: &plugins(std::env::var_os(PLUGINS_VARIABLE)),
     };
-    let result = match attachment.add() {
-        Ok(result) => result,
-        Err(error) => return answer(&stream, &Kept::Refused(with_causes(&error)), None),
-    };
+    let result = attachment.add()?;
     let placed = answer::network(&result, INTERFACE).and_then(|network| Ok((network, namespace.connect(INTERFACE)?)));
-    let answered = match placed {
-        Ok((network, Connected { tap, mac, mtu })) => {
-            if !network.left_out.is_empty() {
-                let (name, routes) = (&args.name, network.left_out.join(", "));
-                say(format_args!(
-                    "the guest goes by its gateway to {routes}, for which the network `{name}` has other routes"
-                ));
-            }
-            answer(&stream, &Kept::Attached(Place { mac, mtu, guest: network.guest }), Some(tap))
+    let kept = placed.map(|(network, Connected { tap, mac, mtu })| {
+        if !network.left_out.is_empty() {
+            let (name, routes) = (&args.name, network.left_out.join(", "));
+            say(format_args!(
+                "the guest goes by its gateway to {routes}, for which the network `{name}` has other routes"
+            ));
         }
-        Err(error) => answer(&stream, &Kept::Refused(with_causes(&error)), None),
-    };
-    // Until all that have the other end are gone, in whatever way.
-    let _ = (&stream).read(&mut [0]);
+        let answered = answer(stream, &Kept::Attached(Place { mac, mtu, guest: network.guest }), Some(tap));
+        // Until all that have the other end are gone, in whatever way.
+        let _ = (&*stream).read(&mut [0]);
+        answered
+    });
     for error in attachment.delete(Some(&result)) {
         say(format_args!("the network `{}` may keep something of this VM: {}", args.name, with_causes(&error)));
     }
-    answered
+    kept
 }
 
 fn configurations(chosen: Option<OsString>) -> PathBuf {
@@ -131,7 +128,6 @@ fn answer(stream: &UnixStream, kept: &Kept, tap: Option<OwnedFd>) -> Result<u8, 
     sent.map(|_| 0).map_err(|error| io_error("send", "the network's place")(error.into()))
 }
 
-/// Why nothing came of a network, in this module's terms.
 impl From<CniError> for CliError {
     fn from(error: CniError) -> Self {
         Self::Cni(Box::new(error))
