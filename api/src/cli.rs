@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::doctor::DoctorArgs;
 use crate::former::FormerArgs;
 use crate::jail::{JailArgs, Jailer};
+use crate::landlock;
 use crate::network::KeeperArgs;
 use crate::network::options::NetworkArgs;
 use crate::options::any_seconds;
@@ -244,6 +245,11 @@ impl RunArgs {
     #[must_use]
     pub fn image(&self) -> Option<&str> {
         self.image_and_command.first().map(String::as_str)
+    }
+
+    /// Whether the monitor restricts itself by Landlock: as it is told, or else where the kernel can.
+    pub(crate) fn is_restricted(&self) -> bool {
+        self.landlock || !self.no_landlock && landlock::is_available()
     }
 
     /// The command; empty for the image's own.

@@ -17,6 +17,7 @@ pub mod rest;
 pub mod run;
 pub mod seccomp;
 
+mod configuration;
 mod detached;
 mod environment;
 mod guest;

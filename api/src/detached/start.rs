@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use super::place::{Place, Seat};
 use crate::cli::RunArgs;
 use crate::error::{CliError, io_error};
-use crate::landlock;
 use crate::output::print;
 use crate::rest::Socket;
 
@@ -62,7 +61,7 @@ fn serve(args: &RunArgs, seat: &Seat, config: &VmConfig) -> Result<Child, CliErr
     if args.no_seccomp {
         command.arg("--no-seccomp");
     }
-    if args.landlock || !args.no_landlock && landlock::is_available() {
+    if args.is_restricted() {
         command.arg("--landlock");
     }
     if let Some(store) = &args.store {

@@ -42,6 +42,7 @@ pub(crate) use self::own::Feed;
 use self::request::Change;
 use self::server::{Limits, Server};
 pub(crate) use self::socket::Socket;
+use crate::configuration::read_configuration;
 use crate::error::{CliError, io_error};
 use crate::interrupt::Interrupts;
 use crate::landlock::{self, Allowed};
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
             })
         })
     };
-    let vm = args.vm.as_deref().map(read_vm).transpose()?;
+    let vm = args.vm.as_deref().map(read_configuration).transpose()?;
     let sockets = if args.landlock { Some(restrict(args, &first, vm.as_ref(), &interrupts)?) } else { None };
     if !args.no_seccomp {
         confine(&[])?;
@@ -166,11 +167,6 @@ fn restrict(
     let sockets = allowed.private_folder()?;
     interrupts.with_no_thread(|| landlock::restrict_process(&allowed)).map_err(io_error("wait for", "signals"))??;
     Ok(sockets)
-}
-
-fn read_vm(path: &Path) -> Result<VmConfig, CliError> {
-    let text = fs::read_to_string(path).map_err(io_error("read", path))?;
-    serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.to_owned(), source })
 }
 
 /// Takes over the log, as the options say.

@@ -4,7 +4,6 @@ mod function;
 mod instance;
 mod volume;
 
-use std::path::Path;
 use std::time::Instant;
 
 use bellows_block::Store;
@@ -15,6 +14,7 @@ use tempfile::TempDir;
 use self::function::{Function, IN_BASE, prepare};
 use self::instance::run_instance;
 use crate::cli::{ProfileUse, RunArgs};
+use crate::configuration::read_configuration;
 use crate::detached::{self, Job};
 use crate::error::{CliError, io_error};
 use crate::guest::{apply_guest_args, from_guest_args, rounded_up};
@@ -74,7 +74,7 @@ fn restrict(
     signals: bool,
     interrupts: &Interrupts,
 ) -> Result<Option<TempDir>, CliError> {
-    if args.no_landlock || !args.landlock && !landlock::is_available() {
+    if !args.is_restricted() {
         return Ok(None);
     }
     let mut allowed = Allowed::new();
@@ -181,11 +181,6 @@ fn in_background(
         helper.leave();
     }
     Ok(code)
-}
-
-fn read_configuration(path: &Path) -> Result<VmConfig, CliError> {
-    let text = std::fs::read_to_string(path).map_err(io_error("read", path))?;
-    serde_json::from_str(&text).map_err(|source| CliError::Json { path: path.to_owned(), source })
 }
 
 fn in_vm(

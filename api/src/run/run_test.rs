@@ -1,4 +1,5 @@
 use std::io;
+use std::path::Path;
 
 use bellows_block::Digest;
 use bellows_memory::ByteSize;
