@@ -146,7 +146,7 @@ fn a_further_command_has_streams_and_a_terminal() {
     let line = "tty; stty size; trap 'stty size' WINCH; trap 'echo interrupted; exit 9' INT; echo ready; \
         sleep 1000 & while :; do wait $!; done";
     let slave = || Stdio::from(pty.slave.try_clone().unwrap());
-    let mut typed = exec("setsid", &["--ctty", "--wait", binary, "exec", "-it", "web", "/bin/sh", "-c", line]);
+    let mut typed = exec("setsid", &["-c", binary, "exec", "-it", "web", "/bin/sh", "-c", line]);
     let mut typed = typed.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
     let mut master = File::from(pty.master);
     assert_eq!(text_until(&mut master, "ready\r\n"), "/dev/pts/0\r\n17 91\r\nready\r\n");

@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 50] = [
+const EACH_RUN: [&str; 51] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -14,6 +14,7 @@ const EACH_RUN: [&str; 50] = [
     "command::a_commands_output_and_exit_code_come_through",
     "console::the_error_of_a_run_has_the_last_lines_of_a_kernel_that_dies",
     "detached::a_command_that_has_ended_is_kept_until_it_is_removed_unless_told_otherwise",
+    "detached::a_further_command_has_streams_and_a_terminal",
     "detached::a_vm_in_the_background_finds_folders_and_its_partition_grows_and_shrinks",
     "detached::a_vm_in_the_background_is_listed_talked_to_and_stopped",
     "detached::files_are_copied_into_an_instance_and_out_of_it",

@@ -35,9 +35,10 @@ fn every_boot_that_bounds_were_taken_from_is_within_them() {
 }
 
 #[test]
-fn the_tolerance_is_three_percent_or_three_deviations_whichever_is_more() {
-    assert_eq!(Level { median: 1000.0, deviation: 9.0 }.tolerance(), 30.0);
-    assert_eq!(Level { median: 1000.0, deviation: 11.0 }.tolerance(), 33.0);
+fn the_tolerance_is_three_percent_or_three_deviations_or_a_switch_whichever_is_most() {
+    assert_eq!(Level { median: 1e6, deviation: 9_000.0 }.tolerance(), 30_000.0);
+    assert_eq!(Level { median: 1e6, deviation: 11_000.0 }.tolerance(), 33_000.0);
+    assert_eq!(Level { median: 2e5, deviation: 1_000.0 }.tolerance(), 10_000.0);
 }
 
 #[test]
