@@ -29,8 +29,8 @@ pub fn bellows() -> Result<PathBuf> {
 /// The program that writes the monitor's manual.
 pub fn manual() -> Result<PathBuf> {
     let mut command = cargo();
-    // Built with the whole workspace it has the features of the tests, so no dependency is built again.
-    command.args(["build", "--workspace", "--example", "manual"]);
+    // All examples of the whole workspace have the features of the tests, so no dependency is built again: one example alone has not.
+    command.args(["build", "--workspace", "--examples"]);
     build_one("build the manual's writer", command, "manual")
 }
 
