@@ -17,6 +17,8 @@ use crate::exit::Failure;
 use crate::jail::JailError;
 use crate::landlock::LandlockError;
 use crate::seccomp::SeccompError;
+#[cfg(feature = "otlp")]
+use crate::traces::TracesError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +143,10 @@ pub enum CliError {
     /// The process is not restricted.
     #[error(transparent)]
     Landlock(#[from] LandlockError),
+    /// Spans cannot be sent.
+    #[cfg(feature = "otlp")]
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// There is no jail.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -295,6 +301,8 @@ impl CliError {
             | Self::Seccomp(_)
             | Self::Landlock(_)
             | Self::Damaged { .. } => ErrorKind::Host,
+            #[cfg(feature = "otlp")]
+            Self::Traces(_) => ErrorKind::Host,
             Self::Unexpected(_) | Self::Report(_) => ErrorKind::Internal,
         }
     }

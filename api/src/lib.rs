@@ -30,6 +30,8 @@ mod registry;
 mod report;
 mod store;
 mod terminal;
+#[cfg(feature = "otlp")]
+mod traces;
 mod vm_id;
 
 use std::ffi::OsString;

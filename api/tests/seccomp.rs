@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use bellows::seccomp::confine;
+use bellows::seccomp::{Reach, confine};
 use bellows_memory::threads::{ThreadRole, spawn};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -93,7 +93,7 @@ fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
 fn attempt() {
     let wanted = std::env::var("ATTEMPT").unwrap();
     let (_, attempt) = ATTEMPTS.iter().find(|(call, _)| *call == wanted).unwrap();
-    confine(&[]).unwrap();
+    confine(&[], Reach::Host).unwrap();
     attempt();
 }
 
@@ -119,7 +119,7 @@ fn a_thread_of_the_library_opens_nothing() {
 fn thread() {
     let wanted = std::env::var("ATTEMPT").unwrap();
     let role = ThreadRole::ALL.into_iter().find(|role| format!("{role:?}") == wanted).unwrap();
-    confine(&[]).unwrap();
+    confine(&[], Reach::Host).unwrap();
     let work = || {
         // What any thread may do.
         let words: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
@@ -146,7 +146,7 @@ fn late() {
     let (begin, begun) = std::sync::mpsc::channel::<()>();
     let before = thread::spawn(move || begun.recv().is_err());
     let mut child = Command::new("sleep").arg("3600").spawn().unwrap();
-    confine(&[child.id()]).unwrap();
+    confine(&[child.id()], Reach::Host).unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     drop(begin);

@@ -10,6 +10,7 @@ use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{ImportOptions, Store};
 use serde_json::{Value, json};
 
+use crate::api::client::collector::Collector;
 use crate::api::client::{Answer, Api};
 use crate::fixture::artefact;
 
@@ -18,18 +19,19 @@ pub const IMAGE: &str = "functions/demo:1";
 
 /// A VM that has booted, with partitions of these sizes in MiB.
 fn booted(partitions: &[u32]) -> Api {
-    booted_with(partitions, |_| {})
+    booted_with(partitions, &[], |_| {})
 }
 
-/// The same with further requests before it boots.
-pub fn booted_with(partitions: &[u32], configure: impl FnOnce(&Api)) -> Api {
+/// The same with further options, and requests before it boots.
+pub fn booted_with(partitions: &[u32], options: &[&str], configure: impl FnOnce(&Api)) -> Api {
     let store: PathBuf = artefact("BELLOWS_IMAGE").with_file_name("e2e-api-store");
     let layout = OciLayout::open(artefact("BELLOWS_IMAGE")).unwrap();
     let image = layout.image(&Platform::host(), None).unwrap();
     let name = IMAGE.parse().unwrap();
     Store::open(&store).unwrap().import(&image, Some(&name), &ImportOptions::default()).unwrap();
 
-    let api = Api::start(&artefact("BELLOWS_BINARY"), &["api", "--level", "Debug", "--store", store.to_str().unwrap()]);
+    let usual = ["api", "--level", "Debug", "--store", store.to_str().unwrap()];
+    let api = Api::start(&artefact("BELLOWS_BINARY"), &[&usual, options].concat());
     api.put("/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 256 }));
     let (kernel, initramfs) = (artefact("BELLOWS_KERNEL"), artefact("BELLOWS_INITRAMFS"));
     api.put("/boot-source", json!({ "kernel_image_path": kernel, "initrd_path": initramfs }));
@@ -66,7 +68,8 @@ pub fn stream(api: &Api, path: &str) -> impl Iterator<Item = String> + use<> {
 
 #[test]
 fn an_instance_lives_under_requests_and_gives_its_partition_back() {
-    let api = booted(&[512, 256, 512]);
+    let mut collector = Collector::start(usize::MAX);
+    let api = booted_with(&[512, 256, 512], &["--otlp-endpoint", &collector.endpoint()], |_| {});
     let mut events = stream(&api, "/events");
     let mut heard = |what: &str| assert!(events.any(|line| line.contains(what)), "{what}");
     heard(": events");
@@ -120,6 +123,11 @@ fn an_instance_lives_under_requests_and_gives_its_partition_back() {
     }
     check(&figures);
     assert!(figures.contains("bellows_instance_allocated_bytes{instance=\"a\"} "), "{figures}");
+
+    // From the call to the first byte, each step is a span.
+    let steps =
+        ["PUT /actions", "boot", "guest boot", "PUT /instances", "attach_image", "plug_and_start", "first byte"];
+    collector.await_all(&steps.map(str::as_bytes));
 
     // A request to wait ends with the instance, and the exit code outlives it until it is removed.
     thread::scope(|scope| {

@@ -43,7 +43,7 @@ const SESSION_SAYS: [&str; 7] = [
 #[test]
 fn metadata_that_requests_set_is_read_with_a_token() {
     let tap = HostTap::new("bls");
-    let api = booted_with(&[], |api| {
+    let api = booted_with(&[], &[], |api| {
         // The host is nobody's gateway: the service has this interface's address of its network.
         let guest = json!({ "addresses": ["169.254.1.2/16"] });
         let interface = json!({ "iface_id": "eth0", "host_dev_name": tap.name(), "guest": guest });

@@ -276,6 +276,7 @@ impl VmBuilder {
     /// # Errors
     /// The configuration is invalid, a file is missing, or the host refused a step: the error names it. Nothing of the VM
     /// remains.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub fn boot(self) -> Result<Vm, BuildError> {
         let started = Instant::now();
         let Self { config, metadata } = self;

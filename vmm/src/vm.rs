@@ -13,6 +13,7 @@ use bellows_memory::{BaseMemory, ByteSize, Discarder, PartitionId};
 use bellows_protocol::ready::BootTimes;
 use bellows_protocol::values::{ImageId, InstanceId};
 use tempfile::TempDir;
+use tracing::instrument;
 
 use crate::arch::Buses;
 use crate::config::{DriveConfig, ImageConfig, LayerConfig, VmConfig};
@@ -235,6 +236,7 @@ impl Vm {
     ///
     /// # Errors
     /// See [`HotplugError`]. After [`HotplugError::NotBound`] the disk is still on the bus.
+    #[instrument(level = "debug", skip_all, fields(drive = ?drive.path))]
     pub fn attach_drive(&self, drive: &DriveConfig, timeout: Duration) -> Result<DiskInfo, HotplugError> {
         self.disks.attach_drive(&self.session, &self.bus, drive, timeout)
     }
@@ -277,6 +279,7 @@ impl Vm {
     ///
     /// # Errors
     /// See [`ImageError`].
+    #[instrument(level = "debug", skip_all, fields(image = %id))]
     pub fn mount_image(&self, id: &ImageId, timeout: Duration) -> Result<ImageInfo, ImageError> {
         self.images.mount(&self.session, &self.bus, &self.disks, id, timeout)
     }
@@ -286,6 +289,7 @@ impl Vm {
     /// # Errors
     /// See [`ImageError`]. Disks whose driver did not bind in time stay on the bus ([`HotplugError::NotBound`]). An image that
     /// the agent did not mount ([`ImageError::Agent`]) stays in the VM: mount it again, or detach it.
+    #[instrument(level = "debug", skip_all, fields(image = %config.id))]
     pub fn attach_image(&self, config: &ImageConfig, timeout: Duration) -> Result<ImageInfo, ImageError> {
         self.images.attach(&self.session, &self.bus, &self.disks, config, timeout)
     }
@@ -326,6 +330,7 @@ impl Vm {
     /// # Errors
     /// It was not admitted, the guest did not take all of it in time, the agent found it in the wrong node or zone, or another
     /// call set another target meanwhile. The guest is asked to give the added memory back.
+    #[instrument(level = "debug", skip_all, fields(partition = %id, bytes = size.get()))]
     pub fn plug(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<PlugReport, PartitionError> {
         self.partitions.plug(&self.session, id, size, timeout)
     }
@@ -336,6 +341,7 @@ impl Vm {
     ///
     /// # Errors
     /// The partition is out of use, the host could not do its part, or another call set another target meanwhile.
+    #[instrument(level = "debug", skip_all, fields(partition = %id))]
     pub fn unplug(&self, id: PartitionId, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.partitions.shrink(&self.session, id, ByteSize::bytes(0), timeout)
     }
@@ -359,6 +365,7 @@ impl Vm {
     ///
     /// # Errors
     /// As for [`Vm::unplug`], or `size` is invalid, or above the current target.
+    #[instrument(level = "debug", skip_all, fields(partition = %id, bytes = size.get()))]
     pub fn shrink(&self, id: PartitionId, size: ByteSize, timeout: Duration) -> Result<UnplugReport, PartitionError> {
         self.partitions.shrink(&self.session, id, size, timeout)
     }
@@ -378,6 +385,7 @@ impl Vm {
     ///
     /// # Errors
     /// It has not gone back within `timeout`.
+    #[instrument(level = "debug", skip_all, fields(partition = %id))]
     pub fn await_discard(&self, id: PartitionId, timeout: Duration) -> Result<DiscardReport, PartitionError> {
         self.partitions.await_discard(id, timeout)
     }
@@ -419,6 +427,7 @@ impl Vm {
     /// # Errors
     /// Its specification is invalid, its partition is not plugged, base memory is too small or too full, or the agent could not
     /// start it.
+    #[instrument(level = "debug", skip_all, fields(instance = %spec.id))]
     pub fn start_instance(&self, spec: &InstanceSpec) -> Result<Instance, InstanceError> {
         self.instances.start(&self.session, &self.partitions, spec)
     }
@@ -428,6 +437,7 @@ impl Vm {
     ///
     /// # Errors
     /// As for both; the guest is asked to give the added memory back.
+    #[instrument(level = "debug", skip_all, fields(instance = %spec.id, bytes = size.get()))]
     pub fn plug_and_start(
         &self,
         spec: &InstanceSpec,
@@ -446,6 +456,7 @@ impl Vm {
     /// # Errors
     /// As for [`Vm::start_instance`]; its process did not get ready, or has something that forks cannot have, such as a second
     /// thread, a shared mapping or an open socket.
+    #[instrument(level = "debug", skip_all, fields(instance = %spec.instance.id))]
     pub fn start_zygote(&self, spec: &ZygoteSpec) -> Result<Instance, InstanceError> {
         self.instances.start_zygote(&self.session, &self.partitions, spec)
     }
@@ -455,6 +466,7 @@ impl Vm {
     ///
     /// # Errors
     /// See [`Instance::remove`].
+    #[instrument(level = "debug", skip_all, fields(instance = %id))]
     pub fn remove_instance(&self, id: &InstanceId, timeout: Duration) -> Result<(), InstanceError> {
         self.instances.remove(&self.session, &self.partitions, id, timeout)
     }

@@ -255,6 +255,7 @@ impl Control {
     /// Waits for the guest's agent, if there is one: then disks may come and go, and the guest can be asked to switch itself off.
     fn follow(&self, vm: Arc<Vm>, begun: Instant) -> Option<JoinHandle<()>> {
         let (boot_timer, ready) = (self.boot_timer, self.ready.clone());
+        let span = tracing::debug_span!("guest boot");
         let wait = move || match vm.wait_ready(READY_LIMIT) {
             Ok(guest) => {
                 tracing::info!(kernel = guest.kernel_release, "the guest's agent is ready");
@@ -265,7 +266,7 @@ impl Control {
             }
             Err(error) => tracing::debug!(%error, "the guest has no agent that can be called"),
         };
-        let thread = thread::Builder::new().name("agent".into()).spawn(wait);
+        let thread = thread::Builder::new().name("agent".into()).spawn(move || span.in_scope(wait));
         thread.inspect_err(|error| tracing::warn!(%error, "cannot wait for the guest's agent")).ok()
     }
 

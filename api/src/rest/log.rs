@@ -5,11 +5,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+#[cfg(feature = "otlp")]
+use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
@@ -21,6 +24,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::bodies::{Level, Logger};
 use super::fault::Fault;
+#[cfg(feature = "otlp")]
+use crate::traces::Traces;
 
 /// The form of a line.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
@@ -44,6 +49,8 @@ pub(crate) struct Log {
 struct Shared {
     state: Mutex<State>,
     set_level: Mutex<Option<SetLevel>>,
+    #[cfg(feature = "otlp")]
+    traces: OnceLock<Traces>,
 }
 
 #[derive(Default)]
@@ -60,7 +67,7 @@ struct State {
 
 impl Log {
     /// Takes over the log of this process, for the VM `id`.
-    pub(crate) fn install(id: &str, form: Form) -> Self {
+    pub(crate) fn install(id: &str, form: Form, #[cfg(feature = "otlp")] traces: Option<Traces>) -> Self {
         let log = Self::default();
         {
             let mut state = log.shared.state();
@@ -75,9 +82,23 @@ impl Log {
         *log.shared.set_level.lock().unwrap_or_else(PoisonError::into_inner) = Some(set_level);
         // It may have no reader.
         let lines = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false);
-        let lines = lines.event_format(log.clone()).with_writer(log.clone());
-        tracing_subscriber::registry().with(filter).with(lines).init();
+        let lines = lines.event_format(log.clone()).with_writer(log.clone()).with_filter(filter);
+        let all = tracing_subscriber::registry().with(lines);
+        #[cfg(feature = "otlp")]
+        let all = all.with(traces.as_ref().map(Traces::layer));
+        all.init();
+        #[cfg(feature = "otlp")]
+        if let Some(traces) = traces {
+            // There is one log.
+            let _ = log.shared.traces.set(traces);
+        }
         log
+    }
+
+    /// What sends spans, if something does.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn traces(&self) -> Option<&Traces> {
+        self.shared.traces.get()
     }
 
     /// Changes what a request names. What it does not name stays, but for the level, which is `Info` then.

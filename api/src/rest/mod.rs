@@ -18,6 +18,7 @@ mod request;
 mod rules;
 mod server;
 mod socket;
+mod spans;
 mod strict;
 
 use std::fs;
@@ -48,6 +49,8 @@ use crate::interrupt::Interrupts;
 use crate::landlock::{self, Allowed};
 use crate::seccomp::confine;
 use crate::store;
+#[cfg(feature = "otlp")]
+use crate::traces::Traces;
 
 /// Runs a VM under the control of the API until it ends.
 ///
@@ -83,11 +86,13 @@ pub(crate) fn run(args: &ApiArgs, log: Log) -> Result<u8, CliError> {
     let vm = args.vm.as_deref().map(read_configuration).transpose()?;
     let sockets = if args.landlock { Some(restrict(args, &first, vm.as_ref(), &interrupts)?) } else { None };
     if !args.no_seccomp {
-        confine(&[])?;
+        confine(&[], args.reach())?;
     }
+    #[cfg(feature = "otlp")]
+    log.traces().map_or(Ok(()), Traces::start)?;
     let counters = Counters::new(startup(args));
     let metadata = Metadata::new(args.mmds_size_limit.unwrap_or(args.http_api_max_payload_size) as usize);
-    let mut control = Control::new(args.id.clone(), boot, args.boot_timer, metadata, log, counters);
+    let mut control = Control::new(args.id.clone(), boot, args.boot_timer, metadata, log.clone(), counters);
     if let Some(folder) = &sockets {
         control.make_sockets_in(folder.path());
     }
@@ -174,6 +179,12 @@ fn restrict(
 /// # Errors
 /// The file for it cannot be opened.
 pub(crate) fn install_log(args: &ApiArgs) -> Result<Log, CliError> {
+    #[cfg(feature = "otlp")]
+    let log = {
+        let traces = args.otlp_endpoint.as_ref().map(|endpoint| Traces::new(endpoint, &args.id));
+        Log::install(&args.id, args.log_format, traces.transpose()?)
+    };
+    #[cfg(not(feature = "otlp"))]
     let log = Log::install(&args.id, args.log_format);
     let logger = Logger {
         log_path: args.log_path.clone(),

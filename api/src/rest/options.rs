@@ -9,6 +9,9 @@ use super::bodies::Level;
 use super::control::FIRECRACKER;
 use super::log::Form;
 use crate::landlock::PathRule;
+use crate::seccomp::Reach;
+#[cfg(feature = "otlp")]
+use crate::traces::Endpoint;
 use crate::vm_id;
 
 /// The name under which the program takes Firecracker's command line.
@@ -52,6 +55,10 @@ pub struct ApiArgs {
     /// Form of the log's lines
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     pub(crate) log_format: Form,
+    /// Collector that gets spans of requests and what they do, by OpenTelemetry's protocol (OTLP) over HTTP
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<Endpoint>,
     /// File or pipe for metrics
     #[arg(long, value_name = "PATH")]
     pub(crate) metrics_path: Option<PathBuf>,
@@ -109,6 +116,15 @@ pub struct ApiArgs {
 }
 
 impl ApiArgs {
+    /// What threads that carry out requests may connect with.
+    pub(crate) fn reach(&self) -> Reach {
+        #[cfg(feature = "otlp")]
+        if self.otlp_endpoint.is_some() {
+            return Reach::Internet;
+        }
+        Reach::Host
+    }
+
     /// The option that asks for what Bellows does not have yet, if one does.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
         [

@@ -20,6 +20,7 @@ use tokio::net::{UnixListener as Listener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
+use tracing::Instrument as _;
 
 use super::control::Control;
 use super::fault::Fault;
@@ -28,6 +29,7 @@ use super::openapi;
 use super::own::{self, Connection, Feed, Own, OwnApi, Reply, panicked};
 use super::request::{Request, parse};
 use super::socket::Socket;
+use super::spans;
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -194,16 +196,23 @@ async fn connection(
 }
 
 /// Answers a request. Its future ends with the client; a change that has begun goes on.
-async fn answer(
-    mut request: hyper::Request<Incoming>,
-    shared: Arc<Shared>,
-) -> Result<Response<AnswerBody>, Infallible> {
+async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Response<AnswerBody>, Infallible> {
+    let span = spans::request(request.method().as_str(), request.uri().path(), request.headers());
+    let answer = async {
+        let response = respond(request, &shared).await;
+        spans::answered(response.status().as_u16());
+        response
+    };
+    Ok(answer.instrument(span).await)
+}
+
+async fn respond(mut request: hyper::Request<Incoming>, shared: &Shared) -> Response<AnswerBody> {
     let upgrade = asks_for_streams(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
     let target = head.uri.path_and_query().map_or(&*path, |target| target.as_str());
     if let Some(unpack) = unpack(&method, target) {
-        return Ok(unpack_body(unpack, &method, &path, body, &shared).await);
+        return unpack_body(unpack, &method, &path, body, shared).await;
     }
     let read = read_body(body, shared.limits).await;
     let is_complete = read.is_ok();
@@ -222,7 +231,7 @@ async fn answer(
         Ok(Asked::Theirs(Request::Change(change))) => {
             let turn = shared.turn.clone().lock_owned().await;
             let control = shared.control.clone();
-            let changed = tokio::task::spawn_blocking(move || {
+            let changed = spans::spawn_blocking(move || {
                 let answer = control.change(change);
                 drop(turn);
                 answer
@@ -230,12 +239,12 @@ async fn answer(
             changed.await.unwrap_or_else(|error| Err(panicked(&error))).map(reply)
         }
     };
-    note(&shared, &method, &path, &answer);
+    note(shared, &method, &path, &answer);
     let mut response = response(answer);
     if !is_complete {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response)
+    response
 }
 
 /// Whether a client asks for the streams of a process on its connection (RFC 9110, section 7.8).

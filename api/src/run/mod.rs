@@ -25,7 +25,7 @@ use crate::output::say;
 use crate::partition::give_back;
 use crate::places::Places;
 use crate::report::print_json_line;
-use crate::seccomp::confine;
+use crate::seccomp::{Reach, confine};
 use crate::terminal::Resizes;
 
 /// Memory of an instance without an argument.
@@ -61,7 +61,7 @@ fn prepare_and_run(args: &RunArgs, interrupts: &Interrupts, resizes: Option<Resi
     let _sockets = restrict(args, &mut config, store, network.is_some(), interrupts)?;
     network.as_mut().map_or(Ok(()), Helper::watch)?;
     if !args.no_seccomp {
-        confine(network.as_ref().map(Helper::process_id).as_slice())?;
+        confine(network.as_ref().map(Helper::process_id).as_slice(), Reach::Host)?;
     }
     in_vm(args, config, function, interrupts, resizes)
 }

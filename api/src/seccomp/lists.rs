@@ -12,6 +12,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use super::Reach;
 use super::names::{Call, calls};
 
 /// What any thread does: memory, locks, time, its end, the runtime's start of a thread, streams that are open.
@@ -89,10 +90,20 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 ///
 /// # Errors
 /// A rule that cannot be said in BPF.
-pub(super) fn process(otherwise: SeccompAction, process: u32, children: &[u32]) -> Result<BpfProgram, BackendError> {
+pub(super) fn process(
+    otherwise: SeccompAction,
+    process: u32,
+    children: &[u32],
+    reach: Reach,
+) -> Result<BpfProgram, BackendError> {
     let mut rules = common(process)?;
     allow(&mut rules, &[STREAMS, STORAGE, CHANGES]);
-    add(&mut rules, libc::SYS_socket, vec![rule([unix()?])?]);
+    let families: &[i32] = match reach {
+        Reach::Host => &[libc::AF_UNIX],
+        Reach::Internet => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6],
+    };
+    let families = families.iter().map(|family| rule([equal(0, *family as u32)?])).collect::<Result<_, _>>()?;
+    add(&mut rules, libc::SYS_socket, families);
     add(&mut rules, libc::SYS_socketpair, vec![rule([unix()?])?]);
     add(&mut rules, libc::SYS_fcntl, fcntl()?);
     let mut requests = vec![kvm()?];

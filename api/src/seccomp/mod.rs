@@ -40,11 +40,21 @@ pub enum SeccompError {
     Handler(#[source] io::Error),
 }
 
-/// Filters the system calls of this process from now on, in all its threads. It may still end its `children`.
+/// What threads without a list of their own may make sockets for. Threads that serve a guest make none beyond this host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reach {
+    /// Unix sockets.
+    Host,
+    /// And those of the Internet, for what is sent to a collector.
+    Internet,
+}
+
+/// Filters the system calls of this process from now on, in all its threads. It may still end its `children`, and connect as far as `reach`
+/// says.
 ///
 /// # Errors
 /// The kernel has no such filters, or refused this one.
-pub fn confine(children: &[u32]) -> Result<(), SeccompError> {
+pub fn confine(children: &[u32], reach: Reach) -> Result<(), SeccompError> {
     let log_only = std::env::var_os(LOG_ONLY).is_some_and(|value| value == "log");
     let otherwise = if log_only { SeccompAction::Log } else { SeccompAction::Trap };
     let id = std::process::id();
@@ -54,7 +64,7 @@ pub fn confine(children: &[u32]) -> Result<(), SeccompError> {
             filters.insert(role, filter);
         }
     }
-    let process = lists::process(otherwise, id, children)?;
+    let process = lists::process(otherwise, id, children, reach)?;
     allocator::settle().map_err(SeccompError::Allocator)?;
     violation::install().map_err(SeccompError::Handler)?;
     // The standard one may look for symbols in files, which few threads may open.

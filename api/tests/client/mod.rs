@@ -3,6 +3,8 @@
 // Each of its users needs a part of it.
 #![allow(dead_code)]
 
+pub mod collector;
+
 use std::fs;
 use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;

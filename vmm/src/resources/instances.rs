@@ -349,6 +349,7 @@ impl Instance {
     /// # Errors
     /// The agent failed, or did not finish within `timeout` and may still be working. Try again then: the instance stays until
     /// it is removed.
+    #[tracing::instrument(name = "remove_instance", level = "debug", skip_all, fields(instance = %self.id))]
     pub fn remove(&self, timeout: Duration) -> Result<(), InstanceError> {
         remove(&self.agent, &self.scratch, &self.id, timeout)?;
         if let Some(entry) = self.home.as_ref().and_then(|home| home.entry().ok()) {

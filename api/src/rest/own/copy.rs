@@ -10,7 +10,6 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Bytes, Incoming};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::exec::{capture, kill};
@@ -19,6 +18,7 @@ use super::panicked;
 use super::reply::{Feed, Reply};
 use super::table::Entry;
 use crate::rest::fault::Fault;
+use crate::rest::spans::spawn_blocking;
 
 /// Bytes of a part of an archive.
 const PART: usize = 64 << 10;

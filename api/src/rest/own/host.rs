@@ -173,6 +173,7 @@ fn run(
 }
 
 fn follow(api: Arc<OwnApi>, vm: Arc<Vm>, entry: Arc<Entry>, instance: &Arc<Instance>) -> Result<(), Fault> {
+    entry.log.await_first(tracing::debug_span!("first byte", instance = %entry.id));
     let forward = |stream, output| {
         let writer = LogWriter { log: entry.log.clone(), stream: output };
         instance.forward(stream, writer).map_err(of_instance)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::body::Bytes;
 use tokio::sync::watch;
+use tracing::Span;
 
 use super::request::Output;
 
@@ -30,6 +31,8 @@ struct Kept {
     first: u64,
     bytes: usize,
     ended: bool,
+    /// The time until the first byte.
+    awaited: Option<Span>,
 }
 
 /// What a reader gets at once.
@@ -56,9 +59,15 @@ impl Default for OutputLog {
 }
 
 impl OutputLog {
+    /// Ends `span` with the first byte of output.
+    pub(crate) fn await_first(&self, span: Span) {
+        self.kept().awaited = Some(span);
+    }
+
     /// Adds output.
     pub(crate) fn add(&self, stream: Output, bytes: &[u8]) {
         let mut kept = self.kept();
+        kept.awaited = None;
         for bytes in bytes.chunks(PIECE) {
             kept.add(stream, bytes);
         }
@@ -68,7 +77,10 @@ impl OutputLog {
 
     /// Nothing will follow.
     pub(crate) fn end(&self) {
-        self.kept().ended = true;
+        let mut kept = self.kept();
+        kept.ended = true;
+        kept.awaited = None;
+        drop(kept);
         self.changed.send_replace(());
     }
 

@@ -28,7 +28,6 @@ use hyper::body::{Bytes, Incoming};
 use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::bodies::{Exec, NewInstance, Resize, Wanted};
@@ -46,6 +45,7 @@ use self::session::Session;
 use self::table::{Begun, Entry, Phase, Table};
 use super::control::Control;
 use super::fault::Fault;
+use super::spans::spawn_blocking;
 
 /// Time for the guest's agent to begin.
 const READY_LIMIT: Duration = Duration::from_secs(120);
