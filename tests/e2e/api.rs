@@ -163,6 +163,7 @@ fn a_vm_has_persistent_memory_and_a_cpu_of_its_own() {
     ] });
     api.put("/cpu-config", json!({ "kvm_capabilities": ["3", "!56"], "cpuid_modifiers": [name] }));
     api.put("/pmem/first", first);
+    api.put("/hotplug/memory", json!({ "total_size_mib": 512 }));
     let writable = api.refused("PUT", "/pmem/more", &pmem("more", false).to_string());
     assert!(writable.contains("`read_only` is false"), "{writable}");
     api.put("/actions", json!({ "action_type": "InstanceStart" }));
@@ -175,6 +176,10 @@ fn a_vm_has_persistent_memory_and_a_cpu_of_its_own() {
     assert_eq!(ids(), ["first", "more"]);
     let said = fs::read_to_string(&console).unwrap();
     assert!(said.contains(" Bellows:"), "{said}");
+    for size in [256, 0] {
+        api.patch("/hotplug/memory", json!({ "requested_size_mib": size }));
+        wait_for("memory", || api.get("/hotplug/memory")["plugged_size_mib"] == size);
+    }
     let again = api.refused("PUT", "/pmem/more", &more);
     assert!(again.contains("`id` is `more`"), "{again}");
     assert_eq!(api.send("DELETE", "/pmem/more", "").status, 204);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use bellows_vmm::{ByteSize, InstanceSpec, ScratchSpec};
 
@@ -98,4 +99,24 @@ fn the_command_has_a_disk_to_write_on() {
     let text = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(125) && text.contains("cannot make a scratch disk in"), "{text}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Disks take room as they are written to, so the host's file system can be full before they are.
+#[test]
+fn a_full_file_system_of_the_host_is_an_error_of_the_disk() {
+    let folder = disk_folder();
+    let line = "dd if=/dev/zero of=/tmp/big bs=1M count=56 conv=fsync || echo refused; ls /tmp; echo goes on";
+    let mut bellows = bellows_run();
+    bellows.args(["--memory=0", "--scratch=64M", "--scratch-dir"]).arg(folder.path()).arg(image());
+    bellows.args(["/bin/sh", "-c", line]);
+    // In namespaces of its own, any user may mount.
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", "mount -t tmpfs -o size=24M none \"$0\" && exec \"$@\""]).arg(folder.path());
+    command.arg(bellows.get_program()).args(bellows.get_args());
+    command.envs(bellows.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.ends_with("goes on\n"), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains("refused\n") && said.contains("Input/output error"), "{output:?}");
 }

@@ -17,6 +17,10 @@ const LAB_MEMORY_MIB: u64 = 12 << 10;
 /// Time limit of every step of a guest, on an emulated CPU.
 const TIMEOUT_SECONDS: u32 = 300;
 
+/// Gives the emulated host a network that leads nowhere, and becomes the demonstration.
+const ROUTE: &str = "PATH=/usr/local/bin:$PATH; ip link add name outside0 type dummy; ip address add 10.77.0.1/24 dev outside0; ip link set outside0 up; \
+    ip route add default via 10.77.0.2 dev outside0; exec bellows \"$@\"";
+
 /// Builds what is missing, runs the demonstration on a host with KVM and keeps its report in `target/demo/report.json`.
 /// Returns the demonstration's exit code.
 pub fn run(json: bool, install: bool) -> Result<i32> {
@@ -48,10 +52,13 @@ pub fn run(json: bool, install: bool) -> Result<i32> {
         }
         Host::Lab => {
             let builder = artefacts.add_to(lab::builder(&cache)?).memory_mib(LAB_MEMORY_MIB);
+            let builder =
+                builder.program("/usr/bin/passt", "/usr/bin/passt").program("/usr/sbin/ip", "/usr/local/bin/ip");
             let lab = lab::boot(builder)?;
             let on_disk = |name: &str| format!("{DISK}/{name}");
             let [kernel, initramfs, image, store] = ["vmlinux", "initramfs.cpio", "image", "store"].map(on_disk);
-            let mut argv = vec!["bellows".to_owned()];
+            // passt serves only what the host has a route for.
+            let mut argv = ["sh", "-ec", ROUTE, "bellows"].map(str::to_owned).to_vec();
             argv.extend(arguments(kernel, initramfs, image, store, on_disk("report.json")));
             let code = lab.exec(&Job::new(argv), lab::print)?;
             if code == 0 {

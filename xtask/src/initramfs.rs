@@ -57,7 +57,7 @@ pub fn net(cache: &Cache, init: &Path) -> Result<PathBuf> {
 
 /// Packs `programs`, each with its name in the root.
 fn make(cache: &Cache, programs: &[(&str, &Path)], modules: Vec<Module>) -> Result<PathBuf> {
-    let mut key = Key::default().with("recipe", "3");
+    let mut key = Key::default().with("recipe", "4");
     for (name, program) in programs {
         key = key.with(name, "").with_file(program)?;
     }
@@ -89,6 +89,8 @@ fn write<'a>(
         archive.directory(Path::new(directory))?;
     }
     archive.char_device(Path::new("/dev/console"), 0o600, (5, 1))?;
+    // A program in Rust begins with three streams. Where the console is no device, it takes this.
+    archive.char_device(Path::new("/dev/null"), 0o666, (1, 3))?;
     for name in programs {
         archive.file(&Path::new("/").join(name), 0o755, &fs::read(place.join(name))?)?;
     }

@@ -1,7 +1,9 @@
 //! The demonstration: two VMs from the same layers, two instances in each, every instance in a partition of its own. In
-//! each VM one instance ends while the other keeps running, and its memory goes back to the host.
+//! each VM one instance ends while the other keeps running, and its memory goes back to the host. At last a function in the first VM answers
+//! a request of the host.
 
 mod function;
+mod http;
 mod measure;
 mod report;
 
@@ -16,11 +18,12 @@ use std::time::{Duration, Instant};
 use bellows_block::Image;
 use bellows_memory::sync::Mutex;
 use bellows_vmm::{
-    GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, PartitionId, PlugReport, SerialOutput, StreamName, Vm,
-    VmBuilder, VmConfig, VmEnd, ZygoteRuntime, ZygoteSpec,
+    GuestInfo, ImageConfig, ImageInfo, Instance, InstanceSpec, NetConfig, PartitionId, PlugReport, SerialOutput,
+    StreamName, Vm, VmBuilder, VmConfig, VmEnd, ZygoteRuntime, ZygoteSpec,
 };
 
 use self::function::expected_result;
+use self::http::Way;
 use self::measure::{Cold, process_rss};
 use self::report::{InstanceReport, Report, VmReport};
 use crate::cli::DemoArgs;
@@ -81,12 +84,14 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
     let configured = configured(&store, &image, &args.guest)?;
     let cold = Cold::new(&layers)?;
 
+    let mut way = open_way(args)?;
     let mut vms = Vec::with_capacity(VMS);
     let mut read_by_boot = Vec::new();
     let mut read_before = cold.disk_bytes_read()?;
     for number in 1..=VMS {
         say(args, &format!("booting VM {number} of {VMS}"));
-        vms.push(Booted::new(args, &configured, number, interrupts)?);
+        let interface = way.as_mut().and_then(|(_, interface)| interface.take());
+        vms.push(Booted::new(args, &configured, number, interface, interrupts)?);
         let read = cold.disk_bytes_read()?;
         read_by_boot.extend(read.zip(read_before).map(|(now, before)| now.saturating_sub(before)));
         read_before = read;
@@ -103,6 +108,13 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
         };
         runs.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?;
+    let http = match (&way, vms.first()) {
+        (Some((way, _)), Some(vm)) => {
+            say(args, "asking a function over HTTP");
+            Some(vm.answer_http(args, &image, way)?)
+        }
+        _ => None,
+    };
     let process_rss_bytes = process_rss().map_err(io_error("read", "/proc/self/statm"))?;
     let report = Report {
         host: args.host,
@@ -111,6 +123,7 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
         vms: reports,
         layers: cold.layers()?,
         disk: cold.disk(read_by_boot)?,
+        http,
         process_rss_bytes,
     };
     for vm in vms {
@@ -120,6 +133,18 @@ fn demonstrate(args: &DemoArgs, interrupts: &Interrupts) -> Result<Report, CliEr
         }
     }
     Ok(report)
+}
+
+/// A way from the host to the first VM, and that VM's interface at it; none where the host has no passt or no route.
+fn open_way(args: &DemoArgs) -> Result<Option<(Way, Option<NetConfig>)>, CliError> {
+    match Way::open(args.guest.timeout) {
+        Ok((way, interface)) => Ok(Some((way, Some(interface)))),
+        Err(error @ (CliError::NoPasst | CliError::NoRoute)) => {
+            output::say(format_args!("no function answers over HTTP: {error}"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Prints a line of progress.
@@ -138,9 +163,16 @@ struct Booted {
 }
 
 impl Booted {
-    fn new(args: &DemoArgs, image: &ImageConfig, number: usize, interrupts: &Interrupts) -> Result<Self, CliError> {
+    fn new(
+        args: &DemoArgs,
+        image: &ImageConfig,
+        number: usize,
+        interface: Option<NetConfig>,
+        interrupts: &Interrupts,
+    ) -> Result<Self, CliError> {
         let mut config: VmConfig = from_guest_args(&args.guest, &Places::of_user())?;
         config.images = vec![image.clone()];
+        config.network_interfaces.extend(interface);
         config.partitions = vec![args.partition; if args.zygote.is_empty() { 2 } else { 3 }];
         if let Some(directory) = &args.serial {
             fs::create_dir_all(directory).map_err(io_error("create", directory))?;

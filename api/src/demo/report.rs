@@ -19,6 +19,8 @@ pub(super) struct Report {
     pub(super) vms: Vec<VmReport>,
     pub(super) layers: Vec<LayerReport>,
     pub(super) disk: Option<DiskReport>,
+    /// A function that has answered the host over HTTP; `null` without a network.
+    pub(super) http: Option<HttpReport>,
     /// Resident memory of the process that ran both VMs, while the partitions of finished instances were back with the host.
     pub(super) process_rss_bytes: u64,
 }
@@ -51,6 +53,21 @@ pub(super) struct InstanceReport {
 }
 
 #[derive(Debug, Serialize)]
+pub(super) struct HttpReport {
+    /// What the host has asked.
+    pub(super) url: String,
+    /// From the request for the partition, which is parked, and the instance until it listens.
+    #[serde(rename = "listening_ms", with = "milliseconds")]
+    pub(super) listening: Duration,
+    /// The same until the host has the answer.
+    #[serde(rename = "answered_ms", with = "milliseconds")]
+    pub(super) answered: Duration,
+    /// `output_ok` is about the answer.
+    pub(super) function: InstanceReport,
+    pub(super) partition: PartitionReport,
+}
+
+#[derive(Debug, Serialize)]
 pub(super) struct LayerReport {
     pub(super) digest: String,
     pub(super) bytes: u64,
@@ -72,9 +89,10 @@ pub(super) struct DiskReport {
 impl Report {
     /// Whether all results are right.
     pub(super) fn is_good(&self) -> bool {
-        let instances = self.vms.iter().flat_map(|vm| &vm.instances);
-        let mut partitions = self.vms.iter().flat_map(|vm| &vm.partitions);
-        instances.into_iter().all(|instance| instance.exit_code == 0 && instance.output_ok)
+        let http = self.http.as_ref();
+        let mut instances = self.vms.iter().flat_map(|vm| &vm.instances).chain(http.map(|http| &http.function));
+        let mut partitions = self.vms.iter().flat_map(|vm| &vm.partitions).chain(http.map(|http| &http.partition));
+        instances.all(|instance| instance.exit_code == 0 && instance.output_ok)
             && partitions.all(|partition| partition.left.get() == 0)
     }
 }
@@ -97,6 +115,16 @@ impl fmt::Display for Report {
             }
             let (before, after) = (shown(vm.rss_bytes), shown(vm.rss_after_discard_bytes));
             writeln!(f, "  host memory: {before} when the first had ended, {after} with its partition back\n")?;
+        }
+        if let Some(http) = &self.http {
+            let verdict = if http.function.output_ok { "answered the host" } else { "GAVE A WRONG ANSWER" };
+            writeln!(f, "A function in VM 1 {verdict} at {}", http.url)?;
+            let (listening, answered) = (time(http.listening), time(http.answered));
+            writeln!(
+                f,
+                "  from the request for its partition until it listened {listening}, until the answer {answered}"
+            )?;
+            writeln!(f, "      {}\n", partition_line(&http.partition))?;
         }
         writeln!(f, "Layers, each one file that all VMs read")?;
         for layer in &self.layers {
@@ -177,6 +205,13 @@ mod tests {
         };
         let instance =
             |id: &str| InstanceReport { id: id.into(), exit_code: 0, output_ok: true, run: Duration::from_millis(900) };
+        let http = HttpReport {
+            url: "http://127.0.0.1:4711/".into(),
+            listening: Duration::from_millis(300),
+            answered: Duration::from_millis(320),
+            function: instance("http"),
+            partition,
+        };
         let vm = || VmReport {
             shape: Shape::Flat,
             transport: Transport::Blk,
@@ -198,6 +233,7 @@ mod tests {
                 resident_bytes: 20 << 20,
             }],
             disk: Some(DiskReport { name: "vda".into(), bytes_read: 21 << 20, bytes_read_by_boot: vec![20 << 20, 0] }),
+            http: Some(http),
             process_rss_bytes: 1 << 30,
         }
     }
@@ -222,11 +258,18 @@ mod tests {
         let mut report = report();
         assert!(report.is_good());
         let text = report.to_string();
+        assert!(
+            text.contains("answered the host at http://127.0.0.1:4711/") && text.contains("until the answer 320 ms"),
+            "{text}"
+        );
         assert!(text.contains("in the lab") && text.contains("400.0 MiB discarded in 20.0 s"), "{text}");
         assert!(!text.contains("NOT") && !text.contains("WRONG"), "{text}");
         report.vms[0].instances[1].output_ok = false;
         assert!(!report.is_good() && report.to_string().contains("A WRONG RESULT"));
         report.vms[0].instances[1].output_ok = true;
+        report.http.as_mut().unwrap().function.output_ok = false;
+        assert!(!report.is_good() && report.to_string().contains("A WRONG ANSWER"));
+        report.http.as_mut().unwrap().function.output_ok = true;
         report.vms[1].partitions[0].left = ByteSize::mib(2);
         assert!(!report.is_good() && report.to_string().contains("2.0 MiB NOT GIVEN BACK"));
     }

@@ -94,6 +94,15 @@ pub(crate) fn start(args: &NetworkArgs, limit: Duration) -> Result<Option<(Helpe
     }
 }
 
+/// Starts passt with these ports, and waits until it is ready, at most `limit`: the program, and the VM's interface at it.
+///
+/// # Errors
+/// Those of passt, or it is missing.
+pub(crate) fn publish(ports: &[Published], limit: Duration) -> Result<(Helper, NetConfig), CliError> {
+    let (passt, interface) = start_passt(ports, false, limit)?;
+    Ok((Helper::Passt(passt), interface))
+}
+
 /// Starts passt and waits until it answers, at most `limit`: its process, and the VM's interface at it. The interface is for a VM that boots
 /// while the process is kept.
 ///

@@ -15,6 +15,8 @@ use crate::{PATIENCE, Result};
 const MAC: &str = "02:00:00:00:00:01";
 const NAME: &str = "blbench0";
 const MEMORY_MIB: u32 = 512;
+/// User and group that passt drops the rights of root for.
+const NOBODY: &str = "65534:65534";
 
 /// A TAP of the host's, which one guest after the other uses.
 pub struct Tap;
@@ -25,6 +27,8 @@ impl Tap {
         let tap = Self;
         ip(&format!("address add {HOST}/{PREFIX} dev {NAME}"))?;
         ip(&format!("link set {NAME} up"))?;
+        // passt serves only what the host has a route for. That of a machine with a network of its own wins.
+        ip(&format!("route add default via {GUEST} dev {NAME} metric 99999"))?;
         Ok(tap)
     }
 }
@@ -121,7 +125,7 @@ fn passt(socket: &Path) -> Result<Ended> {
     let udp = [DATAGRAMS, ECHO].map(|port| port.to_string()).join(",");
     let mut command = Command::new("passt");
     command
-        .args(["--foreground", "--quiet", "--ipv4-only", "--mtu", "65520"])
+        .args(["--foreground", "--quiet", "--ipv4-only", "--mtu", "65520", "--runas", NOBODY])
         .args(["--address", GUEST, "--gateway", HOST, "--netmask", &PREFIX.to_string()])
         .args(["--tcp-ports", &tcp, "--udp-ports", &udp, "--socket"])
         .arg(socket);

@@ -39,13 +39,18 @@ fn main() -> io::Result<()> {
     serve_streams(SINK, sink)?;
     serve_streams(SOURCE, source)?;
     let listener = TcpListener::bind(("0.0.0.0", COMMANDS))?;
-    println!("up");
+    say("up");
     for stream in listener.incoming() {
         if let Err(error) = obey(stream?, &come) {
-            println!("{error}");
+            say(error);
         }
     }
     Ok(())
+}
+
+/// Prints a line on the console, which may be no device.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn obey(mut stream: TcpStream, come: &AtomicU64) -> io::Result<()> {
@@ -93,7 +98,7 @@ fn serve_streams(port: u16, serve: fn(TcpStream) -> io::Result<()>) -> io::Resul
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             if let Err(error) = serve(stream) {
-                println!("port {port}: {error}");
+                say(format_args!("port {port}: {error}"));
             }
         }
     });
