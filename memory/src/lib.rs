@@ -38,6 +38,6 @@ pub use partition::{EffectError, PartitionMemory, PartitionSetup, PartitionState
 pub use size::ByteSize;
 pub use system_memory::{Swap, SystemMemory};
 pub use version::Version;
-pub use view::{GuestMemory, GuestView};
+pub use view::{Follower, GuestMemory, GuestView};
 
 pub use vm_memory::GuestAddress;

@@ -1,5 +1,6 @@
 //! What devices see of guest memory, and what they use of it for longer than a moment.
 
+use std::error::Error;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, PoisonError};
 
@@ -9,6 +10,7 @@ use vm_memory::{
     GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
 
+use crate::limited;
 use crate::sync::Mutex;
 
 /// One immutable snapshot of the guest memory that devices may touch: base memory and the partitions plugged right now.
@@ -23,12 +25,51 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 #[derive(Clone)]
 pub struct GuestView {
     current: GuestMemoryAtomic<GuestMemory>,
-    /// The regions of the current snapshot, which does not give them out.
-    regions: Arc<Mutex<Vec<Arc<GuestRegionMmap>>>>,
+    known: Arc<Mutex<Known>>,
     pins: Arc<Mutex<Pins>>,
     /// Entries of lists of regions that were written.
     #[cfg(test)]
     written: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// What changes with the current snapshot.
+#[derive(Default)]
+struct Known {
+    /// The regions of the current snapshot, which does not give them out.
+    regions: Vec<Arc<GuestRegionMmap>>,
+    /// Who has a copy of that list, by number.
+    followers: Vec<(u64, Arc<dyn Follower>)>,
+    /// The number of the last follower.
+    last: u64,
+}
+
+/// What uses guest memory by a copy of its own of the list of regions, beside all snapshots and pins: the host's kernel, where it serves
+/// the queues of a device.
+pub trait Follower: Send + Sync {
+    /// Takes over `regions`, in order of address, in place of those it had. When this returns, nothing else is in use. It holds none of
+    /// them, and waits neither for the guest nor for a lock under which somebody changes or follows the view.
+    ///
+    /// # Errors
+    /// It refuses them, and goes on with those it had. It never refuses what it had before.
+    fn follow(&self, regions: &[Arc<GuestRegionMmap>]) -> Result<(), FollowError>;
+}
+
+/// Why a follower refuses regions.
+pub type FollowError = Box<dyn Error + Send + Sync>;
+
+/// A follower of a view, until this is dropped.
+pub struct Following {
+    number: u64,
+    known: Arc<Mutex<Known>>,
+}
+
+/// Why a view could not be changed.
+#[derive(Debug)]
+pub(crate) enum ReplaceError {
+    /// Regions overlap.
+    Regions(GuestRegionCollectionError),
+    /// A follower refuses them.
+    Follower(FollowError),
 }
 
 /// What is pinned, and by which pin.
@@ -62,7 +103,7 @@ impl GuestView {
     pub fn new(memory: GuestMemory) -> Self {
         Self {
             current: GuestMemoryAtomic::new(memory),
-            regions: Arc::default(),
+            known: Arc::default(),
             pins: Arc::default(),
             #[cfg(test)]
             written: Arc::default(),
@@ -70,32 +111,43 @@ impl GuestView {
     }
 
     /// Puts `regions`, in order of address, in place of those that begin in `window`, in one step for readers. The list is written
-    /// once, however many regions come and go.
+    /// once, however many regions come and go. Followers have it when this returns.
     ///
     /// # Errors
-    /// The regions overlap each other or others; nothing changed.
+    /// The regions overlap each other or others, or a follower refuses them; nothing changed.
     pub(crate) fn replace(
         &self,
         window: Range<GuestAddress>,
         regions: impl IntoIterator<Item = Arc<GuestRegionMmap>>,
-    ) -> Result<(), GuestRegionCollectionError> {
+    ) -> Result<(), ReplaceError> {
         let guard = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = self.regions.lock();
-        let memory = self.current.memory();
-        let in_step = memory.num_regions() == known.len()
-            && memory.iter().zip(&*known).all(|(region, known)| std::ptr::eq(region, &raw const **known));
-        if !in_step {
-            *known = take_apart(&memory)?;
-        }
-        let place = |address| known.partition_point(|region| region.start_addr() < address);
-        let (first, behind) = (place(window.start), place(window.end));
-        let list: Vec<_> =
-            known[..first].iter().cloned().chain(regions).chain(known[behind..].iter().cloned()).collect();
+        let mut known = self.known.lock();
+        known.keep_up(&self.current.memory()).map_err(ReplaceError::Regions)?;
+        let place = |address| known.regions.partition_point(|region| region.start_addr() < address);
+        let (before, behind) = (&known.regions[..place(window.start)], &known.regions[place(window.end)..]);
+        let list: Vec<_> = before.iter().cloned().chain(regions).chain(behind.iter().cloned()).collect();
         #[cfg(test)]
         self.written.fetch_add(list.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        guard.replace(GuestMemory::from_arc_regions(list.clone())?);
-        *known = list;
+        let memory = GuestMemory::from_arc_regions(list.clone()).map_err(ReplaceError::Regions)?;
+        known.tell(&list).map_err(ReplaceError::Follower)?;
+        guard.replace(memory);
+        known.regions = list;
         Ok(())
+    }
+
+    /// Has `follower` take over what devices see, at once and whenever that changes.
+    ///
+    /// # Errors
+    /// It refuses what they see at present, and is no follower.
+    pub fn follow(&self, follower: Arc<dyn Follower>) -> Result<Following, FollowError> {
+        let _guard = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
+        known.keep_up(&self.current.memory())?;
+        follower.follow(&known.regions)?;
+        known.last += 1;
+        let number = known.last;
+        known.followers.push((number, follower));
+        Ok(Following { number, known: self.known.clone() })
     }
 
     /// Pins the pieces (address, bytes) of `memory`, a snapshot of this view, which need not be held any longer afterwards.
@@ -146,6 +198,44 @@ impl GuestView {
     /// How many pieces of `mapping` are pinned, which is how often their pins hold it.
     pub(crate) fn pins_of(&self, mapping: &MmapRegion) -> usize {
         self.pins.lock().pieces.iter().filter(|piece| piece.mapping == name(mapping)).count()
+    }
+}
+
+impl Known {
+    /// Has the list be that of `memory`, the current snapshot.
+    fn keep_up(&mut self, memory: &GuestMemory) -> Result<(), GuestRegionCollectionError> {
+        let in_step = memory.num_regions() == self.regions.len()
+            && memory.iter().zip(&self.regions).all(|(region, known)| std::ptr::eq(region, &raw const **known));
+        if !in_step {
+            self.regions = take_apart(memory)?;
+        }
+        Ok(())
+    }
+
+    /// Has all followers take over `list`, or none.
+    fn tell(&self, list: &[Arc<GuestRegionMmap>]) -> Result<(), FollowError> {
+        for (told, (_, follower)) in self.followers.iter().enumerate() {
+            if let Err(error) = follower.follow(list) {
+                for (_, follower) in &self.followers[..told] {
+                    if let Err(error) = follower.follow(&self.regions) {
+                        limited!(error, %error, "a device refuses the guest memory that it had");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut known = self.known.lock();
+        let place = known.followers.iter().position(|(number, _)| *number == self.number);
+        // Dropped without the lock, by which it would be waited for.
+        let follower = place.map(|place| known.followers.swap_remove(place));
+        drop(known);
+        drop(follower);
     }
 }
 

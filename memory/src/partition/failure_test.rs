@@ -1,10 +1,13 @@
 //! What the host cannot do for a partition.
 
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::partition_test::{AT_ONCE, SOON, ack, let_the_discard_thread_catch_up, mib, plugged, write};
 use super::*;
-use crate::testing::Fixture;
+use crate::testing::{Fixture, RecordedSlots};
+use crate::view::{FollowError, Follower};
 
 #[test]
 fn what_the_hypervisor_refuses_is_undone() {
@@ -86,4 +89,49 @@ fn what_can_not_be_discarded_stays_charged_and_is_tried_again() {
     assert_eq!(unsafe { libc::munlock(memory.cast(), 4096) }, 0);
     assert_eq!(fixture.partition.wait_discarded(SOON).unwrap().discarded, ByteSize::kib(4));
     assert_eq!(fixture.admission.admitted(), ByteSize::bytes(0));
+}
+
+/// Notes whether the partition's first byte is among the memory that it is told, and how many slots there are at that moment.
+struct Watcher {
+    slots: Arc<RecordedSlots>,
+    start: u64,
+    refuses: AtomicBool,
+    told: Mutex<Vec<(bool, usize)>>,
+}
+
+impl Follower for Watcher {
+    fn follow(&self, regions: &[Arc<GuestRegionMmap>]) -> Result<(), FollowError> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err("too much".into());
+        }
+        let seen = regions.iter().any(|region| region.start_addr().0 == self.start);
+        self.told.lock().push((seen, self.slots.slots().len()));
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_goes_from_followers_before_the_guest_has_lost_it_and_comes_to_them_before_it_has_it() {
+    let fixture = Fixture::new(ByteSize::mib(512));
+    let watcher = Arc::new(Watcher {
+        slots: fixture.slots.clone(),
+        start: fixture.start(),
+        refuses: AtomicBool::new(false),
+        told: Mutex::default(),
+    });
+    let _following = fixture.view.follow(watcher.clone()).unwrap();
+    fixture.partition.set_target(ByteSize::mib(128)).unwrap();
+    ack(&fixture, Request::Plug(mib(0, 128)));
+    assert_eq!(watcher.told.lock().last(), Some(&(true, 1)), "when the request is answered");
+    fixture.partition.set_target(ByteSize::bytes(0)).unwrap();
+
+    watcher.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(fixture.partition.handle(Request::UnplugAll), Handled::Answer(Answer::Busy));
+    assert!(write(&fixture, 0, 1), "the guest keeps what a follower goes on using");
+    assert_eq!(fixture.slots.slots().len(), 1);
+
+    watcher.refuses.store(false, Ordering::Relaxed);
+    ack(&fixture, Request::UnplugAll);
+    assert_eq!(watcher.told.lock().last(), Some(&(false, 1)), "before the slot goes");
+    assert!(fixture.slots.slots().is_empty());
 }

@@ -10,6 +10,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap};
 use crate::blocks::{BLOCK, BlockRange, BlockSet};
 use crate::host::{HostMapping, MapError};
 use crate::sync::Mutex;
+use crate::view::{FollowError, ReplaceError};
 use crate::{GuestView, limited};
 
 /// Keeps the plugged blocks of one window in a view, as one region for each run of neighbouring blocks.
@@ -94,9 +95,12 @@ impl WindowView {
             regions.push((run, region));
         }
         let end = GuestAddress(self.start.0 + self.mapping.bytes());
-        self.view
-            .replace(self.start..end, regions.iter().map(|(_, region)| region.clone()))
-            .map_err(ViewError::Regions)?;
+        self.view.replace(self.start..end, regions.iter().map(|(_, region)| region.clone())).map_err(|error| {
+            match error {
+                ReplaceError::Regions(source) => ViewError::Regions(source),
+                ReplaceError::Follower(source) => ViewError::Follower(source),
+            }
+        })?;
         *visible = Visible { blocks, regions };
         self.mapping.tidy();
         Ok(())
@@ -122,6 +126,9 @@ pub enum ViewError {
     /// Something else lies in the window.
     #[error("a partition does not fit into what devices see of guest memory")]
     Regions(#[source] GuestRegionCollectionError),
+    /// The host's kernel serves a device that cannot do with the memory there would be.
+    #[error("a device cannot follow the change of guest memory")]
+    Follower(#[source] FollowError),
 }
 
 #[cfg(test)]

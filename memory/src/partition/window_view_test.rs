@@ -3,6 +3,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use super::*;
 use crate::GuestMemory;
 use crate::host::Backing;
+use crate::view::Follower;
 
 const START: GuestAddress = GuestAddress(4 << 30);
 
@@ -71,4 +72,79 @@ fn a_change_of_many_pieces_writes_the_list_once() {
         assert_eq!(written(&view) - start, 2 * pieces_and_base + 3);
         assert_eq!(view.memory().num_regions() as u64, pieces_and_base);
     }
+}
+
+/// Notes the lists it is told, as (address, bytes), and refuses those that are longer than it may have.
+struct Recorder {
+    most: usize,
+    told: Mutex<Vec<Vec<(u64, u64)>>>,
+}
+
+impl Recorder {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, told: Mutex::default() })
+    }
+
+    fn last(&self) -> Vec<(u64, u64)> {
+        self.told.lock().last().cloned().unwrap()
+    }
+}
+
+impl Follower for Recorder {
+    fn follow(&self, regions: &[Arc<GuestRegionMmap>]) -> Result<(), FollowError> {
+        if regions.len() > self.most {
+            return Err(format!("{} regions", regions.len()).into());
+        }
+        let list = regions.iter().map(|region| (region.start_addr().0, region.len())).collect();
+        self.told.lock().push(list);
+        Ok(())
+    }
+}
+
+fn list(view: &GuestView) -> Vec<(u64, u64)> {
+    view.memory().iter().map(|region| (region.start_addr().0, region.len())).collect()
+}
+
+#[test]
+fn a_follower_has_what_devices_see_from_the_first_moment_to_the_last() {
+    let (view, window) = window(16);
+    let range = |first, count| BlockRange::new(first, count).unwrap();
+    window.reveal(&[range(0, 4)]).unwrap();
+    let recorder = Recorder::new(100);
+    let following = view.follow(recorder.clone()).unwrap();
+    assert_eq!(recorder.last(), list(&view), "at once");
+    window.revoke(&[range(1, 1)]).unwrap();
+    assert_eq!((recorder.last(), recorder.last().len()), (list(&view), 4));
+    assert!(window.drain(range(1, 1), Duration::ZERO), "it holds no region");
+    window.reveal(&[range(1, 1), range(8, 2)]).unwrap();
+    assert_eq!((recorder.last(), recorder.last().len()), (list(&view), 4));
+    let told = recorder.told.lock().len();
+    drop(following);
+    window.revoke_all();
+    assert_eq!(recorder.told.lock().len(), told, "it follows no longer");
+    assert_eq!(Arc::strong_count(&recorder), 1);
+}
+
+#[test]
+fn a_change_that_a_follower_refuses_is_none() {
+    let (view, window) = window(16);
+    let range = |first, count| BlockRange::new(first, count).unwrap();
+    window.reveal(&[range(0, 4)]).unwrap();
+    let (first, second) = (Recorder::new(100), Recorder::new(3));
+    let _first = view.follow(first.clone()).unwrap();
+    let _second = view.follow(second.clone()).unwrap();
+    let before = list(&view);
+    for refused in [window.revoke(&[range(1, 1)]), window.reveal(&[range(8, 2)])] {
+        let error = refused.unwrap_err();
+        assert!(matches!(&error, ViewError::Follower(source) if source.to_string() == "4 regions"), "{error:?}");
+        assert_eq!((list(&view), first.last(), second.last()), (before.clone(), before.clone(), before.clone()));
+    }
+    assert_eq!(first.told.lock().len(), 5, "it was told, and told otherwise");
+    window.revoke(&[range(3, 1)]).unwrap();
+    assert_eq!((first.last(), second.last()), (list(&view), list(&view)), "what it refused is forgotten");
+
+    let third = Recorder::new(2);
+    assert_eq!(view.follow(third.clone()).err().unwrap().to_string(), "3 regions");
+    window.revoke_all();
+    assert!(third.told.lock().is_empty(), "who refuses does not follow");
 }
