@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// The message that an MSI-X table entry sends.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct MsiMessage {
@@ -34,6 +36,19 @@ pub trait MsiVector: Send + Sync {
     /// # Errors
     /// The vector's eventfd failed.
     fn trigger(&self) -> io::Result<()>;
+
+    /// Has every signal of `call` send the message that the vector is routed to, which is routed, without this process. A signal that
+    /// nobody has taken yet counts. To be taken back before the vector is routed anew.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn wire(&self, call: &EventFd) -> io::Result<()>;
+
+    /// Leaves signals of `call` alone, which is wired. When this returns, those that came before are sent, and later ones stay in `call`.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn unwire(&self, call: &EventFd) -> io::Result<()>;
 }
 
 /// The interrupts of an activated virtio device; the transport makes them, tests have a fake.
@@ -42,6 +57,13 @@ pub trait MsiVector: Send + Sync {
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that buffers of queue `queue` were used.
     fn queue(&self, queue: u16);
+
+    /// Has signals of `call`, in place of any other, tell the driver that buffers of queue `queue` were used; `None` for nobody's. What is
+    /// signalled while the driver takes no interrupt of the queue stays in the event, or becomes pending.
+    ///
+    /// # Errors
+    /// The hypervisor refused: no event is wired.
+    fn wire(&self, queue: u16, call: Option<&Arc<EventFd>>) -> io::Result<()>;
 
     /// Tells the driver that the device configuration changed.
     fn config(&self);

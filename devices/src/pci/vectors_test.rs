@@ -73,3 +73,53 @@ fn no_interrupt_is_lost_while_the_mask_changes() {
     });
     assert_eq!(msi.count(MESSAGE), ROUNDS);
 }
+
+fn event() -> Arc<EventFd> {
+    Arc::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap())
+}
+
+#[test]
+fn signals_of_an_event_are_interrupts_while_the_vector_is_on() {
+    let msi = FakeMsi::new();
+    let vectors = MsixVectors::new(&msi, 1).unwrap();
+    let call = event();
+    let signal = || {
+        call.write(1).unwrap();
+        msi.carry();
+    };
+    vectors.wire(0, &call).unwrap();
+    signal();
+    assert_eq!((msi.wired(), msi.count(MESSAGE)), (0, 0), "the vector is off");
+    vectors.set_delivery(0, Delivery::To(MESSAGE));
+    msi.carry();
+    assert_eq!((msi.wired(), msi.count(MESSAGE)), (1, 1), "what nobody has taken counts");
+    signal();
+    assert_eq!((msi.count(MESSAGE), pending(&vectors)), (2, 0));
+
+    vectors.set_delivery(0, Delivery::Masked);
+    assert_eq!((msi.wired(), pending(&vectors)), (0, 0));
+    signal();
+    assert_eq!((msi.count(MESSAGE), pending(&vectors)), (2, 1));
+    assert!(call.read().is_err(), "it is one or the other");
+    let other = MsiMessage { data: 0x32, ..MESSAGE };
+    vectors.set_delivery(0, Delivery::To(other));
+    assert_eq!((msi.count(MESSAGE), msi.count(other), pending(&vectors)), (2, 1, 0));
+    signal();
+    assert_eq!((msi.count(MESSAGE), msi.count(other)), (2, 2), "to where the vector is routed at last");
+
+    vectors.set_delivery(0, Delivery::Masked);
+    signal();
+    vectors.unwire(0, &call);
+    assert_eq!((msi.wired(), pending(&vectors)), (0, 1), "what came before counts");
+    vectors.set_delivery(0, Delivery::To(other));
+    assert_eq!((msi.wired(), msi.count(other)), (0, 3));
+    signal();
+    assert_eq!(msi.count(other), 3, "it is nobody's");
+
+    vectors.wire(0, &call).unwrap();
+    vectors.wire(7, &call).unwrap();
+    vectors.unwire(7, &call);
+    assert_eq!(msi.wired(), 1, "there is no vector 7");
+    drop(vectors);
+    assert_eq!(msi.wired(), 0);
+}

@@ -43,6 +43,10 @@ impl Interrupt for Interrupts {
         self.raised.notify_all();
     }
 
+    fn wire(&self, _: u16, _: Option<&std::sync::Arc<EventFd>>) -> std::io::Result<()> {
+        Ok(())
+    }
+
     fn config(&self) {}
 
     fn needs_reset(&self) {

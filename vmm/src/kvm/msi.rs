@@ -3,7 +3,8 @@
 //! Setting the routing table is expensive (KVM waits for a grace period), and during a driver's probe routes change often
 //! before the first interrupt. So a route is only recorded when the guest writes it; KVM gets all recorded routes at once when
 //! the first of them is used. All interrupts go through [`MsiVector::trigger`], so the guest sees no difference. A masked
-//! vector is simply not triggered: masking and unmasking cost nothing.
+//! vector is simply not triggered: masking and unmasking cost nothing. An event that others signal ([`MsiVector::wire`]) has an
+//! irqfd of its own instead, which comes and goes with the mask.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -197,6 +198,18 @@ impl<R: Routes> MsiVector for Vector<R> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             result => result,
         }
+    }
+
+    fn wire(&self, call: &EventFd) -> io::Result<()> {
+        // Nobody triggers what `call` sends, so KVM has to know the route.
+        if self.shared.state.load(Ordering::Acquire) == NOTED {
+            self.table.flush(self.gsi)?;
+        }
+        self.table.routes.assign(call, self.gsi)
+    }
+
+    fn unwire(&self, call: &EventFd) -> io::Result<()> {
+        self.table.routes.deassign(call, self.gsi)
     }
 }
 

@@ -143,3 +143,22 @@ fn numbers_come_back_and_run_out() {
     vector.trigger().unwrap();
     assert_eq!(calls(&table).len(), 2, "a number that is used again starts without a route");
 }
+
+#[test]
+fn an_event_of_others_is_wired_to_a_route_that_kvm_knows() {
+    let table = table();
+    let vectors = table.allocate(1).unwrap();
+    let gsi = vectors[0].gsi;
+    let call = EventFd::new(EFD_NONBLOCK).unwrap();
+    vectors[0].route(message(0x20)).unwrap();
+    vectors[0].wire(&call).unwrap();
+    assert_eq!(calls(&table), [format!("set {gsi}=20"), format!("assign {gsi}"), format!("assign {gsi}")]);
+    vectors[0].unwire(&call).unwrap();
+    vectors[0].route(None).unwrap();
+    vectors[0].route(message(0x21)).unwrap();
+    assert_eq!(calls(&table), [format!("deassign {gsi}")]);
+    vectors[0].wire(&call).unwrap();
+    assert_eq!(calls(&table), [format!("set {gsi}=21"), format!("assign {gsi}")]);
+    table.routes.refused.lock().push(gsi);
+    assert!(vectors[0].wire(&call).is_err());
+}

@@ -23,6 +23,7 @@ struct Counts {
     queues: Vec<u64>,
     config: u64,
     needs_reset: u64,
+    wired: HashMap<u16, Arc<EventFd>>,
 }
 
 impl FakeInterrupt {
@@ -46,6 +47,12 @@ impl FakeInterrupt {
     #[must_use]
     pub fn needs_reset_count(&self) -> u64 {
         self.counts.lock().unwrap().needs_reset
+    }
+
+    /// The event whose signals are interrupts of `queue`.
+    #[must_use]
+    pub fn wired(&self, queue: u16) -> Option<Arc<EventFd>> {
+        self.counts.lock().unwrap().wired.get(&queue).cloned()
     }
 
     /// Waits until there were `count` interrupts for `queue` in all.
@@ -82,6 +89,14 @@ impl Interrupt for FakeInterrupt {
         self.count(|counts| counts.queues[usize::from(queue)] += 1);
     }
 
+    fn wire(&self, queue: u16, call: Option<&Arc<EventFd>>) -> io::Result<()> {
+        self.count(|counts| match call {
+            Some(call) => drop(counts.wired.insert(queue, call.clone())),
+            None => drop(counts.wired.remove(&queue)),
+        });
+        Ok(())
+    }
+
     fn config(&self) {
         self.count(|counts| counts.config += 1);
     }
@@ -106,7 +121,12 @@ impl QueueInterrupts for FakeInterrupt {
 pub struct FakeMsi {
     delivered: Arc<Delivered>,
     live: Arc<AtomicUsize>,
+    wired: Arc<Wired>,
 }
+
+/// Events that are wired to a vector, by their descriptors, with copies and the vectors' routes.
+type Wired = Mutex<HashMap<i32, (EventFd, Route)>>;
+type Route = Arc<Mutex<Option<MsiMessage>>>;
 
 /// Messages that reached the guest.
 #[derive(Default)]
@@ -136,6 +156,21 @@ impl FakeMsi {
         assert!(!result.timed_out(), "{message:x?} did not come {count} times in time");
     }
 
+    /// Sends the messages of wired events that were signalled, as the hypervisor does at once.
+    pub fn carry(&self) {
+        for (call, route) in self.wired.lock().unwrap().values() {
+            if call.read().is_ok() {
+                self.delivered.add(*route.lock().unwrap());
+            }
+        }
+    }
+
+    /// Events that are wired.
+    #[must_use]
+    pub fn wired(&self) -> usize {
+        self.wired.lock().unwrap().len()
+    }
+
     /// Vectors taken and not given back.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -146,17 +181,22 @@ impl FakeMsi {
 impl MsiController for FakeMsi {
     fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>> {
         self.live.fetch_add(usize::from(count), Ordering::SeqCst);
-        let vector =
-            || FakeMsiVector { route: Mutex::new(None), delivered: self.delivered.clone(), live: self.live.clone() };
+        let vector = || FakeMsiVector {
+            route: Arc::default(),
+            delivered: self.delivered.clone(),
+            live: self.live.clone(),
+            wired: self.wired.clone(),
+        };
         Ok((0..count).map(|_| Arc::new(vector()) as Arc<dyn MsiVector>).collect())
     }
 }
 
 /// A vector of [`FakeMsi`].
 pub struct FakeMsiVector {
-    route: Mutex<Option<MsiMessage>>,
+    route: Route,
     delivered: Arc<Delivered>,
     live: Arc<AtomicUsize>,
+    wired: Arc<Wired>,
 }
 
 impl MsiVector for FakeMsiVector {
@@ -166,11 +206,32 @@ impl MsiVector for FakeMsiVector {
     }
 
     fn trigger(&self) -> io::Result<()> {
-        if let Some(message) = *self.route.lock().unwrap() {
-            *self.delivered.counts.lock().unwrap().entry((message.address, message.data)).or_default() += 1;
-            self.delivered.changed.notify_all();
+        self.delivered.add(*self.route.lock().unwrap());
+        Ok(())
+    }
+
+    fn wire(&self, call: &EventFd) -> io::Result<()> {
+        assert!(self.route.lock().unwrap().is_some(), "a vector without a route");
+        let wired = (call.try_clone()?, self.route.clone());
+        assert!(self.wired.lock().unwrap().insert(call.as_raw_fd(), wired).is_none(), "wired twice");
+        Ok(())
+    }
+
+    fn unwire(&self, call: &EventFd) -> io::Result<()> {
+        let (call, route) = self.wired.lock().unwrap().remove(&call.as_raw_fd()).expect("a wired event");
+        if call.read().is_ok() {
+            self.delivered.add(*route.lock().unwrap());
         }
         Ok(())
+    }
+}
+
+impl Delivered {
+    fn add(&self, message: Option<MsiMessage>) {
+        if let Some(message) = message {
+            *self.counts.lock().unwrap().entry((message.address, message.data)).or_default() += 1;
+            self.changed.notify_all();
+        }
     }
 }
 

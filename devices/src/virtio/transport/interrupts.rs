@@ -1,9 +1,13 @@
 //! A device's interrupts over MSI-X: the vectors of its events, which device threads read without a lock.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
+use bellows_memory::limited;
+use bellows_memory::sync::Mutex;
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::common_config::NO_VECTOR;
 use crate::interrupt::{Interrupt, MsiController};
@@ -31,6 +35,8 @@ pub(super) struct Interrupts {
     pub(super) vectors: MsixVectors,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
+    /// For each queue, the event whose signals are its interrupts.
+    calls: Box<[Mutex<Option<Arc<EventFd>>>]>,
     isr: AtomicU8,
     needs_reset: AtomicBool,
 }
@@ -42,6 +48,7 @@ impl Interrupts {
             vectors: MsixVectors::new(msi, vectors)?,
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            calls: (0..queues).map(|_| Mutex::default()).collect(),
             isr: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
         })
@@ -52,17 +59,22 @@ impl Interrupts {
     }
 
     pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
-        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
-            slot.store(vector, Ordering::Release);
+        let number = usize::from(queue);
+        let (Some(slot), Some(call)) = (self.queue_vectors.get(number), self.calls.get(number)) else { return };
+        let call = call.lock();
+        let before = slot.swap(vector, Ordering::AcqRel);
+        if let Some(call) = &*call {
+            self.vectors.unwire(before, call);
+            if let Err(error) = self.vectors.wire(vector, call) {
+                limited!(warn, queue, vector, %error, "interrupts of a queue are lost");
+            }
         }
     }
 
     /// Resets everything that the driver set up.
     pub(super) fn reset(&self) {
         self.set_config_vector(NO_VECTOR);
-        for vector in &self.queue_vectors {
-            vector.store(NO_VECTOR, Ordering::Release);
-        }
+        (0..self.queue_vectors.len() as u16).for_each(|queue| self.set_queue_vector(queue, NO_VECTOR));
         self.isr.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
     }
@@ -113,6 +125,23 @@ impl Interrupt for Interrupts {
         if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
             self.trigger(vector);
         }
+    }
+
+    fn wire(&self, queue: u16, call: Option<&Arc<EventFd>>) -> io::Result<()> {
+        let number = usize::from(queue);
+        let (Some(vector), Some(wired)) = (self.queue_vectors.get(number), self.calls.get(number)) else {
+            return Ok(());
+        };
+        let mut wired = wired.lock();
+        let vector = vector.load(Ordering::Acquire);
+        if let Some(before) = wired.take() {
+            self.vectors.unwire(vector, &before);
+        }
+        if let Some(call) = call {
+            self.vectors.wire(vector, call)?;
+            *wired = Some(call.clone());
+        }
+        Ok(())
     }
 
     fn config(&self) {
