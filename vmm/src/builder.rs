@@ -342,7 +342,8 @@ impl VmBuilder {
         if let Some(mmds) = &config.mmds {
             metadata.configure(mmds.version, mmds.imds_compat);
         }
-        let networks = Networks::new(config.vcpus);
+        let pieces = layout.base().count() + config.memory_devices();
+        let networks = Networks::new(config.vcpus, pieces);
         for interface in &config.network_interfaces {
             let service = config.mmds.as_ref().filter(|mmds| mmds.interfaces.contains(&interface.id));
             networks.add(&bus, interface, service.map(|mmds| (&metadata, mmds.address())))?;

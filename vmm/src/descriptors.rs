@@ -24,6 +24,8 @@ const PER_NETWORK: usize = 3;
 const PER_NETWORK_QUEUE: usize = 2;
 /// for each pair of queues: a queue of its TAP, or its socket.
 const PER_QUEUE_PAIR: usize = 1;
+/// and for each that the host's kernel serves: `/dev/vhost-net`, and an event for each queue. Its event of errors takes the timer's place.
+const PER_VHOST_PAIR: usize = 3;
 /// For a drive, beside those of a disk: its file, its timer and the event of changes.
 const PER_DRIVE: usize = 3;
 /// For a partition, beside its function's: the event that resumes it.
@@ -87,7 +89,8 @@ pub(crate) fn of_scratch_disk() -> usize {
 
 /// Descriptors of a network interface.
 pub(crate) fn of_network(config: &NetConfig) -> usize {
-    PER_NETWORK + PER_NETWORK_QUEUE * config.queues() + PER_QUEUE_PAIR * config.queue_pairs() + PER_LOOP
+    let per_pair = PER_QUEUE_PAIR + if config.vhost { PER_VHOST_PAIR } else { 0 };
+    PER_NETWORK + PER_NETWORK_QUEUE * config.queues() + per_pair * config.queue_pairs() + PER_LOOP
 }
 
 /// Descriptors of a balloon: two for each queue.
@@ -180,6 +183,8 @@ mod tests {
         grows(&config, 10);
         config.network_interfaces.push(NetConfig::new("eth1", Tap::Fds(vec![8, 9])));
         grows(&config, 17);
+        config.network_interfaces.push(NetConfig { vhost: true, ..NetConfig::new("eth2", Tap::Fd(10)) });
+        grows(&config, 13);
         config.vcpus += 2;
         grows(&config, 2);
         config.balloon = Some(BalloonConfig { stats_polling_interval_s: 1, ..BalloonConfig::default() });

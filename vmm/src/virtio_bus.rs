@@ -168,6 +168,11 @@ impl VirtioBus {
         (0..layout.buses).filter_map(window).collect()
     }
 
+    /// What devices see of guest memory.
+    pub(crate) const fn memory(&self) -> &GuestView {
+        &self.memory
+    }
+
     /// A thread for queues whose failure ends the VM.
     pub(crate) fn event_loop(&self, name: &str) -> Result<EventLoop, DeviceError> {
         let notice = self.notice.clone();

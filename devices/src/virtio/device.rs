@@ -115,6 +115,9 @@ pub enum ActivateError {
         #[source]
         source: io::Error,
     },
+    /// The host's kernel does not serve the queues.
+    #[error("the host's kernel does not serve the queues")]
+    Kernel(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The event loop did not take the handler.
     #[error("the event loop did not take the device's queues")]
     EventLoop(#[source] event_manager::Error),

@@ -236,7 +236,7 @@ const AVAIL_RING_ENTRY: u64 = 2;
 ///
 /// # Errors
 /// The driver broke the queue's rules, or the memory of its rings is gone.
-fn next_chain<M>(queue: &mut Queue, memory: M) -> Result<Option<DescriptorChain<M>>, virtio_queue::Error>
+pub(super) fn next_chain<M>(queue: &mut Queue, memory: M) -> Result<Option<DescriptorChain<M>>, virtio_queue::Error>
 where
     M: Clone + Deref<Target = GuestMemory>,
 {

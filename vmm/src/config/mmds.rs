@@ -45,6 +45,11 @@ impl MmdsConfig {
         if let Some(id) = self.interfaces.iter().find(|id| interfaces.iter().all(|interface| interface.id != **id)) {
             return Err(error("mmds.interfaces", format!("{id:?}"), "the name of a network interface"));
         }
+        if let Some(unseen) =
+            interfaces.iter().find(|interface| interface.vhost && self.interfaces.contains(&interface.id))
+        {
+            return Err(error("mmds.interfaces", format!("{:?}", unseen.id), "a network interface without `vhost`"));
+        }
         Ok(())
     }
 }

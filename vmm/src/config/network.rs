@@ -34,6 +34,10 @@ pub struct NetConfig {
     /// than vCPUs. Left out, it is one, or as many as the TAP's descriptors. More than one take a TAP with several queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_pairs: Option<u16>,
+    /// Whether the host's kernel carries the packets between the guest's queues and the TAP (vhost-net), and the monitor sees none: then there
+    /// are neither rate limits nor metadata, and nothing is counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
     /// Rate limits at first.
     #[serde(default)]
     pub limits: RateLimits,
@@ -120,7 +124,7 @@ impl NetConfig {
     #[must_use]
     pub fn new(id: impl Into<String>, host: impl Into<HostEnd>) -> Self {
         let (id, host, limits) = (id.into(), host.into(), RateLimits::default());
-        Self { id, host, mac: None, mtu: None, queue_pairs: None, limits, guest: None }
+        Self { id, host, mac: None, mtu: None, queue_pairs: None, vhost: false, limits, guest: None }
     }
 
     /// The pairs of queues.
@@ -158,7 +162,17 @@ impl NetConfig {
             return Err(error(field("mtu"), mtu, format!("{} to {}", MTUS.start(), MTUS.end())));
         }
         self.check_queue_pairs(vcpus, &field)?;
+        self.check_vhost(&field)?;
         guest.as_ref().map_or(Ok(()), |guest| guest.check(&field("guest")))
+    }
+
+    fn check_vhost(&self, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+        let (is_tap, has_limits) = (matches!(self.host, HostEnd::Tap(_)), self.limits != RateLimits::default());
+        match (self.vhost, is_tap, has_limits) {
+            (true, false, _) => Err(error(field("vhost"), true, "false, or an interface with a `tap`")),
+            (true, _, true) => Err(error(field("vhost"), true, "false, or an interface without `limits`")),
+            _ => Ok(()),
+        }
     }
 
     fn check_queue_pairs(&self, vcpus: u8, field: impl Fn(&str) -> String) -> Result<(), ConfigError> {
@@ -249,7 +263,8 @@ mod tests {
             (r#"{ "id": "eth0", "tap": { "name": "tap0" }, "stream": { "fd": 7 } }"#, "`stream`"),
             (r#"{ "id": "eth0", "stream": { "name": "tap0" } }"#, "`path`"),
             (r#"{ "id": "eth0", "tap": { "fd": 7 }, "mtus": 1400 }"#, "`mtus`"),
-            (r#"{ "id": "eth0", "vhost": { "fd": 7 } }"#, "HostEnd"),
+            (r#"{ "id": "eth0", "packet": { "fd": 7 } }"#, "HostEnd"),
+            (r#"{ "id": "eth0", "tap": { "fd": 7 }, "vhost": { "fd": 7 } }"#, "boolean"),
         ] {
             let error = serde_json::from_str::<NetConfig>(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
@@ -289,6 +304,26 @@ mod tests {
             let start = format!("`network_interfaces[0].queue_pairs` is {value}: expected {expected}");
             assert!(text.contains(&start), "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_see_to_is_refused_with_vhost() {
+        let vhost = |end: HostEnd| NetConfig { vhost: true, ..NetConfig::new("a", end) };
+        let text = refused(vec![vhost(StreamSocket::Fd(5).into())]);
+        let start = "`network_interfaces[0].vhost` is true: expected false, or an interface ";
+        assert!(text.contains(&format!("{start}with a `tap`")), "{text}");
+        let mut limited = vhost(Tap::Fd(5).into());
+        limited.limits =
+            serde_json::from_str(r#"{ "receive": { "operations": { "per_second": 1, "burst": 1 } } }"#).unwrap();
+        let text = refused(vec![limited]);
+        assert!(text.contains(&format!("{start}without `limits`")), "{text}");
+
+        let mut config = VmConfig::new("vmlinux", ByteSize::mib(512));
+        config.network_interfaces = vec![vhost(Tap::Fd(5).into())];
+        config.validate().unwrap();
+        config.mmds = serde_json::from_str(r#"{ "interfaces": ["a"] }"#).unwrap();
+        let text = config.validate().unwrap_err().to_string();
+        assert!(text.contains("`mmds.interfaces` is \"a\"") && text.contains("without `vhost`"), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bellows_devices::virtio::net::link::Link;
 use bellows_devices::virtio::net::mmds::Metadata;
 use bellows_devices::virtio::net::{
     MacAddress, NetError, NetSettings, NetStatistics, RateLimits, StreamError, StreamLink, Tap as Device, TapError,
+    Vhost, VhostError,
 };
 use bellows_devices::virtio::{Net, NetHandle};
 use bellows_protocol::network::InterfaceSetup;
@@ -28,6 +29,8 @@ use crate::virtio_bus::{DeviceError, VirtioBus};
 pub(crate) struct Networks {
     table: Hotplug<String, Interface>,
     vcpus: u8,
+    /// Pieces of guest memory that there may come to be, if partitions are plugged from their start on.
+    pieces: usize,
 }
 
 type NetworkChange<'a> = Change<'a, String, Interface>;
@@ -38,6 +41,7 @@ struct Interface {
     mac: MacAddress,
     mtu: Option<u16>,
     queue_pairs: usize,
+    vhost: bool,
     address: PciAddress,
     handle: NetHandle,
     guest: Option<GuestNetwork>,
@@ -58,6 +62,8 @@ pub struct NetworkInfo {
     pub mtu: Option<u16>,
     /// Pairs of queues that it has; the guest's driver may use fewer.
     pub queue_pairs: usize,
+    /// Whether the host's kernel carries the packets: then none is counted.
+    pub vhost: bool,
     /// Where it is on the guest's bus.
     #[serde(serialize_with = "as_text")]
     pub address: PciAddress,
@@ -94,6 +100,18 @@ pub enum NetworkError {
         #[source]
         source: StreamError,
     },
+    /// The host's kernel does not serve it.
+    #[error("cannot have the network interface `{id}` served by vhost-net")]
+    Vhost {
+        /// The interface.
+        id: String,
+        /// The cause.
+        #[source]
+        source: VhostError,
+    },
+    /// The monitor does not see its packets.
+    #[error("the network interface `{0}` has no rate limits: vhost-net serves it")]
+    Unlimited(String),
     /// The device could not be made.
     #[error("cannot make the network interface `{id}`")]
     Net {
@@ -180,6 +198,9 @@ impl NetworkError {
             Self::Tap { source: TapError::Missing(_), .. } | Self::NotFound(_) => ErrorKind::NotFound,
             Self::Tap { .. } | Self::Net { source: NetError::Event(_) | NetError::Metadata(_), .. } => ErrorKind::Host,
             Self::Net { source: NetError::Mtu(_) | NetError::QueuePairs(_), .. } => ErrorKind::Invalid,
+            Self::Net { source: NetError::VhostPairs(..) | NetError::Unseen(_), .. } => ErrorKind::Invalid,
+            Self::Vhost { source: VhostError::Pieces(_), .. } | Self::Unlimited(_) => ErrorKind::Invalid,
+            Self::Vhost { .. } => ErrorKind::Host,
             Self::DuplicateMac { .. } | Self::Duplicate(_) => ErrorKind::Conflict,
             Self::Device(error) => error.kind(),
             Self::Config(_) => ErrorKind::Invalid,
@@ -193,9 +214,9 @@ impl NetworkError {
 }
 
 impl Networks {
-    /// None, of a VM with so many vCPUs.
-    pub(crate) fn new(vcpus: u8) -> Self {
-        Self { table: Hotplug::default(), vcpus }
+    /// None, of a VM with so many vCPUs, whose memory may come to be in so many pieces.
+    pub(crate) fn new(vcpus: u8, pieces: usize) -> Self {
+        Self { table: Hotplug::default(), vcpus, pieces }
     }
 
     /// Puts an interface on the bus before the guest boots, with `metadata` at an address if that is given.
@@ -300,7 +321,13 @@ impl Networks {
                 };
                 let queues = opened.map_err(|source| NetworkError::Tap { id: id(), source })?;
                 let name = queues.first().map(|queue| queue.name().to_owned()).unwrap_or_default();
-                self.put_links(change, bus, config, metadata, (queues, name))
+                if !config.vhost {
+                    return self.put_links(change, bus, config, metadata, (queues, name));
+                }
+                let vhost = Vhost::open(queues.len(), bus.memory(), self.pieces);
+                let vhost = vhost.map_err(|source| NetworkError::Vhost { id: id(), source })?;
+                let make = |settings: &NetSettings| Net::with_vhost(queues, settings, vhost);
+                self.put_device(change, bus, config, metadata, (make, name))
             }
             HostEnd::Stream(stream) => {
                 let (opened, name) = match stream {
@@ -321,16 +348,27 @@ impl Networks {
         metadata: Option<(&Metadata, Ipv4Addr)>,
         (links, host): (Vec<impl Link + 'static>, String),
     ) -> Result<PciAddress, NetworkError> {
-        let NetConfig { id, mac, mtu, limits, guest, .. } = config;
+        let make = |settings: &NetSettings| Net::with_queue_pairs(links, settings);
+        self.put_device(change, bus, config, metadata, (make, host))
+    }
+
+    fn put_device(
+        &self,
+        change: &NetworkChange<'_>,
+        bus: &VirtioBus,
+        config: &NetConfig,
+        metadata: Option<(&Metadata, Ipv4Addr)>,
+        (make, host): (impl FnOnce(&NetSettings) -> Result<Net, NetError>, String),
+    ) -> Result<PciAddress, NetworkError> {
+        let NetConfig { id, mac, mtu, vhost, limits, guest, .. } = config;
         let mac = mac.unwrap_or_else(|| MacAddress::derived(&host, id));
         let others = self.table.map(|other| (other.mac, other.id.clone()));
         if let Some((_, other)) = others.into_iter().find(|(other, _)| *other == mac) {
             return Err(NetworkError::DuplicateMac { id: id.clone(), mac, other });
         }
         let failed = |source| NetworkError::Net { id: id.clone(), source };
-        let queue_pairs = links.len();
         let settings = NetSettings { mac, mtu: *mtu, limits: *limits };
-        let mut device = Net::with_queue_pairs(links, &settings).map_err(failed)?;
+        let mut device = make(&settings).map_err(failed)?;
         if let Some((metadata, address)) = metadata {
             device.serve_metadata(metadata, address).map_err(failed)?;
         }
@@ -343,7 +381,8 @@ impl Networks {
             host,
             mac,
             mtu: *mtu,
-            queue_pairs,
+            queue_pairs: config.queue_pairs(),
+            vhost: *vhost,
             address,
             handle,
             guest,
@@ -377,6 +416,9 @@ impl Networks {
 
     /// Changes the rate limits of the interface `id`.
     pub(crate) fn set_limits(&self, id: &str, limits: RateLimits) -> Result<(), NetworkError> {
+        if self.find(id, |interface| interface.vhost)? {
+            return Err(NetworkError::Unlimited(id.to_owned()));
+        }
         self.find(id, |interface| interface.handle.set_limits(limits))
     }
 
@@ -393,6 +435,7 @@ impl Interface {
             mac: self.mac,
             mtu: self.mtu,
             queue_pairs: self.queue_pairs,
+            vhost: self.vhost,
             address: self.address,
             up: self.handle.is_up(),
             limits: self.handle.limits(),
@@ -403,6 +446,8 @@ impl Interface {
 
 #[cfg(test)]
 mod tests {
+    use bellows_devices::virtio::net::TooManyPieces;
+
     use super::*;
 
     #[test]
@@ -410,6 +455,7 @@ mod tests {
         let id = || "eth0".to_owned();
         let tap = |source| NetworkError::Tap { id: id(), source };
         let stream = |source| NetworkError::Stream { id: id(), source };
+        let vhost = |source| NetworkError::Vhost { id: id(), source };
         for (error, kind) in [
             (tap(Device::open("a/b").unwrap_err()), ErrorKind::Invalid),
             (tap(Device::open("bellows-no-tap").unwrap_err()), ErrorKind::NotFound),
@@ -417,8 +463,11 @@ mod tests {
             (stream(StreamLink::from_descriptor(-1).unwrap_err()), ErrorKind::Invalid),
             (stream(StreamLink::connect("/nowhere".as_ref()).unwrap_err()), ErrorKind::NotFound),
             (NetworkError::Net { id: id(), source: NetError::Mtu(1) }, ErrorKind::Invalid),
-            (Networks::new(1).statistics("eth0").unwrap_err(), ErrorKind::NotFound),
+            (Networks::new(1, 1).statistics("eth0").unwrap_err(), ErrorKind::NotFound),
             (NetworkError::Duplicate(id()), ErrorKind::Conflict),
+            (vhost(TooManyPieces { needed: 65, most: 64 }.into()), ErrorKind::Invalid),
+            (vhost(VhostError::Open(std::io::ErrorKind::NotFound.into())), ErrorKind::Host),
+            (NetworkError::Unlimited(id()), ErrorKind::Invalid),
         ] {
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().contains("eth0"), "{error}");

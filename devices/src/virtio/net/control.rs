@@ -1,8 +1,9 @@
 //! The control queue (VIRTIO 1.2, section 5.1.6.5): commands of the driver to the device, which answers each with one byte.
 
+use std::io;
+
 use bellows_memory::{GuestMemory, limited};
 
-use super::pair::Pair;
 use super::wire::{CTRL_MQ, CTRL_MQ_VQ_PAIRS_SET, ERR, OK, VirtioNetCtrl, VirtioNetCtrlMq};
 use crate::virtio::chain::{Chain, Defect, Segments};
 use crate::virtio::queue::{Outcome, QueueHandler, Snapshot};
@@ -33,21 +34,41 @@ pub(super) enum Refusal {
     Host {
         pairs: u16,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
 /// Bytes of the only command there is.
 const COMMAND_BYTES: u64 = (size_of::<VirtioNetCtrl>() + size_of::<VirtioNetCtrlMq>()) as u64;
 
+/// A pair of queues that the driver may use.
+pub(super) trait InUse {
+    /// Whether the driver has enabled both queues.
+    fn is_enabled(&self) -> bool;
+
+    /// Has the queues served from now on, or not. A packet that waits for room is lost in a pair that is left.
+    ///
+    /// # Errors
+    /// The link's. The pair is not served.
+    fn set_used(&mut self, used: bool) -> io::Result<()>;
+
+    /// Leaves the queues alone.
+    fn leave(&mut self) {
+        if let Err(error) = self.set_used(false) {
+            // Nobody reads from it any more.
+            limited!(debug, %error, "the host's end keeps a pair of queues that is not used");
+        }
+    }
+}
+
 /// Carries commands out.
-pub(super) struct Control<'a> {
-    pub(super) pairs: &'a mut [Pair],
+pub(super) struct Control<'a, P> {
+    pub(super) pairs: &'a mut [P],
     /// How many pairs the driver uses.
     pub(super) used: &'a mut u16,
 }
 
-impl Control<'_> {
+impl<P: InUse> Control<'_, P> {
     fn carry_out(&mut self, chain: &Chain, memory: &GuestMemory) -> Result<(), Refusal> {
         if let Some(defect) = chain.defect() {
             return Err(defect.into());
@@ -73,11 +94,11 @@ impl Control<'_> {
         let before = usize::from(*self.used);
         for index in before..count {
             if let Err(source) = self.pairs[index].set_used(true) {
-                self.pairs[before..index].iter_mut().for_each(Pair::leave);
+                self.pairs[before..index].iter_mut().for_each(P::leave);
                 return Err(Refusal::Host { pairs: wanted, source });
             }
         }
-        self.pairs[count..].iter_mut().take(before.saturating_sub(count)).for_each(Pair::leave);
+        self.pairs[count..].iter_mut().take(before.saturating_sub(count)).for_each(P::leave);
         *self.used = wanted;
         Ok(())
     }
@@ -100,7 +121,7 @@ fn parse(bytes: &Segments, memory: &GuestMemory) -> Result<Command, Refusal> {
     }
 }
 
-impl QueueHandler for Control<'_> {
+impl<P: InUse> QueueHandler for Control<'_, P> {
     fn handle(&mut self, chain: &Chain, memory: Snapshot) -> Outcome {
         let answer = match self.carry_out(chain, &memory) {
             Ok(()) => OK,

@@ -15,7 +15,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_queue::QueueState;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::control::Control;
+use super::control::{Control, InUse as _};
 use super::limits::Limiters;
 use super::link::Link;
 use super::mmds::Mmds;

@@ -3,7 +3,8 @@
 //! From the inside out: [`wire`], [`header`], [`mac`] and [`framing`] are plain data; [`pieces`] are lists of memory for one system
 //! call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the two
 //! directions, which share nothing but the link, and `pair` is both with their queues; `mmds` is a service that answers in the link's
-//! place; `control` are the driver's commands; `handler` serves all of that on the event loop.
+//! place; `control` are the driver's commands; `handler` serves all of that on the event loop. With [`vhost`] the host's kernel does it,
+//! and the event loop has the commands alone.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use self::link::{Link, Offloads, is_gone};
 use self::mmds::{Metadata, Mmds};
 use self::receive::Waiting;
 use self::shared::Shared;
+use self::vhost::KernelHandler;
 use self::wire::{VirtioNetConfig, feature};
 use super::device::read_bytes;
 use super::state::{DeviceState, NetState, QueuePairsState};
@@ -45,6 +47,7 @@ mod shared;
 mod stream;
 mod tap;
 mod transmit;
+mod vhost;
 pub mod wire;
 
 pub use self::counters::{NetStatistics, Traffic};
@@ -53,6 +56,7 @@ pub use self::mac::{MacAddress, ParseMacError};
 pub use self::shared::NetHandle;
 pub use self::stream::{StreamError, StreamLink};
 pub use self::tap::{Tap, TapError};
+pub use self::vhost::{TooManyPieces, Vhost, VhostError};
 
 /// Packets to the guest.
 const RX: u16 = 0;
@@ -88,6 +92,12 @@ pub enum NetError {
     /// Such packets are too small.
     #[error("the largest packet of a network interface has {0} bytes: expected {least} to {most}", least = MTUS.start(), most = MTUS.end())]
     Mtu(u16),
+    /// There are more or fewer pairs of queues in the kernel.
+    #[error("vhost-net is open for {0} pairs of queues: expected {1}, as the host's end has")]
+    VhostPairs(usize, usize),
+    /// The monitor sees no packet.
+    #[error("a network interface that vhost-net serves has no {0}: the monitor does not see its packets")]
+    Unseen(&'static str),
     /// The system has no descriptor.
     #[error("cannot make the event of a network interface")]
     Event(#[source] io::Error),
@@ -103,7 +113,9 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     mtu: Option<u16>,
     shared: Arc<Shared>,
-    active: Option<OnLoop<Handler>>,
+    active: Option<Active>,
+    /// What serves the queues in place of this process.
+    vhost: Option<Vhost>,
     /// Packets of a device that is suspended, for which the guest had no room, by pair of queues.
     waiting: Vec<Option<Waiting>>,
     /// Pairs of queues that the driver of a device that is not active uses.
@@ -111,6 +123,12 @@ pub struct Net {
     /// The limiters of a device that is not active.
     limiters: Limiters,
     mmds: Option<Arc<Mmds>>,
+}
+
+/// Who serves an active device.
+enum Active {
+    Monitor(OnLoop<Handler>),
+    Kernel(OnLoop<KernelHandler>),
 }
 
 impl Net {
@@ -149,15 +167,37 @@ impl Net {
             used_pairs: 1,
             limiters: Limiters::new(limits),
             mmds: None,
+            vhost: None,
         })
+    }
+
+    /// [`Net::with_queue_pairs`], with queues that the host's kernel serves. Nothing is counted.
+    ///
+    /// # Errors
+    /// The settings are invalid or have rate limits, `vhost` has another number of pairs, or the system has no descriptor left.
+    pub fn with_vhost(links: Vec<Tap>, settings: &NetSettings, vhost: Vhost) -> Result<Self, NetError> {
+        Self::served_by(vhost, links, settings)
+    }
+
+    fn served_by(vhost: Vhost, links: Vec<impl Link + 'static>, settings: &NetSettings) -> Result<Self, NetError> {
+        if settings.limits != RateLimits::default() {
+            return Err(NetError::Unseen("rate limits"));
+        }
+        if links.len() != vhost.pairs() {
+            return Err(NetError::VhostPairs(vhost.pairs(), links.len()));
+        }
+        Ok(Self { vhost: Some(vhost), ..Self::with_queue_pairs(links, settings)? })
     }
 
     /// Has `metadata` at `address` on this interface, from the next activation on: what the guest sends there does not reach the link.
     /// Its connections are not part of the device's state.
     ///
     /// # Errors
-    /// The system has no random bytes.
+    /// The host's kernel serves the queues, or the system has no random bytes.
     pub fn serve_metadata(&mut self, metadata: &Metadata, address: Ipv4Addr) -> Result<(), NetError> {
+        if self.vhost.is_some() {
+            return Err(NetError::Unseen("metadata service"));
+        }
         let mmds = Mmds::new(metadata, address, self.mtu).map_err(NetError::Metadata)?;
         self.mmds = Some(Arc::new(mmds));
         Ok(())
@@ -212,23 +252,37 @@ impl VirtioDevice for Net {
             Err(source) => return Err(ActivateError::Host { what: "the offloads of the host's end", source }),
         }
         let (shared, pairs) = (&self.shared, self.used_pairs);
+        if let Some(vhost) = &self.vhost {
+            let handler = KernelHandler::new(&mut activation, vhost, &self.links, shared, (features, pairs))?;
+            let on_loop = activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?;
+            self.active = Some(Active::Kernel(on_loop));
+            return Ok(());
+        }
         let mut handler = Handler::new(&mut activation, &self.links, shared, (features, self.mtu), pairs)?;
         handler.wait_again(mem::take(&mut self.waiting));
         if let Some(mmds) = &self.mmds {
             handler.serve_metadata(mmds);
         }
         handler.set_limiters(mem::take(&mut self.limiters));
-        self.active = Some(activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?);
+        let on_loop = activation.event_loop.add(handler).map_err(ActivateError::EventLoop)?;
+        self.active = Some(Active::Monitor(on_loop));
         Ok(())
     }
 
     /// Packets wait on the host, as many as it keeps for a reader that is late.
     fn suspend(&mut self) -> Vec<Option<QueueState>> {
-        let Some(handler) = self.active.take().and_then(OnLoop::take_back) else {
-            return vec![None; self.queue_sizes.len()];
+        let count = self.queue_sizes.len();
+        let stopped = match self.active.take() {
+            None => None,
+            Some(Active::Monitor(on_loop)) => on_loop.take_back().map(|handler| {
+                let Parts { queues, waiting, used, limiters } = handler.into_parts(count);
+                (self.waiting, self.limiters) = (waiting, limiters);
+                (queues, used)
+            }),
+            Some(Active::Kernel(on_loop)) => on_loop.take_back().map(|handler| handler.into_parts(count)),
         };
-        let Parts { queues, waiting, used, limiters } = handler.into_parts(self.queue_sizes.len());
-        (self.waiting, self.used_pairs, self.limiters) = (waiting, used, limiters);
+        let Some((queues, used)) = stopped else { return vec![None; count] };
+        self.used_pairs = used;
         queues
     }
 
@@ -264,7 +318,10 @@ impl VirtioDevice for Net {
         let (DeviceState::Net(own_net), DeviceState::Net(net)) = (&mut own, state) else {
             return expect("device state", state, &own);
         };
-        own_net.limiters = net.limiters;
+        // The kernel holds nothing back.
+        if self.vhost.is_none() {
+            own_net.limiters = net.limiters;
+        }
         let QueuePairsState { most, used } = net.queue_pairs;
         if (1..=most).contains(&used) {
             own_net.queue_pairs.used = used;

@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
-use bellows_memory::limited;
 use event_manager::{EventOps, EventSet, Events};
 use virtio_queue::QueueState;
 
+use super::control::InUse;
 use super::limits::{Limited, Limiters};
 use super::link::Link;
 use super::receive::{Receiver, Waiting};
@@ -58,39 +58,9 @@ impl Pair {
         })
     }
 
-    /// Whether the driver has enabled both queues.
-    pub(super) const fn is_enabled(&self) -> bool {
-        self.rx.is_some() && self.tx.is_some()
-    }
-
     /// Whether the driver uses it.
     pub(super) const fn is_used(&self) -> bool {
         self.receiver.used
-    }
-
-    /// Has the queues served from now on, or not; [`Pair::watch`] is to follow. A packet that waits for room is lost in a pair that is
-    /// left.
-    ///
-    /// # Errors
-    /// The link's. A pair that is left is not served all the same.
-    pub(super) fn set_used(&mut self, used: bool) -> io::Result<()> {
-        if !used {
-            (self.receiver.used, self.transmitter.used) = (false, false);
-            self.receiver.drop_waiting();
-        }
-        self.link.set_used(used)?;
-        (self.receiver.used, self.transmitter.used) = (used, used);
-        // What was known of the link is of the time before.
-        (self.receiver.readable, self.transmitter.writable) = (used, used);
-        Ok(())
-    }
-
-    /// Leaves the queues alone.
-    pub(super) fn leave(&mut self) {
-        if let Err(error) = self.set_used(false) {
-            // Nobody reads from it any more.
-            limited!(debug, %error, "the host's end keeps a pair of queues that is not used");
-        }
     }
 
     /// Listens to the driver's kicks, which come as events with the queue's number.
@@ -201,6 +171,25 @@ impl Pair {
     pub(super) fn into_parts(self) -> ([Option<QueueState>; QUEUES as usize], Option<Waiting>) {
         let states = [self.rx.as_ref().map(GroupQueue::state), self.tx.as_ref().map(DeviceQueue::state)];
         (states, self.receiver.into_waiting())
+    }
+}
+
+impl InUse for Pair {
+    fn is_enabled(&self) -> bool {
+        self.rx.is_some() && self.tx.is_some()
+    }
+
+    /// [`Pair::watch`] is to follow.
+    fn set_used(&mut self, used: bool) -> io::Result<()> {
+        if !used {
+            (self.receiver.used, self.transmitter.used) = (false, false);
+            self.receiver.drop_waiting();
+        }
+        self.link.set_used(used)?;
+        (self.receiver.used, self.transmitter.used) = (used, used);
+        // What was known of the link is of the time before.
+        (self.receiver.readable, self.transmitter.writable) = (used, used);
+        Ok(())
     }
 }
 
