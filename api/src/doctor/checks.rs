@@ -145,6 +145,20 @@ pub(super) fn tun(root: &Path) -> Finding {
     }
 }
 
+/// Network interfaces that the host's kernel serves.
+pub(super) fn vhost_net(root: &Path) -> Finding {
+    const NAME: &str = "vhost-net";
+    match File::options().read(true).write(true).open(root.join("dev/vhost-net")) {
+        Ok(_) => Finding::ok(NAME, "/dev/vhost-net can be opened"),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::lacks(
+            NAME,
+            "no rights to /dev/vhost-net",
+            "rights for the user or group of the monitor, where interfaces have `vhost`",
+        ),
+        Err(error) => Finding::lacks(NAME, format!("/dev/vhost-net: {error}"), "`sudo modprobe vhost_net`"),
+    }
+}
+
 /// The network of VMs whose user has no rights.
 pub(super) fn passt(path: Option<&OsStr>) -> Finding {
     let found =

@@ -39,7 +39,7 @@ fn what_is_missing_comes_with_a_remedy() {
     let zram = format!("{swaps}/dev/zram0 partition 1 0 100\n");
     /// The host's files, the check, its state, and a part of its line.
     type Case<'a> = (&'a [(&'a str, &'a str)], fn(&Path) -> Finding, &'a str, &'a str);
-    let cases: [Case<'_>; 11] = [
+    let cases: [Case<'_>; 13] = [
         (&[(THP, "always [madvise] never\n")], huge_pages, "ok", "madvise"),
         (&[(THP, "always madvise [never]\n")], huge_pages, "lacks", "tee"),
         (&[], huge_pages, "lacks", "CONFIG_TRANSPARENT_HUGEPAGE"),
@@ -47,6 +47,8 @@ fn what_is_missing_comes_with_a_remedy() {
         (&[("proc/swaps", swaps)], swap, "lacks", "zram"),
         (&[("dev/net/tun", "")], tun, "ok", "tun"),
         (&[], tun, "lacks", "modprobe tun"),
+        (&[("dev/vhost-net", "")], vhost_net, "ok", "vhost-net"),
+        (&[], vhost_net, "lacks", "modprobe vhost_net"),
         (&[("proc/sys/kernel/seccomp/actions_avail", "kill_process trap errno\n")], seccomp, "ok", ""),
         (&[], seccomp, "lacks", "--no-seccomp"),
         (&[("sys/kernel/security/lsm", "capability\n")], |root| landlock(false, root), "lacks", "`landlock` in `lsm=`"),

@@ -81,6 +81,7 @@ fn all(args: &DoctorArgs) -> Vec<Finding> {
         checks::swap(root),
         checks::control_groups(root),
         checks::tun(root),
+        checks::vhost_net(root),
         checks::passt(env::var_os("PATH").as_deref()),
         checks::verity(store::path(args.store.as_deref()).ok().as_deref()),
         checks::seccomp(root),

@@ -68,7 +68,7 @@ pub(crate) fn run(args: &JailArgs) -> Result<u8, JailError> {
     if let Some(network) = network {
         setns(network, CloneFlags::CLONE_NEWNET).map_err(system("join the network namespace", plan.network()))?;
     }
-    mounts::enter(&root, uid, gid, &mut made)?;
+    mounts::enter(&root, (uid, gid), plan.vhost_net, &mut made)?;
     root.give(uid, gid, PRIVATE)?;
     start::start(&plan, &root, null, made)
 }

@@ -21,6 +21,8 @@ use super::undo::Made;
 
 /// The devices of every jail, with their numbers (Documentation/admin-guide/devices.txt).
 const DEVICES: [(&str, u64, u64); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("urandom", 1, 9)];
+/// The device of a jail that is asked for.
+const VHOST_NET: (&str, u64, u64) = ("vhost-net", 10, 238);
 /// A device that has a number only while it is there.
 const USERFAULTFD: &str = "/dev/userfaultfd";
 /// What a monitor asks before it takes memory. It says nothing of processes.
@@ -30,11 +32,16 @@ const NAMESPACE: &str = "/proc/self/ns/mnt";
 const HERE: &str = ".";
 
 /// Makes `root` the root of this process, and leaves all else behind. The process gets namespaces of its own for mounts and for
-/// System V's objects.
+/// System V's objects. Whether the host's kernel may serve its network interfaces is `vhost_net`.
 ///
 /// # Errors
 /// The system refused.
-pub(super) fn enter(root: &Directory, uid: Uid, gid: Gid, made: &mut Made) -> Result<(), JailError> {
+pub(super) fn enter(
+    root: &Directory,
+    (uid, gid): (Uid, Gid),
+    vhost_net: bool,
+    made: &mut Made,
+) -> Result<(), JailError> {
     let path = root.path();
     // A descriptor stays with the former namespace's mounts; the working directory comes along.
     fchdir(root).map_err(system("enter", path))?;
@@ -50,7 +57,7 @@ pub(super) fn enter(root: &Directory, uid: Uid, gid: Gid, made: &mut Made) -> Re
     attach(&tree, AT_FDCWD, HERE).map_err(system("mount", path))?;
     fchdir(&tree).map_err(system("enter", path))?;
 
-    let devices = small(0o755, |at| make_devices(at, uid, gid)).map_err(system("make devices in", path))?;
+    let devices = small(0o755, |at| make_devices(at, uid, gid, vhost_net)).map_err(system("make devices in", path))?;
     attach(&devices, &open(&tree, "dev").map_err(system("find dev in", path))?, "")
         .map_err(system("mount dev in", path))?;
     if let Ok(memory) = memory {
@@ -82,10 +89,10 @@ fn small(mode: u32, furnish: impl FnOnce(&OwnedFd) -> nix::Result<()>) -> std::i
     Ok(made)
 }
 
-fn make_devices(at: &OwnedFd, uid: Uid, gid: Gid) -> nix::Result<()> {
+fn make_devices(at: &OwnedFd, uid: Uid, gid: Gid, vhost_net: bool) -> nix::Result<()> {
     mkdirat(at, "net", Mode::from_bits_truncate(0o755))?;
     set_mode(at, "net", 0o755)?;
-    for (name, major, minor) in DEVICES {
+    for (name, major, minor) in DEVICES.into_iter().chain(vhost_net.then_some(VHOST_NET)) {
         make_device(at, name, makedev(major, minor), uid, gid)?;
     }
     match fs::metadata(USERFAULTFD) {

@@ -46,6 +46,9 @@ pub struct JailArgs {
     /// Have the monitor run in the background, in a session of its own, without input and output
     #[arg(long)]
     pub(super) daemonize: bool,
+    /// Give the monitor /dev/vhost-net, for network interfaces that the host's kernel serves
+    #[arg(long)]
+    pub(super) vhost_net: bool,
     /// Have the monitor be the first process of a process namespace of its own
     #[arg(long)]
     pub(super) new_pid_ns: bool,

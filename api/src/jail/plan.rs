@@ -27,6 +27,7 @@ pub(super) struct Plan {
     pub(super) limits: Vec<(Resource, u64)>,
     pub(super) daemonize: bool,
     pub(super) new_pid_ns: bool,
+    pub(super) vhost_net: bool,
     arguments: Vec<OsString>,
 }
 
@@ -82,6 +83,7 @@ impl Plan {
             limits: limits(&args.resource_limit)?,
             daemonize: args.daemonize,
             new_pid_ns: args.new_pid_ns,
+            vhost_net: args.vhost_net,
             arguments: args.arguments.clone(),
         })
     }

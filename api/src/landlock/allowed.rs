@@ -27,6 +27,8 @@ const SOCKETS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{MakeSock | RemoveF
 const DEVICES: [&str; 4] = ["/dev/kvm", "/dev/userfaultfd", "/dev/urandom", "/dev/null"];
 /// Where TAPs come from.
 const TUN: &str = "/dev/net/tun";
+/// Where the host's kernel serves network interfaces.
+const VHOST_NET: &str = "/dev/vhost-net";
 /// How much memory the host has, its own page map, and what the kernel says of disks. Of other processes, only what anybody may read.
 const KERNEL: [&str; 2] = ["/proc", "/sys"];
 
@@ -83,6 +85,9 @@ impl Allowed {
         }
         if config.network_interfaces.iter().any(|interface| matches!(interface.host, HostEnd::Tap(Tap::Name(_)))) {
             self.taps();
+        }
+        if config.network_interfaces.iter().any(|interface| interface.vhost) {
+            self.add(VHOST_NET, DEVICE);
         }
         config.scratch_folder.iter().for_each(|folder| self.scratch(folder));
         config.vsock.uds_path.iter().for_each(|path| self.socket(path));

@@ -53,6 +53,8 @@ const CHANGES: &[Call] = calls![
 
 /// Requests of KVM: the type of their numbers (linux/kvm.h).
 const KVM: u32 = 0xae;
+/// Requests to vhost-net, likewise (linux/vhost.h): which memory and which queues of the guest's the host's kernel serves.
+const VHOST: u32 = 0xaf;
 /// Requests about page maps and files' attributes, to block devices, and to clone ranges of files (linux/fs.h).
 const FILES: [u32; 3] = [b'f' as u32, 0x12, 0x94];
 /// Requests to TAPs: they share their type with those to terminals, so each is named (linux/if_tun.h). The last finds an interface by its
@@ -106,7 +108,7 @@ pub(super) fn process(
     add(&mut rules, libc::SYS_socket, families);
     add(&mut rules, libc::SYS_socketpair, vec![rule([unix()?])?]);
     add(&mut rules, libc::SYS_fcntl, fcntl()?);
-    let mut requests = vec![kvm()?];
+    let mut requests = vec![kvm()?, request_type(VHOST)?];
     requests.extend(FILES.into_iter().map(request_type).collect::<Result<Vec<_>, _>>()?);
     requests.extend(TAP.into_iter().chain(TERMINAL).map(request).collect::<Result<Vec<_>, _>>()?);
     add(&mut rules, libc::SYS_ioctl, requests);
@@ -147,7 +149,7 @@ pub(super) fn of_role(
             // A reset ends connections. The guest's configuration space is a file in memory. Devices that begin have timers for limits.
             allow(&mut rules, &[calls![SYS_dup SYS_eventfd2 SYS_pread64 SYS_pwrite64 SYS_shutdown SYS_timerfd_create]]);
             add(&mut rules, libc::SYS_fcntl, fcntl()?);
-            add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request(TAP[2])?, request(TAP[3])?]);
+            add(&mut rules, libc::SYS_ioctl, vec![kvm()?, request_type(VHOST)?, request(TAP[2])?, request(TAP[3])?]);
         }
         ThreadRole::Device => {
             allow(&mut rules, &[STREAMS, STORAGE, calls![SYS_copy_file_range]]);
@@ -161,6 +163,8 @@ pub(super) fn of_role(
                 libc::SYS_ioctl,
                 vec![
                     kvm()?,
+                    // Before the guest gives memory up, it leaves what vhost-net has.
+                    request_type(VHOST)?,
                     request_type(FILES[0])?,
                     request(TAP[2])?,
                     request(TAP[3])?,
