@@ -38,6 +38,8 @@ pub const LARGE: usize = 64 << 10;
 pub enum Side {
     /// Ours, at a TAP.
     Bellows,
+    /// Ours, at a TAP that the host's kernel reads and writes in its place.
+    BellowsVhost,
     /// Ours, at passt.
     BellowsPasst,
     /// The peer, at a TAP that it reads and writes itself.
@@ -48,7 +50,13 @@ pub enum Side {
 
 impl Side {
     /// All of them, in the order of a round.
-    pub const ALL: [Self; 4] = [Self::Bellows, Self::Qemu, Self::QemuVhost, Self::BellowsPasst];
+    pub const ALL: [Self; 5] = [Self::Bellows, Self::Qemu, Self::BellowsVhost, Self::QemuVhost, Self::BellowsPasst];
+
+    /// Whether the host's kernel reads and writes the TAP.
+    #[must_use]
+    pub const fn has_vhost(self) -> bool {
+        matches!(self, Self::BellowsVhost | Self::QemuVhost)
+    }
 
     /// Whether there is a TAP.
     #[must_use]
@@ -61,6 +69,7 @@ impl fmt::Display for Side {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {
             Self::Bellows => "bellows",
+            Self::BellowsVhost => "bellows, vhost",
             Self::BellowsPasst => "bellows, passt",
             Self::Qemu => "qemu",
             Self::QemuVhost => "qemu, vhost",

@@ -60,6 +60,10 @@ impl Guest {
         let mut processes = Vec::new();
         match side {
             Side::Bellows => processes.push(bellows(directory.path(), initramfs, &json!({ "tap": { "name": NAME } }))?),
+            Side::BellowsVhost => {
+                let end = json!({ "tap": { "name": NAME }, "vhost": true });
+                processes.push(bellows(directory.path(), initramfs, &end)?);
+            }
             Side::BellowsPasst => {
                 let socket = directory.path().join("passt");
                 processes.push(passt(&socket)?);

@@ -27,7 +27,7 @@ fn run() -> Result<()> {
     let initramfs = PathBuf::from(initramfs);
     let tap = Tap::new()?;
     for side in Side::ALL {
-        if side == Side::QemuVhost && !std::path::Path::new("/dev/vhost-net").exists() {
+        if side.has_vhost() && !std::path::Path::new("/dev/vhost-net").exists() {
             eprintln!("no /dev/vhost-net: {side} is left out");
             continue;
         }
