@@ -32,6 +32,7 @@ mod network;
 mod network_hotplug;
 mod network_load;
 mod network_own;
+mod network_vhost;
 mod partitions;
 mod passt;
 mod pause;

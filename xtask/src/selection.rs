@@ -2,7 +2,7 @@
 
 /// End-to-end tests of every run: one at least for each thing that a user does, and for each border that holds a guest. The others
 /// take an hour, and are for `cargo xtask stress`.
-const EACH_RUN: [&str; 51] = [
+const EACH_RUN: [&str; 52] = [
     "api::a_vm_lives_under_firecrackers_name_and_requests",
     "api_instances::an_instance_lives_under_requests_and_gives_its_partition_back",
     "api_instances::instances_that_come_and_go_at_once_leave_nothing",
@@ -39,6 +39,7 @@ const EACH_RUN: [&str; 51] = [
     "network_load::what_gets_lost_on_the_way_comes_again",
     "network_own::an_instance_sends_only_where_it_may",
     "network_own::instances_have_networks_of_their_own",
+    "network_vhost::a_partition_leaves_while_packets_come_out_of_it",
     "partitions::a_killed_instance_gives_all_back_while_its_neighbour_runs",
     "partitions::an_instance_starts_as_its_partition_is_plugged",
     "passt::a_command_reaches_out_and_is_reached",
