@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use bellows::seccomp::{Reach, confine};
+use bellows::seccomp::{Reach, confine, confine_threads};
 use bellows_memory::threads::{ThreadRole, spawn};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -131,6 +131,26 @@ fn thread() {
         File::options().write(true).open("/dev/null").is_ok()
     };
     assert!(spawn(role, "name", Some(256 << 10), work).unwrap().join().unwrap());
+}
+
+/// A program that embeds the library does what it likes; its VMs' threads do not.
+#[test]
+fn threads_that_serve_a_guest_can_be_confined_alone() {
+    let output = child("alone", "");
+    let said = text(&output);
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{said}");
+    assert!(said.contains("has started a program") && said.contains("does not allow openat ("), "{said}");
+}
+
+#[test]
+#[ignore = "ends its process"]
+fn alone() {
+    confine_threads().unwrap();
+    assert!(Command::new("/bin/true").status().unwrap().success());
+    eprintln!("has started a program");
+    let opens = || File::open("/dev/null").is_ok();
+    assert!(spawn(ThreadRole::Control, "control", None, opens).unwrap().join().unwrap());
+    spawn(ThreadRole::Vcpu, "vcpu", None, opens).unwrap().join().unwrap();
 }
 
 #[test]

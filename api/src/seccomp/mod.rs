@@ -4,6 +4,7 @@
 //! of `lists::process`, and threads of the library get a shorter one as they begin. Filters never become wider again.
 
 mod allocator;
+mod install;
 mod lists;
 mod names;
 mod violation;
@@ -15,7 +16,9 @@ use std::process::abort;
 use std::sync::OnceLock;
 
 use bellows_vmm::{ThreadRole, on_thread_start};
-use seccompiler::{BackendError, BpfProgram, SeccompAction, apply_filter, apply_filter_all_threads};
+use seccompiler::{BackendError, BpfProgram, SeccompAction, apply_filter_all_threads};
+
+use self::install::{Threads, install};
 
 /// The variable that has violations logged by the kernel, and otherwise allowed. It is for finding out what the lists lack.
 const LOG_ONLY: &str = "BELLOWS_SECCOMP";
@@ -31,7 +34,10 @@ pub enum SeccompError {
     Compile(#[from] BackendError),
     /// The kernel refused.
     #[error("cannot install the filter of system calls")]
-    Install(#[from] seccompiler::Error),
+    Install(#[source] io::Error),
+    /// The kernel refused that `clone3` is hidden.
+    #[error("cannot install the filter that hides `clone3`")]
+    Hide(#[from] seccompiler::Error),
     /// The allocator cannot be asked to read its files.
     #[error("cannot have the allocator read its files")]
     Allocator(#[source] io::Error),
@@ -55,32 +61,44 @@ pub enum Reach {
 /// # Errors
 /// The kernel has no such filters, or refused this one.
 pub fn confine(children: &[u32], reach: Reach) -> Result<(), SeccompError> {
-    let log_only = std::env::var_os(LOG_ONLY).is_some_and(|value| value == "log");
-    let otherwise = if log_only { SeccompAction::Log } else { SeccompAction::Trap };
-    let id = std::process::id();
+    let process = lists::process(otherwise(), std::process::id(), children, reach)?;
+    confine_threads()?;
+    // The standard one may look for symbols in files, which few threads may open.
+    panic::set_hook(Box::new(|info| say(format_args!("internal error: {info}"))));
+    apply_filter_all_threads(&lists::no_clone3()?)?;
+    install(&process, Threads::All).map_err(SeccompError::Install)
+}
+
+/// Filters the system calls of threads that serve a guest and begin from now on; all others may do what they like. It is for a program
+/// that embeds the library and does more than that, such as starting other programs.
+///
+/// # Errors
+/// A filter cannot be made, or there is no handler of violations.
+pub fn confine_threads() -> Result<(), SeccompError> {
     let mut filters = HashMap::new();
     for role in ThreadRole::ALL {
-        if let Some(filter) = lists::of_role(role, otherwise.clone(), id)? {
+        if let Some(filter) = lists::of_role(role, otherwise(), std::process::id())? {
             filters.insert(role, filter);
         }
     }
-    let process = lists::process(otherwise, id, children, reach)?;
     allocator::settle().map_err(SeccompError::Allocator)?;
     violation::install().map_err(SeccompError::Handler)?;
-    // The standard one may look for symbols in files, which few threads may open.
-    panic::set_hook(Box::new(|info| say(format_args!("internal error: {info}"))));
     if FILTERS.set(filters).is_ok() {
         on_thread_start(begin);
     }
-    apply_filter_all_threads(&lists::no_clone3()?)?;
-    apply_filter_all_threads(&process)?;
     Ok(())
+}
+
+/// What becomes of a call that is not listed.
+fn otherwise() -> SeccompAction {
+    let log_only = std::env::var_os(LOG_ONLY).is_some_and(|value| value == "log");
+    if log_only { SeccompAction::Log } else { SeccompAction::Trap }
 }
 
 /// Gives a thread that begins its own filter.
 fn begin(role: ThreadRole) {
     let Some(filter) = FILTERS.get().and_then(|filters| filters.get(&role)) else { return };
-    if let Err(error) = apply_filter(filter) {
+    if let Err(error) = install(filter, Threads::This) {
         // A thread that does a guest's work without a filter must not be.
         say(format_args!("cannot install the filter of system calls of a thread: {error}"));
         abort();
