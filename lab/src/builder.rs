@@ -9,7 +9,7 @@ use std::process::Command;
 use super::cpio::Writer;
 use super::machine::{Clock, Hardware, Samples};
 use super::modules::ModuleTree;
-use super::{COUNTED, DISK, Error, Lab, program};
+use super::{COUNTED, DISK, Error, KVM_GROUP, Lab, USER, USER_HOME, USER_ID, program};
 
 /// Modules of the lab's kernel: for KVM, the disk, layers, containers, swap, disks with bad sectors, networks, and other
 /// VMMs as peers.
@@ -174,9 +174,12 @@ impl LabBuilder {
             root.bytes(Path::new(&name), 0o644, &module.object)?;
         }
         root.bytes(Path::new("/modules/load"), 0o644, order.as_bytes())?;
-        root.bytes(Path::new("/etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
-        root.bytes(Path::new("/etc/group"), 0o644, b"root:x:0:\n")?;
+        let users = format!("root:x:0:0:root:/root:/bin/sh\n{USER}:x:{USER_ID}:{USER_ID}::{USER_HOME}:/bin/sh\n");
+        root.bytes(Path::new("/etc/passwd"), 0o644, users.as_bytes())?;
+        let groups = format!("root:x:0:\nkvm:x:{KVM_GROUP}:{USER}\n{USER}:x:{USER_ID}:\n");
+        root.bytes(Path::new("/etc/group"), 0o644, groups.as_bytes())?;
         root.bytes(Path::new("/etc/hosts"), 0o644, b"127.0.0.1 localhost\n")?;
+        root.bytes(Path::new("/etc/resolv.conf"), 0o644, b"")?;
         root.archive.directory(Path::new("/root")).map_err(Error::at(path))?;
         for (source, target) in &self.programs {
             root.program(source, target)?;

@@ -49,6 +49,17 @@ pub use self::wire::Job;
 /// Where the lab's disk is mounted in the lab.
 pub const DISK: &str = "/work";
 
+/// An ordinary user of the lab, in the group `kvm`.
+pub const USER: &str = "user";
+/// Its number, and that of its group.
+pub const USER_ID: u32 = 1000;
+/// Where its programs have what lasts as long as its session.
+pub const USER_RUNTIME: &str = "/run/user/1000";
+/// Its home.
+pub const USER_HOME: &str = "/home/user";
+/// The group whose members may use KVM. The user is one.
+pub const KVM_GROUP: u32 = 106;
+
 /// Variable of the lab's first process if time is counted. The kernel passes on parameters that it does not know.
 pub const COUNTED: &str = "lab_counts_time";
 

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::archives::{import, tar};
+use crate::archives::{cut_short, import, tar};
 use crate::fixture::artefact;
 
 /// `bellows run` with our kernel and the common store of all tests; options follow, then an [`image`] and a command.
@@ -195,7 +195,7 @@ fn truncated_layer(directory: &Path) -> (String, String) {
     let archive = directory.join("file.tar");
     tar(Command::new("tar").args(["-c", "-f"]).arg(&archive).arg("file"), &directory);
     let imported = import(&directory, &[archive]);
-    fs::OpenOptions::new().write(true).open(&imported.config().layers[0].path).unwrap().set_len(1024).unwrap();
+    cut_short(&imported.config().layers[0].path, 1024);
     let images = fs::read_dir(directory.join("store/images")).unwrap();
     let names = images.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
     (directory.join("store").display().to_string(), names.last().unwrap())

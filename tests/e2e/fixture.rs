@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use bellows::seccomp::confine_threads;
 use bellows_block::oci::{OciLayout, Platform};
 use bellows_block::{Image, ImportOptions, Store};
 use bellows_vmm::{
@@ -80,6 +81,9 @@ impl Guest {
     fn new(kernel: &str, initramfs: &str) -> Self {
         // As the program does.
         catch_faults().unwrap();
+        if std::env::var_os("BELLOWS_TEST_CONFINED").is_some() {
+            confine_threads().unwrap();
+        }
         let builder = VmBuilder::new(artefact(kernel), ByteSize::mib(512)).initramfs(artefact(initramfs));
         // Zeroing of freed or allocated pages is irrelevant here and costs an emulated CPU most of the time.
         let builder = builder.kernel_parameter("init_on_alloc=0");

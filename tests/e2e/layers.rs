@@ -5,7 +5,7 @@ use std::process::Command;
 
 use bellows_vmm::{ImageConfig, LostLayer, Shape, Transport, VmEnd};
 
-use crate::archives::{above_small, import, scratch, small_archives, tar};
+use crate::archives::{above_small, cut_short, import, scratch, small_archives, tar};
 use crate::bad_disk::BadDisk;
 use crate::files::WAYS;
 use crate::fixture::{Guest, PATIENCE, Running, demo, demo_store};
@@ -145,7 +145,7 @@ fn a_layer_that_is_cut_short_is_an_io_error_to_the_guest() {
         let config = imported.config().shape(shape);
         let path = config.layers.last().unwrap().path.clone();
         let guest = Guest::ours().image(config).boot();
-        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+        cut_short(&path, 1 << 20);
         let output = guest.shell("read", "cat /large >/dev/null; echo code $?");
         assert!(output.contains("error") && output.contains("code 1"), "{shape}: {output}");
         assert_eq!(guest.shell("after", "echo still here").trim(), "still here");
@@ -200,7 +200,7 @@ fn a_mapped_layer_that_is_cut_short_ends_its_vm() {
         let config = imported.config().shape(shape).transport(Transport::Pmem);
         let layer = config.layers.last().unwrap().clone();
         let guest = Guest::ours().image(config).boot();
-        fs::OpenOptions::new().write(true).open(&layer.path).unwrap().set_len(1 << 20).unwrap();
+        cut_short(&layer.path, 1 << 20);
         let _job = guest.start("read", "cat /large >/dev/null", None);
         let end = guest.vm.wait_timeout(PATIENCE).expect("the VM ends");
         println!("{shape}: {end}");

@@ -1,5 +1,6 @@
 //! The host with KVM: this machine, or the lab, which boots once for many programs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use bellows_lab::{Event, Host, Job, Lab, LabBuilder};
 
 use crate::artefacts::Artefacts;
 use crate::cache::Cache;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::rights::{Rights, Violation};
 use crate::{lab, run};
 
 /// Memory of the emulated host, in MiB.
@@ -17,6 +19,9 @@ const LAB_MEMORY_MIB: u64 = 12 << 10;
 /// The programs print a line for each test or measurement, each of which takes some minutes at most. Longer silence means that
 /// the emulated host hangs.
 const SILENCE: Duration = Duration::from_secs(1500);
+
+/// Names and numbers of system calls.
+const CALLS: &str = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h";
 
 /// A host with KVM that has the artefacts.
 pub struct KvmHost<'a> {
@@ -53,15 +58,26 @@ impl<'a> KvmHost<'a> {
         self
     }
 
-    /// Runs one of the programs with the artefacts' paths in its environment, and hands each line it prints to `on_line`.
-    /// Returns its exit code.
-    pub fn run(&self, program: &Path, arguments: &[&str], mut on_line: impl FnMut(&str)) -> Result<i32> {
+    /// Runs one of the programs as the superuser of the lab, with the artefacts' paths in its environment, and hands each line it prints
+    /// to `on_line`. Returns its exit code.
+    pub fn run(&self, program: &Path, arguments: &[&str], on_line: impl FnMut(&str)) -> Result<i32> {
+        self.run_with(Rights::Root, program, arguments, on_line)
+    }
+
+    /// The same with other rights, if it runs in the lab. Elsewhere it has those of this process.
+    pub fn run_with(
+        &self,
+        rights: Rights,
+        program: &Path,
+        arguments: &[&str],
+        mut on_line: impl FnMut(&str),
+    ) -> Result<i32> {
         let Some(lab) = &self.lab else {
             let mut command = Command::new(program);
             command.args(arguments).envs(self.artefacts.environment()).envs(self.environment.iter().cloned());
             return Ok(run::lines(&mut command, on_line)?.code().unwrap_or(-1));
         };
-        let job = Job::new(std::iter::once(in_lab(program).as_str()).chain(arguments.iter().copied()));
+        let job = rights.job(std::iter::once(in_lab(program).as_str()).chain(arguments.iter().copied()));
         let variables = self.environment.iter().cloned();
         let job = variables.fold(self.artefacts.in_lab(job), |job, (variable, value)| job.env(variable, value));
         let mut lines = Lines::default();
@@ -73,6 +89,20 @@ impl<'a> KvmHost<'a> {
         })?;
         lines.feed(b"\n", &mut on_line);
         Ok(code)
+    }
+
+    /// The system calls that filters did not allow since this was asked last, as the log of the lab's kernel has them. Elsewhere that is for
+    /// the superuser alone, and there are none.
+    pub fn violations(&self) -> Result<Vec<String>> {
+        let Some(lab) = &self.lab else { return Ok(Vec::new()) };
+        let log = lab.output(&Job::new(["dmesg", "-c"]))?;
+        if log.code != 0 {
+            return Err(Error::other(format!("dmesg: {}", String::from_utf8_lossy(&log.stderr))));
+        }
+        // Comes with the C library's headers, without which nothing here could be built; without it there are numbers alone.
+        let header = fs::read_to_string(CALLS).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log.stdout);
+        Ok(log.lines().filter_map(Violation::read).map(|violation| violation.describe(&header)).collect())
     }
 
     /// Switches the lab off.

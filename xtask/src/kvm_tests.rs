@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::clients::Clients;
 use crate::error::{Error, Result};
 use crate::kvm_host::KvmHost;
+use crate::rights::Rights;
 use crate::selection::Selection;
 use crate::tally::Tally;
 use crate::{run, workspace};
@@ -33,6 +34,11 @@ const SHARING_WAYS: [Way; 3] = [Way::Copies, Way::BlkFlat, Way::PmemFlat];
 
 /// Parts of the names of the longest tests. They run first, so that at the end neither lab waits for the other.
 const LONGEST: [&str; 3] = ["the_guest_sees_the_files", "the_image_of_node", "an_attacker_meets"];
+
+/// Has the tests' own monitors, which are in their process, confine the threads that serve guests, as the program's do.
+const CONFINED: &str = "BELLOWS_TEST_CONFINED";
+/// With `log`, monitors go on after a call that their filters do not allow: so a run finds all of them.
+const LOG_ONLY: &str = "BELLOWS_SECCOMP";
 
 /// One thing to run.
 #[derive(Debug)]
@@ -86,7 +92,10 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], selection:
     let Some(clients) = tally.add(clients) else { return };
     let is_long =
         |work: &Work<'_>| matches!(work, Work::Test { name, .. } if LONGEST.iter().any(|part| name.contains(part)));
-    work.make_contiguous().sort_by_key(|work| !is_long(work));
+    // Those that the superuser runs come last: they may leave files in the common store that the user cannot change.
+    let is_roots = |work: &Work<'_>| work.name().is_some_and(|name| Rights::of(name) == Rights::Root);
+    work.make_contiguous().sort_by_key(|work| (is_roots(work), !is_long(work)));
+    let is_confined = selection.is_confined();
     let labs = if host == Host::Lab { LABS.min(work.len()) } else { 1 };
     eprintln!("{} tests that need KVM, host: {host}", work.len());
     let programs: Vec<PathBuf> = tests.iter().chain(shared.iter().map(|(program, _)| program)).cloned().collect();
@@ -96,11 +105,17 @@ pub fn run(tally: &mut Tally, environment: &[(&'static str, String)], selection:
         let furnish = |lab| shared.iter().fold(furnish(lab), |lab, (_, inputs)| inputs.furnish(lab));
         let kvm_host = KvmHost::start(host, &cache, &artefacts, &programs, furnish)?;
         let kvm_host = clients.environment(host).fold(kvm_host, |host, (variable, value)| host.env(variable, value));
+        let kvm_host = if is_confined { kvm_host.env(CONFINED, "1") } else { kvm_host };
+        let log_only = std::env::var(LOG_ONLY).ok();
+        let kvm_host = log_only.into_iter().fold(kvm_host, |host, value| host.env(LOG_ONLY, value));
         let kvm_host = environment.iter().fold(kvm_host, |host, (variable, value)| host.env(variable, value));
         loop {
             let Some(work) = run::lock(&queue).pop_front() else { break };
             match work {
-                Work::Test { program, name } => run_test(&tally, &kvm_host, program, &name)?,
+                Work::Test { program, name } => {
+                    let rights = if is_confined { Rights::of(&name) } else { Rights::Root };
+                    run_test(&tally, &kvm_host, rights, program, &name)?;
+                }
                 Work::Sharing { program, arguments } => {
                     let result = check_sharing(&kvm_host, program, &arguments, host);
                     run::lock(&tally).add(result);
@@ -138,16 +153,18 @@ fn names(program: &Path) -> Result<Vec<String>> {
 }
 
 /// Shows what a test printed once it has ended, so that the output of two tests does not mix.
-fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name: &str) -> Result<()> {
+fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, rights: Rights, program: &Path, name: &str) -> Result<()> {
     let started = Instant::now();
     let (mut said, mut result) = (String::new(), Tally::default());
-    let ended = host.run(program, &["--exact", "--nocapture", name], |line| {
+    let ended = host.run_with(rights, program, &["--exact", "--nocapture", name], |line| {
         result.add_line(line);
         said.push_str(line);
         said.push('\n');
     });
+    let violations = if ended.is_ok() { host.violations()? } else { Vec::new() };
+    said.extend(violations.iter().map(|violation| format!("{violation}\n")));
     // A program that died says nothing of failed tests.
-    let passed = matches!(ended, Ok(0)) && result == Tally::PASSED;
+    let passed = matches!(ended, Ok(0)) && result == Tally::PASSED && violations.is_empty();
     let outcome = if passed { "ok" } else { "FAILED" };
     let mut tally = run::lock(tally);
     if !passed {
@@ -155,7 +172,10 @@ fn run_test(tally: &Mutex<&mut Tally>, host: &KvmHost<'_>, program: &Path, name:
     }
     eprintln!("test {name} ... {outcome} in {:.1} s", started.elapsed().as_secs_f64());
     let code = ended.map_err(|error| Error::other(format!("{name}: {error}")))?;
-    let failed = || Error::other(format!("{name} ended with exit code {code}"));
+    let failed = || match violations.first() {
+        Some(violation) => Error::other(format!("{name}: {violation}")),
+        None => Error::other(format!("{name} ended with exit code {code}")),
+    };
     tally.add(if passed { Ok(()) } else { Err(failed()) });
     Ok(())
 }
@@ -178,7 +198,7 @@ fn check_sharing(kvm_host: &KvmHost<'_>, program: &Path, arguments: &[String], h
 }
 
 /// The tests compare with what GNU tar does, make file systems and disks, and connect guests to the host's network; busybox's tar knows no extended attributes,
-/// and its `ip` no TAPs.
+/// its `ip` no TAPs, and its `unshare` no users but the superuser.
 fn furnish(lab: LabBuilder) -> LabBuilder {
     lab.program("/usr/bin/tar", "/usr/local/bin/tar")
         .program("/usr/sbin/mkfs.ext4", "/usr/local/bin/mkfs.ext4")
@@ -188,4 +208,6 @@ fn furnish(lab: LabBuilder) -> LabBuilder {
         .program("/usr/lib/cni/bridge", "/usr/lib/cni/bridge")
         .program("/usr/lib/cni/host-local", "/usr/lib/cni/host-local")
         .program("/usr/sbin/ip", "/usr/local/bin/ip")
+        .program("/usr/bin/setpriv", "/usr/local/bin/setpriv")
+        .program("/usr/bin/unshare", "/usr/local/bin/unshare")
 }

@@ -20,6 +20,7 @@ mod package;
 mod packages;
 mod profile;
 mod progress;
+mod rights;
 mod run;
 mod selection;
 mod stress;

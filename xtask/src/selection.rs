@@ -85,6 +85,15 @@ impl Selection<'_> {
         }
     }
 
+    /// Whether an ordinary user runs its tests, and each monitor has filters, also those in the tests' process. In `cargo xtask stress`,
+    /// the superuser runs them.
+    pub const fn is_confined(self) -> bool {
+        match self {
+            Self::EachRun | Self::Named(_) => true,
+            Self::Others | Self::ByChance => false,
+        }
+    }
+
     /// Tests that it needs and that are not among `names`.
     pub fn missing(self, names: &[&str]) -> Vec<&'static str> {
         match self {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bellows_lab::COUNTED;
 use bellows_lab::mount::{mount, mount_root};
 use bellows_lab::wire::{Frame, Job, Kind, MAX_PAYLOAD, PORT};
+use bellows_lab::{COUNTED, KVM_GROUP, USER_HOME, USER_ID, USER_RUNTIME};
 
 fn main() {
     let serving = std::env::args().nth(1).is_some_and(|argument| argument == "serve");
@@ -52,6 +53,7 @@ fn boot() -> io::Result<()> {
         Some(_) => std::fs::write("/sys/module/kvm/parameters/halt_poll_ns", "0")?,
         None => mount_disk()?,
     }
+    make_room_for_user()?;
     std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpuset +cpu +io +memory +pids")?;
     std::fs::write("/proc/sys/kernel/hostname", "lab")?;
     Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
@@ -95,6 +97,27 @@ fn mount_disk() -> io::Result<()> {
         thread::sleep(Duration::from_millis(10));
     }
     mount("/dev/vda", bellows_lab::DISK, "ext4", "")
+}
+
+/// Gives the ordinary user what one has on a host with udev and systemd: devices, a home, a place for a session; and the disk.
+fn make_room_for_user() -> io::Result<()> {
+    for (device, mode) in [("kvm", 0o660), ("vhost-net", 0o660), ("vhost-vsock", 0o660), ("net/tun", 0o666)] {
+        let device = Path::new("/dev").join(device);
+        if device.exists() {
+            chown(&device, None, Some(KVM_GROUP))?;
+            std::fs::set_permissions(&device, PermissionsExt::from_mode(mode))?;
+        }
+    }
+    for folder in [USER_HOME, USER_RUNTIME] {
+        std::fs::create_dir_all(folder)?;
+        std::fs::set_permissions(folder, PermissionsExt::from_mode(0o700))?;
+        chown(folder, Some(USER_ID), Some(USER_ID))?;
+    }
+    // Files in memory that are part of the root file system stay the superuser's.
+    if std::env::var_os(COUNTED).is_none() {
+        Command::new("chown").args(["-R", &format!("{USER_ID}:{USER_ID}"), bellows_lab::DISK]).status()?;
+    }
+    Ok(())
 }
 
 fn raise_limits() {
