@@ -3,7 +3,7 @@
 //! From the inside out: [`wire`], [`header`], [`mac`] and [`framing`] are plain data; [`pieces`] are lists of memory for one system
 //! call, [`link`] the host's end in general, `tap` and `stream` the two that there are; `receive` and `transmit` are the two
 //! directions, which share nothing but the link, and `pair` is both with their queues; `mmds` is a service that answers in the link's
-//! place; `control` are the driver's commands; `handler` serves all of that on the event loop. With [`vhost`] the host's kernel does it,
+//! place; `control` are the driver's commands; `handler` serves all of that on the event loop. With `vhost` the host's kernel does it,
 //! and the event loop has the commands alone.
 
 use std::net::Ipv4Addr;

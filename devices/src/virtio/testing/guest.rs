@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 
 use bellows_memory::{GuestMemory, GuestView};
-use event_manager::{EventOps, Events, MutEventSubscriber};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueState;
@@ -86,13 +87,24 @@ impl FakeGuest {
 
     /// Waits until the event loop has served all earlier signals.
     pub fn drain(&self) {
-        struct Passer;
-        impl MutEventSubscriber for Passer {
-            fn process(&mut self, _: Events, _: &mut EventOps) {}
-            fn init(&mut self, _: &mut EventOps) {}
+        /// A signal that comes behind them: epoll reports signals in the order in which they have come.
+        struct Last(EventFd, Sender<()>);
+        impl MutEventSubscriber for Last {
+            fn process(&mut self, _: Events, _: &mut EventOps) {
+                let _ = self.0.read();
+                // Nobody waits any more if it comes again.
+                let _ = self.1.send(());
+            }
+            fn init(&mut self, ops: &mut EventOps) {
+                ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+            }
         }
-        // The loop answers such calls after the pending events.
-        drop(self.event_loop.handle().add(Passer).unwrap());
+        let (served, wait) = channel();
+        let signal = EventFd::new(EFD_NONBLOCK).unwrap();
+        signal.write(1).unwrap();
+        let last = self.event_loop.handle().add(Last(signal, served)).unwrap();
+        wait.recv().unwrap();
+        drop(last);
     }
 
     /// Fresh page-aligned memory; zeros.
