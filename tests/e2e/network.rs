@@ -328,6 +328,18 @@ pub fn digest(bytes: &[u8]) -> String {
     Digest::of(bytes).hex()
 }
 
+/// A server of the host that sends one client these bytes, then takes as many, and tells their digest.
+pub fn exchange(sent: Vec<u8>) -> (u16, JoinHandle<()>, mpsc::Receiver<String>) {
+    let (tell, told) = mpsc::channel();
+    let (port, served) = serve(1, move |mut stream| {
+        stream.write_all(&sent).unwrap();
+        let mut taken = vec![0; sent.len()];
+        stream.read_exact(&mut taken).unwrap();
+        tell.send(digest(&taken)).unwrap();
+    });
+    (port, served, told)
+}
+
 /// Bytes that differ from each other everywhere.
 pub fn noise(count: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -363,13 +375,7 @@ fn much_data_comes_as_it_was_sent() {
     let sent = noise(BULK_MIB << 20);
     let expected = digest(&sent);
     for (index, host) in ["172.16.8.1", "172.16.9.1"].into_iter().enumerate() {
-        let (sent, (tell, told)) = (sent.clone(), mpsc::channel());
-        let (port, served) = serve(1, move |mut stream| {
-            stream.write_all(&sent).unwrap();
-            let mut taken = vec![0; BULK_MIB << 20];
-            stream.read_exact(&mut taken).unwrap();
-            tell.send(digest(&taken)).unwrap();
-        });
+        let (port, served, told) = exchange(sent.clone());
         let arguments = [host, &port.to_string(), &BULK_MIB.to_string()];
         let printed = guest.ends_well(guest.start_spec(&python(&format!("bulk-{index}"), BULK, &arguments)));
         served.join().unwrap();

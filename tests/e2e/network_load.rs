@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,9 @@ use bellows_vmm::{NetConfig, RateLimits, StreamSocket, Tap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::fixture::{Guest, PATIENCE};
-use crate::network::{BULK, HostTap, SERVER, connect, digest, get, guest_network, noise, python, serve, shell};
+use crate::network::{
+    BULK, HostTap, SERVER, connect, digest, exchange, get, guest_network, noise, python, serve, shell,
+};
 
 /// A cable between a TAP and a VM's stream socket that loses packets, and has others overtaken; the same ones of as many in each run.
 struct Cable {
@@ -162,13 +163,7 @@ fn what_gets_lost_on_the_way_comes_again() {
     let guest = Guest::ours().network(NetConfig { guest: Some(network), ..NetConfig::new("eth0", end) }).boot();
     let sent = noise(MIB << 20);
     let expected = digest(&sent);
-    let (tell, told) = mpsc::channel();
-    let (port, served) = serve(1, move |mut stream| {
-        stream.write_all(&sent).unwrap();
-        let mut taken = vec![0; MIB << 20];
-        stream.read_exact(&mut taken).unwrap();
-        tell.send(digest(&taken)).unwrap();
-    });
+    let (port, served, told) = exchange(sent);
     let arguments = ["172.16.11.1", &port.to_string(), &MIB.to_string()];
     let printed = guest.ends_well(guest.start_spec(&python("bulk", BULK, &arguments)));
     served.join().unwrap();

@@ -1,16 +1,14 @@
 //! Network interfaces whose packets the host's kernel carries.
 
-use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bellows_vmm::{ByteSize, NetConfig, RateLimits};
 
 use crate::fixture::{Guest, PATIENCE, Running, partition};
-use crate::network::{BULK, HostTap, digest, guest_network, noise, python, serve, shell};
+use crate::network::{BULK, HostTap, digest, exchange, guest_network, noise, python, shell};
 
 /// Floods the host with datagrams of one byte each time, which the network interface takes from this program's memory.
 const FLOOD: &str = "
@@ -133,13 +131,7 @@ fn data_comes_through_the_kernel_while_a_vm_is_paused() {
     let sent = noise(BULK_MIB << 20);
     let expected = digest(&sent);
     for id in ["bulk-1", "bulk-2"] {
-        let (sent, (tell, told)) = (sent.clone(), mpsc::channel());
-        let (port, served) = serve(1, move |mut stream| {
-            stream.write_all(&sent).unwrap();
-            let mut taken = vec![0; BULK_MIB << 20];
-            stream.read_exact(&mut taken).unwrap();
-            tell.send(digest(&taken)).unwrap();
-        });
+        let (port, served, told) = exchange(sent.clone());
         let bulk = guest.start_spec(&python(id, BULK, &["172.16.21.1", &port.to_string(), &BULK_MIB.to_string()]));
         let mut pauses = 0;
         while !bulk.is_silent() {
